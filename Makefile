@@ -1,0 +1,46 @@
+# Every target does its own set-up: a fresh machine with Python 3.11+ and nothing else is enough.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help demo test up check format bench clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
+
+# The link lets the type checker see the repository root under its package name, whatever the checkout is called.
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("Hark needs Python 3.11 or later, found " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --editable . --group test --group lint --group bench
+	@mkdir -p $(VENV)/types && ln -sfn ../.. $(VENV)/types/hark
+	@touch $(STAMP)
+
+demo: $(STAMP)  ## the main job, end to end, on an embedded broker; exits by itself
+	$(BIN)/hark demo
+
+test: $(STAMP)  ## the tests
+	$(BIN)/python -m pytest -q
+
+up: $(STAMP)  ## serve on 127.0.0.1:4280, with hark.yaml of this folder if there is one
+	$(BIN)/hark up
+
+check: $(STAMP)  ## lint and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	MYPYPATH=$(VENV)/types $(BIN)/mypy -p hark
+	MYPYPATH=$(VENV)/types $(BIN)/mypy --explicit-package-bases tests benchmarks
+
+format: $(STAMP)  ## put the code in its house form
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP)  ## measure, with the broker's raw rate in the same run
+	$(BIN)/python -m benchmarks
+
+clean:  ## remove everything the targets made
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache

@@ -1,0 +1,1 @@
+"""When, if, then: the rule model, the matcher, the fold, actions."""

@@ -1,0 +1,77 @@
+"""Where an event is stored: the mapping from event types and run ids to bus subjects, and matching.
+
+Run ids stand in the subjects of run transitions only; everything else keeps a low cardinality, because the
+broker holds about 220 bytes of memory for each distinct subject.
+"""
+
+from __future__ import annotations
+
+from .event import Event
+
+STREAM = "HARK"
+LOGS_STREAM = "HARK_LOGS"
+WORK_STREAM = "HARK_WORK"
+PREFIX = "hark.ev."
+ALL_EVENTS = "hark.ev.>"
+FLOW_RUNS = "hark.ev.flow-run.>"
+TASK_RUNS = "hark.ev.task-run.>"
+STATE_HEADER = "Hark-State"
+
+
+def flow_run_subject(state: str, run_id: str) -> str:
+    """``hark.ev.flow-run.<state>.<run_id>``; ``state`` is the event's last word, such as ``timed-out``."""
+    return f"hark.ev.flow-run.{state}.{run_id}"
+
+
+def flow_run_filter(run_id: str) -> str:
+    """The filter that holds every transition of one flow run; the last message on it is its current state."""
+    return f"hark.ev.flow-run.*.{run_id}"
+
+
+def task_run_subject(flow_run_id: str) -> str:
+    """``hark.ev.task-run.<flow_run_id>``: one subject for all task runs of a flow run, in order."""
+    return f"hark.ev.task-run.{flow_run_id}"
+
+
+def subject_of(event: Event) -> str:
+    """Return the subject an event is stored under, by its type and, for runs, its subject.
+
+    ``flow-run.failed`` about ``flow-run/<id>`` goes to ``hark.ev.flow-run.failed.<id>``;
+    a ``task-run.*`` event must carry ``flow_run_id`` in ``data["flow_run"]["id"]``.
+    """
+    word, _, rest = event.type.partition(".")
+    if word == "flow-run" and event.subject and event.subject.startswith("flow-run/"):
+        return flow_run_subject(rest, event.subject[9:])
+    if word == "task-run" and isinstance(event.data, dict):
+        parent = event.data.get("flow_run")
+        if isinstance(parent, dict) and isinstance(parent.get("id"), str):
+            return task_run_subject(str(parent["id"]))
+    return PREFIX + event.type
+
+
+def matches(pattern: str, type_: str) -> bool:
+    """Return whether a dotted ``type_`` fits ``pattern``, where ``*`` is one word and a last ``>`` the rest."""
+    want, have = pattern.split("."), type_.split(".")
+    for i, word in enumerate(want):
+        if word == ">":
+            return i == len(want) - 1 and len(have) > i
+        if i >= len(have) or (word != "*" and word != have[i]):
+            return False
+    return len(want) == len(have)
+
+
+def filters_for(pattern: str) -> list[str]:
+    """Return the bus filters under which events of types fitting ``pattern`` may be stored.
+
+    Flow-run subjects carry one more word (the run id) than the type, and task-run subjects carry the id in place
+    of the state, so a filter may let through more than the pattern: match the type again after reading.
+    """
+    first = pattern.partition(".")[0]
+    if first in ("*", ">"):
+        return [ALL_EVENTS]
+    if first == "task-run":
+        return [TASK_RUNS]
+    if first == "flow-run":
+        words = pattern.split(".")
+        return [PREFIX + pattern] if words[-1] == ">" else [PREFIX + pattern + ".*"]
+    return [PREFIX + pattern]

@@ -1,0 +1,214 @@
+"""Settings: read once, at start, into one frozen tree. Nothing else reads the environment.
+
+Every field is ``HARK_SECTION__FIELD`` in the environment (``HARK_BUS__SYNC=always``); the root fields are
+``HARK_HOME``, ``HARK_CONFIG``, ``HARK_NATS_URL``, ``HARK_API_URL`` and ``HARK_API_KEY``. Unknown names are refused.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+__all__ = [
+    "BusConfig", "EngineConfig", "AutomationsConfig", "NotificationsConfig", "ServerConfig", "Settings",
+    "StorageConfig", "TriggersConfig", "WorkerConfig", "load_settings",
+]  # fmt: skip
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class BusConfig(_Section):
+    """The broker and the streams on it."""
+
+    sync: Literal["always", "1s", "5s", "30s", "2m"] = Field(
+        "1s",
+        description="how often the embedded broker syncs to disk; 'always' survives a power cut without loss",
+    )
+    replicas: int = Field(
+        1, ge=1, le=5, description="copies of every stream and bucket; 3 on a 3-node cluster"
+    )
+    credentials: Path | None = Field(None, description="NATS .creds file for an external broker")
+    user: str | None = Field(None, description="user name for an external broker")
+    password: SecretStr | None = Field(None, description="password for an external broker")
+    token: SecretStr | None = Field(None, description="token for an external broker")
+    tls_ca: Path | None = Field(None, description="CA certificate that signed the broker's")
+    tls_cert: Path | None = Field(None, description="client certificate")
+    tls_key: Path | None = Field(None, description="key of the client certificate")
+    connect_timeout_s: float = Field(5.0, gt=0, le=300, description="how long to try for a first connection")
+    request_timeout_s: float = Field(
+        5.0, gt=0, le=300, description="how long to wait for one answer of the broker"
+    )
+    max_bytes: int = Field(
+        8 << 30, ge=1 << 20, description="size of the event log; the oldest events make room"
+    )
+    max_age_days: float = Field(365.0, gt=0, description="age at which events leave the log")
+    logs_max_bytes: int = Field(1 << 30, ge=1 << 20, description="size of the stream of run logs")
+    logs_max_age_days: float = Field(14.0, gt=0, description="age at which run logs leave")
+    dedup_window_s: float = Field(
+        120.0, gt=0, le=86400, description="for how long the broker recognises a repeated id"
+    )
+    publish_buffer: int = Field(
+        50_000, ge=100, description="events a process may have waiting for the broker; then callers wait"
+    )
+    max_payload: int = Field(
+        1 << 20, ge=1 << 16, le=64 << 20, description="largest message of the embedded broker, in bytes"
+    )
+
+
+class EngineConfig(_Section):
+    """Running flows."""
+
+    ack_wait_s: float = Field(
+        30.0, ge=2, le=3600, description="a worker silent for this long has lost its run"
+    )
+    crash_retries: int = Field(
+        3, ge=0, le=100, description="how often a run whose worker died is taken up again"
+    )
+    cancel_grace_s: float = Field(
+        10.0, ge=0, le=3600, description="between asking a run to stop and killing it"
+    )
+    inline_result_bytes: int = Field(
+        65_536, ge=0, le=1 << 20, description="results up to this size travel in the event"
+    )
+    thread_workers: int = Field(32, ge=1, le=1024, description="threads of the thread-pool task runner")
+    track: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="whether plain calls are recorded: when a broker is known, always (or fail), or never",
+    )
+
+
+class WorkerConfig(_Section):
+    """A worker process."""
+
+    pool: str = Field("default", description="the pool it serves")
+    concurrency: int = Field(64, ge=1, le=10_000, description="async runs it holds at once")
+    processes: int = Field(2, ge=0, le=256, description="sync runs it holds at once, one warm process each")
+    warm: int = Field(1, ge=0, le=64, description="idle processes kept ready")
+    drain_s: float = Field(30.0, ge=0, description="how long running work may finish when the worker stops")
+
+
+class TriggersConfig(_Section):
+    """Schedules and webhooks."""
+
+    webhook_max_bytes: int = Field(1 << 20, ge=1024, le=64 << 20, description="largest webhook body")
+    webhook_tolerance_s: float = Field(300.0, gt=0, description="largest age of a signed timestamp")
+
+
+class AutomationsConfig(_Section):
+    """The rule engine and its actions."""
+
+    checkpoint_events: int = Field(2_000, ge=1, description="events between two checkpoints of rule state")
+    checkpoint_s: float = Field(
+        5.0, gt=0, description="seconds between two checkpoints, when anything changed"
+    )
+    allowed_lateness_s: float = Field(10.0, ge=0, description="how late an event may be for its window")
+    max_causal_depth: int = Field(
+        8, ge=1, le=100, description="length of a chain of rules causing rules, after which it stops"
+    )
+    budget_per_minute: int = Field(
+        100, ge=1, description="firings of one rule per minute, after which it is held back"
+    )
+    action_retries: int = Field(4, ge=0, le=20, description="further tries of a failed action")
+    action_timeout_s: float = Field(30.0, gt=0, description="longest time one try of an action may take")
+    action_concurrency: int = Field(64, ge=1, le=1000, description="actions in progress at once")
+    allow_private_addresses: bool = Field(
+        False, description="let `call` reach loopback and private addresses"
+    )
+
+
+class NotificationsConfig(_Section):
+    """Telling people."""
+
+    send_timeout_s: float = Field(
+        15.0, gt=0, le=300, description="longest time one message to one address may take"
+    )
+    threads: int = Field(8, ge=1, le=64, description="messages being sent at once")
+
+
+class StorageConfig(_Section):
+    """The read model."""
+
+    batch: int = Field(1000, ge=1, le=20_000, description="most events folded in one transaction")
+
+
+class ServerConfig(_Section):
+    """HTTP."""
+
+    host: str = Field("127.0.0.1", description="address to listen on; any but loopback needs a key")
+    port: int = Field(4280, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    max_body_bytes: int = Field(8 << 20, ge=1024, description="largest body of an API request")
+    max_batch_events: int = Field(1000, ge=1, description="most events in one batch")
+
+
+class Settings(BaseSettings):
+    """The whole tree. ``load_settings()`` reads it from the environment."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="HARK_", env_nested_delimiter="__", frozen=True, extra="forbid"
+    )
+
+    home: Path = Field(Path("~/.hark"), description="where this machine's broker, database and keys live")
+    config: Path | None = Field(None, description="hark.yaml, or a folder of such files")
+    nats_url: str | None = Field(None, description="an external broker: nats://host:4222[,nats://…]")
+    api_url: str = Field("http://127.0.0.1:4280", description="where the command line finds the server")
+    api_key: SecretStr | None = Field(None, description="the key the command line shows the server")
+    nats_server: Path | None = Field(
+        None, description="the nats-server program, before the wheel's and PATH's"
+    )
+    secret_key: SecretStr | None = Field(
+        None, description="key that encrypts secrets; default: a file in the home"
+    )
+
+    bus: BusConfig = BusConfig()
+    engine: EngineConfig = EngineConfig()
+    worker: WorkerConfig = WorkerConfig()
+    triggers: TriggersConfig = TriggersConfig()
+    automations: AutomationsConfig = AutomationsConfig()
+    notifications: NotificationsConfig = NotificationsConfig()
+    storage: StorageConfig = StorageConfig()
+    server: ServerConfig = ServerConfig()
+
+    @property
+    def home_path(self) -> Path:
+        """The home with ``~`` resolved."""
+        return self.home.expanduser().absolute()
+
+
+@lru_cache(maxsize=1)
+def load_settings() -> Settings:
+    """Read the settings from the environment, once per process.
+
+    Raises:
+        DefinitionError: a variable has a wrong value or an unknown name; the message names it.
+    """
+    import os
+    from difflib import get_close_matches
+
+    from pydantic import ValidationError
+
+    from .errors import DefinitionError
+
+    known = {f"HARK_{name.upper()}" for name in Settings.model_fields}
+    for name, section in Settings.model_fields.items():
+        if isinstance(section.annotation, type) and issubclass(section.annotation, _Section):
+            known |= {f"HARK_{name.upper()}__{f.upper()}" for f in section.annotation.model_fields}
+    # The settings library only looks at names it knows, so a typing mistake would pass in silence.
+    for name in sorted(os.environ):
+        if name.startswith("HARK_") and name.upper() not in known and not name.startswith("HARK__"):
+            near = get_close_matches(name, sorted(known), n=1)
+            raise DefinitionError(
+                f"the environment has {name}, which is no setting",
+                hint=f"did you mean {near[0]}?" if near else "",
+            )
+    try:
+        return Settings()
+    except ValidationError as exc:
+        first = exc.errors()[0]
+        path = "__".join(str(p).upper() for p in first["loc"])
+        raise DefinitionError(f"setting HARK_{path}: {first['msg']} (got {first.get('input')!r})") from exc

@@ -1,0 +1,1 @@
+"""Running work: flows, tasks, states, futures, results, resume, workers, deployments."""

@@ -1,0 +1,246 @@
+"""A flow run as the log tells it: the request for one, the fold of its transitions, and the events themselves.
+
+Everything here is pure. ``RunRequest`` -> first event; ``FlowRun.after(recorded)`` folds one transition;
+``transition_event`` makes the next one. ``RunLog`` (``run_log.py``) appends them under guard.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any, Self
+
+from ..bus.event import Event, Recorded, format_time, parse_time
+from ..vocabulary import FlowRunId, JsonObject, JsonValue, StateType, derived_id, new_id
+from .states import State
+
+__all__ = ["Cause", "FlowRun", "RunRequest", "SOURCE", "run_id_for", "transition_event"]
+
+SOURCE = "/hark/engine"
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """Why a run exists: the event that led to it and the thing that decided so.
+
+    ``kind`` is one of ``schedule, webhook, automation, flow-run, api, cli, backfill``; ``name`` that thing's name.
+    """
+
+    kind: str
+    name: str = ""
+    event: str | None = None
+
+    def to_json(self) -> JsonObject:
+        return {"event": self.event, "kind": self.kind, "name": self.name}
+
+    @classmethod
+    def from_json(cls, value: JsonValue) -> Self | None:
+        if not isinstance(value, dict) or not value:
+            return None
+        event = value.get("event")
+        return cls(
+            kind=str(value.get("kind", "")),
+            name=str(value.get("name", "")),
+            event=str(event) if event else None,
+        )
+
+
+def run_id_for(*cause: str) -> FlowRunId:
+    """Return the id of the run a cause asks for; the same cause gives the same run, so asking twice is asking once."""
+    return FlowRunId(derived_id("flow-run", *cause))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRequest:
+    """A wish for a flow run. ``id`` is derived from its cause by ``run_id_for`` where repeats must collapse.
+
+    Attributes:
+        entrypoint: ``path/file.py:function`` or ``package.module:function``; how a worker finds the code.
+        scheduled_at: when it should start (aware, UTC); None is now.
+        concurrency_key: rendered key of the deployment's concurrency limit, if it has one.
+    """
+
+    flow_name: str
+    id: FlowRunId = field(default_factory=lambda: FlowRunId(new_id()))
+    name: str = ""
+    flow_version: str | None = None
+    deployment: str | None = None
+    entrypoint: str | None = None
+    parameters: JsonObject = field(default_factory=dict)
+    tags: tuple[str, ...] = ()
+    pool: str | None = None
+    queue: str = "default"
+    parent: FlowRunId | None = None
+    scheduled_at: datetime | None = None
+    concurrency_key: str | None = None
+    cause: Cause | None = None
+    trigger_event: Event | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlowRun:
+    """What is known of one flow run after its transition at ``seq``.
+
+    Attributes:
+        attempt: 1 for the first worker that takes it; +1 each time it is taken up again after a loss or a retry.
+        seq: log sequence of its last transition: what the next guarded append must name.
+    """
+
+    id: FlowRunId
+    name: str
+    flow_name: str
+    flow_version: str | None
+    deployment: str | None
+    entrypoint: str | None
+    parameters: JsonObject
+    tags: tuple[str, ...]
+    pool: str | None
+    queue: str
+    parent: FlowRunId | None
+    cause: Cause | None
+    concurrency_key: str | None
+    state_type: StateType
+    state_name: str
+    state_message: str | None
+    state_details: JsonObject
+    attempt: int
+    scheduled_at: datetime | None
+    started_at: datetime | None
+    ended_at: datetime | None
+    updated_at: datetime
+    correlationid: str | None
+    causationid: str | None
+    causaldepth: int
+    seq: int
+
+    @property
+    def is_final(self) -> bool:
+        return self.state_type.is_terminal
+
+    @classmethod
+    def requested(cls, request: RunRequest, *, now: datetime) -> Self:
+        """Return the run a request describes, before its first transition (``seq`` 0, state SCHEDULED)."""
+        trigger = request.trigger_event
+        return cls(
+            id=request.id, name=request.name or f"{request.flow_name}-{request.id[-6:]}", flow_name=request.flow_name,
+            flow_version=request.flow_version, deployment=request.deployment, entrypoint=request.entrypoint,
+            parameters=request.parameters, tags=request.tags, pool=request.pool, queue=request.queue,
+            parent=request.parent, cause=request.cause, concurrency_key=request.concurrency_key,
+            state_type=StateType.SCHEDULED, state_name="Scheduled", state_message=None, state_details={}, attempt=0,
+            scheduled_at=request.scheduled_at or now, started_at=None, ended_at=None, updated_at=now,
+            correlationid=(trigger.correlationid or trigger.id) if trigger else None,
+            causationid=trigger.id if trigger else (request.cause.event if request.cause else None),
+            causaldepth=trigger.causaldepth + 1 if trigger else 0, seq=0,
+        )  # fmt: skip
+
+    @classmethod
+    def from_recorded(cls, recorded: Recorded) -> Self:
+        """Read the run out of any one of its transitions: each carries all that is known at that moment."""
+        event = recorded.event
+        data = _mapping(event.data)
+        run, flow, state = _mapping(data.get("run")), _mapping(data.get("flow")), _mapping(data.get("state"))
+        deployment = _mapping(data.get("deployment"))
+        return cls(
+            id=FlowRunId(str(run["id"])), name=str(run.get("name", "")), flow_name=str(flow.get("name", "")),
+            flow_version=_text(flow.get("version")), deployment=_text(deployment.get("name")),
+            entrypoint=_text(flow.get("entrypoint")), parameters=_mapping(data.get("parameters")),
+            tags=tuple(str(t) for t in _items(data.get("tags"))), pool=_text(data.get("pool")),
+            queue=str(data.get("queue") or "default"), parent=_run_id(run.get("parent")),
+            cause=Cause.from_json(data.get("cause")), concurrency_key=_text(data.get("concurrency_key")),
+            state_type=StateType(str(state["type"])), state_name=str(state.get("name", "")),
+            state_message=_text(state.get("message")), state_details=_mapping(state.get("details")),
+            attempt=_int(run.get("attempt")), scheduled_at=_time(run.get("scheduled_at")),
+            started_at=_time(run.get("started_at")), ended_at=_time(run.get("ended_at")), updated_at=event.time,
+            correlationid=event.correlationid, causationid=event.causationid, causaldepth=event.causaldepth,
+            seq=recorded.seq,
+        )  # fmt: skip
+
+    def moved(
+        self,
+        state: State,
+        *,
+        attempt: int | None = None,
+        name: str | None = None,
+        scheduled_at: datetime | None = None,
+    ) -> Self:
+        """Return the run as it will be after moving to ``state`` (``seq`` unchanged until the append has landed)."""
+        started = self.started_at
+        if state.type is StateType.RUNNING and started is None:
+            started = state.timestamp
+        return replace(
+            self, state_type=state.type, state_name=state.name, state_message=state.message, state_details=state.details,
+            attempt=self.attempt if attempt is None else attempt, name=name or self.name, started_at=started,
+            scheduled_at=scheduled_at or self.scheduled_at,
+            ended_at=state.timestamp if state.type.is_terminal else None, updated_at=state.timestamp,
+        )  # fmt: skip
+
+
+def transition_event(
+    run: FlowRun, *, previous: StateType | None, result: JsonValue = None, id: str | None = None
+) -> Event:
+    """Return the event that says ``run`` is now in the state it shows.
+
+    Args:
+        run: the run as ``FlowRun.moved`` made it.
+        previous: the type it had before, None for a new run.
+        result: the recorded result (inline value or reference) of a COMPLETED run, see ``results.py``.
+        id: event id; a fresh one by default. Two writers must never share one: the broker would take the
+            second for a repeat of the first and tell both that they won.
+    """
+    from .states import event_word
+
+    duration = (run.ended_at - run.started_at).total_seconds() if run.ended_at and run.started_at else None
+    data: JsonObject = {
+        "flow": {"name": run.flow_name, "version": run.flow_version, "entrypoint": run.entrypoint},
+        "deployment": {"name": run.deployment} if run.deployment else None,
+        "run": {
+            "id": run.id, "name": run.name, "attempt": run.attempt, "parent": run.parent,
+            "scheduled_at": _stamp(run.scheduled_at), "started_at": _stamp(run.started_at),
+            "ended_at": _stamp(run.ended_at), "duration_s": duration,
+        },
+        "state": {
+            "type": run.state_type.value, "name": run.state_name, "message": run.state_message,
+            **({"details": run.state_details} if run.state_details else {}),
+        },
+        "previous": previous.value if previous else None,
+        "parameters": run.parameters, "tags": list(run.tags), "pool": run.pool, "queue": run.queue,
+        "cause": run.cause.to_json() if run.cause else None,
+    }  # fmt: skip
+    if run.concurrency_key is not None:
+        data["concurrency_key"] = run.concurrency_key
+    if result is not None:
+        data["result"] = result
+    return Event(
+        type=f"flow-run.{event_word(run.state_type, run.state_name)}", source=SOURCE, id=id or new_id(),
+        subject=f"flow-run/{run.id}", time=run.updated_at, data=data, correlationid=run.correlationid or run.id,
+        causationid=run.causationid, causaldepth=run.causaldepth,
+    )  # fmt: skip
+
+
+def _mapping(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _items(value: object) -> Iterable[Any]:
+    return value if isinstance(value, list) else ()
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)
+
+
+def _run_id(value: object) -> FlowRunId | None:
+    return FlowRunId(str(value)) if value else None
+
+
+def _int(value: object) -> int:
+    return value if isinstance(value, int) else 0
+
+
+def _time(value: object) -> datetime | None:
+    return parse_time(value) if isinstance(value, str) else None
+
+
+def _stamp(moment: datetime | None) -> str | None:
+    return format_time(moment.astimezone(UTC)) if moment else None

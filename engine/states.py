@@ -1,0 +1,250 @@
+"""States of runs, their names, and the one table of moves allowed between their types.
+
+A state has a *type* (nine of them, ``StateType``), which decides what may happen, and a *name*, which people read.
+The word an event carries (``flow-run.timed-out``) comes from the name when the name is one of the known ones and from
+the type otherwise, so a custom name such as ``Skipped`` never escapes a rule that waits for ``flow-run.completed``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any, Self
+
+from ..vocabulary import TERMINAL, JsonObject, StateType
+
+__all__ = [
+    "MOVES", "State", "StateType", "TERMINAL", "event_word", "move_allowed",
+    "AwaitingConcurrencySlot", "AwaitingRetry", "Cached", "Cancelled", "Cancelling", "Completed", "Crashed", "Failed",
+    "Late", "NotReady", "Paused", "Pending", "Resuming", "Retrying", "RolledBack", "Running", "Scheduled", "Skipped",
+    "Suspended", "TimedOut",
+]  # fmt: skip
+
+S = StateType
+
+MOVES: Mapping[StateType | None, frozenset[StateType]] = {
+    # None: the run does not exist yet. A plain call begins RUNNING or PENDING; anything asked for begins SCHEDULED.
+    None: frozenset({S.SCHEDULED, S.PENDING, S.RUNNING, S.FAILED, S.COMPLETED}),
+    # SCHEDULED -> SCHEDULED: late, a slot awaited, a new time.
+    S.SCHEDULED: frozenset(
+        {
+            S.SCHEDULED,
+            S.PENDING,
+            S.RUNNING,
+            S.PAUSED,
+            S.CANCELLING,
+            S.CANCELLED,
+            S.CRASHED,
+            S.FAILED,
+            S.COMPLETED,
+        }
+    ),
+    S.PENDING: frozenset(
+        {
+            S.PENDING,
+            S.SCHEDULED,
+            S.RUNNING,
+            S.PAUSED,
+            S.CANCELLING,
+            S.CANCELLED,
+            S.CRASHED,
+            S.FAILED,
+            S.COMPLETED,
+        }
+    ),
+    # RUNNING -> RUNNING: a retry in place, or the next worker taking over a lost run.
+    S.RUNNING: frozenset(
+        {S.RUNNING, S.SCHEDULED, S.PAUSED, S.COMPLETED, S.FAILED, S.CANCELLING, S.CANCELLED, S.CRASHED}
+    ),
+    S.PAUSED: frozenset({S.PAUSED, S.SCHEDULED, S.RUNNING, S.CANCELLING, S.CANCELLED, S.FAILED, S.CRASHED}),
+    S.CANCELLING: frozenset({S.CANCELLED, S.CRASHED, S.COMPLETED, S.FAILED}),
+    # Terminal states are final. `retry` is a *new attempt*, written as SCHEDULED under guard by whoever asks for it,
+    # and allowed only through `move_allowed(..., retry=True)`.
+    S.COMPLETED: frozenset(),
+    S.FAILED: frozenset(),
+    S.CANCELLED: frozenset(),
+    S.CRASHED: frozenset(),
+}
+"""From a state type (None: no run yet) to the types it may become."""
+
+_WORDS: Mapping[str, str] = {
+    "Scheduled": "scheduled", "Late": "late", "AwaitingRetry": "awaiting-retry",
+    "AwaitingConcurrencySlot": "awaiting-concurrency-slot", "Resuming": "resuming",
+    "Pending": "pending", "Running": "running", "Retrying": "retrying", "Paused": "paused", "Suspended": "suspended",
+    "Cancelling": "cancelling", "Cancelled": "cancelled", "Completed": "completed", "Cached": "cached",
+    "Failed": "failed", "TimedOut": "timed-out", "Crashed": "crashed",
+}  # fmt: skip
+
+_TYPE_OF_NAME: Mapping[str, StateType] = {
+    "Scheduled": S.SCHEDULED, "Late": S.SCHEDULED, "AwaitingRetry": S.SCHEDULED, "AwaitingConcurrencySlot": S.SCHEDULED,
+    "Resuming": S.SCHEDULED, "Pending": S.PENDING, "NotReady": S.PENDING, "Running": S.RUNNING, "Retrying": S.RUNNING,
+    "Paused": S.PAUSED, "Suspended": S.PAUSED, "Cancelling": S.CANCELLING, "Cancelled": S.CANCELLED,
+    "Completed": S.COMPLETED, "Cached": S.COMPLETED, "RolledBack": S.COMPLETED, "Skipped": S.COMPLETED,
+    "Failed": S.FAILED, "TimedOut": S.FAILED, "Crashed": S.CRASHED,
+}  # fmt: skip
+
+_DEFAULT_WORD: Mapping[StateType, str] = {t: t.value.lower() for t in StateType}
+_DEFAULT_NAME: Mapping[StateType, str] = {t: t.value.capitalize() for t in StateType}
+
+
+def event_word(type_: StateType, name: str) -> str:
+    """Return the last word of the event type for a state: by its name if known *and of this type*, else by its type."""
+    if _TYPE_OF_NAME.get(name) is type_ and name in _WORDS:
+        return _WORDS[name]
+    return _DEFAULT_WORD[type_]
+
+
+def move_allowed(from_type: StateType | None, to_type: StateType, *, retry: bool = False) -> bool:
+    """Return whether a run may go from one type to another.
+
+    Args:
+        retry: a person or rule asks for a new attempt of a finished run: FAILED, CRASHED or CANCELLED -> SCHEDULED.
+    """
+    if retry and from_type in (S.FAILED, S.CRASHED, S.CANCELLED):
+        return to_type is S.SCHEDULED
+    return to_type in MOVES[from_type]
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """The state of a run at one moment.
+
+    Attributes:
+        data: the result (or the exception) in this process; never serialised from here.
+        details: facts kept with the state as JSON, such as ``scheduled_at`` or ``cache_key``.
+    """
+
+    type: StateType
+    name: str = ""
+    message: str | None = None
+    data: Any = field(default=None, repr=False, compare=False)
+    timestamp: datetime = field(default_factory=lambda: datetime.now(UTC), compare=False)
+    details: JsonObject = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "type", StateType(self.type))
+        if not self.name:
+            object.__setattr__(self, "name", _DEFAULT_NAME[self.type])
+
+    def is_scheduled(self) -> bool:
+        return self.type is S.SCHEDULED
+
+    def is_pending(self) -> bool:
+        return self.type is S.PENDING
+
+    def is_running(self) -> bool:
+        return self.type is S.RUNNING
+
+    def is_completed(self) -> bool:
+        return self.type is S.COMPLETED
+
+    def is_failed(self) -> bool:
+        return self.type is S.FAILED
+
+    def is_crashed(self) -> bool:
+        return self.type is S.CRASHED
+
+    def is_cancelled(self) -> bool:
+        return self.type is S.CANCELLED
+
+    def is_cancelling(self) -> bool:
+        return self.type is S.CANCELLING
+
+    def is_paused(self) -> bool:
+        return self.type is S.PAUSED
+
+    def is_final(self) -> bool:
+        """Whether the run is over."""
+        return self.type in TERMINAL
+
+    @property
+    def event_word(self) -> str:
+        return event_word(self.type, self.name)
+
+    def replace(self, **changes: Any) -> Self:
+        return replace(self, **changes)
+
+
+def _of(type_: StateType, name: str, kwargs: Mapping[str, Any]) -> State:
+    return State(type_, **{"name": name, **kwargs})
+
+
+def Scheduled(**kw: Any) -> State:
+    return _of(S.SCHEDULED, "Scheduled", kw)
+
+
+def Late(**kw: Any) -> State:
+    return _of(S.SCHEDULED, "Late", kw)
+
+
+def AwaitingRetry(**kw: Any) -> State:
+    return _of(S.SCHEDULED, "AwaitingRetry", kw)
+
+
+def AwaitingConcurrencySlot(**kw: Any) -> State:
+    return _of(S.SCHEDULED, "AwaitingConcurrencySlot", kw)
+
+
+def Resuming(**kw: Any) -> State:
+    return _of(S.SCHEDULED, "Resuming", kw)
+
+
+def Pending(**kw: Any) -> State:
+    return _of(S.PENDING, "Pending", kw)
+
+
+def NotReady(**kw: Any) -> State:
+    return _of(S.PENDING, "NotReady", kw)
+
+
+def Running(**kw: Any) -> State:
+    return _of(S.RUNNING, "Running", kw)
+
+
+def Retrying(**kw: Any) -> State:
+    return _of(S.RUNNING, "Retrying", kw)
+
+
+def Paused(**kw: Any) -> State:
+    return _of(S.PAUSED, "Paused", kw)
+
+
+def Suspended(**kw: Any) -> State:
+    return _of(S.PAUSED, "Suspended", kw)
+
+
+def Cancelling(**kw: Any) -> State:
+    return _of(S.CANCELLING, "Cancelling", kw)
+
+
+def Cancelled(**kw: Any) -> State:
+    return _of(S.CANCELLED, "Cancelled", kw)
+
+
+def Completed(**kw: Any) -> State:
+    return _of(S.COMPLETED, "Completed", kw)
+
+
+def Skipped(**kw: Any) -> State:
+    return _of(S.COMPLETED, "Skipped", kw)
+
+
+def Cached(**kw: Any) -> State:
+    return _of(S.COMPLETED, "Cached", kw)
+
+
+def RolledBack(**kw: Any) -> State:
+    return _of(S.COMPLETED, "RolledBack", kw)
+
+
+def Failed(**kw: Any) -> State:
+    return _of(S.FAILED, "Failed", kw)
+
+
+def TimedOut(**kw: Any) -> State:
+    return _of(S.FAILED, "TimedOut", kw)
+
+
+def Crashed(**kw: Any) -> State:
+    return _of(S.CRASHED, "Crashed", kw)

@@ -1,0 +1,213 @@
+"""Every error Hark raises, in one tree. Branch by what the caller can do about it.
+
+::
+
+    HarkError
+    ├── DefinitionError          fix what you wrote (flow, rule, YAML, settings); trying again cannot help
+    │   ├── ParameterError         a flow was called with parameters it does not take
+    │   ├── TemplateError          a template does not parse, or failed while rendering
+    │   ├── UnknownName            a deployment, channel, secret, … that does not exist
+    │   └── EventInvalid           an event breaks a rule of the envelope
+    ├── RefusedError             asked for something that may not be done (now)
+    │   ├── GuardFailed            somebody else wrote first; read again and decide again
+    │   ├── RunLost                this process no longer owns the run; stop writing
+    │   ├── MoveRefused            that move between states does not exist
+    │   ├── AlreadyHeld            the home, lease or name is held by another
+    │   └── AccessDenied           no key, or a key that may not do this
+    ├── LimitError               a stated bound was reached
+    │   ├── EventTooLarge          the encoded event is larger than the broker takes
+    │   ├── BufferFull             the publisher's buffer is full; wait and try again
+    │   └── RateLimited            more per time than was agreed; carries ``retry_after_s``
+    ├── UnavailableError         try later: broker, database or a service cannot be reached
+    │   ├── BusUnavailable
+    │   └── BrokerStartFailed
+    └── RunError                 what running somebody's code came to
+        ├── FlowFailed / TaskFailed / RunCrashed / RunCancelled
+        ├── UpstreamFailed         a task was not run, because what it waits for did not complete
+        ├── ResultMissing          a recorded result cannot be read back
+        └── ReplayDiverged         the code no longer makes the calls the log recorded
+
+An error carries its facts as attributes; nobody needs to parse a message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class HarkError(Exception):
+    """Base of every error raised by Hark. ``hint`` says what to do next, or is empty."""
+
+    hint: str = ""
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        if hint:
+            self.hint = hint
+
+
+# --- fix what you wrote -------------------------------------------------------------------------------
+
+
+class DefinitionError(HarkError):
+    """Something that was written down (flow, rule, YAML, settings) is wrong."""
+
+
+class ParameterError(DefinitionError):
+    """A flow or task was called with parameters it does not take."""
+
+
+class TemplateError(DefinitionError):
+    """A template does not parse, or failed while rendering."""
+
+
+class UnknownName(DefinitionError):
+    """A named thing does not exist; the message suggests near ones."""
+
+    def __init__(self, kind: str, name: str, *, known: Sequence[str] = ()) -> None:
+        from difflib import get_close_matches
+
+        near = get_close_matches(name, known, n=1, cutoff=0.6)
+        tail = f"; did you mean {near[0]!r}?" if near else ""
+        super().__init__(f"there is no {kind} named {name!r}{tail}")
+        self.kind, self.name, self.suggestion = kind, name, near[0] if near else None
+
+
+class EventInvalid(DefinitionError):
+    """An event breaks a rule of the envelope; ``field`` names the attribute."""
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"event attribute {field!r} {problem}")
+        self.field, self.problem = field, problem
+
+
+# --- refused ------------------------------------------------------------------------------------------
+
+
+class RefusedError(HarkError):
+    """What was asked may not be done, or not now."""
+
+
+class GuardFailed(RefusedError):
+    """A guarded append named a sequence that is no longer the last one: somebody else wrote first."""
+
+    def __init__(self, subject: str, *, expected: int) -> None:
+        super().__init__(f"append on {subject!r} expected last sequence {expected}, and it was not")
+        self.subject, self.expected = subject, expected
+
+
+class RunLost(RefusedError):
+    """This process no longer owns the run: another one wrote its next transition."""
+
+    def __init__(self, run_id: str, *, reason: str) -> None:
+        super().__init__(f"run {run_id} is no longer ours: {reason}")
+        self.run_id, self.reason = run_id, reason
+
+
+class MoveRefused(RefusedError):
+    """The table of allowed moves has no such move."""
+
+    def __init__(self, run_id: str, *, from_state: str, to_state: str, why: str = "") -> None:
+        tail = f": {why}" if why else ""
+        super().__init__(f"run {run_id} is {from_state} and cannot become {to_state}{tail}")
+        self.run_id, self.from_state, self.to_state = run_id, from_state, to_state
+
+
+class AlreadyHeld(RefusedError):
+    """A home, lease or name is held by another; ``holder`` says by whom."""
+
+    def __init__(self, what: str, *, holder: str, hint: str = "") -> None:
+        super().__init__(f"{what} is held by {holder}", hint=hint)
+        self.what, self.holder = what, holder
+
+
+class AccessDenied(RefusedError):
+    """No key was given, or the key may not do this."""
+
+
+# --- limits -------------------------------------------------------------------------------------------
+
+
+class LimitError(HarkError):
+    """A stated bound was reached."""
+
+
+class EventTooLarge(LimitError):
+    """The encoded event is larger than the broker takes; trying again cannot help."""
+
+    def __init__(self, subject: str, *, size_bytes: int, limit_bytes: int) -> None:
+        super().__init__(
+            f"event on {subject!r} is {size_bytes} bytes, and the broker takes {limit_bytes} at most",
+            hint="put large data in the object store and send a reference in `data`",
+        )
+        self.subject, self.size_bytes, self.limit_bytes = subject, size_bytes, limit_bytes
+
+
+class BufferFull(LimitError):
+    """The publisher's buffer is full: events are made faster than the broker takes them."""
+
+    def __init__(self, *, size: int) -> None:
+        super().__init__(f"{size} events are waiting to be published, which is the bound")
+        self.size = size
+
+
+class RateLimited(LimitError):
+    """More per time than was agreed; try again after ``retry_after_s`` seconds."""
+
+    def __init__(self, what: str, *, retry_after_s: float) -> None:
+        super().__init__(f"{what} is over its rate; try again in {retry_after_s:.1f} s")
+        self.what, self.retry_after_s = what, retry_after_s
+
+
+# --- try later ----------------------------------------------------------------------------------------
+
+
+class UnavailableError(HarkError):
+    """Something outside cannot be reached now."""
+
+
+class BusUnavailable(UnavailableError):
+    """The broker does not answer, or JetStream has no leader."""
+
+
+class BrokerStartFailed(UnavailableError):
+    """The embedded broker did not come up; the message ends with its last log lines."""
+
+
+# --- running somebody's code --------------------------------------------------------------------------
+
+
+class RunError(HarkError):
+    """What running a flow or a task came to."""
+
+
+class FlowFailed(RunError):
+    """A flow run ended FAILED without an exception of its own to raise."""
+
+
+class TaskFailed(RunError):
+    """A task run ended FAILED without an exception of its own to raise."""
+
+
+class RunCrashed(RunError):
+    """A run ended CRASHED: its process died or its infrastructure did."""
+
+
+class RunCancelled(RunError):
+    """A run ended CANCELLED."""
+
+
+class UpstreamFailed(RunError):
+    """A task was not run, because what it waits for did not complete."""
+
+
+class ResultMissing(RunError):
+    """A recorded result cannot be read back; ``run_id`` and ``key`` say which."""
+
+    def __init__(self, run_id: str, key: str, *, why: str) -> None:
+        super().__init__(f"the result of run {run_id} under key {key!r} cannot be read: {why}")
+        self.run_id, self.key = run_id, key
+
+
+class ReplayDiverged(RunError):
+    """The code no longer makes the calls the log recorded for this run."""

@@ -1,0 +1,1 @@
+"""HTTP: API, webhooks, pages, access; and the composition root."""

@@ -1,0 +1,1 @@
+"""The read model: projector and queries over SQLite, folded from the log."""

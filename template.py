@@ -1,0 +1,214 @@
+"""Sandboxed Jinja2, for texts and parameters that people write into rules, webhooks and channels.
+
+A template cannot reach attributes of Python objects that begin with an underscore, cannot call anything but the
+filters and functions given here, and is bounded in the length of what it makes. Whole-value expressions keep
+their type: ``"{{ event.data.ids }}"`` gives a list, ``"n={{ event.data.n }}"`` gives text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+import orjson
+from jinja2 import StrictUndefined, TemplateSyntaxError, Undefined, nodes
+from jinja2 import TemplateError as _JinjaError
+from jinja2.exceptions import SecurityError, UndefinedError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from .errors import TemplateError
+from .vocabulary import JsonValue
+
+__all__ = ["MAX_OUTPUT_CHARS", "check_template", "render", "render_value", "template_names"]
+
+MAX_OUTPUT_CHARS = 262_144
+"""Longest text a template may make; far above any message, far below what hurts."""
+_MAX_SOURCE_CHARS = 65_536
+_MAX_REPEAT = 100_000
+
+_WHOLE = re.compile(r"\s*\{\{(?P<expr>(?:(?!\}\}|\{\{).)+)\}\}\s*", re.DOTALL)
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    intercepted_binops = frozenset({"*", "**", "+", "%"})
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        """Run an operator, refusing the ones that make something huge out of something small."""
+        if operator == "**":
+            if (
+                not (isinstance(left, int | float) and isinstance(right, int | float))
+                or abs(right) > 64
+                or abs(left) > 1e9
+            ):
+                raise SecurityError("this power is too large for a template")
+        elif operator == "*":
+            for one, other in ((left, right), (right, left)):
+                if (
+                    isinstance(one, str | bytes | list | tuple)
+                    and isinstance(other, int)
+                    and len(one) * other > _MAX_REPEAT
+                ):
+                    raise SecurityError("this repetition is too long for a template")
+            if (
+                isinstance(left, int)
+                and isinstance(right, int)
+                and left.bit_length() + right.bit_length() > 4096
+            ):
+                raise SecurityError("this product is too large for a template")
+        elif operator == "%" and isinstance(left, str):
+            # "%999999999d" is a repetition in disguise.
+            raise SecurityError(
+                "formatting with % is not available in templates; use `~` or the `round` filter"
+            )
+        return super().call_binop(context, operator, left, right)
+
+
+def _tojson(value: Any, indent: int | None = None) -> str:
+    return orjson.dumps(value, option=orjson.OPT_INDENT_2 if indent else 0, default=str).decode()
+
+
+def _environment() -> _Environment:
+    env = _Environment(undefined=StrictUndefined, autoescape=False, keep_trailing_newline=False, cache_size=0)
+    # Padding filters can be asked for any width; `format` for any precision.
+    for name in (
+        "center",
+        "indent",
+        "format",
+        "pprint",
+        "xmlattr",
+        "urlize",
+        "wordwrap",
+        "filesizeformat",
+        "random",
+    ):
+        if name not in ("filesizeformat", "indent"):
+            env.filters.pop(name, None)
+    env.filters["tojson"] = _tojson
+    env.globals.pop("lipsum", None)
+    env.globals.pop("cycler", None)
+    env.globals.pop("joiner", None)
+    return env
+
+
+_ENV = _environment()
+
+
+def _explain(exc: Exception, source: str) -> TemplateError:
+    shown = source if len(source) <= 80 else source[:77] + "…"
+    if isinstance(exc, TemplateSyntaxError):
+        return TemplateError(f"template {shown!r} does not parse: {exc.message}")
+    if isinstance(exc, UndefinedError):
+        return TemplateError(
+            f"template {shown!r}: {exc.message}", hint="use `| default('…')` where a value may be missing"
+        )
+    return TemplateError(f"template {shown!r} failed: {exc}")
+
+
+@lru_cache(maxsize=4096)
+def _compiled(source: str) -> tuple[str, Any]:
+    """Return (kind, thing): a literal, an expression to evaluate, or a template to render."""
+    if len(source) > _MAX_SOURCE_CHARS:
+        raise TemplateError(
+            f"a template of {len(source)} characters is too long (at most {_MAX_SOURCE_CHARS})"
+        )
+    if "{{" not in source and "{%" not in source and "{#" not in source:
+        return "literal", source
+    try:
+        whole = _WHOLE.fullmatch(source)
+        if whole:
+            try:
+                return "expression", _ENV.compile_expression(whole["expr"].strip(), undefined_to_none=False)
+            except TemplateSyntaxError:
+                pass  # such as "{{ '}}' }}": let the whole parser have its say
+        return "template", _ENV.from_string(source)
+    except (_JinjaError, RecursionError, ValueError, SyntaxError) as exc:
+        raise _explain(exc, source) from exc
+
+
+def check_template(source: str) -> None:
+    """Raise ``TemplateError`` if ``source`` does not parse or uses a filter that does not exist."""
+    _compiled(source)
+
+
+@lru_cache(maxsize=4096)
+def template_names(source: str) -> frozenset[str]:
+    """Return the dotted names a template reads from its context, such as ``secrets.slack_url`` or ``event``."""
+    try:
+        tree = _ENV.parse(source)
+    except _JinjaError as exc:
+        raise _explain(exc, source) from exc
+    names = {n.name for n in tree.find_all(nodes.Name) if n.ctx == "load"}
+    for attribute in tree.find_all(nodes.Getattr):
+        if isinstance(attribute.node, nodes.Name):
+            names.add(f"{attribute.node.name}.{attribute.attr}")
+    for item in tree.find_all(nodes.Getitem):
+        if isinstance(item.node, nodes.Name) and isinstance(item.arg, nodes.Const):
+            names.add(f"{item.node.name}.{item.arg.value}")
+    return frozenset(names)
+
+
+def render(source: str, context: Mapping[str, Any]) -> str:
+    """Return the text ``source`` makes of ``context``.
+
+    Raises:
+        TemplateError: it does not parse, reads something that is missing, does something the sandbox refuses, or
+            makes more than ``MAX_OUTPUT_CHARS`` characters.
+    """
+    value = _evaluate(source, context)
+    if isinstance(value, str):
+        text = value
+    elif isinstance(value, dict | list):
+        text = _tojson(value)
+    else:
+        text = "" if value is None else str(value)
+    if len(text) > MAX_OUTPUT_CHARS:
+        raise TemplateError(
+            f"template {source[:80]!r} made {len(text)} characters, more than {MAX_OUTPUT_CHARS}"
+        )
+    return text
+
+
+def _evaluate(source: str, context: Mapping[str, Any]) -> Any:
+    kind, thing = _compiled(source)
+    try:
+        if kind == "literal":
+            return thing
+        if kind == "expression":
+            value = thing(**context)
+            if isinstance(value, Undefined):
+                # Touching an undefined value raises the error that names it.
+                str(value)
+            if hasattr(value, "__next__") or isinstance(value, range):
+                value = list(value)
+            return value
+        out: list[str] = []
+        size = 0
+        for piece in thing.generate(**context):
+            size += len(piece)
+            if size > MAX_OUTPUT_CHARS:
+                raise TemplateError(f"template {source[:80]!r} made more than {MAX_OUTPUT_CHARS} characters")
+            out.append(piece)
+        return "".join(out)
+    except TemplateError:
+        raise
+    except RecursionError as exc:
+        raise TemplateError(f"template {source[:80]!r} nests too deeply") from exc
+    except Exception as exc:  # a template is somebody else's code
+        raise _explain(exc, source) from exc
+
+
+def render_value(value: JsonValue, context: Mapping[str, Any]) -> JsonValue:
+    """Return ``value`` with every text in it rendered, whole-value expressions keeping their type."""
+    if isinstance(value, str):
+        made = _evaluate(value, context)
+        if isinstance(made, str) and len(made) > MAX_OUTPUT_CHARS:
+            raise TemplateError(f"template {value[:80]!r} made more than {MAX_OUTPUT_CHARS} characters")
+        result: JsonValue = made
+        return result
+    if isinstance(value, list):
+        return [render_value(item, context) for item in value]
+    if isinstance(value, dict):
+        return {render(key, context): render_value(item, context) for key, item in value.items()}
+    return value

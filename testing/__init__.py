@@ -1,0 +1,1 @@
+"""What people test their flows and rules with."""

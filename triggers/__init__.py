@@ -1,0 +1,1 @@
+"""Noticing facts: schedules and webhooks become events and requests for runs."""

@@ -1,0 +1,85 @@
+"""The plain words every room speaks: ids, JSON, states.
+
+This file is called ``vocabulary`` and not ``types`` because the repository root is the package: a root
+``types.py`` would shadow the standard library's for every script started from a checkout.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+import uuid
+from enum import StrEnum
+from typing import NewType, TypeAlias
+
+__all__ = [
+    "FlowRunId",
+    "TaskRunId",
+    "EventId",
+    "JsonScalar",
+    "JsonValue",
+    "JsonObject",
+    "StateType",
+    "TERMINAL",
+    "new_id",
+    "derived_id",
+]
+
+FlowRunId = NewType("FlowRunId", str)
+TaskRunId = NewType("TaskRunId", str)
+EventId = NewType("EventId", str)
+
+JsonScalar: TypeAlias = "str | int | float | bool | None"
+JsonValue: TypeAlias = "dict[str, JsonValue] | list[JsonValue] | str | int | float | bool | None"
+JsonObject: TypeAlias = "dict[str, JsonValue]"
+
+
+class StateType(StrEnum):
+    """The nine kinds of state; rules of orchestration look at these, never at names."""
+
+    SCHEDULED = "SCHEDULED"
+    PENDING = "PENDING"
+    RUNNING = "RUNNING"
+    COMPLETED = "COMPLETED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+    CRASHED = "CRASHED"
+    PAUSED = "PAUSED"
+    CANCELLING = "CANCELLING"
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether a run in this state is over for good."""
+        return self in TERMINAL
+
+
+TERMINAL = frozenset({StateType.COMPLETED, StateType.FAILED, StateType.CANCELLED, StateType.CRASHED})
+
+
+def new_id() -> str:
+    """Return a new time-ordered id: a UUIDv7 in its 36-character text form.
+
+    Source: RFC 9562, section 5.7.
+    """
+    ms = time.time_ns() // 1_000_000
+    rand = int.from_bytes(os.urandom(10))
+    value = (ms & (1 << 48) - 1) << 80 | 0x7 << 76 | (rand >> 68) << 64 | 0b10 << 62 | rand & (1 << 62) - 1
+    return str(uuid.UUID(int=value))
+
+
+def derived_id(*cause: str) -> str:
+    """Return the id that belongs to a cause: the same words give the same id, everywhere and always.
+
+    The parts are length-prefixed before hashing, so ``("a", "bc")`` and ``("ab", "c")`` differ.
+    The text form is that of a UUIDv8 (RFC 9562, section 5.8).
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for part in cause:
+        raw = part.encode()
+        digest.update(len(raw).to_bytes(4))
+        digest.update(raw)
+    value = int.from_bytes(digest.digest())
+    value = value & ~(0xF << 76) | 0x8 << 76
+    value = value & ~(0b11 << 62) | 0b10 << 62
+    return str(uuid.UUID(int=value))
