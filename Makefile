@@ -16,7 +16,7 @@ $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Hark needs Python 3.11 or later, found " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install --quiet --editable . --group test --group lint --group bench
+	$(BIN)/python -m pip install --quiet --editable '.[demo]' --group test --group lint --group bench
 	@mkdir -p $(VENV)/types && ln -sfn ../.. $(VENV)/types/hark
 	@touch $(STAMP)
 

@@ -1,0 +1,57 @@
+"""compose.yaml is a shape that can be checked without an engine to run it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).resolve().parent.parent
+ROLES = {"server", "dispatcher", "automations", "worker"}
+
+
+@pytest.fixture(scope="module")
+def compose() -> dict[str, Any]:
+    loaded: dict[str, Any] = YAML(typ="safe").load((ROOT / "compose.yaml").read_text())
+    return loaded
+
+
+def test_three_brokers_form_one_cluster(compose: dict[str, Any]) -> None:
+    """Every broker names itself, the same cluster, and routes to all three; each has a disk of its own."""
+    brokers = {name: s for name, s in compose["services"].items() if name.startswith("nats-")}
+    assert sorted(brokers) == ["nats-1", "nats-2", "nats-3"]
+    for name, service in brokers.items():
+        words = service["command"]
+        assert f"--server_name={name}" in words
+        assert "--cluster_name=hark" in words
+        assert "--jetstream" in words
+        routes = next(w for w in words if w.startswith("--routes="))
+        assert all(f"nats://{other}:6222" in routes for other in brokers)
+        assert service["volumes"] == [f"{name}:/data"]
+        assert name in compose["volumes"]
+
+
+def test_each_role_is_a_service_on_replicated_streams(compose: dict[str, Any]) -> None:
+    """One service per role, all on the same cluster, with three replicas, waiting for healthy brokers."""
+    for role in ROLES:
+        service = compose["services"][role]
+        assert service["command"][:4] == ["hark", "up", "--role", role]
+        assert service["environment"]["HARK_BUS__REPLICAS"] == "3"
+        assert service["environment"]["HARK_NATS_URL"].count("nats://") == 3
+        assert {d: c["condition"] for d, c in service["depends_on"].items()} == dict.fromkeys(
+            ("nats-1", "nats-2", "nats-3"), "service_healthy"
+        )
+
+
+def test_nothing_is_published_beyond_loopback(compose: dict[str, Any]) -> None:
+    """A person who tries this on a laptop in a café opens nothing to the room."""
+    ports = [p for s in compose["services"].values() for p in s.get("ports", [])]
+    assert ports
+    assert all(p.startswith("127.0.0.1:") for p in ports)
+
+
+def test_mail_is_caught(compose: dict[str, Any]) -> None:
+    """Alerts by mail go to a catcher, not to people."""
+    assert "mail" in compose["services"]
