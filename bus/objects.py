@@ -1,0 +1,207 @@
+"""Large values by name, with their SHA-256 checked at every read. The layout is that of NATS object stores."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from dataclasses import dataclass
+
+import anyio
+import orjson
+
+from ..config import BusConfig
+from ..errors import ObjectCorrupt, UnknownName
+from ..vocabulary import new_id
+from .connection import ApiError, Connection
+from .feed import Feed
+from .streams import OBJECTS_BUCKET, OBJECTS_STREAM
+
+__all__ = ["ObjectInfo", "Objects"]
+
+_CHUNK_BYTES = 128 << 10
+"""Size of a stored piece: the object stores of NATS use it, and it is below every broker's limit."""
+_WINDOW = 16
+"""Pieces on their way at once."""
+_NO_MESSAGE = 10037
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """A stored object. ``sha256`` is the hash of its bytes, in hex."""
+
+    name: str
+    size: int
+    sha256: str
+    chunks: int
+    nuid: str
+
+
+class Objects:
+    """The object store. Every method raises ``BusUnavailable`` when the broker does not answer in time."""
+
+    def __init__(self, connection: Connection, config: BusConfig) -> None:
+        self._connection = connection
+        self._config = config
+
+    async def put(self, name: str, data: bytes) -> ObjectInfo:
+        """Store ``data`` under ``name``, in place of what was there. Readers see the old or the new, never a mix.
+
+        A put that is cut short leaves the old object; its pieces are removed.
+        """
+        before = await self._info(name)
+        nuid = new_id().replace("-", "")
+        pieces = [data[at : at + _CHUNK_BYTES] for at in range(0, len(data), _CHUNK_BYTES)]
+        info = ObjectInfo(name, len(data), hashlib.sha256(data).hexdigest(), len(pieces), nuid)
+        stored = False
+        try:
+            # One after the other in groups: the order of the pieces is the order in the stream.
+            for at in range(0, len(pieces), _WINDOW):
+                await self._put_pieces(nuid, pieces[at : at + _WINDOW], at)
+            await self._connection.insist(
+                _meta_subject(name),
+                _encode(info),
+                headers={"Nats-Rollup": "sub", "Nats-Msg-Id": f"{nuid}-meta"},
+            )
+            stored = True
+        finally:
+            if not stored:
+                with anyio.move_on_after(1.0, shield=True):
+                    await self._purge(nuid)
+        if before is not None:
+            await self._purge(before.nuid)
+        return info
+
+    async def get(self, name: str) -> bytes:
+        """Return what is stored under ``name``.
+
+        Raises:
+            UnknownName: nothing is. ObjectCorrupt: it is incomplete, or not what was stored.
+        """
+        # Between reading the description and the pieces, a put may have replaced both: then read again.
+        for _ in range(3):
+            info = await self._info(name)
+            if info is None:
+                raise UnknownName("object", name)
+            data = await self._read(info)
+            if len(data) == info.size and hashlib.sha256(data).hexdigest() == info.sha256:
+                return data
+            again = await self._info(name)
+            if again is not None and again.nuid == info.nuid:
+                break
+        if len(data) != info.size:
+            raise ObjectCorrupt(name, why=f"{len(data)} of {info.size} bytes are there")
+        raise ObjectCorrupt(name, why=f"its SHA-256 is not {info.sha256}")
+
+    async def info(self, name: str) -> ObjectInfo:
+        """Return the size and hash of ``name``.
+
+        Raises:
+            UnknownName: nothing is stored there.
+        """
+        found = await self._info(name)
+        if found is None:
+            raise UnknownName("object", name)
+        return found
+
+    async def exists(self, name: str) -> bool:
+        """Return whether something is stored under ``name``."""
+        return await self._info(name) is not None
+
+    async def delete(self, name: str) -> None:
+        """Remove ``name``; nothing happens if it does not exist."""
+        info = await self._info(name)
+        if info is None:
+            return
+        await self._connection.api(f"STREAM.PURGE.{OBJECTS_STREAM}", {"filter": _meta_subject(name)})
+        await self._purge(info.nuid)
+
+    # --- doing ----------------------------------------------------------------------------------------
+
+    async def _put_pieces(self, nuid: str, pieces: list[bytes], first: int) -> None:
+        """Store a group of pieces, each with the number it must have."""
+        subject = _pieces_subject(nuid)
+
+        async def one(number: int, piece: bytes) -> None:
+            await self._connection.insist(
+                f"{subject}", piece, headers={"Nats-Msg-Id": f"{nuid}-{number}", _NUMBER: str(number)}
+            )
+
+        async with anyio.create_task_group() as tg:
+            for number, piece in enumerate(pieces, first):
+                tg.start_soon(one, number, piece)
+
+    async def _read(self, info: ObjectInfo) -> bytes:
+        """Return the pieces joined, as far as they are there."""
+        pieces: dict[int, bytes] = {}
+        feed = Feed(
+            self._connection,
+            self._config,
+            stream=OBJECTS_STREAM,
+            filters=[_pieces_subject(info.nuid)],
+            after=0,
+            since=None,
+            batch=64,
+            live=False,
+        )
+        try:
+            await feed.start()
+            async for batch in feed:
+                for record in batch.records:
+                    pieces[int(record.headers.get(_NUMBER, len(pieces)))] = record.raw
+        finally:
+            await feed.close()
+        return b"".join(piece for _, piece in sorted(pieces.items()))
+
+    async def _info(self, name: str) -> ObjectInfo | None:
+        try:
+            answer = await self._connection.api(
+                f"STREAM.MSG.GET.{OBJECTS_STREAM}", {"last_by_subj": _meta_subject(name)}
+            )
+        except ApiError as exc:
+            if exc.err_code == _NO_MESSAGE:
+                return None
+            raise
+        message = answer["message"]
+        assert isinstance(message, dict)
+        return _decode(name, base64.b64decode(str(message.get("data", ""))))
+
+    async def _purge(self, nuid: str) -> None:
+        await self._connection.api(f"STREAM.PURGE.{OBJECTS_STREAM}", {"filter": _pieces_subject(nuid)})
+
+
+_NUMBER = "Hark-Piece"
+
+
+def _meta_subject(name: str) -> str:
+    return f"$O.{OBJECTS_BUCKET}.M.{base64.urlsafe_b64encode(name.encode()).decode()}"
+
+
+def _pieces_subject(nuid: str) -> str:
+    return f"$O.{OBJECTS_BUCKET}.C.{nuid}"
+
+
+def _encode(info: ObjectInfo) -> bytes:
+    digest = base64.urlsafe_b64encode(bytes.fromhex(info.sha256)).decode()
+    return orjson.dumps(
+        {
+            "name": info.name,
+            "bucket": OBJECTS_BUCKET,
+            "nuid": info.nuid,
+            "size": info.size,
+            "chunks": info.chunks,
+            "digest": f"SHA-256={digest}",
+            "options": {"max_chunk_size": _CHUNK_BYTES},
+        }
+    )
+
+
+def _decode(name: str, raw: bytes) -> ObjectInfo | None:
+    """Return the description, or None for the mark another NATS client leaves of a deleted object."""
+    try:
+        value = orjson.loads(raw)
+        if value.get("deleted"):
+            return None
+        digest = base64.urlsafe_b64decode(str(value["digest"]).removeprefix("SHA-256="))
+        return ObjectInfo(name, int(value["size"]), digest.hex(), int(value["chunks"]), str(value["nuid"]))
+    except (ValueError, KeyError, TypeError, AttributeError) as exc:
+        raise ObjectCorrupt(name, why=f"its description cannot be read: {exc}") from exc

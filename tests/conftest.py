@@ -1,0 +1,129 @@
+"""Fixtures for every room: a temporary home, a real broker, a connected bus; and what a test may not leave behind."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import inspect
+import os
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from hark.bus import Bus, EmbeddedBroker
+from hark.config import BusConfig, load_settings
+
+
+@pytest.fixture
+def anyio_backend() -> tuple[str, dict[str, bool]]:
+    """All of Hark runs on asyncio; uvloop in service, the plain loop here, for its better complaints."""
+    return "asyncio", {"use_uvloop": False}
+
+
+@pytest.fixture(autouse=True)
+def _plain_environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
+    """Settings of the machine do not reach tests: no HARK_ variables, and a home that is not the user's."""
+    for name in [name for name in os.environ if name.startswith("HARK_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HARK_HOME", str(tmp_path_factory.getbasetemp() / "no-home"))
+    load_settings.cache_clear()
+    yield
+    load_settings.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A thread, child process or task that outlives its test fails it."""
+    if inspect.iscoroutinefunction(request.function):
+        request.getfixturevalue("_no_tasks_left")
+    threads, children = set(threading.enumerate()), _children()
+    yield
+    deadline = time.monotonic() + 2.0
+    while True:
+        left = [
+            t.name
+            for t in threading.enumerate()
+            if t not in threads and t.is_alive() and not _is_pooled(t.name)
+        ]
+        running = sorted(_children() - children)
+        if not left and not running:
+            return
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.005)
+    pytest.fail(f"left behind: threads {left}, child processes {[(p, _command(p)) for p in running]}")
+
+
+@pytest.fixture
+async def _no_tasks_left(anyio_backend: object) -> AsyncIterator[None]:
+    """A task that outlives its test fails it."""
+    before = asyncio.all_tasks()
+    yield
+    for _ in range(5):
+        await asyncio.sleep(0)
+    left = [task for task in asyncio.all_tasks() - before if "TestRunner." not in repr(task.get_coro())]
+    assert left == [], f"tasks left behind: {left}"
+    gc.collect(0)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A temporary HARK_HOME."""
+    path = tmp_path / "home"
+    path.mkdir(mode=0o700)
+    return path
+
+
+@pytest.fixture
+def bus_config() -> BusConfig:
+    """The configuration of ``broker`` and ``bus``; override it in a module to change theirs."""
+    return BusConfig()
+
+
+@pytest.fixture
+async def broker(home: Path, bus_config: BusConfig) -> AsyncIterator[EmbeddedBroker]:
+    """A fresh real broker of the test's own."""
+    async with EmbeddedBroker(home, bus_config) as running:
+        yield running
+
+
+@pytest.fixture
+async def bus(broker: EmbeddedBroker, bus_config: BusConfig) -> AsyncIterator[Bus]:
+    """A connected bus on a fresh real broker."""
+    async with Bus(broker.address, bus_config, name="test") as connected:
+        yield connected
+
+
+def _is_pooled(name: str) -> bool:
+    """Whether a thread belongs to a pool that lives as long as its loop or process, as anyio's and asyncio's do."""
+    return name.startswith(("AnyIO worker thread", "asyncio_", "ThreadPoolExecutor", "pydevd"))
+
+
+def _children() -> set[int]:
+    """Return the pids of the child processes of this one that have not ended."""
+    found: set[int] = set()
+    for task in Path("/proc/self/task").iterdir() if Path("/proc/self/task").exists() else ():
+        try:
+            found |= {int(pid) for pid in (task / "children").read_text().split()}
+        except OSError:
+            continue
+    return {pid for pid in found if _state(pid) != "Z"}
+
+
+def _state(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "Z"
+
+
+def _command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return "?"
