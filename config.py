@@ -59,6 +59,12 @@ class BusConfig(_Section):
     max_payload: int = Field(
         1 << 20, ge=1 << 16, le=64 << 20, description="largest message of the embedded broker, in bytes"
     )
+    fast_ingest: bool = Field(
+        True, description="publish in batches where the broker can (nats-server 2.14 and later)"
+    )
+    schedules: bool = Field(
+        True, description="keep far timers in the broker where it can (nats-server 2.12 and later)"
+    )
 
 
 class EngineConfig(_Section):

@@ -5,6 +5,7 @@
     HarkError
     ├── DefinitionError          fix what you wrote (flow, rule, YAML, settings); trying again cannot help
     │   ├── ParameterError         a flow was called with parameters it does not take
+    │   ├── MappingError           `.map` was given iterables it cannot pair up
     │   ├── TemplateError          a template does not parse, or failed while rendering
     │   ├── UnknownName            a deployment, channel, secret, … that does not exist
     │   └── EventInvalid           an event breaks a rule of the envelope
@@ -13,6 +14,9 @@
     │   ├── RunLost                this process no longer owns the run; stop writing
     │   ├── MoveRefused            that move between states does not exist
     │   ├── AlreadyHeld            the home, lease or name is held by another
+    │   ├── EventRefused           the broker will not store this event, for a reason that stays
+    │   ├── LogRewound             the log ends before the position asked for; fold again from the start
+    │   ├── MissingContextError    something that needs a run was called outside one
     │   └── AccessDenied           no key, or a key that may not do this
     ├── LimitError               a stated bound was reached
     │   ├── EventTooLarge          the encoded event is larger than the broker takes
@@ -21,8 +25,12 @@
     ├── UnavailableError         try later: broker, database or a service cannot be reached
     │   ├── BusUnavailable
     │   └── BrokerStartFailed
+    ├── DataError                what was stored cannot be used; giving up is all that is left
+    │   └── ObjectCorrupt          a stored object is incomplete, or its bytes are not what was stored
     └── RunError                 what running somebody's code came to
         ├── FlowFailed / TaskFailed / RunCrashed / RunCancelled
+        ├── RunUnfinished          its result was asked for before it ended
+        ├── RunTimedOut            it took longer than its `timeout_seconds`; also a TimeoutError
         ├── UpstreamFailed         a task was not run, because what it waits for did not complete
         ├── ResultMissing          a recorded result cannot be read back
         └── ReplayDiverged         the code no longer makes the calls the log recorded
@@ -55,6 +63,14 @@ class DefinitionError(HarkError):
 
 class ParameterError(DefinitionError):
     """A flow or task was called with parameters it does not take."""
+
+
+class ParameterBindError(ParameterError, TypeError):
+    """The arguments of a call do not fit the function: one is missing, unknown, or given twice."""
+
+
+class MappingError(DefinitionError):
+    """``.map`` was given nothing to iterate over, or iterables of different lengths."""
 
 
 class TemplateError(DefinitionError):
@@ -121,6 +137,29 @@ class AlreadyHeld(RefusedError):
         self.what, self.holder = what, holder
 
 
+class MissingContextError(RefusedError, RuntimeError):
+    """Something that only means anything inside a flow or task run was called outside one."""
+
+
+class EventRefused(RefusedError):
+    """The broker will not store an event, and sending it again cannot help."""
+
+    def __init__(self, subject: str, *, msg_id: str = "", why: str) -> None:
+        super().__init__(f"the broker refuses the event {msg_id or '(no id)'} on {subject!r}: {why}")
+        self.subject, self.msg_id, self.why = subject, msg_id, why
+
+
+class LogRewound(RefusedError):
+    """The log ends before the position asked for: the broker lost its tail, or is another one."""
+
+    def __init__(self, stream: str, *, after: int, head: int) -> None:
+        super().__init__(
+            f"the stream {stream} ends at sequence {head}, before the asked-for {after}",
+            hint="whatever was folded from the lost part must be folded again from the start: `hark rebuild`",
+        )
+        self.stream, self.after, self.head = stream, after, head
+
+
 class AccessDenied(RefusedError):
     """No key was given, or the key may not do this."""
 
@@ -174,6 +213,23 @@ class BrokerStartFailed(UnavailableError):
     """The embedded broker did not come up; the message ends with its last log lines."""
 
 
+# --- damaged ------------------------------------------------------------------------------------------
+
+
+class DataError(HarkError):
+    """What was stored cannot be used any more."""
+
+
+class ObjectCorrupt(DataError):
+    """A stored object is incomplete, or its bytes are not those that were stored."""
+
+    def __init__(self, name: str, *, why: str) -> None:
+        super().__init__(
+            f"object {name!r} is damaged: {why}", hint="restore it from a backup, or make it again and delete it"
+        )
+        self.name, self.why = name, why
+
+
 # --- running somebody's code --------------------------------------------------------------------------
 
 
@@ -195,6 +251,14 @@ class RunCrashed(RunError):
 
 class RunCancelled(RunError):
     """A run ended CANCELLED."""
+
+
+class RunUnfinished(RunError):
+    """The result of a run was asked for before it ended."""
+
+
+class RunTimedOut(RunError, TimeoutError):
+    """A flow or task took longer than its ``timeout_seconds``."""
 
 
 class UpstreamFailed(RunError):

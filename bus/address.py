@@ -180,7 +180,7 @@ def _command_of(pid: int) -> bytes:
 
     if Path("/proc/self").exists():
         return b""
-    found = subprocess.run(["/bin/ps", "-ww", "-o", "command=", "-p", str(pid)], capture_output=True)  # noqa: S603
+    found = subprocess.run(["/bin/ps", "-ww", "-o", "command=", "-p", str(pid)], capture_output=True)
     return found.stdout
 
 

@@ -284,7 +284,7 @@ class EmbeddedBroker(AsyncContextManagerMixin):
         command = _dying_with_parent([str(program), "-c", str(conf)])
         with log_path.open("ab") as out:
             # Starting blocks for a millisecond or two; the kernel watches the calling thread, so not in another.
-            process = subprocess.Popen(  # noqa: ASYNC220, S603
+            process = subprocess.Popen(  # noqa: ASYNC220
                 command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
             )
         child = _Child(process)

@@ -7,7 +7,6 @@ from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Self
 
-import anyio
 from anyio import AsyncContextManagerMixin
 
 from ..clock import SYSTEM_CLOCK, Clock

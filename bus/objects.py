@@ -77,20 +77,19 @@ class Objects:
         Raises:
             UnknownName: nothing is. ObjectCorrupt: it is incomplete, or not what was stored.
         """
-        # Between reading the description and the pieces, a put may have replaced both: then read again.
-        for _ in range(3):
-            info = await self._info(name)
-            if info is None:
-                raise UnknownName("object", name)
+        info = await self._info(name)
+        while info is not None:
             data = await self._read(info)
             if len(data) == info.size and hashlib.sha256(data).hexdigest() == info.sha256:
                 return data
+            # Between reading the description and the pieces, a put may have replaced both: then read again.
             again = await self._info(name)
             if again is not None and again.nuid == info.nuid:
-                break
-        if len(data) != info.size:
-            raise ObjectCorrupt(name, why=f"{len(data)} of {info.size} bytes are there")
-        raise ObjectCorrupt(name, why=f"its SHA-256 is not {info.sha256}")
+                if len(data) != info.size:
+                    raise ObjectCorrupt(name, why=f"{len(data)} of {info.size} bytes are there")
+                raise ObjectCorrupt(name, why=f"its SHA-256 is not {info.sha256}")
+            info = again
+        raise UnknownName("object", name)
 
     async def info(self, name: str) -> ObjectInfo:
         """Return the size and hash of ``name``.

@@ -277,9 +277,12 @@ async def _ensure_once(connection: Connection, spec: Spec, *, manage: bool, shri
             raise _explain(exc, spec) from exc
     if not manage:
         return
+    found: JsonObject = {}
+    changed: Spec = {}
     try:
-        found = (await connection.api(f"STREAM.INFO.{name}"))["config"]
-        assert isinstance(found, dict)
+        config = (await connection.api(f"STREAM.INFO.{name}"))["config"]
+        assert isinstance(config, dict)
+        found = config
         changed = changes(spec, found, shrink_replicas=shrink_replicas)
         if not changed:
             return

@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-
 from hark.bus import Bus, EmbeddedBroker
 from hark.config import BusConfig, load_settings
 

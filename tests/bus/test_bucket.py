@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
 from hark.bus import Bus
 from hark.errors import AlreadyHeld, GuardFailed
 
