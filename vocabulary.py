@@ -13,6 +13,8 @@ import uuid
 from enum import StrEnum
 from typing import NewType, TypeAlias
 
+from typing_extensions import TypeAliasType
+
 __all__ = [
     "FlowRunId",
     "TaskRunId",
@@ -31,8 +33,11 @@ TaskRunId = NewType("TaskRunId", str)
 EventId = NewType("EventId", str)
 
 JsonScalar: TypeAlias = "str | int | float | bool | None"
-JsonValue: TypeAlias = "dict[str, JsonValue] | list[JsonValue] | str | int | float | bool | None"
-JsonObject: TypeAlias = "dict[str, JsonValue]"
+# TypeAliasType, because pydantic resolves a plain recursive alias in the module that uses it, and fails there.
+JsonValue = TypeAliasType(
+    "JsonValue", "dict[str, JsonValue] | list[JsonValue] | str | int | float | bool | None"
+)
+JsonObject = TypeAliasType("JsonObject", "dict[str, JsonValue]")
 
 
 class StateType(StrEnum):
