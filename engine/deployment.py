@@ -1,0 +1,125 @@
+"""A deployment: a flow with a name, parameters, tags, a pool and limits. Kept in the bucket ``deployments``.
+
+A deployment holds no code, only where a worker finds it: an entrypoint and the folder it is relative to.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+
+from ..errors import DefinitionError
+from ..template import check_template, render
+from ..vocabulary import JsonObject
+
+__all__ = ["BUCKET", "ConcurrencySpec", "Deployment", "Entrypoint", "Name", "check_name", "split_entrypoint"]
+
+BUCKET = "deployments"
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+def check_name(text: str) -> str:
+    """Return ``text`` if it can name a deployment, pool or queue; raise ``ValueError`` saying the rule if not."""
+    if not _NAME.fullmatch(text):
+        raise ValueError(
+            f"{text!r} is not a name: use letters, digits, '.', '_' and '-', beginning with a letter or digit, 100 at most"
+        )
+    return text
+
+
+def split_entrypoint(text: str) -> tuple[str, str]:
+    """Return (where, what) of ``path/file.py:function`` or ``package.module:function``.
+
+    Raises:
+        ValueError: there is no ``:name`` at the end; the message shows both forms.
+    """
+    where, colon, what = text.rpartition(":")
+    if not colon or not where or not all(part.isidentifier() for part in what.split(".")):
+        raise ValueError(
+            f"{text!r} is not an entrypoint: write 'path/file.py:function' or 'package.module:function'"
+        )
+    return where, what
+
+
+def _check_entrypoint(text: str) -> str:
+    split_entrypoint(text)
+    return text
+
+
+Name = Annotated[str, AfterValidator(check_name)]
+Entrypoint = Annotated[str, AfterValidator(_check_entrypoint)]
+
+
+class ConcurrencySpec(BaseModel):
+    """How many runs of one deployment (or of one ``key`` of it) may be in progress at once."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    limit: int = Field(ge=1, description="runs in progress at once, for each key")
+    key: str | None = Field(None, description="template over `parameters` and `tags`; one limit per value")
+    on_conflict: Literal["queue", "skip", "cancel-running"] = Field(
+        "queue",
+        description="what a run past the limit does: wait, end as cancelled, or cancel the oldest to make room",
+    )
+
+    @field_validator("key")
+    @classmethod
+    def _parses(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                check_template(value)
+            except DefinitionError as exc:
+                raise ValueError(str(exc)) from exc
+        return value
+
+
+class Deployment(BaseModel):
+    """A flow that can be run by name.
+
+    Attributes:
+        flow: entrypoint; relative files are looked for in ``path``.
+        path: the folder the flow is imported from and runs in; None is the worker's own.
+        executor: ``auto`` runs async flows in the worker's loop and sync ones in a process of their own;
+            ``process`` forces the latter, for async flows that block.
+        parameter_schema: JSON schema of the flow's parameters, where known; requests are checked against it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Name
+    flow: Entrypoint
+    flow_name: str | None = None
+    flow_version: str | None = None
+    path: str | None = None
+    description: str | None = None
+    # JSON; the recursive type of `vocabulary` is a name that pydantic cannot resolve.
+    parameters: dict[str, Any] = Field(default_factory=dict)
+    parameter_schema: dict[str, Any] | None = None
+    tags: tuple[str, ...] = ()
+    pool: Name = "default"
+    queue: Name = "default"
+    concurrency: ConcurrencySpec | None = None
+    retries: int | None = Field(None, ge=0, le=1000, description="overrides the flow's own retries")
+    crash_retries: int | None = Field(
+        None, ge=0, le=100, description="how often a run whose process died is taken up again"
+    )
+    executor: Literal["auto", "process"] = "auto"
+    paused: bool = False
+
+    @property
+    def shown_flow_name(self) -> str:
+        """The flow's name, or what its entrypoint calls it when nobody has looked inside yet."""
+        return self.flow_name or split_entrypoint(self.flow)[1].replace("_", "-")
+
+    def concurrency_key(self, parameters: JsonObject, tags: tuple[str, ...]) -> str | None:
+        """Return the key under which a run with these parameters is limited; None where there is no key.
+
+        Raises:
+            TemplateError: the key's template reads something that is missing.
+        """
+        if self.concurrency is None or self.concurrency.key is None:
+            return None
+        return render(self.concurrency.key, {"parameters": parameters, "tags": list(tags)})

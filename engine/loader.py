@@ -1,0 +1,295 @@
+"""Finding a flow by its entrypoint: reading how it runs without importing it, importing it, noticing changes.
+
+``path/file.py:function`` is a file below a root folder, ``package.module:function`` a module found there or on the import
+path. Files are imported under the dotted name they have below the root, so that what the flow pickles can be read back
+by another process that loads the same flow.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import os
+import sys
+import threading
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib.machinery import PathFinder
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ..errors import DefinitionError, UnknownName
+from .deployment import split_entrypoint
+from .waiting import LOOP, PROCESS, Lane
+
+__all__ = ["Loader", "Source", "find_source", "lane_of"]
+
+Stamp = tuple[int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where the code of an entrypoint is.
+
+    Attributes:
+        root: absolute folder that relative entrypoints, and imports, begin at.
+        file: the file; None for a module that has none (a C extension) or was not found.
+        module: the name it is imported under.
+        what: the function's name in the module, dotted for a method.
+    """
+
+    root: Path
+    file: Path | None
+    module: str
+    what: str
+    is_file: bool
+
+
+def find_source(entrypoint: str, path: str | None = None) -> Source:
+    """Return where the code of an entrypoint is, without importing anything.
+
+    Args:
+        path: the folder a deployment's code is in; the working folder by default.
+    Raises:
+        DefinitionError: not an entrypoint.
+    """
+    try:
+        where, what = split_entrypoint(entrypoint)
+    except ValueError as exc:
+        raise DefinitionError(str(exc)) from exc
+    root = Path(path).expanduser() if path else Path.cwd()
+    root = Path(os.path.abspath(root))
+    if where.endswith(".py") or "/" in where:
+        file = Path(os.path.abspath(root / Path(where).expanduser()))
+        return Source(root, file, _module_name(root, file), what, is_file=True)
+    return Source(root, _find_module(where, root), where, what, is_file=False)
+
+
+def lane_of(source: Source) -> Lane:
+    """Return how the flow runs, read from the file's text: ``LOOP`` if the function is written ``async def``.
+
+    Whatever cannot be told by looking (a missing file, a flow made by calling something) is ``PROCESS``, where any
+    flow can run, and where a failing import is reported.
+    """
+    if source.file is None:
+        return PROCESS
+    try:
+        stat = source.file.stat()
+        return _lane_in(str(source.file), (stat.st_mtime_ns, stat.st_size, stat.st_ino), source.what)
+    except OSError:
+        return PROCESS
+
+
+@lru_cache(maxsize=1024)
+def _lane_in(file: str, stamp: Stamp, what: str) -> Lane:
+    try:
+        tree = ast.parse(Path(file).read_bytes())
+    except (SyntaxError, ValueError, RecursionError):
+        return PROCESS
+    names = what.split(".")
+    body: list[ast.stmt] = tree.body
+    found: ast.stmt | None = None
+    for name in names:
+        found = None
+        for node in body:  # the last definition of a name is the one that counts
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and node.name == name:
+                found = node
+        if found is None:
+            return PROCESS
+        body = found.body if isinstance(found, ast.ClassDef) else []
+    return LOOP if isinstance(found, ast.AsyncFunctionDef) else PROCESS
+
+
+@dataclass(slots=True)
+class _Loaded:
+    """The modules one root has brought in, and the files they were read from as they were then."""
+
+    stamps: dict[Path, Stamp | None] = field(default_factory=dict)
+    modules: dict[str, ModuleType] = field(default_factory=dict)
+
+
+class Loader:
+    """Imports flows, again when a file below their root has changed.
+
+    Flows of different roots may have modules of the same name: those of a root are in ``sys.modules`` while a flow
+    of that root is imported, and set aside when another root's turn comes. Thread-safe.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._roots: dict[Path, _Loaded] = {}
+        self._current: Path | None = None
+
+    def load(self, entrypoint: str, path: str | None = None) -> Any:
+        """Import the module of an entrypoint, if it is not imported already and unchanged, and return the flow.
+
+        The import runs the file: whatever it raises comes through as it is.
+
+        Raises:
+            DefinitionError: not an entrypoint, there is no such file, or what it names is not a flow.
+            UnknownName: the module has nothing of this name.
+        """
+        source = find_source(entrypoint, path)
+        with self._lock:
+            loaded = self._enter(source.root)
+            if self._stale(loaded):
+                self._unload(loaded)
+            module = sys.modules.get(source.module) if source.module in loaded.modules else None
+            if module is None:
+                module = self._import(source, loaded)
+        thing: Any = module
+        for name in source.what.split("."):
+            if not hasattr(thing, name):
+                raise UnknownName(
+                    f"flow in {source.file or source.module}", source.what, known=_flow_names(module)
+                )
+            thing = getattr(thing, name)
+        if not hasattr(thing, "fn") or not callable(thing):
+            raise DefinitionError(
+                f"{entrypoint} names a {type(thing).__name__}, not a flow",
+                hint="mark the function with @flow",
+            )
+        return thing
+
+    def is_stale(self, path: str | None = None) -> bool:
+        """Whether a file that was imported for the root ``path`` is no longer as it was then."""
+        root = Path(os.path.abspath(Path(path).expanduser() if path else Path.cwd()))
+        with self._lock:
+            loaded = self._roots.get(root)
+            return loaded is not None and self._stale(loaded)
+
+    def _enter(self, root: Path) -> _Loaded:
+        """Make ``root`` the one whose modules are visible."""
+        if self._current != root:
+            if self._current is not None:
+                for name in self._roots[self._current].modules:
+                    sys.modules.pop(name, None)
+            loaded = self._roots.setdefault(root, _Loaded())
+            sys.modules.update(loaded.modules)
+            self._current = root
+        return self._roots[root]
+
+    def _stale(self, loaded: _Loaded) -> bool:
+        return any(_stamp(file) != stamp for file, stamp in loaded.stamps.items())
+
+    def _unload(self, loaded: _Loaded) -> None:
+        for name in loaded.modules:
+            sys.modules.pop(name, None)
+        for file in loaded.stamps:
+            # Compiled files are matched by size and whole seconds, which misses a quick edit.
+            with suppress(OSError, NotImplementedError):
+                os.unlink(importlib.util.cache_from_source(str(file)))
+        loaded.modules.clear()
+        loaded.stamps.clear()
+        importlib.invalidate_caches()
+
+    def _import(self, source: Source, loaded: _Loaded) -> ModuleType:
+        before = set(sys.modules)
+        try:
+            _put_on_path(source)
+            return self._import_file(source) if source.is_file else importlib.import_module(source.module)
+        finally:
+            # Also after a failure: what was half imported must not be taken for whole next time.
+            failed = sys.exc_info()[0] is not None
+            for name in set(sys.modules) - before | {source.module}:
+                module = sys.modules.get(name)
+                file = getattr(module, "__file__", None)
+                if module is None or not isinstance(file, str) or not _below(Path(file), source.root):
+                    continue
+                if failed:
+                    del sys.modules[name]
+                    continue
+                loaded.modules[name] = module
+                loaded.stamps[Path(file)] = _stamp(Path(file))
+
+    def _import_file(self, source: Source) -> ModuleType:
+        file = source.file
+        if file is None or not file.is_file():
+            raise DefinitionError(
+                f"there is no file {file}", hint="an entrypoint is relative to the deployment's `path`"
+            )
+        present = sys.modules.get(source.module)
+        if present is not None and getattr(present, "__file__", None) == str(file):
+            return present  # imported by name by another flow of this root
+        spec = importlib.util.spec_from_file_location(source.module, file)
+        if spec is None or spec.loader is None:
+            raise DefinitionError(f"{file} is not a Python file")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[source.module] = module
+        spec.loader.exec_module(module)
+        return module
+
+
+def _below(file: Path, root: Path) -> bool:
+    """Whether a file is the user's own: below the root, and not in an environment that lies there."""
+    return (
+        file.is_relative_to(root)
+        and not any(part in ("site-packages", "dist-packages") for part in file.parts)
+        and not file.is_relative_to(_HARK)
+    )
+
+
+_HARK = Path(__file__).resolve().parent.parent
+
+
+def _put_on_path(source: Source) -> None:
+    """Put the root and the file's own folder on the import path, for good: flows import when they run, too."""
+    folders = [source.root]
+    if source.is_file and source.file is not None and source.file.parent != source.root:
+        folders.append(source.file.parent)
+    for folder in reversed(folders):
+        if str(folder) in sys.path:
+            sys.path.remove(str(folder))
+        sys.path.insert(0, str(folder))
+
+
+def _stamp(file: Path) -> Stamp | None:
+    try:
+        stat = file.stat()
+    except OSError:
+        return None
+    return stat.st_mtime_ns, stat.st_size, stat.st_ino
+
+
+def _module_name(root: Path, file: Path) -> str:
+    """Return the dotted name of a file below the root; one that cannot be taken for another module."""
+    parts = list(file.relative_to(root).with_suffix("").parts) if file.is_relative_to(root) else []
+    if parts and all(part.isidentifier() for part in parts):
+        name = ".".join(parts)
+        if parts[0] not in sys.stdlib_module_names and not _is_foreign(parts[0], root):
+            return name
+    return "hark_flow_" + "".join(c if c.isalnum() else "_" for c in str(file.with_suffix("")))
+
+
+def _is_foreign(name: str, root: Path) -> bool:
+    """Whether ``name`` is already a module from somewhere else, such as an installed package."""
+    module = sys.modules.get(name)
+    if module is None:
+        spec = PathFinder.find_spec(name, [p for p in sys.path if p and not Path(p).is_relative_to(root)])
+        return spec is not None and spec.origin is not None
+    file = getattr(module, "__file__", None)
+    return isinstance(file, str) and not _below(Path(file), root)
+
+
+def _find_module(name: str, root: Path) -> Path | None:
+    """Return the file of a module without importing the packages it is in."""
+    search: list[str] | None = [str(root), *sys.path]
+    parts = name.split(".")
+    for depth, part in enumerate(parts):
+        # The finder looks for the last word of a dotted name in the folders it is given.
+        spec = PathFinder.find_spec(".".join(parts[: depth + 1]), search)
+        if spec is None:
+            return None
+        if depth == len(parts) - 1:
+            return Path(spec.origin) if spec.origin and spec.origin.endswith(".py") else None
+        search = list(spec.submodule_search_locations or ())
+        if not part or not search:
+            return None
+    return None
+
+
+def _flow_names(module: ModuleType) -> list[str]:
+    return [name for name, value in vars(module).items() if hasattr(value, "fn")]
