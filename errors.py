@@ -24,8 +24,10 @@
     │   └── RateLimited            more per time than was agreed; carries ``retry_after_s``
     ├── UnavailableError         try later: broker, database or a service cannot be reached
     │   ├── BusUnavailable
+    │   ├── NotificationFailed     some addresses of a channel did not take the message
     │   └── BrokerStartFailed
     ├── DataError                what was stored cannot be used; giving up is all that is left
+    │   ├── SecretUnreadable       a secret was encrypted with another key than the one at hand
     │   └── ObjectCorrupt          a stored object is incomplete, or its bytes are not what was stored
     └── RunError                 what running somebody's code came to
         ├── FlowFailed / TaskFailed / RunCrashed / RunCancelled
@@ -213,11 +215,40 @@ class BrokerStartFailed(UnavailableError):
     """The embedded broker did not come up; the message ends with its last log lines."""
 
 
+class NotificationFailed(UnavailableError):
+    """Some addresses of a channel did not take a message; the others did and will not get it again.
+
+    Attributes:
+        channel: its name, or the scheme of a bare address.
+        failures: (address kind such as ``mailto``, redacted reason) of each address that failed.
+    """
+
+    def __init__(self, channel: str, *, failures: Sequence[tuple[str, str]], sent: int = 0) -> None:
+        reasons = "; ".join(f"{kind}: {reason}" for kind, reason in failures)
+        others = f" ({sent} took it)" if sent else ""
+        super().__init__(
+            f"channel {channel!r}: {len(failures)} of {len(failures) + sent} addresses failed{others}: {reasons}",
+            hint=f"try it with `hark channels test {channel}`",
+        )
+        self.channel, self.failures, self.sent = channel, tuple(failures), sent
+
+
 # --- damaged ------------------------------------------------------------------------------------------
 
 
 class DataError(HarkError):
     """What was stored cannot be used any more."""
+
+
+class SecretUnreadable(DataError):
+    """A secret was encrypted with another key, or its stored form is damaged."""
+
+    def __init__(self, name: str, *, why: str) -> None:
+        super().__init__(
+            f"the secret {name!r} cannot be read: {why}",
+            hint=f"put the old secret.key back, or set it again: `hark secrets set {name}`",
+        )
+        self.name, self.why = name, why
 
 
 class ObjectCorrupt(DataError):

@@ -1,0 +1,353 @@
+"""Reading the log in order and without gaps, across lost connections, lost consumers and restarted brokers.
+
+A feed is a push consumer of the broker with flow control (the broker stops at about 32 MB that we have not taken)
+and idle heartbeats (silence means a lost consumer). It counts what the broker says it sent; anything missing, and
+every reconnect, makes it begin anew behind the last record it handed out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Self
+
+from ..config import BusConfig
+from ..errors import BusUnavailable, LogRewound
+from ..vocabulary import JsonObject, new_id
+from .connection import ApiError, Connection
+from .event import Recorded, format_time
+from .wire import Wire, frame, subscribe, unsubscribe
+
+if TYPE_CHECKING:
+    from nats.aio.msg import Msg
+    from nats.aio.subscription import Subscription
+
+__all__ = ["Batch", "Feed", "covers", "distinct_filters", "recorded_of"]
+
+log = logging.getLogger(__name__)
+
+HEARTBEAT_S = 5
+SILENCE_S = 2.5 * HEARTBEAT_S  # two lost beats and a half: the consumer is gone
+_RETRY_S = (0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Records in log order, and how many more wait on the broker (0: caught up). ``records`` may be empty."""
+
+    records: list[Recorded]
+    pending: int
+
+
+def covers(wide: str, narrow: str) -> bool:
+    """Return whether every subject that fits the filter ``narrow`` fits ``wide`` too."""
+    have, want = wide.split("."), narrow.split(".")
+    for i, word in enumerate(have):
+        if word == ">":
+            return len(want) > i
+        if i >= len(want) or want[i] == ">" or (word != "*" and word != want[i]):
+            return False
+    return len(have) == len(want)
+
+
+def distinct_filters(filters: Iterable[str]) -> list[str]:
+    """Return the filters without those that another one covers; the broker refuses overlapping ones."""
+    kept: list[str] = []
+    for one in dict.fromkeys(filters):
+        if not any(covers(other, one) for other in kept):
+            kept = [other for other in kept if not covers(one, other)] + [one]
+    return kept
+
+
+def recorded_of(msg: Msg) -> tuple[Recorded, int, int, int]:
+    """Return what a delivered message holds: the record, its deliveries, its consumer sequence, and how many wait.
+
+    The reply subject carries them: ``$JS.ACK.[<domain>.<account>.]<stream>.<consumer>.<deliveries>.<seq>.<consumer
+    seq>.<time ns>.<pending>[.<token>]``.
+    """
+    words = msg.reply.split(".")
+    at = 4 if len(words) == 9 else 6
+    ns = int(words[at + 3])
+    record = Recorded(
+        int(words[at + 1]),
+        msg.subject,
+        _EPOCH + timedelta(microseconds=ns // 1000),
+        msg.data,
+        msg.headers or _NO_HEADERS,
+    )
+    return record, int(words[at]), int(words[at + 2]), int(words[at + 4])
+
+
+_NO_HEADERS: dict[str, str] = {}
+
+
+class Feed:
+    """An async iterator of batches. ``start`` it before, ``close`` it after; ``EventLog`` wraps it so.
+
+    Args:
+        after: begin behind this sequence (0: at the beginning).
+        since: begin at this time instead.
+        live: go on for ever; else end at what is there at the start.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        config: BusConfig,
+        *,
+        stream: str,
+        filters: Sequence[str],
+        after: int | None,
+        since: datetime | None,
+        batch: int,
+        live: bool,
+    ) -> None:
+        if batch < 1:
+            raise ValueError(f"batch counts from 1, got {batch}")
+        self._connection, self._config, self._stream = connection, config, stream
+        self._filters = distinct_filters(filters)
+        self._after, self._since = after, since
+        self._size, self._live = batch, live
+        self._wire = Wire(connection.nc)
+        self._buffer: deque[Recorded | str] = deque()  # a str is a flow-control answer owed once we are there
+        self._waiter: asyncio.Future[None] | None = None
+        self._subscription: Subscription | None = None
+        self._consumer = ""
+        self._expected = 1
+        self._pending = 0
+        self._received = 0  # sequence of the last record put into the buffer
+        self._left: int | None = None  # records still to hand out, when not live
+        self._broken = False
+        self._first = True
+        self._heard = 0.0
+        self._watch: asyncio.TimerHandle | None = None
+        self._unhook: Callable[[], object] | None = None
+
+    # --- life -----------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Open the consumer.
+
+        Raises:
+            BusUnavailable: no answer in ``config.request_timeout_s``. LogRewound: see ``_open``.
+        """
+        self._unhook = self._connection.on_disconnect(self._on_lost)
+        deadline = asyncio.get_running_loop().time() + self._config.request_timeout_s
+        await self._reopen(deadline=deadline)
+
+    async def close(self) -> None:
+        """Stop, and tell the broker; it forgets the consumer by itself should that not reach it."""
+        if self._unhook is not None:
+            self._unhook()
+            self._unhook = None
+        if self._watch is not None:
+            self._watch.cancel()
+        await self._drop()
+
+    async def _drop(self) -> None:
+        sub, self._subscription = self._subscription, None
+        if sub is not None:
+            await unsubscribe(sub)
+        if self._consumer and self._connection.is_connected:
+            subject = f"$JS.API.CONSUMER.DELETE.{self._stream}.{self._consumer}"
+            self._wire.send(frame(subject, "", "", b""))
+        self._consumer = ""
+
+    async def _reopen(self, *, deadline: float | None) -> None:
+        """Open a consumer behind the last record we have, trying again until ``deadline`` (for ever if None)."""
+        loop = asyncio.get_running_loop()
+        await self._drop()
+        tries = 0
+        while True:
+            try:
+                await self._connection.connected()
+                self._broken = False
+                await self._open()
+            except (BusUnavailable, ApiError) as exc:
+                await self._drop()
+                if isinstance(exc, ApiError) and exc.code != 404 and exc.code < 500:
+                    raise BusUnavailable(f"cannot read the log: {exc}") from exc
+                if deadline is not None and loop.time() >= deadline:
+                    raise BusUnavailable(f"cannot read the log: {exc}") from exc
+                if tries == len(_RETRY_S):
+                    log.warning("bus.feed-waits", extra={"stream": self._stream, "error": str(exc)})
+                await asyncio.sleep(_RETRY_S[min(tries, len(_RETRY_S) - 1)])
+                tries += 1
+            else:
+                return
+
+    async def _open(self) -> None:
+        info = await self._connection.api(f"STREAM.INFO.{self._stream}")
+        state = info["state"]
+        assert isinstance(state, dict)
+        head = int(str(state["last_seq"]))
+        if self._after is None and self._since is None:
+            self._after = head
+        begin = max(self._received, self._after or 0)
+        if begin > head:
+            raise LogRewound(self._stream, after=begin, head=head)
+        name = f"feed-{new_id()[-12:]}{self._expected}"
+        inbox = self._connection.new_inbox()
+        self._buffer_reset()
+        self._subscription = await subscribe(
+            self._connection.nc,
+            inbox,
+            lambda msg, name=name: self._on_message(msg, name),  # type: ignore[misc]
+        )
+        self._consumer = name
+        created = await self._connection.api(
+            f"CONSUMER.CREATE.{self._stream}.{name}",
+            {"stream_name": self._stream, "action": "create", "config": self._settings(name, inbox)},
+        )
+        waiting = int(str(created.get("num_pending", 0)))
+        loop = asyncio.get_running_loop()
+        self._heard = loop.time()
+        if self._watch is None:
+            self._watch = loop.call_later(SILENCE_S, self._look)
+        if self._expected == 1:  # nothing has arrived before this answer
+            self._pending = waiting
+        if not self._live:
+            here = waiting + sum(1 for item in self._buffer if not isinstance(item, str)) * (
+                self._left is not None
+            )
+            self._left = here if self._left is None else min(self._left, here)
+
+    def _buffer_reset(self) -> None:
+        """Forget flow-control answers owed to the consumer that is gone; records stay, they are in order."""
+        self._buffer = deque(item for item in self._buffer if not isinstance(item, str))
+        self._expected = 1
+
+    def _settings(self, name: str, inbox: str) -> JsonObject:
+        settings: JsonObject = {
+            "name": name,
+            "deliver_subject": inbox,
+            "ack_policy": "none",
+            "max_deliver": 1,
+            "flow_control": True,
+            "idle_heartbeat": HEARTBEAT_S * 10**9,
+            "mem_storage": True,
+            "num_replicas": 1,
+            "inactive_threshold": 30 * 10**9,
+        }
+        if len(self._filters) == 1:
+            settings["filter_subject"] = self._filters[0]
+        elif self._filters:
+            settings["filter_subjects"] = list(self._filters)
+        begin = max(self._received, self._after or 0)
+        if begin or self._since is None:
+            settings |= {"deliver_policy": "by_start_sequence", "opt_start_seq": begin + 1}
+        else:
+            settings |= {"deliver_policy": "by_start_time", "opt_start_time": format_time(self._since)}
+        return settings
+
+    # --- what arrives ---------------------------------------------------------------------------------
+
+    def _on_message(self, msg: Msg, consumer: str) -> None:
+        if consumer != self._consumer:
+            return
+        if msg.headers is not None and not msg.data and "Status" in msg.headers:
+            self._on_status(msg)
+            return
+        record, _, number, pending = recorded_of(msg)
+        if number != self._expected:
+            self._lost(f"expected delivery {self._expected}, got {number}")
+            return
+        self._expected += 1
+        self._received = record.seq
+        self._pending = pending
+        self._buffer.append(record)
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    def _on_status(self, msg: Msg) -> None:
+        headers = msg.headers or {}
+        self._heard = asyncio.get_running_loop().time()
+        if headers.get("Status") != "100":
+            self._lost(f"status {headers.get('Status')}")
+            return
+        owed = msg.reply or headers.get("Nats-Consumer-Stalled", "")
+        if not msg.reply:
+            last = headers.get("Nats-Last-Consumer", "")
+            if last.isdigit() and int(last) >= self._expected:
+                self._lost(f"heartbeat speaks of delivery {last}, expected {self._expected}")
+                return
+        if owed:
+            if self._buffer:
+                self._buffer.append(owed)
+            else:
+                self._wire.send(frame(owed, "", "", b""))
+        if not self._live and not owed and not self._buffer:
+            self._pending = 0  # all delivered: what was counted at the start has been deleted meanwhile
+            self._left = 0
+            self._wake()
+
+    def _on_lost(self) -> None:
+        self._lost("the connection broke")
+
+    def _lost(self, why: str) -> None:
+        if not self._broken:
+            log.debug("bus.feed-reopens", extra={"why": why, "seq": self._received})
+        self._broken = True
+        self._wake()
+
+    def _look(self) -> None:
+        loop = asyncio.get_running_loop()
+        silent = loop.time() - self._heard
+        if silent >= SILENCE_S and self._connection.is_connected and not self._buffer:
+            self._lost(f"silent for {silent:.0f} s")
+        self._watch = loop.call_later(SILENCE_S, self._look)
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    # --- what is handed out ---------------------------------------------------------------------------
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Batch:
+        while True:
+            if self._buffer:
+                taken = self._take()
+                if taken.records:
+                    self._first = False
+                    return taken
+            if self._left == 0:
+                raise StopAsyncIteration
+            if self._broken:
+                await self._reopen(deadline=None)
+                continue
+            if self._first and self._live and not self._pending:
+                self._first = False
+                return Batch([], 0)
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+
+    def _take(self) -> Batch:
+        buffer, records = self._buffer, list[Recorded]()
+        room = self._size if self._left is None else min(self._size, self._left)
+        while buffer and len(records) < room:
+            item = buffer.popleft()
+            if isinstance(item, str):
+                self._wire.send(frame(item, "", "", b""))
+            else:
+                records.append(item)
+        while buffer and isinstance(buffer[0], str):
+            self._wire.send(frame(str(buffer.popleft()), "", "", b""))
+        pending = self._pending + len(buffer)
+        if self._left is not None:
+            self._left -= len(records)
+            pending = self._left
+            if not self._left or (not self._pending and not buffer):
+                self._left = pending = 0
+        return Batch(records, pending)

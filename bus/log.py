@@ -1,0 +1,387 @@
+"""The event log: appending facts to it, under guard where two might write, and reading it in order."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import orjson
+
+from ..config import BusConfig
+from ..errors import BusUnavailable, EventRefused, EventTooLarge, GuardFailed
+from ..vocabulary import JsonObject
+from .connection import Connection
+from .consumer import Consumer
+from .event import Event, Recorded
+from .feed import Batch, Feed
+from .replies import Refusal, Replies, refusal_in, status_of
+from .subject import ALL_EVENTS, STATE_HEADER, STREAM, flow_run_filter, subject_of
+from .wire import check_subject, header_lines, message_id
+
+if TYPE_CHECKING:
+    from nats.aio.msg import Msg
+
+__all__ = ["Appended", "EventLog", "LogState", "headers_of"]
+
+WRONG_LAST_SEQUENCE = (10071, 10164)
+TOO_LARGE = 10054
+_FRAME_BYTES = 12  # of the header block beyond its lines: the version line and the empty one
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """Where an event stands. ``duplicate``: it stood there already, because its id was known."""
+
+    seq: int
+    duplicate: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LogState:
+    """Where the log begins and ends. ``incarnation`` names this very stream: one made anew bears another name."""
+
+    first_seq: int
+    last_seq: int
+    incarnation: str
+
+
+def headers_of(event: Event) -> dict[str, str]:
+    """Return the headers an event is stored with: a task run's state, which its subject does not say."""
+    word, _, state = event.type.partition(".")
+    return {STATE_HEADER: state} if word == "task-run" else {}
+
+
+class EventLog:
+    """The stream ``HARK``. Needs no closing; safe to use from many tasks of the connection's loop."""
+
+    def __init__(self, connection: Connection, config: BusConfig, *, stream: str = STREAM) -> None:
+        self._connection, self._config, self._stream = connection, config, stream
+        self._replies = Replies(connection, config)
+        # Several replicas: a direct get may be answered by one that lags, and a guard would be set on old news.
+        self._direct = config.replicas == 1
+
+    # --- writing --------------------------------------------------------------------------------------
+
+    async def append(self, event: Event, *, after: int | None = None, guard: str | None = None) -> Appended:
+        """Store one event and return its place, once the broker has it.
+
+        Sent again under the same id when an answer is lost, so it is stored once. Events of concurrent callers
+        travel together.
+
+        Args:
+            after: the last sequence on the event's run (``flow_run_filter``) must be this; 0: none yet.
+            guard: the filter ``after`` speaks of, where it is not the event's run.
+        Raises:
+            GuardFailed: somebody else wrote first.
+            EventTooLarge: nothing was sent.
+            EventRefused: the broker will not store it.
+            BusUnavailable: no answer in ``config.request_timeout_s``; the event may be stored or not. Appending the
+                same event (same id, same guard) again is safe.
+        """
+        subject = check_subject(subject_of(event))
+        headers = {"Nats-Msg-Id": message_id(event.msg_id), **headers_of(event)}
+        if after is not None:
+            guard = guard or _guard_of(event, subject)
+            headers["Nats-Expected-Last-Subject-Sequence"] = str(after)
+            headers["Nats-Expected-Last-Subject-Sequence-Subject"] = guard
+        lines, payload = header_lines(headers), event.to_json()
+        self._check_size(subject, lines, payload)
+        return await self._store(event, subject, lines, payload, after=after, guard=guard)
+
+    async def append_many(self, events: Sequence[Event]) -> list[Appended]:
+        """Store events, pipelined; return their places in the same order once the broker has all.
+
+        They are stored in this order unless an answer is lost on the way.
+
+        Raises:
+            EventTooLarge: one is too large; nothing was sent.
+            BusUnavailable, EventRefused: as ``append``; the others may be stored.
+        """
+        prepared = []
+        for event in events:
+            subject = check_subject(subject_of(event))
+            lines = header_lines({"Nats-Msg-Id": message_id(event.msg_id), **headers_of(event)})
+            payload = event.to_json()
+            self._check_size(subject, lines, payload)
+            prepared.append((event, subject, lines, payload))
+        # In slices, so that a million events do not stand in the broker's inbound queue at once.
+        done: list[Appended] = []
+        for start in range(0, len(prepared), 1000):
+            part = [
+                asyncio.ensure_future(self._store(*one, after=None, guard=None))
+                for one in prepared[start : start + 1000]
+            ]
+            try:
+                done += await asyncio.gather(*part)
+            finally:
+                for task in part:
+                    task.cancel()
+        return done
+
+    def _check_size(self, subject: str, lines: str, payload: bytes) -> None:
+        size, limit = len(lines) + _FRAME_BYTES + len(payload), self._connection.max_payload
+        if size > limit:
+            raise EventTooLarge(subject, size_bytes=size, limit_bytes=limit)
+
+    async def _store(
+        self, event: Event, subject: str, lines: str, payload: bytes, *, after: int | None, guard: str | None
+    ) -> Appended:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._config.request_timeout_s
+        tries, why = 0, "no answer"
+        while True:
+            if tries or not self._connection.is_connected:
+                await self._replies.open()
+                await self._replies.until_up(deadline)
+                if loop.time() >= deadline:
+                    raise BusUnavailable(
+                        f"the broker did not store {event.type} within {self._config.request_timeout_s:g} s ({why})"
+                    )
+            tries += 1
+            msg = await self._replies.ask(subject, payload, headers=lines)
+            answer = _ack_of(msg)
+            if isinstance(answer, Appended):
+                return answer
+            if answer is None:
+                continue
+            if answer.err_code in WRONG_LAST_SEQUENCE and after is not None and guard is not None:
+                # The broker checks the guard before the id, so a repeat of what has landed looks like a lost race.
+                # Our first try: an earlier call for the same event, whose answer its caller never saw.
+                ours = await self._landed(event, after=after, guard=guard)
+                if ours is not None:
+                    return Appended(ours, duplicate=tries == 1)
+                raise GuardFailed(subject, expected=after)
+            if answer.is_passing:
+                why = str(answer)
+                continue
+            if answer.err_code == TOO_LARGE:
+                raise EventTooLarge(
+                    subject, size_bytes=len(lines) + len(payload), limit_bytes=self._max_stored
+                )
+            raise EventRefused(subject, msg_id=event.msg_id, why=str(answer))
+
+    @property
+    def _max_stored(self) -> int:
+        return self._connection.max_payload
+
+    async def _landed(self, event: Event, *, after: int, guard: str) -> int | None:
+        """Return the sequence of ``event`` if an earlier try of ours was stored: it would be the first behind ``after``."""
+        found = await self._get({"seq": after + 1, "next_by_subj": guard})
+        if found is None:
+            return None
+        ours = found.headers.get("Nats-Msg-Id") == message_id(event.msg_id)
+        return found.seq if ours else None
+
+    # --- looking up -----------------------------------------------------------------------------------
+
+    async def last(self, filter: str) -> Recorded | None:
+        """Return the last event on a filter (wildcards allowed), None if there is none."""
+        return await self._get({"last_by_subj": filter})
+
+    async def get(self, seq: int) -> Recorded | None:
+        """Return the event at a sequence, None if it is not there (any more)."""
+        return await self._get({"seq": seq}) if seq > 0 else None
+
+    async def next(self, filter: str, *, after: int = 0) -> Recorded | None:
+        """Return the first event on a filter behind a sequence, None if there is none."""
+        return await self._get({"seq": after + 1, "next_by_subj": filter})
+
+    async def state(self) -> LogState:
+        """Return where the log begins and ends, and which log it is."""
+        info = await self._connection.api(f"STREAM.INFO.{self._stream}")
+        state = info["state"]
+        assert isinstance(state, dict)
+        return LogState(
+            first_seq=int(str(state["first_seq"])),
+            last_seq=int(str(state["last_seq"])),
+            incarnation=f"{self._stream}@{info['created']}",
+        )
+
+    async def head(self) -> int:
+        """Return the last sequence of the log, 0 when nothing was ever stored."""
+        info = await self._connection.api(f"STREAM.INFO.{self._stream}")
+        state = info["state"]
+        assert isinstance(state, dict)
+        return int(str(state["last_seq"]))
+
+    async def _get(self, what: JsonObject) -> Recorded | None:
+        verb = "DIRECT.GET" if self._direct else "STREAM.MSG.GET"
+        msg = await self._replies.insist(
+            f"$JS.API.{verb}.{self._stream}", orjson.dumps(what), again=_not_ready, what="a look into the log"
+        )
+        return _direct_record(msg) if self._direct else _leader_record(msg)
+
+    # --- reading in order -----------------------------------------------------------------------------
+
+    def read(
+        self,
+        filters: Sequence[str] = (ALL_EVENTS,),
+        *,
+        after: int = 0,
+        since: datetime | None = None,
+        batch: int = 500,
+    ) -> AbstractAsyncContextManager[AsyncIterator[Batch]]:
+        """Read what is in the log now, in order: batches of up to ``batch`` records, then the end.
+
+        Args:
+            after: begin behind this sequence. since: begin at this (broker) time instead.
+        Raises:
+            BusUnavailable: on entering. LogRewound: the log ends before ``after``.
+        """
+        return self._feed(
+            filters, after=None if since and not after else after, since=since, batch=batch, live=False
+        )
+
+    def follow(
+        self,
+        filters: Sequence[str] = (ALL_EVENTS,),
+        *,
+        after: int | None = None,
+        since: datetime | None = None,
+        batch: int = 500,
+    ) -> AbstractAsyncContextManager[AsyncIterator[Batch]]:
+        """Read the log in order for ever: gap-free and without repeats, across lost connections and brokers.
+
+        Entered means that everything appended from now on will come. The first batch may be empty: caught up.
+
+        Args:
+            after: begin behind this sequence; since: at this (broker) time; neither: from now on.
+        Raises:
+            BusUnavailable: on entering. Later outages are waited out.
+            LogRewound: the log ends before the position; also later, if a restarted broker has lost its tail.
+        """
+        return self._feed(filters, after=after, since=since, batch=batch, live=True)
+
+    @asynccontextmanager
+    async def _feed(
+        self, filters: Sequence[str], *, after: int | None, since: datetime | None, batch: int, live: bool
+    ) -> AsyncGenerator[AsyncIterator[Batch]]:
+        feed = Feed(
+            self._connection, self._config, stream=self._stream, filters=filters, after=after,
+            since=since.astimezone(UTC) if since else None, batch=batch, live=live,
+        )  # fmt: skip
+        try:
+            await feed.start()
+            yield feed
+        finally:
+            await feed.close()
+
+    def consume(
+        self,
+        durable: str,
+        filters: Sequence[str] = (ALL_EVENTS,),
+        *,
+        ack_wait_s: float = 30,
+        max_ack_pending: int = 1000,
+        deliver_after: int | None = None,
+    ) -> AbstractAsyncContextManager[Consumer]:
+        """Share the log among consumers of one name: each event goes to one of them, again until acknowledged.
+
+        Args:
+            durable: name the broker keeps the position under.
+            ack_wait_s: an event not acknowledged for this long is handed out again.
+            deliver_after: where a new durable begins (None: from now on); an existing one keeps its place.
+        """
+        return Consumer.open(
+            self._connection, self._config, stream=self._stream, durable=durable, filters=filters,
+            ack_wait_s=ack_wait_s, max_ack_pending=max_ack_pending, deliver_after=deliver_after,
+        )  # fmt: skip
+
+
+def _guard_of(event: Event, subject: str) -> str:
+    """Return the filter an event is guarded on: its run's, or its own subject."""
+    if event.type.startswith("flow-run.") and event.subject and event.subject.startswith("flow-run/"):
+        return flow_run_filter(event.subject[9:])
+    return subject
+
+
+def _ack_of(msg: Msg | None) -> Appended | Refusal | None:
+    """Return what an answer to a publish says; None when it was lost."""
+    if msg is None:
+        return None
+    status = status_of(msg)
+    if status:
+        return Refusal(status, 0, "nobody stores that subject (yet)")
+    try:
+        body = orjson.loads(msg.data)
+    except orjson.JSONDecodeError:
+        return Refusal(500, 0, f"an answer that is not JSON: {msg.data[:80]!r}")
+    refusal = refusal_in(body)
+    if refusal is not None:
+        return refusal
+    return Appended(int(body["seq"]), bool(body.get("duplicate")))
+
+
+def _not_ready(msg: Msg) -> bool:
+    """Whether a look-up was answered with an error that passes."""
+    if status_of(msg) in (0, 404):
+        if msg.headers and "Nats-Sequence" in msg.headers:
+            return False
+        if msg.data[:1] == b"{" and b'"error"' in msg.data[:200]:
+            refusal = refusal_in(orjson.loads(msg.data))
+            return refusal is not None and refusal.is_passing
+        return False
+    return True
+
+
+def _direct_record(msg: Msg) -> Recorded | None:
+    headers = msg.headers or {}
+    if "Nats-Sequence" not in headers:
+        return None
+    own = {name: value for name, value in headers.items() if name not in _DIRECT_HEADERS}
+    return Recorded(
+        int(headers["Nats-Sequence"]),
+        headers["Nats-Subject"],
+        _moment(headers["Nats-Time-Stamp"]),
+        msg.data,
+        own,
+    )
+
+
+_DIRECT_HEADERS = frozenset(
+    {
+        "Nats-Stream",
+        "Nats-Subject",
+        "Nats-Sequence",
+        "Nats-Time-Stamp",
+        "Nats-Num-Pending",
+        "Nats-Last-Sequence",
+    }
+)
+
+
+def _leader_record(msg: Msg) -> Recorded | None:
+    import base64
+
+    body = orjson.loads(msg.data)
+    refusal = refusal_in(body)
+    if refusal is not None:
+        if refusal.code == 404:
+            return None
+        raise BusUnavailable(f"cannot look into the log: {refusal}")
+    found = body["message"]
+    headers: dict[str, str] = {}
+    for line in base64.b64decode(found.get("hdrs", "")).decode(errors="replace").split("\r\n")[1:]:
+        name, colon, value = line.partition(":")
+        if colon:
+            headers[name] = value.strip()
+    return Recorded(
+        int(found["seq"]),
+        found["subject"],
+        _moment(found["time"]),
+        base64.b64decode(found.get("data", "")),
+        headers,
+    )
+
+
+def _moment(text: str) -> datetime:
+    """Return the moment the broker wrote with nanoseconds (``datetime`` reads at most six digits of them)."""
+    whole, _, rest = text.partition(".")
+    digits = rest.rstrip("Z")
+    return datetime.fromisoformat(
+        f"{whole}.{digits[:6]:0<6}+00:00" if digits else f"{whole.rstrip('Z')}+00:00"
+    )

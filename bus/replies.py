@@ -1,0 +1,204 @@
+"""Asking the broker: one inbox per asker, answers matched by number, lost answers noticed.
+
+nats-py's ``request`` costs a task, a timer and two coroutines per question; here a question is a future in a
+dict, and one timer (only while questions are open) finds those that got no answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..config import BusConfig
+from ..errors import BusUnavailable
+from .wire import Wire, frame, subscribe
+
+if TYPE_CHECKING:
+    from nats.aio.msg import Msg
+
+    from .connection import Connection
+
+__all__ = ["Refusal", "Replies", "refusal_in"]
+
+_SWEEP_S = 0.25
+_PAUSE_S = 0.05  # between tries while the broker answers "not now": a stream recovers in 10–100 ms
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """An error in a JetStream answer: HTTP-like ``code``, JetStream's own ``err_code``, and its words."""
+
+    code: int
+    err_code: int
+    description: str
+
+    @property
+    def is_passing(self) -> bool:
+        """Whether asking again may help: no leader, stream still recovering, too busy."""
+        return self.code >= 500 or self.code == 429 or self.err_code in (10167, 10168)
+
+    def __str__(self) -> str:
+        return f"{self.description} ({self.err_code})"
+
+
+NO_RESPONDERS = Refusal(503, 0, "nobody answers on that subject")
+
+
+def refusal_in(body: Mapping[str, object]) -> Refusal | None:
+    """Return the error a JetStream answer carries, if any."""
+    error = body.get("error")
+    if not isinstance(error, dict):
+        return None
+    return Refusal(
+        int(error.get("code", 500)), int(error.get("err_code", 0)), str(error.get("description", ""))
+    )
+
+
+def status_of(msg: Msg) -> int:
+    """Return the status of a status message (404, 408, 503, …), 0 of an ordinary one."""
+    if not msg.headers or msg.data:
+        return 0
+    status = msg.headers.get("Status", "")
+    return int(status) if status.isdigit() else 0
+
+
+class Replies:
+    """Asks questions over one connection. Needs no closing: its subscription ends with the connection."""
+
+    def __init__(self, connection: Connection, config: BusConfig) -> None:
+        self._connection = connection
+        self._timeout_s = config.request_timeout_s
+        # A second and third try must fit before the deadline, or a lost answer would always be an error.
+        self._try_s = max(0.2, config.request_timeout_s / 3)
+        self._open: dict[str, tuple[float, asyncio.Future[Msg | None]]] = {}
+        self._numbers = itertools.count(1)
+        self._inbox = ""
+        self._wire: Wire | None = None
+        self._opening: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._up: asyncio.Event | None = None
+
+    @property
+    def timeout_s(self) -> float:
+        return self._timeout_s
+
+    async def open(self) -> None:
+        """Subscribe, once; done by itself at the first question."""
+        if self._wire is not None:
+            return
+        if self._opening is None:
+            self._opening = asyncio.get_running_loop().create_task(self._subscribe())
+        try:
+            await asyncio.shield(self._opening)
+        except BusUnavailable:
+            self._opening = None
+            raise
+
+    async def _subscribe(self) -> None:
+        nc = self._connection.nc
+        self._inbox = f"{nc.new_inbox()}."
+        self._up = asyncio.Event()
+        await subscribe(nc, f"{self._inbox}*", self._on_reply)
+        self._connection.on_disconnect(self._on_disconnect)
+        self._connection.on_reconnect(self._up.set)
+        if self._connection.is_connected:
+            self._up.set()
+        self._wire = Wire(nc)
+
+    async def ask(
+        self, subject: str, payload: bytes, *, headers: str = "", wait_s: float | None = None
+    ) -> Msg | None:
+        """Send once and return the answer, or None when it was lost: no answer in time, or the connection broke.
+
+        Cancelling leaves nothing behind; what was sent may still be carried out by the broker.
+        """
+        if self._wire is None:
+            await self.open()
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Msg | None] = loop.create_future()
+        number = str(next(self._numbers))
+        now = loop.time()
+        self._open[number] = (now + (self._try_s if wait_s is None else wait_s), future)
+        if self._timer is None:
+            self._timer = loop.call_later(_SWEEP_S, self._sweep)
+        assert self._wire is not None
+        self._wire.send(frame(subject, self._inbox + number, headers, payload))
+        try:
+            return await future
+        finally:
+            self._open.pop(number, None)
+
+    async def insist(
+        self,
+        subject: str,
+        payload: bytes,
+        *,
+        headers: str = "",
+        again: Callable[[Msg], bool] | None = None,
+        what: str = "the broker",
+        deadline_s: float | None = None,
+    ) -> Msg:
+        """Ask until there is an answer. Only for questions that may be asked twice.
+
+        Args:
+            again: says of an answer that it means "not now"; it is asked again.
+        Raises:
+            BusUnavailable: no (useful) answer before the deadline.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + (self._timeout_s if deadline_s is None else deadline_s)
+        why = "no answer"
+        while True:
+            msg = await self.ask(subject, payload, headers=headers)
+            if msg is not None:
+                if status_of(msg) == 503:
+                    why = "JetStream is not there (yet)"
+                elif again is None or not again(msg):
+                    return msg
+                else:
+                    why = "the stream is not ready"
+            if loop.time() >= deadline:
+                raise BusUnavailable(f"{what}: {why} within {self._timeout_s:g} s")
+            await self.until_up(deadline)
+
+    async def until_up(self, deadline: float) -> None:
+        """Wait a moment and for the connection, at most until ``deadline`` (loop time)."""
+        loop = asyncio.get_running_loop()
+        assert self._up is not None
+        if not self._connection.is_connected:
+            self._up.clear()
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self._up.wait()
+                await asyncio.sleep(_PAUSE_S)
+        except TimeoutError:
+            if loop.time() < deadline:
+                raise
+
+    def _on_reply(self, msg: Msg) -> None:
+        entry = self._open.pop(msg.subject[len(self._inbox) :], None)
+        if entry is not None and not entry[1].done():
+            entry[1].set_result(msg)
+
+    def _on_disconnect(self) -> None:
+        if self._up is not None:
+            self._up.clear()
+        entries, self._open = self._open, {}
+        for _, future in entries.values():
+            if not future.done():
+                future.set_result(None)
+
+    def _sweep(self) -> None:
+        self._timer = None
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        late = [number for number, (until, _) in self._open.items() if until <= now]
+        for number in late:
+            _, future = self._open.pop(number)
+            if not future.done():
+                future.set_result(None)
+        if self._open:
+            self._timer = loop.call_later(_SWEEP_S, self._sweep)
