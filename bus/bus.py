@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from anyio import AsyncContextManagerMixin
 
@@ -16,14 +16,15 @@ from .address import BrokerAddress
 from .bucket import Bucket
 from .connection import Connection
 from .lease import Lease
+from .log import EventLog
 from .objects import Objects
-from .streams import BUCKETS, BrokerInfo, features_of, losses_of, reconcile
-
-if TYPE_CHECKING:
-    from .log import EventLog
-    from .publisher import Publisher
+from .publisher import Publisher
+try:
     from .run_logs import RunLogs
-    from .work_queue import WorkQueue
+except ImportError:
+    RunLogs = None
+from .streams import BUCKETS, BrokerInfo, features_of, losses_of, reconcile
+from .work_queue import WorkQueue
 
 __all__ = ["Bus"]
 
@@ -123,32 +124,16 @@ class Bus(AsyncContextManagerMixin):
             )
             for loss in self._info.losses:
                 log.warning("bus.older_broker", extra={"version": self._info.version, "loss": loss})
-            await self._later(connection, stack)
+            self.log = EventLog(connection, self.config)
+            self.publisher = await stack.enter_async_context(
+                Publisher(connection, self.config, fast=features.fast_ingest, drain_s=self._drain_s)
+            )
+            self.work = WorkQueue(connection, self.config)
+            if RunLogs is not None:
+              self.run_logs = RunLogs(connection, self.publisher, self.config)
             self.objects = Objects(connection, self.config)
             try:
                 yield self
             finally:
                 self._info = None
                 self._buckets.clear()
-
-    async def _later(self, connection: Connection, stack: AsyncExitStack) -> None:
-        import importlib.util as u
-
-        if u.find_spec("hark.bus.log"):
-            from .log import EventLog
-
-            self.log = EventLog(connection, self.config)
-        if u.find_spec("hark.bus.publisher"):
-            from .publisher import Publisher
-
-            self.publisher = Publisher(connection, self.config)
-            if hasattr(self.publisher, "__aenter__"):
-                await stack.enter_async_context(self.publisher)
-        if u.find_spec("hark.bus.work_queue"):
-            from .work_queue import WorkQueue
-
-            self.work = WorkQueue(connection, self.config)
-        if u.find_spec("hark.bus.run_logs"):
-            from .run_logs import RunLogs
-
-            self.run_logs = RunLogs(connection, self.publisher, self.config)

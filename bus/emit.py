@@ -1,0 +1,153 @@
+"""``emit``: saying that something happened, from any code, sync or async, in or out of a run."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Generator
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Any
+
+from ..errors import BufferFull, EventInvalid, RefusedError
+from ..vocabulary import JsonValue, new_id
+from .event import Event, check_type, is_own_type
+from .session import Session, current_session, no_broker
+
+__all__ = ["CauseAttrs", "Emitted", "current_cause", "emit"]
+
+
+@dataclass(frozen=True, slots=True)
+class CauseAttrs:
+    """What an event takes over from the run it is emitted in. ``causaldepth`` is that of the new event."""
+
+    correlationid: str | None = None
+    causationid: str | None = None
+    causaldepth: int = 0
+    traceparent: str | None = None
+
+
+current_cause: ContextVar[Event | CauseAttrs | None] = ContextVar("hark_cause", default=None)
+"""What events emitted in this context follow from. Set by the engine around a run."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Emitted(Event):
+    """An event on its way. ``await`` it to be sure that it is stored; it is sent either way."""
+
+    session: Session | None = field(default=None, repr=False, compare=False)
+
+    def __await__(self) -> Generator[Any, None, Event]:
+        return self._stored().__await__()
+
+    async def _stored(self) -> Event:
+        if self.session is not None:
+            await self.session.acall(self.session.bus.publisher.barrier)
+        return self
+
+
+@lru_cache(maxsize=1)
+def default_source() -> str:
+    """Return who says what this program emits: ``/python/<name of the program>``."""
+    program = os.path.basename(sys.argv[0] or "") if getattr(sys, "argv", None) else ""
+    name = program.removesuffix(".py") or "interactive"
+    return "/python/" + "".join(c if c.isalnum() or c in "._~-" else "-" for c in name)
+
+
+def emit(
+    type: str,
+    *,
+    subject: str | None = None,
+    data: JsonValue | bytes = None,
+    source: str | None = None,
+    time: datetime | None = None,
+    id: str | None = None,
+    partitionkey: str | None = None,
+    follows: Event | None = None,
+    wait: bool = False,
+) -> Emitted:
+    """Say that something happened; return the event. It is acknowledged by the broker before the process exits.
+
+    ``await emit(...)`` (async) or ``emit(..., wait=True)`` (sync) return once it is stored. Two events with the same
+    ``source`` and ``id`` are one.
+
+    Args:
+        type: lower-case dotted words, such as ``order.paid``; Hark's own first words are refused.
+        subject: what it is about, such as ``order/42``.
+        source: who says so; default ``/python/<program>``.
+        time: when it happened (aware); default now.
+        follows: the event this one follows from; it then shares its story. In a run that is set by itself.
+
+    Raises:
+        EventInvalid: an attribute breaks the envelope's rules, or ``data`` is not JSON.
+        EventTooLarge: larger than the broker takes.
+        BusUnavailable: no broker is known, or it does not answer.
+        BufferFull: emitted on the bus's own loop faster than the broker takes; elsewhere the caller waits instead.
+    """
+    check_type(type)
+    if is_own_type(type):
+        raise EventInvalid(
+            "type",
+            f"begins with {type.partition('.')[0]!r}, a word only Hark itself emits: choose another, got {type!r}",
+        )
+    for name, value in (("id", id), ("source", source), ("subject", subject), ("partitionkey", partitionkey)):
+        if value is not None and (not isinstance(value, str) or not value):
+            raise EventInvalid(name, f"must be a non-empty string, got {value!r}")
+    if time is not None and (not isinstance(time, datetime) or time.tzinfo is None):
+        raise EventInvalid("time", f"must be a datetime with a time zone, got {time!r}")
+    session = current_session(tracking=False)
+    if session is None:
+        raise no_broker(f"there is no broker to emit {type!r} to")
+    cause = _cause(follows)
+    event = Emitted(
+        type=type,
+        source=source or default_source(),
+        id=id or new_id(),
+        subject=subject,
+        time=datetime.now(UTC) if time is None else time.astimezone(UTC),
+        data=data,
+        partitionkey=partitionkey,
+        correlationid=cause.correlationid,
+        causationid=cause.causationid,
+        causaldepth=cause.causaldepth,
+        traceparent=cause.traceparent,
+        session=session,
+    )
+    publisher = session.bus.publisher
+    if wait and session.is_own_loop:
+        raise RefusedError(
+            "emit(..., wait=True) on the bus's own event loop would wait for itself",
+            hint="in async code, write `await emit(...)`",
+        )
+    try:
+        publisher.publish_nowait(event)
+    except BufferFull:
+        if session.is_own_loop:
+            raise
+        session.call(publisher.publish, event)
+    if wait:
+        session.call(publisher.barrier)
+    return event
+
+
+_NO_CAUSE = CauseAttrs()
+
+
+def _cause(follows: Event | None) -> CauseAttrs:
+    """Return what a new event takes over: from ``follows`` if given, else from the run around us."""
+    cause = follows if follows is not None else current_cause.get()
+    if cause is None:
+        return _NO_CAUSE
+    if isinstance(cause, CauseAttrs):
+        return cause
+    if not isinstance(cause, Event):
+        raise EventInvalid("follows", f"must be an Event, got {type(cause).__name__}")
+    attrs = cause.caused()
+    return CauseAttrs(
+        correlationid=attrs["correlationid"],
+        causationid=attrs["causationid"],
+        causaldepth=attrs["causaldepth"],
+        traceparent=attrs["traceparent"],
+    )

@@ -1,0 +1,282 @@
+"""The bus of this process for code that has no server around it: user code, threads, the interactive shell.
+
+Outside a worker it is one background thread with an event loop and one ``Bus``, started when first needed. Inside
+a worker, ``use_session`` names the worker's own. A forked child has none until it asks for its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import os
+import threading
+import time
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import AbstractAsyncContextManager, contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+from ..errors import BusUnavailable, RefusedError
+from .address import BrokerAddress, locate_broker
+
+if TYPE_CHECKING:
+    from ..config import BusConfig, Settings
+    from .bus import Bus
+
+__all__ = ["Session", "close_session", "current_session", "use_session"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+DRAIN_S = 10.0
+"""How long the end of the process waits for the broker to acknowledge what was emitted."""
+_LOOK_AGAIN_S = 1.0
+"""After finding no broker, a process looks again at most this often: looking reads a file."""
+
+NO_BROKER_HINT = "start one with `hark up`, or set HARK_NATS_URL to a broker that runs"
+
+
+class Session:
+    """A bus and the loop it lives on, reachable from every thread and loop of the process."""
+
+    def __init__(self, bus: Bus, loop: asyncio.AbstractEventLoop) -> None:
+        self.bus = bus
+        self.loop = loop
+        self._thread = threading.get_ident()
+        self._generation = _generation
+
+    @property
+    def is_own_loop(self) -> bool:
+        """Whether the caller runs on this session's loop, where waiting by blocking would never end."""
+        return threading.get_ident() == self._thread
+
+    def call(self, function: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run an async function on the session's loop and wait for it. From any other thread than the loop's.
+
+        Raises:
+            RefusedError: called on the session's own loop.
+            BusUnavailable: the session has been closed.
+        """
+        if self.is_own_loop:
+            raise RefusedError(
+                "Session.call on the session's own event loop would wait for itself",
+                hint="in async code, use `await session.acall(...)`",
+            )
+        future = self._start(function, *args, **kwargs)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    async def acall(self, function: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run an async function on the session's loop and await it, from whatever loop the caller is on.
+
+        Raises:
+            BusUnavailable: the session has been closed.
+        """
+        if self.is_own_loop:
+            return await function(*args, **kwargs)
+        return await asyncio.wrap_future(self._start(function, *args, **kwargs))
+
+    def _start(self, function: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> Any:
+        async def run() -> T:
+            return await function(*args, **kwargs)
+
+        if self.loop.is_closed():
+            raise BusUnavailable("the session with the broker has been closed")
+        return asyncio.run_coroutine_threadsafe(run(), self.loop)
+
+
+class SessionThread:
+    """A session on a thread of its own. ``start`` returns once it is connected; ``stop`` once all is stored.
+
+    ``open_bus`` is called, entered and left on that thread's loop.
+    """
+
+    def __init__(self, open_bus: Callable[[], AbstractAsyncContextManager[Bus]]) -> None:
+        self._open_bus = open_bus
+        self._ready = threading.Event()
+        self._error: BaseException | None = None
+        self._session: Session | None = None
+        self._stopping: asyncio.Event | None = None
+        # A daemon, because the interpreter would otherwise wait for it before it tells it to stop.
+        self._thread = threading.Thread(target=self._run, name="hark-session", daemon=True)
+
+    def start(self) -> Session:
+        """Connect.
+
+        Raises:
+            BusUnavailable, AccessDenied, DefinitionError: see ``Bus``.
+        """
+        self._thread.start()
+        self._ready.wait()
+        if self._session is None:
+            self._thread.join()
+            assert self._error is not None
+            raise self._error
+        return self._session
+
+    def stop(self) -> None:
+        """Wait until what was published is stored (at most ``DRAIN_S``), then close."""
+        session, stopping = self._session, self._stopping
+        if session is None or stopping is None or not self._thread.is_alive():
+            return
+        session.loop.call_soon_threadsafe(stopping.set)
+        self._thread.join(DRAIN_S + 10.0)
+        if self._error is not None:
+            raise self._error
+
+    def _run(self) -> None:
+        loop = new_event_loop()
+        try:
+            asyncio.set_event_loop(loop)
+            loop.run_until_complete(self._serve(loop))
+            loop.run_until_complete(loop.shutdown_asyncgens())
+        except BaseException as exc:  # handed to the thread that waits for us
+            self._error = exc
+        finally:
+            # Not the executor's orderly shutdown: at interpreter exit it would start a thread, which is refused.
+            asyncio.set_event_loop(None)
+            loop.close()
+            self._ready.set()
+
+    async def _serve(self, loop: asyncio.AbstractEventLoop) -> None:
+        async with self._open_bus() as bus:
+            self._stopping = asyncio.Event()
+            self._session = Session(bus, loop)
+            self._ready.set()
+            await self._stopping.wait()
+
+
+def new_event_loop() -> asyncio.AbstractEventLoop:
+    """Return a new loop: uvloop's where it is installed, for speed."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()
+
+
+# --- the session of this process ----------------------------------------------------------------------
+
+_generation = 0
+"""Counts forks: a session made before the last one belongs to another process."""
+_lock = threading.Lock()
+_process: Session | None = None
+_thread: SessionThread | None = None
+_none_until = 0.0
+_bound: ContextVar[Session | None] = ContextVar("hark_session", default=None)
+
+
+def current_session(*, tracking: bool = True) -> Session | None:
+    """Return the session of this process, starting it if a broker is known; None if none is.
+
+    With ``tracking`` (asked by runs), None too if ``engine.track`` is ``never``. Costs nothing worth counting once
+    there is an answer.
+
+    Raises:
+        BusUnavailable: a broker is known and does not answer; or none is and ``engine.track`` is ``always``.
+        AccessDenied, DefinitionError: it refuses us, or the settings are wrong.
+    """
+    session = _bound.get() or _process
+    if session is None or session._generation != _generation or session.loop.is_closed():
+        if time.monotonic() < _none_until and tracking:
+            return None
+        return _look(tracking=tracking)
+    if tracking and session is _process and _tracks_never():
+        return None
+    return session
+
+
+def _tracks_never() -> bool:
+    return _thread is not None and _settings().engine.track == "never"
+
+
+def _settings() -> Settings:
+    # Reading settings needs a library that takes 100 ms to load: not at `from hark import emit`.
+    from ..config import load_settings
+
+    return load_settings()
+
+
+def _look(*, tracking: bool) -> Session | None:
+    global _process, _thread, _none_until
+    with _lock:
+        if _process is not None and not _process.loop.is_closed():
+            return _process
+        settings = _settings()
+        if tracking and settings.engine.track == "never":
+            _none_until = time.monotonic() + _LOOK_AGAIN_S
+            return None
+        address = locate_broker(settings)
+        if address is None:
+            if tracking and settings.engine.track == "always":
+                raise no_broker("HARK_ENGINE__TRACK is 'always', and no broker is known")
+            if tracking:
+                _none_until = time.monotonic() + _LOOK_AGAIN_S
+            return None
+        thread = SessionThread(lambda: open_bus(address, settings.bus))
+        _process, _thread = thread.start(), thread
+        return _process
+
+
+def open_bus(address: BrokerAddress, config: BusConfig) -> Bus:
+    """Return the bus of a process that only uses the broker: it changes no stream that exists."""
+    from .bus import Bus
+
+    return Bus(address, config, name=f"hark session {os.getpid()}", manage=False, drain_s=DRAIN_S)
+
+
+def no_broker(what: str) -> BusUnavailable:
+    """Return the error for when a broker is needed and none is known."""
+    return BusUnavailable(
+        f"{what} (HARK_NATS_URL is unset, and none runs under {_settings().home_path})", hint=NO_BROKER_HINT
+    )
+
+
+def close_session() -> None:
+    """Close the session this process started by itself, all it published stored. The next use starts a new one."""
+    global _process, _thread, _none_until
+    with _lock:
+        thread = _thread
+        if thread is not None and _process is thread._session:
+            _process = None
+        _thread, _none_until = None, 0.0
+    if thread is not None:
+        thread.stop()
+
+
+@contextmanager
+def use_session(bus: Bus | Session) -> Generator[Session, None, None]:
+    """Make ``bus`` (of the running loop), or a session, this process's session while inside.
+
+    Who asks in the same context (the tasks and copied contexts below) gets it whatever others do meanwhile; who asks
+    from a bare thread gets the one that was entered last.
+    """
+    global _process
+    session = bus if isinstance(bus, Session) else Session(bus, asyncio.get_running_loop())
+    before = _process
+    _process = session
+    token = _bound.set(session)
+    try:
+        yield session
+    finally:
+        _bound.reset(token)
+        if _process is session:
+            _process = before
+
+
+def _after_fork() -> None:
+    """In a forked child: the parent's loop, thread and connection are not ours."""
+    global _generation, _process, _thread, _none_until, _lock
+    _generation += 1
+    _process = _thread = None
+    _none_until = 0.0
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+# By now the threads of the program have ended (daemons aside), so nothing is emitted after us.
+atexit.register(close_session)
