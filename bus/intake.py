@@ -183,7 +183,7 @@ class Intake(Generic[ItemT]):
         """End a subscription without losing what is on its way to it."""
         try:
             if self._connection.is_connected:
-                await subscription.drain()
+                await subscription.drain()  # type: ignore[no-untyped-call]
             else:
                 await unsubscribe(subscription)
         except nats.errors.Error as exc:

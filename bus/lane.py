@@ -166,7 +166,7 @@ class Lane:
         if not some:
             return False
         self._plain_left = max(0, self._plain_left - len(some))
-        parts = []
+        parts: list[bytes] = []
         for message in some:
             self._count += 1
             number = f"p{self._count}"

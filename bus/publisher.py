@@ -10,7 +10,7 @@ import asyncio
 import logging
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Self
 
@@ -66,6 +66,7 @@ class Publisher(AsyncContextManagerMixin):
         self._room: deque[asyncio.Future[None]] = deque()
         self._refusals: deque[tuple[int, HarkError]] = deque(maxlen=MOST_REFUSALS)
         self._refused = 0  # not yet reported by a barrier
+        self._before_barrier: list[Callable[[], None]] = []
         self._lanes = [
             self._lane("hark.ev.end", fast),
             self._lane("hark.log.end", fast),
@@ -280,6 +281,10 @@ class Publisher(AsyncContextManagerMixin):
             if not waiter.done():
                 waiter.set_result(None)
 
+    def on_barrier(self, hook: Callable[[], None]) -> None:
+        """Call ``hook`` at the start of every barrier: who gathers before publishing gives its things then."""
+        self._before_barrier.append(hook)
+
     # --- waiting --------------------------------------------------------------------------------------
 
     async def barrier(self, *, timeout_s: float = 60.0) -> None:
@@ -290,6 +295,8 @@ class Publisher(AsyncContextManagerMixin):
                 Each refusal is raised once, by the first barrier behind it.
             BusUnavailable: not all was stored in ``timeout_s``; it is still being tried.
         """
+        for hook in self._before_barrier:
+            hook()
         self._take_given()
         target = self._ordinal
         if target > self._floor:

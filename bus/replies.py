@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Refusal", "Replies", "refusal_in"]
 
 _SWEEP_S = 0.25
-_PAUSE_S = 0.05  # between tries while the broker answers "not now": a stream recovers in 10–100 ms
+_PAUSE_S = 0.05  # between tries while the broker answers "not now": a stream recovers in 10 to 100 ms
 
 
 @dataclass(frozen=True, slots=True)
