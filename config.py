@@ -104,6 +104,23 @@ class TriggersConfig(_Section):
 
     webhook_max_bytes: int = Field(1 << 20, ge=1024, le=64 << 20, description="largest webhook body")
     webhook_tolerance_s: float = Field(300.0, gt=0, description="largest age of a signed timestamp")
+    webhook_dedupe_s: float = Field(
+        259_200.0,
+        ge=1,
+        le=2_592_000,
+        description="for how long a repeated delivery of a webhook is recognised; senders try again for up to 3 days",
+    )
+    webhook_rate_per_s: float = Field(
+        500.0, gt=0, description="requests per second of a webhook without a `rate` of its own, per server"
+    )
+    webhook_rejected_per_s: float = Field(
+        1.0,
+        gt=0,
+        description="`webhook.rejected` events per second and webhook; the others are counted in the next",
+    )
+    schedule_grace_s: float = Field(
+        30.0, ge=0, le=3600, description="how late a slot may be run and still be on time, not caught up"
+    )
 
 
 class AutomationsConfig(_Section):
@@ -135,12 +152,27 @@ class NotificationsConfig(_Section):
         15.0, gt=0, le=300, description="longest time one message to one address may take"
     )
     threads: int = Field(8, ge=1, le=64, description="messages being sent at once")
+    retries: int = Field(
+        2, ge=0, le=10, description="further tries at an address before its message counts as failed"
+    )
+    backoff_s: float = Field(
+        1.0, gt=0, le=60, description="ceiling of the wait after the first failed try; it doubles with each"
+    )
+    max_held: int = Field(
+        1000, ge=1, le=100_000, description="messages over a channel's rate that wait for their summary"
+    )
+    remember_days: float = Field(
+        7.0, gt=0, description="for how long a sent message is known, so that it is not sent twice"
+    )
 
 
 class StorageConfig(_Section):
     """The read model."""
 
     batch: int = Field(1000, ge=1, le=20_000, description="most events folded in one transaction")
+    prune_every_s: float = Field(
+        300.0, gt=0, description="how often rows are dropped whose events have left the log"
+    )
 
 
 class ServerConfig(_Section):

@@ -1,0 +1,297 @@
+"""What a stretch of the log becomes in the read model. Pure: messages in, rows out.
+
+Of all transitions of one run in the stretch only the last becomes a row, so a batch of a thousand task events
+may be three hundred writes. Since every row is made by one event alone, the cut of the log into batches cannot
+show in the outcome.
+
+This is the hot path of the projector: raw JSON and tuples, no ``Event`` objects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Protocol, TypeAlias
+
+import orjson
+
+from ..bus.event import format_time, parse_time
+from ..errors import EventInvalid
+from ..vocabulary import StateType
+
+__all__ = ["KEYED", "LISTED", "Changes", "Message", "Row", "fold"]
+
+Row: TypeAlias = "tuple[str | int | float | bytes | None, ...]"
+
+LISTED = ("events", "unreadable", "notifications", "webhook_deliveries", "schedule_fires")
+"""Tables with one row per event."""
+KEYED = ("flow_runs", "task_runs", "firings", "actions", "workers")
+"""Tables with one row per thing, made by the last event about it."""
+
+_STATES = frozenset(t.value for t in StateType)
+_FINAL = frozenset(t.value for t in StateType if t.is_terminal)
+
+
+class Message(Protocol):
+    """What the fold needs of a stored event; ``hark.bus.Recorded`` is one."""
+
+    @property
+    def seq(self) -> int: ...
+    @property
+    def subject(self) -> str: ...
+    @property
+    def recorded_at(self) -> datetime: ...
+    @property
+    def raw(self) -> bytes: ...
+
+
+@dataclass(slots=True)
+class Changes:
+    """The rows a stretch of the log makes: ``listed`` to be inserted, ``keyed`` (table -> key -> row) to be upserted."""
+
+    listed: dict[str, list[Row]] = field(default_factory=lambda: {name: [] for name in LISTED})
+    keyed: dict[str, dict[str, Row]] = field(default_factory=lambda: {name: {} for name in KEYED})
+    reached: int = 0
+
+    def rows(self) -> Iterable[tuple[str, list[Row]]]:
+        """Yield (table, rows) for every table that changes."""
+        for name, listed in self.listed.items():
+            if listed:
+                yield name, listed
+        for name, keyed in self.keyed.items():
+            if keyed:
+                yield name, list(keyed.values())
+
+
+class _Odd(Exception):
+    """An event does not say what its type promises."""
+
+
+def fold(messages: Iterable[Message]) -> Changes:
+    """Return the rows that ``messages``, in the order of the log, make of an empty read model."""
+    changes = Changes()
+    tasks: dict[str, tuple[int, dict[str, Any], str]] = {}
+    unreadable = changes.listed["unreadable"]
+    add_event = changes.listed["events"].append
+    loads = orjson.loads
+    seq = 0
+    for message in messages:
+        seq, raw = message.seq, message.raw
+        # recorded_at is always UTC, and this is several times faster than strftime.
+        recorded_at = f"{message.recorded_at.isoformat(timespec='microseconds')[:26]}Z"
+        try:
+            event = loads(raw)
+            get = event.get
+            type_, id_, source = event["type"], event["id"], event["source"]
+            if not (type(type_) is type(id_) is type(source) is str and type_ and id_ and source):
+                raise _Odd("its type, id and source are not texts")
+            time = _moment(get("time")) or recorded_at
+            add_event((
+                seq, id_, type_, source, _text(get("subject")), time, recorded_at, _text(get("correlationid")),
+                _text(get("causationid")), _whole(get("causaldepth")) or 0, raw,
+            ))  # fmt: skip
+        except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError, _Odd) as exc:
+            unreadable.append((seq, message.subject, f"not an event: {_why(exc)}", raw))
+            continue
+        word, _, rest = type_.partition(".")
+        try:
+            if word == "task-run":
+                # Most events are of these, and most of those are not the last of their run: look now, build later.
+                tasks[_checked_task_run(event)] = seq, event, time
+            elif (handle := _HANDLERS.get(word)) is not None:
+                handle(changes, seq, event, rest, time)
+        except (KeyError, TypeError, AttributeError, ValueError, _Odd) as exc:
+            unreadable.append((seq, message.subject, f"{type_}: {_why(exc)}", raw))
+    changes.keyed["task_runs"] = {id_: _task_run(id_, *found) for id_, found in tasks.items()}
+    changes.reached = seq
+    return changes
+
+
+# --- one function per first word ----------------------------------------------------------------------
+
+
+def _checked_task_run(event: dict[str, Any]) -> str:
+    """Return the id of the task run an event is about, having looked at everything ``_task_run`` relies on."""
+    data = event["data"]
+    run, state, flow_run = data["run"], data["state"], data["flow_run"]
+    if not (type(run) is type(state) is type(flow_run) is type(data["task"]) is dict):
+        raise _Odd("run, state, flow_run and task are not all objects")
+    if state["type"] not in _STATES:
+        raise _Odd(f"state type {state['type']!r:.40}")
+    _need(flow_run["id"])
+    return _need(run["id"])
+
+
+def _task_run(id_: str, seq: int, event: dict[str, Any], time: str) -> Row:
+    data = event["data"]
+    run, state, task, tags = data["run"], data["state"], data["task"], data.get("tags")
+    kind: str = state["type"]
+    return (
+        id_, seq, data["flow_run"]["id"], _text(run.get("name")) or "", _text(task.get("name")) or "",
+        _whole(run.get("attempt")) or 0, _whole(run.get("index")) or 0, _json_list(tags) if tags else "[]",
+        kind, _text(state.get("name")) or kind.capitalize(), _text(state.get("message")),
+        _moment(run.get("started_at")), _number(run.get("duration_s")), time,
+    )  # fmt: skip
+
+
+def _flow_run(changes: Changes, seq: int, event: dict[str, Any], word: str, time: str) -> None:
+    data = event["data"]
+    run, state, flow = data["run"], data["state"], data["flow"]
+    kind = state["type"]
+    if kind not in _STATES:
+        raise _Odd(f"state type {kind!r}")
+    cause = data.get("cause") or {}
+    id_ = _need(run["id"])
+    started_at = _moment(run.get("started_at"))
+    changes.keyed["flow_runs"][id_] = (
+        id_, seq, _text(run.get("name")) or "", _need(flow["name"]), _text(flow.get("version")),
+        _text((data.get("deployment") or {}).get("name")), _text(data.get("pool")), _text(data.get("queue")),
+        _text(run.get("parent")), _json_list(data.get("tags")), _text(cause.get("kind")), _text(cause.get("name")),
+        _text(cause.get("event")), kind, _text(state.get("name")) or kind.capitalize(), _text(state.get("message")),
+        _whole(run.get("attempt")) or 0, _moment(run.get("scheduled_at")) or started_at or time, started_at,
+        _moment(run.get("ended_at")) or (time if kind in _FINAL else None), _number(run.get("duration_s")), time,
+        _text(event.get("correlationid")), _text(event.get("causationid")),
+    )  # fmt: skip
+
+
+def _automation(changes: Changes, seq: int, event: dict[str, Any], word: str, time: str) -> None:
+    if word not in ("triggered", "resolved", "suppressed"):
+        return
+    data = _mapping(event.get("data"))
+    id_ = event["id"]
+    key = data.get("key")
+    changes.keyed["firings"][id_] = (
+        id_, seq, _called(data.get("automation")) or _after_slash(event), word,
+        key if key is None or isinstance(key, str) else orjson.dumps(key).decode(), _whole(data.get("count")),
+        _text(data.get("version") or _mapping(data.get("automation")).get("version")), _text(data.get("reason")), time,
+    )  # fmt: skip
+
+
+def _action(changes: Changes, seq: int, event: dict[str, Any], word: str, time: str) -> None:
+    if word not in ("executed", "failed", "dead-lettered", "redriven", "dropped", "skipped"):
+        return
+    data = _mapping(event.get("data"))
+    action = data.get("action")
+    kind = action if isinstance(action, str) else _mapping(action).get("kind") or _mapping(action).get("type")
+    error = data.get("error")
+    key = _text(data.get("key")) or _after_slash(event)
+    changes.keyed["actions"][key] = (
+        key, seq, word, _text(kind or data.get("kind")), _called(data.get("automation")) or None,
+        _text(data.get("firing") or event.get("causationid")), _whole(data.get("attempt")),
+        error if error is None or isinstance(error, str) else orjson.dumps(error).decode(),
+        _number(data.get("duration_s")), time,
+    )  # fmt: skip
+
+
+def _notification(changes: Changes, seq: int, event: dict[str, Any], word: str, time: str) -> None:
+    if word not in ("sent", "failed", "silenced", "grouped"):
+        return
+    data = _mapping(event.get("data"))
+    changes.listed["notifications"].append((
+        seq, word, _text(data.get("channel")), _text(data.get("kind")), _text(data.get("severity")),
+        _text(data.get("title")), _whole(data.get("attempt")), _number(data.get("duration_s")),
+        _text(data.get("error")), time,
+    ))  # fmt: skip
+
+
+def _webhook(changes: Changes, seq: int, event: dict[str, Any], word: str, time: str) -> None:
+    if word not in ("received", "rejected"):
+        return
+    data = _mapping(event.get("data"))
+    changes.listed["webhook_deliveries"].append((
+        seq, _called(data.get("webhook")) or _after_slash(event), word, _whole(data.get("status")),
+        _text(data.get("reason")), time,
+    ))  # fmt: skip
+
+
+def _schedule(changes: Changes, seq: int, event: dict[str, Any], word: str, time: str) -> None:
+    if word not in ("fired", "skipped"):
+        return
+    data = _mapping(event.get("data"))
+    run = data.get("flow_run") or data.get("run")
+    changes.listed["schedule_fires"].append((
+        seq, _called(data.get("deployment")) or None, _called(data.get("schedule")) or None, word,
+        _moment(data.get("scheduled_at")), _text(run if isinstance(run, str) else _mapping(run).get("id")),
+        _text(data.get("reason")), time,
+    ))  # fmt: skip
+
+
+def _worker(changes: Changes, seq: int, event: dict[str, Any], word: str, time: str) -> None:
+    if word not in ("started", "stopped", "lost"):
+        return
+    data = _mapping(event.get("data"))
+    id_ = _after_slash(event)
+    changes.keyed["workers"][id_] = (
+        id_, seq, word, _called(data.get("pool")) or None, orjson.dumps(data).decode(), time,
+    )  # fmt: skip
+
+
+_HANDLERS: dict[str, Callable[[Changes, int, dict[str, Any], str, str], None]] = {
+    "flow-run": _flow_run, "automation": _automation, "action": _action,
+    "notification": _notification, "webhook": _webhook, "schedule": _schedule, "worker": _worker,
+}  # fmt: skip
+
+
+# --- reading values that anybody may have written -----------------------------------------------------
+
+
+def _need(value: object) -> str:
+    if isinstance(value, str) and value:
+        return value
+    raise _Odd(f"expected a text, got {value!r:.40}")
+
+
+def _text(value: object) -> str | None:
+    return value if value is None or isinstance(value, str) else str(value)
+
+
+def _whole(value: object) -> int | None:
+    # SQLite holds 64 bits; a larger number is nobody's count.
+    if isinstance(value, int) and not isinstance(value, bool) and -(1 << 63) <= value < 1 << 63:
+        return value
+    return None
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _mapping(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _called(value: object) -> str:
+    """Return the name in ``"name"`` or ``{"name": "name"}``, or nothing."""
+    if isinstance(value, dict):
+        value = value.get("name")
+    return value if isinstance(value, str) else ""
+
+
+def _after_slash(event: dict[str, Any]) -> str:
+    """Return what an event is about: ``x`` of the subject ``automation/x``, or its id when it names nothing."""
+    subject = event.get("subject")
+    return (
+        (subject.partition("/")[2] or subject) if isinstance(subject, str) and subject else str(event["id"])
+    )
+
+
+def _json_list(value: object) -> str:
+    return orjson.dumps([str(v) for v in value]).decode() if isinstance(value, list) else "[]"
+
+
+def _moment(value: object) -> str | None:
+    """Return a moment as fixed-width UTC text; what is not a moment is None."""
+    if not isinstance(value, str):
+        return None
+    # The form Hark writes; anything else is brought to it, so that text order is time order.
+    if len(value) == 27 and value[26] == "Z" and value[10] == "T" and value[19] == ".":
+        return value
+    try:
+        return format_time(parse_time(value))
+    except (EventInvalid, ValueError, OverflowError):
+        return None
+
+
+def _why(exc: BaseException) -> str:
+    return f"{exc} is missing" if isinstance(exc, KeyError) else str(exc) or type(exc).__name__

@@ -1,0 +1,177 @@
+"""Follows the log and folds it into the read model, batch by batch, each in one transaction with its sequence."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import anyio
+from anyio import AsyncContextManagerMixin, CapacityLimiter, to_thread
+from anyio.abc import TaskStatus
+
+from ..bus.subject import ALL_EVENTS
+from ..clock import SYSTEM_CLOCK, Clock
+from ..config import StorageConfig
+from ..errors import BusUnavailable, GuardFailed, LogRewound, UnavailableError
+from .fold import Changes, fold
+from .store import Store, remove_files
+
+if TYPE_CHECKING:
+    from ..bus import Bus
+    from ..bus.feed import Batch
+
+__all__ = ["Projector", "rebuild"]
+
+log = logging.getLogger(__name__)
+
+_INLINE = 50
+"""Batches up to this size are folded on the loop: a hop to a thread costs as much as folding them."""
+
+
+class Projector(AsyncContextManagerMixin):
+    """Keeps the read model at ``path`` up with the log. Enter it to start; entered, the file is there to be read.
+
+    It begins where the file stops. A file that was folded from another log (the stream was made anew, or has lost
+    its tail), by another schema version, or that is damaged, is dropped and folded from the beginning.
+
+    Raises:
+        BusUnavailable: on entering, when the broker does not answer. Later outages are waited out.
+    """
+
+    def __init__(self, bus: Bus, path: Path, config: StorageConfig, *, clock: Clock = SYSTEM_CLOCK) -> None:
+        self._bus, self._path, self._config, self._clock = bus, path, config, clock
+        self._seq = 0
+        self._pending = 0
+        self._moved = anyio.Event()
+        self._again: anyio.CancelScope | None = None
+        self._asked_to_rebuild = False
+        # Folding is one stretch after the other; a second thread would only wait.
+        self._limiter = CapacityLimiter(1)
+
+    @property
+    def seq(self) -> int:
+        """The sequence of the last event in the read model."""
+        return self._seq
+
+    @property
+    def behind(self) -> int:
+        """How many events the broker still had to hand over after the last batch."""
+        return self._pending
+
+    async def caught_up(self, seq: int, *, timeout_s: float = 5.0) -> None:
+        """Wait until the event at ``seq`` can be read.
+
+        Raises:
+            UnavailableError: it took longer than ``timeout_s``.
+        """
+        with anyio.move_on_after(timeout_s):
+            while self._seq < seq:
+                await self._moved.wait()
+            return
+        raise UnavailableError(
+            f"the read model has reached event {self._seq}, and {seq} was asked for",
+            hint="it is catching up; try again in a moment",
+        )
+
+    async def rebuild(self) -> None:
+        """Drop every row and fold the log from its beginning, up to where it ends now.
+
+        Readers see the old rows until they are dropped, and then the growing new ones.
+        """
+        head = await self._bus.log.head()
+        self._asked_to_rebuild = True
+        self._seq = 0
+        if self._again is not None:
+            self._again.cancel("rebuild")
+        await self.caught_up(head, timeout_s=float("inf"))
+
+    @asynccontextmanager
+    async def __asynccontextmanager__(self) -> AsyncGenerator[Self, None]:
+        async with anyio.create_task_group() as tg:
+            await tg.start(self._run)
+            try:
+                yield self
+            finally:
+                tg.cancel_scope.cancel("projector closing")
+
+    async def _run(self, *, task_status: TaskStatus[None]) -> None:
+        started: Callable[[], None] | None = task_status.started
+        while True:
+            state = await self._bus.log.state()
+            async with Store(self._path, stream=state.incarnation) as store:
+                if self._asked_to_rebuild or store.reached.seq > state.last_seq:
+                    await store.reset()
+                    self._asked_to_rebuild = False
+                await store.prune(state.first_seq)
+                self._advance(store.reached.seq, self._pending)
+                if started is not None:
+                    started()
+                    started = None
+                try:
+                    with anyio.CancelScope() as self._again:
+                        await self._follow(store)
+                except LogRewound as exc:
+                    log.warning("storage.log_rewound", extra={"error": str(exc)})
+                    await store.reset()
+                except GuardFailed:
+                    log.warning("storage.second_writer", extra={"path": str(self._path)})
+                    await self._clock.sleep(1)
+                except BusUnavailable as exc:
+                    log.warning("storage.bus_unavailable", extra={"error": str(exc)})
+                    await self._clock.sleep(1)
+                self._again = None
+                self._seq = 0 if self._asked_to_rebuild else store.reached.seq
+
+    async def _follow(self, store: Store) -> None:
+        """Fold and commit until cancelled. Cancelled halfway through a batch, nothing of it is written."""
+        prune_at = self._clock.monotonic() + self._config.prune_every_s
+        async with self._bus.log.follow(
+            (ALL_EVENTS,), after=store.reached.seq, batch=self._config.batch
+        ) as batches:
+            async for batch in batches:
+                if batch.records:
+                    await store.commit(await self._fold(batch))
+                self._advance(store.reached.seq, batch.pending)
+                if self._clock.monotonic() >= prune_at:
+                    prune_at = self._clock.monotonic() + self._config.prune_every_s
+                    gone = await store.prune((await self._bus.log.state()).first_seq)
+                    log.debug("storage.pruned", extra={"rows": gone})
+
+    async def _fold(self, batch: Batch) -> Changes:
+        if len(batch.records) <= _INLINE:
+            return fold(batch.records)
+        return await to_thread.run_sync(fold, batch.records, limiter=self._limiter)
+
+    def _advance(self, seq: int, pending: int) -> None:
+        self._seq, self._pending = seq, pending
+        self._moved.set()
+        self._moved = anyio.Event()
+
+
+async def rebuild(
+    bus: Bus, path: Path, config: StorageConfig, *, progress: Callable[[int, int], None] | None = None
+) -> int:
+    """Fold the whole log into a new file at ``path`` and return the sequence reached. No projector may be running.
+
+    Args:
+        progress: called after every batch with (events folded, events still waiting).
+    """
+    state = await bus.log.state()
+    remove_files(path)
+    async with Store(path, stream=state.incarnation) as store:
+        await store.prune(state.first_seq)
+        reading: AbstractAsyncContextManager[AsyncIterator[Batch]] = bus.log.read(
+            (ALL_EVENTS,), after=0, batch=config.batch
+        )
+        folded = 0
+        async with reading as batches:
+            async for batch in batches:
+                if batch.records:
+                    await store.commit(await to_thread.run_sync(fold, batch.records))
+                folded += len(batch.records)
+                if progress is not None:
+                    progress(folded, batch.pending)
+        return store.reached.seq

@@ -1,0 +1,536 @@
+"""Questions to the read model. Read-only: opening it can neither make nor change the file.
+
+Answers are as fresh as the projector; who has just written and wants to see it waits for
+``Projector.caught_up(seq)`` first. Listings are newest first, in pages by opaque cursors; a page never repeats or
+skips a row because others were written meanwhile.
+"""
+
+from __future__ import annotations
+
+import heapq
+import sqlite3
+from collections.abc import AsyncGenerator, Iterable, Mapping
+from contextlib import asynccontextmanager
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import aiosqlite
+import anyio
+import orjson
+
+from ..bus.event import format_time
+from ..bus.subject import matches
+from ..errors import DefinitionError, HarkError, UnavailableError, UnknownName
+from ..vocabulary import StateType
+from .row import (
+    ActionRow,
+    AutomationActivity,
+    Counts,
+    DeploymentActivity,
+    EventFilter,
+    EventRow,
+    FiringDetail,
+    FiringRow,
+    FlowRunDetail,
+    FlowRunRow,
+    NotificationRow,
+    Page,
+    RunFilter,
+    ScheduleFireRow,
+    TaskRunRow,
+    WebhookDeliveryRow,
+    WorkerRow,
+    decode_cursor,
+    encode_cursor,
+    read_row,
+)
+from .statement import statements
+from .store import read_only
+
+__all__ = ["MAX_LIMIT", "Queries"]
+
+_EVERY_RUN, _EVERY_EVENT = RunFilter(), EventFilter()
+MAX_LIMIT = 1000
+"""Most rows in one page."""
+_CHAIN = 50
+_READ = "read.sql"
+
+T = TypeVar("T")
+
+
+class Queries:
+    """Read-only access to the read model at ``path``. Enter it to use it; connections are opened when first needed.
+
+    Every method raises ``UnavailableError`` while the file does not exist (no projector ran yet).
+    """
+
+    def __init__(self, path: Path, *, readers: int = 3) -> None:
+        self._path = path
+        self._idle: list[aiosqlite.Connection] = []
+        self._limit = anyio.Semaphore(readers, max_value=readers)
+        self._is_open = False
+        self._sql = statements(_READ)
+
+    async def __aenter__(self) -> Self:
+        self._is_open = True
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self._is_open = False
+        with anyio.CancelScope(shield=True):
+            while self._idle:
+                await self._idle.pop().close()
+
+    # --- flow runs ------------------------------------------------------------------------------------
+
+    async def flow_runs(
+        self, where: RunFilter = _EVERY_RUN, *, cursor: str | None = None, limit: int = 50
+    ) -> Page[FlowRunRow]:
+        """Return flow runs, the latest due first."""
+        parts, values = ["flow_runs"], {"limit": _checked(limit) + 1}  # type: tuple[list[str], dict[str, Any]]
+        if where.states:
+            types, names = _states(where.states)
+            parts.append("flow_runs.states" if names else "flow_runs.types")
+            values |= {"types": _array(types), "names": _array(names)}
+        for name in ("name", "flow", "deployment", "pool", "parent", "cause", "cause_event", "correlation"):
+            if (value := getattr(where, name)) is not None:
+                parts.append(f"flow_runs.{name}")
+                values[name] = value
+        if where.tags:
+            parts.append("flow_runs.tags")
+            values["tags"] = _array(where.tags)
+        if where.top_level:
+            parts.append("flow_runs.top_level")
+        _bounds(parts, values, "flow_runs", where.since, where.until)
+        if where.text:
+            parts.append("flow_runs.text")
+            values["text"] = f"%{_like(where.text)}%"
+        if cursor is not None:
+            values["after_at"], values["after_id"] = decode_cursor(cursor, str, str)
+            parts.append("flow_runs.after")
+        rows = await self._rows([*parts, "flow_runs.newest_first"], values)
+        found = [read_row(FlowRunRow, row) for row in rows[:limit]]
+        more = len(rows) > limit
+        return Page(
+            tuple(found), encode_cursor(rows[limit - 1]["scheduled_at"], found[-1].id) if more else None
+        )
+
+    async def flow_run(self, run_id: str) -> FlowRunDetail:
+        """Return all there is about one run.
+
+        Raises:
+            UnknownName: there is no such run (any more).
+        """
+        async with self._reading() as db:
+            run = await self._one(db, FlowRunRow, ["flow_runs", "flow_runs.id"], {"id": run_id})
+            if run is None:
+                raise UnknownName("flow run", run_id)
+            transitions = await self._all(
+                db, EventRow, ["events", "events.subject", "events.oldest_first"],
+                {"subject": f"flow-run/{run_id}", "limit": MAX_LIMIT},
+            )  # fmt: skip
+            last = await self._one(db, EventRow, ["events", "events.seq"], {"seq": run.seq})
+            children = await self._all(
+                db, FlowRunRow, ["flow_runs", "flow_runs.parent", "flow_runs.newest_first"],
+                {"parent": run_id, "limit": MAX_LIMIT},
+            )  # fmt: skip
+            async with db.execute(self._sql["task_states"], {"flow_run": run_id}) as cursor:
+                task_states = {str(state): int(n) for state, n in await cursor.fetchall()}
+            begun_by = run.cause_event or run.causationid
+            causes = await self._all(db, EventRow, ["cause_chain"], {"id": begun_by, "depth": _CHAIN})
+        data = last.data if last is not None else None
+        return FlowRunDetail(
+            run=run, data=data if isinstance(data, dict) else {}, children=tuple(reversed(children)),
+            transitions=tuple(e for e in transitions if e.type.startswith("flow-run.")),
+            task_states=task_states, causes=tuple(causes),
+        )  # fmt: skip
+
+    async def task_runs(
+        self, flow_run_id: str, *, cursor: str | None = None, limit: int = 200
+    ) -> Page[TaskRunRow]:
+        """Return the task runs of a flow run in the order they were called; none for a run that does not exist."""
+        position, after_id = decode_cursor(cursor, int, str) if cursor is not None else (-1, "")
+        rows = await self._rows(
+            ["task_runs"],
+            {
+                "flow_run": flow_run_id, "after_position": position, "after_id": after_id,
+                "limit": _checked(limit) + 1,
+            },
+        )  # fmt: skip
+        found = [read_row(TaskRunRow, row) for row in rows[:limit]]
+        more = len(rows) > limit
+        return Page(tuple(found), encode_cursor(found[-1].position, found[-1].id) if more else None)
+
+    async def task_run(self, task_run_id: str) -> TaskRunRow:
+        """Return one task run.
+
+        Raises:
+            UnknownName: there is no such task run (any more).
+        """
+        async with self._reading() as db:
+            found = await self._one(db, TaskRunRow, ["task_run"], {"id": task_run_id})
+        if found is None:
+            raise UnknownName("task run", task_run_id)
+        return found
+
+    # --- events ---------------------------------------------------------------------------------------
+
+    async def events(
+        self,
+        where: EventFilter = _EVERY_EVENT,
+        *,
+        cursor: str | None = None,
+        limit: int = 50,
+        oldest_first: bool = False,
+    ) -> Page[EventRow]:
+        """Return events in the order of the log: the newest first, or the oldest."""
+        _checked(limit)
+        parts, values = ["events"], {"limit": limit + 1}  # type: tuple[list[str], dict[str, Any]]
+        for name in ("source", "correlation", "causation", "after_seq", "before_seq"):
+            if (value := getattr(where, name)) is not None:
+                parts.append(f"events.{name}")
+                values[name] = value
+        _bounds(parts, values, "events", where.since, where.until)
+        if where.subject is not None:
+            parts.append("events.subject_prefix" if where.subject.endswith("*") else "events.subject")
+            stem = where.subject.rstrip("*")
+            # U+10FFFF sorts behind every character there can be.
+            values |= {"subject": where.subject, "subject_from": stem, "subject_to": stem + "\U0010ffff"}
+        if cursor is not None:
+            name = "after_seq" if oldest_first else "before_seq"
+            [seq] = decode_cursor(cursor, int)
+            if name in values:
+                seq = max(seq, values[name]) if oldest_first else min(seq, values[name])
+            else:
+                parts.append(f"events.{name}")
+            values[name] = seq
+        tail = "events.oldest_first" if oldest_first else "events.newest_first"
+        async with self._reading() as db:
+            rows = await self._of_types(db, where, parts, values, tail)
+        found = rows[:limit]
+        return Page(tuple(found), encode_cursor(found[-1].seq) if len(rows) > limit else None)
+
+    async def _of_types(
+        self,
+        db: aiosqlite.Connection,
+        where: EventFilter,
+        parts: list[str],
+        values: dict[str, Any],
+        tail: str,
+    ) -> list[EventRow]:
+        if not where.types:
+            return await self._all(db, EventRow, [*parts, tail], values)
+        async with db.execute(self._sql["event_types"]) as found:
+            types = [str(t) for [t] in await found.fetchall() if any(matches(p, str(t)) for p in where.types)]
+        if where.subject is not None or where.correlation is not None or where.causation is not None:
+            # These pick few rows by an index of their own.
+            return await self._all(
+                db, EventRow, [*parts, "events.types", tail], values | {"types": _array(types)}
+            )
+        # One walk per type in the index, merged: SQLite by itself would sort all rows of all types for one page.
+        walks = [
+            await self._all(db, EventRow, [*parts, "events.type", tail], values | {"type": t}) for t in types
+        ]
+        newest_first = tail == "events.newest_first"
+        merged = heapq.merge(*walks, key=lambda e: e.seq, reverse=newest_first)
+        return [event for event, _ in zip(merged, range(values["limit"]), strict=False)]
+
+    async def event(self, event_id: str) -> EventRow:
+        """Return one event by its id.
+
+        Raises:
+            UnknownName: there is no such event (any more).
+        """
+        async with self._reading() as db:
+            return await self._event(db, event_id)
+
+    async def _event(self, db: aiosqlite.Connection, event_id: str) -> EventRow:
+        found = await self._one(db, EventRow, ["events", "events.id"], {"id": event_id})
+        if found is None:
+            raise UnknownName("event", event_id)
+        return found
+
+    async def causes(self, event_id: str) -> tuple[EventRow, ...]:
+        """Return the event and what led to it, nearest first, at most 50; empty when it is not known."""
+        async with self._reading() as db:
+            return tuple(await self._all(db, EventRow, ["cause_chain"], {"id": event_id, "depth": _CHAIN}))
+
+    async def led_to(self, event_id: str, *, limit: int = 200) -> tuple[EventRow, ...]:
+        """Return the events this one led to directly, oldest first."""
+        page = await self.events(EventFilter(causation=event_id), limit=limit, oldest_first=True)
+        return page.items
+
+    # --- rules, actions, messages ---------------------------------------------------------------------
+
+    async def firings(
+        self,
+        automation: str | None = None,
+        *,
+        decision: str | None = None,
+        cursor: str | None = None,
+        limit: int = 50,
+    ) -> Page[FiringRow]:
+        """Return decisions of rules, newest first; ``decision`` is triggered, resolved or suppressed."""
+        return await self._listing(
+            FiringRow, "firings", {"automation": automation, "decision": decision}, cursor, limit
+        )
+
+    async def firing(self, firing_id: str) -> FiringDetail:
+        """Return a decision with what led to it and what it led to.
+
+        Raises:
+            UnknownName: there is no such decision (any more).
+        """
+        async with self._reading() as db:
+            firing = await self._one(db, FiringRow, ["firings", "firings.id"], {"id": firing_id})
+            if firing is None:
+                raise UnknownName("firing", firing_id)
+            event = await self._event(db, firing_id)
+            chain = await self._all(db, EventRow, ["cause_chain"], {"id": firing_id, "depth": _CHAIN})
+            actions = await self._all(
+                db, ActionRow, ["actions", "actions.firing", "newest_first"],
+                {"firing": firing_id, "limit": MAX_LIMIT},
+            )  # fmt: skip
+            runs = await self._all(
+                db, FlowRunRow, ["flow_runs", "flow_runs.cause_event", "flow_runs.newest_first"],
+                {"cause_event": firing_id, "limit": MAX_LIMIT},
+            )  # fmt: skip
+        return FiringDetail(
+            firing=firing, event=event, causes=tuple(chain[1:]), actions=tuple(reversed(actions)),
+            runs=tuple(reversed(runs)),
+        )  # fmt: skip
+
+    async def actions(
+        self,
+        *,
+        state: str | None = None,
+        automation: str | None = None,
+        firing: str | None = None,
+        cursor: str | None = None,
+        limit: int = 50,
+    ) -> Page[ActionRow]:
+        """Return the latest outcomes of actions, newest first."""
+        asked = {"state": state, "automation": automation, "firing": firing}
+        return await self._listing(ActionRow, "actions", asked, cursor, limit)
+
+    async def dead_letters(self, *, cursor: str | None = None, limit: int = 50) -> Page[ActionRow]:
+        """Return the actions that were given up and wait for a person, newest first."""
+        return await self.actions(state="dead-lettered", cursor=cursor, limit=limit)
+
+    async def action(self, key: str) -> tuple[ActionRow, EventRow]:
+        """Return an action's latest outcome and the event that says so.
+
+        Raises:
+            UnknownName: there is no such action (any more).
+        """
+        async with self._reading() as db:
+            action = await self._one(db, ActionRow, ["actions", "actions.key"], {"key": key})
+            if action is None:
+                raise UnknownName("action", key)
+            [event] = await self._all(db, EventRow, ["events", "events.seq"], {"seq": action.seq})
+        return action, event
+
+    async def notifications(
+        self,
+        *,
+        channel: str | None = None,
+        outcome: str | None = None,
+        cursor: str | None = None,
+        limit: int = 50,
+    ) -> Page[NotificationRow]:
+        """Return what became of messages to people, newest first."""
+        return await self._listing(
+            NotificationRow, "notifications", {"channel": channel, "outcome": outcome}, cursor, limit
+        )
+
+    async def webhook_deliveries(
+        self,
+        webhook: str | None = None,
+        *,
+        outcome: str | None = None,
+        cursor: str | None = None,
+        limit: int = 50,
+    ) -> Page[WebhookDeliveryRow]:
+        """Return requests at webhooks, newest first."""
+        return await self._listing(
+            WebhookDeliveryRow, "webhook_deliveries", {"webhook": webhook, "outcome": outcome}, cursor, limit
+        )
+
+    async def schedule_fires(
+        self, deployment: str | None = None, *, cursor: str | None = None, limit: int = 50
+    ) -> Page[ScheduleFireRow]:
+        """Return schedules that came due, newest first."""
+        return await self._listing(
+            ScheduleFireRow, "schedule_fires", {"deployment": deployment}, cursor, limit
+        )
+
+    async def _listing(
+        self, cls: type[T], table: str, asked: Mapping[str, str | None], cursor: str | None, limit: int
+    ) -> Page[T]:
+        parts = [table, *(f"{table}.{name}" for name, value in asked.items() if value is not None)]
+        values: dict[str, Any] = {**asked, "limit": _checked(limit) + 1}
+        if cursor is not None:
+            [values["before"]] = decode_cursor(cursor, int)
+            parts.append("before")
+        rows = await self._rows([*parts, "newest_first"], values)
+        found = tuple(read_row(cls, row) for row in rows[:limit])
+        return Page(found, encode_cursor(rows[limit - 1]["seq"]) if len(rows) > limit else None)
+
+    # --- activity -------------------------------------------------------------------------------------
+
+    async def workers(self) -> tuple[WorkerRow, ...]:
+        """Return the latest word of every worker, the working ones first."""
+        return tuple(read_row(WorkerRow, row) for row in await self._rows(["workers"], {}))
+
+    async def deployments(self, *, since: datetime) -> dict[str, DeploymentActivity]:
+        """Return what each deployment that ever ran has been doing, by name; ``states`` counts runs due ``since``."""
+        async with self._reading() as db:
+            last = await self._all(db, FlowRunRow, ["deployment_last"], {})
+            next_ = await self._all(db, FlowRunRow, ["deployment_next"], {})
+            async with db.execute(self._sql["deployment_states"], {"since": format_time(since)}) as cursor:
+                counted = await cursor.fetchall()
+        by_last = {run.deployment: run for run in last if run.deployment}
+        by_next = {run.deployment: run for run in next_ if run.deployment}
+        states: dict[str, dict[str, int]] = {}
+        for name, state, n in counted:
+            states.setdefault(str(name), {})[str(state)] = int(n)
+        return {
+            name: DeploymentActivity(name, by_last.get(name), by_next.get(name), states.get(name, {}))
+            for name in sorted({*by_last, *by_next})
+        }
+
+    async def automations(self, *, since: datetime) -> dict[str, AutomationActivity]:
+        """Return what each rule that ever decided anything has been doing, by name."""
+        rows = await self._rows(["automation_activity"], {"since": format_time(since)})
+        return {row["automation"]: read_row(AutomationActivity, row) for row in rows}
+
+    async def counts(self, *, since: datetime) -> Counts:
+        """Return the status page in numbers."""
+        at = format_time(since)
+        async with self._reading() as db:
+            async with db.execute(self._sql["seq_since"], {"since": at}) as cursor:
+                [[seq]] = await cursor.fetchall()
+            async with db.execute(self._sql["count_flow_runs"], {"since": at}) as cursor:
+                runs = {str(state): int(n) for state, n in await cursor.fetchall()}
+            async with db.execute(self._sql["count_recent"], {"seq": seq}) as cursor:
+                found = {str(name): int(n) for name, n in await cursor.fetchall()}
+            async with db.execute(self._sql["reached"]) as cursor:
+                [[_, reached, _]] = await cursor.fetchall()
+
+        def group(name: str) -> dict[str, int]:
+            return {key[len(name) + 1 :]: n for key, n in found.items() if key.startswith(f"{name}.")}
+
+        firings = group("firings")
+        return Counts(
+            flow_runs=runs, task_runs=found["task_runs"], events=found["events"],
+            triggered=firings.get("triggered", 0), suppressed=firings.get("suppressed", 0),
+            actions=group("actions"), dead_letters=found["dead_letters"], notifications=group("notifications"),
+            webhooks=group("webhooks"), workers=group("workers"), unreadable=found["unreadable"], seq=int(reached),
+        )  # fmt: skip
+
+    async def reached(self) -> int:
+        """Return up to which sequence the log is folded."""
+        [row] = await self._rows(["reached"], {})
+        return int(row["seq"])
+
+    # --- asking ---------------------------------------------------------------------------------------
+
+    async def _rows(self, parts: Iterable[str], values: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        async with self._reading() as db, db.execute(self._put_together(parts), values) as cursor:
+            return list(await cursor.fetchall())  # type: ignore[arg-type]  # Row is a mapping in all but name
+
+    async def _all(
+        self, db: aiosqlite.Connection, cls: type[T], parts: Iterable[str], values: Mapping[str, Any]
+    ) -> list[T]:
+        async with db.execute(self._put_together(parts), values) as cursor:
+            return [read_row(cls, row) for row in await cursor.fetchall()]  # type: ignore[arg-type]
+
+    async def _one(
+        self, db: aiosqlite.Connection, cls: type[T], parts: Iterable[str], values: Mapping[str, Any]
+    ) -> T | None:
+        found = await self._all(db, cls, parts, values)
+        return found[0] if found else None
+
+    def _put_together(self, parts: Iterable[str]) -> str:
+        return "\n".join(self._sql[part] for part in parts)
+
+    @asynccontextmanager
+    async def _reading(self) -> AsyncGenerator[aiosqlite.Connection, None]:
+        """Lend a connection, in one transaction, so that several statements see the same moment."""
+        if not self._is_open:
+            raise RuntimeError("the queries are not open; enter them first")
+        async with self._limit:
+            db = self._idle.pop() if self._idle else await self._connect()
+            usable = False
+            try:
+                await db.execute("BEGIN")
+                yield db
+                usable = True
+            except HarkError:
+                usable = True
+                raise
+            except sqlite3.OperationalError as exc:
+                raise UnavailableError(
+                    f"the read model cannot be read: {exc}",
+                    hint="it may be in the making; try again in a moment, or run `hark rebuild`",
+                ) from exc
+            finally:
+                with anyio.CancelScope(shield=True):
+                    # After a cancellation a statement may still be running in the connection's thread.
+                    if usable and self._is_open:
+                        await db.rollback()
+                        self._idle.append(db)
+                    else:
+                        await db.close()
+
+    async def _connect(self) -> aiosqlite.Connection:
+        with anyio.CancelScope(shield=True):  # a connection half made would leave its thread behind
+            try:
+                db = await aiosqlite.connect(read_only(self._path), uri=True, isolation_level=None)
+            except sqlite3.OperationalError as exc:
+                raise UnavailableError(
+                    f"there is no read model at {self._path} yet", hint="is the server running? `hark up`"
+                ) from exc
+            db.row_factory = sqlite3.Row
+            await db.execute("PRAGMA query_only = ON")
+            await db.execute("PRAGMA busy_timeout = 2000")
+        return db
+
+
+def _checked(limit: int) -> int:
+    if not 1 <= limit <= MAX_LIMIT:
+        raise DefinitionError(f"limit {limit} is not between 1 and {MAX_LIMIT}")
+    return limit
+
+
+def _states(states: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Return (types, names in lower case without dashes) that ``states`` ask for."""
+    types, names = [], []
+    known = {t.value for t in StateType}
+    for state in states:
+        if state.upper() in known:
+            types.append(state.upper())
+        else:
+            names.append(state.lower().replace("-", "").replace("_", "").replace(" ", ""))
+    return types, names
+
+
+def _bounds(
+    parts: list[str], values: dict[str, Any], table: str, since: datetime | None, until: datetime | None
+) -> None:
+    for name, moment in (("since", since), ("until", until)):
+        if moment is not None:
+            parts.append(f"{table}.{name}")
+            values[name] = format_time(moment)
+
+
+def _array(texts: Iterable[str]) -> str:
+    return orjson.dumps(list(texts)).decode()
+
+
+def _like(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")

@@ -1,0 +1,45 @@
+"""Named SQL: reads the ``.sql`` files of this room into statements one can ask for by name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from importlib.resources import files
+
+__all__ = ["schema", "statements"]
+
+_HEAD = re.compile(r"^-- name: (?P<name>[a-z][a-z0-9_.]*)\n-- for: (?P<use>.+)\n", re.MULTILINE)
+
+
+@lru_cache(maxsize=8)
+def statements(file: str) -> Mapping[str, str]:
+    """Return name -> SQL of ``file``, such as ``write.sql``; fragments begin with AND or a comma, and end with ``;``.
+
+    Each statement stands under two comment lines, ``-- name: …`` and ``-- for: …``.
+
+    Raises:
+        ValueError: a name stands there twice, or a statement does not end with a semicolon.
+    """
+    text = files(__package__).joinpath(file).read_text("utf-8")
+    heads = list(_HEAD.finditer(text))
+    found: dict[str, str] = {}
+    for i, head in enumerate(heads):
+        end = heads[i + 1].start() if i + 1 < len(heads) else len(text)
+        body = "\n".join(
+            line for line in text[head.end() : end].splitlines() if not line.lstrip().startswith("--")
+        ).strip()
+        if head["name"] in found:
+            raise ValueError(f"{file} has two statements named {head['name']!r}")
+        if not body.endswith(";"):
+            raise ValueError(f"{file}: {head['name']!r} does not end with a semicolon")
+        found[head["name"]] = body[:-1]
+    return found
+
+
+@lru_cache(maxsize=1)
+def schema() -> tuple[str, ...]:
+    """Return the statements that make an empty read model, in order."""
+    text = files(__package__).joinpath("schema.sql").read_text("utf-8")
+    bare = "\n".join(line.partition("--")[0] for line in text.splitlines())
+    return tuple(part.strip() for part in bare.split(";") if part.strip())

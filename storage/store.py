@@ -1,0 +1,228 @@
+"""The one writer of the read model: opens the file, commits folded stretches of the log, prunes, starts over.
+
+A stretch and the sequence it reaches are one transaction: a process killed at any moment leaves the file at a
+batch boundary, and the next one goes on from there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import aiosqlite
+import anyio
+
+from ..errors import GuardFailed, UnavailableError
+from .fold import KEYED, LISTED, Changes
+from .statement import schema, statements
+
+__all__ = ["SCHEMA_VERSION", "Reached", "Store", "digest", "read_only", "remove_files"]
+
+SCHEMA_VERSION = 1
+"""Raise it whenever schema.sql or fold.py changes what rows look like; files of another version are folded again."""
+
+_PRUNE_BITE = 20_000
+_WRITE = "write.sql"
+
+
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """How far the file is: ``seq`` of the log ``stream``; what came before ``first_seq`` is gone from both."""
+
+    stream: str
+    seq: int
+    first_seq: int
+
+
+class Store:
+    """The read model, open for writing. Enter it to open (and if need be make) the file; leave it to close.
+
+    Entering drops and remakes everything when the file has another schema version or is no database at all.
+    It may be entered by one process at a time in effect: a second writer's commits are refused by ``GuardFailed``.
+    """
+
+    def __init__(self, path: Path, *, stream: str) -> None:
+        self._path, self._stream = path, stream
+        self._db: aiosqlite.Connection | None = None
+        self._writer = anyio.Lock()
+        self._reached = Reached(stream, 0, 0)
+
+    @property
+    def reached(self) -> Reached:
+        """What was last committed here."""
+        return self._reached
+
+    async def __aenter__(self) -> Self:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            await self._open()
+        except sqlite3.DatabaseError as exc:
+            if isinstance(exc, sqlite3.OperationalError) and "locked" in str(exc):
+                raise UnavailableError(f"{self._path} is locked by another program") from exc
+            # Not a database, or a damaged one: nothing in it that the log does not have.
+            await self.__aexit__(None, None, None)
+            remove_files(self._path)
+            await self._open()
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        db, self._db = self._db, None
+        if db is not None:
+            with anyio.CancelScope(shield=True):
+                await db.close()
+
+    async def _open(self) -> None:
+        db = await aiosqlite.connect(self._path, isolation_level=None)
+        self._db = db
+        # 8 KiB pages hold a few event bodies each. NORMAL: a power cut may undo the last commits, whole, and the
+        # sequence with them; they are folded again.
+        for pragma in (
+            "page_size = 8192",
+            "journal_mode = WAL",
+            "synchronous = NORMAL",
+            "busy_timeout = 5000",
+            "cache_size = -32768",
+            "temp_store = MEMORY",
+            "wal_autocheckpoint = 4000",
+        ):
+            await (await db.execute(f"PRAGMA {pragma}")).close()
+        found = await self._read_meta()
+        if found is None or found[0] != SCHEMA_VERSION or found[1] != self._stream:
+            await self.reset()
+        else:
+            self._reached = Reached(found[1], found[2], found[3])
+
+    async def _read_meta(self) -> tuple[int, str, int, int] | None:
+        try:
+            async with self._connection.execute(statements(_WRITE)["read_meta"]) as cursor:
+                row = await cursor.fetchone()
+        except sqlite3.OperationalError as exc:
+            if "no such" in str(exc):
+                return None
+            raise
+        return None if row is None else (int(row[0]), str(row[1]), int(row[2]), int(row[3]))
+
+    @property
+    def _connection(self) -> aiosqlite.Connection:
+        if self._db is None:
+            raise RuntimeError("the store is not open; enter it first")
+        return self._db
+
+    @asynccontextmanager
+    async def _writing(self) -> AsyncGenerator[aiosqlite.Connection, None]:
+        """Hold the one writer: commit if the block ends well, else leave no trace of it."""
+        async with self._writer:
+            db = self._connection
+            try:
+                await db.execute("BEGIN IMMEDIATE")
+                yield db
+            except BaseException:
+                # The statement may still be running in SQLite's thread when we are cancelled.
+                with anyio.CancelScope(shield=True):
+                    await db.rollback()
+                raise
+            with anyio.CancelScope(shield=True):
+                await db.commit()
+
+    async def reset(self) -> None:
+        """Drop everything and begin at sequence 0. Readers keep seeing the old rows until this is committed."""
+        write = statements(_WRITE)
+        async with self._writing() as db:
+            async with db.execute(write["objects"]) as cursor:
+                objects = [(str(kind), str(name)) for kind, name in await cursor.fetchall()]
+            # Indexes and triggers go with their tables.
+            for kind, name in objects:
+                if kind in ("table", "view"):
+                    quoted = name.replace('"', '""')
+                    await db.execute(f'DROP {kind.upper()} IF EXISTS "{quoted}"')
+            for statement in schema():
+                await db.execute(statement)
+            await db.execute(write["begin_meta"], {"schema_version": SCHEMA_VERSION, "stream": self._stream})
+        self._reached = Reached(self._stream, 0, 0)
+
+    async def commit(self, changes: Changes) -> None:
+        """Write the rows and move the sequence to ``changes.reached``, in one transaction.
+
+        Raises:
+            GuardFailed: another writer moved the sequence; ``reload`` and go on from there.
+        """
+        if changes.reached <= self._reached.seq:
+            return
+        write = statements(_WRITE)
+        async with self._writing() as db:
+            cursor = await db.execute(
+                write["reached"],
+                {"seq": changes.reached, "previous": self._reached.seq, "stream": self._stream},
+            )
+            if cursor.rowcount != 1:
+                raise GuardFailed("the read model", expected=self._reached.seq)
+            for table, rows in changes.rows():
+                await db.executemany(write[table], rows)
+        self._reached = Reached(self._stream, changes.reached, self._reached.first_seq)
+
+    async def reload(self) -> Reached:
+        """Read again how far the file is, after another writer was here."""
+        found = await self._read_meta()
+        if found is None or found[0] != SCHEMA_VERSION or found[1] != self._stream:
+            await self.reset()
+        else:
+            self._reached = Reached(found[1], found[2], found[3])
+        return self._reached
+
+    async def prune(self, first_seq: int) -> int:
+        """Delete the rows made by events before ``first_seq``; return how many went. Cancelled halfway, it is
+        finished by the next call."""
+        if first_seq <= self._reached.first_seq:
+            return 0
+        write, gone = statements(_WRITE), 0
+        while True:
+            async with self._writing() as db:
+                cursor = await db.execute(
+                    write["prune_events"], {"first_seq": first_seq, "bite": _PRUNE_BITE}
+                )
+                gone += cursor.rowcount
+            if cursor.rowcount < _PRUNE_BITE:
+                break
+        async with self._writing() as db:
+            for table in (*LISTED, *KEYED):
+                if table != "events":
+                    cursor = await db.execute(write[f"prune_{table}"], {"first_seq": first_seq})
+                    gone += cursor.rowcount
+            await db.execute(write["forgotten"], {"first_seq": first_seq})
+        self._reached = Reached(self._stream, self._reached.seq, first_seq)
+        return gone
+
+
+async def digest(path: Path) -> str:
+    """Return a hash over every row of every table of the read model at ``path``, in the order of their keys.
+
+    Two files with the same digest answer every question alike.
+    """
+    total = hashlib.blake2b(digest_size=16)
+    async with aiosqlite.connect(read_only(path), uri=True) as db:
+        for table in (*LISTED, *KEYED):
+            key = "seq" if table in LISTED else {"actions": "key"}.get(table, "id")
+            # Both names come from this module, not from outside.
+            async with db.execute(f"SELECT * FROM {table} ORDER BY {key}") as cursor:  # noqa: S608
+                async for row in cursor:
+                    total.update(repr((table, tuple(row))).encode())
+    return total.hexdigest()
+
+
+def read_only(path: Path) -> str:
+    """Return the URI that opens the database at ``path`` without being able to make or change it."""
+    return f"{path.absolute().as_uri()}?mode=ro"
+
+
+def remove_files(path: Path) -> None:
+    """Delete the database file and SQLite's companions of it, if they are there."""
+    for suffix in ("", "-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
