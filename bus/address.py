@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 import orjson
 
@@ -115,12 +115,33 @@ def parse_urls(text: str) -> tuple[str, ...]:
 
 
 def external_address(url: str, config: BusConfig) -> BrokerAddress:
-    """Return the address of an external broker, credentials taken from ``config``."""
+    """Return the address of an external broker; credentials come from ``config``, else from the URL itself.
+
+    In a URL they are ``user:password@`` or ``token@``, percent-encoded, and the same for all servers of the list.
+
+    Raises:
+        DefinitionError: see ``parse_urls``; or the servers have different credentials.
+    """
+    urls = parse_urls(url)
+    user, password = config.user, config.password.get_secret_value() if config.password else None
+    token = config.token.get_secret_value() if config.token else None
+    # The client would send them percent-encoded as they stand, and show them in its messages.
+    found = {(p.username, p.password) for p in map(urlsplit, urls) if p.username}
+    if len(found) > 1:
+        raise DefinitionError(
+            "the servers in HARK_NATS_URL have different credentials", hint="write them once"
+        )
+    if found and user is None and token is None and config.credentials is None:
+        name, secret = found.pop()
+        if secret is None:
+            token = unquote(name or "")
+        else:
+            user, password = unquote(name or ""), unquote(secret)
     return BrokerAddress(
-        urls=parse_urls(url),
-        user=config.user,
-        password=config.password.get_secret_value() if config.password else None,
-        token=config.token.get_secret_value() if config.token else None,
+        urls=tuple(without_secret(one) for one in urls),
+        user=user,
+        password=password,
+        token=token,
         credentials=config.credentials.expanduser() if config.credentials else None,
         tls_ca=config.tls_ca,
         tls_cert=config.tls_cert,
@@ -180,7 +201,9 @@ def _command_of(pid: int) -> bytes:
 
     if Path("/proc/self").exists():
         return b""
-    found = subprocess.run(["/bin/ps", "-ww", "-o", "command=", "-p", str(pid)], capture_output=True)
+    found = subprocess.run(
+        ["/bin/ps", "-ww", "-o", "command=", "-p", str(pid)], capture_output=True, check=False
+    )
     return found.stdout
 
 

@@ -387,19 +387,30 @@ class _PortTaken(BrokerStartFailed):
 
 
 async def _end_stranger(pid: int, home: Path) -> None:
-    """End a process that is not our child: ask, wait, kill, wait."""
+    """End a server that is not our child: ask, wait, kill, wait."""
     for sig, patience_s in ((signal.SIGTERM, STOP_S), (signal.SIGKILL, 5.0)):
         with suppress(ProcessLookupError):
             os.kill(pid, sig)
-        deadline = time.monotonic() + patience_s
-        while time.monotonic() < deadline:
-            if not is_our_server(pid, home):
-                return
-            # Nobody tells a process that a stranger ended.
-            await anyio.sleep(0.01)
+        with anyio.move_on_after(patience_s):
+            await _stranger_gone(pid, home)
+            return
     raise BrokerStartFailed(
         f"an old nats-server (pid {pid}) of this home does not end", hint=f"kill -9 {pid}"
     )
+
+
+async def _stranger_gone(pid: int, home: Path) -> None:
+    """Return once the server ``pid`` has ended."""
+    if hasattr(os, "pidfd_open"):
+        with suppress(ProcessLookupError):
+            fd = os.pidfd_open(pid)
+            try:
+                await anyio.wait_readable(fd)
+            finally:
+                os.close(fd)
+        return
+    while is_our_server(pid, home):  # noqa: ASYNC110  # pragma: no cover - macOS tells nobody that a stranger ended
+        await anyio.sleep(0.01)
 
 
 class hold_home:  # noqa: N801 - used as a context manager function

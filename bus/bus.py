@@ -19,10 +19,7 @@ from .lease import Lease
 from .log import EventLog
 from .objects import Objects
 from .publisher import Publisher
-try:
-    from .run_logs import RunLogs
-except ImportError:
-    RunLogs = None
+from .run_logs import RunLogs
 from .streams import BUCKETS, BrokerInfo, features_of, losses_of, reconcile
 from .work_queue import WorkQueue
 
@@ -129,8 +126,7 @@ class Bus(AsyncContextManagerMixin):
                 Publisher(connection, self.config, fast=features.fast_ingest, drain_s=self._drain_s)
             )
             self.work = WorkQueue(connection, self.config)
-            if RunLogs is not None:
-              self.run_logs = RunLogs(connection, self.publisher, self.config)
+            self.run_logs = RunLogs(connection, self.publisher, self.config)
             self.objects = Objects(connection, self.config)
             try:
                 yield self

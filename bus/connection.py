@@ -21,9 +21,10 @@ from nats.aio.subscription import Subscription
 from nats.js import JetStreamContext
 
 from ..config import BusConfig
-from ..errors import AccessDenied, BusUnavailable, DefinitionError, EventTooLarge, HarkError
+from ..errors import AccessDenied, BusUnavailable, EventTooLarge, HarkError
 from ..vocabulary import JsonObject
 from .address import BrokerAddress, without_secret
+from .creds import Credentials
 
 __all__ = ["ApiError", "Connection", "ConnectionLost", "NotReady", "translated"]
 
@@ -147,6 +148,10 @@ class Connection(AsyncContextManagerMixin):
 
     async def _connect(self) -> None:
         address, config = self.address, self.config
+        creds = Credentials(address.credentials) if address.credentials else None
+        if creds is not None:
+            creds.check()
+        tls = address.ssl_context()
         self._refused = asyncio.get_running_loop().create_future()
         opening = asyncio.ensure_future(
             self.nc.connect(
@@ -162,11 +167,12 @@ class Connection(AsyncContextManagerMixin):
                 max_outstanding_pings=2,
                 pending_size=_PENDING_BYTES,
                 no_echo=False,
-                tls=address.ssl_context(),
+                tls=tls,
                 user=address.user,
                 password=address.password,
                 token=address.token,
-                user_credentials=str(address.credentials) if address.credentials else None,
+                user_jwt_cb=creds.jwt if creds else None,
+                signature_cb=creds.sign if creds else None,
                 drain_timeout=2,
             )
         )
@@ -182,10 +188,6 @@ class Connection(AsyncContextManagerMixin):
                 connected = True
         except (nats.errors.Error, OSError, ValueError) as exc:
             self._last_error = exc
-        except ImportError as exc:
-            raise DefinitionError(
-                f"a .creds file needs the package {exc.name}", hint="`pip install nkeys`"
-            ) from exc
         finally:
             if not connected:
                 with anyio.CancelScope(shield=True):

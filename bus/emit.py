@@ -92,11 +92,7 @@ def emit(
             "type",
             f"begins with {type.partition('.')[0]!r}, a word only Hark itself emits: choose another, got {type!r}",
         )
-    for name, value in (("id", id), ("source", source), ("subject", subject), ("partitionkey", partitionkey)):
-        if value is not None and (not isinstance(value, str) or not value):
-            raise EventInvalid(name, f"must be a non-empty string, got {value!r}")
-    if time is not None and (not isinstance(time, datetime) or time.tzinfo is None):
-        raise EventInvalid("time", f"must be a datetime with a time zone, got {time!r}")
+    _check_attributes(id=id, source=source, subject=subject, partitionkey=partitionkey, time=time)
     session = current_session(tracking=False)
     if session is None:
         raise no_broker(f"there is no broker to emit {type!r} to")
@@ -130,6 +126,15 @@ def emit(
     if wait:
         session.call(publisher.barrier)
     return event
+
+
+def _check_attributes(*, time: object, **texts: object) -> None:
+    """Raise ``EventInvalid`` for what a type checker would have refused, and for empty texts."""
+    for name, value in texts.items():
+        if value is not None and (not isinstance(value, str) or not value):
+            raise EventInvalid(name, f"must be a non-empty string, got {value!r}")
+    if time is not None and (not isinstance(time, datetime) or time.tzinfo is None):
+        raise EventInvalid("time", f"must be a datetime with a time zone, got {time!r}")
 
 
 _NO_CAUSE = CauseAttrs()

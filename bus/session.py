@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import concurrent.futures
 import os
 import threading
 import time
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import AbstractAsyncContextManager, contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from ..errors import BusUnavailable, RefusedError
 from .address import BrokerAddress, locate_broker
@@ -79,7 +80,9 @@ class Session:
             return await function(*args, **kwargs)
         return await asyncio.wrap_future(self._start(function, *args, **kwargs))
 
-    def _start(self, function: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> Any:
+    def _start(
+        self, function: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs
+    ) -> concurrent.futures.Future[T]:
         async def run() -> T:
             return await function(*args, **kwargs)
 

@@ -225,7 +225,6 @@ _NOT_FOUND = 10059
 _NO_ROOM = (10023, 10047, 10028, 10002)  # insufficient resources, storage, memory; account limits
 _NO_REPLICAS = (10074, 10005)  # replicas > 1 without a cluster; no suitable peers
 _OVERLAP = 10065
-_LEADER_RETRY_S = 0.2
 
 
 async def reconcile(
@@ -255,22 +254,11 @@ async def reconcile(
 
 async def _ensure(connection: Connection, spec: Spec, *, manage: bool, shrink_replicas: bool) -> None:
     """Create or change one stream; asks again while a cluster has no leader for it yet."""
-    deadline = anyio.current_time() + connection.config.connect_timeout_s
-    while True:
-        try:
-            await _ensure_once(connection, spec, manage=manage, shrink_replicas=shrink_replicas)
-            return
-        except BusUnavailable:
-            if anyio.current_time() + _LEADER_RETRY_S > deadline:
-                raise
-        await anyio.sleep(_LEADER_RETRY_S)
-
-
-async def _ensure_once(connection: Connection, spec: Spec, *, manage: bool, shrink_replicas: bool) -> None:
+    wait_s = connection.config.connect_timeout_s
     name = spec["name"]
     try:
         # Creating what exists just so is no error: at a usual start this is the only request per stream.
-        await connection.api(f"STREAM.CREATE.{name}", spec)
+        await connection.api(f"STREAM.CREATE.{name}", spec, timeout_s=wait_s)
         return
     except ApiError as exc:
         if exc.err_code != _IN_USE:
@@ -280,13 +268,13 @@ async def _ensure_once(connection: Connection, spec: Spec, *, manage: bool, shri
     found: JsonObject = {}
     changed: Spec = {}
     try:
-        config = (await connection.api(f"STREAM.INFO.{name}"))["config"]
+        config = (await connection.api(f"STREAM.INFO.{name}", timeout_s=wait_s))["config"]
         assert isinstance(config, dict)
         found = config
         changed = changes(spec, found, shrink_replicas=shrink_replicas)
         if not changed:
             return
-        await connection.api(f"STREAM.UPDATE.{name}", {**found, **changed})
+        await connection.api(f"STREAM.UPDATE.{name}", {**found, **changed}, timeout_s=wait_s)
     except ApiError as exc:
         if exc.err_code == _NOT_FOUND:
             raise BusUnavailable(f"stream {name} is being removed by somebody else") from exc
