@@ -6,6 +6,7 @@ Every field is ``HARK_SECTION__FIELD`` in the environment (``HARK_BUS__SYNC=alwa
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -15,7 +16,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 __all__ = [
     "BusConfig", "EngineConfig", "AutomationsConfig", "NotificationsConfig", "ServerConfig", "Settings",
-    "StorageConfig", "TriggersConfig", "WorkerConfig", "load_settings",
+    "StorageConfig", "TriggersConfig", "WorkerConfig", "environment", "load_settings",
 ]  # fmt: skip
 
 
@@ -250,3 +251,10 @@ def load_settings() -> Settings:
         first = exc.errors()[0]
         path = "__".join(str(p).upper() for p in first["loc"])
         raise DefinitionError(f"setting HARK_{path}: {first['msg']} (got {first.get('input')!r})") from exc
+
+
+def environment() -> Mapping[str, str]:
+    """Return the environment of the process, for ``{{ env.X }}`` in templates."""
+    import os
+
+    return os.environ

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .event import Event, Recorded
     from .lease import Grant, Lease
     from .objects import ObjectInfo, Objects
+    from .secret import LateValues, Redactor, SecretStore, SecretText, secret_key
     from .streams import BUCKETS, BrokerInfo
 
 _WHERE = {
@@ -32,13 +33,19 @@ _WHERE = {
     "Lease": "lease",
     "ObjectInfo": "objects",
     "Objects": "objects",
+    "LateValues": "secret",
+    "Redactor": "secret",
+    "SecretStore": "secret",
+    "SecretText": "secret",
+    "secret_key": "secret",
     "BUCKETS": "streams",
     "BrokerInfo": "streams",
 }
 
 __all__ = [
-    "BUCKETS", "BrokerAddress", "BrokerInfo", "Bucket", "Bus", "EmbeddedBroker", "Entry", "Event", "Grant", "Lease",
-    "ObjectInfo", "Objects", "Recorded", "locate_broker",
+    "BUCKETS", "BrokerAddress", "BrokerInfo", "Bucket", "Bus", "EmbeddedBroker", "Entry", "Event", "Grant",
+    "LateValues", "Lease", "ObjectInfo", "Objects", "Recorded", "Redactor", "SecretStore", "SecretText",
+    "locate_broker", "secret_key",
 ]  # fmt: skip
 
 
