@@ -1,0 +1,107 @@
+"""Objects: large values, checked at every read."""
+
+from __future__ import annotations
+
+import base64
+import os
+import signal
+
+import anyio
+import anyio.lowlevel
+import pytest
+from hark.bus import Bus, EmbeddedBroker
+from hark.bus.streams import OBJECTS_STREAM
+from hark.config import BusConfig
+from hark.errors import ObjectCorrupt, UnknownName
+
+
+@pytest.mark.parametrize("size", [0, 1, 131_072, 131_073, 3_000_001])
+async def test_what_is_stored_is_read_back(bus: Bus, size: int) -> None:
+    """Of every size: empty, one piece, a whole number of pieces, many."""
+    data = os.urandom(size)
+    info = await bus.objects.put("results/a b.bin", data)
+    assert info.size == size
+    assert await bus.objects.get("results/a b.bin") == data
+    assert (await bus.objects.info("results/a b.bin")).sha256 == info.sha256
+    assert await bus.objects.exists("results/a b.bin")
+
+
+async def test_what_was_never_stored_or_deleted_is_unknown(bus: Bus) -> None:
+    """``UnknownName``; deleting twice is no error; nothing is left of a deleted object."""
+    with pytest.raises(UnknownName, match="object named 'x'"):
+        await bus.objects.get("x")
+    assert not await bus.objects.exists("x")
+    await bus.objects.put("x", b"1" * 300_000)
+    await bus.objects.delete("x")
+    await bus.objects.delete("x")
+    with pytest.raises(UnknownName):
+        await bus.objects.get("x")
+    assert await stored_messages(bus) == 0
+
+
+async def test_a_new_value_replaces_the_old_one_whole(bus: Bus) -> None:
+    """Readers see one or the other; the old pieces are removed."""
+    await bus.objects.put("x", b"1" * 300_000)
+    await bus.objects.put("x", b"2" * 10)
+    assert await bus.objects.get("x") == b"2" * 10
+    assert await stored_messages(bus) == 2
+
+
+async def stored_messages(bus: Bus) -> int:
+    state = (await bus.connection.api(f"STREAM.INFO.{OBJECTS_STREAM}"))["state"]
+    assert isinstance(state, dict)
+    count = state["messages"]
+    assert isinstance(count, int)
+    return count
+
+
+async def test_a_missing_piece_is_told_from_a_missing_object(bus: Bus) -> None:
+    """Damage is said with its size, not handed out."""
+    info = await bus.objects.put("x", os.urandom(400_000))
+    await bus.connection.api(f"STREAM.MSG.DELETE.{OBJECTS_STREAM}", {"seq": 2})
+    with pytest.raises(ObjectCorrupt, match=r"'x' is damaged: 268928 of 400000 bytes"):
+        await bus.objects.get("x")
+    await bus.connection.api(f"STREAM.PURGE.{OBJECTS_STREAM}", {"filter": f"$O.hark_objects.C.{info.nuid}"})
+    with pytest.raises(ObjectCorrupt, match="0 of 400000 bytes"):
+        await bus.objects.get("x")
+
+
+async def test_changed_bytes_are_noticed(bus: Bus) -> None:
+    """The hash is that of the bytes, checked at every read."""
+    info = await bus.objects.put("x", b"1" * 100)
+    pieces = f"$O.hark_objects.C.{info.nuid}"
+    await bus.connection.api(f"STREAM.PURGE.{OBJECTS_STREAM}", {"filter": pieces})
+    await bus.connection.request(pieces, b"2" * 100)
+    with pytest.raises(ObjectCorrupt, match="SHA-256"):
+        await bus.objects.get("x")
+
+
+async def test_a_broken_description_is_damage(bus: Bus) -> None:
+    """Not an error of the JSON library."""
+    name = base64.urlsafe_b64encode(b"x").decode()
+    await bus.connection.request(f"$O.hark_objects.M.{name}", b"{")
+    with pytest.raises(ObjectCorrupt, match="description"):
+        await bus.objects.get("x")
+
+
+async def test_a_put_survives_the_broker_being_killed_halfway(broker: EmbeddedBroker) -> None:
+    """Pieces are sent again, and none is stored twice."""
+    data = os.urandom(5_000_000)
+    async with Bus(broker.address, BusConfig()) as bus, anyio.create_task_group() as tg:
+        tg.start_soon(bus.objects.put, "big", data)
+        while await stored_messages(bus) < 5:
+            await anyio.lowlevel.checkpoint()
+        assert broker.pid is not None
+        os.kill(broker.pid, signal.SIGKILL)
+    async with Bus(broker.address, BusConfig()) as bus:
+        assert await bus.objects.get("big") == data
+
+
+async def test_the_nats_layout_is_kept(bus: Bus) -> None:
+    """Other NATS tools can read what Hark stores."""
+    await bus.objects.put("x", b"1" * 200_000)
+    store = await bus.connection.js.object_store("hark_objects")
+    assert (await store.get("x")).data == b"1" * 200_000
+    bucket = await bus.connection.js.key_value("hark_variables")
+    await bus.bucket("variables").put("region", b"eu")
+    assert (await bucket.get("region")).value == b"eu"
