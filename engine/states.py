@@ -7,15 +7,18 @@ the type otherwise, so a custom name such as ``Skipped`` never escapes a rule th
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Self
 
+from ..errors import FlowFailed, RunCancelled, RunCrashed, RunUnfinished, UpstreamFailed
 from ..vocabulary import TERMINAL, JsonObject, StateType
 
 __all__ = [
-    "MOVES", "State", "StateType", "TERMINAL", "event_word", "move_allowed",
+    "MOVES", "State", "StateType", "StoredResult", "TERMINAL", "event_word", "get_state_exception", "move_allowed",
+    "raise_state_exception",
     "AwaitingConcurrencySlot", "AwaitingRetry", "Cached", "Cancelled", "Cancelling", "Completed", "Crashed", "Failed",
     "Late", "NotReady", "Paused", "Pending", "Resuming", "Retrying", "RolledBack", "Running", "Scheduled", "Skipped",
     "Suspended", "TimedOut",
@@ -106,6 +109,20 @@ def move_allowed(from_type: StateType | None, to_type: StateType, *, retry: bool
     return to_type in MOVES[from_type]
 
 
+class StoredResult(ABC):
+    """A result that is kept elsewhere and read when asked for."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def read(self) -> Any:
+        """Return the value, blocking."""
+
+    @abstractmethod
+    async def aread(self) -> Any:
+        """Return the value without holding the loop."""
+
+
 @dataclass(frozen=True, slots=True)
 class State:
     """The state of a run at one moment.
@@ -113,6 +130,8 @@ class State:
     Attributes:
         data: the result (or the exception) in this process; never serialised from here.
         details: facts kept with the state as JSON, such as ``scheduled_at`` or ``cache_key``.
+        run_id: the run whose state this is; None for a state somebody made by hand, which a flow may return
+            to choose how it ends.
     """
 
     type: StateType
@@ -121,6 +140,7 @@ class State:
     data: Any = field(default=None, repr=False, compare=False)
     timestamp: datetime = field(default_factory=lambda: datetime.now(UTC), compare=False)
     details: JsonObject = field(default_factory=dict)
+    run_id: str | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "type", StateType(self.type))
@@ -164,6 +184,73 @@ class State:
 
     def replace(self, **changes: Any) -> Self:
         return replace(self, **changes)
+
+    def fresh_copy(self) -> Self:
+        """Return the same state as if made by hand now: no run, no data, a new timestamp."""
+        return replace(self, data=None, run_id=None, timestamp=datetime.now(UTC))
+
+    def result(self, raise_on_failure: bool = True) -> Any:
+        """Return what the run came to: its value, or for a run that did not complete, its exception.
+
+        Args:
+            raise_on_failure: raise the exception instead of returning it.
+        Raises:
+            UpstreamFailed: the run never began, because what it waited for did not complete.
+            RunUnfinished: the run has not ended, so there is no result.
+            ResultMissing: the recorded result cannot be read back.
+        """
+        if self.type is S.COMPLETED:
+            return self.data.read() if isinstance(self.data, StoredResult) else self.data
+        if raise_on_failure:
+            raise get_state_exception(self)
+        # What a failed run returned on purpose (states, say) is its result; a bare failure has its exception.
+        return self.data if self.data is not None else get_state_exception(self)
+
+    async def aresult(self, raise_on_failure: bool = True) -> Any:
+        """Return what ``result`` returns, reading a stored result without holding the loop."""
+        if self.type is S.COMPLETED and isinstance(self.data, StoredResult):
+            return await self.data.aread()
+        return self.result(raise_on_failure)
+
+
+def get_state_exception(state: State) -> BaseException:
+    """Return the exception that stands for a state which is not COMPLETED.
+
+    The run's own exception if it has one; of a state that stands for several, that of the first which did not
+    complete; otherwise one made from the type and message.
+
+    Raises:
+        ValueError: the state is COMPLETED, so there is nothing to raise.
+    """
+    if state.type is S.COMPLETED:
+        raise ValueError("a completed state has no exception")
+    data = state.data
+    if isinstance(data, BaseException):
+        return data
+    if isinstance(data, State) and not data.is_completed():
+        return get_state_exception(data)
+    if isinstance(data, list | tuple | set):
+        for item in data:
+            if isinstance(item, State) and not item.is_completed():
+                return get_state_exception(item)
+    message = state.message or (data if isinstance(data, str) else f"the run ended {state.name}")
+    match state.type:
+        case S.FAILED:
+            return FlowFailed(message)
+        case S.CRASHED:
+            return RunCrashed(message)
+        case S.CANCELLED:
+            return RunCancelled(message)
+        case S.PENDING if state.name == "NotReady":
+            return UpstreamFailed(message)
+        case _:
+            return RunUnfinished(f"the run is {state.name} and has no result yet")
+
+
+def raise_state_exception(state: State) -> None:
+    """Raise what a state that is not COMPLETED stands for; do nothing for a COMPLETED one."""
+    if not state.is_completed():
+        raise get_state_exception(state)
 
 
 def _of(type_: StateType, name: str, kwargs: Mapping[str, Any]) -> State:

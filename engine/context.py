@@ -1,0 +1,152 @@
+"""Which run the code is in. One context variable holds the innermost run; threads and tasks inherit it."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+from ..errors import MissingContextError
+from .call_key import CallCounter
+
+if TYPE_CHECKING:
+    from .flows import Flow
+    from .run import FlowRun
+    from .task_run import TaskRun
+    from .task_runners import TaskRunner
+    from .tasks import Task
+    from .tracking import FlowTracker
+
+__all__ = ["FlowRunContext", "TaskRunContext", "current_run", "current_tags", "get_run_context", "tags"]
+
+
+class FlowRunContext:
+    """The flow run the code is in.
+
+    Attributes:
+        flow_run: the run as of its last transition.
+        parameters: validated, by name.
+        tracker: writes the log; None where nothing is tracked.
+        memo: results by call key, kept in memory for retries of a flow that is not tracked; None if it has none.
+        parent: the run that made this one, if it is a subflow.
+    """
+
+    __slots__ = (
+        "calls", "flow", "flow_run", "log_prints", "memo", "parameters", "parent", "runner", "tracker",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        flow: Flow[..., Any],
+        flow_run: FlowRun,
+        *,
+        parameters: dict[str, Any],
+        tracker: FlowTracker | None,
+        runner: TaskRunner,
+        log_prints: bool,
+        parent: FlowRunContext | TaskRunContext | None,
+        memo: dict[str, Any] | None = None,
+    ) -> None:
+        self.flow = flow
+        self.flow_run = flow_run
+        self.parameters = parameters
+        self.tracker = tracker
+        self.runner = runner
+        self.log_prints = log_prints
+        self.parent = parent
+        self.memo = memo
+        self.calls = CallCounter()
+
+    def renew(self) -> None:
+        """Begin a new try: calls are counted anew, and submitted tasks run again."""
+        self.calls = CallCounter()
+        self.runner.reopen()
+
+    @property
+    def task_runner(self) -> TaskRunner:
+        return self.runner
+
+    @property
+    def flow_context(self) -> FlowRunContext:
+        return self
+
+    @classmethod
+    def get(cls) -> FlowRunContext | None:
+        """Return the flow run the code is in, also from inside its tasks; None outside any."""
+        run = current_run.get()
+        return None if run is None else run.flow_context
+
+
+class TaskRunContext:
+    """The task run the code is in. ``flow_context`` is None for a task called outside any flow."""
+
+    __slots__ = ("_calls", "flow_context", "log_prints", "parameters", "task", "task_run", "tracker")
+
+    def __init__(
+        self,
+        task: Task[..., Any],
+        task_run: TaskRun,
+        parameters: dict[str, Any],
+        flow_context: FlowRunContext | None,
+        log_prints: bool,
+    ) -> None:
+        self.task = task
+        self.task_run = task_run
+        self.parameters = parameters
+        self.flow_context = flow_context
+        self.log_prints = log_prints
+        self._calls: CallCounter | None = None
+
+    @property
+    def calls(self) -> CallCounter:
+        """Counts the calls this task run makes; they are told apart from those of its siblings by its own key."""
+        if self._calls is None:
+            self._calls = CallCounter(self.task_run.call or self.task_run.id)
+        return self._calls
+
+    @classmethod
+    def get(cls) -> TaskRunContext | None:
+        """Return the task run the code is in; None outside any, and directly in a flow."""
+        run = current_run.get()
+        return run if isinstance(run, TaskRunContext) else None
+
+
+current_run: ContextVar[FlowRunContext | TaskRunContext | None] = ContextVar("hark_run", default=None)
+_NO_TAGS: frozenset[str] = frozenset()
+current_tags: ContextVar[frozenset[str]] = ContextVar("hark_tags", default=_NO_TAGS)
+
+
+def get_run_context() -> FlowRunContext | TaskRunContext:
+    """Return the innermost run the code is in.
+
+    Raises:
+        MissingContextError: it is in none.
+    """
+    run = current_run.get()
+    if run is None:
+        raise MissingContextError(
+            "this only works inside a flow or task run",
+            hint="call it from a function marked with @flow or @task",
+        )
+    return run
+
+
+@contextmanager
+def tags(*new_tags: str) -> Iterator[set[str]]:
+    """Give every run that begins inside the block these tags, besides those of outer blocks."""
+    token = current_tags.set(current_tags.get() | frozenset(new_tags))
+    try:
+        yield set(current_tags.get())
+    finally:
+        current_tags.reset(token)
+
+
+@contextmanager
+def entered(context: FlowRunContext | TaskRunContext) -> Generator[None]:
+    """Make ``context`` the run the code of the block is in."""
+    token = current_run.set(context)
+    try:
+        yield
+    finally:
+        current_run.reset(token)

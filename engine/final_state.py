@@ -1,0 +1,86 @@
+"""Which state a run ends in, by what its function returned or raised. The rules are Prefect's."""
+
+from __future__ import annotations
+
+from collections import Counter
+from types import GeneratorType
+from typing import Any
+
+from ..errors import RunTimedOut
+from .signals import Abort, Skip
+from .states import Completed, Crashed, Failed, Skipped, State, StateType, TimedOut
+
+__all__ = ["aggregate", "state_of_crash", "state_of_exception", "state_of_value"]
+
+
+def state_of_value(value: Any, *, run_id: str) -> State:
+    """Return the final state of a run whose function returned ``value`` (futures already replaced by their states).
+
+    A state made by hand is the run's state. A state of another run, or a list, tuple or set of nothing but states, is
+    summed up by ``aggregate``. Anything else completes the run with it as the result; a generator is run into a list.
+    """
+    if isinstance(value, State):
+        if value.run_id is None:
+            return value.replace(run_id=run_id)
+        return aggregate([value], value, run_id=run_id)
+    if isinstance(value, list | tuple | set) and value and all(isinstance(item, State) for item in value):
+        return aggregate(list(value), value, run_id=run_id)
+    if isinstance(value, GeneratorType):
+        value = list(value)
+    return Completed(data=value, run_id=run_id)
+
+
+def aggregate(states: list[State], data: Any, *, run_id: str) -> State:
+    """Return the state that sums up several: COMPLETED if all are; else CANCELLED or PAUSED if any is; else FAILED."""
+    total = len(states)
+    counts = Counter(state.type for state in states)
+    if counts[StateType.COMPLETED] == total:
+        type_, message = StateType.COMPLETED, "All states completed."
+    elif n := counts[StateType.CANCELLED]:
+        type_, message = StateType.CANCELLED, f"{n}/{total} states cancelled."
+    elif n := counts[StateType.PAUSED]:
+        type_, message = StateType.PAUSED, f"{n}/{total} states paused."
+    else:
+        type_ = StateType.FAILED
+        failed = counts[StateType.FAILED] + counts[StateType.CRASHED]
+        if failed:
+            message = f"{failed}/{total} states failed."
+        else:
+            message = f"{sum(not state.is_final() for state in states)}/{total} states are not final."
+    return State(type_, message=message, data=data, run_id=run_id)
+
+
+def state_of_exception(exc: Exception, *, what: str, run_id: str) -> State:
+    """Return the final state of a run whose function raised; ``what`` is ``Flow run`` or ``Task run``."""
+    if isinstance(exc, Skip):
+        return Skipped(message=str(exc) or None, run_id=run_id)
+    if isinstance(exc, RunTimedOut):
+        return TimedOut(message=str(exc), data=exc, run_id=run_id)
+    if isinstance(exc, Abort):
+        return Failed(message=f"{what} was aborted: {exc}", data=exc, run_id=run_id)
+    return Failed(message=f"{what} encountered an exception: {describe(exc)}", data=exc, run_id=run_id)
+
+
+def state_of_crash(exc: BaseException, *, run_id: str) -> State:
+    """Return the state of a run that something from outside ended: a cancelled loop, Ctrl-C, ``sys.exit``."""
+    match type(exc).__name__:
+        case "CancelledError":
+            why = "its execution was cancelled from outside"
+        case "KeyboardInterrupt":
+            why = "it was interrupted from the keyboard"
+        case "SystemExit":
+            why = f"the process exited with {exc.args[0] if exc.args else 0!r}"
+        case _:
+            why = describe(exc)
+    return Crashed(message=f"The run crashed: {why}", data=exc, run_id=run_id)
+
+
+def describe(exc: BaseException) -> str:
+    """Return ``ValueError: what it said``, cut to a length that fits an event."""
+    try:
+        text = str(exc)
+    except Exception:  # a broken __str__ must not hide the failure it is shown in
+        text = ""
+    name = type(exc).__name__
+    shown = f"{name}: {text}" if text else name
+    return shown if len(shown) <= 2000 else shown[:1997] + "..."

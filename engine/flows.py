@@ -1,0 +1,260 @@
+"""Flows: functions whose calls are flow runs, and which other runs, schedules and rules can start by name."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from hashlib import sha256
+from pathlib import Path
+from types import MethodType
+from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypedDict, TypeVar, cast, overload
+
+from ..vocabulary import JsonObject
+from . import flow_engine
+from .hooks import Hook, check_hooks
+from .naming import check_name, check_template, flow_name_of
+from .parameters import CallShape
+from .task_runners import TaskRunner, ThreadPoolTaskRunner
+from .tasks import HOOKS, check_options, check_retries, check_timeout, is_async
+
+if TYPE_CHECKING:
+    from typing import Unpack
+
+__all__ = ["Flow", "FlowOptions", "flow"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class FlowOptions(TypedDict, total=False):
+    """What can be said of a flow, in ``@flow(...)`` and ``with_options(...)``.
+
+    name: default: the function's, with dashes. description: default: its docstring.
+    version: default: a hash of the file it is defined in.
+    flow_run_name: a template of the parameters (``"etl-{day}"``), or a function giving the name.
+    retries, retry_delay_seconds: how often the whole function is tried again, and after how long. In a tracked run,
+        tasks that completed are not run again.
+    timeout_seconds: for each try; see ``timeouts.py`` for what can be interrupted.
+    task_runner: where submitted tasks run; a runner or its class. Default: ``ThreadPoolTaskRunner()``.
+    validate_parameters: False: take parameters as they come.
+    persist_result: False: do not record the return value.
+    log_prints: send ``print`` to the run's log; None: as the parent flow does.
+    tags: put on each of its runs and on what they call.
+    on_running, on_completion, on_failure, on_cancellation, on_crashed: lists of ``hook(flow, flow_run, state)``.
+    """
+
+    name: str | None
+    version: str | None
+    description: str | None
+    flow_run_name: str | Callable[..., str] | None
+    retries: int | None
+    retry_delay_seconds: float | None
+    timeout_seconds: float | None
+    task_runner: TaskRunner | type[TaskRunner] | None
+    validate_parameters: bool | None
+    persist_result: bool | None
+    log_prints: bool | None
+    tags: Iterable[str] | None
+    on_running: Sequence[Hook] | None
+    on_completion: Sequence[Hook] | None
+    on_failure: Sequence[Hook] | None
+    on_cancellation: Sequence[Hook] | None
+    on_crashed: Sequence[Hook] | None
+
+
+class Flow(Generic[P, R]):
+    """A function marked with ``@flow``. ``flow.fn`` is the function itself.
+
+    Raises:
+        TypeError, ValueError, DefinitionError: an option makes no sense; the message says which.
+    """
+
+    def __init__(self, fn: Callable[P, R], **options: Unpack[FlowOptions]) -> None:
+        check_options("flow", options, FlowOptions)
+        self._binds: Literal["instance", "class", "nothing"] = "instance"
+        if isinstance(fn, classmethod):
+            fn, self._binds = cast("Callable[P, R]", fn.__func__), "class"
+        elif isinstance(fn, staticmethod):
+            fn, self._binds = cast("Callable[P, R]", fn.__func__), "nothing"
+        if not callable(fn):
+            raise TypeError(f"@flow marks functions, and {fn!r} is none")
+        self._options = options
+        self.fn = fn
+        functools.update_wrapper(self, fn, updated=())
+        self.name = check_name("flow", options.get("name") or flow_name_of(fn))
+        self.shape = CallShape(fn, label=f"flow {self.name!r}")
+        self.description = options.get("description") or inspect.getdoc(fn)
+        self._version = options.get("version")
+        self.flow_run_name = options.get("flow_run_name")
+        check_template("flow_run_name", self.flow_run_name)
+        self.retries = check_retries(options.get("retries"))
+        delay = options.get("retry_delay_seconds")
+        if delay is not None and (not isinstance(delay, int | float) or isinstance(delay, bool) or delay < 0):
+            raise ValueError(f"retry_delay_seconds of a flow must be a number >= 0, got {delay!r}")
+        self.retry_delay_seconds = float(delay or 0)
+        self.timeout_seconds = check_timeout(options.get("timeout_seconds"))
+        runner = options.get("task_runner")
+        if isinstance(runner, type):
+            runner = runner()
+        if runner is not None and not isinstance(runner, TaskRunner):
+            raise TypeError(f"task_runner must be a task runner, got {runner!r}")
+        self.task_runner: TaskRunner = runner or ThreadPoolTaskRunner()
+        self.should_validate_parameters = options.get("validate_parameters") is not False
+        self.persist_result = options.get("persist_result")
+        self.log_prints = options.get("log_prints")
+        self.tags = frozenset(options.get("tags") or ())
+        self.hooks: dict[str, list[Hook]] = {
+            argument: check_hooks(argument, options.get(argument)) for argument in HOOKS
+        }
+        self.isgenerator = inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn)
+        self.isasync = is_async(fn)
+        self._bound_shape: CallShape | None = None
+
+    @property
+    def version(self) -> str | None:
+        """As given, or else a hash of the defining file; None where there is no file."""
+        if self._version is None:
+            self._version = _version_of_file(self.fn)
+        return self._version
+
+    @property
+    def parameters(self) -> JsonObject:
+        """The JSON schema of the parameters."""
+        return self.shape.json_schema()
+
+    def validate_parameters(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """Return parameters, given by name, with defaults, checked and coerced by the type hints.
+
+        Raises:
+            ParameterError: one is missing, unknown, or does not fit; the message names it.
+        """
+        return self.shape.validate(self.shape.from_mapping(parameters))
+
+    # --- being a method ------------------------------------------------------------------------------
+
+    def __get__(self, instance: object, owner: type | None = None) -> Flow[..., R]:
+        target = owner if self._binds == "class" else instance
+        if target is None or self._binds == "nothing":
+            return self
+        bound: Flow[..., R] = copy.copy(self)
+        bound._binds = "nothing"
+        bound.fn = MethodType(self.fn, target)
+        if self._bound_shape is None:
+            self._bound_shape = CallShape(bound.fn, label=f"flow {self.name!r}")
+        bound.shape = self._bound_shape
+        return bound
+
+    # --- calling -------------------------------------------------------------------------------------
+
+    @overload
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R: ...
+
+    @overload
+    def __call__(self, *args: Any, return_state: bool = ..., wait_for: Any = ..., **kwargs: Any) -> Any: ...
+
+    def __call__(self, *args: Any, return_state: bool = False, wait_for: Any = None, **kwargs: Any) -> Any:
+        """Run the flow here and now and return its result; inside another run it is a subflow with a run of its own.
+
+        Where a broker is known (``HARK_NATS_URL``, or one found under ``HARK_HOME``) the run is tracked.
+
+        Args:
+            return_state: return the final state instead; nothing is raised then.
+            wait_for: futures or states that must complete first.
+        Raises:
+            ParameterError: the arguments do not fit.
+            UpstreamFailed: something it waits for did not complete.
+            Exception: whatever the function raised, once no retries are left.
+        """
+        parameters = self.shape.bind(args, kwargs)
+        waits = () if wait_for is None else tuple(wait_for) if isinstance(wait_for, Iterable) else (wait_for,)
+        if self.isgenerator:
+            if return_state:
+                raise ValueError(
+                    f"flow {self.name!r} is a generator, which has no state to return until it is read"
+                )
+            if self.isasync:
+                return flow_engine.run_flow_generator_async(self, parameters, waits)
+            return flow_engine.run_flow_generator(self, parameters, waits)
+        if self.isasync:
+            return _call_async(self, parameters, waits, return_state)
+        state = flow_engine.run_flow(self, parameters, waits)
+        return state if return_state else state.result()
+
+    # --- making others -------------------------------------------------------------------------------
+
+    def with_options(self, **options: Unpack[FlowOptions]) -> Flow[P, R]:
+        """Return a copy with some options changed; what is not given stays, and None takes an option away."""
+        merged = cast("FlowOptions", {**self._options, **options})
+        if "name" not in options:
+            merged["name"] = self.name
+        new = Flow(self.fn, **merged)
+        new._binds = self._binds
+        return new
+
+    def on_running(self, fn: Hook) -> Hook:
+        """Decorator: call ``fn(flow, flow_run, state)`` when a run, or a retry of it, begins."""
+        self.hooks["on_running"].append(fn)
+        return fn
+
+    def on_completion(self, fn: Hook) -> Hook:
+        """Decorator: call ``fn(flow, flow_run, state)`` when a run completes."""
+        self.hooks["on_completion"].append(fn)
+        return fn
+
+    def on_failure(self, fn: Hook) -> Hook:
+        """Decorator: call ``fn(flow, flow_run, state)`` when a run fails and no retries are left."""
+        self.hooks["on_failure"].append(fn)
+        return fn
+
+    def on_cancellation(self, fn: Hook) -> Hook:
+        """Decorator: call ``fn(flow, flow_run, state)`` when a run is cancelled."""
+        self.hooks["on_cancellation"].append(fn)
+        return fn
+
+    def on_crashed(self, fn: Hook) -> Hook:
+        """Decorator: call ``fn(flow, flow_run, state)`` when a run crashes."""
+        self.hooks["on_crashed"].append(fn)
+        return fn
+
+    def __repr__(self) -> str:
+        return f"<flow {self.name!r}>"
+
+
+async def _call_async(
+    flow: Flow[..., Any], parameters: dict[str, Any], wait_for: Iterable[Any], return_state: bool
+) -> Any:
+    state = await flow_engine.run_flow_async(flow, parameters, wait_for)
+    return state if return_state else await state.aresult()
+
+
+@overload
+def flow(fn: Callable[P, R], /) -> Flow[P, R]: ...
+
+
+@overload
+def flow(fn: None = None, /, **options: Unpack[FlowOptions]) -> Callable[[Callable[P, R]], Flow[P, R]]: ...
+
+
+def flow(fn: Callable[P, R] | None = None, /, **options: Unpack[FlowOptions]) -> Any:
+    """Mark a function as a flow: ``@flow`` or ``@flow(retries=3, …)``. The options are those of ``FlowOptions``."""
+    if fn is None:
+        return lambda fn: Flow(fn, **options)
+    return Flow(fn, **options)
+
+
+def _version_of_file(fn: Callable[..., Any]) -> str | None:
+    try:
+        path = inspect.getsourcefile(inspect.unwrap(fn))
+    except TypeError:
+        return None
+    return _hash_of(path) if path else None
+
+
+@functools.lru_cache(maxsize=256)
+def _hash_of(path: str) -> str | None:
+    try:
+        return sha256(Path(path).read_bytes()).hexdigest()[:16]
+    except OSError:
+        return None

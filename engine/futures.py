@@ -1,0 +1,247 @@
+"""Futures: the results of tasks that were submitted, to be had later, from any thread or with ``await``."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator
+from typing import Any, Generic, NamedTuple, TypeVar, cast
+
+from ..vocabulary import TaskRunId
+from .nested import replace_leaves
+from .states import Pending, State
+from .task_run import TaskRun
+from .thread_pool import waiting_for_another
+
+__all__ = [
+    "DoneAndNotDone", "FutureList", "TaskFuture", "as_completed", "resolve_futures_to_results",
+    "resolve_futures_to_states", "wait",
+]  # fmt: skip
+
+R = TypeVar("R")
+_lock = threading.Lock()
+"""One for all futures: it is held for a few instructions at a time, and a lock each would cost more than it saves."""
+
+
+class TaskFuture(Generic[R]):
+    """The result of one submitted task. Waiting works from any thread; ``await future`` gives its result."""
+
+    __slots__ = ("__weakref__", "_callbacks", "_final", "_run", "call", "home_loop", "name", "task_run_id")
+
+    def __init__(self, run: TaskRun) -> None:
+        self.task_run_id: TaskRunId = run.id
+        self.name = run.name
+        self.call = run.call
+        self.home_loop: asyncio.AbstractEventLoop | None = None
+        """The event loop the task runs in, if it is one that the caller may be in too."""
+        self._run: TaskRun | None = run
+        self._final: State | None = None
+        self._callbacks: list[Callable[[TaskFuture[R]], None]] = []
+
+    @property
+    def __call_key__(self) -> str:
+        return self.call or self.task_run_id
+
+    @property
+    def done(self) -> bool:
+        """Whether there is nothing more to wait for."""
+        return self._final is not None
+
+    @property
+    def state(self) -> State:
+        """The state of the task run; final once ``done`` (``NotReady`` if it could not begin)."""
+        if self._final is not None:
+            return self._final
+        run = self._run
+        return (run.state if run else None) or Pending(run_id=self.task_run_id)
+
+    def finish(self, state: State) -> None:
+        """Set the last state. For runners; the second call and later ones do nothing."""
+        with _lock:
+            if self._final is not None:
+                return
+            self._final = state
+            self._run = None
+            callbacks, self._callbacks = self._callbacks, []
+        for callback in callbacks:
+            callback(self)
+
+    def add_done_callback(self, fn: Callable[[TaskFuture[R]], None]) -> None:
+        """Call ``fn(self)`` when done (at once if it is), in whichever thread finishes it."""
+        with _lock:
+            if self._final is None:
+                self._callbacks.append(fn)
+                return
+        fn(self)
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait until done, at most ``timeout`` seconds.
+
+        Raises:
+            RuntimeError: called in the event loop the task itself needs; ``await`` the future there.
+        """
+        if self._final is not None:
+            return
+        if self.home_loop is not None and self.home_loop is _running_loop():
+            raise RuntimeError(
+                f"task {self.name!r} runs in this event loop, and waiting for it here would stop both; "
+                "write `await future`"
+            )
+        ready = threading.Event()
+        self.add_done_callback(lambda _: ready.set())
+        with waiting_for_another():
+            ready.wait(timeout)
+
+    def result(self, timeout: float | None = None, raise_on_failure: bool = True) -> R:
+        """Return the task's result, waiting for it.
+
+        Args:
+            raise_on_failure: raise the exception of a task that failed, instead of returning it.
+        Raises:
+            TimeoutError: not done within ``timeout`` seconds.
+        """
+        self.wait(timeout)
+        if self._final is None:
+            raise TimeoutError(f"task {self.name!r} has not ended within {timeout} s")
+        return cast(R, self._final.result(raise_on_failure))
+
+    async def wait_async(self, timeout: float | None = None) -> None:
+        """Wait until done without holding the loop, at most ``timeout`` seconds."""
+        if self._final is not None:
+            return
+        loop = asyncio.get_running_loop()
+        ready = loop.create_future()
+
+        def wake(_: TaskFuture[R]) -> None:
+            try:
+                loop.call_soon_threadsafe(lambda: ready.done() or ready.set_result(None))
+            except RuntimeError:
+                return  # the loop has ended, and with it whoever waited
+
+        self.add_done_callback(wake)
+        with waiting_for_another():
+            await asyncio.wait([ready], timeout=timeout)
+
+    async def result_async(self, timeout: float | None = None, raise_on_failure: bool = True) -> R:
+        """Return what ``result`` returns, without holding the loop."""
+        await self.wait_async(timeout)
+        if self._final is None:
+            raise TimeoutError(f"task {self.name!r} has not ended within {timeout} s")
+        return cast(R, await self._final.aresult(raise_on_failure))
+
+    aresult = result_async
+
+    def __await__(self) -> Generator[Any, None, R]:
+        return self.result_async().__await__()
+
+    def __repr__(self) -> str:
+        return f"TaskFuture(name={self.name!r}, state={self.state.name!r})"
+
+
+class FutureList(list[TaskFuture[R]]):
+    """What ``.map`` returns: the futures, in order of the inputs."""
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait until all are done, at most ``timeout`` seconds in all."""
+        wait(self, timeout)
+
+    def result(self, timeout: float | None = None, raise_on_failure: bool = True) -> list[R]:
+        """Return all results, in order.
+
+        Raises:
+            TimeoutError: not all are done within ``timeout`` seconds.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        return [future.result(_left(deadline), raise_on_failure) for future in self]
+
+    async def result_async(self, timeout: float | None = None, raise_on_failure: bool = True) -> list[R]:
+        """Return what ``result`` returns, without holding the loop."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        return [await future.result_async(_left(deadline), raise_on_failure) for future in self]
+
+    def __await__(self) -> Generator[Any, None, list[R]]:
+        return self.result_async().__await__()
+
+
+class DoneAndNotDone(NamedTuple):
+    """What ``wait`` returns."""
+
+    done: set[TaskFuture[Any]]
+    not_done: set[TaskFuture[Any]]
+
+
+def wait(futures: Iterable[TaskFuture[Any]], timeout: float | None = None) -> DoneAndNotDone:
+    """Wait until all are done, at most ``timeout`` seconds, and return which are and which are not."""
+    every = set(futures)
+    deadline = None if timeout is None else time.monotonic() + timeout
+    for future in every:
+        future.wait(_left(deadline))
+    done = {future for future in every if future.done}
+    return DoneAndNotDone(done, every - done)
+
+
+class as_completed(Generic[R]):  # noqa: N801  a function, for all its users see
+    """Iterate over futures as they get done, with ``for`` or ``async for``.
+
+    Raises:
+        TimeoutError: while iterating, if they are not all done within ``timeout`` seconds.
+    """
+
+    def __init__(self, futures: Iterable[TaskFuture[R]], timeout: float | None = None) -> None:
+        self._futures = list(dict.fromkeys(futures))
+        self._timeout = timeout
+
+    def __iter__(self) -> Iterator[TaskFuture[R]]:
+        import queue
+
+        deadline = None if self._timeout is None else time.monotonic() + self._timeout
+        ready: queue.SimpleQueue[TaskFuture[R]] = queue.SimpleQueue()
+        for future in self._futures:
+            if future.home_loop is not None and future.home_loop is _running_loop():
+                future.wait()  # raises, saying what to write instead
+            future.add_done_callback(ready.put)
+        for left in range(len(self._futures), 0, -1):
+            try:
+                with waiting_for_another():
+                    future = ready.get(timeout=_left(deadline))
+            except queue.Empty:
+                raise TimeoutError(f"{left} of {len(self._futures)} tasks have not ended in time") from None
+            yield future
+
+    async def __aiter__(self) -> AsyncIterator[TaskFuture[R]]:
+        loop = asyncio.get_running_loop()
+        ready: asyncio.Queue[TaskFuture[R]] = asyncio.Queue()
+        for future in self._futures:
+            future.add_done_callback(lambda f: loop.call_soon_threadsafe(ready.put_nowait, f) and None)
+        async with asyncio.timeout(self._timeout):
+            for _ in self._futures:
+                yield await ready.get()
+
+
+def resolve_futures_to_states(value: Any) -> Any:
+    """Return ``value`` with the final state of each future in it in its place, waiting for them."""
+
+    def change(leaf: Any) -> Any:
+        if isinstance(leaf, TaskFuture):
+            leaf.wait()
+            return leaf.state
+        return leaf
+
+    return replace_leaves(value, change)
+
+
+def resolve_futures_to_results(value: Any) -> Any:
+    """Return ``value`` with the result of each future in it in its place, waiting for them; raises what they raise."""
+    return replace_leaves(value, lambda leaf: leaf.result() if isinstance(leaf, TaskFuture) else leaf)
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+def _left(deadline: float | None) -> float | None:
+    return None if deadline is None else max(0.0, deadline - time.monotonic())

@@ -1,0 +1,92 @@
+"""State hooks: functions of the author's that are told of a run's states.
+
+What a hook raises is logged and goes no further: it can change nothing about the run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeAlias
+
+from .states import State, StateType
+
+__all__ = ["HOOK_OF_TYPE", "Hook", "call_blocking", "check_hooks", "run_hooks", "run_hooks_async"]
+
+log = logging.getLogger("hark.engine")
+
+Hook: TypeAlias = Callable[..., Any]
+"""``hook(flow, flow_run, state)`` or ``hook(task, task_run, state)``; sync or async."""
+
+HOOK_OF_TYPE = {
+    StateType.RUNNING: "on_running",
+    StateType.COMPLETED: "on_completion",
+    StateType.FAILED: "on_failure",
+    StateType.CANCELLED: "on_cancellation",
+    StateType.CRASHED: "on_crashed",
+}
+
+
+def check_hooks(argument: str, hooks: object) -> list[Hook]:
+    """Return hooks as a list.
+
+    Raises:
+        TypeError: not an iterable of callables.
+    """
+    if hooks is None:
+        return []
+    if callable(hooks) or not isinstance(hooks, Iterable):
+        raise TypeError(f"{argument} takes a list of functions, got {hooks!r}; write {argument}=[…]")
+    found = list(hooks)
+    for hook in found:
+        if not callable(hook):
+            raise TypeError(f"{argument} takes a list of functions, and {hook!r} is none")
+    return found
+
+
+def run_hooks(hooks: Sequence[Hook], subject: Any, run: Any, state: State) -> None:
+    """Call each hook, in order, in this thread."""
+    for hook in hooks:
+        try:
+            call_blocking(hook, subject, run, state)
+        except Exception:
+            _report(hook, run)
+
+
+async def run_hooks_async(hooks: Sequence[Hook], subject: Any, run: Any, state: State) -> None:
+    """Call each hook, in order, awaiting async ones."""
+    for hook in hooks:
+        try:
+            outcome = hook(subject, run, state)
+            if inspect.isawaitable(outcome):
+                await outcome
+        except Exception:
+            _report(hook, run)
+
+
+def call_blocking(fn: Callable[..., Any], *args: Any) -> Any:
+    """Return what ``fn`` returns, waiting for it if it is async, also inside a running event loop."""
+    outcome = fn(*args)
+    if not inspect.isawaitable(outcome):
+        return outcome
+
+    async def finish() -> Any:
+        return await outcome
+
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(finish())
+    # This thread's loop is busy running us, so the coroutine gets a thread and a loop of its own.
+    import contextvars
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(contextvars.copy_context().run, asyncio.run, finish()).result()
+
+
+def _report(hook: Hook, run: Any) -> None:
+    name = getattr(hook, "__name__", None) or getattr(getattr(hook, "func", None), "__name__", repr(hook))
+    log.exception("hook %r of run %r failed", name, run.name, extra={"run_id": run.id})

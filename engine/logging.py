@@ -1,0 +1,250 @@
+"""Loggers of runs: standard logging, to the console and, where a run is tracked, to its own log stream.
+
+``hark.flow_runs`` and ``hark.task_runs`` are ordinary loggers; their records carry ``flow_run_id``, ``flow_run_name``,
+``flow_name`` and, in tasks, ``task_run_id``, ``task_run_name``, ``task_name``.
+"""
+
+from __future__ import annotations
+
+import builtins
+import logging
+import sys
+import threading
+from collections.abc import Generator, MutableMapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from ..errors import MissingContextError
+from .context import FlowRunContext, TaskRunContext, current_run
+
+if TYPE_CHECKING:
+    from ..bus.session import Session
+    from .run import FlowRun
+    from .task_run import TaskRun
+
+__all__ = ["RunLogger", "flow_run_logger", "get_logger", "get_run_logger", "printing", "task_run_logger"]
+
+MAX_MESSAGE_CHARS = 100_000
+"""A log line longer than this is cut: one line must fit one message of the broker."""
+
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "hark_session"}
+_FIELDS = frozenset(
+    {"flow_run_id", "flow_run_name", "flow_name", "task_run_id", "task_run_name", "task_name"}
+)
+
+_Adapter: TypeAlias = "logging.LoggerAdapter[logging.Logger]"
+
+
+class RunLogger(logging.LoggerAdapter[logging.Logger]):
+    """A logger that knows its run; ``extra`` given in a call is kept beside the run's own fields."""
+
+    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
+        kwargs["extra"] = {**(self.extra or {}), **(kwargs.get("extra") or {})}
+        return msg, kwargs
+
+
+class _ToConsole(logging.Handler):
+    """Writes to the standard error stream there is *now*, unless the program has set up logging of its own."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if logging.getLogger().handlers:
+            return
+        try:
+            what = getattr(record, "task_run_name", None)
+            kind = "Task run"
+            if what is None:
+                what, kind = getattr(record, "flow_run_name", "-"), "Flow run"
+            moment = datetime.fromtimestamp(record.created).astimezone().strftime("%H:%M:%S.%f")[:-3]
+            line = f"{moment} | {record.levelname:7} | {kind} {what!r} - {record.getMessage()}"
+            if record.exc_info:
+                line += "\n" + logging.Formatter().formatException(record.exc_info)
+            sys.stderr.write(line + "\n")
+        except Exception:
+            self.handleError(record)
+
+
+class _ToRunLogs(logging.Handler):
+    """Sends the records of tracked runs to the log stream."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        session: Session | None = getattr(record, "hark_session", None)
+        flow_run_id = getattr(record, "flow_run_id", None)
+        if session is None or flow_run_id is None:
+            return
+        try:
+            from ..bus.run_logs import LogLine
+            from ..errors import LimitError
+
+            message = record.getMessage()
+            if record.exc_info:
+                message += "\n" + logging.Formatter().formatException(record.exc_info)
+            if len(message) > MAX_MESSAGE_CHARS:
+                message = message[:MAX_MESSAGE_CHARS] + f"… ({len(message)} characters)"
+            extra = {
+                name: value
+                if isinstance(value, str | int | float | bool) or value is None
+                else repr(value)[:1000]
+                for name, value in vars(record).items()
+                if name not in _STANDARD and name not in _FIELDS
+            }
+            line = LogLine(
+                flow_run_id=flow_run_id,
+                task_run_id=getattr(record, "task_run_id", None),
+                level=record.levelno,
+                logger=record.name,
+                message=message,
+                at=datetime.fromtimestamp(record.created, UTC),
+                extra=extra,
+            )
+            try:
+                session.bus.run_logs.publish_nowait(flow_run_id, line)
+            except LimitError:
+                # Logs make room for events: a line is dropped, and counted where people look.
+                _dropped.count += 1
+                if _dropped.count in (1, 1000, 100_000):
+                    logging.getLogger("hark.engine").warning(
+                        "%d log lines were dropped: they come faster than the broker takes them",
+                        _dropped.count,
+                    )
+        except Exception:
+            self.handleError(record)
+
+
+class _Dropped:
+    count = 0
+
+
+_dropped = _Dropped()
+_ready = False
+_lock = threading.Lock()
+
+
+def _loggers() -> tuple[logging.Logger, logging.Logger]:
+    global _ready
+    flows, tasks = logging.getLogger("hark.flow_runs"), logging.getLogger("hark.task_runs")
+    if not _ready:
+        with _lock:
+            if not _ready:
+                for logger in (flows, tasks):
+                    if logger.level == logging.NOTSET:
+                        logger.setLevel(logging.INFO)
+                    logger.addHandler(_ToConsole())
+                    logger.addHandler(_ToRunLogs())
+                _ready = True
+    return flows, tasks
+
+
+def get_logger(name: str | None = None) -> logging.Logger:
+    """Return the logger ``hark.<name>``, or ``hark``."""
+    if not name or name == "hark":
+        return logging.getLogger("hark")
+    return logging.getLogger(name if name.startswith("hark.") else f"hark.{name}")
+
+
+def get_run_logger(context: FlowRunContext | TaskRunContext | None = None, **extra: Any) -> RunLogger:
+    """Return the logger of the run the code is in.
+
+    Args:
+        extra: fields to put on every record.
+    Raises:
+        MissingContextError: the code is in no run.
+    """
+    run = context or current_run.get()
+    if run is None:
+        raise MissingContextError(
+            "there is no flow or task run to log for", hint="call get_run_logger() inside a flow or task"
+        )
+    if isinstance(run, TaskRunContext):
+        flow = run.flow_context
+        tracker = flow.tracker if flow else None
+        return _task_logger(
+            run.task_run, flow.flow_run if flow else None, tracker.session if tracker else None, extra
+        )
+    return _flow_logger(run.flow_run, run.tracker.session if run.tracker else None, extra)
+
+
+def flow_run_logger(flow_run: FlowRun, flow: object = None, **extra: Any) -> RunLogger:
+    """Return the logger of a flow run one knows, in a hook for instance."""
+    run = current_run.get()
+    context = run.flow_context if run else None
+    tracker = context.tracker if context and context.flow_run.id == flow_run.id else None
+    return _flow_logger(flow_run, tracker.session if tracker else _session(), extra)
+
+
+def task_run_logger(
+    task_run: TaskRun, task: object = None, flow_run: FlowRun | None = None, **extra: Any
+) -> RunLogger:
+    """Return the logger of a task run one knows, in a hook for instance."""
+    run = current_run.get()
+    context = run.flow_context if run else None
+    return _task_logger(task_run, flow_run or (context.flow_run if context else None), _session(), extra)
+
+
+def _session() -> Session | None:
+    run = current_run.get()
+    context = run.flow_context if run else None
+    if context is not None:
+        return context.tracker.session if context.tracker else None
+    from ..bus.session import current_session
+
+    return current_session()
+
+
+def _flow_logger(run: FlowRun, session: Session | None, extra: dict[str, Any]) -> RunLogger:
+    return RunLogger(
+        _loggers()[0],
+        {
+            "flow_run_id": run.id, "flow_run_name": run.name, "flow_name": run.flow_name, "hark_session": session, **extra,
+        },
+    )  # fmt: skip
+
+
+def _task_logger(
+    task_run: TaskRun, flow_run: FlowRun | None, session: Session | None, extra: dict[str, Any]
+) -> RunLogger:
+    return RunLogger(
+        _loggers()[1],
+        {
+            "flow_run_id": flow_run.id if flow_run else None, "flow_run_name": flow_run.name if flow_run else None,
+            "flow_name": flow_run.flow_name if flow_run else None, "task_run_id": task_run.id,
+            "task_run_name": task_run.name, "task_name": task_run.task_name, "hark_session": session, **extra,
+        },
+    )  # fmt: skip
+
+
+# --- print --------------------------------------------------------------------------------------------
+
+_print = builtins.print
+_printers = 0
+
+
+def _print_to_log(*args: Any, **kwargs: Any) -> None:
+    """Stand in for ``print`` while any run has ``log_prints``; prints outside such runs go where they went."""
+    run = current_run.get()
+    if run is None or not run.log_prints or kwargs.get("file") not in (None, sys.stdout):
+        _print(*args, **kwargs)
+        return
+    separator = kwargs.get("sep")
+    get_run_logger(run).info("%s", (" " if separator is None else separator).join(str(arg) for arg in args))
+
+
+@contextmanager
+def printing(to_log: bool) -> Generator[None]:
+    """Have ``print`` go to the run's log inside the block, for runs that ask for it."""
+    global _print, _printers
+    if not to_log:
+        yield
+        return
+    with _lock:
+        _printers += 1
+        if _printers == 1:
+            _print = builtins.print
+            builtins.print = _print_to_log
+    try:
+        yield
+    finally:
+        with _lock:
+            _printers -= 1
+            if _printers == 0 and builtins.print is _print_to_log:
+                builtins.print = _print

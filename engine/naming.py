@@ -1,0 +1,106 @@
+"""Names of runs: ``brave-otter`` by default, or what the author's template or function says."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from string import Formatter
+from typing import Any
+
+from ..errors import DefinitionError
+
+__all__ = ["check_name", "check_template", "default_run_name", "flow_name_of", "render_name"]
+
+
+def _words(text: str) -> list[str]:
+    return text.split()
+
+
+_ADJECTIVES = _words(
+    "agile amber ample arctic autumn bold brave bright brisk calm candid chipper civil clever cobalt copper coral cosmic "
+    "crisp daring deft dewy eager earnest easy fabled fair fleet fond frank free fresh gentle gilded glad golden grand "
+    "hale handy happy hardy honest humble indigo ivory jade jolly keen kind lively loyal lucid lunar mellow merry mild "
+    "mint misty modest neat nimble noble olive opal patient placid plucky polar proud quick quiet rapid ready regal "
+    "robust rosy royal ruby rustic sage silent silver sleek smart snowy solar solid spry steady stellar still sturdy "
+    "sunny swift tidy topaz tranquil true upbeat valiant vivid warm wily winged wise witty zesty"
+)
+_ANIMALS = _words(
+    "badger bat bear beaver bee bison boar bobcat bunting buzzard caribou carp cat chamois cheetah civet cod condor "
+    "coot coral cougar crab crane cricket crow curlew deer dingo dolphin dove duck eagle egret eland elk emu falcon "
+    "ferret finch fox frog gannet gazelle gecko gibbon goose grebe grouse gull hare hawk hedgehog heron hoopoe horse "
+    "hyrax ibex ibis jackal jackdaw jay kestrel kite kiwi koala kudu lark lemur linnet lizard llama lobster lynx "
+    "magpie marmot marten martin meerkat merlin mole moose moth mouse newt nightjar ocelot octopus okapi oriole oryx "
+    "osprey otter owl panda panther parrot pelican perch petrel pigeon pika plover puffin puma quail rabbit raccoon "
+    "raven robin rook salmon seal shrew shrike skylark snail sparrow squid starling stoat stork sturgeon swallow swan "
+    "swift tapir teal tern thrush tiger toad trout turtle viper vole walrus warbler weasel whale wolf wombat wren yak"
+)
+
+
+def default_run_name(pick: Callable[[list[str]], str] = random.choice) -> str:
+    """Return two words, such as ``brave-otter``: for people to tell runs apart, not unique."""
+    return f"{pick(_ADJECTIVES)}-{pick(_ANIMALS)}"
+
+
+def flow_name_of(fn: Callable[..., Any]) -> str:
+    """Return the default name of a flow: the function's, with dashes; a lambda is called ``lambda``."""
+    name: str = getattr(fn, "__name__", type(fn).__name__)
+    return "lambda" if name == "<lambda>" else name.strip("_").replace("_", "-") or "flow"
+
+
+def check_name(kind: str, name: object) -> str:
+    """Return a name that may stand in events and addresses.
+
+    Raises:
+        DefinitionError: empty, longer than 200 characters, or with one of ``/ % & > < " '`` or a line break.
+    """
+    if not isinstance(name, str) or not name.strip() or len(name) > 200:
+        raise DefinitionError(f"the name of a {kind} must be a text of 1 to 200 characters, got {name!r}")
+    bad = sorted({c for c in name if c in "/%&><\"'" or ord(c) < 32})
+    if bad:
+        raise DefinitionError(
+            f"the name {name!r} of a {kind} contains {' '.join(repr(c) for c in bad)}",
+            hint="leave out / % & > < quotes and control characters",
+        )
+    return name
+
+
+def check_template(argument: str, template: object) -> None:
+    """Raise if a run name is neither a template nor a function.
+
+    Raises:
+        TypeError: neither a string nor callable.
+        DefinitionError: a string that is no format template.
+    """
+    if template is None or callable(template):
+        return
+    if not isinstance(template, str):
+        raise TypeError(f"{argument} must be a template string or a function, got {template!r}")
+    try:
+        list(Formatter().parse(template))
+    except ValueError as exc:
+        raise DefinitionError(f"{argument} {template!r} is not a template: {exc}") from exc
+
+
+def render_name(argument: str, template: str | Callable[..., str], parameters: Mapping[str, Any]) -> str:
+    """Return the name a run gets: ``template`` filled with the parameters, or what the function returns.
+
+    A function may take nothing, or one argument ``parameters``.
+
+    Raises:
+        DefinitionError: the template names something that is no parameter, or the function gave no text.
+    """
+    if isinstance(template, str):
+        try:
+            return template.format(**parameters)
+        except (KeyError, IndexError, AttributeError, ValueError) as exc:
+            raise DefinitionError(
+                f"{argument} {template!r} cannot be filled: {exc}",
+                hint=f"it may use the parameters {', '.join(parameters) or '(there are none)'}",
+            ) from exc
+    import inspect
+
+    takes = inspect.signature(template).parameters
+    name = template(parameters=dict(parameters)) if "parameters" in takes else template()
+    if not isinstance(name, str):
+        raise TypeError(f"{argument} must return a text, and {template!r} returned {name!r}")
+    return name

@@ -1,0 +1,84 @@
+"""What a run that is taken up again already has: the results of its finished calls, read out of the log.
+
+**Fencing.** A worker that lost its run may go on for a while without knowing it, and its task events still reach the log.
+They do not count: a task event carries the attempt of the flow run it was made in, and one that was stored after a newer
+attempt began to run, by an older attempt, is passed over. What such a zombie finished *before* the takeover counts, and is
+not run again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import orjson
+
+from ..bus.event import Recorded
+from ..bus.subject import STATE_HEADER
+from ..vocabulary import JsonObject
+
+__all__ = ["FinishedCall", "attempt_starts", "finished_calls", "retries_made"]
+
+
+class FinishedCall:
+    """A call that completed earlier. The event stays bytes until somebody asks: most of a history is never looked at."""
+
+    __slots__ = ("raw",)
+
+    def __init__(self, raw: bytes) -> None:
+        self.raw = raw
+
+    def data(self) -> JsonObject:
+        """Return the event's ``data``."""
+        value: JsonObject = orjson.loads(self.raw)["data"]
+        return value
+
+
+def attempt_starts(history: Iterable[Recorded]) -> list[tuple[int, int]]:
+    """Return (attempt, sequence of its first RUNNING) of a flow run, in order of sequence."""
+    starts: list[tuple[int, int]] = []
+    known = 0
+    for recorded in history:
+        data = recorded.event.data
+        if not isinstance(data, dict):
+            continue
+        attempt, is_running = _attempt_and_running(data)
+        if is_running and attempt > known:
+            known = attempt
+            starts.append((attempt, recorded.seq))
+    return starts
+
+
+def retries_made(history: Iterable[Recorded]) -> int:
+    """Return how many retries of the flow itself the log tells of, whoever made them."""
+    return sum(recorded.event.type == "flow-run.retrying" for recorded in history)
+
+
+def _attempt_and_running(data: dict[str, Any]) -> tuple[int, bool]:
+    run, state = data.get("run"), data.get("state")
+    attempt = run.get("attempt") if isinstance(run, dict) else None
+    type_ = state.get("type") if isinstance(state, dict) else None
+    return (attempt if isinstance(attempt, int) else 0), type_ == "RUNNING"
+
+
+def finished_calls(
+    task_history: Iterable[Recorded], starts: list[tuple[int, int]]
+) -> dict[str, FinishedCall]:
+    """Return the finished calls of a flow run by their keys; of several with one key, the first that counts.
+
+    Args:
+        starts: what ``attempt_starts`` says of the run.
+    """
+    finished: dict[str, FinishedCall] = {}
+    for recorded in task_history:
+        if recorded.headers.get(STATE_HEADER) not in ("completed", "cached"):
+            continue
+        data = orjson.loads(recorded.raw)["data"]
+        key = data.get("call")
+        if not key or key in finished:
+            continue
+        attempt = data["flow_run"].get("attempt") or 0
+        if any(newer > attempt and seq < recorded.seq for newer, seq in starts):
+            continue
+        finished[key] = FinishedCall(recorded.raw)
+    return finished

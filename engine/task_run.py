@@ -1,0 +1,102 @@
+"""One task run, as hooks and the runtime see it and as its transitions tell it."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from ..vocabulary import TaskRunId
+from .states import State, StateType
+
+if TYPE_CHECKING:
+    from .tasks import Task
+
+__all__ = ["IdSource", "TaskRun"]
+
+
+class IdSource:
+    """Cheap ids: a random prefix and a counter, as the text of a UUIDv8. Safe to draw from in any thread.
+
+    Asking the system for random bytes costs more than everything else that happens to a task.
+    """
+
+    __slots__ = ("_next", "_prefix")
+
+    def __init__(self) -> None:
+        self._prefix = _random_prefix()
+        self._next = itertools.count(1).__next__
+
+    def draw(self) -> str:
+        return f"{self._prefix}{self._next():012x}"
+
+
+def _random_prefix() -> str:
+    digits = os.urandom(10).hex()
+    return f"{digits[:8]}-{digits[8:12]}-8{digits[12:15]}-{'89ab'[int(digits[15], 16) & 3]}{digits[16:19]}-"
+
+
+class TaskRun:
+    """One task run. Changed only by the engine that runs it.
+
+    Attributes:
+        call: its resume key; empty where nothing is recorded.
+        index: how many equal calls were made before it in the same place.
+        run_count: tries begun, 1 during the first.
+        upstream: ids of the task runs whose results it was given or waited for.
+        started_ns: wall time of the first try, in nanoseconds since 1970; 0 before.
+    """
+
+    __slots__ = (
+        "call", "flow_run_id", "id", "index", "name", "parameters", "pieces", "previous", "run_count", "started_ns", "state",
+        "tags", "task", "upstream",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        id: str,
+        name: str,
+        task: Task[..., Any],
+        *,
+        flow_run_id: str | None,
+        parameters: dict[str, Any],
+        tags: frozenset[str],
+        upstream: tuple[str, ...],
+    ) -> None:
+        self.id = TaskRunId(id)
+        self.name = name
+        self.task = task
+        self.flow_run_id = flow_run_id
+        self.parameters = parameters
+        self.tags = tags
+        self.upstream = upstream
+        self.call = ""
+        self.index = 0
+        self.run_count = 0
+        self.started_ns = 0
+        self.pieces: tuple[str, str, str] | None = None
+        """Parts of its events that do not change; kept by the tracker."""
+        self.previous: StateType | None = None
+        self.state: State | None = None
+
+    @property
+    def task_key(self) -> str:
+        return self.task.task_key
+
+    @property
+    def task_name(self) -> str:
+        return self.task.name
+
+    @property
+    def state_type(self) -> StateType | None:
+        return self.state.type if self.state else None
+
+    @property
+    def started_at(self) -> datetime | None:
+        return datetime.fromtimestamp(self.started_ns / 1e9, UTC) if self.started_ns else None
+
+    start_time = started_at
+
+    def __repr__(self) -> str:
+        return f"TaskRun(name={self.name!r}, id={self.id!r}, state={self.state!r})"

@@ -1,0 +1,368 @@
+"""Where submitted tasks run: threads, the event loop, or on the spot."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import os
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Self
+
+from .futures import FutureList, TaskFuture
+from .thread_pool import ThreadPool, run_coroutine
+
+if TYPE_CHECKING:
+    from .task_engine import TaskCall
+    from .tasks import Task
+
+__all__ = [
+    "AsyncTaskRunner", "ConcurrentTaskRunner", "SequentialTaskRunner", "TaskRunner", "ThreadPoolTaskRunner",
+    "default_runner",
+]  # fmt: skip
+
+
+class TaskRunner(ABC):
+    """Runs the submitted tasks of one flow run. Entered by the engine; ``duplicate`` gives each run its own.
+
+    A task begins when all futures among its inputs are done; until then it takes no thread.
+    """
+
+    def __init__(self) -> None:
+        self._open: set[TaskFuture[Any]] = set()
+        self._lock = threading.Lock()
+        self._refusing = False
+
+    @property
+    def name(self) -> str:
+        return type(self).__name__.lower().replace("taskrunner", "")
+
+    @abstractmethod
+    def duplicate(self) -> Self:
+        """Return a runner with the same settings that has not run anything."""
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and self._settings() == other._settings()
+
+    def __hash__(self) -> int:
+        return hash((type(self), self._settings()))
+
+    def _settings(self) -> tuple[Any, ...]:
+        return ()
+
+    def submit(
+        self, task: Task[..., Any], parameters: Mapping[str, Any], wait_for: Iterable[Any] | None = None
+    ) -> TaskFuture[Any]:
+        """Run ``task`` with these parameters; return its future at once."""
+        from .task_engine import prepare
+
+        return self.launch(prepare(task, dict(parameters), wait_for))
+
+    def map(
+        self, task: Task[..., Any], parameters: Mapping[str, Any], wait_for: Iterable[Any] | None = None
+    ) -> FutureList[Any]:
+        """Run ``task`` once for each element of the iterable parameters."""
+        from .tasks import map_calls
+
+        return FutureList(self.submit(task, one, wait_for) for one in map_calls(task, dict(parameters)))
+
+    def launch(self, call: TaskCall) -> TaskFuture[Any]:
+        """Begin a prepared call once its inputs are there."""
+        future: TaskFuture[Any] = TaskFuture(call.run)
+        if call.recorded is not None or call.is_settled:
+            from .task_engine import run_sync
+
+            future.finish(run_sync(call))
+            return future
+        with self._lock:
+            self._open.add(future)
+        future.add_done_callback(self._ended)
+        context = contextvars.copy_context()
+        waiting_for = [upstream for upstream in call.upstream if not upstream.done]
+        if not waiting_for:
+            self._begin(call, future, context)
+            return future
+        left = len(waiting_for)
+        lock = threading.Lock()
+
+        def one_done(_: TaskFuture[Any]) -> None:
+            nonlocal left
+            with lock:
+                left -= 1
+                last = left == 0
+            if last:
+                self._begin(call, future, context)
+
+        self._attach(future)
+        for upstream in waiting_for:
+            upstream.add_done_callback(one_done)
+        return future
+
+    def _attach(self, future: TaskFuture[Any]) -> None:  # noqa: B027  most runners have nothing to do
+        """Note in the submitting thread where a call that begins later will run."""
+
+    @abstractmethod
+    def _begin(self, call: TaskCall, future: TaskFuture[Any], context: contextvars.Context) -> None:
+        """Run a call whose inputs are there. Called from any thread."""
+
+    def _ended(self, future: TaskFuture[Any]) -> None:
+        with self._lock:
+            self._open.discard(future)
+
+    def refused(self, call: TaskCall, future: TaskFuture[Any]) -> bool:
+        """End a call that has not begun, if its flow has failed in the meantime; return whether it did."""
+        if not self._refusing:
+            return False
+        from .task_engine import cancel_unstarted
+
+        future.finish(cancel_unstarted(call))
+        return True
+
+    def stop(self) -> None:
+        """Begin nothing more: calls that have not begun end CANCELLED. Running ones go on."""
+        self._refusing = True
+
+    def unfinished(self) -> list[TaskFuture[Any]]:
+        """Return the futures that are not done yet."""
+        with self._lock:
+            return list(self._open)
+
+    def drain(self) -> None:
+        """Wait until every submitted task has ended, those included that tasks submit meanwhile."""
+        while futures := self.unfinished():
+            for future in futures:
+                future.wait()
+
+    async def drain_async(self) -> None:
+        """Wait as ``drain`` does, without holding the loop."""
+        while futures := self.unfinished():
+            for future in futures:
+                await future.wait_async()
+
+    def close(self) -> None:
+        """Give back threads and loops. Everything has been drained."""
+        self._refusing = True
+
+    def reopen(self) -> None:
+        """Begin calls again after ``stop``."""
+        self._refusing = False
+
+    @contextmanager
+    def opened(self) -> Generator[Self]:
+        """Run tasks inside the block; who leaves it has drained (see ``drain_async``)."""
+        self.reopen()
+        try:
+            yield self
+        finally:
+            self.close()
+
+    def __enter__(self) -> Self:
+        self.reopen()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.drain()
+        self.close()
+
+
+class ThreadPoolTaskRunner(TaskRunner):
+    """Runs tasks in threads, at most ``max_workers`` working at once; async tasks too, in the thread's own loop.
+
+    Args:
+        max_workers: default: the setting ``engine.thread_workers``.
+    """
+
+    def __init__(self, max_workers: int | None = None) -> None:
+        if max_workers is not None and max_workers < 1:
+            raise ValueError(f"max_workers must be at least 1, got {max_workers}")
+        super().__init__()
+        self.max_workers = max_workers
+        self._pool: ThreadPool | None = None
+
+    def duplicate(self) -> Self:
+        return type(self)(self.max_workers)
+
+    def _settings(self) -> tuple[Any, ...]:
+        return (self.max_workers,)
+
+    def _begin(self, call: TaskCall, future: TaskFuture[Any], context: contextvars.Context) -> None:
+        with self._lock:
+            pool = self._pool
+            if pool is None:
+                pool = self._pool = ThreadPool(self.max_workers or _default_workers())
+        pool.submit(lambda: self.refused(call, future) or future.finish(run_in_thread(call, context)))
+
+    def close(self) -> None:
+        super().close()
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.close()
+
+
+ConcurrentTaskRunner = ThreadPoolTaskRunner
+
+
+class SequentialTaskRunner(TaskRunner):
+    """Runs each task when it is submitted, in the submitting thread, before ``submit`` returns."""
+
+    def duplicate(self) -> Self:
+        return type(self)()
+
+    def _begin(self, call: TaskCall, future: TaskFuture[Any], context: contextvars.Context) -> None:
+        from .task_engine import run_sync
+
+        if self.refused(call, future):
+            return
+        if not call.task.isasync:
+            future.finish(context.run(run_sync, call))
+            return
+        if not _in_loop():
+            future.finish(run_in_thread(call, context))
+            return
+        # The loop of this thread is busy submitting, so an async task gets a thread while we wait.
+        pool = ThreadPool(1)
+        pool.submit(lambda: future.finish(run_in_thread(call, context)))
+        future.wait()
+        pool.close()
+
+
+class AsyncTaskRunner(TaskRunner):
+    """Runs async tasks in the event loop of the flow, any number at once, and sync ones in threads.
+
+    The fastest for async flows. Results are had with ``await future``; ``future.result()`` would stop the loop that
+    the task needs, and says so. In a sync flow the tasks run in a loop of their own, in another thread.
+
+    Args:
+        max_workers: threads for sync tasks; default: the setting ``engine.thread_workers``.
+    """
+
+    def __init__(self, max_workers: int | None = None) -> None:
+        super().__init__()
+        self.max_workers = max_workers
+        self._threads = ThreadPoolTaskRunner(max_workers)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._own_thread: threading.Thread | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def duplicate(self) -> Self:
+        return type(self)(self.max_workers)
+
+    def _settings(self) -> tuple[Any, ...]:
+        return (self.max_workers,)
+
+    def _home(self) -> asyncio.AbstractEventLoop:
+        """Return the loop for async tasks: that of the first submitter, or else one of our own."""
+        with self._lock:
+            if self._loop is None:
+                try:
+                    self._loop = asyncio.get_running_loop()
+                except RuntimeError:
+                    self._loop = asyncio.new_event_loop()
+                    self._own_thread = threading.Thread(
+                        target=self._loop.run_forever, name="hark-tasks", daemon=True
+                    )
+                    self._own_thread.start()
+            return self._loop
+
+    def _attach(self, future: TaskFuture[Any]) -> None:
+        future.home_loop = self._home()
+
+    def _begin(self, call: TaskCall, future: TaskFuture[Any], context: contextvars.Context) -> None:
+        if not call.task.isasync:
+            future.home_loop = None
+            self._threads._begin(call, future, context)
+            return
+        home = future.home_loop or self._home()
+        future.home_loop = home
+        if _in_loop(home):
+            self._start(call, future, context)
+        else:
+            home.call_soon_threadsafe(self._start, call, future, context)
+
+    def _start(self, call: TaskCall, future: TaskFuture[Any], context: contextvars.Context) -> None:
+        if self.refused(call, future):
+            return
+        task = asyncio.get_running_loop().create_task(self._run(call, future), context=context)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _run(self, call: TaskCall, future: TaskFuture[Any]) -> None:
+        from .final_state import state_of_crash
+        from .task_engine import run_async
+
+        try:
+            future.finish(await run_async(call))
+        except BaseException as exc:
+            future.finish(call.run.state or state_of_crash(exc, run_id=call.run.id))
+            if not isinstance(exc, asyncio.CancelledError):
+                raise
+
+    def stop(self) -> None:
+        super().stop()
+        self._threads.stop()
+        # Tasks that run in the loop can be stopped at their next await; those in threads end by themselves.
+        for task in list(self._tasks):
+            if _in_loop(self._loop):
+                task.cancel()
+            elif self._loop is not None:
+                self._loop.call_soon_threadsafe(task.cancel)
+
+    def reopen(self) -> None:
+        super().reopen()
+        self._threads.reopen()
+
+    def close(self) -> None:
+        super().close()
+        self._threads.close()
+        loop, thread = self._loop, self._own_thread
+        self._loop = self._own_thread = None
+        if loop is not None and thread is not None:
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join()
+            loop.run_until_complete(loop.shutdown_asyncgens())
+            loop.close()
+
+
+def run_in_thread(call: TaskCall, context: contextvars.Context) -> Any:
+    """Run a call, sync or async, in this thread; return its last state, whatever happens to it."""
+    from .final_state import state_of_crash
+    from .task_engine import run_async, run_sync
+
+    try:
+        if call.task.isasync:
+            return run_coroutine(run_async(call), context)
+        return context.run(run_sync, call)
+    except BaseException as exc:  # a task's SystemExit ends the task, not the thread that others need
+        return (
+            call.run.state
+            if call.run.state and call.run.state.is_final()
+            else state_of_crash(exc, run_id=call.run.id)
+        )
+
+
+_default: ThreadPoolTaskRunner | None = None
+_default_pid = 0
+
+
+def default_runner() -> TaskRunner:
+    """Return the process's runner for tasks submitted outside any flow."""
+    global _default, _default_pid
+    if _default is None or _default_pid != os.getpid():
+        _default, _default_pid = ThreadPoolTaskRunner(), os.getpid()
+    return _default
+
+
+def _default_workers() -> int:
+    from ..config import load_settings
+
+    return load_settings().engine.thread_workers
+
+
+def _in_loop(loop: asyncio.AbstractEventLoop | None = None) -> bool:
+    try:
+        running = asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return loop is None or running is loop

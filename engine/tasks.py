@@ -1,0 +1,424 @@
+"""Tasks: functions whose calls are runs of their own, with retries, timeouts, hooks and recorded results."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import io
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from difflib import get_close_matches
+from hashlib import blake2b
+from types import MethodType
+from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypedDict, TypeVar, cast, overload
+
+import orjson
+
+from ..errors import MappingError
+from .annotations import Annotation, allow_failure, quote, unmapped
+from .futures import FutureList, TaskFuture
+from .hooks import Hook, check_hooks
+from .naming import check_template
+from .parameters import CallShape
+from .retry import RetryDelays, check_delays, exponential_backoff
+from .states import State
+from .task_engine import prepare, run_async, run_generator, run_generator_async, run_sync
+
+if TYPE_CHECKING:
+    from typing import Unpack
+
+    from .task_runners import TaskRunner
+
+__all__ = ["Task", "TaskOptions", "exponential_backoff", "task"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
+
+
+class TaskOptions(TypedDict, total=False):
+    """What can be said of a task, in ``@task(...)`` and ``with_options(...)``.
+
+    name: default: the function's. description: default: its docstring. version: any text.
+    tags: put on each of its runs, besides those of ``with tags(...)``.
+    task_run_name: a template of the parameters (``"load-{day}"``), or a function giving the name.
+    retries: how often a failed run is tried again. retry_delay_seconds: a number, a list (the last one repeats), or a
+        function of the number of retries giving a list (``exponential_backoff(2)``). retry_jitter_factor: >= 0; spreads
+        a delay over ``delay * (1 ± factor)``. retry_condition_fn(task, task_run, state): False: do not retry this.
+    timeout_seconds: for each try; see ``timeouts.py`` for what can be interrupted.
+    persist_result: False: do not record the result; a resumed run then runs the task again. True: keep it for the
+        retries of a flow that is not tracked, too.
+    log_prints: send ``print`` to the run's log; None: as the flow does.
+    on_running, on_completion, on_failure, on_cancellation, on_crashed: lists of ``hook(task, task_run, state)``.
+    """
+
+    name: str | None
+    description: str | None
+    tags: Iterable[str] | None
+    version: str | None
+    task_run_name: str | Callable[..., str] | None
+    retries: int
+    retry_delay_seconds: RetryDelays
+    retry_jitter_factor: float | None
+    retry_condition_fn: Callable[..., Any] | None
+    timeout_seconds: float | None
+    persist_result: bool | None
+    log_prints: bool | None
+    on_running: Sequence[Hook] | None
+    on_completion: Sequence[Hook] | None
+    on_failure: Sequence[Hook] | None
+    on_cancellation: Sequence[Hook] | None
+    on_crashed: Sequence[Hook] | None
+
+
+HOOKS = ("on_running", "on_completion", "on_failure", "on_cancellation", "on_crashed")
+
+
+class Task(Generic[P, R]):
+    """A function marked with ``@task``. ``task.fn`` is the function itself.
+
+    Raises:
+        TypeError, ValueError, DefinitionError: an option makes no sense; the message says which.
+    """
+
+    def __init__(self, fn: Callable[P, R], **options: Unpack[TaskOptions]) -> None:
+        check_options("task", options, TaskOptions)
+        self._binds: Literal["instance", "class", "nothing"] = "instance"
+        if isinstance(fn, classmethod):
+            fn, self._binds = cast("Callable[P, R]", fn.__func__), "class"
+        elif isinstance(fn, staticmethod):
+            fn, self._binds = cast("Callable[P, R]", fn.__func__), "nothing"
+        if not callable(fn):
+            raise TypeError(f"@task marks functions, and {fn!r} is none")
+        self._options = options
+        self.fn = fn
+        functools.update_wrapper(self, fn, updated=())
+        name = options.get("name") or getattr(fn, "__name__", type(fn).__name__)
+        self.name: str = "lambda" if name == "<lambda>" else name
+        self.shape = CallShape(fn, label=f"task {self.name!r}")
+        self.description = options.get("description") or inspect.getdoc(fn)
+        self.version = options.get("version")
+        self.tags = frozenset(options.get("tags") or ())
+        self.task_key = (
+            f"{self.name}-{getattr(fn, '__module__', '')}.{getattr(fn, '__qualname__', self.name)}"
+        )
+        self.key_salt = blake2b(getattr(fn, "__qualname__", self.name).encode(), digest_size=16).digest()
+        self.fragment = orjson.dumps({"name": self.name, "key": self.task_key}).decode()
+        self.isgenerator = inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn)
+        self.isasync = is_async(fn)
+        # Submitted, an async generator gives the list of what it yields, as a sync one does.
+        self.body: Callable[..., Any] = _collecting(fn) if inspect.isasyncgenfunction(fn) else fn
+        self.task_run_name = options.get("task_run_name")
+        check_template("task_run_name", self.task_run_name)
+        self.retries = check_retries(options.get("retries"))
+        self.retry_delays = check_delays(options.get("retry_delay_seconds"), retries=self.retries)
+        self.retry_jitter_factor = options.get("retry_jitter_factor")
+        if self.retry_jitter_factor is not None and self.retry_jitter_factor < 0:
+            raise ValueError(f"retry_jitter_factor must be >= 0, got {self.retry_jitter_factor}")
+        self.retry_condition_fn = options.get("retry_condition_fn")
+        if self.retry_condition_fn is not None and not callable(self.retry_condition_fn):
+            raise TypeError(f"retry_condition_fn must be a function, got {self.retry_condition_fn!r}")
+        self.timeout_seconds = check_timeout(options.get("timeout_seconds"))
+        self.persist_result = options.get("persist_result")
+        self.log_prints = options.get("log_prints")
+        self.hooks: dict[str, list[Hook]] = {
+            argument: hooks for argument in HOOKS if (hooks := check_hooks(argument, options.get(argument)))
+        }
+        self.on_running_hooks = self.hooks.setdefault("on_running", [])
+        self._bound_shape: CallShape | None = None
+
+    # --- being a method ------------------------------------------------------------------------------
+
+    def __get__(self, instance: object, owner: type | None = None) -> Task[..., R]:
+        target = owner if self._binds == "class" else instance
+        if target is None or self._binds == "nothing":
+            return self
+        bound: Task[..., R] = copy.copy(self)
+        bound._binds = "nothing"
+        bound.fn = MethodType(self.fn, target)
+        bound.body = _collecting(bound.fn) if inspect.isasyncgenfunction(self.fn) else bound.fn
+        if self._bound_shape is None:
+            self._bound_shape = CallShape(bound.fn, label=f"task {self.name!r}")
+        bound.shape = self._bound_shape
+        return bound
+
+    # --- calling -------------------------------------------------------------------------------------
+
+    @overload
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R: ...
+
+    @overload
+    def __call__(self, *args: Any, return_state: bool = ..., wait_for: Any = ..., **kwargs: Any) -> Any: ...
+
+    def __call__(self, *args: Any, return_state: bool = False, wait_for: Any = None, **kwargs: Any) -> Any:
+        """Run the task here and return its result.
+
+        Args:
+            return_state: return the final state instead; nothing is raised then.
+            wait_for: futures or states that must complete first, besides those among the arguments.
+        Raises:
+            UpstreamFailed: something it waits for did not complete.
+            Exception: whatever the function raised, once no retries are left.
+        """
+        parameters = self.shape.bind(args, kwargs)
+        if self.isgenerator:
+            if return_state:
+                raise ValueError(
+                    f"task {self.name!r} is a generator, which has no state to return until it is read"
+                )
+            if self.isasync:
+                return _generate_async(self, parameters, wait_for)
+            return _generate(self, parameters, wait_for)
+        if self.isasync:
+            return _call_async(self, parameters, wait_for, return_state)
+        state = run_sync(prepare(self, parameters, wait_for))
+        return state if return_state else outcome(state)
+
+    @overload
+    def submit(self: Task[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs) -> TaskFuture[T]: ...
+
+    @overload
+    def submit(self, *args: P.args, **kwargs: P.kwargs) -> TaskFuture[R]: ...
+
+    @overload
+    def submit(self, *args: Any, return_state: bool = ..., wait_for: Any = ..., **kwargs: Any) -> Any: ...
+
+    def submit(self, *args: Any, return_state: bool = False, wait_for: Any = None, **kwargs: Any) -> Any:
+        """Run the task by the flow's task runner; return its future at once.
+
+        Args:
+            return_state: wait for it, and return its final state.
+        """
+        future = _runner().launch(prepare(self, self.shape.bind(args, kwargs), wait_for))
+        if return_state:
+            future.wait()
+            return future.state
+        return future
+
+    @overload
+    def map(
+        self, *args: Any, return_state: Literal[True], wait_for: Any = ..., **kwargs: Any
+    ) -> list[State]: ...
+
+    @overload
+    def map(
+        self: Task[P, Coroutine[Any, Any, T]],
+        *args: Any,
+        return_state: Literal[False] = ...,
+        wait_for: Any = ...,
+        **kwargs: Any,
+    ) -> FutureList[T]: ...
+
+    @overload
+    def map(
+        self, *args: Any, return_state: Literal[False] = ..., wait_for: Any = ..., **kwargs: Any
+    ) -> FutureList[R]: ...
+
+    def map(self, *args: Any, return_state: bool = False, wait_for: Any = None, **kwargs: Any) -> Any:
+        """Run the task once for each element of its iterable arguments, in parallel; return the futures in order.
+
+        Iterables must be equally long. Texts, bytes and files count as single values; ``unmapped(x)`` makes anything
+        one. Defaults are not iterated over. A future of a list is waited for and iterated over.
+
+        Raises:
+            MappingError: there is no iterable, or they differ in length.
+        """
+        runner = _runner()
+        waits = (
+            None if wait_for is None else tuple(wait_for) if isinstance(wait_for, Iterable) else (wait_for,)
+        )
+        calls = map_calls(self, self.shape.bind_given(args, kwargs))
+        futures = FutureList([runner.launch(prepare(self, parameters, waits)) for parameters in calls])
+        if return_state:
+            futures.wait()
+            return [future.state for future in futures]
+        return futures
+
+    # --- making others -------------------------------------------------------------------------------
+
+    def with_options(self, **options: Unpack[TaskOptions]) -> Task[P, R]:
+        """Return a copy with some options changed; what is not given stays, and None takes an option away."""
+        merged = cast("TaskOptions", {**self._options, **options})
+        if "name" not in options:
+            merged["name"] = self.name
+        new = Task(self.fn, **merged)
+        new._binds = self._binds
+        return new
+
+    def on_running(self, fn: Hook) -> Hook:
+        """Decorator: call ``fn(task, task_run, state)`` when a try begins."""
+        self.hooks["on_running"].append(fn)
+        return fn
+
+    def on_completion(self, fn: Hook) -> Hook:
+        """Decorator: call ``fn(task, task_run, state)`` when a run completes."""
+        self.hooks.setdefault("on_completion", []).append(fn)
+        return fn
+
+    def on_failure(self, fn: Hook) -> Hook:
+        """Decorator: call ``fn(task, task_run, state)`` when a run fails and no retries are left."""
+        self.hooks.setdefault("on_failure", []).append(fn)
+        return fn
+
+    def on_cancellation(self, fn: Hook) -> Hook:
+        """Decorator: call ``fn(task, task_run, state)`` when a run is cancelled."""
+        self.hooks.setdefault("on_cancellation", []).append(fn)
+        return fn
+
+    def on_crashed(self, fn: Hook) -> Hook:
+        """Decorator: call ``fn(task, task_run, state)`` when a run crashes."""
+        self.hooks.setdefault("on_crashed", []).append(fn)
+        return fn
+
+    def __repr__(self) -> str:
+        return f"<task {self.name!r}>"
+
+
+@overload
+def task(fn: Callable[P, R], /) -> Task[P, R]: ...
+
+
+@overload
+def task(fn: None = None, /, **options: Unpack[TaskOptions]) -> Callable[[Callable[P, R]], Task[P, R]]: ...
+
+
+def task(fn: Callable[P, R] | None = None, /, **options: Unpack[TaskOptions]) -> Any:
+    """Mark a function as a task: ``@task`` or ``@task(retries=3, …)``. The options are those of ``TaskOptions``."""
+    if fn is None:
+        return lambda fn: Task(fn, **options)
+    return Task(fn, **options)
+
+
+# --- calls --------------------------------------------------------------------------------------------
+
+
+def outcome(state: State) -> Any:
+    """Return the value of a completed state; raise what any other stands for."""
+    return state.result()
+
+
+async def _call_async(
+    task: Task[..., Any], parameters: dict[str, Any], wait_for: Any, return_state: bool
+) -> Any:
+    state = await run_async(prepare(task, parameters, wait_for))
+    return state if return_state else state.result()
+
+
+def _generate(task: Task[..., Any], parameters: dict[str, Any], wait_for: Any) -> Any:
+    return (yield from run_generator(prepare(task, parameters, wait_for)))
+
+
+async def _generate_async(task: Task[..., Any], parameters: dict[str, Any], wait_for: Any) -> Any:
+    async for item in run_generator_async(prepare(task, parameters, wait_for)):
+        yield item
+
+
+def _collecting(fn: Callable[..., Any]) -> Callable[..., Any]:
+    async def collect(*args: Any, **kwargs: Any) -> list[Any]:
+        return [item async for item in fn(*args, **kwargs)]
+
+    return collect
+
+
+def _runner() -> TaskRunner:
+    from .context import FlowRunContext
+    from .task_runners import default_runner
+
+    flow = FlowRunContext.get()
+    return flow.runner if flow is not None else default_runner()
+
+
+def map_calls(task: Task[..., Any], given: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the parameters of each call that ``map`` makes.
+
+    Raises:
+        MappingError: nothing to iterate over, or lengths differ.
+    """
+    shape = task.shape
+    if shape.varkw is not None and shape.varkw in given:
+        extra = given.pop(shape.varkw)
+        given = {**given, **extra}
+    else:
+        extra = {}
+    single: dict[str, Any] = {}
+    mapped: dict[str, list[Any]] = {}
+    for name, value in given.items():
+        values = _elements(value)
+        if values is None:
+            single[name] = value.value if isinstance(value, unmapped) else value
+        else:
+            mapped[name] = values
+    if not mapped:
+        raise MappingError(
+            f"task {task.name!r} was mapped over nothing: none of its arguments is iterable",
+            hint="give at least one list, and call .submit for a single run",
+        )
+    lengths = {name: len(values) for name, values in mapped.items()}
+    if len(set(lengths.values())) > 1:
+        shown = ", ".join(f"{name}: {n}" for name, n in lengths.items())
+        raise MappingError(
+            f"task {task.name!r} was mapped over iterables of different lengths ({shown})",
+            hint="wrap what every call should get whole in unmapped(…)",
+        )
+    calls = []
+    for i in range(next(iter(lengths.values()))):
+        one = {**single, **{name: values[i] for name, values in mapped.items()}}
+        if extra:
+            one[cast(str, shape.varkw)] = {name: one.pop(name) for name in extra}
+        calls.append(shape.with_defaults(one))
+    return calls
+
+
+def _elements(value: Any) -> list[Any] | None:
+    """Return what ``map`` iterates over in an argument; None if every call gets the argument whole."""
+    if isinstance(value, unmapped | quote):
+        return None
+    if isinstance(value, allow_failure):
+        inner = _elements(value.value)
+        return None if inner is None else [allow_failure(item) for item in inner]
+    if isinstance(value, Annotation):
+        return None
+    if isinstance(value, TaskFuture) or isinstance(value, State):
+        value = value.result()
+    if isinstance(value, str | bytes | bytearray | io.IOBase) or not isinstance(value, Iterable):
+        return None
+    return list(value)
+
+
+# --- options ------------------------------------------------------------------------------------------
+
+
+def check_options(kind: str, options: Any, known: Any) -> None:
+    """Raise ``TypeError`` for an option that does not exist, suggesting one that does."""
+    for name in options:
+        if name not in known.__annotations__:
+            near = get_close_matches(name, known.__annotations__, n=1)
+            raise TypeError(
+                f"@{kind} has no option {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+            )
+
+
+def check_retries(retries: object) -> int:
+    """Return a number of retries; raise if it is none."""
+    if retries is None:
+        return 0
+    if not isinstance(retries, int) or isinstance(retries, bool) or retries < 0:
+        raise ValueError(f"retries must be a whole number >= 0, got {retries!r}")
+    return retries
+
+
+def check_timeout(seconds: object) -> float | None:
+    """Return a time limit in seconds, None for none; raise if it is neither."""
+    if seconds is None:
+        return None
+    if not isinstance(seconds, int | float) or isinstance(seconds, bool) or seconds <= 0:
+        raise ValueError(f"timeout_seconds must be a number > 0, got {seconds!r}")
+    return float(seconds)
+
+
+def is_async(fn: Callable[..., Any]) -> bool:
+    """Return whether calling ``fn`` gives something to await or to iterate over with ``async for``."""
+    call = fn if inspect.isroutine(fn) else getattr(fn, "__call__", fn)  # noqa: B004  the method itself is wanted
+    while isinstance(call, functools.partial):
+        call = call.func
+    return inspect.iscoroutinefunction(call) or inspect.isasyncgenfunction(call)

@@ -1,0 +1,170 @@
+"""Stopping code that takes too long.
+
+Async code is cancelled at its next ``await``. Sync code in the main thread is interrupted by SIGALRM, at once, blocking
+system calls included. Sync code in another thread gets an exception between two of its Python instructions, so a call
+that blocks in C (``time.sleep``, a socket without a timeout) ends first: run such code in a process or make it async.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import heapq
+import itertools
+import signal
+import threading
+import time
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager, contextmanager
+from types import FrameType
+
+from ..errors import RunTimedOut
+
+__all__ = ["raise_in_thread", "within", "within_async"]
+
+
+class _Overrun(Exception):
+    """Raised into code whose time is up; turned into ``RunTimedOut`` by the block that set the limit."""
+
+    limit: object = None
+
+
+@asynccontextmanager
+async def within_async(seconds: float | None, what: str) -> AsyncGenerator[None]:
+    """Cancel the block after ``seconds`` and raise ``RunTimedOut`` naming ``what``; None sets no limit."""
+    if seconds is None:
+        yield
+        return
+    scope = asyncio.timeout(seconds)
+    try:
+        async with scope:
+            yield
+    except TimeoutError as exc:
+        # The code's own TimeoutError is its own failure.
+        if scope.expired():
+            raise _timed_out(what, seconds) from exc
+        raise
+
+
+@contextmanager
+def within(seconds: float | None, what: str) -> Generator[None]:
+    """Interrupt the block after ``seconds`` and raise ``RunTimedOut`` naming ``what``; None sets no limit."""
+    if seconds is None:
+        yield
+    elif threading.current_thread() is threading.main_thread() and hasattr(signal, "setitimer"):
+        with _by_alarm(seconds, what):
+            yield
+    else:
+        with _by_exception(seconds, what):
+            yield
+
+
+def _timed_out(what: str, seconds: float) -> RunTimedOut:
+    return RunTimedOut(f"{what} took longer than its {seconds:g} s")
+
+
+@contextmanager
+def _by_alarm(seconds: float, what: str) -> Generator[None]:
+    """Limit by SIGALRM. An outer limit that is due sooner keeps the timer: it ends the inner block too."""
+    begun = time.monotonic()
+    outer_s = signal.getitimer(signal.ITIMER_REAL)[0]
+    if 0 < outer_s <= seconds:
+        yield
+        return
+    mine = _Overrun()
+
+    def ring(signum: int, frame: FrameType | None) -> None:
+        raise mine
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-6))
+    try:
+        yield
+    except _Overrun as exc:
+        if exc is mine:
+            raise _timed_out(what, seconds) from None
+        raise
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        if outer_s > 0:
+            signal.setitimer(signal.ITIMER_REAL, max(outer_s - (time.monotonic() - begun), 1e-3))
+
+
+def raise_in_thread(thread_id: int, exception: type[BaseException]) -> None:
+    """Have ``exception`` raised in another thread, between two of its Python instructions."""
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread_id), ctypes.py_object(exception))
+
+
+class _Limit:
+    __slots__ = ("done", "exception", "fired", "lock", "thread_id")
+
+    def __init__(self, thread_id: int) -> None:
+        self.thread_id = thread_id
+        # A class of its own for each limit, because only a class can be raised in another thread, and a nested limit
+        # must tell its own from the outer one's.
+        self.exception: type[_Overrun] = type("_Overrun", (_Overrun,), {})
+        self.lock = threading.Lock()
+        self.done = False
+        self.fired = False
+
+    def fire(self) -> None:
+        with self.lock:
+            if not self.done:
+                self.fired = True
+                raise_in_thread(self.thread_id, self.exception)
+
+
+class _Watch:
+    """One thread that fires the limits of all others, in order of their deadlines."""
+
+    def __init__(self) -> None:
+        self._due: list[tuple[float, int, _Limit]] = []
+        self._order = itertools.count()
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+
+    def add(self, deadline: float, limit: _Limit) -> None:
+        with self._changed:
+            heapq.heappush(self._due, (deadline, next(self._order), limit))
+            if (
+                self._thread is None or not self._thread.is_alive()
+            ):  # a forked child has no threads but its first
+                self._thread = threading.Thread(target=self._run, name="hark-timeouts", daemon=True)
+                self._thread.start()
+            if self._due[0][2] is limit:
+                self._changed.notify()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not self._due or self._due[0][0] > time.monotonic():
+                    while self._due and self._due[0][2].done:
+                        heapq.heappop(self._due)
+                    wait_s = max(0.0, self._due[0][0] - time.monotonic()) if self._due else 10.0
+                    if not self._changed.wait(wait_s) and not self._due:
+                        self._thread = None
+                        return
+                limit = heapq.heappop(self._due)[2]
+            limit.fire()
+
+
+_watch = _Watch()
+
+
+@contextmanager
+def _by_exception(seconds: float, what: str) -> Generator[None]:
+    limit = _Limit(threading.get_ident())
+    _watch.add(time.monotonic() + seconds, limit)
+    try:
+        try:
+            yield
+        finally:
+            with limit.lock:
+                limit.done = True
+            if limit.fired:
+                # Set but perhaps not raised yet: let it come now, inside this block, not in somebody else's code.
+                for _ in range(1000):
+                    time.sleep(0)
+    except limit.exception:
+        raise _timed_out(what, seconds) from None
