@@ -98,10 +98,14 @@ def read_answer(data: bytes) -> Answer:
 
 @dataclass(slots=True)
 class FastBatch:
-    """One batch: what was sent and is not acknowledged, and how much more may be sent."""
+    """One batch: what was sent and is not acknowledged, and how much more may be sent.
+
+    ``most_flow`` is how many messages there may be between two answers of the broker; it may choose fewer.
+    """
 
     inbox: str
     number: int
+    most_flow: int = MOST_FLOW
     unacked: deque[MessageT] = field(default_factory=deque)  # type: ignore[valid-type]
     sent: int = 0
     acked: int = 0
@@ -123,7 +127,7 @@ class FastBatch:
 
     def frames(self, messages: Iterable[MessageT]) -> list[bytes]:
         """Return the pieces of the frames that send ``messages``, which are from now on unacked."""
-        before = f" {self.inbox}.{self.number}.{MOST_FLOW}.fail."
+        before = f" {self.inbox}.{self.number}.{self.most_flow}.fail."
         number, parts, unacked = self.sent, list[bytes](), self.unacked
         operation = START if number == 0 else APPEND
         for message in messages:
@@ -144,7 +148,7 @@ class FastBatch:
     def end_frame(self, subject: str) -> bytes:
         """Return the frame that ends the batch; ``subject`` is any the stream stores, and nothing is stored."""
         self.is_ending = True
-        return f"PUB {subject} {self.inbox}.{self.number}.{MOST_FLOW}.fail.{self.sent + 1}.{END}.$FI 0\r\n\r\n".encode()
+        return f"PUB {subject} {self.inbox}.{self.number}.{self.most_flow}.fail.{self.sent + 1}.{END}.$FI 0\r\n\r\n".encode()
 
     def stored(self, number: int) -> list[MessageT]:
         """Take note that all messages up to ``number`` are stored; return those that were not known to be."""

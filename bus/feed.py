@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Self
 
+import anyio
+
 from ..config import BusConfig
 from ..errors import BusUnavailable, LogRewound
 from ..vocabulary import JsonObject, new_id
@@ -147,7 +149,15 @@ class Feed:
             self._unhook = None
         if self._watch is not None:
             self._watch.cancel()
-        await self._drop()
+        consumer = self._consumer
+        self._consumer = ""
+        with anyio.CancelScope(shield=True):
+            await self._drop()
+            if consumer and self._connection.is_connected:
+                try:
+                    await self._connection.api(f"CONSUMER.DELETE.{self._stream}.{consumer}", timeout_s=1)
+                except (ApiError, BusUnavailable) as exc:
+                    log.debug("bus.consumer-left", extra={"consumer": consumer, "error": str(exc)})
 
     async def _drop(self) -> None:
         sub, self._subscription = self._subscription, None

@@ -17,7 +17,18 @@ import orjson
 
 from ..errors import EventRefused, EventTooLarge, HarkError
 from .connection import Connection
-from .fast_ingest import TOO_MANY_BATCHES, Ended, FastBatch, Gap, Plain, Progress, Refused, read_answer
+from .fast_ingest import (
+    MOST_FLOW,
+    OUTSTANDING,
+    TOO_MANY_BATCHES,
+    Ended,
+    FastBatch,
+    Gap,
+    Plain,
+    Progress,
+    Refused,
+    read_answer,
+)
 from .replies import Refusal, refusal_in, status_of
 from .wire import Wire
 
@@ -153,10 +164,14 @@ class Lane:
         batch = self._open
         if batch is None and self._wants_batch(loop):
             self._count += 1
-            batch = self._open = self._batches[self._count] = FastBatch(self._inbox, self._count)
+            batch = self._open = self._batches[self._count] = FastBatch(
+                self._inbox, self._count, self._flow()
+            )
         if batch is not None:
             some = self._take(batch.room)
             if not some:
+                if batch.is_open and batch.room:
+                    self._end()  # bounded by bytes before the broker owes an answer: ask for one
                 return False
             wire.send_parts(batch.frames(some))
             self._last_sent = loop.time()
@@ -189,6 +204,12 @@ class Lane:
             and len(self.queue) + len(self._plain) >= FAST_FROM
             and loop.time() >= self._fast_from
         )
+
+    def _flow(self) -> int:
+        """Return how many messages may lie between two answers, so that what is unanswered stays within bounds."""
+        some = list(islice(self.queue, 100))
+        mean = sum(message.size for message in some) / len(some)
+        return max(1, min(MOST_FLOW, int(WINDOW_BYTES / (OUTSTANDING + 1) / mean)))
 
     def _take(self, count: int) -> list[Outgoing]:
         """Take up to ``count`` from the queue, as long as the bytes under way stay within bounds."""
