@@ -14,11 +14,19 @@ if TYPE_CHECKING:
     from .broker import EmbeddedBroker
     from .bucket import Bucket, Entry
     from .bus import Bus
+    from .consumer import Consumer, Item
     from .event import Event, Recorded
+    from .feed import Batch
     from .lease import Grant, Lease
+    from .log import Appended, EventLog
     from .objects import ObjectInfo, Objects
+    from .publisher import Publisher
+    from .run_logs import LogLine, RunLogs
     from .secret import LateValues, Redactor, SecretStore, SecretText, secret_key
+    from .session import Session, current_session, use_session
     from .streams import BUCKETS, BrokerInfo
+    from .timers import Timers
+    from .work_queue import WorkConsumer, WorkItem, WorkQueue
 
 _WHERE = {
     "BrokerAddress": "address",
@@ -27,25 +35,42 @@ _WHERE = {
     "Bucket": "bucket",
     "Entry": "bucket",
     "Bus": "bus",
+    "Consumer": "consumer",
+    "Item": "consumer",
     "Event": "event",
     "Recorded": "event",
+    "Batch": "feed",
     "Grant": "lease",
     "Lease": "lease",
+    "Appended": "log",
+    "EventLog": "log",
     "ObjectInfo": "objects",
     "Objects": "objects",
+    "Publisher": "publisher",
+    "LogLine": "run_logs",
+    "RunLogs": "run_logs",
     "LateValues": "secret",
     "Redactor": "secret",
     "SecretStore": "secret",
     "SecretText": "secret",
     "secret_key": "secret",
+    "Session": "session",
+    "current_session": "session",
+    "use_session": "session",
     "BUCKETS": "streams",
     "BrokerInfo": "streams",
+    "Timers": "timers",
+    "WorkConsumer": "work_queue",
+    "WorkItem": "work_queue",
+    "WorkQueue": "work_queue",
 }
 
 __all__ = [
-    "BUCKETS", "BrokerAddress", "BrokerInfo", "Bucket", "Bus", "EmbeddedBroker", "Entry", "Event", "Grant",
-    "LateValues", "Lease", "ObjectInfo", "Objects", "Recorded", "Redactor", "SecretStore", "SecretText",
-    "locate_broker", "secret_key",
+    "Appended", "BUCKETS", "Batch", "BrokerAddress", "BrokerInfo", "Bucket", "Bus", "Consumer",
+    "EmbeddedBroker", "Entry", "Event", "EventLog", "Grant", "Item", "LateValues", "Lease", "LogLine",
+    "ObjectInfo", "Objects", "Publisher", "Recorded", "Redactor", "RunLogs", "SecretStore", "SecretText",
+    "Session", "Timers", "WorkConsumer", "WorkItem", "WorkQueue", "current_session", "locate_broker",
+    "secret_key", "use_session",
 ]  # fmt: skip
 
 

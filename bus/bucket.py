@@ -141,7 +141,8 @@ class Bucket:
         """Yield what is there, then an entry with key ``""``, then every change, for as long as it is entered.
 
         In order of revision; outages are waited out and what changed meanwhile follows. Of several changes of a
-        key during an outage only the last is seen. Deletions and expiries come as entries with ``deleted``.
+        key during an outage only the last is seen. Deletions and expiries come as entries with ``deleted``; those
+        that happened more than a day before a process came back from being cut off are not seen.
         """
         return self._watch(prefix)
 
@@ -161,7 +162,8 @@ class Bucket:
         if expected is not None:
             headers["Nats-Expected-Last-Subject-Sequence"] = str(expected)
         if marker:
-            headers["KV-Operation"] = "DEL"
+            # Not DEL: when the TTL of that runs out, the broker puts a mark of its own in its place.
+            headers["KV-Operation"], headers["Nats-Rollup"] = "PURGE", "sub"
         if self._message_ttl:
             if marker:
                 headers["Nats-TTL"] = f"{MARKER_TTL_S}s"

@@ -38,7 +38,7 @@ Spec = dict[str, Any]
 
 _NS = 1_000_000_000
 MARKER_TTL_S = 24 * 3600
-"""For how long the broker remembers that a key was deleted or expired; a watch that was away for longer lists anew."""
+"""For how long the broker remembers that a key was deleted or expired; who was cut off for longer does not hear of it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,271 @@
+"""Sessions and ``emit``: the bus of a process that has no server around it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from hark.bus import Bus, EmbeddedBroker, Event
+from hark.bus.emit import CauseAttrs, current_cause, emit
+from hark.bus.session import current_session, use_session
+from hark.errors import BufferFull, EventInvalid, EventTooLarge, RefusedError
+from hark.testing import Harness, harness
+
+
+@pytest.fixture(scope="module")
+def rig() -> Iterator[Harness]:
+    """One broker for the tests of this file that only add events."""
+    with harness() as running:
+        yield running
+
+
+def stored(rig: Harness, event: Event) -> Event:
+    """Return the last event in the log, which must be ``event``."""
+    found = rig.session.call(rig.bus.log.last, f"hark.ev.{event.type}")
+    assert found is not None
+    assert found.event.id == event.id
+    return found.event
+
+
+# --- emit, what it takes ------------------------------------------------------------------------------
+
+
+def test_an_emitted_event_is_stored_as_it_was_given(rig: Harness) -> None:
+    """Every attribute arrives."""
+    at = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    event = emit(
+        "order.paid",
+        subject="order/42",
+        data={"total": 9.5},
+        source="/shop",
+        time=at,
+        id="x1",
+        partitionkey="ann",
+        wait=True,
+    )
+    found = stored(rig, event)
+    assert (found.subject, found.data, found.source, found.time) == ("order/42", {"total": 9.5}, "/shop", at)
+    assert (found.id, found.partitionkey, found.correlationid, found.causationid) == ("x1", "ann", None, None)
+
+
+def test_the_source_is_the_program_unless_given(rig: Harness) -> None:
+    """Somebody must have said it."""
+    assert emit("order.paid").source.startswith("/python/")
+
+
+def test_an_event_that_follows_another_belongs_to_its_story(rig: Harness) -> None:
+    """Correlation is that of the first, causation names the one before, and the depth grows."""
+    first = emit("story.begun")
+    second = emit("story.went-on", follows=first)
+    third = emit("story.ended", follows=second, wait=True)
+    found = stored(rig, third)
+    assert (found.correlationid, found.causationid, found.causaldepth) == (first.id, second.id, 2)
+    assert (second.correlationid, second.causationid, second.causaldepth) == (first.id, first.id, 1)
+
+
+def test_in_a_run_the_story_is_that_of_the_run(rig: Harness) -> None:
+    """The engine sets it once around a run; ``follows`` says otherwise."""
+    token = current_cause.set(CauseAttrs(correlationid="c", causationid="r", causaldepth=3, traceparent="t"))
+    try:
+        event = emit("order.paid")
+        assert (event.correlationid, event.causationid, event.causaldepth, event.traceparent) == (
+            "c",
+            "r",
+            3,
+            "t",
+        )
+        first = Event(type="a.b", source="/x")
+        assert emit("order.paid", follows=first).causationid == first.id
+        current_cause.set(first)
+        assert emit("order.paid").causationid == first.id
+    finally:
+        current_cause.reset(token)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "field"),
+    [
+        ({"type": "Order Paid"}, "type"),
+        ({"type": ""}, "type"),
+        ({"type": "flow-run.completed"}, "type"),
+        ({"type": "hark"}, "type"),
+        ({"type": "a.b", "id": ""}, "id"),
+        ({"type": "a.b", "source": 3}, "source"),
+        ({"type": "a.b", "time": datetime(2026, 1, 1)}, "time"),
+        ({"type": "a.b", "time": "now"}, "time"),
+        ({"type": "a.b", "data": {"x": object()}}, "data"),
+        ({"type": "a.b", "follows": "x"}, "follows"),
+    ],
+)
+def test_what_breaks_the_envelope_is_refused(rig: Harness, attributes: dict[str, object], field: str) -> None:
+    """At the call, naming the attribute; Hark's own words are Hark's."""
+    with pytest.raises(EventInvalid) as caught:
+        emit(**attributes)  # type: ignore[arg-type]
+    assert caught.value.field == field
+
+
+def test_an_event_over_the_brokers_limit_is_refused_at_the_call(rig: Harness) -> None:
+    """Naming both sizes."""
+    with pytest.raises(EventTooLarge) as caught:
+        emit("order.paid", data="x" * (1 << 20))
+    assert caught.value.limit_bytes == 1 << 20
+
+
+def test_the_same_source_and_id_is_stored_once(rig: Harness) -> None:
+    """Emitting again after a doubt is safe."""
+    before = rig.session.call(rig.bus.log.head)
+    for _ in range(3):
+        emit("order.paid", source="/shop", id="same", wait=True)
+    assert rig.session.call(rig.bus.log.head) == before + 1
+
+
+# --- emit, from everywhere ----------------------------------------------------------------------------
+
+
+def test_emit_works_from_any_thread_and_loop(rig: Harness) -> None:
+    """Sync, async on another loop, and threads without any context."""
+    before = rig.session.call(rig.bus.log.head)
+
+    async def from_a_loop() -> None:
+        event = await emit("order.paid")
+        assert isinstance(event, Event)
+        emit("order.paid", wait=True)
+
+    asyncio.run(from_a_loop())
+    threads = [threading.Thread(target=lambda: [emit("order.paid") for _ in range(50)]) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    emit("order.paid", wait=True)
+    assert rig.session.call(rig.bus.log.head) == before + 203
+
+
+async def test_on_the_bus_own_loop_nothing_blocks_itself(bus: Bus) -> None:
+    """In a worker, user code runs on the loop of the bus: awaiting works, blocking is refused."""
+    with use_session(bus) as session:
+        assert current_session() is session
+        event = await emit("order.paid", data=1)
+        assert (await bus.log.last("hark.ev.order.paid")) is not None
+        with pytest.raises(RefusedError, match="would wait for itself"):
+            emit("order.paid", wait=True)
+        with pytest.raises(RefusedError, match="would wait for itself"):
+            session.call(bus.log.head)
+        assert await session.acall(bus.log.head) == 1
+        # A sync flow in a thread of that worker, with and without its context.
+        assert (await asyncio.to_thread(lambda: emit("order.paid", wait=True))).id != event.id
+        ids: list[str] = []
+        thread = threading.Thread(target=lambda: ids.append(emit("order.paid", wait=True).id))
+        thread.start()
+        await asyncio.to_thread(thread.join)
+        assert len(ids) == 1
+        assert await bus.log.head() == 3
+
+
+async def test_a_full_buffer_makes_threads_wait_and_the_own_loop_hear_of_it(
+    broker: EmbeddedBroker, bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Back-pressure where waiting is possible, an error where it is not."""
+    monkeypatch.setattr(bus.publisher, "_most", 100)
+    with use_session(bus):
+        with pytest.raises(BufferFull):
+            assert [emit("order.paid") for _ in range(200)]
+        await bus.publisher.barrier()
+        before = await bus.log.head()
+        await asyncio.to_thread(lambda: [emit("order.paid") for _ in range(1000)])
+        await bus.publisher.barrier()
+        assert await bus.log.head() == before + 1000
+
+
+# --- the session --------------------------------------------------------------------------------------
+
+
+def test_the_broker_under_the_home_is_found(rig: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second process of the same home gets its own session, by the discovery file."""
+    said = run_program(
+        "from hark.bus.emit import emit\nprint(emit('order.paid', subject='child').id)", rig.home
+    )
+    found = rig.session.call(rig.bus.log.last, "hark.ev.order.paid")
+    assert found is not None
+    assert found.event.id == said.strip(), "acknowledged before the process ended"
+
+
+def run_program(text: str, home: Path, **environment: str) -> str:
+    """Run a Python program with this home; return what it printed."""
+    env = {**os.environ, "HARK_HOME": str(home), **environment}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", text], env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return done.stdout
+
+
+def test_all_that_was_emitted_is_stored_when_a_process_ends(rig: Harness) -> None:
+    """From the main program and from threads that outlive it."""
+    before = rig.session.call(rig.bus.log.head)
+    run_program(
+        "import threading\nfrom hark.bus.emit import emit\n"
+        "def more():\n    for i in range(500): emit('order.paid', data=i)\n"
+        "more()\nthreading.Timer(0.2, more).start()\n",
+        rig.home,
+    )
+    assert rig.session.call(rig.bus.log.head) == before + 1000
+
+
+def test_a_forked_child_has_a_session_of_its_own(rig: Harness) -> None:
+    """The parent's connection is not shared: both can emit, and both are heard."""
+    before = rig.session.call(rig.bus.log.head)
+    run_program(
+        "import os, sys\nfrom hark.bus.emit import emit\nfrom hark.bus.session import close_session\n"
+        "emit('order.paid', wait=True)\n"
+        "pid = os.fork()\n"
+        "emit('order.paid', data=pid, wait=True)\n"
+        "if pid == 0:\n    close_session()\n    os._exit(0)\n"
+        "assert os.waitpid(pid, 0)[1] == 0\n",
+        rig.home,
+    )
+    assert rig.session.call(rig.bus.log.head) == before + 3
+
+
+@pytest.mark.parametrize(
+    ("track", "with_broker", "expected"),
+    [
+        ("never", True, "None"),
+        ("never", False, "None"),
+        ("auto", False, "None"),
+        ("auto", True, "Session"),
+        ("always", True, "Session"),
+        ("always", False, "BusUnavailable"),
+    ],
+)
+def test_tracking_follows_the_setting(
+    rig: Harness, home: Path, track: str, with_broker: bool, expected: str
+) -> None:
+    """When a broker is known, always (or fail), or never."""
+    said = run_program(
+        "from hark.bus.session import current_session\n"
+        "try: print(type(current_session()).__name__)\nexcept Exception as exc: print(type(exc).__name__)",
+        rig.home if with_broker else home,
+        HARK_ENGINE__TRACK=track,
+    )
+    assert said.strip().replace("NoneType", "None") == expected
+
+
+def test_a_known_broker_that_does_not_answer_is_an_error(home: Path) -> None:
+    """``HARK_NATS_URL`` was set for a reason: runs are not silently untracked."""
+    said = run_program(
+        "from hark.bus.session import current_session\n"
+        "try: current_session()\nexcept Exception as exc: print(type(exc).__name__, exc)",
+        home,
+        HARK_NATS_URL="nats://127.0.0.1:1",
+        HARK_BUS__CONNECT_TIMEOUT_S="0.3",
+    )
+    assert said.startswith("BusUnavailable no broker answers at nats://127.0.0.1:1 within 0.3 s")
