@@ -183,6 +183,10 @@ class ServerConfig(_Section):
     port: int = Field(4280, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     max_body_bytes: int = Field(8 << 20, ge=1024, description="largest body of an API request")
     max_batch_events: int = Field(1000, ge=1, description="most events in one batch")
+    allowed_hosts: tuple[str, ...] = Field(
+        (), description="names the server may be called by, besides loopback; checked while access is open"
+    )
+    drain_s: float = Field(10.0, ge=0, description="how long open requests may finish when the server stops")
 
 
 class Settings(BaseSettings):

@@ -35,7 +35,7 @@ from pydantic import (
     model_validator,
 )
 
-from ..duration import Duration, format_duration
+from ..duration import Duration, format_duration, parse_duration
 from ..errors import DefinitionError
 from ..vocabulary import JsonObject, derived_id
 from .calendar import Span, parse_ics, parse_span
@@ -74,7 +74,10 @@ def _check_catch_up(value: object) -> object:
         near = get_close_matches(value, words, n=1)
         tail = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"catch_up is none, latest, all or {{within: 1h}}, got {value!r}{tail}")
-    if not isinstance(value, str | dict | CatchUpWithin):
+    if isinstance(value, dict) and set(value) == {"within"}:
+        parse_duration(value["within"])  # its message, not that of the union of all forms
+        return value
+    if not isinstance(value, str | CatchUpWithin):
         raise ValueError(f"catch_up is none, latest, all or {{within: 1h}}, got {value!r}")
     return value
 
