@@ -21,6 +21,7 @@ from .objects import Objects
 from .publisher import Publisher
 from .run_logs import RunLogs
 from .streams import BUCKETS, BrokerInfo, features_of, losses_of, reconcile
+from .timers import Timers
 from .work_queue import WorkQueue
 
 __all__ = ["Bus"]
@@ -49,6 +50,7 @@ class Bus(AsyncContextManagerMixin):
     work: WorkQueue
     run_logs: RunLogs
     objects: Objects
+    timers: Timers
 
     def __init__(
         self,
@@ -128,6 +130,7 @@ class Bus(AsyncContextManagerMixin):
             self.work = WorkQueue(connection, self.config)
             self.run_logs = RunLogs(connection, self.publisher, self.config)
             self.objects = Objects(connection, self.config)
+            self.timers = Timers(connection, self.config, clock=self.clock)
             try:
                 yield self
             finally:

@@ -34,6 +34,8 @@ _RECONNECT_WAIT_S = 0.1
 _PING_S = 10
 """Two unanswered pings make a dead peer known where TCP does not."""
 _PENDING_BYTES = 8 << 20
+_TRY_S = 1.0
+_STILL_AT_IT = 10158  # the first try of this Nats-Msg-Id has not been decided yet
 _PAUSE_S = 0.03
 """Before asking again: a stream recovers in 10 to 100 ms after its broker was restarted."""
 
@@ -42,6 +44,10 @@ Callback = Callable[[], None]
 
 class NotReady(BusUnavailable):
     """Nobody answers there, or JetStream has no leader: usual for a moment after a start."""
+
+
+class NoAnswer(BusUnavailable):
+    """No answer in time: the request may or may not have been carried out."""
 
 
 class ConnectionLost(BusUnavailable):
@@ -233,10 +239,13 @@ class Connection(AsyncContextManagerMixin):
         except (nats.errors.Error, OSError, TimeoutError) as exc:
             log.debug("bus.close_failed", extra={"error": repr(exc)})
         tasks.discard(cast("asyncio.Task[None]", asyncio.current_task()))
-        if tasks:
+        # More than once: a task of the client that is cancelled while its connection attempt fails loses the
+        # cancellation and tries on (asyncio.wait_for before Python 3.12).
+        deadline = asyncio.get_running_loop().time() + 2.0
+        while tasks and asyncio.get_running_loop().time() < deadline:
             for task in tasks:
                 task.cancel()
-            await asyncio.wait(tasks, timeout=2.0)
+            _, tasks = await asyncio.wait(tasks, timeout=0.02)
         if nc._transport is not None:
             nc._transport.close()  # type: ignore[no-untyped-call]
 
@@ -374,12 +383,20 @@ class Connection(AsyncContextManagerMixin):
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
         while True:
+            # A cluster that has no leader yet drops requests without a word, so no try takes all of the time.
             left_s = max(0.001, deadline - loop.time())
+            await self.connected(left_s)
             try:
-                msg = await self.request(subject, payload, headers=headers, timeout_s=left_s)
+                msg = await self.request(subject, payload, headers=headers, timeout_s=min(_TRY_S, left_s))
                 return read_api_answer(subject, msg.data)
+            except NoAnswer as exc:
+                if loop.time() + _PAUSE_S >= deadline or self._closing:
+                    raise NoAnswer(f"the broker did not answer on {subject} within {timeout_s:g} s") from exc
             except (ConnectionLost, NotReady):
                 if loop.time() + _PAUSE_S >= deadline or self._closing:
+                    raise
+            except ApiError as exc:
+                if exc.err_code != _STILL_AT_IT or loop.time() + _PAUSE_S >= deadline:
                     raise
             await asyncio.sleep(_PAUSE_S)
 
@@ -416,7 +433,7 @@ class Connection(AsyncContextManagerMixin):
 
 def _time_out(answer: asyncio.Future[Msg], subject: str, timeout_s: float) -> None:
     if not answer.done():
-        answer.set_exception(BusUnavailable(f"the broker did not answer on {subject} within {timeout_s:g} s"))
+        answer.set_exception(NoAnswer(f"the broker did not answer on {subject} within {timeout_s:g} s"))
 
 
 def read_api_answer(what: str, raw: bytes) -> JsonObject:

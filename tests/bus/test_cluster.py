@@ -1,0 +1,88 @@
+"""A cluster of three brokers, every stream in three copies: what one machine cannot show."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import random
+import signal
+import socket
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import anyio
+from hark.bus import BrokerAddress, Bus, Event
+from hark.bus.broker import find_program
+from hark.config import BusConfig
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports nobody listens on; the servers of a cluster must know one another's beforehand.
+
+    From below the range the system gives out by itself, so that nobody gets them by chance in the meantime.
+    """
+    found: list[int] = []
+    while len(found) < count:
+        port = random.randrange(20_000, 32_000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            found.append(port)
+    return found
+
+
+@asynccontextmanager
+async def member(
+    folder: Path, name: str, port: int, cluster_port: int, routes: list[str]
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    """One server of the cluster."""
+    conf = {
+        "server_name": name,
+        "host": "127.0.0.1",
+        "port": port,
+        "log_file": str(folder / f"{name}.log"),
+        "jetstream": {"store_dir": str(folder / name), "max_file_store": 64 << 30},
+        "cluster": {"name": "hark", "host": "127.0.0.1", "port": cluster_port, "routes": routes},
+    }
+    path = folder / f"{name}.conf"
+    path.write_text(json.dumps(conf))
+    process = await asyncio.create_subprocess_exec(str(find_program()), "-c", str(path))
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.send_signal(signal.SIGKILL)
+        await process.wait()
+
+
+async def test_a_cluster_loses_a_server_and_no_event(tmp_path: Path) -> None:
+    """Streams and buckets in three copies; a server is killed under load, and work goes on with what was stored."""
+    ports = free_ports(6)
+    routes = [f"nats://127.0.0.1:{port}" for port in ports[3:]]
+    config = BusConfig(replicas=3, connect_timeout_s=30, request_timeout_s=20, max_bytes=1 << 28)
+    address = BrokerAddress(tuple(f"nats://127.0.0.1:{port}" for port in ports[:3]))
+    async with AsyncExitStack() as stack:
+        members = [
+            await stack.enter_async_context(member(tmp_path, f"n{i}", ports[i], ports[3 + i], routes))
+            for i in range(3)
+        ]
+        async with Bus(address, config) as bus:
+            found = await bus.connection.api("STREAM.INFO.HARK")
+            assert isinstance(found["config"], dict)
+            assert found["config"]["num_replicas"] == 3
+            revision = await bus.bucket("variables").put("region", b"eu")
+            events = [Event(type="order.paid", source="/t", data=number) for number in range(300)]
+            for event in events[:150]:
+                bus.publisher.publish_nowait(event)
+            victim = ports.index(int(bus.connection.url.rsplit(":", 1)[1]))
+            members[victim].send_signal(signal.SIGKILL)
+            for event in events[150:]:
+                bus.publisher.publish_nowait(event)
+            with anyio.fail_after(30):
+                await bus.publisher.barrier()
+            entry = await bus.bucket("variables").get("region")
+            assert entry is not None
+            assert (entry.value, entry.revision) == (b"eu", revision)
+            async with bus.log.read() as batches:
+                stored = [record.event.data async for batch in batches for record in batch.records]
+            assert sorted(map(str, stored)) == sorted(map(str, range(300)))
