@@ -14,20 +14,27 @@ from ..errors import DefinitionError
 from ..template import check_template, render
 from ..vocabulary import JsonObject
 
-__all__ = ["BUCKET", "ConcurrencySpec", "Deployment", "Entrypoint", "Name", "check_name", "split_entrypoint"]
+__all__ = ["BUCKET", "ConcurrencySpec", "Deployment", "Entrypoint", "Name", "check_name", "is_name", "split_entrypoint"]
 
 BUCKET = "deployments"
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*(?:\.[A-Za-z0-9_-]+)*")
+MAX_NAME_CHARS = 100
 
 
 def check_name(text: str) -> str:
     """Return ``text`` if it can name a deployment, pool or queue; raise ``ValueError`` saying the rule if not."""
-    if not _NAME.fullmatch(text):
+    if not is_name(text):
         raise ValueError(
-            f"{text!r} is not a name: use letters, digits, '.', '_' and '-', beginning with a letter or digit, 100 at most"
+            f"{text!r} is not a name: use letters, digits, '_', '-' and single dots between them, beginning with a letter"
+            f" or digit, {MAX_NAME_CHARS} at most"
         )
     return text
+
+
+def is_name(text: str) -> bool:
+    """Whether ``text`` can be a name at all; one that cannot is the name of nothing."""
+    return bool(_NAME.fullmatch(text)) and len(text) <= MAX_NAME_CHARS
 
 
 def split_entrypoint(text: str) -> tuple[str, str]:

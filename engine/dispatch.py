@@ -116,8 +116,12 @@ class _Known:
     seq: int
     lane: Lane
     late: bool = False
+    """The log says that it is late. ``late_said``: so have we, and the log has not confirmed it yet."""
+    late_said: bool = False
     granted: bool = False
     leaving: bool = False
+    in_process: bool = False
+    """Its process is waiting to try again by itself: it keeps its place, and nobody else may start it."""
     holds: tuple[tuple[str, ...], ...] = ()
 
 
@@ -168,10 +172,12 @@ class Dispatch:
             known.type is not S.SCHEDULED or due_us != known.due_us
         )
         if new_stint or known.since == 0:
-            known.since, known.late, known.granted, known.leaving = run.seq, False, False, False
+            known.since, known.late, known.late_said = run.seq, False, False
+            known.granted = known.leaving = False
         if known.type is S.SCHEDULED and run.state_type is not S.SCHEDULED:
             known.leaving = False
         known.type, known.name, known.attempt = run.state_type, run.state_name, run.attempt
+        known.in_process = run.waits_in_process
         known.seq, known.due_us = run.seq, due_us
         known.late = known.late or run.state_name == "Late"
         if known.type is not S.SCHEDULED:
@@ -295,9 +301,9 @@ class Dispatch:
             run = self._runs[timer[2]]
             if self._is_paused(run):
                 self._late_paused.add(run.id)
-            elif not run.late and not run.leaving and run.name != "AwaitingConcurrencySlot":
+            elif not (run.late or run.late_said or run.leaving or run.name == "AwaitingConcurrencySlot"):
                 # Who waits for a limit has said so already.
-                run.late = True
+                run.late_said = True
                 out.append(Late(run.id, run.since))
         return out
 
@@ -464,7 +470,7 @@ class Dispatch:
         if known.pool is None:
             return
         suspended = known.type is S.PAUSED and known.name == "Suspended"
-        wants = known.granted if known.type is S.SCHEDULED else not suspended
+        wants = known.granted or known.in_process if known.type is S.SCHEDULED else not suspended
         if wants and not known.holds:
             keys: list[tuple[str, ...]] = [
                 ("pool", known.pool), ("queue", known.pool, known.queue),
@@ -496,7 +502,7 @@ class Dispatch:
         self._dirty.add(known.pool)
 
     def _set_timer(self, known: _Known) -> None:
-        if known.pool is None or known.type is not S.SCHEDULED:
+        if known.pool is None or known.type is not S.SCHEDULED or known.in_process:
             return
         self._waiting.remove(known.id)
         heapq.heappush(self._timers, (known.due_us, known.since, known.id))
@@ -560,7 +566,7 @@ class Dispatch:
         runs: list[JsonValue] = [
             [
                 run.id, run.pool, run.queue, run.deployment, run.key, run.code, run.parent, run.type.value, run.name,
-                run.attempt, run.due_us, run.born, run.since, run.seq, run.lane, run.late,
+                run.attempt, run.due_us, run.born, run.since, run.seq, run.lane, run.late, run.in_process,
             ]
             for run in self._runs.values()
         ]  # fmt: skip
@@ -581,10 +587,11 @@ class Dispatch:
         self._ended = {FlowRunId(run_id): S(state) for run_id, state in stored["ended"].items()}
         for item in stored["runs"]:
             id_, pool, queue, deployment, key, code, parent, type_, name, *numbers = item
-            attempt, due_us, born, since, seq, lane, late = numbers
+            attempt, due_us, born, since, seq, lane, late, in_process = numbers
             known = _Known(
                 id=id_, pool=pool, queue=queue, deployment=deployment, key=key, code=code, parent=parent, type=S(type_),
                 name=name, attempt=attempt, due_us=due_us, born=born, since=since, seq=seq, lane=lane, late=late,
+                in_process=in_process,
             )  # fmt: skip
             self._runs[known.id] = known
             if parent:

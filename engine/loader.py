@@ -25,7 +25,7 @@ from ..errors import DefinitionError, UnknownName
 from .deployment import split_entrypoint
 from .waiting import LOOP, PROCESS, Lane
 
-__all__ = ["Loader", "Source", "find_source", "lane_of"]
+__all__ = ["Facts", "Loader", "Source", "facts_of", "find_source"]
 
 Stamp = tuple[int, int, int]
 
@@ -68,39 +68,60 @@ def find_source(entrypoint: str, path: str | None = None) -> Source:
     return Source(root, _find_module(where, root), where, what, is_file=False)
 
 
-def lane_of(source: Source) -> Lane:
-    """Return how the flow runs, read from the file's text: ``LOOP`` if the function is written ``async def``.
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a flow's text says of it, without importing it.
 
-    Whatever cannot be told by looking (a missing file, a flow made by calling something) is ``PROCESS``, where any
-    flow can run, and where a failing import is reported.
+    Attributes:
+        lane: ``LOOP`` if the function is written ``async def``. Whatever cannot be told by looking (a missing file, a
+            flow made by calling something) is ``PROCESS``, where any flow can run and a failing import is reported.
+        crash_retries: what its decorator says; None if it says nothing, or not with a plain number.
     """
+
+    lane: Lane = PROCESS
+    crash_retries: int | None = None
+
+
+def facts_of(source: Source) -> Facts:
+    """Return what the text of a flow says of it. Reads the file only when it has changed."""
     if source.file is None:
-        return PROCESS
-    try:
-        stat = source.file.stat()
-        return _lane_in(str(source.file), (stat.st_mtime_ns, stat.st_size, stat.st_ino), source.what)
-    except OSError:
-        return PROCESS
+        return Facts()
+    stamp = _stamp(source.file)
+    return _facts_in(str(source.file), stamp, source.what) if stamp else Facts()
 
 
 @lru_cache(maxsize=1024)
-def _lane_in(file: str, stamp: Stamp, what: str) -> Lane:
+def _facts_in(file: str, stamp: Stamp, what: str) -> Facts:
     try:
         tree = ast.parse(Path(file).read_bytes())
-    except (SyntaxError, ValueError, RecursionError):
-        return PROCESS
-    names = what.split(".")
+    except (OSError, SyntaxError, ValueError, RecursionError):
+        return Facts()
     body: list[ast.stmt] = tree.body
     found: ast.stmt | None = None
-    for name in names:
+    for name in what.split("."):
         found = None
         for node in body:  # the last definition of a name is the one that counts
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and node.name == name:
                 found = node
-        if found is None:
-            return PROCESS
         body = found.body if isinstance(found, ast.ClassDef) else []
-    return LOOP if isinstance(found, ast.AsyncFunctionDef) else PROCESS
+    if not isinstance(found, ast.FunctionDef | ast.AsyncFunctionDef):
+        return Facts()
+    return Facts(
+        LOOP if isinstance(found, ast.AsyncFunctionDef) else PROCESS, _crash_retries(found.decorator_list)
+    )
+
+
+def _crash_retries(decorators: list[ast.expr]) -> int | None:
+    for decorator in decorators:
+        for keyword in decorator.keywords if isinstance(decorator, ast.Call) else ():
+            value = keyword.value
+            if (
+                keyword.arg == "crash_retries"
+                and isinstance(value, ast.Constant)
+                and isinstance(value.value, int)
+            ):
+                return value.value
+    return None
 
 
 @dataclass(slots=True)

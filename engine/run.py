@@ -118,6 +118,11 @@ class FlowRun:
     def is_final(self) -> bool:
         return self.state_type.is_terminal
 
+    @property
+    def waits_in_process(self) -> bool:
+        """Whether the run is between two tries in a process that holds it: SCHEDULED, but not for anyone to start."""
+        return self.state_type is StateType.SCHEDULED and bool(self.state_details.get("in_process"))
+
     @classmethod
     def requested(cls, request: RunRequest, *, now: datetime) -> Self:
         """Return the run a request describes, before its first transition (``seq`` 0, state SCHEDULED)."""

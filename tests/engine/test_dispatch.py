@@ -13,11 +13,13 @@ from hark.engine.pool import Pool, QueueSpec
 from hark.engine.run import FlowRun, RunRequest
 from hark.engine.states import (
     AwaitingConcurrencySlot,
+    AwaitingRetry,
     Cancelled,
     Cancelling,
     Completed,
     Crashed,
     Pending,
+    Retrying,
     Running,
     Scheduled,
     State,
@@ -254,6 +256,25 @@ def test_cancel_running_keeps_the_newest() -> None:
     assert world.started() == ["c"]
 
 
+def test_a_run_that_waits_for_its_next_try_in_its_process_keeps_its_place() -> None:
+    """AwaitingRetry inside a process is nobody's to start, and its place is nobody's to take."""
+    world = World().learned()
+    world.deployment("d", concurrency=ConcurrencySpec(limit=1))
+    world.request("a")
+    assert world.started() == ["a"]
+    world.claim("a")
+    world.move(
+        "a", AwaitingRetry(details={"in_process": True}), scheduled_at=world.now + timedelta(seconds=5)
+    )
+    world.request("b")
+    assert [type(d) for d in world.step(by_s=10)] == [Await]
+    world.failover(checkpoint=True)
+    assert world.step(by_s=60) == []
+    world.move("a", Retrying(), attempt=2)
+    world.move("a", Completed())
+    assert world.started() == ["b"]
+
+
 def test_a_paused_pool_or_deployment_holds_its_runs_back() -> None:
     """Pauses hold runs without calling them late; resuming starts them at once."""
     world = World().learned()
@@ -337,7 +358,7 @@ def test_a_new_leader_keeps_the_places_its_predecessor_gave_away() -> None:
 
 
 OPS = st.sampled_from([
-    "request", "request", "request", "claim", "claim", "finish", "finish", "suspend", "resume", "cancel", "cancelled",
+    "request", "request", "request", "claim", "claim", "finish", "finish", "suspend", "retry", "resume", "cancel", "cancelled",
     "step", "step", "tick", "failover", "failover-cp", "preempt", "hand-back", "pause", "unpause",
 ])  # fmt: skip
 
@@ -414,6 +435,10 @@ def test_no_history_exceeds_a_limit_or_starts_a_stint_twice(
                     world.claim(run_id)
             case "finish" if run_id := pick("RUNNING", n) or "":
                 world.move(run_id, Completed())
+            case "retry" if run_id := pick("RUNNING", n) or "":
+                world.move(run_id, AwaitingRetry(details={"in_process": True}))
+                step()
+                world.move(run_id, Retrying(), attempt=world.runs[run_id].attempt + 1)
             case "suspend" if run_id := pick("RUNNING", n) or "":
                 world.move(run_id, Suspended())
             case "resume" if run_id := pick("PAUSED", n) or "":

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hark.engine.loader import Loader, find_source, lane_of
+from hark.engine.loader import Facts, Loader, facts_of, find_source
 from hark.errors import DefinitionError, UnknownName
 
 HEAD = """
@@ -116,18 +116,20 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "what", "lane"),
+    ("text", "what", "facts"),
     [
-        ("@flow\nasync def f(): ...", "f", "loop"),
-        ("@flow\ndef f(): ...", "f", "process"),
-        ("def f(): ...\nasync def f(): ...", "f", "loop"),
-        ("class A:\n    @flow\n    async def f(self): ...", "A.f", "loop"),
-        ("f = flow(g)", "f", "process"),
-        ("this is not python", "f", "process"),
+        ("@flow\nasync def f(): ...", "f", Facts("loop")),
+        ("@flow\ndef f(): ...", "f", Facts("process")),
+        ("def f(): ...\nasync def f(): ...", "f", Facts("loop")),
+        ("class A:\n    @flow\n    async def f(self): ...", "A.f", Facts("loop")),
+        ("@flow(retries=2, crash_retries=7)\nasync def f(): ...", "f", Facts("loop", 7)),
+        ("@flow(crash_retries=N)\ndef f(): ...", "f", Facts("process")),
+        ("f = flow(g)", "f", Facts("process")),
+        ("this is not python", "f", Facts("process")),
     ],
 )
-def test_how_a_flow_runs_is_read_from_its_text(tmp_path: Path, text: str, what: str, lane: str) -> None:
+def test_how_a_flow_runs_is_read_from_its_text(tmp_path: Path, text: str, what: str, facts: Facts) -> None:
     """Async functions run in the loop; everything else, and whatever is unclear, in a process."""
     (tmp_path / "f.py").write_text(text)
-    assert lane_of(find_source(f"f.py:{what}", str(tmp_path))) == lane
-    assert lane_of(find_source("gone.py:f", str(tmp_path))) == "process"
+    assert facts_of(find_source(f"f.py:{what}", str(tmp_path))) == facts
+    assert facts_of(find_source("gone.py:f", str(tmp_path))) == Facts("process")

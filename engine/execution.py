@@ -1,0 +1,158 @@
+"""Executing one run that a worker has taken: its code is loaded, then it is the engine's.
+
+The same in the worker's loop (async flows) and in a child process (sync flows). A flow that does not import ends its run
+as FAILED with the traceback; nothing that user code does ends the worker.
+"""
+
+from __future__ import annotations
+
+import traceback
+from asyncio import CancelledError
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
+
+from anyio import to_thread
+
+from ..bus.event import Event, Recorded
+from ..bus.subject import subject_of
+from ..config import EngineConfig
+from ..errors import BusUnavailable, DefinitionError, HarkError, MoveRefused, RunLost
+from ..vocabulary import JsonObject
+from .deployment import split_entrypoint
+from .loader import Loader
+from .run import FlowRun, transition_event
+from .run_log import RunLog
+from .signals import Interrupted
+from .states import Failed
+
+if TYPE_CHECKING:
+    from ..bus.session import Session
+
+__all__ = ["Job", "Outcome", "OutcomeKind", "execute_in_loop", "execute_in_process"]
+
+OutcomeKind: TypeAlias = Literal["ended", "lost", "interrupted", "unavailable", "error", "died"]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How an execution came to its end; what became of the run is in the log.
+
+    ``ended``: the engine has written what it came to. ``lost``: another worker has it. ``interrupted``: it was asked to
+    stop, and did. ``unavailable``: the broker did not answer. ``error``: it ended in a way that wrote nothing.
+    ``died``: its process did.
+    """
+
+    kind: OutcomeKind
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A run that was taken, and where its code is.
+
+    Attributes:
+        path: folder the entrypoint is relative to; None is the worker's own.
+        retries: overrides the flow's own.
+    """
+
+    run: FlowRun
+    entrypoint: str
+    path: str | None = None
+    retries: int | None = None
+
+    @property
+    def code(self) -> str:
+        """What a process that has loaded this job's code may also run: the same file for the same deployment."""
+        where, _ = split_entrypoint(self.entrypoint)
+        return f"{self.run.deployment or ''}|{self.path or ''}|{where}"
+
+    def to_json(self) -> JsonObject:
+        event = transition_event(self.run, previous=None).to_dict()
+        return {
+            "run": event, "seq": self.run.seq, "entrypoint": self.entrypoint, "path": self.path, "retries": self.retries,
+        }  # fmt: skip
+
+    @classmethod
+    def from_json(cls, value: JsonObject) -> Self:
+        message: Any = value
+        event = Event.from_dict(message["run"])
+        recorded = Recorded(message["seq"], subject_of(event), event.time, event.to_json())
+        return cls(
+            FlowRun.from_recorded(recorded), message["entrypoint"], message["path"], message["retries"]
+        )
+
+
+async def execute_in_loop(job: Job, loader: Loader, session: Session, engine: EngineConfig) -> Outcome:
+    """Execute an async flow in the running loop. Being cancelled stops it; what that makes of the run is in the log."""
+    from .flow_engine import execute
+
+    try:
+        # Importing may take seconds, and the loop holds other runs.
+        flow = await to_thread.run_sync(_load_async, job, loader)
+    except Exception:
+        return await _failed_to_load(job, session, traceback.format_exc())
+    try:
+        await execute(
+            flow, job.run, session=session, run_log=RunLog(session.bus), retries=job.retries, config=engine
+        )
+    except CancelledError:
+        raise
+    except BaseException as exc:
+        return outcome_of(exc)
+    return Outcome("ended")
+
+
+def execute_in_process(job: Job, loader: Loader, session: Session, engine: EngineConfig) -> Outcome:
+    """Execute a flow in this thread, the main one of its process."""
+    from .flow_engine import execute_sync
+
+    try:
+        flow = loader.load(job.entrypoint, job.path)
+    except Interrupted:
+        return Outcome("interrupted")
+    except BaseException:
+        # Also sys.exit() at the top of a file: it must not look like the end of the process.
+        return session.call(_failed_to_load, job, session, traceback.format_exc())
+    try:
+        execute_sync(
+            flow, job.run, session=session, run_log=RunLog(session.bus), retries=job.retries, config=engine
+        )
+    except BaseException as exc:
+        return outcome_of(exc)
+    return Outcome("ended")
+
+
+def outcome_of(exc: BaseException) -> Outcome:
+    """Return what an exception that left the engine means."""
+    if isinstance(exc, RunLost | MoveRefused):
+        return Outcome("lost", str(exc))
+    if isinstance(exc, BusUnavailable):
+        return Outcome("unavailable", str(exc))
+    if isinstance(exc, Interrupted | CancelledError):
+        return Outcome("interrupted")
+    return Outcome("error", _cut("".join(traceback.format_exception(exc))))
+
+
+def _load_async(job: Job, loader: Loader) -> Any:
+    try:
+        return loader.load(job.entrypoint, job.path)
+    except SystemExit as exc:
+        # A thread that ends this way would take the exception out of our sight.
+        raise DefinitionError(f"{job.entrypoint} calls sys.exit({exc.code!r}) when it is imported") from exc
+
+
+async def _failed_to_load(job: Job, session: Session, text: str) -> Outcome:
+    message = f"flow {job.entrypoint} could not be loaded:\n{_cut(text)}"
+    try:
+        await RunLog(session.bus).move(job.run, Failed(message=message))
+    except HarkError as exc:
+        return outcome_of(exc)
+    return Outcome("ended")
+
+
+def _cut(text: str) -> str:
+    """Keep the end, where the cause is, within what an event can carry beside the parameters."""
+    return text if len(text) <= MAX_TEXT_CHARS else f"…{text[-MAX_TEXT_CHARS:]}"
+
+
+MAX_TEXT_CHARS = 16_384

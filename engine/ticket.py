@@ -1,0 +1,132 @@
+"""The message by which the dispatcher hands a run to a worker, and what a worker makes of it. Pure.
+
+A message says which stay in SCHEDULED it is for (``since``) and carries a token that is its own. A worker notes the token
+in the log when it takes the run, so a message that comes again because its worker died can be told from a second message
+for a run that somebody executes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Any, Self
+
+import orjson
+
+from ..bus.event import Recorded
+from ..vocabulary import FlowRunId, StateType, new_id
+from .run import FlowRun
+
+__all__ = ["Answer", "Ticket", "answer", "losses"]
+
+S = StateType
+
+EARLY_S = 1.0
+"""A message for a run that is due later than this is for an earlier due time; clocks may differ by as much."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    run_id: FlowRunId
+    attempt: int
+    since: int
+    token: str
+
+    @classmethod
+    def issue(cls, run_id: FlowRunId, *, attempt: int, since: int) -> Self:
+        return cls(run_id, attempt, since, new_id())
+
+    @property
+    def msg_id(self) -> str:
+        """One for each stay in SCHEDULED: whoever pushes it again pushes nothing new.
+
+        The attempt alone would not do: a run that is cancelled before it starts and then retried has the same one.
+        """
+        return f"{self.run_id}/{self.attempt}/{self.since}"
+
+    def to_json(self) -> bytes:
+        return orjson.dumps(self)
+
+    @classmethod
+    def from_json(cls, raw: bytes) -> Self:
+        value: Any = orjson.loads(raw)
+        return cls(FlowRunId(value["run_id"]), value["attempt"], value["since"], value["token"])
+
+
+class Answer(StrEnum):
+    """What to do with a message."""
+
+    TAKE = "take"
+    """Begin the run."""
+    TAKE_OVER = "take over"
+    """Go on with a run whose worker died."""
+    STOP = "stop"
+    """Write the end of a run that was to be cancelled when its worker died."""
+    DISCARD = "discard"
+    """The run has moved on; the message is about the past."""
+    LATER = "later"
+    """What we read is older than the message: ask again in a moment."""
+
+
+def answer(
+    ticket: Ticket, run: FlowRun | None, *, deliveries: int, claim: str | None, now: datetime
+) -> Answer:
+    """Return what a worker does with a message, given the run as the log has it.
+
+    Args:
+        deliveries: how often the message was handed out, this time included.
+        claim: token of the message under which the run was last taken.
+    """
+    if run is None:
+        # A copy of the log that lags behind may not have it yet; after that, it has aged out of the log.
+        return Answer.LATER if deliveries <= MAX_LOOKS else Answer.DISCARD
+    if run.seq < ticket.since:
+        return Answer.LATER
+    match run.state_type:
+        case S.SCHEDULED if run.waits_in_process:
+            return Answer.TAKE_OVER if claim == ticket.token else Answer.DISCARD
+        case S.SCHEDULED:
+            if run.attempt != ticket.attempt or run.seq < ticket.since:
+                return Answer.DISCARD
+            due = run.scheduled_at
+            if due is not None and due > now + timedelta(seconds=EARLY_S):
+                return Answer.DISCARD
+            return Answer.TAKE
+        case S.PENDING | S.RUNNING:
+            return Answer.TAKE_OVER if claim == ticket.token else Answer.DISCARD
+        case S.CANCELLING:
+            # Nobody but us can have had this message, so nobody executes the run any more.
+            return Answer.STOP if claim == ticket.token or claim is None else Answer.DISCARD
+        case S.PAUSED:
+            return Answer.DISCARD
+        case _:
+            return Answer.DISCARD
+
+
+MAX_LOOKS = 20
+
+
+def losses(history: Iterable[Recorded]) -> tuple[str | None, int]:
+    """Return (token of the last message the run was taken under, how often in a row its worker or process died).
+
+    A return to SCHEDULED, by a person who retries or a worker that hands back, begins the count anew.
+    """
+    token: str | None = None
+    count = 0
+    for recorded in history:
+        data = recorded.event.data
+        state = data.get("state") if isinstance(data, dict) else None
+        if not isinstance(state, dict):
+            continue
+        details = state.get("details")
+        waits = isinstance(details, dict) and details.get("in_process")
+        if state.get("type") == S.SCHEDULED and not waits:
+            token, count = None, 0
+        if isinstance(details, dict):
+            if isinstance(given := details.get("token"), str):
+                token = given
+            if details.get("lost"):
+                count += 1
+    return token, count

@@ -1,0 +1,495 @@
+"""The worker: takes runs of its pool, executes them, and sees each of them to an end that is in the log.
+
+Async flows run in the worker's own loop, sync ones in warm processes. What a worker holds, it keeps alive with heartbeats
+to the broker; what it lets go of (because it died, was cut off, or stopped) another takes up after the last finished task.
+"""
+
+from __future__ import annotations
+
+import logging
+from asyncio import CancelledError
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import ParamSpec, Self, TypeVar
+
+import anyio
+import orjson
+from anyio import AsyncContextManagerMixin
+from anyio.abc import TaskGroup, TaskStatus
+from pydantic import ValidationError
+
+from ..bus import Bus
+from ..bus.session import Session, use_session
+from ..bus.subject import PREFIX
+from ..bus.work_queue import WorkItem
+from ..clock import SYSTEM_CLOCK, Clock
+from ..config import EngineConfig, WorkerConfig
+from ..errors import (
+    BusUnavailable,
+    DefinitionError,
+    GuardFailed,
+    MoveRefused,
+    RunLost,
+    UnavailableError,
+)
+from ..vocabulary import FlowRunId, JsonObject, StateType, new_id
+from . import presence
+from .deployment import BUCKET as DEPLOYMENTS
+from .deployment import Deployment, is_name
+from .execution import Job, Outcome, execute_in_loop
+from .loader import Facts, Loader, facts_of, find_source
+from .presence import WorkerInfo
+from .process_pool import ProcessPool
+from .run import FlowRun
+from .run_log import RunLog
+from .states import Cancelled, Crashed, Failed, Pending, Resuming, Running
+from .ticket import Answer, Ticket, answer, losses
+from .waiting import LOOP, PROCESS, Lane
+
+__all__ = ["Worker"]
+
+log = logging.getLogger(__name__)
+
+S = StateType
+P = ParamSpec("P")
+T = TypeVar("T")
+
+STOPPING_WORDS = ("cancelling", "cancelled", "crashed", "suspended", "paused")
+"""Transitions that others write and that end what we execute."""
+_BACK_OFF_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
+_CLOSING_S = 10.0
+"""How long handing back may take when the worker stops."""
+
+
+@dataclass(eq=False, slots=True)
+class _Held:
+    """A message in our hands, and the run it is about."""
+
+    item: WorkItem
+    ticket: Ticket
+    stop: anyio.Event = field(default_factory=anyio.Event)
+    """Set when the run is to stop, for whatever reason."""
+
+
+class Worker(AsyncContextManagerMixin):
+    """The service. Entered means it takes work; left means nothing of it is left running.
+
+    Leaving takes no new work, lets running work finish for ``config.drain_s``, then stops it and hands it back, so that
+    another worker goes on with it at once.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        config: WorkerConfig,
+        engine: EngineConfig,
+        *,
+        clock: Clock = SYSTEM_CLOCK,
+        name: str | None = None,
+    ) -> None:
+        self._bus, self._config, self._engine, self._clock = bus, config, engine, clock
+        self._runs = RunLog(bus, clock)
+        self._loader = Loader()
+        worker_id = new_id()
+        self.info = WorkerInfo.here(
+            worker_id, name=name or f"worker-{worker_id[-8:]}", pool=config.pool, loop=config.concurrency,
+            processes=config.processes,
+        )  # fmt: skip
+        self._held: dict[FlowRunId, _Held] = {}
+        self._first_held = anyio.Event()
+        self._none_held = anyio.Event()
+        self._none_held.set()
+        self._stopping = False
+        self._pool: ProcessPool | None = None
+        self._session: Session
+        self._tg: TaskGroup
+
+    @property
+    def held(self) -> list[FlowRunId]:
+        """The runs in our hands."""
+        return list(self._held)
+
+    @property
+    def processes(self) -> ProcessPool | None:
+        """The processes for sync flows; None if it has none."""
+        return self._pool
+
+    # --- life -----------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def __asynccontextmanager__(self) -> AsyncGenerator[Self]:
+        stop = anyio.Event()
+        async with anyio.create_task_group() as tg:
+            # In a task of its own: the session is bound to a context, and the caller's is not ours to keep.
+            await tg.start(self._live, stop)
+            try:
+                yield self
+            finally:
+                stop.set()
+                with anyio.CancelScope(shield=True):
+                    await self._gone.wait()
+
+    async def _live(self, stop: anyio.Event, *, task_status: TaskStatus[None]) -> None:
+        self._gone = anyio.Event()
+        try:
+            with anyio.CancelScope(shield=True):
+                await self._serve_until(stop, task_status)
+        finally:
+            self._gone.set()
+
+    async def _serve_until(self, stop: anyio.Event, task_status: TaskStatus[None]) -> None:
+        async with AsyncExitStack() as stack:
+            self._session = stack.enter_context(use_session(self._bus))
+            # What the first run would otherwise wait for.
+            await anyio.to_thread.run_sync(import_module, f"{__package__}.flow_engine")
+            await anyio.to_thread.run_sync(import_module, f"{__package__}.flows")
+            if self._config.processes:
+                self._pool = await stack.enter_async_context(
+                    ProcessPool(
+                        self._bus.address, self._bus.config, self._engine,
+                        warm=min(self._config.warm, self._config.processes), keep=self._config.processes,
+                    )
+                )  # fmt: skip
+            async with anyio.create_task_group() as tg:
+                self._tg = tg
+                await tg.start(self._hear)
+                tg.start_soon(self._keep_alive)
+                async with anyio.create_task_group() as lanes:
+                    await lanes.start(self._take, LOOP, self._config.concurrency)
+                    if self._config.processes:
+                        await lanes.start(self._take, PROCESS, self._config.processes)
+                    await self._insist(self._show)
+                    self._bus.publisher.publish_nowait(self.info.event("started"))
+                    lanes.start_soon(self._stay_present)
+                    log.info("worker.started", extra={"worker": self.info.name, "pool": self.info.pool})
+                    task_status.started()
+                    await stop.wait()
+                    self._stopping = True
+                    lanes.cancel_scope.cancel()
+                await self._leave()
+                tg.cancel_scope.cancel()
+        self._pool = None
+
+    async def _leave(self) -> None:
+        with anyio.move_on_after(2):
+            await self._hide()
+        with anyio.move_on_after(self._config.drain_s):
+            await self._none_held.wait()
+        if self._held:
+            log.info("worker.hands_back", extra={"worker": self.info.name, "runs": len(self._held)})
+            for run_id in list(self._held):
+                self._stop_run(run_id)
+            with anyio.move_on_after(_CLOSING_S):
+                await self._none_held.wait()
+        self._bus.publisher.publish_nowait(self.info.event("stopped", handed_back=len(self._held)))
+        log.info("worker.stopped", extra={"worker": self.info.name})
+
+    # --- presence -------------------------------------------------------------------------------------
+
+    async def _show(self) -> None:
+        await self._bus.bucket(presence.BUCKET).put(self.info.key, self.info.to_json(), ttl_s=presence.TTL_S)
+
+    async def _hide(self) -> None:
+        last = WorkerInfo(**{**orjson.loads(self.info.to_json()), "stopped": True})
+        try:
+            await self._bus.bucket(presence.BUCKET).put(last.key, last.to_json(), ttl_s=presence.TTL_S)
+        except BusUnavailable as exc:
+            log.debug("worker.broker_away", extra={"error": str(exc)})
+
+    async def _stay_present(self) -> None:
+        while True:
+            await anyio.sleep(presence.BEAT_S)
+            try:
+                await self._show()
+            except BusUnavailable as exc:
+                log.debug("worker.broker_away", extra={"error": str(exc)})
+
+    async def _keep_alive(self) -> None:
+        """Tell the broker, for every message we hold, that we still do."""
+        while True:
+            if not self._held:
+                self._first_held = anyio.Event()
+                await self._first_held.wait()
+            # The broker gives a message to another at ack_wait_s; renewing at a third of it survives one lost beat.
+            await anyio.sleep(self._engine.ack_wait_s / 3)
+            for held in list(self._held.values()):
+                await held.item.in_progress()
+
+    # --- taking ---------------------------------------------------------------------------------------
+
+    async def _take(self, lane: Lane, size: int, *, task_status: TaskStatus[None]) -> None:
+        async with self._bus.work.consume(
+            self._config.pool, [lane], ack_wait_s=self._engine.ack_wait_s, max_pending=size
+        ) as items:
+            task_status.started()
+            async for item in items:
+                self._tg.start_soon(self._on_item, item, lane)
+
+    async def _on_item(self, item: WorkItem, lane: Lane) -> None:
+        try:
+            ticket = Ticket.from_json(item.payload)
+        except (orjson.JSONDecodeError, KeyError, TypeError) as exc:
+            log.error("worker.unreadable_message", extra={"error": repr(exc)})
+            await self._settle(lambda: item.term("not a work message of Hark"))
+            return
+        if (held := self._held.get(ticket.run_id)) is not None:
+            if held.ticket.token == ticket.token:
+                # Our heartbeats did not arrive in time, so the broker gave it out again: to us. Still ours.
+                held.item = item
+            else:
+                await item.nak(1.0)
+            return
+        held = self._held[ticket.run_id] = _Held(item, ticket)
+        self._first_held.set()
+        if self._none_held.is_set():
+            self._none_held = anyio.Event()
+        try:
+            await self._serve(held, lane)
+        except RunLost as exc:
+            # Whoever has it now has the message, too.
+            log.info("worker.run_lost", extra={"run_id": ticket.run_id, "why": str(exc)})
+        except BusUnavailable as exc:
+            log.warning("worker.broker_away", extra={"run_id": ticket.run_id, "error": str(exc)})
+            await held.item.nak(1.0)
+        except Exception:
+            # A fault of ours must cost this run one try, not the worker its life.
+            log.exception("worker.fault", extra={"run_id": ticket.run_id})
+            await held.item.nak(5.0)
+        finally:
+            self._let_go(held)
+
+    def _let_go(self, held: _Held) -> None:
+        if self._held.get(held.ticket.run_id) is held:
+            del self._held[held.ticket.run_id]
+        if not self._held:
+            self._none_held.set()
+
+    async def _serve(self, held: _Held, lane: Lane) -> None:
+        ticket = held.ticket
+        while True:
+            run = await self._runs.get(ticket.run_id)
+            token: str | None = None
+            lost = 0
+            if run is not None and (
+                run.state_type in (S.PENDING, S.RUNNING, S.CANCELLING) or run.waits_in_process
+            ):
+                token, lost = losses(await self._runs.history(run.id))
+            verdict = answer(ticket, run, deliveries=held.item.deliveries, claim=token, now=self._clock.now())
+            if verdict is Answer.LATER:
+                await held.item.nak(0.2)
+                return
+            if verdict is Answer.DISCARD or run is None:
+                log.debug("worker.message_moot", extra={"run_id": ticket.run_id})
+                await self._settle(held.item.ack)
+                return
+            try:
+                await self._act(held, lane, run, verdict, lost)
+            except GuardFailed:
+                continue  # somebody wrote between our look and our claim: look again
+            return
+
+    async def _act(self, held: _Held, lane: Lane, run: FlowRun, verdict: Answer, lost: int) -> None:
+        if verdict is Answer.STOP:
+            await self._runs.move_exactly(run, Cancelled(message=run.state_message or "cancelled"))
+            await self._settle(held.item.ack)
+            return
+        deployment, facts, problem = await self._look_up(run)
+        if facts.lane == PROCESS and lane == LOOP and problem is None:
+            await self._forward(held)
+            return
+        details: JsonObject = {"lane": facts.lane, "worker": self.info.name, "token": held.ticket.token}
+        if verdict is Answer.TAKE_OVER:
+            run = await self._take_over(
+                run, details, lost=lost + 1, limit=self._crash_retries(deployment, facts)
+            )
+        else:
+            run = await self._runs.move_exactly(run, Pending(details=details), attempt=run.attempt + 1)
+        if problem is not None:
+            run = await self._runs.move(run, Failed(message=problem))
+        if not run.is_final:
+            run = await self._execute(held, lane, run, deployment, facts)
+        await self._settle(held.item.ack)
+
+    async def _take_over(
+        self, run: FlowRun, details: JsonObject, *, lost: int, limit: int, why: str = "worker lost"
+    ) -> FlowRun:
+        """Take up a run whose worker or process died, or end it if that has happened too often."""
+        if lost > limit:
+            message = f"{why}; that is {lost} time{'s' if lost > 1 else ''}, and it is taken up again {limit} times at most"
+            return await self._runs.move_exactly(run, Crashed(message=message))
+        log.warning("worker.takes_over", extra={"run_id": run.id, "attempt": run.attempt + 1, "why": why})
+        state = Running(message=why, details={**details, "lost": lost})
+        return await self._runs.move_exactly(run, state, attempt=run.attempt + 1)
+
+    async def _look_up(self, run: FlowRun) -> tuple[Deployment | None, Facts, str | None]:
+        """Return the run's deployment, what its code says of itself, and why it cannot run if it cannot."""
+        deployment: Deployment | None = None
+        if run.deployment and is_name(run.deployment):
+            entry = await self._bus.bucket(DEPLOYMENTS).get(run.deployment)
+            try:
+                deployment = Deployment.model_validate_json(entry.value) if entry else None
+            except ValidationError as exc:
+                return None, Facts(), f"deployment {run.deployment!r} cannot be read: {exc}"
+        if not run.entrypoint:
+            return deployment, Facts(), "the run has no entrypoint, so no worker can find its code"
+        try:
+            facts = facts_of(find_source(run.entrypoint, deployment.path if deployment else None))
+        except DefinitionError as exc:
+            return deployment, Facts(), str(exc)
+        if deployment is not None and deployment.executor == "process":
+            facts = Facts(PROCESS, facts.crash_retries)
+        return deployment, facts, None
+
+    def _crash_retries(self, deployment: Deployment | None, facts: Facts) -> int:
+        for said in (deployment.crash_retries if deployment else None, facts.crash_retries):
+            if said is not None:
+                return said
+        return self._engine.crash_retries
+
+    async def _forward(self, held: _Held) -> None:
+        """Pass a message on to where it can be executed: the dispatcher did not know that it is a sync flow."""
+        # Let go first: it may come to us again before the push has returned.
+        self._let_go(held)
+        msg_id = f"{held.ticket.msg_id}/{PROCESS}"
+        await self._insist(self._bus.work.push, self._config.pool, PROCESS, held.item.payload, msg_id=msg_id)
+        await self._settle(held.item.ack)
+
+    # --- executing ------------------------------------------------------------------------------------
+
+    async def _execute(
+        self, held: _Held, lane: Lane, run: FlowRun, deployment: Deployment | None, facts: Facts
+    ) -> FlowRun:
+        """Execute a run until the log has an end of it, or a rest. Returns the run as it is then."""
+        while True:
+            job = Job(
+                run, run.entrypoint or "", deployment.path if deployment else None,
+                deployment.retries if deployment else None,
+            )  # fmt: skip
+            outcome = await (self._in_loop(held, job) if lane == LOOP else self._in_process(held, job))
+            now = await self._insist(self._runs.get, run.id)
+            if now is None or outcome.kind == "lost":
+                raise RunLost(run.id, reason=outcome.detail or "it has left the log")
+            left = await self._settle_run(now, outcome, held)
+            if left is not None:
+                return left
+            # Its process died. This worker lives, so it takes the run up again itself, at once.
+            log.warning("worker.process_died", extra={"run_id": run.id, "how": outcome.detail})
+            details: JsonObject = {"lane": facts.lane, "worker": self.info.name, "token": held.ticket.token}
+            _, lost = losses(await self._insist(self._runs.history, run.id))
+            limit = self._crash_retries(deployment, facts)
+            run = await self._insist(
+                self._take_over, now, details, lost=lost + 1, limit=limit, why=outcome.detail
+            )
+            if run.is_final:
+                return run
+
+    async def _settle_run(self, now: FlowRun, outcome: Outcome, held: _Held) -> FlowRun | None:
+        """Write what an execution left unwritten; None if the run is to be executed again here."""
+        if now.is_final or now.state_type is S.PAUSED:
+            return now
+        if now.state_type is S.SCHEDULED and not now.waits_in_process:
+            return now  # it waits for a time without holding anybody, or somebody put it back
+        if now.state_type is S.CANCELLING:
+            how = f" ({outcome.detail})" if outcome.kind == "died" else ""
+            return await self._insist(
+                self._runs.move, now, Cancelled(message=(now.state_message or "cancelled") + how)
+            )
+        if outcome.kind == "died" and not self._stopping:
+            return None
+        if outcome.kind == "error":
+            message = f"the run could not be seen to its end: {outcome.detail}"
+            return await self._insist(self._runs.move, now, Crashed(message=message))
+        # We stop, or the broker was away too long: others go on with it, through the dispatcher.
+        why = (
+            "its worker stopped"
+            if self._stopping
+            else f"its worker could not go on: {outcome.detail or outcome.kind}"
+        )
+        return await self._insist(self._runs.move, now, Resuming(message=why), scheduled_at=self._clock.now())
+
+    async def _in_loop(self, held: _Held, job: Job) -> Outcome:
+        outcome = Outcome("interrupted")
+        async with anyio.create_task_group() as tg:
+            with anyio.CancelScope() as scope:
+                tg.start_soon(self._watch_stop, held.stop, scope, job.run.id)
+                try:
+                    outcome = await execute_in_loop(job, self._loader, self._session, self._engine)
+                except CancelledError:
+                    if scope.cancel_called:
+                        raise
+                    # Nobody cancelled it but itself.
+                    outcome = Outcome("error", "the flow raised CancelledError")
+            tg.cancel_scope.cancel()
+        return outcome
+
+    async def _in_process(self, held: _Held, job: Job) -> Outcome:
+        if self._pool is None:
+            return Outcome("error", "this worker has no processes (HARK_WORKER__PROCESSES is 0)")
+        try:
+            return await self._pool.run(job, stop=held.stop, grace_s=self._engine.cancel_grace_s)
+        except UnavailableError as exc:
+            return Outcome("died", str(exc))
+
+    # --- stopping runs --------------------------------------------------------------------------------
+
+    async def _hear(self, *, task_status: TaskStatus[None]) -> None:
+        """Hear from the log when a run we hold is to stop."""
+        filters = [f"{PREFIX}flow-run.{word}.*" for word in STOPPING_WORDS]
+        async with self._bus.log.follow(filters) as batches:
+            first = True
+            async for batch in batches:
+                if first:
+                    first = False
+                    task_status.started()
+                for recorded in batch.records:
+                    # The subject says which run it is; most are not ours, and are not looked into.
+                    self._stop_run(FlowRunId(recorded.subject.rpartition(".")[2]))
+
+    def _stop_run(self, run_id: FlowRunId) -> None:
+        held = self._held.get(run_id)
+        if held is not None:
+            held.stop.set()
+
+    async def _watch_stop(self, stop: anyio.Event, scope: anyio.CancelScope, run_id: FlowRunId) -> None:
+        """Ask an async flow to stop when it is to; say so if it has not after the grace."""
+        await stop.wait()
+        scope.cancel()
+        await anyio.sleep(self._engine.cancel_grace_s)
+        # Nothing can end a coroutine that does not want to end; it keeps its place here until it does.
+        log.error(
+            "worker.run_does_not_stop", extra={"run_id": run_id, "after_s": self._engine.cancel_grace_s}
+        )
+        await self._give_up(run_id)
+
+    async def _give_up(self, run_id: FlowRunId) -> None:
+        """Say of a run that was cancelled and does not stop that it is; what it still writes is refused."""
+        try:
+            now = await self._runs.get(run_id)
+            if now is not None and now.state_type is S.CANCELLING:
+                await self._runs.move_exactly(
+                    now, Cancelled(message="cancelled; it has not stopped when asked to")
+                )
+        except (GuardFailed, MoveRefused, BusUnavailable) as exc:
+            log.debug("worker.give_up", extra={"run_id": run_id, "error": str(exc)})
+
+    # --- doing until it is done ------------------------------------------------------------------------
+
+    async def _settle(self, how: Callable[[], Awaitable[None]]) -> None:
+        """Settle a message; one that stays unsettled comes again and is found to be about the past."""
+        try:
+            await how()
+        except BusUnavailable as exc:
+            log.debug("worker.broker_away", extra={"error": str(exc)})
+
+    async def _insist(self, act: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Do something until the broker has answered."""
+        tries = 0
+        while True:
+            try:
+                return await act(*args, **kwargs)
+            except BusUnavailable as exc:
+                log.debug("worker.broker_away", extra={"error": str(exc)})
+            await anyio.sleep(_BACK_OFF_S[min(tries, len(_BACK_OFF_S) - 1)])
+            tries += 1
