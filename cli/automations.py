@@ -1,0 +1,60 @@
+"""``hark automations``: rules."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from .call import AsJson, ago, ask, group, pairs, plain, show, table
+
+automations = group("Rules: when this pattern of events, do these actions: ls, show, pause, resume.")
+
+_Name = Annotated[str, typer.Argument(help="The rule.")]
+
+
+@automations.command("ls")
+def ls(as_json: AsJson = False) -> None:
+    """List rules with how often they fired."""
+    items = ask(lambda h: h.automations())
+    rows = [
+        [
+            a["name"],
+            a.get("on") or a.get("expect"),
+            a.get("fired", 0),
+            ago(a.get("last_fired_at")),
+            a.get("paused"),
+            a.get("error") or "",
+        ]
+        for a in items
+    ]
+    head = ["NAME", "ON", "FIRED", "LAST", "PAUSED", "ERROR"]
+    show(items, table(head, rows, empty="no rules; write some into hark.yaml"), as_json=as_json)
+
+
+@automations.command("show")
+def show_one(name: _Name, as_json: AsJson = False) -> None:
+    """Show one rule and its latest firings."""
+    item = ask(lambda h: h.automation(name))
+    text = pairs({k: v for k, v in item.items() if k != "firings"})
+    firings = item.get("firings")
+    if isinstance(firings, list) and firings:
+        rows = [
+            [f.get("triggered_at"), f.get("key"), f.get("count"), plain(f.get("actions"))]
+            for f in firings
+            if isinstance(f, dict)
+        ]
+        text += "\n\n" + table(["FIRED", "KEY", "COUNT", "ACTIONS"], rows)
+    show(item, text, as_json=as_json)
+
+
+@automations.command("pause")
+def pause(name: _Name, as_json: AsJson = False) -> None:
+    """Stop a rule from firing; its windows are kept."""
+    show(ask(lambda h: h.pause("automation", name)), f"{name} is paused", as_json=as_json)
+
+
+@automations.command("resume")
+def resume(name: _Name, as_json: AsJson = False) -> None:
+    """Let a rule fire again."""
+    show(ask(lambda h: h.resume("automation", name)), f"{name} goes on", as_json=as_json)

@@ -1,0 +1,78 @@
+"""``hark channels`` and ``hark pools``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from .call import AsJson, ask, group, pairs, plain, show, table
+
+channels = group("Named ways to tell people: ls, test.")
+pools = group("Where runs execute: ls, pause, resume.")
+
+
+@channels.command("ls")
+def ls(as_json: AsJson = False) -> None:
+    """List channels; addresses are not shown, they hold tokens."""
+    items = ask(lambda h: h.channels())
+    rows = [[c["name"], c.get("addresses"), plain(c.get("services")), c.get("rate")] for c in items]
+    show(items, table(["NAME", "ADDRESSES", "SERVICES", "RATE"], rows, empty="no channels"), as_json=as_json)
+
+
+@channels.command("test")
+def send_test(
+    name: Annotated[str, typer.Argument(help="The channel.")],
+    title: Annotated[str | None, typer.Option(help="Title of the message.")] = None,
+    body: Annotated[str | None, typer.Option(help="Text of the message.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Send a test message to every address of a channel."""
+    answer = ask(lambda h: h.test_channel(name, title=title, body=body))
+    deliveries = answer.get("deliveries")
+    rows = [
+        [d.get("address"), d.get("kind"), d.get("outcome"), d.get("error") or "", d.get("duration_s")]
+        for d in (deliveries if isinstance(deliveries, list) else [])
+        if isinstance(d, dict)
+    ]
+    show(answer, table(["ADDRESS", "SERVICE", "OUTCOME", "ERROR", "SECONDS"], rows), as_json=as_json)
+    if not answer.get("ok"):
+        raise typer.Exit(1)
+
+
+@pools.command("ls")
+def pools_ls(as_json: AsJson = False) -> None:
+    """List pools."""
+    items = ask(lambda h: h.pools())
+    rows = [
+        [p["name"], p.get("type"), p.get("concurrency"), plain(p.get("queues")), p.get("paused")]
+        for p in items
+    ]
+    show(
+        items,
+        table(["NAME", "TYPE", "CONCURRENCY", "QUEUES", "PAUSED"], rows, empty="no pools"),
+        as_json=as_json,
+    )
+
+
+@pools.command("show")
+def pools_show(name: Annotated[str, typer.Argument(help="The pool.")], as_json: AsJson = False) -> None:
+    """Show one pool."""
+    found = [p for p in ask(lambda h: h.pools()) if p["name"] == name]
+    if not found:
+        from ..errors import UnknownName
+
+        raise UnknownName("pool", name)
+    show(found[0], pairs(found[0]), as_json=as_json)
+
+
+@pools.command("pause")
+def pools_pause(name: Annotated[str, typer.Argument(help="The pool.")], as_json: AsJson = False) -> None:
+    """Stop handing runs to the workers of a pool."""
+    show(ask(lambda h: h.pause("pool", name)), f"{name} is paused", as_json=as_json)
+
+
+@pools.command("resume")
+def pools_resume(name: Annotated[str, typer.Argument(help="The pool.")], as_json: AsJson = False) -> None:
+    """Hand runs to the workers of a pool again."""
+    show(ask(lambda h: h.resume("pool", name)), f"{name} goes on", as_json=as_json)

@@ -1,0 +1,159 @@
+"""``hark runs``: flow runs."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .call import AsJson, ago, ask, group, pairs, plain, show, table, to_json
+
+if TYPE_CHECKING:
+    from ..server.client import Hark
+    from ..vocabulary import JsonObject
+
+runs = group("Look at and steer flow runs: ls, show, logs, watch, cancel, suspend, resume, retry.")
+
+_Id = Annotated[str, typer.Argument(help="The run's id.")]
+
+
+def run_rows(items: list[JsonObject]) -> str:
+    rows = [
+        [
+            r["id"],
+            r.get("name"),
+            r.get("flow_name"),
+            r.get("deployment"),
+            r.get("state_name"),
+            ago(r.get("updated_at")),
+        ]
+        for r in items
+    ]
+    return table(["ID", "NAME", "FLOW", "DEPLOYMENT", "STATE", "AGE"], rows, empty="no runs")
+
+
+@runs.command("ls")
+def ls(
+    state: Annotated[list[str] | None, typer.Option(help="Only in this state: failed, running …")] = None,
+    flow: Annotated[str | None, typer.Option(help="Only of this flow.")] = None,
+    deployment: Annotated[str | None, typer.Option(help="Only of this deployment.")] = None,
+    tag: Annotated[str | None, typer.Option(help="Only with this tag.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="At most so many.")] = 50,
+    as_json: AsJson = False,
+) -> None:
+    """List flow runs, newest first."""
+    page = ask(lambda h: h.flow_runs(state=state, flow=flow, deployment=deployment, tag=tag, limit=limit))
+    show(page.items, run_rows(page.items), as_json=as_json)
+
+
+@runs.command("show")
+def show_one(run_id: _Id, as_json: AsJson = False) -> None:
+    """Show one run and its task runs."""
+
+    async def both(hark: Hark) -> JsonObject:
+        run = await hark.flow_run(run_id)
+        run["task_runs"] = [*await hark.task_runs(run_id)]
+        return run
+
+    run = ask(both)
+    text = pairs({k: v for k, v in run.items() if k != "task_runs"})
+    tasks = run["task_runs"]
+    if isinstance(tasks, list) and tasks:
+        rows = [
+            [
+                t.get("name"),
+                t.get("state_name"),
+                t.get("attempt"),
+                t.get("duration_s"),
+                t.get("state_message"),
+            ]
+            for t in tasks
+            if isinstance(t, dict)
+        ]
+        text += "\n\n" + table(["TASK", "STATE", "ATTEMPT", "SECONDS", "MESSAGE"], rows)
+    show(run, text, as_json=as_json)
+
+
+@runs.command("logs")
+def logs(run_id: _Id, as_json: AsJson = False) -> None:
+    """Print the log lines of a run."""
+    lines = ask(lambda h: h.flow_run_logs(run_id))
+    text = "\n".join(log_line(line) for line in lines) or "no log lines"
+    show(lines, text, as_json=as_json)
+
+
+def log_line(line: JsonObject) -> str:
+    level = line.get("level")
+    name = logging.getLevelName(level) if isinstance(level, int) else level
+    message = "\n    ".join(plain(part) for part in str(line.get("message", "")).splitlines() or [""])
+    return f"{line.get('at')}  {name!s:<7}  {plain(line.get('logger'))}  {message}"
+
+
+@runs.command("watch")
+def watch(run_id: _Id, as_json: AsJson = False) -> None:
+    """Print the transitions of a run until it is over; exit 1 if it did not complete."""
+
+    async def follow(hark: Hark) -> str:
+        run = await hark.flow_run(run_id)
+        if not run.get("is_final"):
+            async for item in hark.watch_events("flow-run.*", subject=f"flow-run/{run_id}", after=_seq(run)):
+                typer.echo(to_json(item) if as_json else _transition(item))
+                event: Any = item["event"]
+                if event["data"]["state"]["type"] in ("COMPLETED", "FAILED", "CANCELLED", "CRASHED"):
+                    return str(event["data"]["state"]["type"])
+        else:
+            typer.echo(
+                to_json(run) if as_json else f"{run.get('state_name')}: {plain(run.get('state_message'))}"
+            )
+        return str(run.get("state_type"))
+
+    if ask(follow) != "COMPLETED":
+        raise typer.Exit(1)
+
+
+def _seq(run: JsonObject) -> int | None:
+    seq = run.get("seq")
+    return seq if isinstance(seq, int) else None
+
+
+def _transition(item: JsonObject) -> str:
+    event: Any = item["event"]
+    state = event["data"]["state"]
+    return f"{event['time']}  {state['name']:<24}  {plain(state.get('message') or '')}".rstrip()
+
+
+def _done(run: JsonObject, as_json: bool) -> None:
+    show(run, f"{run['id']}  {run.get('state_name')}", as_json=as_json)
+
+
+@runs.command("cancel")
+def cancel(
+    run_id: _Id,
+    reason: Annotated[str, typer.Option(help="Said in the state's message.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Ask a run to stop."""
+    _done(ask(lambda h: h.cancel_flow_run(run_id, reason=reason)), as_json)
+
+
+@runs.command("suspend")
+def suspend(run_id: _Id, as_json: AsJson = False) -> None:
+    """Stop a run for now and free its worker; what is finished is kept."""
+    _done(ask(lambda h: h.flow_run_action(run_id, "suspend")), as_json)
+
+
+@runs.command("resume")
+def resume(run_id: _Id, as_json: AsJson = False) -> None:
+    """Let a suspended run go on."""
+    _done(ask(lambda h: h.flow_run_action(run_id, "resume")), as_json)
+
+
+@runs.command("retry")
+def retry(
+    run_id: _Id,
+    from_start: Annotated[bool, typer.Option("--from-start", help="Run all of it again.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run a failed run again, from the failed task."""
+    _done(ask(lambda h: h.retry_flow_run(run_id, from_start=from_start)), as_json)

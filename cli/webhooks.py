@@ -1,0 +1,108 @@
+"""``hark webhooks``: addresses that turn requests into events."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .call import AsJson, ask, group, pairs, plain, show, table
+
+if TYPE_CHECKING:
+    from ..server.client import Hark
+    from ..vocabulary import JsonObject
+
+webhooks = group("Addresses that turn HTTP requests into events: ls, show, send, pause, resume.")
+
+_Name = Annotated[str, typer.Argument(help="The webhook.")]
+
+
+@webhooks.command("ls")
+def ls(as_json: AsJson = False) -> None:
+    """List webhooks and their addresses."""
+    items = ask(lambda h: h.webhooks())
+    rows = [[w["name"], w.get("preset"), plain(w.get("type")), w.get("paused"), w.get("url")] for w in items]
+    head = ["NAME", "VERIFY", "EVENT", "PAUSED", "URL"]
+    show(items, table(head, rows, empty="no webhooks; write some into hark.yaml"), as_json=as_json)
+
+
+@webhooks.command("show")
+def show_one(name: _Name, as_json: AsJson = False) -> None:
+    """Show one webhook."""
+    item = ask(lambda h: h.webhook(name))
+    show(item, pairs(item), as_json=as_json)
+
+
+@webhooks.command("send")
+def send(
+    name: _Name,
+    body: Annotated[
+        str | None, typer.Argument(help="JSON text, @file, or - for stdin; default: an empty object.")
+    ] = None,
+    header: Annotated[list[str] | None, typer.Option("-H", "--header", help="NAME: VALUE")] = None,
+    secret_from: Annotated[
+        Path | None, typer.Option("--secret-file", help="Sign with the secret in this file.")
+    ] = None,
+    unsigned: Annotated[bool, typer.Option("--unsigned", help="Send without a signature.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Deliver a request to a webhook, signed as its sender would; exit 1 if it was not accepted.
+
+    The secret is asked for, unless it is in a file or the webhook needs none.
+    """
+    raw = _body(body)
+    headers = {}
+    for item in header or ():
+        key, sep, value = item.partition(":")
+        if not sep:
+            raise typer.BadParameter(f"{item!r} is not NAME: VALUE")
+        headers[key.strip()] = value.strip()
+
+    async def call(hark: Hark) -> tuple[int, JsonObject]:
+        from ..server.signing import signed_headers
+
+        hook = await hark.webhook(name)
+        verify = hook.get("verify")
+        assert isinstance(verify, dict)
+        extra: dict[str, str] = {}
+        if not unsigned and verify.get("preset") != "none":
+            if secret_from is not None:
+                secret = secret_from.read_text().removesuffix("\n")
+            else:
+                secret = typer.prompt(f"Secret of {name}", hide_input=True)
+            extra = signed_headers(verify, body=raw, secret=secret)
+        sent = {"content-type": "application/json", **extra, **headers}
+        return await hark.send_webhook(name, body=raw, headers=sent)
+
+    status, answer = ask(call)
+    show({"status": status, "answer": answer}, f"{status}\n{pairs(answer)}", as_json=as_json)
+    if status >= 300:
+        raise typer.Exit(1)
+
+
+def _body(text: str | None) -> bytes:
+    import sys
+
+    if text is None:
+        return b"{}"
+    if text == "-":
+        return sys.stdin.buffer.read()
+    if text.startswith("@"):
+        try:
+            return Path(text[1:]).read_bytes()
+        except OSError as exc:
+            raise typer.BadParameter(f"{text[1:]} cannot be read: {exc.strerror}") from exc
+    return text.encode()
+
+
+@webhooks.command("pause")
+def pause(name: _Name, as_json: AsJson = False) -> None:
+    """Refuse what is sent to a webhook."""
+    show(ask(lambda h: h.pause("webhook", name)), f"{name} is paused", as_json=as_json)
+
+
+@webhooks.command("resume")
+def resume(name: _Name, as_json: AsJson = False) -> None:
+    """Accept again what is sent to a webhook."""
+    show(ask(lambda h: h.resume("webhook", name)), f"{name} goes on", as_json=as_json)

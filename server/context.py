@@ -1,0 +1,82 @@
+"""What the HTTP routes work with: the parts of a running service, handed to them in one object."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from ..errors import UnavailableError
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+    from ..bus import Bus, SecretStore
+    from ..clock import Clock
+    from ..config import Settings
+    from ..engine.control import Control
+    from ..notifications.notifier import Notifier
+    from ..storage import Projector, Queries
+    from ..triggers.receiver import WebhookReceiver
+    from .access import AccessKeys
+    from .metrics import Metrics
+    from .supervisor import Supervisor
+
+__all__ = ["ServerContext", "context_of"]
+
+
+@dataclass(slots=True)
+class ServerContext:
+    """Everything a route may need.
+
+    Attributes:
+        services: the running parts and how each of them is.
+        closing: set when the server is about to stop; long answers (streams, waits) end then.
+        is_public: the server listens on more than loopback.
+    """
+
+    settings: Settings
+    bus: Bus
+    clock: Clock
+    keys: AccessKeys
+    queries: Queries
+    control: Control
+    secrets: SecretStore
+    services: Supervisor
+    metrics: Metrics
+    started_at: datetime
+    url: str = ""
+    is_public: bool = False
+    streams: int = 0
+    closing: anyio.Event = field(default_factory=anyio.Event)
+
+    def _running(self, name: str) -> Any:
+        part = self.services.running(name)
+        if part is None:
+            raise UnavailableError(
+                f"the {name} is not running here now", hint="see /api/status; try again in a moment"
+            )
+        return part
+
+    @property
+    def projector(self) -> Projector:
+        part: Projector = self._running("projector")
+        return part
+
+    @property
+    def receiver(self) -> WebhookReceiver:
+        part: WebhookReceiver = self._running("webhooks")
+        return part
+
+    @property
+    def notifier(self) -> Notifier:
+        part: Notifier = self._running("notifier")
+        return part
+
+
+def context_of(request: Request) -> ServerContext:
+    """Return the context of the application a request came to."""
+    context: ServerContext = request.app.state.hark
+    return context

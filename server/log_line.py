@@ -1,0 +1,47 @@
+"""Logs of the service: one line per outcome, to stderr; text on a terminal, JSON where told to."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from datetime import UTC, datetime
+
+__all__ = ["LineFormatter", "setup_logging"]
+
+_PLAIN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
+
+
+class LineFormatter(logging.Formatter):
+    """``2026-01-01T00:00:00.000Z INFO  bus  broker.started url=nats://… port=4222``, facts as fields at the end."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        at = datetime.fromtimestamp(record.created, UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
+        facts = " ".join(
+            f"{key}={_shown(value)}"
+            for key, value in vars(record).items()
+            if key not in _PLAIN and value is not None
+        )
+        text = f"{at} {record.levelname:<7} {record.name.removeprefix('hark.')}  {record.getMessage()} {facts}".rstrip()
+        if record.exc_info:
+            text += "\n" + self.formatException(record.exc_info)
+        return text
+
+
+def _shown(value: object) -> str:
+    text = str(value)
+    if any(c.isspace() or c == '"' for c in text) or not text:
+        return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
+    return text
+
+
+def setup_logging(*, verbose: bool = False) -> None:
+    """Send the logs of this process to stderr."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(LineFormatter())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
+    logging.getLogger("hark").setLevel(logging.DEBUG if verbose else logging.INFO)
+    # Every request in the log would drown the outcomes; /metrics counts them.
+    logging.getLogger("uvicorn.access").disabled = True
+    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # errors are logged by our own handler

@@ -1,0 +1,413 @@
+"""``hark.yaml``: one file or a folder of files, read into records for the buckets, or every fault in them at once.
+
+A record is what a bucket will hold: JSON, checked by the model of the room it belongs to. References between records
+are checked too (``reference.py``). Nothing here touches the broker.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Self
+
+import orjson
+from pydantic import BaseModel
+
+from ..errors import DefinitionError
+from ..template import template_names
+from ..vocabulary import JsonObject, JsonValue
+from .entrypoint import inspect_entrypoint
+from .fault import Fault, ManifestInvalid, Position, did_you_mean
+from .reference import Names, reference_faults
+from .shape import dotted, shape
+from .yaml_source import MAX_FILES, Node, Source, config_files, read_source
+
+__all__ = ["BUCKETS", "Manifest", "Record", "check_manifest", "load_manifest", "model_of"]
+
+BUCKETS = ("deployments", "schedules", "webhooks", "automations", "channels", "pools", "variables")
+"""The buckets a configuration writes."""
+
+SECTIONS = frozenset(BUCKETS) - {"schedules"} | {"limits", "notifications"}
+
+NOT_YET = {
+    "limits": "named limits are not yet supported; a deployment's own `concurrency:` is",
+    "notifications": "routing of notifications is not yet supported; every `notify` is sent at once",
+}
+"""Sections of the format that nothing acts on yet: said at every check, never taken in silence."""
+
+_NAME = re.compile(r"(?=.{1,100}$)[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*")
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One thing of the configuration, as its bucket will hold it.
+
+    Attributes:
+        written: the keys that stood in the file; what was not written (such as ``paused``) may be kept from live.
+        at: where it stands; not part of what is sent to a server.
+    """
+
+    bucket: str
+    key: str
+    value: JsonValue
+    written: frozenset[str] = frozenset()
+    at: Position = field(default=Position("", 0, 0), compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """A configuration that is right in itself."""
+
+    records: Mapping[tuple[str, str], Record]
+    warnings: tuple[Fault, ...] = ()
+    files: tuple[str, ...] = ()
+
+    def names(self, bucket: str) -> list[str]:
+        return [key for b, key in self.records if b == bucket]
+
+    def secrets(self) -> dict[str, Position]:
+        """Return the secrets its templates read, each with the first place that does."""
+        found: dict[str, Position] = {}
+        for record in self.records.values():
+            for text in _texts(record.value):
+                if "secrets" in text:
+                    for name in template_names(text):
+                        if name.startswith("secrets."):
+                            found.setdefault(name.split(".")[1], record.at)
+        return found
+
+    def to_json(self) -> JsonObject:
+        """Return the form a server takes at ``/api/config/plan`` and ``/api/config/apply``."""
+        records: list[JsonValue] = [
+            {"bucket": r.bucket, "key": r.key, "value": r.value, "written": _words(r.written)}
+            for r in self.records.values()
+        ]
+        return {"records": records}
+
+    @classmethod
+    def from_json(cls, value: object) -> Self:
+        """Read the form ``to_json`` makes, checking every record anew.
+
+        Raises:
+            DefinitionError: it is not of this form, or a record does not fit its model.
+        """
+        items = value.get("records") if isinstance(value, dict) else None
+        if not isinstance(items, list):
+            raise DefinitionError("a manifest is an object with a list `records`")
+        records: dict[tuple[str, str], Record] = {}
+        for item in items:
+            if (
+                not isinstance(item, dict)
+                or item.get("bucket") not in BUCKETS
+                or not isinstance(item.get("key"), str)
+            ):
+                raise DefinitionError(
+                    f"a record has a bucket of {', '.join(BUCKETS)} and a key", hint=str(item)[:200]
+                )
+            bucket, key = str(item["bucket"]), str(item["key"])
+            model = model_of(bucket)
+            checked = item.get("value")
+            if model is not None:
+                at = Position(f"{bucket}/{key}", 1, 1)
+                made, faults = shape(model, Node(checked, at), path=(bucket, key), value=checked)
+                if made is None:
+                    raise ManifestInvalid(faults)
+                checked = stored_form(made)
+            written = item.get("written")
+            words = frozenset(str(w) for w in written) if isinstance(written, list) else frozenset()
+            records[bucket, key] = Record(bucket, key, checked, words)
+        return cls(records)
+
+
+def _words(words: frozenset[str]) -> list[JsonValue]:
+    return [*sorted(words)]
+
+
+def model_of(bucket: str) -> type[BaseModel] | None:
+    """Return the model of a bucket's values; None for variables, which are any JSON."""
+    match bucket:
+        case "deployments":
+            from ..engine.deployment import Deployment
+
+            return Deployment
+        case "schedules":
+            from ..triggers.schedule import StoredSchedule
+
+            return StoredSchedule
+        case "webhooks":
+            from ..triggers.webhook import Webhook
+
+            return Webhook
+        case "automations":
+            from ..automations.model import Automation
+
+            return Automation
+        case "channels":
+            from ..notifications.channel import Channel
+
+            return Channel
+        case "pools":
+            from ..engine.pool import Pool
+
+            return Pool
+        case _:
+            return None
+
+
+def stored_form(model: BaseModel) -> JsonValue:
+    """Return the JSON a bucket holds for a model: defaults left out, so that a new default needs no migration."""
+    from ..automations.model import Automation
+
+    if isinstance(model, Automation):
+        return model.to_json()
+    value: JsonValue = orjson.loads(model.model_dump_json(exclude_defaults=True, by_alias=True))
+    return value
+
+
+def load_manifest(path: Path, *, live: Names | None = None) -> Manifest:
+    """Read a configuration.
+
+    Args:
+        live: names that exist besides it (made by the API or by ``.deploy()``), which it may refer to.
+    Raises:
+        ManifestInvalid: with every fault there is.
+    """
+    manifest, faults = check_manifest(path, live=live)
+    if any(not f.is_warning for f in faults):
+        raise ManifestInvalid(faults)
+    return manifest
+
+
+def check_manifest(path: Path, *, live: Names | None = None) -> tuple[Manifest, list[Fault]]:
+    """Return what could be read of a configuration and everything that is wrong with it, in file order."""
+    try:
+        files = config_files(path)
+    except FileNotFoundError:
+        fault = Fault(
+            Position(str(path), 1, 1), "there is no such file or folder", "", "name another with --config"
+        )
+        return Manifest({}), [fault]
+    if len(files) > MAX_FILES:
+        fault = Fault(
+            Position(str(path), 1, 1), f"the folder has {len(files)} YAML files, and {MAX_FILES} are read"
+        )
+        return Manifest({}), [fault]
+    if not files:
+        fault = Fault(
+            Position(str(path), 1, 1),
+            "the folder has no .yaml file",
+            "",
+            "write one, such as hark.yaml",
+            is_warning=True,
+        )
+        return Manifest({}), [fault]
+    root = path if path.is_dir() else path.parent
+    return check_sources([read_source(f) for f in files], root.absolute(), live=live)
+
+
+def check_sources(
+    sources: Sequence[Source], root: Path, *, live: Names | None = None
+) -> tuple[Manifest, list[Fault]]:
+    """Like ``check_manifest``, of files that were read already; flows are looked for in ``root``."""
+    reader = _Reader(root)
+    for source in sources:
+        reader.faults.extend(source.faults)
+        if source.root is not None:
+            reader.read(source.root)
+    reader.faults.extend(
+        reference_faults(
+            {k: r.value for k, r in reader.records.items()},
+            reader.nodes,
+            live=live or {},
+            broken=reader.broken,
+        )
+    )
+    faults = sorted(set(reader.faults), key=lambda f: (f.at, f.message))
+    warnings = tuple(f for f in faults if f.is_warning)
+    return Manifest(reader.records, warnings, tuple(s.file for s in sources)), faults
+
+
+@lru_cache(maxsize=1)
+def _schedule_line() -> type[BaseModel]:
+    """Return a model with one field ``schedule``: any of the kinds there are."""
+    from pydantic import create_model
+
+    from ..triggers.schedule import Schedule
+
+    return create_model("ScheduleLine", schedule=(Schedule, ...))
+
+
+class _Reader:
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.faults: list[Fault] = []
+        self.records: dict[tuple[str, str], Record] = {}
+        self.nodes: dict[tuple[str, str], Node] = {}
+        self.broken: dict[str, set[str]] = {}
+        """Names that are defined but wrong: who refers to them is not told that they are missing."""
+
+    def read(self, root: Node) -> None:
+        for name, node in root.children.items():
+            section, at = str(name), root.keys[str(name)]
+            if section.startswith("x-"):
+                continue  # a place for anchors, as in compose files
+            if section not in SECTIONS:
+                hint = did_you_mean(section, SECTIONS) or "known are " + ", ".join(sorted(SECTIONS))
+                self._fault(at, f"{section!r} is no section", section, hint)
+            elif node.value is None:
+                continue  # `automations:` with nothing below it yet
+            elif not isinstance(node.value, dict):
+                self._fault(
+                    node.at, f"{section!r} must be a mapping of names", section, "write `name: …` below it"
+                )
+            elif section in NOT_YET:
+                self._fault(at, NOT_YET[section], section, "it has no effect", is_warning=True)
+            else:
+                for key, child in node.children.items():
+                    self._entry(section, str(key), child, node.keys[str(key)])
+
+    def _entry(self, section: str, key: str, node: Node, at: Position) -> None:
+        if not _NAME.fullmatch(key):
+            message = f"{key!r} is not a name: use letters, digits, '.', '_' and '-', 100 at most"
+            self._fault(at, message, f"{section}.{key}", "begin with a letter or digit")
+            return
+        if (section, key) in self.records or key in self.broken.get(section, ()):
+            first = self.records.get((section, key))
+            where = f" at {first.at}" if first else ""
+            self._fault(
+                at,
+                f"{key!r} is already defined{where}",
+                f"{section}.{key}",
+                "rename or remove one of the two",
+            )
+            return
+        if section == "variables":
+            self._keep(Record(section, key, node.value, at=at), node)
+            return
+        if node.value is not None and not isinstance(node.value, dict):
+            self._fault(
+                node.at, f"{key!r} must be a mapping", f"{section}.{key}", "write its settings below it"
+            )
+            self.broken.setdefault(section, set()).add(key)
+            return
+        self.nodes[section, key] = node
+        before = len(self.faults)
+        if section == "deployments":
+            self._deployment(key, node, at)
+        else:
+            self._model(section, key, node, at, dict(node.value or {}))
+        if len(self.faults) > before and (section, key) not in self.records:
+            self.broken.setdefault(section, set()).add(key)
+
+    def _model(self, section: str, key: str, node: Node, at: Position, value: JsonObject) -> None:
+        model_class = model_of(section)
+        assert model_class is not None
+        if "name" in node.children:
+            place = node.keys["name"]
+            self._fault(place, "the name is the key above it", f"{section}.{key}.name", "remove this line")
+            return
+        written = frozenset(value)
+        value["name"] = key
+        here = Node(node.value, at if not node.children else node.at, node.children, node.keys)
+        model, faults = shape(model_class, here, path=(section, key), value=value)
+        self.faults.extend(faults)
+        if model is not None:
+            self._keep(Record(section, key, stored_form(model), written, at), node)
+
+    def _deployment(self, key: str, node: Node, at: Position) -> None:
+        value = dict(node.value) if isinstance(node.value, dict) else {}
+        value.pop("schedules", None)
+        if "path" not in value:
+            value["path"] = str(self.root)
+        elif isinstance(value["path"], str):
+            value["path"] = str((self.root / Path(value["path"]).expanduser()).absolute())
+        extra, flow = self._flow(key, node, value)
+        self._model("deployments", key, node, at, {**extra, **value})
+        schedules = node.children.get("schedules")
+        if schedules is not None:
+            self._schedules(key, schedules)
+        given = node.children.get("parameters")
+        if flow is not None and given is not None and isinstance(given.value, dict):
+            wrong = flow.problem_with(given.value)
+            if wrong:
+                message, _, tail = wrong.partition("; ")
+                bad = next((k for k in given.keys if repr(k) in message), None)
+                spot = given.keys[bad] if bad else given.at
+                self._fault(spot, message, f"deployments.{key}.parameters", tail)
+
+    def _flow(self, key: str, node: Node, value: JsonObject) -> tuple[JsonObject, Any]:
+        flow = node.children.get("flow")
+        if flow is None or not isinstance(flow.value, str) or ":" not in flow.value:
+            return {}, None  # the model says so, with its place
+        try:
+            source = inspect_entrypoint(flow.value, Path(str(value.get("path", self.root))))
+        except DefinitionError as exc:
+            self._fault(flow.at, str(exc), f"deployments.{key}.flow", exc.hint)
+            return {}, None
+        return ({"flow_name": source.flow_name} if source.flow_name else {}), source
+
+    def _schedules(self, deployment: str, node: Node) -> None:
+        from ..triggers.schedule import StoredSchedule, resolve_calendars
+
+        path: tuple[str | int, ...] = ("deployments", deployment, "schedules")
+        if not isinstance(node.value, list):
+            self._fault(node.at, "must be a list", dotted(path), "begin each schedule with `- `")
+            return
+        for index, child in node.children.items():
+            below = (*path, index)
+            line, faults = shape(
+                _schedule_line(),
+                Node(None, child.at, {"schedule": child}),
+                path=below,
+                value={"schedule": child.value},
+            )
+            inner = dotted((*below, "schedule"))
+            self.faults.extend(replace(f, path=dotted(below) + f.path.removeprefix(inner)) for f in faults)
+            if line is None:
+                continue
+            try:
+                schedule = resolve_calendars(line.schedule, self._text_of, now=datetime.now(UTC))
+            except DefinitionError as exc:
+                self._fault(
+                    (child.find(("exclude",)) or child).at, str(exc), dotted((*below, "exclude")), exc.hint
+                )
+                continue
+            stored = StoredSchedule.of(deployment, int(index), schedule)
+            # Pausing is a fact of the stored schedule, so that a person can pause and resume it.
+            stored = stored.model_copy(update={"schedule": schedule.model_copy(update={"paused": False})})
+            if ("schedules", stored.key) in self.records:
+                message = f"the deployment has two schedules named {stored.name!r}"
+                self._fault(
+                    (child.find(("name",)) or child).at, message, dotted(below), "give each its own name"
+                )
+                continue
+            written = frozenset(child.value) if isinstance(child.value, dict) else frozenset()
+            record = Record("schedules", stored.key, stored_form(stored), written, child.at)
+            self._keep(record, child)
+
+    def _text_of(self, file: str) -> str:
+        return (self.root / Path(file).expanduser()).read_text()
+
+    def _keep(self, record: Record, node: Node) -> None:
+        self.records[record.bucket, record.key] = record
+        self.nodes[record.bucket, record.key] = node
+
+    def _fault(
+        self, at: Position, message: str, path: str, suggestion: str = "", *, is_warning: bool = False
+    ) -> None:
+        self.faults.append(Fault(at, message, path, suggestion, is_warning))
+
+
+def _texts(value: JsonValue) -> Iterable[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _texts(item)

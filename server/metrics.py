@@ -1,0 +1,159 @@
+"""Numbers for Prometheus: what runs did, how long they took, how far things are behind."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Self
+
+import anyio
+from anyio import AsyncContextManagerMixin
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+from ..bus.subject import FLOW_RUNS
+from ..errors import HarkError
+from ..vocabulary import TERMINAL, StateType
+
+if TYPE_CHECKING:
+    from ..bus import Bus
+    from ..bus.event import Recorded
+    from .context import ServerContext
+
+__all__ = ["CONTENT_TYPE_LATEST", "Metrics", "MetricsFeed"]
+
+log = logging.getLogger("hark.metrics")
+
+_MAX_FLOWS = 200
+"""Flows that get a label of their own; later ones are counted as "other", so that names cannot fill the memory."""
+_BUCKETS_S = (0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 300, 900, 3600, 14400)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class Metrics:
+    """The registry of one server, and what is counted as it happens."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        r = self.registry
+        self._transitions = Counter(
+            "hark_flow_run_transitions",
+            "Transitions of flow runs seen by this server",
+            ["flow", "state"],
+            registry=r,
+        )
+        self._durations = Histogram(
+            "hark_flow_run_duration_seconds", "From first start to end of flow runs", ["flow", "state"],
+            buckets=_BUCKETS_S, registry=r,
+        )  # fmt: skip
+        self._received = Counter("hark_http_events", "Events stored through HTTP", registry=r)
+        self._requests = Counter(
+            "hark_http_requests", "HTTP requests by status class", ["status"], registry=r
+        )
+        self._runs = Gauge(
+            "hark_flow_runs", "Flow runs in the read model by state type", ["state"], registry=r
+        )
+        self._task_runs = Gauge("hark_task_runs", "Task runs in the read model", registry=r)
+        self._events = Gauge("hark_events", "Events in the read model", registry=r)
+        self._log_seq = Gauge("hark_log_sequence", "Last sequence of the event log", registry=r)
+        self._lag = Gauge("hark_projector_lag_events", "Events the read model is behind the log", registry=r)
+        self._firings = Gauge("hark_automation_firings", "Decisions of rules", ["decision"], registry=r)
+        self._actions = Gauge("hark_actions", "Actions of rules by latest outcome", ["state"], registry=r)
+        self._dead = Gauge("hark_dead_letters", "Dead letters waiting for a person", registry=r)
+        self._notifications = Gauge("hark_notifications", "Messages by outcome", ["outcome"], registry=r)
+        self._webhooks = Gauge(
+            "hark_webhook_deliveries", "Requests at webhooks by outcome", ["outcome"], registry=r
+        )
+        self._workers = Gauge("hark_workers", "Workers by latest word", ["state"], registry=r)
+        self._waiting = Gauge(
+            "hark_publisher_waiting_events", "Events waiting for the broker here", registry=r
+        )
+        self._parts = Gauge("hark_part_up", "Whether a part of this service runs", ["part"], registry=r)
+        self._streams = Gauge("hark_event_streams", "Clients following events here", registry=r)
+        self._flows: set[str] = set()
+
+    def received(self, count: int) -> None:
+        """Count events that came in over HTTP."""
+        self._received.inc(count)
+
+    def answered(self, status: int) -> None:
+        """Count a request."""
+        self._requests.labels(f"{status // 100}xx").inc()
+
+    def saw(self, recorded: Recorded) -> None:
+        """Count a transition of a flow run."""
+        data = recorded.event.data
+        if not isinstance(data, dict):
+            return
+        flow_, state_, run_ = data.get("flow"), data.get("state"), data.get("run")
+        if not (isinstance(flow_, dict) and isinstance(state_, dict) and isinstance(run_, dict)):
+            return
+        flow, state = self._flow(str(flow_.get("name", ""))), str(state_.get("type", ""))
+        self._transitions.labels(flow, state).inc()
+        duration = run_.get("duration_s")
+        if state in TERMINAL and isinstance(duration, int | float):
+            self._durations.labels(flow, state).observe(duration)
+
+    def _flow(self, name: str) -> str:
+        if name not in self._flows:
+            if len(self._flows) >= _MAX_FLOWS:
+                return "other"
+            self._flows.add(name)
+        return name
+
+    async def exposition(self, context: ServerContext) -> bytes:
+        """Return everything in OpenMetrics text, the gauges read now."""
+        self._waiting.set(context.bus.publisher.waiting)
+        self._streams.set(context.streams)
+        for name, part in context.services.report().items():
+            self._parts.labels(name).set(isinstance(part, dict) and part.get("state") == "running")
+        try:
+            await self._read(context)
+        except HarkError as exc:
+            # Half an answer says more than none; what is missing is seen as stale.
+            log.warning("metrics.incomplete", extra={"error": str(exc)})
+        out: bytes = generate_latest(self.registry)  # type: ignore[no-untyped-call]
+        return out
+
+    async def _read(self, context: ServerContext) -> None:
+        counts = await context.queries.counts(since=_EPOCH)
+        for state in StateType:
+            self._runs.labels(state.value).set(counts.flow_runs.get(state.value, 0))
+        self._task_runs.set(counts.task_runs)
+        self._events.set(counts.events)
+        self._dead.set(counts.dead_letters)
+        self._firings.labels("triggered").set(counts.triggered)
+        self._firings.labels("suppressed").set(counts.suppressed)
+        for gauge, values in (
+            (self._actions, counts.actions), (self._notifications, counts.notifications),
+            (self._webhooks, counts.webhooks), (self._workers, counts.workers),
+        ):  # fmt: skip
+            for label, n in values.items():
+                gauge.labels(label).set(n)
+        head = await context.bus.log.head()
+        self._log_seq.set(head)
+        self._lag.set(max(0, head - counts.seq))
+
+
+class MetricsFeed(AsyncContextManagerMixin):
+    """Follows the transitions of flow runs into the metrics."""
+
+    def __init__(self, bus: Bus, metrics: Metrics) -> None:
+        self._bus, self._metrics = bus, metrics
+
+    @asynccontextmanager
+    async def __asynccontextmanager__(self) -> AsyncGenerator[Self, None]:
+        async with anyio.create_task_group() as tg:
+            tg.start_soon(self._follow)
+            try:
+                yield self
+            finally:
+                tg.cancel_scope.cancel("metrics closing")
+
+    async def _follow(self) -> None:
+        async with self._bus.log.follow([FLOW_RUNS]) as batches:
+            async for batch in batches:
+                for recorded in batch.records:
+                    self._metrics.saw(recorded)

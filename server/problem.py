@@ -1,0 +1,165 @@
+"""Errors as RFC 9457 problem documents: one table from Hark's error tree to status codes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import orjson
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from .. import errors
+from ..vocabulary import JsonObject
+from .fault import ManifestInvalid
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+__all__ = [
+    "BodyTooLarge",
+    "MalformedBody",
+    "UnsupportedBody",
+    "install",
+    "problem",
+    "problem_of",
+    "status_of",
+]
+
+log = logging.getLogger("hark.server")
+
+
+class BodyTooLarge(errors.LimitError):
+    """A request body passed the limit while it was being read."""
+
+    def __init__(self, *, limit_bytes: int) -> None:
+        super().__init__(f"the body is larger than {limit_bytes} bytes", hint="send less at a time")
+        self.limit_bytes = limit_bytes
+
+
+class MalformedBody(errors.DefinitionError):
+    """A request body does not parse."""
+
+
+class UnsupportedBody(errors.DefinitionError):
+    """A request body is in a format that is not taken here."""
+
+
+STATUS: tuple[tuple[type[Exception], int], ...] = (
+    # The first class that fits decides, so the narrow ones stand before the wide.
+    (BodyTooLarge, 413),
+    (errors.EventTooLarge, 413),
+    (MalformedBody, 400),
+    (UnsupportedBody, 415),
+    (errors.UnknownName, 404),
+    (errors.ResultMissing, 404),
+    (errors.AccessDenied, 401),
+    (errors.RateLimited, 429),
+    (errors.BufferFull, 503),
+    (errors.LimitError, 429),
+    (errors.GuardFailed, 409),
+    (errors.RefusedError, 409),
+    (errors.DefinitionError, 422),
+    (errors.UnavailableError, 503),
+    (errors.RunError, 502),
+)
+"""What an error of the tree is in HTTP."""
+
+
+def status_of(exc: Exception) -> int:
+    """Return the status code that says what the caller can do about ``exc``; 500 for what is not in the tree."""
+    return next((status for cls, status in STATUS if isinstance(exc, cls)), 500)
+
+
+def _kind(exc: Exception) -> str:
+    name = type(exc).__name__
+    return "".join(f"-{c.lower()}" if c.isupper() else c for c in name).lstrip("-")
+
+
+def problem(
+    status: int,
+    title: str,
+    *,
+    detail: str = "",
+    kind: str = "about:blank",
+    headers: Mapping[str, str] | None = None,
+    extra: JsonObject | None = None,
+) -> Response:
+    """Return a problem document. ``kind`` is a short name of the fault, the same for the same fault always."""
+    type_ = kind if ":" in kind else f"urn:hark:problem:{kind}"
+    body: JsonObject = {"type": type_, "title": title, "status": status}
+    if detail:
+        body["detail"] = detail
+    body.update(extra or {})
+    return Response(
+        orjson.dumps(body, default=str),
+        status_code=status,
+        media_type="application/problem+json",
+        headers=dict(headers or {}),
+    )
+
+
+def problem_of(exc: errors.HarkError) -> Response:
+    """Return the problem document of an error of the tree, with its hint."""
+    status = status_of(exc)
+    extra: JsonObject = {"hint": exc.hint} if exc.hint else {}
+    headers: dict[str, str] = {}
+    if isinstance(exc, errors.RateLimited):
+        headers["Retry-After"] = str(max(1, round(exc.retry_after_s + 0.5)))
+    elif status == 503:
+        headers["Retry-After"] = "1"
+    if status == 401:
+        headers["WWW-Authenticate"] = 'Bearer realm="hark", Basic realm="hark", charset="UTF-8"'
+    if isinstance(exc, errors.UnknownName) and exc.suggestion:
+        extra["suggestion"] = exc.suggestion
+    if isinstance(exc, ManifestInvalid):
+        extra["faults"] = [f.to_json() for f in exc.faults]
+    kind = _kind(exc)
+    return problem(
+        status, _TITLES.get(status, "Error"), detail=str(exc), kind=kind, headers=headers, extra=extra
+    )
+
+
+_TITLES = {
+    400: "Bad request", 401: "Access denied", 403: "Refused", 404: "Not found", 405: "Method not allowed",
+    409: "Refused as things stand", 413: "Too large", 415: "Unsupported format", 422: "Not valid",
+    429: "Too many", 500: "Internal error", 502: "It failed", 503: "Not available now",
+}  # fmt: skip
+
+
+def install(app: FastAPI) -> None:
+    """Make every error an application answers with a problem document."""
+
+    @app.exception_handler(errors.HarkError)
+    async def _hark(request: Request, exc: errors.HarkError) -> Response:
+        if status_of(exc) >= 500:
+            log.warning("request.failed", extra={"path": request.url.path, "error": str(exc)})
+        return problem_of(exc)
+
+    @app.exception_handler(HTTPException)
+    async def _http(request: Request, exc: HTTPException) -> Response:
+        title = _TITLES.get(exc.status_code, "Error")
+        return problem(
+            exc.status_code,
+            title,
+            detail=str(exc.detail),
+            headers=exc.headers,
+            extra={"path": request.url.path},
+        )
+
+    @app.exception_handler(RequestValidationError)
+    async def _validation(request: Request, exc: RequestValidationError) -> Response:
+        faults: list[Any] = [
+            {"at": ".".join(str(p) for p in e["loc"]), "message": e["msg"]} for e in exc.errors()[:50]
+        ]
+        detail = "; ".join(f"{f['at']}: {f['message']}" for f in faults[:5])
+        return problem(422, _TITLES[422], detail=detail, kind="request-not-valid", extra={"faults": faults})
+
+    @app.exception_handler(Exception)
+    async def _other(request: Request, exc: Exception) -> Response:
+        log.error("request.crashed", exc_info=exc, extra={"path": request.url.path})
+        # The text of an unforeseen error may hold anything, secrets included: it goes to the log alone.
+        return problem(500, _TITLES[500], detail="the server's log has the details", kind="internal")

@@ -1,0 +1,192 @@
+"""``/api/automations``, ``/api/webhooks``, ``/api/channels``: rules, doors, and ways to tell people."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from ...errors import NotificationFailed
+from ...notifications import Delivery, Message, Severity
+from ...vocabulary import JsonObject, new_id
+from ..answer import answer, listing
+from ..body import read_object
+from ..context import ServerContext, context_of
+from ..definition import Defined, all_defined, one_defined, set_paused
+
+router = APIRouter(tags=["automations"])
+
+
+@router.get("/api/automations")
+async def list_automations(request: Request) -> Response:
+    """List rules with what each has been doing for the last 7 days; one that does not load is listed with its error."""
+    context = context_of(request)
+    found = await all_defined(context.bus, "automations")
+    activity = await context.queries.automations(since=datetime.now(UTC) - timedelta(days=7))
+    items = []
+    for one in found:
+        known = activity.get(one.key)
+        items.append(
+            {
+                **one.shown(),
+                "name": one.key,
+                "fired": known.triggered if known else 0,
+                "suppressed": known.suppressed if known else 0,
+                "dead_letters": known.dead_letters if known else 0,
+                "last_fired_at": known.last_triggered_at if known else None,
+            }
+        )
+    return listing(items)
+
+
+@router.get("/api/automations/{name}")
+async def show_automation(request: Request, name: str) -> Response:
+    """Show one rule with its latest firings."""
+    context = context_of(request)
+    found = await one_defined(context.bus, "automations", name)
+    firings = await context.queries.firings(name, limit=20)
+    shown = [
+        {
+            "id": f.id,
+            "triggered_at": f.time,
+            "decision": f.decision,
+            "key": f.key,
+            "count": f.count,
+            "reason": f.reason,
+        }
+        for f in firings.items
+    ]
+    return answer({**found.shown(), "name": name, "changed_at": found.changed_at, "firings": shown})
+
+
+@router.get("/api/automations/{name}/firings/{firing_id}")
+async def show_firing(request: Request, name: str, firing_id: str) -> Response:
+    """Show one firing: what led to it and what became of its actions."""
+    found = await context_of(request).queries.firing(firing_id)
+    return answer(
+        {
+            "firing": found.firing, "actions": found.actions, "runs": found.runs,
+            "caused_by": [{"id": e.id, "type": e.type, "subject": e.subject, "time": e.time} for e in found.causes],
+        }
+    )  # fmt: skip
+
+
+@router.post("/api/automations/{name}/pause")
+async def pause_automation(request: Request, name: str) -> Response:
+    """Stop it from firing; its windows are kept."""
+    return answer((await set_paused(context_of(request).bus, "automations", name, True)).shown())
+
+
+@router.post("/api/automations/{name}/resume")
+async def resume_automation(request: Request, name: str) -> Response:
+    """Let it fire again."""
+    return answer((await set_paused(context_of(request).bus, "automations", name, False)).shown())
+
+
+# --- webhooks -------------------------------------------------------------------------------------------------
+
+
+def _webhook(context: ServerContext, one: Defined) -> JsonObject:
+    shown = one.shown()
+    verify, event = shown.get("verify"), shown.get("event")
+    return {
+        **shown,
+        "name": one.key,
+        "url": f"{context.url}/hooks/{one.key}",
+        "preset": verify.get("preset") if isinstance(verify, dict) else verify,
+        "type": event.get("type") if isinstance(event, dict) else None,
+    }
+
+
+@router.get("/api/webhooks")
+async def list_webhooks(request: Request) -> Response:
+    """List webhooks with their addresses; secrets are templates and are not resolved."""
+    context = context_of(request)
+    return listing([_webhook(context, one) for one in await all_defined(context.bus, "webhooks")])
+
+
+@router.get("/api/webhooks/{name}")
+async def show_webhook(request: Request, name: str) -> Response:
+    """Show one webhook with its latest deliveries."""
+    context = context_of(request)
+    found = await one_defined(context.bus, "webhooks", name)
+    deliveries = await context.queries.webhook_deliveries(name, limit=20)
+    return answer({**_webhook(context, found), "deliveries": deliveries.items})
+
+
+@router.post("/api/webhooks/{name}/pause")
+async def pause_webhook(request: Request, name: str) -> Response:
+    """Refuse what is sent to it."""
+    return answer((await set_paused(context_of(request).bus, "webhooks", name, True)).shown())
+
+
+@router.post("/api/webhooks/{name}/resume")
+async def resume_webhook(request: Request, name: str) -> Response:
+    """Accept again what is sent to it."""
+    return answer((await set_paused(context_of(request).bus, "webhooks", name, False)).shown())
+
+
+# --- channels -------------------------------------------------------------------------------------------------
+
+
+def _services(urls: object) -> list[str]:
+    """Return the schemes of Apprise URLs; the rest of each is a secret."""
+    if not isinstance(urls, list):
+        return []
+    return sorted({str(u).partition("://")[0] if "://" in str(u) else "secret" for u in urls})
+
+
+@router.get("/api/channels")
+async def list_channels(request: Request) -> Response:
+    """List channels: their names and services, never their addresses."""
+    items: list[dict[str, Any]] = []
+    for one in await all_defined(context_of(request).bus, "channels"):
+        urls = one.fields.get("urls")
+        items.append(
+            {
+                "name": one.key,
+                "addresses": len(urls) if isinstance(urls, list) else 0,
+                "services": _services(urls),
+                "rate": one.fields.get("rate"),
+                **({"error": one.error} if one.error else {}),
+            }
+        )
+    return listing(items)
+
+
+@router.post("/api/channels/{name}/test")
+async def test_channel(request: Request, name: str) -> Response:
+    """Send a message to every address of a channel: `{"title", "body"}`, both optional."""
+    context = context_of(request)
+    await one_defined(context.bus, "channels", name)
+    body = await read_object(request, limit_bytes=65_536)
+    message = Message(
+        title=str(body.get("title") or f"Test of {name}"),
+        body=str(
+            body.get("body") or f"This is a test of the channel {name!r}. If you can read it, it works."
+        ),
+        severity=Severity.INFO,
+    )
+    try:
+        deliveries = await context.notifier.send(name, message, key=f"test-{new_id()}", cause=None)
+    except NotificationFailed as exc:
+        failed: list[dict[str, Any]] = [
+            {"kind": kind, "ok": False, "outcome": "failed", "error": reason} for kind, reason in exc.failures
+        ]
+        return answer({"channel": name, "ok": False, "sent": exc.sent, "deliveries": failed})
+    return answer(
+        {
+            "channel": name,
+            "ok": True,
+            "sent": len(deliveries),
+            "deliveries": [_delivery(d) for d in deliveries],
+        }
+    )
+
+
+def _delivery(one: Delivery) -> dict[str, Any]:
+    return {
+        "address": one.address, "kind": one.kind, "ok": one.ok, "outcome": one.outcome, "error": one.reason,
+        "attempts": one.attempts, "duration_s": one.duration_s,
+    }  # fmt: skip

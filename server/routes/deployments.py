@@ -1,0 +1,185 @@
+"""``/api/deployments``, ``/api/schedules``, ``/api/pools``: what can run, when, and where."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from itertools import islice
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request, Response
+
+from ...bus.event import parse_time
+from ...engine.run import Cause, run_id_for
+from ...errors import DefinitionError, UnknownName
+from ...triggers.schedule import StoredSchedule, due_at, fires_after, schedule_kind
+from ...vocabulary import JsonObject
+from ..answer import answer, listing
+from ..body import read_object
+from ..context import context_of
+from ..definition import Defined, all_defined, one_defined, set_paused
+from .runs import run_json
+
+router = APIRouter(tags=["deployments"])
+
+_KINDS = frozenset({"api", "cli"})
+
+
+@router.get("/api/deployments")
+async def list_deployments(request: Request) -> Response:
+    """List deployments with their latest run."""
+    context = context_of(request)
+    found = await all_defined(context.bus, "deployments")
+    schedules = [k.partition("/")[0] for k in await context.bus.bucket("schedules").keys()]
+    activity = await context.queries.deployments(since=datetime.now(UTC) - timedelta(days=7))
+    items = []
+    for one in found:
+        known = activity.get(one.key)
+        items.append(
+            {
+                **one.shown(),
+                "name": one.key,
+                "schedules": schedules.count(one.key),
+                "last_run": known.last if known else None,
+                "next_run": known.next if known else None,
+                "runs_7d": dict(known.states) if known else {},
+            }
+        )
+    return listing(items)
+
+
+@router.get("/api/deployments/{name}")
+async def show_deployment(request: Request, name: str) -> Response:
+    """Show one deployment with its schedules."""
+    context = context_of(request)
+    found = await one_defined(context.bus, "deployments", name)
+    schedules = [
+        _schedule(s, 1) for s in await all_defined(context.bus, "schedules") if s.key.startswith(name + "/")
+    ]
+    return answer({**found.shown(), "name": name, "changed_at": found.changed_at, "schedules": schedules})
+
+
+@router.post("/api/deployments/{name}/run", status_code=201)
+async def run_deployment(request: Request, name: str) -> Response:
+    """Ask for a run: `{"parameters": {}, "tags": [], "queue", "scheduled_at", "delay_s", "key"}`, all optional."""
+    context = context_of(request)
+    body = await read_object(request, limit_bytes=context.settings.server.max_body_bytes)
+    unknown = body.keys() - {"parameters", "tags", "queue", "scheduled_at", "delay_s", "key", "kind"}
+    if unknown:
+        raise DefinitionError(f"{sorted(unknown)[0]!r} is not known here")
+    parameters, tags = body.get("parameters") or {}, body.get("tags") or []
+    if not isinstance(parameters, dict) or not isinstance(tags, list):
+        raise DefinitionError("`parameters` is an object and `tags` a list")
+    kind = str(body.get("kind") or "api")
+    key, queue = body.get("key"), body.get("queue")
+    run = await context.control.run_deployment(
+        name,
+        parameters=parameters,
+        tags=tuple(str(t) for t in tags),
+        queue=str(queue) if queue is not None else None,
+        scheduled_at=_due(body, context.clock.now()),
+        cause=Cause(kind=kind if kind in _KINDS else "api"),
+        run_id=run_id_for("key", name, str(key)) if key is not None else None,
+    )
+    return answer(run_json(run), 201, {"Location": f"/api/flow-runs/{run.id}"})
+
+
+def _due(body: JsonObject, now: datetime) -> datetime | None:
+    at, delay_s = body.get("scheduled_at"), body.get("delay_s")
+    if at is not None:
+        return parse_time(str(at), field="scheduled_at")
+    if delay_s is None:
+        return None
+    if isinstance(delay_s, bool) or not isinstance(delay_s, int | float) or not 0 <= delay_s <= 366 * 86400:
+        raise DefinitionError(f"delay_s must be a number of seconds up to a year, got {delay_s!r}")
+    return now + timedelta(seconds=delay_s)
+
+
+@router.post("/api/deployments/{name}/pause")
+async def pause_deployment(request: Request, name: str) -> Response:
+    """Stop starting its runs; what runs goes on."""
+    return answer((await set_paused(context_of(request).bus, "deployments", name, True)).shown())
+
+
+@router.post("/api/deployments/{name}/resume")
+async def resume_deployment(request: Request, name: str) -> Response:
+    """Start its runs again."""
+    return answer((await set_paused(context_of(request).bus, "deployments", name, False)).shown())
+
+
+# --- schedules ------------------------------------------------------------------------------------------------
+
+
+def _schedule(one: Defined, count: int) -> dict[str, Any]:
+    out: dict[str, Any] = {"key": one.key, **one.shown(), "next": [], "description": ""}
+    stored = one.model
+    if isinstance(stored, StoredSchedule):
+        now = datetime.now(UTC)
+        kind = schedule_kind(stored.schedule)
+        out["paused"] = stored.is_paused
+        shown = one.shown().get("schedule")
+        zone = f" {stored.schedule.timezone}" if stored.schedule.timezone != "UTC" else ""
+        out["description"] = f"{kind} {shown.get(kind) if isinstance(shown, dict) else ''}{zone}"
+        slots = islice(fires_after(stored.schedule, now), count)
+        out["next"] = [due_at(stored.schedule, slot, key=stored.key) for slot in slots]
+    return out
+
+
+@router.get("/api/schedules")
+async def list_schedules(
+    request: Request, deployment: str | None = None, count: Annotated[int, Query(ge=0, le=100)] = 1
+) -> Response:
+    """List schedules with their next `count` fire times."""
+    found = await all_defined(context_of(request).bus, "schedules")
+    chosen = [one for one in found if deployment is None or one.key.partition("/")[0] == deployment]
+    if deployment is not None and not chosen:
+        await one_defined(context_of(request).bus, "deployments", deployment)
+    return listing([_schedule(one, count) for one in chosen])
+
+
+@router.post("/api/schedules/{key:path}/pause")
+async def pause_schedule(request: Request, key: str) -> Response:
+    """Stop a schedule."""
+    return answer(_schedule(await set_paused(context_of(request).bus, "schedules", key, True), 1))
+
+
+@router.post("/api/schedules/{key:path}/resume")
+async def resume_schedule(request: Request, key: str) -> Response:
+    """Let a schedule fire again."""
+    return answer(_schedule(await set_paused(context_of(request).bus, "schedules", key, False), 1))
+
+
+# --- pools ----------------------------------------------------------------------------------------------------
+
+
+@router.get("/api/pools")
+async def list_pools(request: Request) -> Response:
+    """List pools; `default` exists always."""
+    found = [one.shown() | {"name": one.key} for one in await all_defined(context_of(request).bus, "pools")]
+    if not any(p["name"] == "default" for p in found):
+        found.insert(0, {"name": "default", "type": "process", "queues": {}, "paused": False})
+    return listing(found)
+
+
+@router.post("/api/pools/{name}/pause")
+async def pause_pool(request: Request, name: str) -> Response:
+    """Stop handing runs to its workers."""
+    return answer(await _pause_pool(request, name, True))
+
+
+@router.post("/api/pools/{name}/resume")
+async def resume_pool(request: Request, name: str) -> Response:
+    """Hand runs to its workers again."""
+    return answer(await _pause_pool(request, name, False))
+
+
+async def _pause_pool(request: Request, name: str, paused: bool) -> JsonObject:
+    import orjson
+
+    bus = context_of(request).bus
+    try:
+        return (await set_paused(bus, "pools", name, paused)).shown()
+    except UnknownName:
+        if name != "default":
+            raise
+        await bus.bucket("pools").create(name, orjson.dumps({"name": name, "paused": paused}))
+        return (await one_defined(bus, "pools", name)).shown()

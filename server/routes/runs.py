@@ -1,0 +1,185 @@
+"""``/api/flow-runs``, ``/api/task-runs``: looking at runs and steering them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import anyio
+from fastapi import APIRouter, Query, Request, Response
+
+from ...engine.run import Cause, FlowRun
+from ...errors import DefinitionError, UnknownName
+from ...storage import FlowRunRow, RunFilter
+from ...vocabulary import FlowRunId, StateType
+from ..answer import answer, listing, moment, page
+from ..body import read_object
+from ..context import ServerContext, context_of
+
+router = APIRouter(tags=["runs"])
+
+
+def run_json(run: FlowRun) -> dict[str, Any]:
+    """Return a run as the log tells it, in the words of the listing."""
+    duration = (run.ended_at - run.started_at).total_seconds() if run.ended_at and run.started_at else None
+    return {
+        "id": run.id, "seq": run.seq, "name": run.name, "flow_name": run.flow_name, "flow_version": run.flow_version,
+        "deployment": run.deployment, "pool": run.pool, "queue": run.queue, "parent": run.parent, "tags": run.tags,
+        "cause_kind": run.cause.kind if run.cause else None, "cause_name": run.cause.name if run.cause else None,
+        "cause_event": run.cause.event if run.cause else None, "state_type": run.state_type,
+        "state_name": run.state_name, "state_message": run.state_message, "attempt": run.attempt,
+        "scheduled_at": run.scheduled_at, "started_at": run.started_at, "ended_at": run.ended_at,
+        "duration_s": duration, "updated_at": run.updated_at, "correlationid": run.correlationid,
+        "causationid": run.causationid, "parameters": run.parameters, "entrypoint": run.entrypoint,
+        "is_final": run.is_final,
+    }  # fmt: skip
+
+
+@router.get("/api/flow-runs")
+async def list_flow_runs(
+    request: Request,
+    state: Annotated[
+        list[str] | None, Query(description="type, name or event word: FAILED, timed-out")
+    ] = None,
+    flow: str | None = None,
+    deployment: str | None = None,
+    pool: str | None = None,
+    tag: Annotated[list[str] | None, Query()] = None,
+    parent: str | None = None,
+    top_level: bool = False,
+    cause: str | None = None,
+    text: str | None = None,
+    since: str | None = None,
+    until: str | None = None,
+    cursor: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 50,
+) -> Response:
+    """List flow runs, the latest due first."""
+    where = RunFilter(
+        states=tuple(state or ()), flow=flow, deployment=deployment, pool=pool, tags=tuple(tag or ()), parent=parent,
+        top_level=top_level, cause=cause, text=text, since=moment(since, name="since"),
+        until=moment(until, name="until"),
+    )  # fmt: skip
+    return page(await context_of(request).queries.flow_runs(where, cursor=cursor, limit=limit))
+
+
+async def _known(context: ServerContext, run_id: str) -> FlowRun:
+    """Return a run from the log: always as it is now, however far behind the read model is."""
+    run = await context.control.get(FlowRunId(run_id))
+    if run is None:
+        raise UnknownName("flow run", run_id)
+    return run
+
+
+@router.get("/api/flow-runs/{run_id}")
+async def show_flow_run(request: Request, run_id: str) -> Response:
+    """Show one run: its state, transitions, subflows, and what led to it."""
+    context = context_of(request)
+    run = await _known(context, run_id)
+    out = run_json(run)
+    try:
+        detail = await context.queries.flow_run(run_id)
+    except UnknownName:
+        return answer(out)  # so new that the read model has not seen it
+    out["result"] = detail.data.get("result")
+    out["transitions"] = [
+        {"seq": e.seq, "type": e.type, "time": e.time, "state": _member(e.data, "state")}
+        for e in detail.transitions
+    ]
+    out["children"] = [_brief(child) for child in detail.children]
+    out["task_states"] = dict(detail.task_states)
+    out["caused_by"] = [
+        {"id": e.id, "type": e.type, "subject": e.subject, "time": e.time} for e in detail.causes
+    ]
+    return answer(out)
+
+
+def _member(data: object, name: str) -> object:
+    return data.get(name) if isinstance(data, dict) else None
+
+
+def _brief(run: FlowRunRow) -> dict[str, Any]:
+    return {"id": run.id, "name": run.name, "flow_name": run.flow_name, "state_name": run.state_name}
+
+
+@router.get("/api/flow-runs/{run_id}/logs")
+async def show_logs(request: Request, run_id: str) -> Response:
+    """Return the log lines of a run, oldest first."""
+    context = context_of(request)
+    lines = await context.bus.run_logs.read(FlowRunId(run_id))
+    if not lines:
+        await _known(context, run_id)
+    return listing(lines)
+
+
+@router.get("/api/flow-runs/{run_id}/task-runs")
+async def show_task_runs(
+    request: Request,
+    run_id: str,
+    cursor: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 200,
+) -> Response:
+    """Return the task runs of a flow run in the order of their calls."""
+    return page(await context_of(request).queries.task_runs(run_id, cursor=cursor, limit=limit))
+
+
+@router.get("/api/task-runs/{run_id}")
+async def show_task_run(request: Request, run_id: str) -> Response:
+    """Show one task run."""
+    return answer(await context_of(request).queries.task_run(run_id))
+
+
+@router.get("/api/flow-runs/{run_id}/wait")
+async def wait_for_flow_run(
+    request: Request, run_id: str, timeout_s: Annotated[float, Query(gt=0, le=60)] = 25
+) -> Response:
+    """Answer once the run is over, or as it is after `timeout_s` seconds (`is_final` tells)."""
+    context = context_of(request)
+    await _known(context, run_id)
+    async with anyio.create_task_group() as tg:
+
+        async def closing() -> None:
+            await context.closing.wait()
+            tg.cancel_scope.cancel("server closing")
+
+        tg.start_soon(closing)
+        with anyio.move_on_after(timeout_s):
+            await context.control.wait(FlowRunId(run_id), timeout_s=timeout_s + 5)
+        tg.cancel_scope.cancel("waited")
+    return answer(run_json(await _known(context, run_id)))
+
+
+@router.post("/api/flow-runs/{run_id}/{action}")
+async def steer_flow_run(request: Request, run_id: str, action: str) -> Response:
+    """Do `cancel`, `suspend`, `resume`, `retry` or `set-state` to a run."""
+    context = context_of(request)
+    body = await read_object(request, limit_bytes=65_536)
+    control, id_ = context.control, FlowRunId(run_id)
+    await _known(context, run_id)
+    reason, cause = str(body.get("reason") or ""), Cause(kind="api")
+    match action:
+        case "cancel":
+            run = await control.cancel(id_, reason=reason, cause=cause)
+        case "suspend":
+            run = await control.suspend(id_, reason=reason, cause=cause)
+        case "resume":
+            run = await control.resume(id_, cause=cause)
+        case "retry":
+            run = await control.retry(
+                id_, from_start=bool(body.get("from_start")), reason=reason, cause=cause
+            )
+        case "set-state":
+            run = await control.set_state(
+                id_, _state_type(body.get("type")), name=str(body.get("name") or ""),
+                message=str(body["message"]) if body.get("message") else None, cause=cause,
+            )  # fmt: skip
+        case _:
+            raise UnknownName("action", action, known=["cancel", "suspend", "resume", "retry", "set-state"])
+    return answer(run_json(run))
+
+
+def _state_type(text: object) -> StateType:
+    try:
+        return StateType(str(text).upper())
+    except ValueError as exc:
+        known = ", ".join(t.value for t in StateType)
+        raise DefinitionError(f"{text!r} is no type of state", hint=f"there are {known}") from exc

@@ -1,0 +1,164 @@
+"""``/health/*``, ``/metrics``, ``/api/status``, ``/api/rebuild``, ``/docs`` and the page at ``/``."""
+
+from __future__ import annotations
+
+import time
+from datetime import timedelta
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from starlette.responses import HTMLResponse
+
+from ...errors import HarkError
+from ...storage import RunFilter
+from ..answer import answer
+from ..context import ServerContext, context_of
+from ..metrics import CONTENT_TYPE_LATEST
+from ..problem import problem
+
+router = APIRouter(tags=["system"])
+
+
+@router.get("/health/live")
+async def live() -> Response:
+    """Answer 200 while the process runs."""
+    return answer({"status": "live"})
+
+
+@router.get("/health/ready")
+async def ready(request: Request) -> Response:
+    """Answer 200 while every part runs and the broker is reachable; 503 says what does not."""
+    context = context_of(request)
+    wrong = _not_ready(context)
+    if wrong:
+        return problem(
+            503, "Not ready", detail="; ".join(wrong), kind="not-ready", headers={"Retry-After": "1"}
+        )
+    return answer({"status": "ready"})
+
+
+def _not_ready(context: ServerContext) -> list[str]:
+    wrong = [] if context.bus.is_connected else ["the broker is not reachable"]
+    if context.closing.is_set():
+        wrong.append("the server is stopping")
+    for name, part in context.services.report().items():
+        if isinstance(part, dict) and part["state"] != "running":
+            wrong.append(f"{name} is {part['state']}" + (f" ({part['error']})" if part.get("error") else ""))
+    return wrong
+
+
+@router.get("/metrics")
+async def metrics(request: Request) -> Response:
+    """Everything for Prometheus, in OpenMetrics text."""
+    context = context_of(request)
+    return Response(await context.metrics.exposition(context), headers={"content-type": CONTENT_TYPE_LATEST})
+
+
+@lru_cache(maxsize=1)
+def _version() -> str:
+    return version("hark")
+
+
+async def _status(context: ServerContext) -> dict[str, Any]:
+    now = context.clock.now()
+    out: dict[str, Any] = {
+        "version": _version(),
+        "ready": not _not_ready(context),
+        "started_at": context.started_at,
+        "url": context.url,
+        "home": str(context.settings.home_path),
+        "access": "open" if context.keys.is_open else "keys",
+        "broker": {
+            "version": context.bus.info.version,
+            "connected": context.bus.is_connected,
+            "fast_ingest": context.bus.info.fast_ingest,
+            "schedules": context.bus.info.schedules,
+        },
+        "parts": context.services.report(),
+    }
+    counts = await context.queries.counts(since=now - timedelta(days=1))
+    head = await context.bus.log.head()
+    out["log"] = {"seq": head, "read_model_seq": counts.seq, "behind": max(0, head - counts.seq)}
+    out["last_24h"] = {
+        "flow_runs": dict(counts.flow_runs), "task_runs": counts.task_runs, "events": counts.events,
+        "triggered": counts.triggered, "suppressed": counts.suppressed, "actions": dict(counts.actions),
+        "notifications": dict(counts.notifications), "webhooks": dict(counts.webhooks),
+    }  # fmt: skip
+    out["dead_letters"] = counts.dead_letters
+    out["workers"] = dict(counts.workers)
+    return out
+
+
+@router.get("/api/status")
+async def status(request: Request) -> Response:
+    """Say how the service is and what it did in the last 24 hours."""
+    return answer(await _status(context_of(request)))
+
+
+@router.post("/api/rebuild")
+async def rebuild(request: Request) -> Response:
+    """Drop the read model of this server and fold it anew from the log; answered when it has caught up."""
+    context = context_of(request)
+    began = time.monotonic()
+    await context.projector.rebuild()
+    return answer({"events": context.projector.seq, "took_s": round(time.monotonic() - began, 3)})
+
+
+# --- pages ----------------------------------------------------------------------------------------------------
+
+_PAGE_HEADERS = {
+    # No script, no frame, nothing from elsewhere: whatever an event says, it is text.
+    "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:; form-action 'self'; "
+    "frame-ancestors 'none'; base-uri 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-store",
+}
+
+
+@lru_cache(maxsize=1)
+def _pages() -> Environment:
+    folder = Path(__file__).resolve().parent.parent / "templates"
+    return Environment(loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined)
+
+
+@router.get("/", include_in_schema=False)
+async def home(request: Request) -> Response:
+    """One page for people: how it is, what ran, what fired, what waits."""
+    context = context_of(request)
+    try:
+        runs = (await context.queries.flow_runs(RunFilter(), limit=20)).items
+        firings = (await context.queries.firings(limit=15)).items
+        letters = (await context.queries.dead_letters(limit=15)).items
+        shown = await _status(context)
+    except HarkError as exc:
+        return problem(503, "Not available now", detail=str(exc), kind="read-model")
+    html = _pages().get_template("status.html").render(
+        status=shown, runs=runs, firings=firings, dead_letters=letters, is_open=context.keys.is_open,
+        now=context.clock.now(), wrong=_not_ready(context),
+    )  # fmt: skip
+    return HTMLResponse(html, headers=_PAGE_HEADERS)
+
+
+@router.get("/docs", include_in_schema=False)
+async def docs(request: Request) -> Response:
+    """The API as a page that needs nothing from elsewhere; the same for machines is at /openapi.json."""
+    schema = request.app.openapi()
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for path, methods in schema["paths"].items():
+        for method, operation in methods.items():
+            tag = (operation.get("tags") or ["other"])[0]
+            groups.setdefault(tag, []).append(
+                {
+                    "method": method.upper(),
+                    "path": path,
+                    "text": operation.get("description") or operation.get("summary") or "",
+                    "parameters": operation.get("parameters", []),
+                }
+            )
+    html = _pages().get_template("docs.html").render(groups=groups, version=_version())
+    return HTMLResponse(html, headers=_PAGE_HEADERS)

@@ -1,0 +1,399 @@
+"""The composition root: every part of Hark made and wired here, and nowhere else.
+
+``Service`` is one process of a deployment of Hark: the roles it was given, on an embedded broker or an external one.
+Parts start together; each is kept running by the supervisor. Stopping goes from the doors inwards: first HTTP and
+triggers take no new work, then rules and dispatcher, then workers drain, then actions and messages go out, and last
+the read model, the bus and the broker.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import anyio
+from anyio import AsyncContextManagerMixin, to_thread
+
+from ..bus import Bus, EmbeddedBroker, LateValues, SecretStore, secret_key
+from ..clock import SYSTEM_CLOCK, Clock
+from ..errors import DefinitionError, HarkError
+from ..vocabulary import new_id
+from .access import AccessKeys, is_loopback
+from .definitions import DefinitionsFeed
+from .roles import ALL_ROLES, Role
+from .supervisor import Part, Supervisor
+
+if TYPE_CHECKING:
+    from ..bus import BrokerAddress
+    from ..config import Settings
+    from ..engine.control import Control
+    from ..notifications import Notifier
+    from .context import ServerContext
+
+__all__ = ["Service", "serve"]
+
+log = logging.getLogger("hark.service")
+
+STOP_DOORS, STOP_DECIDERS, STOP_WORKERS, STOP_EFFECTS, STOP_READERS = range(5)
+"""The order of stopping."""
+
+
+class Service(AsyncContextManagerMixin):
+    """One process of Hark. Entered means ready; left means gone.
+
+    Args:
+        roles: what this process does.
+        config: a hark.yaml or folder to apply, and to apply again when it changes; None is no configuration.
+
+    Raises (on entering):
+        AlreadyHeld: another process has a broker on this home.
+        BusUnavailable, BrokerStartFailed: there is no broker.
+        DefinitionError: a setting is wrong, such as an open server on a public address.
+        ManifestInvalid: the configuration has faults, and nothing of an earlier one is live.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        roles: frozenset[Role] = ALL_ROLES,
+        config: Path | None = None,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        self.settings, self.roles, self.config, self.clock = settings, roles, config, clock
+        self.home = settings.home_path
+        self.name = f"{socket.gethostname()}-{os.getpid()}-{new_id()[-6:]}"
+        self.url = ""
+        self.took_s = 0.0
+        self._bus: Bus | None = None
+        self._supervisor: Supervisor | None = None
+        self._control: Control | None = None
+        self.context: ServerContext | None = None
+
+    @property
+    def bus(self) -> Bus:
+        """The bus. Only while entered."""
+        if self._bus is None:
+            raise RuntimeError("the service has not been entered")
+        return self._bus
+
+    @property
+    def parts(self) -> Supervisor:
+        """The running parts. Only while entered."""
+        if self._supervisor is None:
+            raise RuntimeError("the service has not been entered")
+        return self._supervisor
+
+    @asynccontextmanager
+    async def __asynccontextmanager__(self) -> AsyncGenerator[Self, None]:
+        began = time.monotonic()
+        async with AsyncExitStack() as stack:
+            warming = await stack.enter_async_context(anyio.create_task_group())
+            # Importing is a third of a second of pure CPU; most of the broker's start is waiting for it.
+            warming.start_soon(to_thread.run_sync, self._import_rooms)
+            address = await self._address(stack)
+            bus = Bus(
+                address, self.settings.bus, name=f"hark {','.join(sorted(self.roles))}", clock=self.clock
+            )
+            self._bus = await stack.enter_async_context(bus)
+            stack.callback(self._forget)
+            await self._wire(stack)
+            self.took_s = time.monotonic() - began
+            log.info(
+                "hark.ready",
+                extra={
+                    "roles": ",".join(sorted(self.roles)), "url": self.url or None, "home": str(self.home),
+                    "broker": bus.info.version, "took_s": round(self.took_s, 2),
+                },
+            )  # fmt: skip
+            try:
+                yield self
+            finally:
+                log.info("hark.stopping")
+                warming.cancel_scope.cancel("service closing")
+
+    def _forget(self) -> None:
+        self._bus = self._supervisor = self._control = self.context = None
+
+    def _import_rooms(self) -> None:
+        """Import what will be needed, in a thread, while the broker starts."""
+        if Role.SERVER in self.roles:
+            from . import app, web  # noqa: F401
+        from ..automations import engine, outbox  # noqa: F401
+        from ..engine import dispatcher, worker  # noqa: F401
+        from ..notifications import Notifier  # noqa: F401
+        from ..storage import Projector  # noqa: F401
+        from ..triggers import receiver, scheduler  # noqa: F401
+
+    async def _address(self, stack: AsyncExitStack) -> BrokerAddress:
+        """Return the broker to use: the external one that was named, the one already on this home, or a new one."""
+        from ..bus import locate_broker
+
+        settings = self.settings
+        if settings.nats_url is not None:
+            found = locate_broker(settings)
+            assert found is not None
+            return found
+        if self.roles == ALL_ROLES or Role.SERVER in self.roles:
+            broker = EmbeddedBroker(self.home, settings.bus, program=settings.nats_server)
+            await stack.enter_async_context(broker)
+            return broker.address
+        # A worker beside a `hark up` of this home uses its broker.
+        found = locate_broker(settings)
+        if found is None:
+            raise DefinitionError(
+                f"a process with the role {', '.join(sorted(self.roles))} needs a broker, and none runs on {self.home}",
+                hint="name one with --nats or HARK_NATS_URL, or start `hark up` on this home first",
+            )
+        return found
+
+    # --- wiring ---------------------------------------------------------------------------------------
+
+    async def _wire(self, stack: AsyncExitStack) -> None:
+        from ..engine.control import Control
+
+        settings, bus = self.settings, self.bus
+        self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        given = settings.secret_key.get_secret_value() if settings.secret_key else None
+        secrets = SecretStore(bus, secret_key(self.home, given))
+        late = LateValues(bus, secrets)
+        control = self._control = Control(bus, self.clock)
+        parts: list[Part] = []
+        keys = AccessKeys(bus, extra_key=settings.api_key.get_secret_value() if settings.api_key else None)
+        if Role.SERVER in self.roles:
+            await stack.enter_async_context(keys)
+            self._refuse_open_door(keys)
+        if self.roles & {Role.SERVER, Role.AUTOMATIONS}:
+            parts.append(Part("notifier", self._notifier(late), stop_rank=STOP_EFFECTS, stop_s=20))
+        if Role.SERVER in self.roles:
+            parts += self._server_parts(late)
+        if Role.DISPATCHER in self.roles:
+            parts += self._dispatcher_parts(control)
+        if Role.AUTOMATIONS in self.roles:
+            parts += self._automation_parts(control, late)
+        if Role.WORKER in self.roles:
+            parts += self._worker_parts()
+        supervisor = self._supervisor = Supervisor(parts, clock=self.clock)
+        if Role.SERVER in self.roles:
+            context = await self._open_server(stack, keys=keys, secrets=secrets, control=control)
+            if self.config is not None:
+                await self._configure(stack, self.config)
+            await stack.enter_async_context(supervisor)
+            await self._open_door(stack, context)
+        else:
+            if self.config is not None and Role.AUTOMATIONS in self.roles:
+                await self._configure(stack, self.config)
+            await stack.enter_async_context(supervisor)
+
+    def _refuse_open_door(self, keys: AccessKeys) -> None:
+        host = self.settings.server.host
+        if keys.is_open and not is_loopback(host):
+            raise DefinitionError(
+                f"listening on {host} without an access key would let everyone in",
+                hint="set HARK_API_KEY, or start on 127.0.0.1 and make a key with `hark keys create NAME` first",
+            )
+
+    def _notifier(self, late: LateValues) -> Callable[[], Any]:
+        def make() -> Any:
+            from ..notifications import Notifier
+
+            return Notifier(self.bus, late, self.settings.notifications, self.clock)
+
+        return make
+
+    def _server_parts(self, late: LateValues) -> list[Part]:
+        def projector() -> Any:
+            from ..storage import Projector
+
+            return Projector(self.bus, self.database, self.settings.storage, clock=self.clock)
+
+        def webhooks() -> Any:
+            from ..triggers.receiver import WebhookReceiver
+
+            return WebhookReceiver(self.bus, late, self.settings.triggers, self.clock)
+
+        return [
+            Part("projector", projector, stop_rank=STOP_READERS),
+            Part("webhooks", webhooks, stop_rank=STOP_DOORS),
+        ]
+
+    def _dispatcher_parts(self, control: Control) -> list[Part]:
+        def dispatcher() -> Any:
+            from ..engine.dispatcher import Dispatcher
+
+            return Dispatcher(self.bus, self.settings.engine, self.clock, name=self.name)
+
+        def scheduler() -> Any:
+            from ..triggers.scheduler import Scheduler
+            from .starter import EngineStarter
+
+            @asynccontextmanager
+            async def both() -> AsyncGenerator[Scheduler, None]:
+                async with (
+                    EngineStarter(control, self.bus, self.clock) as starter,
+                    Scheduler(
+                        self.bus, starter, self.settings.triggers, clock=self.clock, holder=self.name
+                    ) as scheduler,
+                ):
+                    yield scheduler
+
+            return both()
+
+        def definitions() -> Any:
+            return DefinitionsFeed(self.bus, holder=self.name, clock=self.clock)
+
+        return [
+            Part("dispatcher", dispatcher, stop_rank=STOP_DECIDERS),
+            Part("scheduler", scheduler, stop_rank=STOP_DOORS),
+            Part("definitions", definitions, stop_rank=STOP_READERS),
+        ]
+
+    def _automation_parts(self, control: Control, late: LateValues) -> list[Part]:
+        def rules() -> Any:
+            from ..automations.engine import RuleEngine
+
+            return RuleEngine(self.bus, self.settings.automations, self.clock, name=self.name)
+
+        def outbox() -> Any:
+            from .performing import make_outbox
+
+            return make_outbox(
+                self.bus,
+                control,
+                late,
+                self.settings.automations,
+                notify=self._running_notifier,
+                clock=self.clock,
+            )
+
+        return [
+            Part("rules", rules, stop_rank=STOP_DECIDERS),
+            Part("outbox", outbox, stop_rank=STOP_EFFECTS, stop_s=15),
+        ]
+
+    def _running_notifier(self) -> Notifier:
+        from ..errors import UnavailableError
+
+        found = self.parts.running("notifier")
+        if found is None:
+            raise UnavailableError("the notifier is not running now")
+        notifier: Notifier = found
+        return notifier
+
+    def _worker_parts(self) -> list[Part]:
+        def worker() -> Any:
+            from ..engine.worker import Worker
+
+            return Worker(self.bus, self.settings.worker, self.settings.engine, clock=self.clock)
+
+        return [Part("worker", worker, stop_rank=STOP_WORKERS, stop_s=self.settings.worker.drain_s + 15)]
+
+    # --- the server -----------------------------------------------------------------------------------
+
+    @property
+    def database(self) -> Path:
+        """The file of the read model."""
+        return self.home / "hark.sqlite"
+
+    async def _open_server(
+        self, stack: AsyncExitStack, *, keys: AccessKeys, secrets: SecretStore, control: Control
+    ) -> ServerContext:
+        from ..storage import Queries
+        from .context import ServerContext
+        from .metrics import Metrics
+
+        queries = await stack.enter_async_context(Queries(self.database))
+        self.context = ServerContext(
+            settings=self.settings, bus=self.bus, clock=self.clock, keys=keys, queries=queries, control=control,
+            secrets=secrets, services=self.parts, metrics=Metrics(), started_at=self.clock.now(),
+        )  # fmt: skip
+        return self.context
+
+    async def _open_door(self, stack: AsyncExitStack, context: ServerContext) -> None:
+        from .address import announced
+        from .metrics import MetricsFeed
+        from .web import HttpServer
+
+        await stack.enter_async_context(MetricsFeed(self.bus, context.metrics))
+        server = HttpServer(context, self.settings.server)
+        await stack.enter_async_context(server)
+        self.url = context.url
+        context.is_public = not is_loopback(self.settings.server.host)
+        stack.enter_context(announced(self.home, self.url))
+
+    async def _configure(self, stack: AsyncExitStack, path: Path) -> None:
+        from .reload import ConfigFeed
+
+        feed = ConfigFeed(self.bus, path)
+        await stack.enter_async_context(feed)
+
+
+def serve(service: Service, *, announce: Callable[[str], None]) -> int:
+    """Run a service until it is asked to stop (Ctrl-C, TERM); return the exit code.
+
+    A second Ctrl-C while it is stopping ends the process at once.
+    """
+    try:
+        import uvloop
+
+        options: dict[str, Any] = {"use_uvloop": True}
+        del uvloop
+    except ImportError:
+        options = {}
+    return anyio.run(_serve, service, announce, backend_options=options)
+
+
+async def _serve(service: Service, announce: Callable[[str], None]) -> int:
+    import gc
+    import signal
+
+    asked, is_up = anyio.Event(), False
+
+    async def listen(signals: Any, starting: anyio.CancelScope) -> None:
+        async for _ in signals:
+            if asked.is_set():
+                log.warning("hark.killed", extra={"why": "asked to stop a second time"})
+                os._exit(130)
+            asked.set()
+            if not is_up:
+                starting.cancel("asked to stop while starting")
+
+    try:
+        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            async with anyio.create_task_group() as tg:
+                with anyio.CancelScope() as starting:
+                    tg.start_soon(listen, signals, starting)
+                    async with service:
+                        is_up = True
+                        # What start has made lives as long as the process: never look at it again when collecting.
+                        gc.collect()
+                        gc.freeze()
+                        gc.enable()
+                        if service.url:
+                            announce(f"Hark is ready at {service.url} (home {service.home})")
+                        if service.context is not None and service.context.keys.is_open:
+                            announce(
+                                "Access is open to everyone on this machine; `hark keys create NAME` closes it."
+                            )
+                        await asked.wait()
+                tg.cancel_scope.cancel("stopped")
+    except BaseExceptionGroup as group:
+        known, other = group.split(HarkError)
+        if other is not None:
+            log.error("hark.crashed", exc_info=other)
+            return 1
+        if known is not None:
+            raise _first(known) from None
+    return 0
+
+
+def _first(exc: BaseException) -> BaseException:
+    while isinstance(exc, BaseExceptionGroup):
+        exc = exc.exceptions[0]
+    return exc

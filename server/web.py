@@ -1,0 +1,111 @@
+"""The HTTP server: uvicorn inside our own loop, listening before it is entered and gone when left."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Self
+
+import anyio
+import uvicorn
+from anyio import AsyncContextManagerMixin
+from anyio.abc import TaskStatus
+
+from ..errors import DefinitionError
+from .app import make_app
+
+if TYPE_CHECKING:
+    from ..config import ServerConfig
+    from .context import ServerContext
+
+__all__ = ["HttpServer"]
+
+log = logging.getLogger("hark.server")
+
+_BACKLOG = 2048
+
+
+class _Server(uvicorn.Server):
+    """Without signals, which belong to the service, and without a tick: it sleeps until it is told to stop."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._told = anyio.Event()
+
+    def stop(self) -> None:
+        """Take no new connections, finish what is open, end."""
+        self.should_exit = True
+        self._told.set()
+
+    async def run_on(self, sock: socket.socket, ready: TaskStatus[None]) -> None:
+        """Serve until told to stop."""
+        self.config.load()
+        self.lifespan = self.config.lifespan_class(self.config)
+        await self.startup(sockets=[sock])
+        ready.started()
+        await self._told.wait()
+        await self.shutdown(sockets=[sock])
+
+
+class HttpServer(AsyncContextManagerMixin):
+    """Serves ``context``. Entered means it answers at ``context.url``; left means every connection is closed.
+
+    Raises:
+        DefinitionError: on entering, when the address cannot be listened on.
+    """
+
+    def __init__(self, context: ServerContext, config: ServerConfig) -> None:
+        self._context, self._config = context, config
+
+    @asynccontextmanager
+    async def __asynccontextmanager__(self) -> AsyncGenerator[Self, None]:
+        sock = _listen(self._config.host, self._config.port)
+        port = sock.getsockname()[1]
+        host = self._config.host
+        shown = "127.0.0.1" if host in ("0.0.0.0", "::", "") else f"[{host}]" if ":" in host else host  # noqa: S104
+        self._context.url = f"http://{shown}:{port}"
+        server = _Server(
+            uvicorn.Config(
+                make_app(self._context), log_config=None, access_log=False, lifespan="off", ws="none",
+                server_header=False, date_header=False, timeout_graceful_shutdown=max(1, int(self._config.drain_s)),
+                timeout_keep_alive=30, h11_max_incomplete_event_size=64 << 10,
+            )
+        )  # fmt: skip
+        try:
+            async with anyio.create_task_group() as tg:
+                await tg.start(self._run, server, sock)
+                try:
+                    yield self
+                finally:
+                    self._context.closing.set()
+                    server.stop()
+        finally:
+            sock.close()
+
+    @staticmethod
+    async def _run(server: _Server, sock: socket.socket, *, task_status: TaskStatus[None]) -> None:
+        # Stopping is asked for by `stop`; a cancelled scope must not cut answers short.
+        with anyio.CancelScope(shield=True):
+            await server.run_on(sock, task_status)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        sock = socket.socket(family, kind, proto)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(address)
+            sock.listen(_BACKLOG)
+            sock.setblocking(False)
+        except BaseException:
+            sock.close()
+            raise
+    except OSError as exc:
+        raise DefinitionError(
+            f"cannot listen on {host}:{port}: {exc.strerror or exc}",
+            hint="choose another port with --port, or 0 for a free one",
+        ) from exc
+    return sock
