@@ -320,11 +320,12 @@ class Redactor:
         values: texts nobody may read. A value that is itself a URL also hides its parts.
     """
 
-    __slots__ = ("_pattern",)
+    __slots__ = ("_pattern", "_values")
 
     def __init__(self, values: Iterable[str] = ()) -> None:
         forms: set[str] = set()
-        for value in values:
+        self._values = frozenset(values)
+        for value in self._values:
             forms |= _forms(str(value))
             if "://" in value:
                 forms |= {form for part in _parts_of_url(value) for form in _forms(part)}
@@ -336,6 +337,10 @@ class Redactor:
 
     def __repr__(self) -> str:
         return "Redactor()"
+
+    def also(self, values: Iterable[str]) -> Redactor:
+        """Return one that hides ``values`` as well."""
+        return Redactor(self._values.union(values))
 
     def redact(self, text: str) -> str:
         """Return ``text`` with every secret in it replaced by ``***``."""
@@ -400,10 +405,7 @@ def _parts_of_url(url: str) -> Iterator[str]:
         # urlsplit lower-cases the host; as a token it stands in the text as it was written.
         start = url.lower().find(host)
         yield url[start : start + len(host)]
-    for segment in split.path.split("/"):
-        if len(segment) >= 6:
-            yield unquote(segment)
-    for pair in split.query.split("&"):
-        value = unquote(pair.partition("=")[2])
-        if len(value) >= 6:
-            yield value
+    values = [*split.path.split("/"), *(pair.partition("=")[2] for pair in split.query.split("&"))]
+    for value in values:
+        # Several recipients in one place are printed one by one.
+        yield from (part for part in re.split(r"[,;\s]+", unquote(value)) if len(part) >= 6)

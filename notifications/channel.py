@@ -1,0 +1,100 @@
+"""A channel: a named way to tell people, as written in ``hark.yaml`` and kept in the bucket ``channels``."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+
+from ..duration import RateSpec
+from ..errors import DefinitionError, TemplateError
+from ..template import check_template
+
+__all__ = ["Channel"]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*")
+_LITERAL_SCHEME = re.compile(r"\s*([A-Za-z][A-Za-z0-9+]{0,31})://")
+
+
+class Channel(BaseModel):
+    """Addresses under a name. An address is an Apprise URL and holds a token: it is never shown, only its scheme.
+
+    Addresses are checked by Apprise when the channel is defined, as far as they are known then: one that is a template
+    is checked when it is rendered. With ``context={"trusted": True}`` (what is in the bucket was checked on its way in)
+    that check, which loads Apprise, is left out.
+    """
+
+    # Pydantic would quote the input, which holds the token, in the text of its errors.
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    name: str = Field(description="how rules and `send` call it")
+    urls: tuple[str, ...] = Field(
+        min_length=1, max_length=100, repr=False, description="Apprise URLs; may hold {{ secrets.x }}"
+    )
+    rate: RateSpec | None = Field(
+        None, description="messages per time, such as 10/m; what is over comes as one summary"
+    )
+    title: str | None = Field(None, description="template of the title, from title, body, severity, event")
+    body: str | None = Field(None, description="template of the body, from title, body, severity, event")
+    description: str = ""
+
+    @field_validator("name")
+    @classmethod
+    def _is_name(cls, value: str) -> str:
+        if len(value) > 100 or not _NAME.fullmatch(value):
+            raise ValueError("a name is letters, digits, - _ and single dots between them, 100 at most")
+        return value
+
+    @field_validator("urls", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("title", "body")
+    @classmethod
+    def _is_template(cls, value: str | None) -> str | None:
+        if value is not None:
+            _check_template(value)
+        return value
+
+    @field_validator("urls")
+    @classmethod
+    def _are_addresses(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        if info.context and info.context.get("trusted"):
+            return value
+        for i, url in enumerate(value, 1):
+            where = f"address {i}: " if len(value) > 1 else ""
+            try:
+                _check(url)
+            except DefinitionError as exc:
+                hint = f" ({exc.hint})" if exc.hint else ""
+                # Not `from exc`: a template's error quotes the template, and the template holds the token.
+                raise ValueError(f"{where}{exc}{hint}") from None
+        return value
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The scheme of each address, ``secret`` where even that is one."""
+        return tuple(m[1].lower() if (m := _LITERAL_SCHEME.match(url)) else "secret" for url in self.urls)
+
+
+def _check(url: str) -> None:
+    from .apprise_port import check_address, check_scheme
+
+    if "{{" not in url and "{%" not in url and "{#" not in url:
+        check_address(url)
+        return
+    try:
+        check_template(url)
+    except TemplateError:
+        raise DefinitionError("the template in this address does not parse") from None
+    if literal := _LITERAL_SCHEME.match(url):
+        check_scheme(literal[1])
+
+
+def _check_template(text: str) -> None:
+    try:
+        check_template(text)
+    except TemplateError as exc:
+        raise ValueError(str(exc)) from exc
