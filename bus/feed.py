@@ -182,7 +182,7 @@ class Feed:
                 await self._drop()
                 if isinstance(exc, ApiError) and exc.code != 404 and exc.code < 500:
                     raise BusUnavailable(f"cannot read the log: {exc}") from exc
-                if deadline is not None and loop.time() >= deadline:
+                if self._connection.nc.is_closed or (deadline is not None and loop.time() >= deadline):
                     raise BusUnavailable(f"cannot read the log: {exc}") from exc
                 if tries == len(_RETRY_S):
                     log.warning("bus.feed-waits", extra={"stream": self._stream, "error": str(exc)})

@@ -12,7 +12,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -200,14 +200,12 @@ class Intake(Generic[ItemT]):
         while True:
             await self._work.wait()
             self._work.clear()
-            if not self._connection.is_connected:
-                with suppress(BusUnavailable):
-                    await self._connection.connected()
-                self._work.set()
-                continue
             try:
+                await self._connection.connected()
                 await self._ask_sources()
             except BusUnavailable as exc:
+                if self._connection.nc.is_closed:
+                    raise  # for good: whoever waits for an item hears of it
                 log.debug("bus.intake-waits", extra={"error": str(exc)})
                 await asyncio.sleep(_RETRY_S)
                 self._work.set()
@@ -320,6 +318,7 @@ class Intake(Generic[ItemT]):
 
         Raises:
             DefinitionError: the consumer was removed and cannot be made again.
+            BusUnavailable: the connection was closed for good. Outages are waited out.
         """
         while not self._ready:
             if self._task is not None and self._task.done():

@@ -1,0 +1,111 @@
+"""Lines of runs: gathered, bounded, readable by run, in order."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from datetime import UTC, datetime
+
+import anyio
+import pytest
+from hark.bus import Bus
+from hark.bus.run_logs import MOST_LINES, LogLine, decode_lines, encode_lines
+from hark.vocabulary import FlowRunId, TaskRunId
+from hypothesis import given
+from hypothesis import strategies as st
+
+Frozen = Callable[[], AbstractContextManager[None]]
+ONE, TWO = FlowRunId("run-1"), FlowRunId("run-2")
+
+
+def a_line(message: str, run: FlowRunId = ONE) -> LogLine:
+    return LogLine(flow_run_id=run, message=message)
+
+
+async def test_lines_are_read_back_by_run(bus: Bus) -> None:
+    """Every field comes back; runs do not mix; a barrier of the publisher covers the lines."""
+    full = LogLine(
+        flow_run_id=ONE, message="hällo\n", level=logging.ERROR, logger="my.flow", task_run_id=TaskRunId("t"),
+        at=datetime(2026, 1, 2, 3, 4, 5, 678901, UTC), extra={"n": 1, "deep": {"x": [None]}},
+    )  # fmt: skip
+    bus.run_logs.publish_nowait(ONE, full)
+    bus.run_logs.publish_nowait(TWO, a_line("other", TWO))
+    await bus.publisher.barrier()
+    assert await bus.run_logs.read(ONE) == [full]
+    assert [line.message for line in await bus.run_logs.read(TWO)] == ["other"]
+    assert await bus.run_logs.read(FlowRunId("none")) == []
+    assert await bus.log.head() == 0
+
+
+async def test_many_lines_travel_in_few_messages(bus: Bus) -> None:
+    """A burst of thousands of lines, from a thread, keeps its order and is a handful of messages."""
+
+    def write() -> None:
+        for n in range(5000):
+            bus.run_logs.publish_nowait(ONE, a_line(str(n)))
+
+    await anyio.to_thread.run_sync(write)
+    await bus.publisher.barrier()
+    assert [line.message for line in await bus.run_logs.read(ONE)] == [str(n) for n in range(5000)]
+    info = await bus.connection.api("STREAM.INFO.HARK_LOGS")
+    assert isinstance(info["state"], dict)
+    assert int(str(info["state"]["messages"])) < 50
+
+
+async def test_lines_come_by_themselves(bus: Bus) -> None:
+    """Without any barrier a line is there in a moment; following shows history first, then what comes."""
+    bus.run_logs.publish_nowait(ONE, a_line("first"))
+    await bus.publisher.barrier()
+    with anyio.fail_after(5):
+        async with bus.run_logs.follow(ONE) as lines:
+            assert [line.message for line in await anext(lines)] == ["first"]
+            bus.run_logs.publish_nowait(ONE, a_line("second"))
+            assert [line.message for line in await anext(lines)] == ["second"]
+
+
+async def test_too_many_lines_lose_the_oldest_and_say_so(bus: Bus) -> None:
+    """The bound holds, the newest lines are kept, and the log itself tells how many are missing."""
+    for n in range(MOST_LINES + 500):
+        bus.run_logs.publish_nowait(ONE, a_line(str(n)))
+    await bus.publisher.barrier()
+    lines = await bus.run_logs.read(ONE)
+    assert len(lines) == MOST_LINES + 1
+    assert lines[0].message.startswith("500 lines of this log were dropped")
+    assert lines[-1].message == str(MOST_LINES + 499)
+
+
+async def test_huge_and_strange_lines_are_cut_and_kept(bus: Bus) -> None:
+    """Whatever a run logs, its log can be written: too long is cut, what is not JSON is described."""
+    bus.run_logs.publish_nowait(ONE, a_line("x" * 1_000_000))
+    bus.run_logs.publish_nowait(ONE, a_line("\ud800 lone"))
+    extra = {"object": object(), "big": "y" * 2_000_000}
+    bus.run_logs.publish_nowait(ONE, LogLine(flow_run_id=ONE, message="big extra", extra=extra))  # type: ignore[arg-type]
+    await bus.publisher.barrier()
+    long, strange, big = await bus.run_logs.read(ONE)
+    assert long.message.endswith("more characters)")
+    assert len(long.message) < 40_000
+    assert strange.message == "? lone"
+    assert big.message.startswith("big extra")
+    with pytest.raises(ValueError, match="was given for run"):
+        bus.run_logs.publish_nowait(TWO, a_line("mine"))
+
+
+LINES = st.builds(
+    LogLine,
+    flow_run_id=st.just(ONE),
+    message=st.text(st.characters(codec="utf-8"), max_size=200),
+    level=st.integers(0, 50),
+    logger=st.text(st.characters(codec="utf-8"), max_size=30),
+    at=st.datetimes(datetime(1970, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC)),
+    task_run_id=st.none() | st.just(TaskRunId("t1")),
+    extra=st.dictionaries(
+        st.text(st.characters(codec="utf-8"), max_size=5), st.integers(-5, 5) | st.booleans(), max_size=3
+    ),
+)
+
+
+@given(st.lists(LINES, max_size=5))
+def test_lines_survive_encoding(lines: list[LogLine]) -> None:
+    """decode(encode(x)) == x."""
+    assert decode_lines(ONE, encode_lines(lines)) == lines
