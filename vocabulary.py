@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 import time
-import uuid
 from enum import StrEnum
 from typing import NewType, TypeAlias
 
@@ -68,9 +68,21 @@ def new_id() -> str:
     Source: RFC 9562, section 5.7.
     """
     ms = time.time_ns() // 1_000_000
-    rand = int.from_bytes(os.urandom(10))
-    value = (ms & (1 << 48) - 1) << 80 | 0x7 << 76 | (rand >> 68) << 64 | 0b10 << 62 | rand & (1 << 62) - 1
-    return str(uuid.UUID(int=value))
+    rand = _random.getrandbits(74)
+    value = (ms & (1 << 48) - 1) << 80 | 0x7 << 76 | (rand >> 62) << 64 | 0b10 << 62 | rand & (1 << 62) - 1
+    return _uuid_text(value)
+
+
+# Ids must not repeat, but need not be unguessable: seeded by the system once, they cost no system call each. Not the
+# module's own generator, which a user's `random.seed(1)` would make repeat itself.
+_random = random.Random()  # noqa: S311
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_random.seed)
+
+
+def _uuid_text(value: int) -> str:
+    text = f"{value:032x}"
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
 def derived_id(*cause: str) -> str:
@@ -87,4 +99,4 @@ def derived_id(*cause: str) -> str:
     value = int.from_bytes(digest.digest())
     value = value & ~(0xF << 76) | 0x8 << 76
     value = value & ~(0b11 << 62) | 0b10 << 62
-    return str(uuid.UUID(int=value))
+    return _uuid_text(value)

@@ -54,7 +54,10 @@ def is_own_type(type_: str) -> bool:
 
 def format_time(moment: datetime) -> str:
     """Return an aware moment as RFC 3339 in UTC with microseconds: ``2026-01-01T00:00:00.000000Z``."""
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    if moment.tzinfo is not UTC:
+        moment = moment.astimezone(UTC)
+    # A tenth of what strftime costs, for every event.
+    return moment.isoformat(timespec="microseconds")[:-6] + "Z"
 
 
 def parse_time(text: str, *, field: str = "time") -> datetime:
