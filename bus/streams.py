@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 BUCKETS: Final = (
     "deployments", "schedules", "automations", "webhooks", "channels", "pools", "limits", "variables", "secrets",
     "keys", "blocks", "silences", "checkpoints", "leases", "outbox",
+    "deliveries",
 )  # fmt: skip
 BUCKET_PREFIX: Final = "hark_"
 """Before the name of every bucket, so that Hark can share a broker with others."""
@@ -159,7 +160,8 @@ def bucket_spec(name: str, config: BusConfig, features: Features) -> Spec:
         "discard": "new",
         "max_msgs_per_subject": 1,
         "max_consumers": -1,
-        "max_msgs": -1,
+        # Delivery ids come from outside, as many as senders please; the broker holds about 220 bytes for each.
+        "max_msgs": 1_000_000 if name == "deliveries" else -1,
         "max_bytes": -1,
         "max_age": 0,
         "duplicate_window": int(min(config.dedup_window_s, 120.0) * _NS),

@@ -1,0 +1,431 @@
+"""The receiver of webhooks: a request comes in, an event is stored, and only then the answer is 202.
+
+======  ==========================================================================================================
+answer  when
+======  ==========================================================================================================
+202     the event is stored: ``{"id": …}``; with ``"duplicate": true`` if this delivery was stored before
+200     Slack's ``url_verification`` (the challenge is echoed); a CloudEvents handshake by OPTIONS
+400     broken JSON, form or text; a request that does not say what it is
+401     no signature, a wrong one, or one that is too old
+404     there is no webhook of that name
+405     the method is not one of ``methods``; ``Allow`` says which are
+409     the webhook is paused: a sender that tries again will get through later
+410     the webhook is retired: a sender need not try again
+413     the body (or the event made of it) is too large
+415     a content type or encoding that is not read
+422     the webhook's templates make no event of this request
+429     over the rate; ``Retry-After`` says when to come back
+500     the webhook's definition or secret is broken; the server's log says how
+503     the log cannot be reached; ``Retry-After``
+======  ==========================================================================================================
+
+What is not accepted becomes ``webhook.rejected`` without the body; of a flood, a few per second with the number of
+those that were not told. Nothing a request holds can raise out of ``receive``.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import Any, Protocol, Self
+
+import anyio
+from anyio import AsyncContextManagerMixin
+from anyio.abc import TaskStatus
+from pydantic import ValidationError
+
+from ..bus import Bus, Entry
+from ..bus.event import Event
+from ..clock import SYSTEM_CLOCK, Clock
+from ..config import TriggersConfig
+from ..duration import Rate
+from ..errors import DefinitionError, EventRefused, EventTooLarge, HarkError, UnavailableError
+from ..template import render
+from ..vocabulary import JsonObject, JsonValue
+from .body import Body, BodyError, media_type, parse_body
+from .delivery import Deliveries
+from .mapping import MappingFailed, challenge_of, map_request
+from .rate import TokenBucket
+from .verify import BasicVerify, CloudEventsVerify, Keys, Refused, Request, verify
+from .webhook import Webhook
+
+__all__ = ["Answer", "LateValues", "WebhookReceiver"]
+
+log = logging.getLogger(__name__)
+
+SOURCE = "/hark/webhooks"
+# Senders give up after 3 s (Slack) to 10 s (GitHub); past that nobody hears the answer.
+_DEADLINE_S = 9.0
+# A rotated secret is taken up this soon; asking the broker for it at every request would cost more than all the rest.
+_KEYS_FRESH_S = 2.0
+
+# So many rejections may be told in a row, before the rate holds them back: a person trying out sees each.
+_TOLD_AT_ONCE = 5
+
+_TITLES = {
+    400: "Bad Request", 401: "Unauthorized", 404: "Not Found", 405: "Method Not Allowed", 409: "Conflict",
+    410: "Gone", 413: "Content Too Large", 415: "Unsupported Media Type", 422: "Unprocessable Content",
+    429: "Too Many Requests", 500: "Internal Server Error", 503: "Service Unavailable",
+}  # fmt: skip
+
+
+class LateValues(Protocol):
+    """Resolves ``{{ secrets.x }}``, ``{{ variables.x }}`` and ``{{ env.X }}`` when they are needed."""
+
+    async def context(self, *templates: JsonValue) -> Mapping[str, Any]:
+        """Return what the templates read.
+
+        Raises:
+            UnknownName: a name does not exist. UnavailableError: cannot be asked now.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What to answer over HTTP; ``body`` as JSON. Errors are problem documents (RFC 9457)."""
+
+    status: int
+    body: JsonObject
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Hook:
+    """A webhook and what the receiver remembers of it."""
+
+    webhook: Webhook
+    bucket: TokenBucket
+    keys: Keys | None = None
+    keys_until_s: float = 0.0
+
+
+@dataclass(slots=True)
+class _Rejections:
+    """How many rejections of one webhook may be told, and how many were not."""
+
+    bucket: TokenBucket
+    suppressed: int = 0
+
+
+class _Rejected(Exception):
+    """The request is not accepted."""
+
+    def __init__(
+        self, status: int, reason: str, detail: str, *, headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(detail)
+        self.status, self.reason, self.detail, self.headers = status, reason, detail, dict(headers or {})
+
+
+class WebhookReceiver(AsyncContextManagerMixin):
+    """Turns requests into events. Entered: every stored definition is known; changes are taken up as they come.
+
+    Args:
+        late: where the secrets come from; without it, a webhook whose secret is a template answers 500.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        late: LateValues | None,
+        config: TriggersConfig | None = None,
+        *,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        self._bus, self._late, self._clock = bus, late, clock
+        self._config = config or TriggersConfig()
+        self._deliveries = Deliveries(bus, ttl_s=self._config.webhook_dedupe_s)
+        self._hooks: dict[str, _Hook] = {}
+        self._broken: dict[str, str] = {}
+        self._rejections: dict[str, _Rejections] = {}
+
+    # --- definitions ----------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def __asynccontextmanager__(self) -> AsyncGenerator[Self, None]:
+        async with anyio.create_task_group() as tg:
+            await tg.start(self._watch)
+            try:
+                yield self
+            finally:
+                tg.cancel_scope.cancel()
+
+    async def _watch(self, *, task_status: TaskStatus[None]) -> None:
+        async with self._bus.bucket("webhooks").watch() as changes:
+            async for entry in changes:
+                if entry.key:
+                    self._define(entry)
+                else:
+                    task_status.started()
+
+    def _define(self, entry: Entry) -> None:
+        old = self._hooks.pop(entry.key, None)
+        self._broken.pop(entry.key, None)
+        if entry.deleted:
+            self._rejections.pop(entry.key, None)
+            return
+        try:
+            webhook = Webhook.model_validate_json(entry.value)
+            if webhook.name != entry.key:
+                raise ValueError(f"it says it is {webhook.name!r}")
+        except (ValidationError, ValueError) as exc:
+            self._broken[entry.key] = str(exc)
+            log.error("webhook.broken", extra={"webhook": entry.key, "error": str(exc)})
+            return
+        rate = webhook.rate or _per_second(self._config.webhook_rate_per_s)
+        bucket = TokenBucket.full(rate, now_s=self._clock.monotonic())
+        if old is not None and old.bucket.rate == rate:
+            bucket = old.bucket  # a change of a text does not refill it
+        self._hooks[entry.key] = _Hook(webhook, bucket)
+
+    @property
+    def webhooks(self) -> dict[str, Webhook]:
+        """The webhooks that load, by name."""
+        return {name: hook.webhook for name, hook in sorted(self._hooks.items())}
+
+    @property
+    def broken(self) -> dict[str, str]:
+        """Names of definitions that do not load, with the error."""
+        return dict(self._broken)
+
+    def limit_of(self, name: str) -> int:
+        """Return how many bytes of a body are of interest: the webhook's limit; 0 for one that does not exist.
+
+        Who reads the body from a socket may stop at one byte more: ``receive`` then answers 413.
+        """
+        hook = self._hooks.get(name)
+        if hook is None:
+            return 0
+        return min(hook.webhook.max_bytes or self._config.webhook_max_bytes, self._config.webhook_max_bytes)
+
+    # --- receiving ------------------------------------------------------------------------------------
+
+    async def receive(
+        self,
+        name: str,
+        *,
+        method: str,
+        headers: Mapping[str, str],
+        query: Mapping[str, str],
+        body: bytes,
+        remote: str | None = None,
+    ) -> Answer:
+        """Take one request in and return the answer to give. Raises nothing but cancellation.
+
+        Args:
+            name: the webhook, from the address.
+            headers: names in any case.
+            body: the raw bytes; may be cut off one byte past ``limit_of(name)``.
+            remote: the sender's address, for ``webhook.rejected``.
+        """
+        request = Request(
+            method.upper(), {key.lower(): value for key, value in headers.items()}, dict(query), body
+        )
+        try:
+            with anyio.move_on_after(_DEADLINE_S):
+                return await self._accept(name, request)
+            raise _Rejected(
+                503, "unavailable", "the log did not answer in time", headers={"Retry-After": "5"}
+            )
+        except _Rejected as exc:
+            return self._reject(name, request, exc, remote)
+        except UnavailableError as exc:
+            unavailable = _Rejected(503, "unavailable", str(exc), headers={"Retry-After": "5"})
+            return self._reject(name, request, unavailable, remote)
+        except Exception:  # whatever a request holds, the next one is received
+            log.exception("webhook.failed", extra={"webhook": name})
+            return self._reject(
+                name, request, _Rejected(500, "error", "the request could not be processed"), remote
+            )
+
+    async def _accept(self, name: str, request: Request) -> Answer:
+        hook = self._find(name)
+        webhook = hook.webhook
+        if request.method == "OPTIONS":
+            return _handshake(webhook, request, hook.bucket.rate)
+        if request.method not in webhook.methods:
+            allow = ", ".join(webhook.methods)
+            raise _Rejected(405, "method", f"this webhook takes {allow}", headers={"Allow": allow})
+        limit = self.limit_of(name)
+        if len(request.body) > limit:
+            raise _Rejected(413, "too-large", f"the body is larger than {limit} bytes")
+        now = self._clock.now()
+        verdict = verify(
+            webhook.verify,
+            request,
+            await self._keys(hook),
+            now=now,
+            tolerance_s=self._config.webhook_tolerance_s,
+        )
+        if isinstance(verdict, Refused):
+            if verdict.reason == "secret-missing":
+                log.error("webhook.no_secret", extra={"webhook": name, "error": verdict.detail})
+                raise _Rejected(500, verdict.reason, "this webhook is not set up completely")
+            challenge = "Basic" if isinstance(webhook.verify, BasicVerify) else "Bearer"
+            needs = (
+                {"WWW-Authenticate": f'{challenge} realm="hark"'} if "credentials" in verdict.reason else {}
+            )
+            raise _Rejected(401, verdict.reason, verdict.detail, headers=needs)
+        # After verifying: else anybody could use up the rate of the genuine sender.
+        wait_s = hook.bucket.take(self._clock.monotonic())
+        if wait_s > 0:
+            after = {"Retry-After": str(math.ceil(wait_s))}
+            raise _Rejected(429, "rate", f"more than {hook.bucket.rate} requests", headers=after)
+        return await self._store(webhook, request, _read(request))
+
+    def _find(self, name: str) -> _Hook:
+        hook = self._hooks.get(name)
+        if hook is None:
+            if name in self._broken:
+                raise _Rejected(500, "broken", "the definition of this webhook does not load")
+            raise _Rejected(404, "unknown", "there is no such webhook")
+        if hook.webhook.retired:
+            raise _Rejected(410, "retired", "this webhook is retired")
+        if hook.webhook.paused:
+            raise _Rejected(409, "paused", "this webhook is paused", headers={"Retry-After": "300"})
+        return hook
+
+    async def _keys(self, hook: _Hook) -> Keys:
+        """Return the webhook's secrets, resolved not long ago."""
+        now_s = self._clock.monotonic()
+        if hook.keys is not None and now_s < hook.keys_until_s:
+            return hook.keys
+        rule = hook.webhook.verify
+        templates = rule.templates()
+        try:
+            context = await self._late.context(*templates) if self._late is not None and templates else {}
+            rendered = [render(template, context) for template in templates]
+        except DefinitionError as exc:
+            log.error("webhook.no_secret", extra={"webhook": hook.webhook.name, "error": str(exc)})
+            raise _Rejected(500, "secret-missing", "this webhook is not set up completely") from exc
+        if isinstance(rule, BasicVerify):
+            keys = Keys(tuple(rendered[:-1]), rendered[-1])
+        else:
+            keys = Keys(tuple(rendered))
+        hook.keys, hook.keys_until_s = keys, now_s + _KEYS_FRESH_S
+        return keys
+
+    async def _store(self, webhook: Webhook, request: Request, body: Body) -> Answer:
+        challenge = challenge_of(webhook, body)
+        if challenge is not None:
+            return Answer(200, {"challenge": challenge})
+        try:
+            mapped = map_request(webhook, request, body, now=self._clock.now())
+            stored = await self._deliveries.store(webhook.name, mapped.delivery, mapped.event)
+        except MappingFailed as exc:
+            raise _Rejected(exc.status, exc.reason, exc.detail) from exc
+        except EventTooLarge as exc:
+            raise _Rejected(413, "too-large", str(exc)) from exc
+        except EventRefused as exc:
+            raise _Rejected(422, "refused", str(exc)) from exc
+        except DefinitionError as exc:  # such as JSON nested deeper than can be written
+            raise _Rejected(400, "not-an-event", str(exc)) from exc
+        answer: JsonObject = {"id": stored.id}
+        if stored.is_repeat:
+            answer["duplicate"] = True
+        return Answer(202, answer)
+
+    # --- rejecting ------------------------------------------------------------------------------------
+
+    def _reject(self, name: str, request: Request, why: _Rejected, remote: str | None) -> Answer:
+        self._tell(name, request, why, remote)
+        problem: JsonObject = {
+            "type": "about:blank",
+            "title": _TITLES.get(why.status, "Error"),
+            "status": why.status,
+            "detail": why.detail,
+            "reason": why.reason,
+        }
+        return Answer(why.status, problem, {"Content-Type": "application/problem+json", **why.headers})
+
+    def _tell(self, name: str, request: Request, why: _Rejected, remote: str | None) -> None:
+        """Publish ``webhook.rejected``, unless too many were just told."""
+        log.info(
+            "webhook.rejected", extra={"webhook": name[:100], "status": why.status, "reason": why.reason}
+        )
+        if why.status == 503:
+            return  # there is nobody to tell
+        # Names that do not exist share one allowance: they are as many as an attacker likes.
+        known = name if name in self._hooks or name in self._broken else ""
+        now_s = self._clock.monotonic()
+        tally = self._rejections.get(known)
+        if tally is None:
+            allowed = Rate(_TOLD_AT_ONCE, _TOLD_AT_ONCE / self._config.webhook_rejected_per_s)
+            bucket = TokenBucket.full(allowed, now_s=now_s)
+            tally = self._rejections[known] = _Rejections(bucket)
+        if tally.bucket.take(now_s) > 0:
+            tally.suppressed += 1
+            return
+        shown = name[:100].encode("ascii", "replace").decode()
+        event = Event(
+            type="webhook.rejected",
+            source=SOURCE,
+            subject=f"webhook/{shown}",
+            time=self._clock.now(),
+            data={
+                "webhook": {"name": shown},
+                "reason": why.reason,
+                "status": why.status,
+                "detail": why.detail[:500].encode("utf-8", "replace").decode(),
+                "method": request.method[:20].encode("ascii", "replace").decode(),
+                "remote": remote,
+                "size": _size_of(request),
+                "content_type": media_type(request.headers).encode("ascii", "replace").decode() or None,
+                "suppressed": tally.suppressed,
+            },
+        )
+        try:
+            self._bus.publisher.publish_nowait(event)
+            tally.suppressed = 0
+        except HarkError as exc:
+            tally.suppressed += 1
+            log.warning("webhook.rejection_untold", extra={"webhook": shown, "error": str(exc)})
+
+
+def _read(request: Request) -> Body:
+    try:
+        return parse_body(request.headers, request.body)
+    except BodyError as exc:
+        raise _Rejected(exc.status, exc.reason, exc.detail) from exc
+
+
+def _size_of(request: Request) -> int:
+    """Return the size of the body, or what the request says it is where reading it was cut off."""
+    said = request.headers.get("content-length", "")
+    length = int(said) if said.isascii() and said.isdigit() and len(said) < 16 else 0
+    return max(length, len(request.body))
+
+
+def _per_second(rate: float) -> Rate:
+    """Return a rate of whole requests: 500.0 as 500 in 1 s, 0.5 as 1 in 2 s."""
+    return Rate(math.floor(rate), math.floor(rate) / rate) if rate >= 1 else Rate(1, 1 / rate)
+
+
+def _handshake(webhook: Webhook, request: Request, rate: Rate) -> Answer:
+    """Answer whether a CloudEvents sender may deliver here.
+
+    Source: HTTP 1.1 Web Hooks for Event Delivery 1.0.2, section 4. A ``WebHook-Request-Callback`` is not called: the
+    permission is given at once, and calling addresses that strangers name is not safe.
+    """
+    allow = ", ".join((*webhook.methods, "OPTIONS"))
+    origin = request.headers.get("webhook-request-origin", "").strip()
+    if not isinstance(webhook.verify, CloudEventsVerify) or not origin:
+        raise _Rejected(405, "method", f"this webhook takes {allow}", headers={"Allow": allow})
+    allowed = webhook.verify.allowed_origins
+    if allowed and origin not in allowed:
+        near = get_close_matches(origin, allowed, n=1)
+        log.info(
+            "webhook.origin_refused", extra={"webhook": webhook.name, "origin": origin[:200], "near": near}
+        )
+        raise _Rejected(401, "origin", "this origin may not deliver here")
+    headers = {
+        "Allow": allow,
+        "WebHook-Allowed-Origin": origin[:500] if origin.isascii() and origin.isprintable() else "*",
+        "WebHook-Allowed-Rate": str(max(1, math.floor(rate.count / rate.per_s * 60))),
+    }
+    return Answer(200, {}, headers)
