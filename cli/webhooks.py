@@ -44,6 +44,9 @@ def send(
     secret_from: Annotated[
         Path | None, typer.Option("--secret-file", help="Sign with the secret in this file.")
     ] = None,
+    event: Annotated[
+        str, typer.Option("--event", help="What the sender calls the event: push, orders/create.")
+    ] = "",
     unsigned: Annotated[bool, typer.Option("--unsigned", help="Send without a signature.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -71,7 +74,7 @@ def send(
                 secret = secret_from.read_text().removesuffix("\n")
             else:
                 secret = typer.prompt(f"Secret of {name}", hide_input=True)
-            extra = signed_headers(verify, body=raw, secret=secret)
+            extra = signed_headers(verify, body=raw, secret=secret, event=event)
         sent = {"content-type": "application/json", **extra, **headers}
         return await hark.send_webhook(name, body=raw, headers=sent)
 

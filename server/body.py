@@ -13,43 +13,49 @@ from .problem import BodyTooLarge, MalformedBody
 if TYPE_CHECKING:
     from starlette.requests import Request
 
-__all__ = ["read_body", "read_object"]
+__all__ = ["read_at_most", "read_body", "read_object"]
 
 _DISCARD_BYTES = 64 << 20
 _DISCARD_S = 5.0
 
 
+async def read_at_most(request: Request, *, limit_bytes: int) -> bytes:
+    """Return the raw body, cut off one byte past the limit if it is longer.
+
+    The rest is read on into nothing for a while: most clients write all of a body before they read, and would see a
+    broken connection instead of the answer.
+    """
+    parts: list[bytes] = []
+    kept = size = 0
+    with anyio.CancelScope() as discarding:
+        async for part in request.stream():
+            size += len(part)
+            if kept <= limit_bytes:
+                part = part[: limit_bytes + 1 - kept]
+                parts.append(part)
+                kept += len(part)
+            if kept > limit_bytes:
+                if discarding.deadline == float("inf"):
+                    discarding.deadline = anyio.current_time() + _DISCARD_S
+                if size > _DISCARD_BYTES:
+                    break
+    return b"".join(parts)
+
+
 async def read_body(request: Request, *, limit_bytes: int) -> bytes:
     """Return the raw body.
-
-    A body over the limit is read on into nothing for a while before the answer: most clients write all of it before
-    they read, and would see a broken connection instead of the 413.
 
     Raises:
         BodyTooLarge: more than ``limit_bytes``.
     """
     declared = request.headers.get("content-length", "")
-    too_large = declared.isdigit() and int(declared) > limit_bytes
-    if too_large and request.headers.get("expect", "").lower() == "100-continue":
+    waits_for_us = request.headers.get("expect", "").lower() == "100-continue"
+    if waits_for_us and declared.isdigit() and int(declared) > limit_bytes:
         raise BodyTooLarge(limit_bytes=limit_bytes)
-    parts: list[bytes] = []
-    size = 0
-    with anyio.move_on_after(_DISCARD_S) as discarding:
-        discarding.deadline = anyio.current_time() + _DISCARD_S if too_large else float("inf")
-        async for part in request.stream():
-            size += len(part)
-            if too_large:
-                if size > _DISCARD_BYTES:
-                    break
-            elif size > limit_bytes:
-                too_large = True
-                parts.clear()
-                discarding.deadline = anyio.current_time() + _DISCARD_S
-            else:
-                parts.append(part)
-    if too_large:
+    body = await read_at_most(request, limit_bytes=limit_bytes)
+    if len(body) > limit_bytes:
         raise BodyTooLarge(limit_bytes=limit_bytes)
-    return b"".join(parts)
+    return body
 
 
 async def read_object(request: Request, *, limit_bytes: int) -> JsonObject:

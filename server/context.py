@@ -13,6 +13,7 @@ from ..errors import UnavailableError
 if TYPE_CHECKING:
     from starlette.requests import Request
 
+    from ..automations.dead_letter import DeadLetters
     from ..bus import Bus, SecretStore
     from ..clock import Clock
     from ..config import Settings
@@ -64,6 +65,13 @@ class ServerContext:
     def projector(self) -> Projector:
         part: Projector = self._running("projector")
         return part
+
+    @property
+    def dead_letters(self) -> DeadLetters:
+        """The door to actions that were given up."""
+        from ..automations.dead_letter import DeadLetters
+
+        return DeadLetters(self.bus, self.clock)
 
     @property
     def receiver(self) -> WebhookReceiver:

@@ -165,6 +165,10 @@ def stored_form(model: BaseModel) -> JsonValue:
     if isinstance(model, Automation):
         return model.to_json()
     value: JsonValue = orjson.loads(model.model_dump_json(exclude_defaults=True, by_alias=True))
+    event = getattr(model, "event", None)
+    if isinstance(value, dict) and isinstance(value.get("event"), dict) and getattr(event, "has_data", False):
+        # `data: null` and no `data` are two things in a webhook: nothing, and the body.
+        value["event"] = {**value["event"], "data": event.data}  # type: ignore[union-attr,dict-item]
     return value
 
 

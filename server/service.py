@@ -216,7 +216,7 @@ class Service(AsyncContextManagerMixin):
         def webhooks() -> Any:
             from ..triggers.receiver import WebhookReceiver
 
-            return WebhookReceiver(self.bus, late, self.settings.triggers, self.clock)
+            return WebhookReceiver(self.bus, late, self.settings.triggers, clock=self.clock)
 
         return [
             Part("projector", projector, stop_rank=STOP_READERS),
@@ -261,16 +261,20 @@ class Service(AsyncContextManagerMixin):
             return RuleEngine(self.bus, self.settings.automations, self.clock, name=self.name)
 
         def outbox() -> Any:
-            from .performing import make_outbox
+            from ..automations.outbox import Outbox
+            from ..automations.perform import Performers
 
-            return make_outbox(
-                self.bus,
-                control,
-                late,
-                self.settings.automations,
-                notify=self._running_notifier,
-                clock=self.clock,
-            )
+            config = self.settings.automations
+
+            @asynccontextmanager
+            async def both() -> AsyncGenerator[Outbox, None]:
+                performers = Performers(
+                    self.bus, control, late, config, notifier=self._running_notifier, clock=self.clock
+                )
+                async with performers, Outbox(self.bus, performers, config, self.clock) as box:
+                    yield box
+
+            return both()
 
         return [
             Part("rules", rules, stop_rank=STOP_DECIDERS),

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 
 from ...errors import NotificationFailed
 from ...notifications import Delivery, Message, Severity
-from ...vocabulary import JsonObject, new_id
+from ...vocabulary import JsonObject, JsonValue, new_id
 from ..answer import answer, listing
 from ..body import read_object
 from ..context import ServerContext, context_of
@@ -87,11 +87,23 @@ async def resume_automation(request: Request, name: str) -> Response:
 # --- webhooks -------------------------------------------------------------------------------------------------
 
 
+def _masked(verify: JsonObject) -> JsonObject:
+    """Return it without secrets that somebody wrote out instead of naming them by a template."""
+
+    def hide(value: JsonValue) -> JsonValue:
+        if isinstance(value, list):
+            return [hide(item) for item in value]
+        return value if isinstance(value, str) and "{{" in value else "***"
+
+    return {key: hide(value) if key == "secret" else value for key, value in verify.items()}
+
+
 def _webhook(context: ServerContext, one: Defined) -> JsonObject:
     shown = one.shown()
     verify, event = shown.get("verify"), shown.get("event")
     return {
         **shown,
+        **({"verify": _masked(verify)} if isinstance(verify, dict) else {}),
         "name": one.key,
         "url": f"{context.url}/hooks/{one.key}",
         "preset": verify.get("preset") if isinstance(verify, dict) else verify,

@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
+import orjson
 from fastapi import Request, Response
 
-from ..answer import answer
-from ..body import read_body
+from ..body import read_at_most
 from ..context import context_of
-from ..problem import problem
 
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 
 
 async def receive(request: Request) -> Response:
-    """Hand the raw request to the webhook; 202 only when its event is in the log."""
-    context = context_of(request)
+    """Hand the raw request to the webhook; it answers 202 only when its event is in the log."""
+    receiver = context_of(request).receiver
     name = request.path_params["name"]
-    receiver = context.receiver
-    body = await read_body(request, limit_bytes=receiver.max_bytes(name))
+    body = await read_at_most(request, limit_bytes=receiver.limit_of(name))
     got = await receiver.receive(
         name,
         method=request.method,
         headers=dict(request.headers),
         query=dict(request.query_params),
         body=body,
-        remote=request.client.host if request.client else "",
+        remote=request.client.host if request.client else None,
     )
-    if got.status >= 400:
-        detail = str(got.body.get("detail") or got.body.get("error") or "")
-        return problem(
-            got.status, "Not accepted", detail=detail, kind="webhook-rejected", headers=got.headers
-        )
-    return answer(got.body, got.status, got.headers)
+    media_type = "application/json" if got.status < 400 else "application/problem+json"
+    content = b"" if got.status == 204 else orjson.dumps(got.body)
+    return Response(content, got.status, dict(got.headers), media_type)
