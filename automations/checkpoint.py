@@ -1,0 +1,130 @@
+"""Where the rule engine's state is put down, so that a restart folds seconds of history and not all of it.
+
+One key of the bucket ``checkpoints``, written under guard: each write names the one before, so a leader that has been
+deposed cannot write over its successor. Definitions and state are stored apart, because definitions change rarely; what
+is large goes to the object store, under names used in turn, so that a crash halfway leaves the last whole one.
+"""
+
+from __future__ import annotations
+
+import base64
+import logging
+import zlib
+from dataclasses import dataclass
+
+import orjson
+
+from ..bus import Bus
+from ..errors import AlreadyHeld, GuardFailed, ObjectCorrupt, RefusedError, UnknownName
+from ..vocabulary import JsonObject, JsonValue
+from .fold import Fold, FoldConfig
+
+__all__ = ["Checkpoints", "Deposed", "Restored"]
+
+log = logging.getLogger(__name__)
+
+KEY = "automations.state"
+_INLINE_BYTES = 128 * 1024
+
+
+class Deposed(RefusedError):
+    """Somebody else leads now: a guarded write of ours was refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """A fold as it was put down, and the log it belongs to."""
+
+    fold: Fold
+    incarnation: str
+
+
+class Checkpoints:
+    """Reads and writes the one checkpoint. ``take_over`` first."""
+
+    def __init__(self, bus: Bus, config: FoldConfig) -> None:
+        self._bus, self._config = bus, config
+        self._bucket = bus.bucket("checkpoints")
+        self._revision = 0
+        self._turn = 0
+        self._definitions: tuple[int, JsonValue] | None = None
+
+    async def take_over(self) -> Restored | None:
+        """Return what the last leader put down, having made sure that it cannot write any more; None if nothing.
+
+        A checkpoint that cannot be read is said in the log and counts as none.
+        """
+        while True:
+            entry = await self._bucket.get(KEY)
+            try:
+                if entry is None:
+                    self._revision = await self._bucket.create(KEY, b"{}")
+                    return None
+                self._revision = await self._bucket.update(KEY, entry.value, revision=entry.revision)
+                break
+            except (GuardFailed, AlreadyHeld):
+                continue  # its owner wrote at this very moment
+        try:
+            head = orjson.loads(entry.value)
+            self._turn = int(head.get("turn", 0))
+            if not head.get("state"):
+                return None
+            definitions = await self._unpack(head["definitions"])
+            fold = Fold.restore(definitions, await self._unpack(head["state"]), self._config)
+            self._definitions = (fold.generation, head["definitions"])
+            return Restored(fold, str(head["incarnation"]))
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            zlib.error,
+            UnknownName,
+            ObjectCorrupt,
+        ) as exc:
+            log.error("automations.checkpoint_unreadable", extra={"error": repr(exc)})
+            return None
+
+    async def write(
+        self, *, generation: int, definitions: bytes | None, state: bytes, incarnation: str
+    ) -> None:
+        """Put a state down.
+
+        Args:
+            generation: of the definitions; ``definitions`` are only stored when it has changed.
+        Raises:
+            Deposed: somebody else has written since we last did.
+        """
+        self._turn += 1
+        if self._definitions is None or self._definitions[0] != generation:
+            assert definitions is not None
+            self._definitions = (
+                generation,
+                await self._pack(f"automations-rules-{self._turn % 2}", definitions),
+            )
+        head: JsonObject = {
+            "turn": self._turn,
+            "incarnation": incarnation,
+            "definitions": self._definitions[1],
+            "state": await self._pack(f"automations-state-{self._turn % 2}", state),
+        }
+        try:
+            self._revision = await self._bucket.update(KEY, orjson.dumps(head), revision=self._revision)
+        except GuardFailed as exc:
+            raise Deposed("another rule engine has taken over the checkpoint") from exc
+
+    def needs_definitions(self, generation: int) -> bool:
+        """Return whether the next ``write`` has to be given the definitions."""
+        return self._definitions is None or self._definitions[0] != generation
+
+    async def _pack(self, name: str, raw: bytes) -> JsonValue:
+        packed = zlib.compress(raw, 1)
+        if len(packed) <= _INLINE_BYTES:
+            return {"inline": base64.b64encode(packed).decode()}
+        await self._bus.objects.put(f"checkpoints/{name}", packed)
+        return {"object": f"checkpoints/{name}"}
+
+    async def _unpack(self, where: JsonObject) -> bytes:
+        if "inline" in where:
+            return zlib.decompress(base64.b64decode(str(where["inline"])))
+        return zlib.decompress(await self._bus.objects.get(str(where["object"])))

@@ -1,0 +1,109 @@
+"""Dead letters: actions that were given up, to be tried again or dropped by a person."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from ..bus import Bus, Event
+from ..clock import SYSTEM_CLOCK, Clock
+from ..errors import GuardFailed, RefusedError, UnknownName
+from .outbox import BUCKET, KEEP_S, ActionState, _kind_of, action_event
+from .perform import Firing
+
+__all__ = ["DeadLetter", "DeadLetters"]
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """An action that was given up. ``key`` names it."""
+
+    key: str
+    automation: str
+    kind: str
+    error: str
+    attempt: int
+    at: datetime
+    seq: int
+
+
+class DeadLetters:
+    """The door to dead letters. Stateless."""
+
+    def __init__(self, bus: Bus, clock: Clock = SYSTEM_CLOCK) -> None:
+        self._bus, self._clock = bus, clock
+        self._bucket = bus.bucket(BUCKET)
+
+    async def list(self) -> list[DeadLetter]:
+        """Return the dead letters there are, oldest first."""
+        found = []
+        for entry in await self._bucket.entries():
+            state = ActionState.from_json(entry.value)
+            if state.state != "dead":
+                continue
+            outcome = state.outcome or {}
+            data = outcome.get("data")
+            about = data if isinstance(data, dict) else {}
+            found.append(
+                DeadLetter(
+                    entry.key, str(about.get("automation", "")), str(about.get("kind", "")), state.error or "",
+                    state.attempt, state.at, state.seq,
+                )
+            )  # fmt: skip
+        return sorted(found, key=lambda d: (d.at, d.key))
+
+    async def redrive(self, key: str) -> int:
+        """Have the action tried again, with all its retries; return the sequence of ``action.redriven``.
+
+        Asking twice is asking once, until it has failed again.
+
+        Raises:
+            UnknownName: there is no such dead letter.
+            RefusedError: that action is not dead.
+        """
+        state, _, firing = await self._find(key)
+        again = replace(state, round=state.round + 1, attempt=0)
+        event = action_event(
+            "redriven", firing, key=key, kind=_kind(firing, key), state=again, now=self._clock.now()
+        )
+        return (await self._bus.log.append(event)).seq
+
+    async def drop(self, key: str) -> int:
+        """Give the action up for good; return the sequence of ``action.dropped``. Errors as ``redrive``."""
+        state, revision, firing = await self._find(key)
+        event = action_event(
+            "dropped", firing, key=key, kind=_kind(firing, key), state=state, now=self._clock.now()
+        )
+        dropped = replace(
+            state, state="dropped", at=self._clock.now(), outcome=event.to_dict(), decision=None
+        )
+        try:
+            await self._bucket.update(key, dropped.to_json(), revision=revision, ttl_s=KEEP_S)
+        except GuardFailed as exc:
+            raise RefusedError(f"the dead letter {key!r} is being tried again at this moment") from exc
+        return (await self._bus.log.append(event)).seq
+
+    async def _find(self, key: str) -> tuple[ActionState, int, Firing]:
+        entry = await self._bucket.get(key) if _is_key(key) else None
+        if entry is None:
+            raise UnknownName("dead letter", key, known=[letter.key for letter in await self.list()])
+        state = ActionState.from_json(entry.value)
+        if state.state != "dead":
+            raise RefusedError(f"the action {key!r} is {state.state}, not a dead letter")
+        record = await self._bus.log.get(state.seq)
+        if record is not None:
+            return state, entry.revision, Firing.of(record.event, record.seq)
+        if state.decision is None:
+            raise RefusedError(f"the decision behind {key!r} has left the log; drop it")
+        return state, entry.revision, Firing.of(Event.from_dict(state.decision), state.seq)
+
+
+def _is_key(key: str) -> bool:
+    decision, _, index = key.rpartition("/")
+    return bool(decision) and index.isdecimal() and all(c.isalnum() or c in "-_" for c in decision)
+
+
+def _kind(firing: Firing, key: str) -> str:
+    actions = firing.data.get("actions") or []
+    index = int(key.rpartition("/")[2])
+    return _kind_of(actions[index]) if index < len(actions) else "unknown"

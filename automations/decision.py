@@ -1,0 +1,110 @@
+"""What the fold decides, and the events that say so.
+
+A decision's id is derived from the rule's version, the key and the events it rests on: deciding the same thing twice
+is saying it once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from ..bus.event import Event, format_time
+from ..vocabulary import JsonObject, JsonValue
+from .form import EventRef
+
+__all__ = ["ADOPTED", "DUE", "SOURCE", "SUPPRESSED", "TRIGGERED", "Decision", "decision_event"]
+
+SOURCE = "/hark/automations"
+TRIGGERED = "automation.triggered"
+SUPPRESSED = "automation.suppressed"
+ADOPTED = "automation.adopted"
+"""Places a change of a rule in the order of the log: the rule holds for what comes after."""
+DUE = "automation.due"
+"""Says in the log that it is later now, when a deadline has passed and nothing else has happened since."""
+
+MAX_REFS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """A rule fires, or is held back.
+
+    Attributes:
+        key: the key in words, as templates see it; ``keys`` its values.
+        at: when the condition came true, in seconds of event time.
+        recorded: when the log said so: the recorded time of the event that made us decide.
+        row: the last event, None when it has to be found by the sequence of the last of ``refs``.
+        suppressed: firings held back before this one and not yet told (triggered), or so far (suppressed).
+        reason: of a suppression: cooldown, budget or depth; ``until`` when that ends, in seconds.
+    """
+
+    id: str
+    what: Literal["triggered", "suppressed"]
+    automation: str
+    version: str
+    key: str
+    keys: tuple[JsonValue, ...]
+    count: int
+    at: float
+    recorded: float
+    refs: tuple[EventRef, ...]
+    row: dict[str, Any] | None
+    depth: int
+    actions: tuple[JsonObject, ...] = ()
+    suppressed: int = 0
+    reason: str = ""
+    until: float | None = None
+    shadow: bool = False
+    kind: str = "count"
+
+
+def _stamp(at: float) -> str:
+    return format_time(datetime.fromtimestamp(at, UTC))
+
+
+def decision_event(decision: Decision, row: Mapping[str, Any] | None, *, with_row: bool = True) -> Event:
+    """Return the event that stores a decision.
+
+    Args:
+        row: the last event it rests on, as parsed; None if there never was one or the log no longer has it.
+        with_row: put that event into the decision; without, who needs it finds it by its sequence.
+    """
+    data: JsonObject = {
+        "automation": {"name": decision.automation, "version": decision.version},
+        "kind": decision.kind,
+        "key": decision.key,
+        "keys": list(decision.keys),
+        "count": decision.count,
+        "suppressed": decision.suppressed,
+        "at": _stamp(decision.at),
+        "events": [{"id": r.id, "seq": r.seq, "time": _stamp(r.time)} for r in decision.refs[-MAX_REFS:]],
+    }
+    if decision.shadow:
+        data["shadow"] = True
+    if decision.what == "triggered":
+        data["actions"] = list(decision.actions)
+        if row is not None and with_row:
+            data["event"] = dict(row)
+    else:
+        data["reason"] = decision.reason
+        if decision.until is not None:
+            data["until"] = _stamp(decision.until)
+    attributes: dict[str, Any] = {"causaldepth": decision.depth + 1}
+    if row is not None:
+        attributes["correlationid"] = row.get("correlationid") or row.get("id")
+        attributes["causationid"] = row.get("id")
+        attributes["traceparent"] = row.get("traceparent")
+    elif decision.refs:
+        attributes["causationid"] = decision.refs[-1].id
+    return Event(
+        type=TRIGGERED if decision.what == "triggered" else SUPPRESSED,
+        source=SOURCE,
+        id=decision.id,
+        subject=f"automation/{decision.automation}",
+        time=datetime.fromtimestamp(decision.recorded, UTC),
+        data=data,
+        **attributes,
+    )

@@ -1,0 +1,480 @@
+"""The rule engine: follows the log, folds it, stores what is decided.
+
+One leads at a time, by a lease; the others stand by. The leader takes the last checkpoint, folds on from there, and
+appends its decisions under ids that belong to them, so that a decision made again after a crash is the same event.
+Changes of rules and the passing of deadlines go through the log as well (``automation.adopted``, ``automation.due``),
+which makes what is decided a function of the log alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any, Self
+
+import anyio
+import orjson
+from anyio import AsyncContextManagerMixin
+from anyio.abc import TaskStatus
+
+from ..bus import Bus, Entry, Event, Recorded
+from ..bus.subject import PREFIX, STATE_HEADER
+from ..clock import SYSTEM_CLOCK, Clock
+from ..config import AutomationsConfig
+from ..errors import BusUnavailable, EventTooLarge, LogRewound
+from ..vocabulary import JsonObject, derived_id, new_id
+from .checkpoint import Checkpoints, Deposed
+from .decision import ADOPTED, DUE, SOURCE, SUPPRESSED, TRIGGERED, Decision, decision_event
+from .fold import Fold, FoldConfig
+from .model import parse_automation
+from .problem import RuleInvalid
+
+__all__ = ["RuleEngine"]
+
+log = logging.getLogger(__name__)
+
+LEASE = "automations"
+_BACK_OFF_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
+_DECISIONS = (PREFIX + TRIGGERED, PREFIX + SUPPRESSED)
+_BATCH = 500
+_ROW_BYTES = 256 * 1024
+_LONGEST_SLEEP_S = 30.0
+_READY_S = 30.0
+_DEFINITIONS_AT_ONCE = 500
+
+
+class RuleEngine(AsyncContextManagerMixin):
+    """The service. Entered means: it leads and every rule there is is in force, or another one leads.
+
+    Args:
+        name: how it is called where people ask who leads.
+        lease_ttl_s: how long after the leader's last sign of life another takes over.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        config: AutomationsConfig,
+        clock: Clock = SYSTEM_CLOCK,
+        *,
+        name: str | None = None,
+        lease_ttl_s: float = 5.0,
+    ) -> None:
+        self._bus, self._config, self._clock = bus, config, clock
+        self._name = name or f"automations-{new_id()[-12:]}"
+        self._ttl_s = lease_ttl_s
+        self._term: _Term | None = None
+        self._led = anyio.Event()
+
+    @property
+    def is_leader(self) -> bool:
+        """Whether this one decides now, having caught up with the log."""
+        return self._term is not None
+
+    @property
+    def status(self) -> JsonObject:
+        """What it knows: ``leader, rules, keys, seq`` and the rules that do not load, with their errors."""
+        term = self._term
+        if term is None:
+            return {"leader": False}
+        errors: Any = {**term.fold.errors, **term.refused}
+        return {
+            "leader": True, "rules": len(term.fold.automations), "keys": term.fold.keys(), "seq": term.fold.seq,
+            "errors": errors,
+        }  # fmt: skip
+
+    @property
+    def fold(self) -> Fold | None:
+        """The state it leads with, to be looked at only; None on a standby."""
+        return self._term.fold if self._term is not None else None
+
+    async def leading(self) -> None:
+        """Wait until this one leads and has caught up."""
+        while self._term is None:
+            await self._led.wait()
+
+    @asynccontextmanager
+    async def __asynccontextmanager__(self) -> AsyncGenerator[Self]:
+        lease = self._bus.lease(LEASE, holder=self._name, ttl_s=self._ttl_s)
+        async with anyio.create_task_group() as tg:
+            holder = await lease.holder_now()
+            tg.start_soon(self._stand)
+            if holder is None:
+                # The first one ever has no checkpoint to begin behind, so events must not come before it is there.
+                with anyio.move_on_after(_READY_S):
+                    while self._term is None and await lease.holder_now() in (None, self._name):
+                        with anyio.move_on_after(0.2):
+                            await self.leading()
+            try:
+                yield self
+            finally:
+                tg.cancel_scope.cancel()
+
+    async def _stand(self) -> None:
+        tries = 0
+        while True:
+            try:
+                async with self._bus.lease(LEASE, holder=self._name, ttl_s=self._ttl_s).held():
+                    tries = 0
+                    term = _Term(self._bus, self._config, self._clock)
+                    try:
+                        await term.lead(partial(self._set_term, term))
+                    finally:
+                        self._term, self._led = None, anyio.Event()
+            except* Deposed:
+                log.warning("automations.deposed", extra={"holder": self._name})
+            except* (BusUnavailable, LogRewound) as group:
+                log.warning("automations.waits_for_broker", extra={"error": str(group.exceptions[0])})
+            await anyio.sleep(_BACK_OFF_S[min(tries, len(_BACK_OFF_S) - 1)])
+            tries += 1
+
+    def _set_term(self, term: _Term) -> None:
+        self._term = term
+        self._led.set()
+        log.info("automations.leads", extra={"holder": self._name, "rules": len(term.fold.automations)})
+
+
+@dataclass(frozen=True, slots=True)
+class _Snapshot:
+    """The fold at one place of the log, to be put down. ``definitions`` is None when the stored ones still hold."""
+
+    seq: int
+    generation: int
+    definitions: bytes | None
+    state: bytes
+
+
+class _Term:
+    """One term of office. ``lead`` ends by being cancelled, deposed, or losing the broker."""
+
+    def __init__(self, bus: Bus, config: AutomationsConfig, clock: Clock) -> None:
+        self._bus, self._config, self._clock = bus, config, clock
+        self.fold_config = FoldConfig(
+            allowed_lateness_s=config.allowed_lateness_s,
+            max_causal_depth=config.max_causal_depth,
+            budget=config.budget_per_minute,
+        )
+        self.fold = Fold(self.fold_config)
+        self.refused: dict[str, str] = {}
+        self._checkpoints = Checkpoints(bus, self.fold_config)
+        self._incarnation = ""
+        self._decided: set[str] = set()  # by an earlier leader, behind the checkpoint
+        self._stored = 0
+        self._progress = anyio.Event()  # a batch has been folded and its decisions stored
+        self._ahead_s = 0.0  # how far the broker's clock is ahead of ours, as far as we can tell
+        self._saving = anyio.Lock()
+        self._saved_seq = 0
+        self._saved_at = 0.0
+        self._save_cost_s = 0.0
+        self._snapshot: _Snapshot | None = None
+
+    async def lead(self, on_ready: Callable[[], object]) -> None:
+        """Catch up, then decide for as long as nobody stops us."""
+        await self._restore()
+        async with anyio.create_task_group() as tg:
+            await tg.start(self._follow)
+            await tg.start(self._watch_definitions)
+            on_ready()
+            tg.start_soon(self._keep_time)
+            tg.start_soon(self._keep_checkpoint)
+            try:
+                await anyio.sleep_forever()
+            finally:
+                with anyio.move_on_after(2, shield=True):
+                    await self._last_save()
+
+    # --- beginning ------------------------------------------------------------------------------------
+
+    async def _restore(self) -> None:
+        restored = await self._checkpoints.take_over()
+        state = await self._bus.log.state()
+        self._incarnation = state.incarnation
+        if restored is not None and restored.incarnation == state.incarnation:
+            self.fold = restored.fold
+            if self.fold.seq > state.last_seq:
+                # A power cut took the log's tail; what the lost events had begun is still the best we know.
+                log.warning("automations.log_rewound", extra={"seq": self.fold.seq, "head": state.last_seq})
+                self.fold.seq = state.last_seq
+            async with self._bus.log.read(_DECISIONS, after=self.fold.seq) as batches:
+                async for batch in batches:
+                    self._decided.update(_event_id(r.raw) for r in batch.records)
+        else:
+            if restored is not None:
+                log.warning(
+                    "automations.other_log", extra={"was": restored.incarnation, "is": state.incarnation}
+                )
+                self.fold = restored.fold.in_another_log(seq=state.last_seq)
+            else:
+                self.fold.seq = state.last_seq
+            self.fold.tick(self._clock.now().timestamp())
+            # At once: events from here on count, also if we die before the first regular checkpoint.
+            await self._write(self._taken())
+        self._stored = self.fold.seq
+
+    # --- folding --------------------------------------------------------------------------------------
+
+    async def _follow(self, *, task_status: TaskStatus[None]) -> None:
+        caught_up = False
+        fold, wants = self.fold, self.fold.wants
+        async with self._bus.log.follow(after=fold.seq, batch=_BATCH) as batches:
+            async for batch in batches:
+                decisions: list[Decision] = []
+                for record in batch.records:
+                    recorded = record.recorded_at.timestamp()
+                    type_ = _type_of(record)
+                    if type_ is not None and not wants(type_):
+                        decisions += fold.skip(seq=record.seq, recorded=recorded)
+                    else:
+                        decisions += fold.step_raw(record.raw, seq=record.seq, recorded=recorded)
+                if decisions:
+                    await self._store(decisions)
+                if batch.records:
+                    self._note_time(batch.records[-1].recorded_at)
+                self._stored = fold.seq
+                if self._is_worth_saving() and not self._saving.locked():
+                    self._snapshot = self._taken()
+                progress, self._progress = self._progress, anyio.Event()
+                progress.set()
+                if not caught_up and batch.pending == 0:
+                    caught_up = True
+                    self._decided.clear()
+                    task_status.started()
+
+    def _note_time(self, recorded_at: datetime) -> None:
+        """Learn how far the broker's clock is ahead; a record is never older than its arrival makes it seem."""
+        ahead = recorded_at.timestamp() - self._clock.now().timestamp()
+        self._ahead_s = max(ahead, self._ahead_s * 0.99, 0.0)
+
+    async def _store(self, decisions: Sequence[Decision]) -> None:
+        """Append decisions; each is stored once, whatever is lost on the way."""
+        events = [await self._event_of(d) for d in decisions if d.id not in self._decided]
+        for decision in decisions:
+            if decision.what == "triggered":
+                log.info(
+                    "automation.triggered",
+                    extra={
+                        "automation": decision.automation,
+                        "key": decision.key,
+                        "count": decision.count,
+                        "decision": decision.id,
+                    },
+                )
+        tries = 0
+        before = self._stored
+        while events:
+            try:
+                await self._bus.log.append_many(events)
+                return
+            except EventTooLarge as exc:
+                events = [_within(e, exc.limit_bytes) for e in events]
+            except BusUnavailable as exc:
+                log.warning("automations.waits_for_broker", extra={"error": str(exc)})
+                await anyio.sleep(_BACK_OFF_S[min(tries, len(_BACK_OFF_S) - 1)])
+                tries += 1
+                # Longer than the broker remembers ids, perhaps: look for what has landed.
+                landed = await self._landed(after=before)
+                events = [e for e in events if e.id not in landed]
+
+    async def _landed(self, *, after: int) -> set[str]:
+        try:
+            async with self._bus.log.read(_DECISIONS, after=after) as batches:
+                return {_event_id(r.raw) async for batch in batches for r in batch.records}
+        except BusUnavailable:
+            return set()
+
+    async def _event_of(self, decision: Decision) -> Event:
+        row = decision.row
+        if row is None and decision.refs:
+            record = await self._bus.log.get(decision.refs[-1].seq)
+            if record is not None:
+                row = orjson.loads(record.raw)
+        event = decision_event(decision, row)
+        if row is not None and decision.what == "triggered" and len(orjson.dumps(row)) > _ROW_BYTES:
+            return decision_event(decision, row, with_row=False)
+        return event
+
+    # --- time -----------------------------------------------------------------------------------------
+
+    async def _keep_time(self) -> None:
+        """Say in the log that a deadline has passed, when nothing else does: then the fold hears of it in order."""
+        while True:
+            progress = self._progress
+            due = self.fold.next_deadline()
+            if due is None:
+                await progress.wait()
+                continue
+            wait_s = due - self._clock.now().timestamp() - self._ahead_s
+            if wait_s > 0:
+                # In slices: a machine that slept, or whose clock was set, must look again.
+                with anyio.move_on_after(min(wait_s, _LONGEST_SLEEP_S)):
+                    await progress.wait()
+                continue
+            event = Event(
+                type=DUE, source=SOURCE, subject="automation", time=self._clock.now(),
+                data={"deadline": datetime.fromtimestamp(due, UTC).isoformat()},
+            )  # fmt: skip
+            try:
+                appended = await self._bus.log.append(event)
+            except BusUnavailable:
+                await anyio.sleep(0.2)
+                continue
+            while self._stored < appended.seq:
+                await self._progress.wait()
+            left_s = due - self.fold.now
+            if left_s > 0:
+                # The broker's clock is behind ours; it is the one that counts.
+                await anyio.sleep(min(left_s, _LONGEST_SLEEP_S))
+
+    # --- definitions ----------------------------------------------------------------------------------
+
+    async def _watch_definitions(self, *, task_status: TaskStatus[None]) -> None:
+        async with self._bus.bucket("automations").watch() as entries:
+            first: list[Event] = []
+            found: set[str] = set()
+            in_history = True
+            async for entry in entries:
+                if entry.key == "":
+                    gone = [name for name in self.fold.automations if name not in found]
+                    first += [_adopted(name, self.fold.revision_of(name) + 1, None) for name in gone]
+                    await self._adopt(first)
+                    in_history = False
+                    task_status.started()
+                    continue
+                found.add(entry.key)
+                event = self._adoption(entry)
+                if event is None:
+                    continue
+                if in_history:
+                    first.append(event)
+                else:
+                    await self._adopt([event])
+
+    def _adoption(self, entry: Entry) -> Event | None:
+        """Return the event that puts a definition in force from here on; None if it is, or does not stand."""
+        name = entry.key
+        if entry.revision <= self.fold.revision_of(name):
+            return None
+        if entry.deleted:
+            self.refused.pop(name, None)
+            return _adopted(name, entry.revision, None)
+        try:
+            automation = parse_automation(entry.value, name=name)
+        except RuleInvalid as exc:
+            # The one in force stays in force, and the status says why this one is not.
+            log.error("automations.rule_refused", extra={"automation": name, "error": str(exc)})
+            self.refused[name] = str(exc)
+            return None
+        self.refused.pop(name, None)
+        return _adopted(name, entry.revision, automation.to_json())
+
+    async def _adopt(self, events: list[Event]) -> None:
+        """Append adoptions and wait until they are in force."""
+        tries = 0
+        for start in range(0, len(events), _DEFINITIONS_AT_ONCE):
+            part = events[start : start + _DEFINITIONS_AT_ONCE]
+            while True:
+                try:
+                    appended = await self._bus.log.append_many(part)
+                    break
+                except BusUnavailable:
+                    await anyio.sleep(_BACK_OFF_S[min(tries, len(_BACK_OFF_S) - 1)])
+                    tries += 1
+            last = max(a.seq for a in appended)
+            while self._stored < last:
+                await self._progress.wait()
+
+    # --- checkpoints ----------------------------------------------------------------------------------
+
+    async def _keep_checkpoint(self) -> None:
+        while True:
+            progress = self._progress
+            snapshot = self._snapshot
+            if snapshot is None and self._stored == self.fold.seq and self._is_worth_saving():
+                snapshot = self._taken()  # nothing happens any more that would have taken it
+            if snapshot is not None:
+                self._snapshot = None
+                try:
+                    await self._write(snapshot)
+                except BusUnavailable as exc:
+                    log.warning("automations.no_checkpoint", extra={"error": str(exc)})
+                    await anyio.sleep(1)
+                continue
+            if self._stored > self._saved_seq:
+                with anyio.move_on_after(
+                    max(0.05, self._saved_at + self._config.checkpoint_s - time.monotonic())
+                ):
+                    await progress.wait()
+            else:
+                await progress.wait()
+
+    def _is_worth_saving(self) -> bool:
+        """Whether it is time: enough events or seconds since the last one, and saving stays a small part of the work."""
+        since = time.monotonic() - self._saved_at
+        if self._stored <= self._saved_seq or since < 20 * self._save_cost_s:
+            return False
+        return (
+            since >= self._config.checkpoint_s
+            or self._stored - self._saved_seq >= self._config.checkpoint_events
+        )
+
+    def _taken(self) -> _Snapshot:
+        """Return the state of this moment, when all that has been decided is stored."""
+        began = time.monotonic()
+        fold = self.fold
+        definitions = (
+            fold.dump_definitions() if self._checkpoints.needs_definitions(fold.generation) else None
+        )
+        snapshot = _Snapshot(fold.seq, fold.generation, definitions, fold.dump_state())
+        self._save_cost_s = time.monotonic() - began
+        self._saved_at, self._saved_seq = time.monotonic(), fold.seq
+        return snapshot
+
+    async def _write(self, snapshot: _Snapshot) -> None:
+        async with self._saving:
+            await self._checkpoints.write(
+                generation=snapshot.generation, definitions=snapshot.definitions, state=snapshot.state,
+                incarnation=self._incarnation,
+            )  # fmt: skip
+
+    async def _last_save(self) -> None:
+        if self._stored != self.fold.seq:
+            return  # decisions are on their way; who comes next makes them again
+        try:
+            await self._write(self._taken())
+        except (BusUnavailable, Deposed) as exc:
+            log.debug("automations.no_last_checkpoint", extra={"error": repr(exc)})
+
+
+def _adopted(name: str, revision: int, definition: JsonObject | None) -> Event:
+    return Event(
+        type=ADOPTED, source=SOURCE, id=derived_id(ADOPTED, name, str(revision)), subject=f"automation/{name}",
+        data={"name": name, "revision": revision, "definition": definition},
+    )  # fmt: skip
+
+
+def _within(event: Event, limit_bytes: int) -> Event:
+    """Return the event without the one it carries, if it is over the broker's limit."""
+    if len(event.to_json()) < limit_bytes - 2048 or not isinstance(event.data, dict):
+        return event
+    return event.replace(data={k: v for k, v in event.data.items() if k != "event"})
+
+
+def _event_id(raw: bytes) -> str:
+    value = orjson.loads(raw)
+    return str(value.get("id", ""))
+
+
+def _type_of(record: Recorded) -> str | None:
+    """Return the event type a record's subject and headers tell, without parsing it; None if they do not."""
+    type_ = record.subject[len(PREFIX) :]
+    if type_.startswith("flow-run."):
+        return type_.rpartition(".")[0] if type_.count(".") == 2 else type_
+    if type_.startswith("task-run."):
+        state = record.headers.get(STATE_HEADER) if record.headers else None
+        return f"task-run.{state}" if state else None
+    return type_

@@ -1,0 +1,156 @@
+"""``if``: a condition in CEL, the Common Expression Language: typed, without side effects, and bounded.
+
+An expression sees the event's attributes by name (``type``, ``subject``, ``data`` …), the whole event as ``event``,
+and in actions also ``key`` and ``count``. It is the escape hatch: unlike ``where`` it cannot be indexed, so it is
+evaluated on every event that gets as far as it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from .path import ATTRIBUTES
+from .problem import did_you_mean
+
+if TYPE_CHECKING:
+    from cel import Program
+
+__all__ = ["Expression", "Outcome", "compile_expression"]
+
+MAX_CHARS = 2000
+MAX_NESTING = 40
+_MAX_LOOPS = 2
+_MAX_STEPS = 100_000
+_LOOP = re.compile(r"\.\s*(all|exists|exists_one|map|filter)\s*\(")
+_STRINGS = re.compile(
+    r"""[rRbB]*('''.*?'''|\"\"\".*?\"\"\"|'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")""", re.DOTALL
+)
+_EXTRA = frozenset({"event", "key", "count", "events", "automation"})
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What an expression came to: ``ok``, and why not if it could not be decided."""
+
+    ok: bool
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Expression:
+    """A compiled expression; ``names`` are the variables it reads, ``loops`` how deep its comprehensions may nest."""
+
+    source: str
+    program: Program
+    names: frozenset[str]
+    loops: int
+
+    def holds(self, event: Any, extra: Mapping[str, Any] | None = None) -> bool:
+        """Return whether it holds; a missing field or a wrong type does not match, and never raises."""
+        return self.decide(event, extra).ok
+
+    def decide(self, event: Any, extra: Mapping[str, Any] | None = None) -> Outcome:
+        """Return whether it holds, and why it could not be decided if so."""
+        context: dict[str, Any] = {}
+        for name in self.names:
+            if extra is not None and name in extra:
+                context[name] = extra[name]
+            elif name == "event":
+                context[name] = event
+            elif name in event:
+                context[name] = event[name]
+        if self.loops and _longest(context) ** self.loops > _MAX_STEPS:
+            return Outcome(False, "the event's arrays are too large for a comprehension in `if`")
+        try:
+            value = self.program.execute(context)
+        except KeyError as exc:
+            return Outcome(False, f"missing {exc.args[0] if exc.args else ''!s}")
+        except Exception as exc:  # somebody else's code: an expression
+            return Outcome(False, str(exc).partition("\n")[0][:200])
+        if value is True:
+            return Outcome(True)
+        return Outcome(False, "" if value is False else f"gave {value!r:.60}, not true or false")
+
+
+def _longest(value: Any) -> int:
+    """Return the length of the longest array, object or text inside ``value``."""
+    longest = 1
+    stack = [value]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, dict):
+            longest = max(longest, len(item))
+            stack.extend(item.values())
+        elif isinstance(item, list):
+            longest = max(longest, len(item))
+            stack.extend(item)
+    return longest
+
+
+def _nesting(text: str) -> tuple[int, int]:
+    """Return how deep brackets nest, and how deep comprehensions do."""
+    depth = deepest = loops = most = 0
+    open_loops: list[int] = []
+    at = 0
+    while at < len(text):
+        found = _LOOP.match(text, at)
+        if found:
+            at = found.end()
+            depth += 1
+            open_loops.append(depth)
+            loops += 1
+        else:
+            if text[at] in "([{":
+                depth += 1
+            elif text[at] in ")]}":
+                if open_loops and open_loops[-1] == depth:
+                    open_loops.pop()
+                    loops -= 1
+                depth -= 1
+            at += 1
+        deepest, most = max(deepest, depth), max(most, loops)
+    return deepest, most
+
+
+@lru_cache(maxsize=1024)
+def compile_expression(source: str) -> Expression:
+    """Return the compiled form of a CEL text.
+
+    Raises:
+        ValueError: it does not parse, reads a name that no event has, or is too large or too deeply nested to bound.
+    """
+    import cel  # kept out of `import hark`
+
+    if not source.strip():
+        raise ValueError("`if` is empty; leave it out")
+    if len(source) > MAX_CHARS:
+        raise ValueError(f"an expression of {len(source)} characters is too long (at most {MAX_CHARS})")
+    bare = _STRINGS.sub("''", source)
+    depth, loops = _nesting(bare)
+    # Every level is a stack frame of the parser; unary operators nest without brackets.
+    if (
+        depth > MAX_NESTING
+        or re.search(r"[!-]{20,}", re.sub(r"\s", "", bare))
+        or bare.count("?") > MAX_NESTING
+    ):
+        raise ValueError(f"the expression nests deeper than {MAX_NESTING}")
+    if loops > _MAX_LOOPS:
+        raise ValueError(f"comprehensions nest deeper than {_MAX_LOOPS}, which cannot be bounded")
+    try:
+        program = cel.compile(source)
+        names = frozenset(program.variables())
+    except Exception as exc:  # the parser reports in several types
+        lines = [line for line in str(exc).splitlines() if line.strip()]
+        raise ValueError(
+            f"{source!r:.80} does not parse: {lines[0].partition('ERROR: <input>:')[2] or lines[0]}"
+        ) from exc
+    unknown = sorted(names - ATTRIBUTES - _EXTRA)
+    if unknown and not loops and len(unknown[0]) > 20:
+        raise ValueError(f"{unknown[0]!r} is no attribute of an event")
+    if unknown and not loops and (hint := did_you_mean(unknown[0], ATTRIBUTES | _EXTRA)):
+        raise ValueError(f"{unknown[0]!r} is no attribute of an event{hint}")
+    return Expression(source, program, names, loops)

@@ -1,0 +1,520 @@
+"""The rule engine's deciding half: a fold over the log, and over nothing else.
+
+``Fold.step`` takes one event with its sequence and the time the broker recorded it, and returns what is decided.
+Changes of rules and the passing of time are events of the log too (``automation.adopted``, ``automation.due``), so
+the same log gives the same decisions, however it is cut into batches and wherever the fold is taken down and
+restored. The same code runs live, in tests with virtual time, and over history.
+
+Per event, in this order: deadlines that lie before its recorded time, then the event itself. Rules are told in the
+order of their names.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import orjson
+
+from ..vocabulary import JsonObject, JsonValue, derived_id
+from .decision import ADOPTED, SOURCE, Decision
+from .form import Firing, Form, Seen, form_of
+from .matcher import Matcher
+from .model import Automation, parse_automation
+from .path import MISSING, follow, values_of
+from .problem import RuleInvalid
+
+__all__ = ["STATE_VERSION", "Fold", "FoldConfig", "keys_of", "show_key"]
+
+STATE_VERSION = 1
+_MAX_KEYS_PER_EVENT = 100
+_DAY_S = 86_400.0
+
+
+@dataclass(frozen=True, slots=True)
+class FoldConfig:
+    """The bounds every rule stands under."""
+
+    allowed_lateness_s: float = 10.0
+    max_causal_depth: int = 8
+    budget: int = 100
+    budget_per_s: float = 60.0
+    say_all: bool = False
+    """Tell every suppression, as tests want it; live, they thin out as they repeat."""
+
+
+@dataclass(slots=True)
+class _Rule:
+    """A rule in force, with its state by key."""
+
+    automation: Automation
+    revision: int
+    form: Form | None
+    actions: tuple[JsonObject, ...]
+    cooling: dict[str, tuple[float, float, int]] = field(default_factory=dict)  # until, recorded, suppressed
+    cooling_sweep: int = 1024
+    budget_from: float = 0.0
+    fired: int = 0
+    held: int = 0  # held back by the budget since it was last told
+
+    def dump(self) -> JsonObject:
+        out: JsonObject = {}
+        if self.form is not None and (self.form.keys() or self.automation.kind != "count"):
+            out["form"] = self.form.dump()
+        if self.cooling:
+            cooling: Any = self.cooling
+            out["cooling"] = cooling
+        if self.fired or self.held:
+            out["budget"] = [self.budget_from, self.fired, self.held]
+        return out
+
+
+class Fold:
+    """All rules in force and their state. Not thread-safe; one owner."""
+
+    def __init__(self, config: FoldConfig | None = None) -> None:
+        self.config = config or FoldConfig()
+        self.seq = 0
+        self.now = 0.0
+        self.errors: dict[str, str] = {}
+        self._rules: dict[str, _Rule] = {}
+        self._matcher: Matcher[tuple[str, int]] = Matcher()
+        self._heap: list[tuple[float, str, str]] = []
+        self._heap_limit = 1024
+        self._removed: dict[str, int] = {}
+        self.generation = 0
+        """Grows with every change of the rules in force."""
+
+    # --- looking --------------------------------------------------------------------------------------
+
+    @property
+    def automations(self) -> dict[str, Automation]:
+        """The rules in force (paused ones too), by name."""
+        return {name: rule.automation for name, rule in sorted(self._rules.items())}
+
+    def revision_of(self, name: str) -> int:
+        """Return the revision of the definition in force, or of the removal; 0 if the name was never heard of."""
+        rule = self._rules.get(name)
+        return rule.revision if rule is not None else self._removed.get(name, 0)
+
+    def keys(self) -> int:
+        """Return how many keys have state, over all rules."""
+        return sum(rule.form.keys() for rule in self._rules.values() if rule.form is not None)
+
+    def window(self, name: str, key: str) -> int:
+        """Return how many events rule ``name`` has counted for a key."""
+        rule = self._rules.get(name)
+        return rule.form.window(key) if rule is not None and rule.form is not None else 0
+
+    def cooling_until(self, name: str, key: str) -> float | None:
+        """Return until when a key's firings are held back by the cooldown, None if they are not."""
+        rule = self._rules.get(name)
+        cooling = rule.cooling.get(key) if rule is not None else None
+        return cooling[0] if cooling is not None else None
+
+    def wants(self, type_: str) -> bool:
+        """Return whether any rule could match an event of this type; others need not be parsed."""
+        return type_ == ADOPTED or self._matcher.wants(type_)
+
+    def next_deadline(self) -> float | None:
+        """Return the earliest deadline that is still open, in seconds since 1970."""
+        heap = self._heap
+        while heap:
+            at, name, key = heap[0]
+            rule = self._rules.get(name)
+            if rule is not None and rule.form is not None and rule.form.deadline(key) == at:
+                return at
+            heapq.heappop(heap)
+        return None
+
+    # --- deciding -------------------------------------------------------------------------------------
+
+    def step_raw(self, raw: bytes, *, seq: int, recorded: float) -> list[Decision]:
+        """``step`` for the stored bytes. What is not a JSON object moves time on and no more."""
+        try:
+            row = orjson.loads(raw)
+        except orjson.JSONDecodeError:
+            row = None
+        if not isinstance(row, dict) or not isinstance(row.get("type"), str):
+            return self.skip(seq=seq, recorded=recorded)
+        return self.step(row, seq=seq, recorded=recorded)
+
+    def skip(self, *, seq: int, recorded: float) -> list[Decision]:
+        """Pass over an event no rule wants (see ``wants``): only time moves on."""
+        decisions = self.tick(recorded)
+        self.seq = seq
+        return decisions
+
+    def tick(self, now: float) -> list[Decision]:
+        """Move time on to ``now`` (never back) and return what the deadlines before it decide."""
+        if now <= self.now:
+            now = self.now
+        self.now = now
+        heap = self._heap
+        if not heap or heap[0][0] > now:
+            return []
+        decisions: list[Decision] = []
+        while heap and heap[0][0] <= now:
+            at, name, key = heapq.heappop(heap)
+            rule = self._rules.get(name)
+            if rule is None or rule.form is None:
+                continue
+            firing = rule.form.due(key, at, now)
+            if firing is not None:
+                self._fire(rule, key, firing, now, decisions)
+        return decisions
+
+    def step(self, row: dict[str, Any], *, seq: int, recorded: float) -> list[Decision]:
+        """Fold one event of the log.
+
+        Args:
+            row: the parsed CloudEvent.
+            seq: its place in the log; not above the last one: nothing happens.
+            recorded: when the broker stored it, in seconds since 1970.
+        Returns:
+            What is decided, in order.
+        """
+        if seq <= self.seq:
+            return []
+        decisions = self.tick(recorded)
+        self.seq = seq
+        recorded = self.now
+        type_ = row["type"]
+        if type_ == ADOPTED and row.get("source") == SOURCE:
+            self._adopted(row)
+            return decisions
+        hits = self._matcher.match(row)
+        if not hits:
+            return decisions
+        if len(hits) > 1:
+            hits.sort()
+        seen = _seen(row, seq, recorded)
+        own = _rule_spoken_of(row) if type_.startswith(("automation.", "action.")) else None
+        for name, role in hits:
+            rule = self._rules[name]
+            if rule.form is None or name == own:
+                continue  # a rule does not react to its own firings and actions
+            for key in keys_of(rule.automation, row):
+                firing = rule.form.event(role, key, seen)
+                if firing is not None:
+                    self._fire(rule, key, firing, recorded, decisions)
+        return decisions
+
+    def _fire(self, rule: _Rule, key: str, firing: Firing, recorded: float, out: list[Decision]) -> None:
+        """Let a firing through, or hold it back: depth, then cooldown, then budget."""
+        config, automation = self.config, rule.automation
+        if firing.depth >= config.max_causal_depth:
+            # Deeper ones are the echo of this; saying each would be the very storm this stops.
+            if firing.depth == config.max_causal_depth:
+                out.append(self._decision(rule, key, firing, recorded, reason="depth", suppressed=1))
+            return
+        before = 0
+        if automation.cooldown is not None:
+            cooling = rule.cooling.get(key)
+            if cooling is not None:
+                until, since, before = cooling
+                fresh = recorded - since <= automation.cooldown + config.allowed_lateness_s
+                if fresh and firing.at < until:
+                    rule.cooling[key] = (until, since, before + 1)
+                    if config.say_all or _worth_saying(before + 1):
+                        out.append(
+                            self._decision(
+                                rule,
+                                key,
+                                firing,
+                                recorded,
+                                reason="cooldown",
+                                suppressed=before + 1,
+                                until=until,
+                            )
+                        )
+                    return
+                if recorded - since > automation.cooldown + config.allowed_lateness_s + _DAY_S:
+                    before = 0
+        limit, per_s = (
+            (automation.budget.count, automation.budget.per_s)
+            if automation.budget
+            else (config.budget, config.budget_per_s)
+        )
+        if recorded - rule.budget_from >= per_s:
+            rule.budget_from, rule.fired = recorded, 0
+        if rule.fired >= limit:
+            rule.held += 1
+            if config.say_all or _worth_saying(rule.held):
+                out.append(
+                    self._decision(
+                        rule,
+                        key,
+                        firing,
+                        recorded,
+                        reason="budget",
+                        suppressed=rule.held,
+                        until=rule.budget_from + per_s,
+                    )
+                )
+            return
+        rule.fired += 1
+        before += rule.held
+        rule.held = 0
+        if automation.cooldown is not None:
+            rule.cooling[key] = (firing.at + automation.cooldown, recorded, 0)
+            if len(rule.cooling) >= rule.cooling_sweep:
+                keep = automation.cooldown + config.allowed_lateness_s
+                rule.cooling = {
+                    k: c
+                    for k, c in rule.cooling.items()
+                    if recorded - c[1] <= keep + (_DAY_S if c[2] else 0.0)
+                }
+                rule.cooling_sweep = max(1024, 2 * len(rule.cooling))
+        out.append(self._decision(rule, key, firing, recorded, suppressed=before))
+
+    def _decision(
+        self,
+        rule: _Rule,
+        key: str,
+        firing: Firing,
+        recorded: float,
+        *,
+        suppressed: int,
+        reason: str = "",
+        until: float | None = None,
+    ) -> Decision:
+        automation = rule.automation
+        what = "suppressed" if reason else "triggered"
+        ids = [ref.id for ref in firing.refs]
+        keys = key_values(automation, key)
+        return Decision(
+            id=derived_id(f"automation.{what}", automation.name, automation.version, key, firing.mark, *ids),
+            what="suppressed" if reason else "triggered", automation=automation.name, version=automation.version,
+            key=show_key(keys), keys=keys, count=firing.count, at=firing.at, recorded=recorded, refs=firing.refs,
+            row=firing.row, depth=firing.depth,
+            actions=() if reason or automation.mode == "shadow" else rule.actions,
+            suppressed=suppressed, reason=reason, until=until, shadow=automation.mode == "shadow", kind=automation.kind,
+        )  # fmt: skip
+
+    def in_another_log(self, *, seq: int) -> Fold:
+        """Return a fold with these rules and no state, to begin in another log at ``seq``."""
+        fold = Fold(self.config)
+        fold.seq = seq
+        for rule in self._rules.values():
+            fold.adopt(rule.automation, revision=rule.revision)
+        return fold
+
+    # --- rules come and go ----------------------------------------------------------------------------
+
+    def _adopted(self, row: dict[str, Any]) -> None:
+        data = row.get("data")
+        if not isinstance(data, dict):
+            return
+        name, revision, definition = data.get("name"), data.get("revision"), data.get("definition")
+        if not isinstance(name, str) or not isinstance(revision, int) or revision <= self.revision_of(name):
+            return
+        if definition is None:
+            self.remove(name, revision=revision)
+            return
+        try:
+            automation = parse_automation(definition, name=name)
+        except RuleInvalid as exc:
+            # Written by a newer version, perhaps. What was in force stays, and says so.
+            self.errors[name] = str(exc)
+            return
+        self.adopt(automation, revision=revision)
+
+    def adopt(self, automation: Automation, *, revision: int = 1) -> None:
+        """Put a rule in force from here on; its windows stay if what they depend on has not changed."""
+        name = automation.name
+        self.generation += 1
+        self.errors.pop(name, None)
+        old = self._rules.get(name)
+        keeps = (
+            old is not None
+            and old.form is not None
+            and not automation.paused
+            and old.automation.matching_version == automation.matching_version
+        )
+        actions: tuple[JsonObject, ...] = tuple(automation.to_json().get("do") or ())  # type: ignore[arg-type]
+        if keeps and old is not None:
+            old.automation, old.revision, old.actions = automation, revision, actions
+            return
+        if old is not None:
+            self._unlist(old)
+        rule = _Rule(automation, revision, None, actions)
+        if old is not None:
+            rule.budget_from, rule.fired, rule.held = old.budget_from, old.fired, old.held
+            if old.automation.matching_version == automation.matching_version:
+                rule.cooling = old.cooling
+        self._enlist(rule)
+        if rule.form is not None:
+            rule.form.start(self.now)
+
+    def remove(self, name: str, *, revision: int = 0) -> None:
+        """Take a rule and its state away."""
+        self.generation += 1
+        old = self._rules.pop(name, None)
+        self.errors.pop(name, None)
+        if old is not None:
+            self._unlist(old)
+        if revision:
+            self._removed[name] = revision
+            while len(self._removed) > 10_000:
+                del self._removed[next(iter(self._removed))]
+
+    def _enlist(self, rule: _Rule) -> None:
+        automation = rule.automation
+        self._rules[automation.name] = rule
+        self._removed.pop(automation.name, None)
+        if automation.paused:
+            return
+        name = automation.name
+
+        def arm(key: str, at: float) -> None:
+            heapq.heappush(self._heap, (at, name, key))
+            if len(self._heap) > self._heap_limit:
+                self._heap[:] = self._open_deadlines()  # in place: `tick` may be in the middle of it
+                heapq.heapify(self._heap)
+                self._heap_limit = max(1024, 2 * len(self._heap))
+
+        rule.form = form_of(automation, lateness_s=self.config.allowed_lateness_s, arm=arm)
+        for index, role in enumerate(rule.form.roles):
+            self._matcher.add((name, index), role.types, role.node, extra=role.extra)
+
+    def _unlist(self, rule: _Rule) -> None:
+        for index in itertools.count():
+            if (rule.automation.name, index) not in self._matcher:
+                break
+            self._matcher.remove((rule.automation.name, index))
+        rule.form = None
+
+    def _open_deadlines(self) -> list[tuple[float, str, str]]:
+        return [
+            (at, name, key)
+            for name, rule in self._rules.items()
+            if rule.form is not None
+            for key, at in rule.form.deadlines()
+        ]
+
+    # --- taking down and restoring --------------------------------------------------------------------
+
+    def dump_definitions(self) -> bytes:
+        """Return the rules in force, for ``restore``. They change rarely and are large."""
+        rules: JsonObject = {
+            name: {"revision": rule.revision, "definition": rule.automation.to_json()}
+            for name, rule in self._rules.items()
+        }
+        removed: Any = self._removed
+        return orjson.dumps({"v": STATE_VERSION, "rules": rules, "removed": removed})
+
+    def dump_state(self) -> bytes:
+        """Return the state by rule and key, with the place in the log it belongs to."""
+        rules = {name: dumped for name, rule in self._rules.items() if (dumped := rule.dump())}
+        return orjson.dumps({"v": STATE_VERSION, "seq": self.seq, "now": self.now, "rules": rules})
+
+    @classmethod
+    def restore(cls, definitions: bytes, state: bytes, config: FoldConfig | None = None) -> Fold:
+        """Return the fold that was dumped.
+
+        Raises:
+            ValueError: the state was written by another version of this code.
+        """
+        fold = cls(config)
+        defined, stated = orjson.loads(definitions), orjson.loads(state)
+        for part in (defined, stated):
+            if part.get("v") != STATE_VERSION:
+                raise ValueError(f"rule state of version {part.get('v')!r}, this is version {STATE_VERSION}")
+        fold.seq, fold.now = stated["seq"], stated["now"]
+        for name, entry in defined["rules"].items():
+            try:
+                automation = parse_automation(entry["definition"], name=name)
+            except RuleInvalid as exc:
+                fold.errors[name] = str(exc)
+                continue
+            rule = _Rule(automation, entry["revision"], None, tuple(automation.to_json().get("do") or ()))  # type: ignore[arg-type]
+            fold._enlist(rule)
+            own = stated["rules"].get(name, {})
+            if rule.form is not None and "form" in own:
+                rule.form.load(own["form"])
+            rule.cooling = {key: tuple(c) for key, c in own.get("cooling", {}).items()}
+            if "budget" in own:
+                rule.budget_from, rule.fired, rule.held = own["budget"]
+        fold._removed = dict(defined.get("removed", {}))
+        fold._heap = fold._open_deadlines()
+        heapq.heapify(fold._heap)
+        fold._heap_limit = max(1024, 2 * len(fold._heap))
+        return fold
+
+
+def _worth_saying(n: int) -> bool:
+    """Return whether the ``n``-th suppression is told: each of the first ten, then 20, 30 … 100, 200 … and so on."""
+    while n > 10 and n % 10 == 0:
+        n //= 10
+    return n <= 10
+
+
+def _seen(row: dict[str, Any], seq: int, recorded: float) -> Seen:
+    time = recorded
+    text = row.get("time")
+    if text.__class__ is str:
+        # An event cannot occur after it was recorded: a clock that runs ahead would hold windows open for ever.
+        with suppress(ValueError):
+            time = min(datetime.fromisoformat(text).timestamp(), recorded)
+    depth = row.get("causaldepth", 0)
+    return Seen(row, seq, recorded, time, str(row.get("id", "")), depth if depth.__class__ is int else 0)
+
+
+def _rule_spoken_of(row: dict[str, Any]) -> str | None:
+    data = row.get("data")
+    name = data.get("automation") if isinstance(data, dict) else None
+    if isinstance(name, dict):
+        name = name.get("name")
+    return name if isinstance(name, str) else None
+
+
+def keys_of(automation: Automation, row: dict[str, Any]) -> list[str]:
+    """Return the keys an event belongs to under ``for_each``: one per value; none if a path leads nowhere.
+
+    Without ``for_each`` the one key is the empty text. A text stands for itself; other values, and several paths,
+    are written as JSON behind a tab.
+    """
+    paths = automation.key_paths
+    if not paths:
+        return [""]
+    if len(paths) == 1:
+        found = follow(row, paths[0])
+        if found.__class__ is str:
+            return [found] if found[:1] != "\t" else ["\t" + orjson.dumps(found).decode()]
+        return list(
+            dict.fromkeys(_key_text(v) for v in itertools.islice(_scalars(found), _MAX_KEYS_PER_EVENT))
+        )
+    columns = [list(itertools.islice(_scalars(follow(row, path)), _MAX_KEYS_PER_EVENT)) for path in paths]
+    combos = itertools.islice(itertools.product(*columns), _MAX_KEYS_PER_EVENT)
+    return list(dict.fromkeys("\t" + orjson.dumps(combo).decode() for combo in combos))
+
+
+def _scalars(found: Any) -> Iterator[Any]:
+    for value in values_of(found):
+        if value is not None and value is not MISSING and not isinstance(value, dict):
+            yield value
+
+
+def _key_text(value: Any) -> str:
+    return value if value.__class__ is str and value[:1] != "\t" else "\t" + orjson.dumps(value).decode()
+
+
+def key_values(automation: Automation, key: str) -> tuple[JsonValue, ...]:
+    """Return the values a key stands for, one per path of ``for_each``."""
+    if not automation.key_paths:
+        return ()
+    if key[:1] != "\t":
+        return (key,)
+    value = orjson.loads(key[1:])
+    return tuple(value) if len(automation.key_paths) > 1 else (value,)
+
+
+def show_key(values: tuple[JsonValue, ...]) -> str:
+    """Return a key as people read it: its values, several separated by a slash."""
+    return "/".join(v if isinstance(v, str) else orjson.dumps(v).decode() for v in values)

@@ -1,0 +1,180 @@
+"""What in a rule that stands is likely a mistake: told as warnings, never refused."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+
+from .action import Emit, Notify, Run
+from .comparison import Comparison
+from .condition import AllOf, Compare, Exists, Node, Not
+from .matcher import indexed_by, pattern_covers
+from .model import Automation
+from .path import ATTRIBUTES, Path, parse_path, show_path
+from .problem import Loc, did_you_mean
+from .where import leaves
+
+__all__ = ["Warned", "lint_automation"]
+
+
+@dataclass(frozen=True, slots=True)
+class Warned:
+    """A warning about a rule. ``loc`` are the keys that lead to what it is about; ``hint`` says what to do."""
+
+    loc: Loc
+    message: str
+    hint: str = ""
+
+    def __str__(self) -> str:
+        where = ".".join(str(part) for part in self.loc)
+        return f"{where}: {self.message}" + (f"; {self.hint}" if self.hint else "")
+
+
+def lint_automation(
+    automation: Automation, *, known: Mapping[str, Collection[str]] | None = None
+) -> list[Warned]:
+    """Return what is likely wrong with a rule that stands.
+
+    Args:
+        known: names that exist, by bucket (``deployments``, ``channels``); a bucket that is not given is not checked.
+    """
+    return [*_matching(automation), *_actions(automation, known or {}), *_timing(automation)]
+
+
+def _patterns(automation: Automation) -> Iterator[tuple[Loc, tuple[str, ...], Node | None, str | None]]:
+    if automation.on is not None:
+        yield ("on",), automation.on, automation.node, automation.if_
+    for name in ("after", "expect"):
+        pattern = getattr(automation, name)
+        if pattern is not None:
+            nodes = tuple(n for n in (automation.node, pattern.node) if n is not None)
+            yield (name,), pattern.on, AllOf(nodes) if nodes else None, pattern.if_ or automation.if_
+
+
+def _matching(automation: Automation) -> Iterator[Warned]:
+    for loc, types, node, if_ in _patterns(automation):
+        if if_ is not None:
+            yield Warned(
+                (*loc[:-1], "if"),
+                "`if` is not indexed: it is evaluated for every event that gets as far as it",
+                "say in `where` what can be said there",
+            )
+        if not indexed_by(types, node, has_if=if_ is not None):
+            yield Warned(
+                loc,
+                "nothing to look this rule up by: it is checked for every event of every type",
+                "name the event types, or a value that has to be equal",
+            )
+        for message in _contradictions(node):
+            yield Warned(("where",), message, "the rule can never fire")
+    for path in automation.key_paths:
+        if len(path) == 1 and path[0] not in ATTRIBUTES:
+            yield Warned(
+                ("for_each",),
+                f"{path[0]!r} is no usual event attribute",
+                f"fields of the payload begin with data: data.{path[0]}",
+            )
+    for key in automation.where or {}:
+        if key in ("any", "all", "not"):
+            continue
+        path = parse_path(key)
+        if len(path) == 1 and path[0] not in ATTRIBUTES:
+            hint = (
+                did_you_mean(path[0], ATTRIBUTES).removeprefix("; ")
+                or f"fields of the payload begin with data: data.{path[0]}"
+            )
+            yield Warned(("where", key), f"{key!r} is no usual event attribute", hint)
+
+
+def _contradictions(node: Node | None) -> Iterator[str]:
+    """Yield pairs of conditions on one single-valued path that cannot both hold. Cheap ones only."""
+    by_path: dict[Path, list[Comparison]] = {}
+    absent: set[Path] = set()
+    refused: dict[Path, list[Comparison]] = {}
+    for leaf in leaves(node):
+        match leaf:
+            case Compare(path, tests):
+                by_path.setdefault(path, []).extend(tests)
+            case Exists(path, wanted) if not wanted:
+                absent.add(path)
+            case Not(Compare(_, (test,)), path) if path is not None and test.op == "in":
+                refused.setdefault(path, []).append(test)
+    for path, wanted_tests in by_path.items():
+        shown = show_path(path)
+        if any(path[: len(gone)] == gone for gone in absent):
+            yield f"{shown} has to be there and not to be there"
+        low = max(
+            (t.operand[0] for t in wanted_tests if t.op in ("gt", "gte") and not hasattr(t.operand[0], "at")),
+            default=None,
+        )
+        high = min(
+            (t.operand[0] for t in wanted_tests if t.op in ("lt", "lte") and not hasattr(t.operand[0], "at")),
+            default=None,
+        )
+        if low is not None and high is not None and low > high and len(path) == 1:
+            yield f"{shown} has to be above {low} and below {high}"
+        for test in wanted_tests:
+            if test.op == "in" and any(
+                set(map(repr, test.operand)) <= set(map(repr, no.operand)) for no in refused.get(path, ())
+            ):
+                yield f"{shown} has to be {' or '.join(map(repr, test.operand))} and must not be"
+
+
+def _actions(automation: Automation, known: Mapping[str, Collection[str]]) -> Iterator[Warned]:
+    if not automation.do:
+        yield Warned(
+            ("do",),
+            "the rule does nothing when it fires",
+            "add `do:`, or leave it as a record of what happened",
+        )
+    for i, action in enumerate(automation.do):
+        match action:
+            case Run(run=name) if (
+                "deployments" in known and "{{" not in name and name not in known["deployments"]
+            ):
+                yield Warned(
+                    ("do", i, "run"),
+                    f"there is no deployment named {name!r}",
+                    did_you_mean(name, known["deployments"]).removeprefix("; "),
+                )
+            case Notify(notify=channels):
+                for name in channels:
+                    if (
+                        "channels" in known
+                        and "{{" not in name
+                        and "://" not in name
+                        and name not in known["channels"]
+                    ):
+                        yield Warned(
+                            ("do", i, "notify"),
+                            f"there is no channel named {name!r}",
+                            did_you_mean(name, known["channels"]).removeprefix("; "),
+                        )
+            case Emit(emit=type_) if (
+                "{{" not in type_ and automation.on and any(pattern_covers(p, type_) for p in automation.on)
+            ):
+                yield Warned(
+                    ("do", i, "emit"),
+                    f"the rule emits {type_!r}, which it reacts to itself",
+                    "it stops at the causal depth limit; use another type, or a `where` that leaves it out",
+                )
+
+
+def _timing(automation: Automation) -> Iterator[Warned]:
+    if (
+        automation.cooldown is not None
+        and automation.for_each is None
+        and automation.on is not None
+        and any(t[-1] in "*>" for t in automation.on)
+    ):
+        yield Warned(
+            ("cooldown",),
+            "one cooldown for all events of several types",
+            "use `for_each` for one per thing the events are about",
+        )
+    if automation.after is not None and automation.for_each is None:
+        yield Warned(
+            ("for_each",),
+            "without `for_each` any expected event answers any opening one",
+            "name what they have in common: for_each: subject",
+        )

@@ -1,0 +1,557 @@
+"""The outbox: carries out the actions of stored decisions, each once, whatever dies in between.
+
+It shares the stream of decisions with every other outbox. For each action there is one key in the bucket ``outbox``,
+``<decision>/<place in the rule>``, that says how far it has got: claimed, waiting for a retry, done, dead. Every
+change of it is guarded, so of two that want the same action one gets it. A failed action is tried again with growing
+pauses; the decision stays with the broker meanwhile, so a wait outlives every process. After the last try it is a
+dead letter, until somebody redrives or drops it.
+
+Crashes: an action that was claimed and not finished is done again by whoever gets the decision next, under the same
+key. The receiving side can tell (see ``perform.py``); one that cannot may see it twice, across a crash only.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any, Protocol, Self
+
+import anyio
+import orjson
+from anyio import AsyncContextManagerMixin
+from anyio.abc import TaskGroup
+from pydantic import ValidationError
+
+from ..bus import Bus, Entry, Event, Recorded
+from ..bus.consumer import Consumer, Item
+from ..bus.event import format_time, parse_time
+from ..bus.subject import PREFIX
+from ..clock import SYSTEM_CLOCK, Clock
+from ..config import AutomationsConfig
+from ..errors import AlreadyHeld, BusUnavailable, GuardFailed, HarkError
+from ..vocabulary import JsonObject, derived_id, new_id
+from .action import Action, parse_action, wait_before_retry_s
+from .decision import TRIGGERED
+from .expression import compile_expression
+from .perform import ActionFailed, Firing, failure_of
+from .problem import problems_of
+
+__all__ = ["ACTION_SOURCE", "ActionState", "Doer", "Outbox", "action_event"]
+
+log = logging.getLogger(__name__)
+
+DURABLE = "outbox"
+BUCKET = "outbox"
+ACTION_SOURCE = "/hark/actions"
+REDRIVEN = "action.redriven"
+ACK_WAIT_S = 6.0
+"""A process that has been silent for this long has lost its decisions to others."""
+MAX_WAITING = 10_000
+"""Decisions in hand or waiting for a retry, over all outboxes; beyond, new ones wait in the log."""
+KEEP_S = 2 * 86400
+"""How long a finished action is remembered: longer than any repeat of its decision can come."""
+_DEDUP_SURE_S = 60.0
+_BACKOFF_S = 2.0
+_LONGEST_BACKOFF_S = 15 * 60.0
+_GRACE_S = 5.0
+_DEATHS = 5
+"""Tries that ended in nobody knowing how, beyond the retries, after which an action is given up."""
+
+
+class Doer(Protocol):
+    """Does actions; ``Performers`` is the real one."""
+
+    async def perform(self, action: Action, firing: Firing, *, key: str) -> JsonObject: ...
+
+    async def context(self, firing: Firing, action: Action) -> dict[str, Any]: ...
+
+    def redact(self, text: str) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ActionState:
+    """How far an action has got.
+
+    Attributes:
+        state: claimed, waiting, done, skipped, dead or dropped.
+        attempt: tries begun since it was last redriven; round: how often it has been.
+        outcome: the event that says how it ended, for whoever finds it unsaid after a crash.
+        seq: of the decision in the log; decision: a copy of it, kept with a dead letter.
+    """
+
+    state: str
+    attempt: int
+    round: int
+    by: str
+    at: datetime
+    seq: int
+    next_at: datetime | None = None
+    error: str | None = None
+    outcome: JsonObject | None = None
+    decision: JsonObject | None = None
+
+    @property
+    def is_over(self) -> bool:
+        return self.state in ("done", "skipped", "dead", "dropped")
+
+    def to_json(self) -> bytes:
+        out: JsonObject = {
+            "state": self.state, "attempt": self.attempt, "round": self.round, "by": self.by,
+            "at": format_time(self.at), "seq": self.seq,
+        }  # fmt: skip
+        if self.next_at is not None:
+            out["next_at"] = format_time(self.next_at)
+        for name in ("error", "outcome", "decision"):
+            if getattr(self, name) is not None:
+                out[name] = getattr(self, name)
+        return orjson.dumps(out)
+
+    @classmethod
+    def from_json(cls, raw: bytes) -> ActionState:
+        value = orjson.loads(raw)
+        next_at = value.get("next_at")
+        return cls(
+            state=str(value["state"]), attempt=int(value["attempt"]), round=int(value["round"]), by=str(value["by"]),
+            at=parse_time(value["at"]), seq=int(value["seq"]), next_at=parse_time(next_at) if next_at else None,
+            error=value.get("error"), outcome=value.get("outcome"), decision=value.get("decision"),
+        )  # fmt: skip
+
+
+def action_event(
+    word: str, firing: Firing, *, key: str, kind: str, state: ActionState, now: datetime, **more: Any
+) -> Event:
+    """Return the event that says what became of an action. Its id belongs to the key, the try and the word."""
+    data: JsonObject = {
+        "key": key, "firing": firing.event.id, "automation": firing.automation, "kind": kind,
+        "index": int(key.rpartition("/")[2]), "attempt": state.attempt, **more,
+    }  # fmt: skip
+    if state.round:
+        data["round"] = state.round
+    return Event(
+        type=f"action.{word}", source=ACTION_SOURCE, id=derived_id("action", key, word, str(state.round), str(state.attempt)),
+        subject=f"action/{key}", time=now, data=data, **firing.event.caused(),
+    )  # fmt: skip
+
+
+class Outbox(AsyncContextManagerMixin):
+    """The service: any number may run side by side. Leaving gives running actions a few seconds to finish.
+
+    Args:
+        performers: does the actions; entered and left by whoever made it.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        performers: Doer,
+        config: AutomationsConfig,
+        clock: Clock = SYSTEM_CLOCK,
+        *,
+        ack_wait_s: float = ACK_WAIT_S,
+    ) -> None:
+        self._bus, self._performers, self._config, self._clock = bus, performers, config, clock
+        self._bucket = bus.bucket(BUCKET)
+        self._ack_wait_s = ack_wait_s
+        self._name = new_id()
+        self._slots = anyio.CapacityLimiter(config.action_concurrency)
+        # One rule whose target hangs must leave places for the others.
+        self._share = max(1, config.action_concurrency // 2)
+        self._rule_slots: dict[str, anyio.CapacityLimiter] = {}
+        self._in_hand: dict[str, Item] = {}
+        self._running: set[str] = set()
+        self._idle = anyio.Event()
+        self._idle.set()
+
+    @property
+    def in_hand(self) -> int:
+        """How many decisions are being carried out by this one."""
+        return len(self._in_hand)
+
+    @asynccontextmanager
+    async def __asynccontextmanager__(self) -> AsyncGenerator[Self]:
+        filters = [PREFIX + TRIGGERED, PREFIX + REDRIVEN]
+        async with (
+            self._bus.log.consume(
+                DURABLE, filters, ack_wait_s=self._ack_wait_s, max_ack_pending=MAX_WAITING
+            ) as consumer,
+            anyio.create_task_group() as tg,
+        ):
+            fetching = anyio.CancelScope()
+            tg.start_soon(self._fetch, consumer, tg, fetching)
+            tg.start_soon(self._keep_alive)
+            try:
+                yield self
+            finally:
+                fetching.cancel()
+                with anyio.move_on_after(_GRACE_S, shield=True):
+                    while self._in_hand:
+                        await self._idle.wait()
+                tg.cancel_scope.cancel()
+
+    async def _fetch(self, consumer: Consumer, tg: TaskGroup, scope: anyio.CancelScope) -> None:
+        with scope:
+            async for item in consumer:
+                # In hand from here on: kept alive even while it waits for a place.
+                self._in_hand[f"{item.recorded.seq}/{item.deliveries}"] = item
+                self._idle = anyio.Event()
+                tg.start_soon(self._carry_out, item)
+
+    async def _keep_alive(self) -> None:
+        while True:
+            await anyio.sleep(self._ack_wait_s / 3)
+            for item in list(self._in_hand.values()):
+                await item.in_progress()
+
+    async def _carry_out(self, item: Item) -> None:
+        mark = f"{item.recorded.seq}/{item.deliveries}"
+        try:
+            delay_s = await self._firing(item.recorded)
+            if delay_s is None:
+                await item.ack()
+            else:
+                await item.nak(delay_s)
+        except BusUnavailable as exc:
+            log.warning("outbox.waits_for_broker", extra={"seq": item.recorded.seq, "error": str(exc)})
+            await item.nak(1.0)
+        except anyio.get_cancelled_exc_class():
+            with anyio.CancelScope(shield=True):
+                await item.nak()  # another outbox need not wait for our silence to be noticed
+            raise
+        except Exception:
+            # One decision that cannot be read must not stop all the others.
+            log.exception("outbox.unreadable", extra={"seq": item.recorded.seq})
+            await item.term("it cannot be read")
+        finally:
+            self._in_hand.pop(mark, None)
+            if not self._in_hand:
+                self._idle.set()
+
+    # --- one decision ---------------------------------------------------------------------------------
+
+    async def _firing(self, recorded: Recorded) -> float | None:
+        """Do what is to be done now of a decision; return when to come back (s), None when all is over."""
+        event = recorded.event
+        if event.type == REDRIVEN:
+            return await self._redriven(event)
+        firing = Firing.of(event, recorded.seq)
+        actions = firing.data.get("actions") or []
+        if len(actions) == 1:
+            return await self._action(firing, actions[0], 0)
+        waits: list[float] = []
+
+        async def one(i: int, written: Any) -> None:
+            wait_s = await self._action(firing, written, i)
+            if wait_s is not None:
+                waits.append(wait_s)
+
+        failed: BusUnavailable | None = None
+        try:
+            async with anyio.create_task_group() as tg:
+                for i, written in enumerate(actions):
+                    tg.start_soon(one, i, written)
+        except* BusUnavailable as group:
+            failed = _first(group)
+        if failed is not None:
+            raise failed
+        return min(waits) if waits else None
+
+    async def _redriven(self, event: Event) -> float | None:
+        data: Any = event.data
+        key, wanted = str(data["key"]), int(data["round"])
+        entry = await self._bucket.get(key)
+        if entry is None:
+            return None
+        state = ActionState.from_json(entry.value)
+        record = await self._bus.log.get(state.seq)
+        if record is not None:
+            firing = Firing.of(record.event, record.seq)
+        elif state.decision is not None:
+            firing = Firing.of(Event.from_dict(state.decision), state.seq)
+        else:
+            log.error("outbox.decision_gone", extra={"key": key, "seq": state.seq})
+            return None
+        index = int(key.rpartition("/")[2])
+        return await self._action(firing, firing.data["actions"][index], index, round=wanted)
+
+    async def _action(self, firing: Firing, written: Any, index: int, *, round: int = 0) -> float | None:
+        """Bring one action forward; return when to come back, None when it is over."""
+        key = f"{firing.event.id}/{index}"
+        kind = _kind_of(written)
+        claim = await self._claim(key, firing, round=round)
+        if isinstance(claim, float) or claim is None:
+            return claim
+        state, revision = claim
+        self._running.add(key)
+        try:
+            return await self._attempt(key, kind, written, firing, state, revision)
+        finally:
+            self._running.discard(key)
+
+    async def _attempt(
+        self, key: str, kind: str, written: Any, firing: Firing, state: ActionState, revision: int
+    ) -> float | None:
+        began = anyio.current_time()
+        try:
+            if state.attempt > _number_of(written, "retries", self._config.action_retries) + 1 + _DEATHS:
+                raise ActionFailed(
+                    "every process that tried it died, or lost the broker, while it did", again=False
+                )
+            try:
+                action: Action = parse_action(written)
+            except ValidationError as exc:
+                problem = problems_of(exc)[0]
+                raise ActionFailed(f"the action cannot be read: {problem}", again=False) from exc
+            if action.if_ is not None and not await self._wanted(action, firing):
+                event = action_event(
+                    "skipped", firing, key=key, kind=kind, state=state, now=self._clock.now(), reason="if"
+                )
+                await self._finish(
+                    key, replace(state, state="skipped", outcome=event.to_dict()), revision, event
+                )
+                return None
+            rule_slots = self._rule_slots.setdefault(firing.automation, anyio.CapacityLimiter(self._share))
+            async with rule_slots, self._slots:
+                began = anyio.current_time()
+                with anyio.fail_after(action.timeout or self._config.action_timeout_s):
+                    result = await self._performers.perform(action, firing, key=key)
+        except BusUnavailable:
+            # Ours, not the action's fault; the claim stays and is taken up again when the broker is back.
+            raise
+        except Exception as exc:  # somebody else's code: whatever an action runs into is its outcome
+            return await self._failed(
+                exc, key, kind, written, firing, state, revision, anyio.current_time() - began
+            )
+        event = action_event(
+            "executed", firing, key=key, kind=kind, state=state, now=self._clock.now(),
+            duration_s=round_s(anyio.current_time() - began), result=result,
+        )  # fmt: skip
+        log.info(
+            "action.executed",
+            extra={"automation": firing.automation, "kind": kind, "key": key, "attempt": state.attempt},
+        )
+        await self._finish(key, replace(state, state="done", outcome=event.to_dict()), revision, event)
+        return None
+
+    async def _wanted(self, action: Action, firing: Firing) -> bool:
+        assert action.if_ is not None
+        data = firing.data
+        event = data.get("event")
+        names = {
+            "key": data.get("key"),
+            "count": data.get("count"),
+            "automation": {"name": firing.automation},
+        }
+        return compile_expression(action.if_).holds(event if isinstance(event, dict) else {}, names)
+
+    # --- claiming -------------------------------------------------------------------------------------
+
+    async def _claim(self, key: str, firing: Firing, *, round: int) -> tuple[ActionState, int] | float | None:
+        """Return the state of the try that is now ours and its revision; or when to come back; or None: it is over."""
+        now = self._clock.now()
+        state = ActionState("claimed", 1, round, self._name, now, firing.seq)
+        if not round:
+            try:
+                return state, await self._bucket.create(key, state.to_json())
+            except AlreadyHeld:
+                pass
+        while True:
+            entry = await self._bucket.get(key)
+            if entry is None:
+                if round:
+                    return None  # forgotten: it was done or dropped long ago
+                try:
+                    return state, await self._bucket.create(key, state.to_json())
+                except AlreadyHeld:
+                    continue
+            found = ActionState.from_json(entry.value)
+            if found.is_over and not (found.state == "dead" and found.round < round):
+                await self._say_again(found, entry)
+                return None
+            if found.state == "waiting" and found.next_at is not None and found.next_at > now:
+                return (found.next_at - now).total_seconds()
+            if found.state == "claimed" and found.by == self._name:
+                if key in self._running:
+                    return self._ack_wait_s  # it came a second time while we are at it
+            elif found.state == "claimed" and await self._was_executed(key, found):
+                done = replace(found, state="done", at=now)
+                try:
+                    await self._bucket.update(key, done.to_json(), revision=entry.revision, ttl_s=KEEP_S)
+                except GuardFailed:
+                    continue
+                return None
+            if found.state == "dead":
+                taken = replace(state, attempt=1, round=round)
+            else:
+                taken = replace(
+                    found, state="claimed", attempt=found.attempt + 1, by=self._name, at=now, next_at=None
+                )
+            try:
+                return taken, await self._bucket.update(key, taken.to_json(), revision=entry.revision)
+            except GuardFailed:
+                continue
+
+    async def _was_executed(self, key: str, found: ActionState) -> bool:
+        """Return whether the log says that a claimed action was done, by one that died before it could note so."""
+        async with self._bus.log.read(
+            [f"{PREFIX}action.executed"], since=found.at - timedelta(seconds=1)
+        ) as batches:
+            async for batch in batches:
+                for record in batch.records:
+                    data: Any = orjson.loads(record.raw).get("data")
+                    if (
+                        isinstance(data, dict)
+                        and data.get("key") == key
+                        and data.get("round", 0) == found.round
+                    ):
+                        return True
+        return False
+
+    # --- how it ends ----------------------------------------------------------------------------------
+
+    async def _finish(self, key: str, state: ActionState, revision: int, event: Event) -> None:
+        state = replace(state, at=self._clock.now())
+        try:
+            await self._bucket.update(key, state.to_json(), revision=revision, ttl_s=KEEP_S)
+        except GuardFailed:
+            # We were thought dead and somebody took it over; it has been done, so the log shall say so once.
+            log.warning("outbox.taken_over", extra={"key": key})
+        await self._bus.log.append(event)
+
+    async def _failed(
+        self,
+        exc: Exception,
+        key: str,
+        kind: str,
+        written: Any,
+        firing: Firing,
+        state: ActionState,
+        revision: int,
+        took_s: float,
+    ) -> float | None:
+        """Note a failed try; return when the next one is due, None if there is none."""
+        again, asked_s = failure_of(exc)
+        if isinstance(exc, TimeoutError):
+            error = f"not done within {_timeout_of(written, self._config):g} s"
+        elif isinstance(exc, HarkError):
+            error = f"{exc}{f' ({exc.hint})' if exc.hint else ''}"
+        else:
+            error = f"{type(exc).__name__}: {exc}"
+            log.error("outbox.action_broke", exc_info=exc, extra={"key": key})
+        error = self._performers.redact(error)[:2000]
+        retries = _number_of(written, "retries", self._config.action_retries)
+        now = self._clock.now()
+        more: JsonObject = {"error": error, "duration_s": round_s(took_s)}
+        if again and state.attempt <= retries:
+            wait_s = wait_before_retry_s(
+                state.attempt,
+                base_s=_backoff_of(written),
+                cap_s=_LONGEST_BACKOFF_S,
+                jitter=random.random(),  # noqa: S311
+            )
+            wait_s = max(wait_s, asked_s or 0.0)
+            next_at = now + timedelta(seconds=wait_s)
+            waiting = replace(state, state="waiting", at=now, next_at=next_at, error=error)
+            log.warning(
+                "action.failed",
+                extra={"automation": firing.automation, "kind": kind, "key": key, "error": error},
+            )
+            try:
+                await self._bucket.update(key, waiting.to_json(), revision=revision)
+            except GuardFailed:
+                return self._ack_wait_s
+            await self._bus.log.append(
+                action_event(
+                    "failed",
+                    firing,
+                    key=key,
+                    kind=kind,
+                    state=state,
+                    now=now,
+                    next_at=format_time(next_at),
+                    **more,
+                )
+            )
+            return wait_s
+        await self._bus.log.append(
+            action_event("failed", firing, key=key, kind=kind, state=state, now=now, next_at=None, **more)
+        )
+        event = action_event("dead-lettered", firing, key=key, kind=kind, state=state, now=now, **more)
+        log.error(
+            "action.dead_lettered",
+            extra={"automation": firing.automation, "kind": kind, "key": key, "error": error},
+        )
+        dead = replace(
+            state, state="dead", at=now, error=error, outcome=event.to_dict(), decision=_bounded(firing.event)
+        )
+        try:
+            await self._bucket.update(key, dead.to_json(), revision=revision)
+        except GuardFailed:
+            return self._ack_wait_s
+        await self._bus.log.append(event)
+        return None
+
+    async def _say_again(self, state: ActionState, entry: Entry) -> None:
+        """Make sure that the log says how an action ended, if a crash came between the two."""
+        if state.outcome is None:
+            return
+        event = Event.from_dict(state.outcome)
+        if (self._clock.now() - state.at).total_seconds() > _DEDUP_SURE_S:
+            # The broker may have forgotten the id by now.
+            async with self._bus.log.read(
+                [PREFIX + event.type], since=state.at - timedelta(seconds=1)
+            ) as batches:
+                async for batch in batches:
+                    if any(orjson.loads(r.raw).get("id") == event.id for r in batch.records):
+                        return
+        await self._bus.log.append(event)
+
+
+def round_s(seconds: float) -> float:
+    return round(seconds, 6)
+
+
+def _first(group: BaseExceptionGroup[BusUnavailable]) -> BusUnavailable:
+    inner = group.exceptions[0]
+    return _first(inner) if isinstance(inner, BaseExceptionGroup) else inner
+
+
+def _kind_of(written: Any) -> str:
+    from .action import ACTIONS
+
+    return (
+        next((word for word in written if word in ACTIONS), "unknown")
+        if isinstance(written, dict)
+        else "unknown"
+    )
+
+
+def _timeout_of(written: Any, config: AutomationsConfig) -> float:
+    return _seconds_of(written, "timeout") or config.action_timeout_s
+
+
+def _backoff_of(written: Any) -> float:
+    return _seconds_of(written, "backoff") or _BACKOFF_S
+
+
+def _seconds_of(written: Any, name: str) -> float | None:
+    from ..duration import parse_duration
+
+    try:
+        return parse_duration(written.get(name)) if isinstance(written, dict) and written.get(name) else None
+    except ValueError:
+        return None
+
+
+def _number_of(written: Any, name: str, default: int) -> int:
+    value = written.get(name) if isinstance(written, dict) else None
+    return value if isinstance(value, int) and not isinstance(value, bool) else default
+
+
+def _bounded(event: Event) -> JsonObject | None:
+    """Return a copy of the decision to keep with a dead letter, if it is small enough for the bucket."""
+    out = event.to_dict()
+    return out if len(orjson.dumps(out)) < 512 * 1024 else None

@@ -1,0 +1,153 @@
+"""How fast events are parsed and matched, by number of rules, against the rate of parsing alone.
+
+The mix is the one of the design's figures: 60 % type, flow and duration; 15 % type wildcard and host; 10 % duration
+alone; 10 % host with any type but one; 5 % type and a tag in an array. Events are about 930 bytes. The goals: with
+10 000 rules at least a third of the rate of ``orjson.loads``, and at most 1.3 times slower than with 10.
+
+Run: ``python -m benchmarks.rules``
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+
+import orjson
+from hark.automations.condition import parse_where
+from hark.automations.matcher import Matcher
+
+EVENTS = 5_000
+COUNTS = (10, 1_000, 10_000)
+ROUNDS = 9
+GOAL_RATIO = 1 / 3
+GOAL_SLOWDOWN = 1.3
+
+_STATES = ("scheduled", "pending", "running", "completed", "failed", "cancelled", "crashed")
+
+
+# Ten rules already hold every kind, so that what differs between the columns is the number alone.
+_ORDER = (0, 12, 1, 15, 2, 17, 3, 19, 4, 5, 6, 13, 7, 16, 8, 18, 9, 14, 10, 11)
+_HOSTS = 5_000
+
+
+def make_events(n: int, *, seed: int = 1) -> list[bytes]:
+    """Return ``n`` run events as they stand in the log."""
+    rng = random.Random(seed)
+    events = []
+    for i in range(n):
+        state = rng.choice(_STATES)
+        run_id = f"0199{rng.getrandbits(64):016x}"
+        event = {
+            "specversion": "1.0", "id": f"{i:08x}-{rng.getrandbits(80):020x}", "source": "/hark/engine",
+            "type": f"flow-run.{state}", "subject": f"flow-run/{run_id}", "time": "2026-11-20T12:00:00.123456Z",
+            "correlationid": run_id, "causationid": f"{rng.getrandbits(64):016x}",
+            "data": {
+                "flow": {"name": f"flow-{rng.randrange(2_000)}", "version": "3f9c21", "entrypoint": "flows/etl.py:etl"},
+                "deployment": {"name": f"deployment-{rng.randrange(500)}"},
+                "run": {"id": run_id, "name": f"brave-otter-{i}", "attempt": rng.randrange(1, 4), "parent": None,
+                        "scheduled_at": "2026-11-20T11:59:58.000000Z", "started_at": "2026-11-20T11:59:59.000000Z"},
+                "state": {"type": state.upper(), "name": state.title(), "message": "all is as it should be " * 3},
+                "previous": "RUNNING", "duration": rng.random() * 1000, "host": f"host-{rng.randrange(_HOSTS)}",
+                "parameters": {"source": "orders", "full": False, "limit": 1000},
+                "tags": [f"tag-{rng.randrange(3_000)}", f"team-{rng.randrange(40)}"], "pool": "default",
+                "cause": {"event": f"{rng.getrandbits(64):016x}", "kind": "schedule", "name": "nightly"},
+            },
+        }  # fmt: skip
+        events.append(orjson.dumps(event))
+    return events
+
+
+def make_rules(n: int, *, seed: int = 2) -> list[tuple[list[str], dict[str, object]]]:
+    """Return ``n`` rules as (types, where), in the mix of the module's docstring."""
+    rng = random.Random(seed)
+    rules: list[tuple[list[str], dict[str, object]]] = []
+    for i in range(n):
+        kind = _ORDER[i % 20]
+        state = f"flow-run.{rng.choice(_STATES)}"
+        host = f"host-{rng.randrange(_HOSTS)}"
+        if kind < 12:
+            rules.append(
+                (
+                    [state],
+                    {
+                        "data.flow.name": f"flow-{rng.randrange(2_000)}",
+                        "data.duration": f"> {rng.randrange(1000)}",
+                    },
+                )
+            )
+        elif kind < 15:
+            rules.append((["flow-run.*"], {"data.host": host}))
+        elif kind < 17:
+            rules.append(([">"], {"data.duration": {"gt": 999 + rng.random()}}))
+        elif kind < 19:
+            rules.append(([">"], {"data.host": host, "type": {"not": state}}))
+        else:
+            rules.append(([state], {"data.tags": f"tag-{rng.randrange(3_000)}"}))
+    return rules
+
+
+def matcher_of(rules: list[tuple[list[str], dict[str, object]]]) -> Matcher[int]:
+    """Return the index over ``rules``, by their position."""
+    matcher: Matcher[int] = Matcher()
+    for i, (types, where) in enumerate(rules):
+        node, problems = parse_where(where)
+        assert not problems, problems
+        matcher.add(i, types, node)
+    return matcher
+
+
+def best_rates(work: dict[str, Callable[[], object]], n: int) -> dict[str, float]:
+    """Return the best rate of each kind of work over ``n`` events, per second of this process's time.
+
+    The rounds of all kinds take turns, so that a machine busy with other things is busy for all of them.
+    """
+    best = dict.fromkeys(work, 0.0)
+    for _ in range(ROUNDS):
+        for name, run in work.items():
+            started = time.process_time()
+            run()
+            best[name] = max(best[name], n / (time.process_time() - started))
+    return best
+
+
+def main() -> None:
+    """Print the table."""
+    raw = make_events(EVENTS)
+    print(f"{EVENTS} events of {sum(map(len, raw)) // len(raw)} bytes on average")
+
+    def alone() -> None:
+        loads = orjson.loads
+        for r in raw:
+            loads(r)
+
+    def with_rules(matcher: Matcher[int]) -> Callable[[], int]:
+        def both() -> int:
+            match, loads, hits = matcher.match, orjson.loads, 0
+            for r in raw:
+                hits += len(match(loads(r)))
+            return hits
+
+        return both
+
+    work: dict[str, Callable[[], object]] = {"orjson.loads alone": alone}
+    notes = {"orjson.loads alone": ""}
+    for count in COUNTS:
+        name = f"parse + match, {count:,} rules"
+        started = time.perf_counter()
+        run = with_rules(matcher_of(make_rules(count)))
+        build_ms = (time.perf_counter() - started) * 1000
+        notes[name] = f"{run() / EVENTS:.2f} hits/event, built in {build_ms:.0f} ms"
+        work[name] = run
+    rates = best_rates(work, EVENTS)
+    for name, rate in rates.items():
+        print(f"{name:32} {rate:10,.0f} events/s   {notes[name]}")
+    parse, few, *_, many = rates.values()
+    print(
+        f"share of the parsing rate at {COUNTS[-1]:,} rules: {many / parse:.2f} (goal {GOAL_RATIO:.2f} or more)"
+    )
+    print(f"slower than with {COUNTS[0]} rules: {few / many:.2f} times (goal {GOAL_SLOWDOWN} or less)")
+
+
+if __name__ == "__main__":
+    main()
