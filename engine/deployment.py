@@ -14,7 +14,16 @@ from ..errors import DefinitionError
 from ..template import check_template, render
 from ..vocabulary import JsonObject
 
-__all__ = ["BUCKET", "ConcurrencySpec", "Deployment", "Entrypoint", "Name", "check_name", "is_name", "split_entrypoint"]
+__all__ = [
+    "BUCKET",
+    "ConcurrencySpec",
+    "Deployment",
+    "Entrypoint",
+    "Name",
+    "check_name",
+    "is_name",
+    "split_entrypoint",
+]
 
 BUCKET = "deployments"
 
@@ -88,7 +97,7 @@ class Deployment(BaseModel):
 
     Attributes:
         flow: entrypoint; relative files are looked for in ``path``.
-        path: the folder the flow is imported from and runs in; None is the worker's own.
+        path: the folder the flow is imported from and, in a process of its own, runs in; None is the worker's.
         executor: ``auto`` runs async flows in the worker's loop and sync ones in a process of their own;
             ``process`` forces the latter, for async flows that block.
         parameter_schema: JSON schema of the flow's parameters, where known; requests are checked against it.

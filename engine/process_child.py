@@ -126,6 +126,8 @@ class _Child:
 
     def execute(self, job: Job, loader: Loader, session: Session, engine: EngineConfig) -> Outcome:
         self._asked = False
+        if job.path is not None and os.path.isdir(job.path):
+            os.chdir(job.path)  # a process serves one deployment's code, so this is nobody else's
         try:
             self._running = job.run.id
             if self._interrupt == job.run.id:

@@ -17,7 +17,7 @@ from ..bus.event import Recorded
 from ..bus.subject import STATE_HEADER
 from ..vocabulary import JsonObject
 
-__all__ = ["FinishedCall", "attempt_starts", "finished_calls", "retries_made"]
+__all__ = ["FinishedCall", "attempt_starts", "begins_anew", "finished_calls", "retries_made"]
 
 
 class FinishedCall:
@@ -52,6 +52,18 @@ def attempt_starts(history: Iterable[Recorded]) -> list[tuple[int, int]]:
 def retries_made(history: Iterable[Recorded]) -> int:
     """Return how many retries of the flow itself the log tells of, whoever made them."""
     return sum(recorded.event.type == "flow-run.retrying" for recorded in history)
+
+
+def begins_anew(history: Iterable[Recorded]) -> int:
+    """Return the sequence before which nothing counts, because somebody asked for a retry from the start; 0 if none."""
+    anew = 0
+    for recorded in history:
+        data = recorded.event.data
+        state = data.get("state") if isinstance(data, dict) else None
+        details = state.get("details") if isinstance(state, dict) else None
+        if isinstance(details, dict) and details.get("from_start"):
+            anew = recorded.seq
+    return anew
 
 
 def _attempt_and_running(data: dict[str, Any]) -> tuple[int, bool]:

@@ -22,7 +22,7 @@ import orjson
 from ..bus.subject import STATE_HEADER, task_run_subject
 from ..errors import BufferFull, GuardFailed, HarkError, RunLost
 from ..vocabulary import JsonObject, JsonValue, StateType, TaskRunId
-from .replay import FinishedCall, attempt_starts, finished_calls, retries_made
+from .replay import FinishedCall, attempt_starts, begins_anew, finished_calls, retries_made
 from .results import InlineResult, LargeResult, RecordedResult, encode_result
 from .run import SOURCE, FlowRun
 from .states import State, event_word
@@ -308,7 +308,10 @@ class FlowTracker:
         """Read what earlier attempts of the run finished."""
         history = await self.run_log.history(self.flow_run.id)
         self.retries_made = retries_made(history)
-        tasks = await self.run_log.task_history(self.flow_run.id)
+        anew = begins_anew(history)
+        tasks = [
+            recorded for recorded in await self.run_log.task_history(self.flow_run.id) if recorded.seq > anew
+        ]
         self.finished = finished_calls(tasks, attempt_starts(history))
 
     async def store_flow_result(self, value: Any) -> JsonValue:

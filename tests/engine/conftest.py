@@ -1,0 +1,109 @@
+"""A stage for flows: a folder of flow files, deployments of them, and words that flows say in the log."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+import anyio
+import pytest
+from hark.bus import Bus
+from hark.config import EngineConfig, WorkerConfig
+from hark.engine.control import Control
+from hark.engine.deployment import Deployment
+from hark.engine.dispatcher import Dispatcher
+from hark.engine.run import Cause, FlowRun
+from hark.engine.worker import Worker
+from hark.vocabulary import FlowRunId
+
+HEAD = """
+import asyncio, os, signal, sys, time
+from hark.bus.emit import emit
+from hark.engine.flows import flow
+from hark.engine.tasks import task
+
+def say(word):
+    emit("said." + word, wait=True)
+
+async def asay(word):
+    await emit("said." + word)
+
+"""
+
+
+class Stage:
+    """Deploys flows, asks for runs, and hears what flows say."""
+
+    def __init__(self, bus: Bus, root: Path) -> None:
+        self.bus, self.root = bus, root
+        self.control = Control(bus)
+
+    def write(self, text: str, *, file: str = "flows.py") -> None:
+        (self.root / file).write_text(HEAD + dedent(text))
+
+    async def deploy(self, *names: str, file: str = "flows.py", **fields: Any) -> None:
+        """Make a deployment of each function of a file, under the function's name."""
+        for name in names:
+            await self.control.put_deployment(
+                Deployment(name=name, flow=f"{file}:{name}", path=str(self.root), **fields)
+            )
+
+    async def ask(self, name: str, **fields: Any) -> FlowRun:
+        return await self.control.run_deployment(name, **{"cause": Cause("api"), **fields})
+
+    async def run(self, name: str, **fields: Any) -> FlowRun:
+        """Ask for a run and return it once it has ended."""
+        return await self.end(await self.ask(name, **fields))
+
+    async def end(self, run: FlowRun) -> FlowRun:
+        return await self.control.wait(run.id, timeout_s=30)
+
+    async def until(self, run: FlowRun, is_so: Callable[[FlowRun], bool]) -> FlowRun:
+        return await self.control.wait(run.id, is_so, timeout_s=30)
+
+    async def states(self, run: FlowRun) -> list[str]:
+        """Return the last words of a run's events, in order."""
+        return [recorded.event.type.partition(".")[2] for recorded in await self.control.runs.history(run.id)]
+
+    async def said(self) -> Counter[str]:
+        """Return how often each word has been said."""
+        words: Counter[str] = Counter()
+        async with self.bus.log.read(["hark.ev.said.>"]) as batches:
+            async for batch in batches:
+                words.update(recorded.event.type.removeprefix("said.") for recorded in batch.records)
+        return words
+
+    async def hear(self, pattern: str, *, times: int = 1) -> None:
+        """Wait until ``times`` events of a type have been in the log."""
+        with anyio.fail_after(30):
+            async with self.bus.log.follow([f"hark.ev.{pattern}"], after=0) as batches:
+                async for batch in batches:
+                    times -= len(batch.records)
+                    if times <= 0:
+                        return
+
+    @asynccontextmanager
+    async def working(self, *, engine: EngineConfig | None = None, **worker: Any) -> AsyncIterator[Worker]:
+        """A dispatcher that leads, and a worker."""
+        engine = engine or EngineConfig()
+        async with AsyncExitStack() as stack:
+            dispatcher = await stack.enter_async_context(Dispatcher(self.bus, engine))
+            await dispatcher.leading()
+            config = WorkerConfig(**{"drain_s": 0.0, **worker})
+            yield await stack.enter_async_context(Worker(self.bus, config, engine))
+
+
+@pytest.fixture
+def stage(bus: Bus, tmp_path: Path) -> Stage:
+    """Where flows of this test live."""
+    root = tmp_path / "project"
+    root.mkdir()
+    return Stage(bus, root)
+
+
+def a_run_id(text: str) -> FlowRunId:
+    return FlowRunId(text)

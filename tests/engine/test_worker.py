@@ -1,0 +1,447 @@
+"""A worker and a dispatcher on a real broker: runs from request to end."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+from hark.config import EngineConfig
+from hark.engine.run import FlowRun, run_id_for
+from hark.vocabulary import StateType
+
+if TYPE_CHECKING:
+    from .conftest import Stage
+
+
+async def test_async_flows_run_in_the_worker_and_sync_ones_in_a_process(stage: Stage) -> None:
+    """Both end COMPLETED with their events in order; only the sync one has left the worker's process."""
+    stage.write(
+        """
+        @flow
+        async def in_loop():
+            return os.getpid()
+
+        @flow
+        def in_process():
+            return os.getpid()
+        """
+    )
+    await stage.deploy("in_loop", "in_process")
+    async with stage.working():
+        one = await stage.run("in_loop")
+        other = await stage.run("in_process")
+        for run in (one, other):
+            assert run.state_type is StateType.COMPLETED, run.state_message
+            assert await stage.states(run) == ["scheduled", "pending", "running", "completed"]
+            assert run.attempt == 1
+        pids = [(await stage.control.runs.history(run.id))[-1].event.data for run in (one, other)]
+        results = [data["result"]["inline"] for data in pids if isinstance(data, dict)]  # type: ignore[index,call-overload]
+        assert results[0] == os.getpid()
+        assert results[1] != os.getpid()
+
+
+async def test_parameters_of_the_request_go_over_those_of_the_deployment(stage: Stage) -> None:
+    """Name by name; tags are joined."""
+    stage.write(
+        """
+        @flow
+        async def greet(name: str, mark: str = "?"):
+            await asay(f"{name}-{mark}")
+        """
+    )
+    await stage.deploy("greet", parameters={"name": "ann", "mark": "x"}, tags=("a",))
+    async with stage.working(processes=0):
+        run = await stage.run("greet", parameters={"name": "bob"}, tags=["b"])
+    assert run.tags == ("a", "b")
+    assert await stage.said() == {"bob-x": 1}
+
+
+@pytest.mark.parametrize("kind", ["async def", "def"])
+async def test_a_flow_that_does_not_import_fails_its_run_with_the_traceback(stage: Stage, kind: str) -> None:
+    """The run says why; the worker lives, and the flow runs once it is mended."""
+    stage.write(f"import no_such_module\n\n@flow\n{kind} broken():\n    pass\n")
+    await stage.deploy("broken")
+    async with stage.working():
+        run = await stage.run("broken")
+        assert run.state_type is StateType.FAILED
+        assert "ModuleNotFoundError: No module named 'no_such_module'" in (run.state_message or "")
+        stage.write(f"@flow\n{kind} broken():\n    pass\n")
+        assert (await stage.run("broken")).state_type is StateType.COMPLETED
+
+
+@pytest.mark.parametrize("head", ["sys.exit(3)", "raise KeyboardInterrupt"])
+async def test_a_file_that_ends_the_process_when_imported_fails_its_run(stage: Stage, head: str) -> None:
+    """Whatever importing does, it is the run's fault and the run's end."""
+    stage.write(f"{head}\n\n@flow\ndef leaver():\n    pass\n")
+    await stage.deploy("leaver")
+    async with stage.working():
+        run = await stage.run("leaver")
+    assert run.state_type is StateType.FAILED
+    assert "could not be loaded" in (run.state_message or "")
+
+
+async def test_a_changed_file_is_run_as_it_is_now(stage: Stage) -> None:
+    """No restart is needed, neither in the worker's loop nor in a warm process."""
+    async with stage.working():
+        for number in (1, 2):
+            stage.write(
+                f"""
+                @flow
+                async def a():
+                    await asay("a{number}")
+
+                @flow
+                def s():
+                    say("s{number}")
+                """
+            )
+            await stage.deploy("a", "s")
+            await stage.run("a")
+            await stage.run("s")
+    assert await stage.said() == {"a1": 1, "s1": 1, "a2": 1, "s2": 1}
+
+
+async def test_what_a_flow_leaves_in_a_process_reaches_no_other_deployment(stage: Stage) -> None:
+    """Runs of one deployment share a warm process; another deployment gets one of its own."""
+    stage.write(
+        """
+        import json
+        seen = getattr(json, "_left_behind", None)
+
+        @flow
+        def leave():
+            json._left_behind = "here"
+            say(f"leave-{os.getpid()}")
+
+        @flow
+        def look():
+            say(f"look-{seen}-{getattr(json, '_left_behind', None)}".lower())
+        """
+    )
+    await stage.deploy("leave", "look")
+    async with stage.working():
+        await stage.run("leave")
+        await stage.run("leave")
+        await stage.run("look")
+    said = await stage.said()
+    assert said["look-none-none"] == 1
+    assert sorted(said.values()) == [1, 2], "two runs of one deployment use one process"
+
+
+async def test_two_requests_with_one_id_are_one_run(stage: Stage) -> None:
+    """Asking twice is asking once, also when both ask at once."""
+    stage.write("@flow\nasync def once():\n    await asay('ran')\n")
+    await stage.deploy("once")
+    run_id = run_id_for("test", "once")
+    async with stage.working(processes=0):
+        first = await stage.run("once", run_id=run_id)
+        again = await stage.ask("once", run_id=run_id)
+    assert again.id == first.id
+    assert again.state_type is StateType.COMPLETED
+    assert await stage.said() == {"ran": 1}
+
+
+async def test_cancelling_an_async_flow_cancels_its_scope(stage: Stage) -> None:
+    """The flow may clean up; then the run is CANCELLED, and its place is free."""
+    stage.write(
+        """
+        @flow
+        async def forever():
+            await asay("began")
+            try:
+                await asyncio.sleep(1000)
+            finally:
+                await asay("cleaned-up")
+        """
+    )
+    await stage.deploy("forever")
+    async with stage.working(processes=0) as worker:
+        run = await stage.ask("forever")
+        await stage.hear("said.began")
+        cancelling = await stage.control.cancel(run.id, reason="enough")
+        assert cancelling.state_type is StateType.CANCELLING
+        run = await stage.end(run)
+        assert run.state_type is StateType.CANCELLED
+        assert run.state_message == "enough"
+    assert worker.held == []
+    assert await stage.states(run) == ["scheduled", "pending", "running", "cancelling", "cancelled"]
+
+
+async def test_cancelling_a_sync_flow_raises_in_its_main_thread(stage: Stage) -> None:
+    """Also out of a blocking call; `except Exception` does not swallow it, `finally` runs."""
+    stage.write(
+        """
+        @flow
+        def forever():
+            say("began")
+            try:
+                while True:
+                    try:
+                        time.sleep(1000)
+                    except Exception:
+                        pass
+            finally:
+                say("cleaned-up")
+        """
+    )
+    await stage.deploy("forever")
+    async with stage.working():
+        run = await stage.ask("forever")
+        await stage.hear("said.began")
+        started = time.monotonic()
+        await stage.control.cancel(run.id)
+        run = await stage.end(run)
+        assert time.monotonic() - started < 5
+    assert run.state_type is StateType.CANCELLED
+    assert await stage.said() == {"began": 1, "cleaned-up": 1}
+
+
+async def test_a_sync_flow_that_does_not_stop_is_killed_after_the_grace(stage: Stage) -> None:
+    """The process dies, the worker does not, and the run is CANCELLED and says how."""
+    stage.write(
+        """
+        @flow
+        def stubborn():
+            say("began")
+            while True:
+                try:
+                    time.sleep(1000)
+                except BaseException:
+                    pass
+        """
+    )
+    await stage.deploy("stubborn")
+    async with stage.working(engine=EngineConfig(cancel_grace_s=0.3)):
+        run = await stage.ask("stubborn")
+        await stage.hear("said.began")
+        await stage.control.cancel(run.id)
+        run = await stage.end(run)
+        assert run.state_type is StateType.CANCELLED
+        assert "SIGKILL" in (run.state_message or "")
+        await stage.deploy("after")
+        stage.write("@flow\ndef after():\n    pass\n")
+        assert (await stage.run("after")).state_type is StateType.COMPLETED
+
+
+async def test_a_run_that_has_not_started_is_cancelled_at_once(stage: Stage) -> None:
+    """No worker is needed to cancel what no worker has."""
+    stage.write("@flow\nasync def f():\n    pass\n")
+    await stage.deploy("f")
+    run = await stage.ask("f")
+    assert (await stage.control.cancel(run.id)).state_type is StateType.CANCELLED
+    assert (await stage.control.cancel(run.id)).state_type is StateType.CANCELLED, "asking again is no error"
+    async with stage.working(processes=0):
+        other = await stage.run("f")
+    assert other.state_type is StateType.COMPLETED
+    assert await stage.states(run) == ["scheduled", "cancelled"]
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [("os._exit(3)", "exit code 3"), ("os.kill(os.getpid(), signal.SIGKILL)", "SIGKILL"), ("os.abort()", "SIGABRT")],
+)  # fmt: skip
+async def test_a_process_that_dies_takes_only_its_run_with_it_and_the_run_goes_on(
+    stage: Stage, how: str, says: str
+) -> None:
+    """Noticed at once, taken up by the same worker, finished tasks not run again."""
+    stage.write(
+        f"""
+        @task
+        def step(n):
+            say(f"step-{{n}}")
+            return n
+
+        @flow
+        def fragile(marker: str):
+            total = step(1) + step(2)
+            if not os.path.exists(marker):
+                open(marker, "w").close()
+                say("dies")
+                {how}
+            return total + step(3)
+        """
+    )
+    await stage.deploy("fragile")
+    async with stage.working():
+        started = time.monotonic()
+        run = await stage.run("fragile", parameters={"marker": str(stage.root / "marker")})
+        assert time.monotonic() - started < 10, "without waiting for any timeout"
+    assert run.state_type is StateType.COMPLETED, run.state_message
+    assert run.attempt == 2
+    assert await stage.said() == {"step-1": 1, "step-2": 1, "step-3": 1, "dies": 1}
+    history = [FlowRun.from_recorded(recorded) for recorded in await stage.control.runs.history(run.id)]
+    assert any(says in (then.state_message or "") for then in history)
+
+
+async def test_a_run_whose_process_dies_again_and_again_is_crashed(stage: Stage) -> None:
+    """Taken up `crash_retries` times, then CRASHED with the reason."""
+    stage.write(
+        """
+        @flow
+        def doomed():
+            say("began")
+            os._exit(9)
+        """
+    )
+    await stage.deploy("doomed", crash_retries=1)
+    async with stage.working():
+        run = await stage.run("doomed")
+    assert run.state_type is StateType.CRASHED
+    assert "2 times" in (run.state_message or "")
+    assert await stage.said() == {"began": 2}
+
+
+async def test_a_worker_that_stops_hands_its_runs_back(stage: Stage) -> None:
+    """Another goes on with them at once, after the last finished task, and no crash is counted."""
+    stage.write(
+        """
+        @task
+        def step(n):
+            say(f"step-{n}")
+
+        @flow
+        def sync_one(marker: str):
+            step(1)
+            if not os.path.exists(marker):
+                open(marker, "w").close()
+                say("sync-waits")
+                time.sleep(1000)
+            step(2)
+
+        @task
+        async def astep(n):
+            await asay(f"astep-{n}")
+
+        @flow
+        async def async_one(marker: str):
+            await astep(1)
+            if not os.path.exists(marker):
+                open(marker, "w").close()
+                await asay("async-waits")
+                await asyncio.sleep(1000)
+            await astep(2)
+        """
+    )
+    await stage.deploy("sync_one", "async_one")
+    async with stage.working():
+        runs = [
+            await stage.ask(name, parameters={"marker": str(stage.root / name)})
+            for name in ("sync_one", "async_one")
+        ]
+        await stage.hear("said.sync-waits")
+        await stage.hear("said.async-waits")
+    for run in runs:
+        now = await stage.control.get(run.id)
+        assert now is not None
+        assert (now.state_type, now.state_message) == (StateType.SCHEDULED, "its worker stopped")
+    async with stage.working():
+        for run in runs:
+            ended = await stage.end(run)
+            assert ended.state_type is StateType.COMPLETED, ended.state_message
+            assert ended.attempt == 2
+    said = await stage.said()
+    assert {said[word] for word in ("step-1", "step-2", "astep-1", "astep-2")} == {1}
+
+
+async def test_a_failed_run_is_retried_from_what_it_finished(stage: Stage) -> None:
+    """`retry` goes on after the last finished task; `from_start` begins anew."""
+    stage.write(
+        """
+        @task
+        def step(n):
+            say(f"step-{n}")
+
+        @flow
+        def flaky(marker: str):
+            step(1)
+            if not os.path.exists(marker):
+                raise ValueError("not yet")
+            step(2)
+        """
+    )
+    await stage.deploy("flaky")
+    marker = stage.root / "marker"
+    async with stage.working():
+        run = await stage.run("flaky", parameters={"marker": str(marker)})
+        assert run.state_type is StateType.FAILED
+        marker.touch()
+        await stage.control.retry(run.id)
+        assert (await stage.end(run)).state_type is StateType.COMPLETED
+        assert await stage.said() == {"step-1": 1, "step-2": 1}
+
+        marker.unlink()
+        run = await stage.run("flaky", parameters={"marker": str(marker)})
+        marker.touch()
+        await stage.control.retry(run.id, from_start=True)
+        assert (await stage.end(run)).state_type is StateType.COMPLETED
+        assert await stage.said() == {"step-1": 3, "step-2": 2}
+
+
+async def test_a_suspended_run_frees_its_worker_and_goes_on_when_resumed(stage: Stage) -> None:
+    """What it finished is not run again."""
+    stage.write(
+        """
+        @task
+        async def step(n):
+            await asay(f"step-{n}")
+
+        @flow
+        async def long(marker: str):
+            await step(1)
+            if not os.path.exists(marker):
+                await asay("waits")
+                await asyncio.sleep(1000)
+            await step(2)
+        """
+    )
+    await stage.deploy("long")
+    marker = stage.root / "marker"
+    async with stage.working(processes=0) as worker:
+        run = await stage.ask("long", parameters={"marker": str(marker)})
+        await stage.hear("said.waits")
+        suspended = await stage.control.suspend(run.id, reason="later")
+        assert (suspended.state_type, suspended.state_name) == (StateType.PAUSED, "Suspended")
+        other = await stage.ask("long", parameters={"marker": str(stage.root)})
+        await stage.end(other)
+        assert run.id not in worker.held
+        marker.touch()
+        await stage.control.resume(run.id)
+        assert (await stage.end(run)).state_type is StateType.COMPLETED
+    assert await stage.said() == {"step-1": 2, "step-2": 2, "waits": 1}
+
+
+async def test_an_async_flow_can_be_made_to_run_in_a_process(stage: Stage) -> None:
+    """`executor: process` keeps a flow that blocks out of the worker's loop; it can be cancelled there, too."""
+    stage.write(
+        """
+        @flow
+        async def blocks():
+            await asay("in-worker" if os.getpid() == int(open("pid").read()) else "in-process")
+            await asyncio.sleep(1000)
+        """
+    )
+    (stage.root / "pid").write_text(str(os.getpid()))
+    await stage.deploy("blocks", executor="process")
+    async with stage.working():
+        run = await stage.ask("blocks")
+        await stage.hear("said.>")
+        await stage.control.cancel(run.id)
+        assert (await stage.end(run)).state_type is StateType.CANCELLED
+    assert await stage.said() == {"in-process": 1}
+
+
+async def test_leaving_a_worker_leaves_no_process(stage: Stage) -> None:
+    """Neither children nor the fork server outlive it, and it says that it came and went."""
+    stage.write("@flow\ndef f():\n    pass\n")
+    await stage.deploy("f")
+    async with stage.working() as worker:
+        await stage.run("f")
+        assert worker.processes is not None
+        pids = [worker.processes.server_pid, *worker.processes.pids]
+        assert len(pids) >= 2
+    assert not [pid for pid in pids if pid is not None and psutil.pid_exists(pid)]
+    await stage.hear("worker.started")
+    await stage.hear("worker.stopped")
