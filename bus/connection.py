@@ -24,6 +24,7 @@ from ..config import BusConfig
 from ..errors import AccessDenied, BusUnavailable, EventTooLarge, HarkError
 from ..vocabulary import JsonObject
 from .address import BrokerAddress, without_secret
+from .arrival import DirectClient
 from .creds import Credentials
 
 __all__ = ["ApiError", "Connection", "ConnectionLost", "NotReady", "translated"]
@@ -73,7 +74,7 @@ def translated(what: str) -> Iterator[None]:
         raise BusUnavailable(f"{what}: {str(exc) or type(exc).__name__}") from exc
 
 
-class _Client(Client):
+class _Client(DirectClient):
     """nats-py's client, which gives up for good on any error line the broker sends; this one reconnects."""
 
     async def _process_err(self, err_msg: str) -> None:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from ..config import BusConfig
 from ..vocabulary import JsonObject
+from .arrival import Arrival
 from .connection import Connection
 from .event import Recorded
 from .feed import distinct_filters, recorded_of
 from .intake import Held, Intake, Source
-
-if TYPE_CHECKING:
-    from nats.aio.msg import Msg
 
 __all__ = ["Consumer", "Item"]
 
@@ -24,7 +22,7 @@ class Item(Held):
 
     __slots__ = ("recorded",)
 
-    def __init__(self, intake: Intake[Held], msg: Msg) -> None:
+    def __init__(self, intake: Intake[Held], msg: Arrival) -> None:
         self.recorded: Recorded
         self.recorded, deliveries, _, _ = recorded_of(msg)
         super().__init__(intake, msg, deliveries)

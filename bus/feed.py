@@ -12,7 +12,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Self
 
 import anyio
@@ -20,12 +20,12 @@ import anyio
 from ..config import BusConfig
 from ..errors import BusUnavailable, LogRewound
 from ..vocabulary import JsonObject, new_id
+from .arrival import Arrival, subscribe, unsubscribe
 from .connection import ApiError, Connection
 from .event import Recorded, format_time
-from .wire import Wire, frame, subscribe, unsubscribe
+from .wire import Wire, frame
 
 if TYPE_CHECKING:
-    from nats.aio.msg import Msg
     from nats.aio.subscription import Subscription
 
 __all__ = ["Batch", "Feed", "covers", "distinct_filters", "recorded_of"]
@@ -35,7 +35,6 @@ log = logging.getLogger(__name__)
 HEARTBEAT_S = 5
 SILENCE_S = 2.5 * HEARTBEAT_S  # two lost beats and a half: the consumer is gone
 _RETRY_S = (0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +65,7 @@ def distinct_filters(filters: Iterable[str]) -> list[str]:
     return kept
 
 
-def recorded_of(msg: Msg) -> tuple[Recorded, int, int, int]:
+def recorded_of(msg: Arrival) -> tuple[Recorded, int, int, int]:
     """Return what a delivered message holds: the record, its deliveries, its consumer sequence, and how many wait.
 
     The reply subject carries them: ``$JS.ACK.[<domain>.<account>.]<stream>.<consumer>.<deliveries>.<seq>.<consumer
@@ -74,18 +73,10 @@ def recorded_of(msg: Msg) -> tuple[Recorded, int, int, int]:
     """
     words = msg.reply.split(".")
     at = 4 if len(words) == 9 else 6
-    ns = int(words[at + 3])
-    record = Recorded(
-        int(words[at + 1]),
-        msg.subject,
-        _EPOCH + timedelta(microseconds=ns // 1000),
-        msg.data,
-        msg.headers or _NO_HEADERS,
-    )
+    # Whole microseconds first, or the float would round where a look-up of the same event truncates.
+    recorded_at = datetime.fromtimestamp(int(words[at + 3]) // 1000 / 1e6, UTC)
+    record = Recorded(int(words[at + 1]), msg.subject, recorded_at, msg.data, msg.headers)
     return record, int(words[at]), int(words[at + 2]), int(words[at + 4])
-
-
-_NO_HEADERS: dict[str, str] = {}
 
 
 class Feed:
@@ -257,10 +248,10 @@ class Feed:
 
     # --- what arrives ---------------------------------------------------------------------------------
 
-    def _on_message(self, msg: Msg, consumer: str) -> None:
+    def _on_message(self, msg: Arrival, consumer: str) -> None:
         if consumer != self._consumer:
             return
-        if msg.headers is not None and not msg.data and "Status" in msg.headers:
+        if msg.status:
             self._on_status(msg)
             return
         record, _, number, pending = recorded_of(msg)
@@ -275,8 +266,8 @@ class Feed:
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
 
-    def _on_status(self, msg: Msg) -> None:
-        headers = msg.headers or {}
+    def _on_status(self, msg: Arrival) -> None:
+        headers = msg.headers
         self._heard = asyncio.get_running_loop().time()
         if headers.get("Status") != "100":
             self._lost(f"status {headers.get('Status')}")

@@ -23,12 +23,12 @@ import orjson
 from ..config import BusConfig
 from ..errors import BusUnavailable, DefinitionError
 from ..vocabulary import JsonObject
+from .arrival import Arrival, subscribe, unsubscribe
 from .connection import ApiError, Connection
 from .replies import Replies
-from .wire import Wire, frame, subscribe, unsubscribe
+from .wire import Wire, frame
 
 if TYPE_CHECKING:
-    from nats.aio.msg import Msg
     from nats.aio.subscription import Subscription
 
 __all__ = ["Held", "Intake", "Source"]
@@ -48,7 +48,7 @@ class Held:
 
     __slots__ = ("_intake", "_msg", "deliveries")
 
-    def __init__(self, intake: Intake[Held], msg: Msg, deliveries: int) -> None:
+    def __init__(self, intake: Intake[Held], msg: Arrival, deliveries: int) -> None:
         self._intake, self._msg, self.deliveries = intake, msg, deliveries
 
     async def ack(self) -> None:
@@ -103,7 +103,7 @@ class Intake(Generic[ItemT]):
         config: BusConfig,
         *,
         sources: Sequence[Source],
-        make: Callable[[Msg, Source], ItemT],
+        make: Callable[[Arrival, Source], ItemT],
         ack_wait_s: float,
         capacity: int,
     ) -> None:
@@ -274,8 +274,8 @@ class Intake(Generic[ItemT]):
 
     # --- what arrives ---------------------------------------------------------------------------------
 
-    def _on_message(self, msg: Msg, source: Source) -> None:
-        if msg.headers is not None and not msg.data and "Status" in msg.headers:
+    def _on_message(self, msg: Arrival, source: Source) -> None:
+        if msg.status:
             self._on_status(msg, source)
             return
         source.heard = asyncio.get_running_loop().time()
@@ -292,8 +292,8 @@ class Intake(Generic[ItemT]):
         if not source.asked:
             self._work.set()
 
-    def _on_status(self, msg: Msg, source: Source) -> None:
-        headers = msg.headers or {}
+    def _on_status(self, msg: Arrival, source: Source) -> None:
+        headers = msg.headers
         source.heard = asyncio.get_running_loop().time()
         status = headers.get("Status", "")
         if status == "100" or msg.subject != f"{source.inbox}.{source.number}":

@@ -11,11 +11,11 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from itertools import islice
-from typing import TYPE_CHECKING
 
 import orjson
 
 from ..errors import EventRefused, EventTooLarge, HarkError
+from .arrival import Arrival
 from .connection import Connection
 from .fast_ingest import (
     MOST_FLOW,
@@ -29,11 +29,8 @@ from .fast_ingest import (
     Refused,
     read_answer,
 )
-from .replies import Refusal, refusal_in, status_of
+from .replies import Refusal, refusal_in
 from .wire import Wire
-
-if TYPE_CHECKING:
-    from nats.aio.msg import Msg
 
 __all__ = ["Lane", "Outgoing"]
 
@@ -265,7 +262,7 @@ class Lane:
 
     # --- answers --------------------------------------------------------------------------------------
 
-    def on_answer(self, where: str, msg: Msg) -> None:
+    def on_answer(self, where: str, msg: Arrival) -> None:
         """Take an answer that came to ``<inbox>.<where>``."""
         self._last_heard = asyncio.get_running_loop().time()
         if where[0] == "p":
@@ -279,7 +276,7 @@ class Lane:
                 self._on_batch(batch, msg)
         self.pump()
 
-    def _on_plain(self, message: Outgoing, msg: Msg) -> None:
+    def _on_plain(self, message: Outgoing, msg: Arrival) -> None:
         if msg.data[:10] == b'{"stream":':  # the usual answer; parsing it would only confirm that
             self._probing = False
             self._on_stored([message])
@@ -293,8 +290,8 @@ class Lane:
             self._probing = False
             self._on_refused(message, _error(message, refusal, self._connection.max_payload))
 
-    def _refusal(self, msg: Msg) -> Refusal | None:
-        status = status_of(msg)
+    def _refusal(self, msg: Arrival) -> Refusal | None:
+        status = msg.status
         if status:
             return Refusal(status, 0, "nobody stores that subject (yet)")
         try:
@@ -313,8 +310,8 @@ class Lane:
         self._retry = None
         self.pump()
 
-    def _on_batch(self, batch: FastBatch, msg: Msg) -> None:
-        status = status_of(msg)
+    def _on_batch(self, batch: FastBatch, msg: Arrival) -> None:
+        status = msg.status
         answer = (
             Refused(Refusal(status, 0, "nobody stores that subject (yet)"))
             if status

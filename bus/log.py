@@ -7,23 +7,20 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
 import orjson
 
 from ..config import BusConfig
 from ..errors import BusUnavailable, EventRefused, EventTooLarge, GuardFailed
 from ..vocabulary import JsonObject
+from .arrival import Arrival
 from .connection import Connection
 from .consumer import Consumer
 from .event import Event, Recorded
 from .feed import Batch, Feed
-from .replies import Refusal, Replies, refusal_in, status_of
+from .replies import Refusal, Replies, refusal_in
 from .subject import ALL_EVENTS, STATE_HEADER, STREAM, flow_run_filter, subject_of
 from .wire import check_subject, header_lines, message_id
-
-if TYPE_CHECKING:
-    from nats.aio.msg import Msg
 
 __all__ = ["Appended", "EventLog", "LogState", "headers_of"]
 
@@ -299,11 +296,11 @@ def _guard_of(event: Event, subject: str) -> str:
     return subject
 
 
-def _ack_of(msg: Msg | None) -> Appended | Refusal | None:
+def _ack_of(msg: Arrival | None) -> Appended | Refusal | None:
     """Return what an answer to a publish says; None when it was lost."""
     if msg is None:
         return None
-    status = status_of(msg)
+    status = msg.status
     if status:
         return Refusal(status, 0, "nobody stores that subject (yet)")
     try:
@@ -316,9 +313,9 @@ def _ack_of(msg: Msg | None) -> Appended | Refusal | None:
     return Appended(int(body["seq"]), bool(body.get("duplicate")))
 
 
-def _not_ready(msg: Msg) -> bool:
+def _not_ready(msg: Arrival) -> bool:
     """Whether a look-up was answered with an error that passes."""
-    if status_of(msg) in (0, 404):
+    if msg.status in (0, 404):
         if msg.headers and "Nats-Sequence" in msg.headers:
             return False
         if msg.data[:1] == b"{" and b'"error"' in msg.data[:200]:
@@ -328,7 +325,7 @@ def _not_ready(msg: Msg) -> bool:
     return True
 
 
-def _direct_record(msg: Msg) -> Recorded | None:
+def _direct_record(msg: Arrival) -> Recorded | None:
     headers = msg.headers or {}
     if "Nats-Sequence" not in headers:
         return None
@@ -354,7 +351,7 @@ _DIRECT_HEADERS = frozenset(
 )
 
 
-def _leader_record(msg: Msg) -> Recorded | None:
+def _leader_record(msg: Arrival) -> Recorded | None:
     import base64
 
     body = orjson.loads(msg.data)

@@ -12,22 +12,20 @@ import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import anyio
 from anyio import AsyncContextManagerMixin
 
 from ..config import BusConfig
 from ..errors import BufferFull, BusUnavailable, EventTooLarge, HarkError
+from .arrival import Arrival, subscribe, unsubscribe
 from .connection import Connection
 from .event import Event
 from .lane import Lane, Outgoing
 from .log import headers_of
 from .subject import PREFIX, subject_of
-from .wire import Wire, check_subject, header_lines, message_id, subscribe, unsubscribe
-
-if TYPE_CHECKING:
-    from nats.aio.msg import Msg
+from .wire import Wire, check_subject, header_lines, message_id
 
 __all__ = ["Publisher"]
 
@@ -88,7 +86,7 @@ class Publisher(AsyncContextManagerMixin):
         start = len(inbox) + 1
         lanes = self._lanes
 
-        def on_message(msg: Msg) -> None:
+        def on_message(msg: Arrival) -> None:
             where = msg.subject[start:]
             lanes[int(where[0])].on_answer(where[2:], msg)
 

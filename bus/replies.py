@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING
 
 from ..config import BusConfig
 from ..errors import BusUnavailable
-from .wire import Wire, frame, subscribe
+from .arrival import Arrival, subscribe
+from .wire import Wire, frame
 
 if TYPE_CHECKING:
-    from nats.aio.msg import Msg
-
     from .connection import Connection
 
 __all__ = ["Refusal", "Replies", "refusal_in"]
@@ -57,14 +56,6 @@ def refusal_in(body: Mapping[str, object]) -> Refusal | None:
     )
 
 
-def status_of(msg: Msg) -> int:
-    """Return the status of a status message (404, 408, 503, …), 0 of an ordinary one."""
-    if not msg.headers or msg.data:
-        return 0
-    status = msg.headers.get("Status", "")
-    return int(status) if status.isdigit() else 0
-
-
 class Replies:
     """Asks questions over one connection. Needs no closing: its subscription ends with the connection."""
 
@@ -73,7 +64,7 @@ class Replies:
         self._timeout_s = config.request_timeout_s
         # A second and third try must fit before the deadline, or a lost answer would always be an error.
         self._try_s = max(0.2, config.request_timeout_s / 3)
-        self._open: dict[str, tuple[float, asyncio.Future[Msg | None]]] = {}
+        self._open: dict[str, tuple[float, asyncio.Future[Arrival | None]]] = {}
         self._numbers = itertools.count(1)
         self._inbox = ""
         self._wire: Wire | None = None
@@ -110,7 +101,7 @@ class Replies:
 
     async def ask(
         self, subject: str, payload: bytes, *, headers: str = "", wait_s: float | None = None
-    ) -> Msg | None:
+    ) -> Arrival | None:
         """Send once and return the answer, or None when it was lost: no answer in time, or the connection broke.
 
         Cancelling leaves nothing behind; what was sent may still be carried out by the broker.
@@ -118,7 +109,7 @@ class Replies:
         if self._wire is None:
             await self.open()
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[Msg | None] = loop.create_future()
+        future: asyncio.Future[Arrival | None] = loop.create_future()
         number = str(next(self._numbers))
         now = loop.time()
         self._open[number] = (now + (self._try_s if wait_s is None else wait_s), future)
@@ -137,10 +128,10 @@ class Replies:
         payload: bytes,
         *,
         headers: str = "",
-        again: Callable[[Msg], bool] | None = None,
+        again: Callable[[Arrival], bool] | None = None,
         what: str = "the broker",
         deadline_s: float | None = None,
-    ) -> Msg:
+    ) -> Arrival:
         """Ask until there is an answer. Only for questions that may be asked twice.
 
         Args:
@@ -154,7 +145,7 @@ class Replies:
         while True:
             msg = await self.ask(subject, payload, headers=headers)
             if msg is not None:
-                if status_of(msg) == 503:
+                if msg.status == 503:
                     why = "JetStream is not there (yet)"
                 elif again is None or not again(msg):
                     return msg
@@ -178,7 +169,7 @@ class Replies:
             if loop.time() < deadline:
                 raise
 
-    def _on_reply(self, msg: Msg) -> None:
+    def _on_reply(self, msg: Arrival) -> None:
         entry = self._open.pop(msg.subject[len(self._inbox) :], None)
         if entry is not None and not entry[1].done():
             entry[1].set_result(msg)

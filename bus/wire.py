@@ -1,9 +1,7 @@
-"""Frames of the NATS protocol, written and received without a detour: the only file that knows the client's insides.
+"""Frames of the NATS protocol, made by hand and written once per loop turn.
 
-nats-py's ``publish`` costs about 10 µs a message (a coroutine, a queue, a future for each), and its
-subscriptions hand every message through a queue to a task. Both are most of what a message costs us, so here
-frames are made by hand and written once per loop turn, and messages are handed straight to a function.
-Should a future nats-py look different inside, ``Wire`` notices at start and goes through ``publish`` instead.
+nats-py's ``publish`` costs about 10 µs a message (a coroutine, a queue, a future for each), which is most of what a
+message costs us. Should a future nats-py look different inside, ``Wire`` notices at start and goes through ``publish`` instead.
 """
 
 from __future__ import annotations
@@ -12,20 +10,18 @@ import asyncio
 import hashlib
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import nats.errors
 
-from ..errors import BusUnavailable, EventInvalid
+from ..errors import EventInvalid
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
-    from nats.aio.msg import Msg
-    from nats.aio.subscription import Subscription
 
-__all__ = ["Wire", "check_subject", "frame", "header_lines", "message_id", "subscribe", "unsubscribe"]
+__all__ = ["Wire", "check_subject", "frame", "header_lines", "message_id"]
 
 log = logging.getLogger(__name__)
 
@@ -157,40 +153,3 @@ def _frames(data: bytes) -> Iterable[tuple[str, str, dict[str, str] | None, byte
             headers = dict(line.split(": ", 1) for line in lines if line)
         yield words[1], words[2], headers, data[at + head : at + total]
         at += total + 2
-
-
-class _Handed:
-    """Stands where the client expects a future: each message goes to a function, at once and in order."""
-
-    def __init__(self, on_message: Callable[[Msg], None]) -> None:
-        self._on_message = on_message
-
-    def cancelled(self) -> bool:
-        return False
-
-    def set_result(self, msg: Msg) -> None:
-        try:
-            self._on_message(msg)
-        except Exception:
-            # An error here would end the client's read loop and with it the whole connection.
-            log.exception("bus.handler-failed")
-
-
-async def subscribe(nc: Client, subject: str, on_message: Callable[[Msg], None]) -> Subscription:
-    """Hand every message on ``subject`` to ``on_message``, in the loop, from the client's read loop itself.
-
-    Raises:
-        BusUnavailable: the connection is closed.
-    """
-    try:
-        return await nc.subscribe(subject, future=_Handed(on_message))  # type: ignore[arg-type]
-    except nats.errors.Error as exc:
-        raise BusUnavailable(f"cannot listen on the broker: {exc}") from exc
-
-
-async def unsubscribe(sub: Subscription) -> None:
-    """End a subscription; quiet when the connection has gone first."""
-    try:
-        await sub.unsubscribe()
-    except nats.errors.Error as exc:
-        log.debug("bus.unsubscribe-failed", extra={"error": str(exc)})

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import TYPE_CHECKING, cast
+from typing import cast
 from urllib.parse import quote, unquote
 
 import orjson
 
 from ..config import BusConfig
 from ..errors import EventRefused, EventTooLarge
+from .arrival import Arrival
 from .connection import Connection
 from .intake import Held, Intake, Source
 from .replies import Replies, refusal_in
 from .subject import WORK_STREAM
 from .wire import header_lines, message_id
-
-if TYPE_CHECKING:
-    from nats.aio.msg import Msg
 
 __all__ = ["WorkConsumer", "WorkItem", "WorkQueue"]
 
@@ -42,7 +40,7 @@ class WorkItem(Held):
 
     __slots__ = ("payload", "pool", "queue")
 
-    def __init__(self, intake: Intake[Held], msg: Msg) -> None:
+    def __init__(self, intake: Intake[Held], msg: Arrival) -> None:
         words = msg.reply.split(".")
         super().__init__(intake, msg, int(words[4 if len(words) == 9 else 6]))
         self.payload = msg.data
@@ -142,6 +140,6 @@ class WorkQueue:
         )
 
 
-def _is_passing(msg: Msg) -> bool:
+def _is_passing(msg: Arrival) -> bool:
     refusal = refusal_in(orjson.loads(msg.data)) if msg.data else None
     return refusal is not None and refusal.is_passing
