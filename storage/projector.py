@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -15,7 +15,7 @@ from anyio.abc import TaskStatus
 from ..bus.subject import ALL_EVENTS
 from ..clock import SYSTEM_CLOCK, Clock
 from ..config import StorageConfig
-from ..errors import BusUnavailable, GuardFailed, LogRewound, UnavailableError
+from ..errors import BusUnavailable, GuardFailed, HarkError, LogRewound, UnavailableError
 from .fold import Changes, fold
 from .store import Store, remove_files
 
@@ -41,7 +41,7 @@ class Projector(AsyncContextManagerMixin):
         BusUnavailable: on entering, when the broker does not answer. Later outages are waited out.
     """
 
-    def __init__(self, bus: Bus, path: Path, config: StorageConfig, *, clock: Clock = SYSTEM_CLOCK) -> None:
+    def __init__(self, bus: Bus, path: Path, config: StorageConfig, clock: Clock = SYSTEM_CLOCK) -> None:
         self._bus, self._path, self._config, self._clock = bus, path, config, clock
         self._seq = 0
         self._pending = 0
@@ -100,7 +100,14 @@ class Projector(AsyncContextManagerMixin):
     async def _run(self, *, task_status: TaskStatus[None]) -> None:
         started: Callable[[], None] | None = task_status.started
         while True:
-            state = await self._bus.log.state()
+            try:
+                state = await self._bus.log.state()
+            except BusUnavailable as exc:
+                if started is not None:
+                    raise
+                log.warning("storage.bus_unavailable", extra={"error": str(exc)})
+                await self._clock.sleep(1)
+                continue
             async with Store(self._path, stream=state.incarnation) as store:
                 if self._asked_to_rebuild or store.reached.seq > state.last_seq:
                     await store.reset()
@@ -126,19 +133,43 @@ class Projector(AsyncContextManagerMixin):
                 self._seq = 0 if self._asked_to_rebuild else store.reached.seq
 
     async def _follow(self, store: Store) -> None:
-        """Fold and commit until cancelled. Cancelled halfway through a batch, nothing of it is written."""
+        """Fold and commit until cancelled. Cancelled halfway through a batch, nothing of it is written.
+
+        One batch is folded while the one before is committed: SQLite writes without Python's lock.
+        """
+        folded, to_commit = anyio.create_memory_object_stream[tuple[Changes, int]](1)
+        failures: list[HarkError] = []
+
+        async def commit_all() -> None:
+            try:
+                await self._commit(store, to_commit)
+            except HarkError as exc:
+                failures.append(exc)
+                tg.cancel_scope.cancel("commit failed")
+
+        async with folded, to_commit, anyio.create_task_group() as tg:
+            tg.start_soon(commit_all)
+            try:
+                async with self._bus.log.follow(
+                    (ALL_EVENTS,), after=store.reached.seq, batch=self._config.batch
+                ) as batches:
+                    async for batch in batches:
+                        await folded.send((await self._fold(batch), batch.pending))
+            except HarkError as exc:
+                failures.append(exc)
+                tg.cancel_scope.cancel("following failed")
+        if failures:
+            raise failures[0]
+
+    async def _commit(self, store: Store, changes: AsyncIterable[tuple[Changes, int]]) -> None:
         prune_at = self._clock.monotonic() + self._config.prune_every_s
-        async with self._bus.log.follow(
-            (ALL_EVENTS,), after=store.reached.seq, batch=self._config.batch
-        ) as batches:
-            async for batch in batches:
-                if batch.records:
-                    await store.commit(await self._fold(batch))
-                self._advance(store.reached.seq, batch.pending)
-                if self._clock.monotonic() >= prune_at:
-                    prune_at = self._clock.monotonic() + self._config.prune_every_s
-                    gone = await store.prune((await self._bus.log.state()).first_seq)
-                    log.debug("storage.pruned", extra={"rows": gone})
+        async for change, pending in changes:
+            await store.commit(change)
+            self._advance(store.reached.seq, pending)
+            if self._clock.monotonic() >= prune_at:
+                prune_at = self._clock.monotonic() + self._config.prune_every_s
+                gone = await store.prune((await self._bus.log.state()).first_seq)
+                log.debug("storage.pruned", extra={"rows": gone})
 
     async def _fold(self, batch: Batch) -> Changes:
         if len(batch.records) <= _INLINE:
@@ -146,6 +177,8 @@ class Projector(AsyncContextManagerMixin):
         return await to_thread.run_sync(fold, batch.records, limiter=self._limiter)
 
     def _advance(self, seq: int, pending: int) -> None:
+        if self._asked_to_rebuild:  # what has just been committed is about to be dropped
+            return
         self._seq, self._pending = seq, pending
         self._moved.set()
         self._moved = anyio.Event()

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from functools import lru_cache
 from importlib.resources import files
 
-__all__ = ["schema", "statements"]
+__all__ = ["of_many", "schema", "statements"]
 
 _HEAD = re.compile(r"^-- name: (?P<name>[a-z][a-z0-9_.]*)\n-- for: (?P<use>.+)\n", re.MULTILINE)
+_VALUES = re.compile(r"VALUES\s*(?P<row>\((?:\?,\s*)*\?\))")
 
 
 @lru_cache(maxsize=8)
@@ -35,6 +36,19 @@ def statements(file: str) -> Mapping[str, str]:
             raise ValueError(f"{file}: {head['name']!r} does not end with a semicolon")
         found[head["name"]] = body[:-1]
     return found
+
+
+@lru_cache(maxsize=64)
+def of_many(insert: str, rows: int) -> str:
+    """Return an ``INSERT … VALUES (?, …) …`` that takes ``rows`` rows at once, their values one after the other.
+
+    Of one statement per row, each step gives up Python's lock and has to win it back, against a loop that is busy
+    reading the log: measured, four times slower.
+    """
+    found = _VALUES.search(insert)
+    if found is None:
+        raise ValueError(f"no VALUES (?, …) in {insert!r}")
+    return f"{insert[: found.start()]}VALUES {', '.join([found['row']] * rows)}{insert[found.end() :]}"
 
 
 @lru_cache(maxsize=1)

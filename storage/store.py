@@ -11,6 +11,7 @@ import sqlite3
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -20,7 +21,7 @@ import anyio
 
 from ..errors import GuardFailed, UnavailableError
 from .fold import KEYED, LISTED, Changes
-from .statement import schema, statements
+from .statement import of_many, schema, statements
 
 __all__ = ["SCHEMA_VERSION", "Reached", "Store", "digest", "read_only", "remove_files"]
 
@@ -28,6 +29,8 @@ SCHEMA_VERSION = 1
 """Raise it whenever schema.sql or fold.py changes what rows look like; files of another version are folded again."""
 
 _PRUNE_BITE = 20_000
+_ROWS = 50
+"""Rows of one statement when there are many; times 24 columns it stays far below SQLite's 32 766 parameters."""
 _WRITE = "write.sql"
 
 
@@ -165,7 +168,14 @@ class Store:
             if cursor.rowcount != 1:
                 raise GuardFailed("the read model", expected=self._reached.seq)
             for table, rows in changes.rows():
-                await db.executemany(write[table], rows)
+                whole = len(rows) - len(rows) % _ROWS
+                if whole:
+                    sql = of_many(write[table], _ROWS)
+                    await db.executemany(
+                        sql, [tuple(chain(*rows[i : i + _ROWS])) for i in range(0, whole, _ROWS)]
+                    )
+                if rows[whole:]:
+                    await db.executemany(write[table], rows[whole:])
         self._reached = Reached(self._stream, changes.reached, self._reached.first_seq)
 
     async def reload(self) -> Reached:

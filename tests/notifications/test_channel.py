@@ -49,12 +49,12 @@ def test_a_wrong_address_is_refused_without_showing_it(url: str, says: str) -> N
 
 def test_the_rest_of_a_channel_is_checked_too() -> None:
     """Names that no bucket takes, rates that are none, templates that do not parse, unknown words."""
-    wrong: dict[str, object]
     good: dict[str, object] = {"name": "oncall", "urls": ["json://localhost"]}
-    for wrong in (
+    wrongs: list[dict[str, object]] = [
         {"name": "a b"}, {"name": "a..b"}, {"name": ""}, {"name": "x" * 101}, {"urls": []}, {"rate": "fast"}, {"rate": 5},
         {"title": "{{ x"}, {"body": "{% if %}"}, {"colour": "red"},
-    ):  # fmt: skip
+    ]  # fmt: skip
+    for wrong in wrongs:
         with pytest.raises(ValidationError):
             Channel.model_validate({**good, **wrong})
     channel = Channel.model_validate(
