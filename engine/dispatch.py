@@ -17,15 +17,16 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeAlias
+from typing import Any
 
 from ..vocabulary import FlowRunId, JsonObject, JsonValue, StateType
+from .decision import Await, Cancel, Decision, Drop, Finish, Late, Start
 from .deployment import ConcurrencySpec, Deployment
 from .pool import Pool
 from .run import FlowRun
 from .waiting import LOOP, PROCESS, UNKNOWN, Lane, LineKey, Place, Row, RowKey, Waiting
 
-__all__ = ["LATE_AFTER_S", "Await", "Cancel", "Decision", "Dispatch", "Drop", "Finish", "Late", "Start"]
+__all__ = ["LATE_AFTER_S", "Dispatch"]
 
 LATE_AFTER_S = 15.0
 """A run that has not started this long after it was due is late (as in Prefect)."""
@@ -35,65 +36,6 @@ _LATE_AFTER_US = int(LATE_AFTER_S * 1_000_000)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _FORMAT = 1
 """Of the checkpoint; one with another number is not read, and the log is folded from its beginning."""
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """Hand the run to a worker. ``limited``: the place counts against a limit somebody set."""
-
-    run_id: FlowRunId
-    attempt: int
-    since: int
-    pool: str
-    queue: str
-    lane: Lane
-    limited: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Await:
-    """Say that the run waits for a place under a limit."""
-
-    run_id: FlowRunId
-    since: int
-    why: str
-
-
-@dataclass(frozen=True, slots=True)
-class Late:
-    """Say that the run should have started by now."""
-
-    run_id: FlowRunId
-    since: int
-
-
-@dataclass(frozen=True, slots=True)
-class Drop:
-    """End a run that has not started, because of what its deployment says about conflicts."""
-
-    run_id: FlowRunId
-    since: int
-    why: str
-
-
-@dataclass(frozen=True, slots=True)
-class Cancel:
-    """Ask a run to stop."""
-
-    run_id: FlowRunId
-    why: str
-
-
-@dataclass(frozen=True, slots=True)
-class Finish:
-    """Write the end of a run whose process can no longer write it: it lived inside a run that has ended."""
-
-    run_id: FlowRunId
-    state: StateType
-    why: str
-
-
-Decision: TypeAlias = "Start | Await | Late | Drop | Cancel | Finish"
 
 
 @dataclass(slots=True)
@@ -120,6 +62,8 @@ class _Known:
     late_said: bool = False
     granted: bool = False
     leaving: bool = False
+    at_once: bool = False
+    """It asked for no later time: it is due whatever our clock says."""
     in_process: bool = False
     """Its process is waiting to try again by itself: it keeps its place, and nobody else may start it."""
     holds: tuple[tuple[str, ...], ...] = ()
@@ -174,6 +118,7 @@ class Dispatch:
         if new_stint or known.since == 0:
             known.since, known.late, known.late_said = run.seq, False, False
             known.granted = known.leaving = False
+            known.at_once = run.is_due_at_once
         if known.type is S.SCHEDULED and run.state_type is not S.SCHEDULED:
             known.leaving = False
         known.type, known.name, known.attempt = run.state_type, run.state_name, run.attempt
@@ -505,7 +450,7 @@ class Dispatch:
         if known.pool is None or known.type is not S.SCHEDULED or known.in_process:
             return
         self._waiting.remove(known.id)
-        heapq.heappush(self._timers, (known.due_us, known.since, known.id))
+        heapq.heappush(self._timers, (0 if known.at_once else known.due_us, known.since, known.id))
         heapq.heappush(self._late, (known.due_us + _LATE_AFTER_US, known.since, known.id))
 
     def _rearm_late(self, now_us: int) -> None:
@@ -566,7 +511,8 @@ class Dispatch:
         runs: list[JsonValue] = [
             [
                 run.id, run.pool, run.queue, run.deployment, run.key, run.code, run.parent, run.type.value, run.name,
-                run.attempt, run.due_us, run.born, run.since, run.seq, run.lane, run.late, run.in_process,
+                run.attempt, run.due_us, run.born, run.since, run.seq, run.lane, run.late, run.at_once,
+                run.in_process,
             ]
             for run in self._runs.values()
         ]  # fmt: skip
@@ -587,11 +533,11 @@ class Dispatch:
         self._ended = {FlowRunId(run_id): S(state) for run_id, state in stored["ended"].items()}
         for item in stored["runs"]:
             id_, pool, queue, deployment, key, code, parent, type_, name, *numbers = item
-            attempt, due_us, born, since, seq, lane, late, in_process = numbers
+            attempt, due_us, born, since, seq, lane, late, at_once, in_process = numbers
             known = _Known(
                 id=id_, pool=pool, queue=queue, deployment=deployment, key=key, code=code, parent=parent, type=S(type_),
                 name=name, attempt=attempt, due_us=due_us, born=born, since=since, seq=seq, lane=lane, late=late,
-                in_process=in_process,
+                at_once=at_once, in_process=in_process,
             )  # fmt: skip
             self._runs[known.id] = known
             if parent:

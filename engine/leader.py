@@ -38,9 +38,10 @@ from ..errors import (
 from ..vocabulary import JsonObject, StateType
 from . import presence
 from .control import Control
+from .decision import Await, Cancel, Decision, Drop, Finish, Late, Start
 from .deployment import BUCKET as DEPLOYMENTS
 from .deployment import Deployment
-from .dispatch import Await, Cancel, Decision, Dispatch, Drop, Finish, Late, Start
+from .dispatch import Dispatch
 from .pool import BUCKET as POOLS
 from .pool import Pool
 from .presence import WorkerInfo

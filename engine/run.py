@@ -119,6 +119,11 @@ class FlowRun:
         return self.state_type.is_terminal
 
     @property
+    def is_due_at_once(self) -> bool:
+        """Whether the last transition asked for no later time, by the clock of who wrote it: so no clocks need agree."""
+        return self.scheduled_at is None or self.scheduled_at <= self.updated_at
+
+    @property
     def waits_in_process(self) -> bool:
         """Whether the run is between two tries in a process that holds it: SCHEDULED, but not for anyone to start."""
         return self.state_type is StateType.SCHEDULED and bool(self.state_details.get("in_process"))

@@ -91,7 +91,7 @@ def answer(
             if run.attempt != ticket.attempt or run.seq < ticket.since:
                 return Answer.DISCARD
             due = run.scheduled_at
-            if due is not None and due > now + timedelta(seconds=EARLY_S):
+            if due is not None and not run.is_due_at_once and due > now + timedelta(seconds=EARLY_S):
                 return Answer.DISCARD
             return Answer.TAKE
         case S.PENDING | S.RUNNING:

@@ -1,0 +1,288 @@
+"""The dispatcher on a real broker: limits, priorities, conflicts, pauses, due times, checkpoints."""
+
+from __future__ import annotations
+
+from collections import Counter
+from contextlib import AsyncExitStack
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import anyio
+import pytest
+from hark.clock import ManualClock
+from hark.config import EngineConfig, WorkerConfig
+from hark.engine import leader
+from hark.engine.control import Control
+from hark.engine.dispatcher import Dispatcher
+from hark.engine.pool import Pool, QueueSpec
+from hark.engine.run import FlowRun
+from hark.engine.worker import Worker
+from hark.vocabulary import StateType
+
+if TYPE_CHECKING:
+    from .conftest import Stage
+
+GATED = """
+@flow
+async def gated(name: str, group: str = ""):
+    await asay(f"in-{name}")
+    while not os.path.exists(os.path.join(os.path.dirname(__file__), f"open-{name}")):
+        await asyncio.sleep(0.005)
+"""
+
+
+def let_go(stage: Stage, *names: str) -> None:
+    for name in names:
+        (stage.root / f"open-{name}").touch()
+
+
+async def in_state(stage: Stage, run: FlowRun, name: str) -> None:
+    await stage.until(run, lambda now: now.state_name == name)
+
+
+async def test_a_deployment_limit_holds_runs_back_and_wakes_them_in_order(stage: Stage) -> None:
+    """One runs; the others say that they wait; each start follows the end before it at once."""
+    stage.write(GATED)
+    await stage.deploy("gated", concurrency={"limit": 1})
+    async with stage.working(processes=0):
+        runs = [await stage.ask("gated", parameters={"name": name}) for name in "abc"]
+        await stage.hear("said.in-a")
+        for run in runs[1:]:
+            await in_state(stage, run, "AwaitingConcurrencySlot")
+        for name, run in zip("abc", runs, strict=True):
+            await stage.hear(f"said.in-{name}")
+            let_go(stage, name)
+            assert (await stage.end(run)).state_type is StateType.COMPLETED
+    assert await stage.states(runs[1]) == [
+        "scheduled", "awaiting-concurrency-slot", "pending", "running", "completed",
+    ]  # fmt: skip
+
+
+async def test_a_limit_by_key_is_one_limit_for_each_value(stage: Stage) -> None:
+    """The key is a template over the parameters."""
+    stage.write(GATED)
+    await stage.deploy("gated", concurrency={"limit": 1, "key": "{{ parameters.group }}"})
+    async with stage.working(processes=0):
+        a1 = await stage.ask("gated", parameters={"name": "a1", "group": "a"})
+        a2 = await stage.ask("gated", parameters={"name": "a2", "group": "a"})
+        b1 = await stage.ask("gated", parameters={"name": "b1", "group": "b"})
+        assert (a1.concurrency_key, b1.concurrency_key) == ("a", "b")
+        await stage.hear("said.in-a1")
+        await stage.hear("said.in-b1")
+        await in_state(stage, a2, "AwaitingConcurrencySlot")
+        let_go(stage, "a1", "a2", "b1")
+        for run in (a1, a2, b1):
+            await stage.end(run)
+
+
+async def test_skip_ends_the_run_that_comes_second(stage: Stage) -> None:
+    """It is CANCELLED and says why; the first is not disturbed."""
+    stage.write(GATED)
+    await stage.deploy("gated", concurrency={"limit": 1, "on_conflict": "skip"})
+    async with stage.working(processes=0):
+        first = await stage.ask("gated", parameters={"name": "a"})
+        await stage.hear("said.in-a")
+        second = await stage.run("gated", parameters={"name": "b"})
+        assert second.state_type is StateType.CANCELLED
+        assert "skipped: the limit of 1 run of deployment 'gated' is full" in (second.state_message or "")
+        let_go(stage, "a")
+        assert (await stage.end(first)).state_type is StateType.COMPLETED
+
+
+async def test_cancel_running_ends_the_older_run(stage: Stage) -> None:
+    """The newest wins: the one that runs and the one that waits both make room for it."""
+    stage.write(GATED)
+    await stage.deploy("gated", concurrency={"limit": 1, "on_conflict": "cancel-running"})
+    async with stage.working(processes=0):
+        first = await stage.ask("gated", parameters={"name": "a"})
+        await stage.hear("said.in-a")
+        last = await stage.ask("gated", parameters={"name": "b"})
+        ended = await stage.end(first)
+        assert ended.state_type is StateType.CANCELLED
+        assert last.id in (ended.state_message or "")
+        let_go(stage, "b")
+        assert (await stage.end(last)).state_type is StateType.COMPLETED
+
+
+async def test_queues_start_by_priority_within_the_pools_limit(stage: Stage) -> None:
+    """With one place in the pool, the queue with the smallest number goes first, whoever asked first."""
+    stage.write(GATED)
+    await stage.deploy("gated")
+    await stage.control.put_pool(
+        Pool(
+            name="default",
+            concurrency=1,
+            queues={"high": QueueSpec(priority=1), "default": QueueSpec(priority=5)},
+        )
+    )
+    async with stage.working(processes=0):
+        first = await stage.ask("gated", parameters={"name": "first"})
+        await stage.hear("said.in-first")
+        low = await stage.ask("gated", parameters={"name": "low"})
+        high = await stage.ask("gated", parameters={"name": "high"}, queue="high")
+        for run in (low, high):
+            await in_state(stage, run, "AwaitingConcurrencySlot")
+        let_go(stage, "first", "low", "high")
+        for run in (first, low, high):
+            await stage.end(run)
+    assert await order_of_starts(stage) == [first.id, high.id, low.id]
+
+
+async def test_a_full_worker_gets_the_urgent_run_next(stage: Stage) -> None:
+    """Priority holds without any limit, too: runs are handed out when a worker has room, not before."""
+    stage.write(GATED)
+    await stage.deploy("gated")
+    await stage.control.put_pool(Pool(name="default", queues={"high": QueueSpec(priority=1)}))
+    async with stage.working(processes=0, concurrency=1):
+        first = await stage.ask("gated", parameters={"name": "first"})
+        await stage.hear("said.in-first")
+        runs = [await stage.ask("gated", parameters={"name": f"low{n}"}) for n in range(3)]
+        high = await stage.ask("gated", parameters={"name": "high"}, queue="high")
+        let_go(stage, "first", "high", *(f"low{n}" for n in range(3)))
+        for run in (first, high, *runs):
+            await stage.end(run)
+    assert await order_of_starts(stage) == [first.id, high.id, *(run.id for run in runs)]
+
+
+async def order_of_starts(stage: Stage) -> list[str]:
+    async with stage.bus.log.read(["hark.ev.flow-run.running.*"]) as batches:
+        return [recorded.subject.rpartition(".")[2] async for batch in batches for recorded in batch.records]
+
+
+async def test_a_paused_deployment_or_pool_starts_nothing_until_resumed(stage: Stage) -> None:
+    """The runs stay SCHEDULED; resuming starts them at once."""
+    stage.write("@flow\nasync def f():\n    pass\n\n@flow\nasync def marker():\n    pass\n")
+    await stage.deploy("f")
+    await stage.deploy("marker", pool="other")
+    control = stage.control
+    await control.pause_deployment("f")
+    async with (
+        stage.working(processes=0),
+        Worker(stage.bus, WorkerConfig(pool="other", processes=0), EngineConfig()),
+    ):
+        run = await stage.ask("f")
+        await stage.run("marker")  # asked for later, and ended: the dispatcher has passed the first by
+        assert (await stage.states(run)) == ["scheduled"]
+        await control.resume_deployment("f")
+        assert (await stage.end(run)).state_type is StateType.COMPLETED
+        await control.pause_pool("default")
+        run = await stage.ask("f")
+        await stage.run("marker")
+        assert (await stage.states(run)) == ["scheduled"]
+        await control.resume_pool("default")
+        assert (await stage.end(run)).state_type is StateType.COMPLETED
+
+
+async def test_a_run_starts_when_it_is_due(stage: Stage) -> None:
+    """Not before its time, and at it, by the dispatcher's clock; nothing polls."""
+    stage.write("@flow\nasync def f():\n    pass\n")
+    await stage.deploy("f")
+    clock = ManualClock(start=stage.bus.clock.now())
+    control = Control(stage.bus, clock)
+    engine = EngineConfig()
+    async with AsyncExitStack() as stack:
+        dispatcher = await stack.enter_async_context(Dispatcher(stage.bus, engine, clock))
+        await dispatcher.leading()
+        await stack.enter_async_context(Worker(stage.bus, WorkerConfig(processes=0), engine, clock=clock))
+        later = await stage.ask("f", scheduled_at=clock.now() + timedelta(seconds=100))
+        await stage.run("f")
+        await clock.advance(99)
+        await stage.run("f")
+        now = await control.get(later.id)
+        assert now is not None
+        assert now.state_name == "Scheduled"
+        await clock.advance(1)
+        assert (await stage.end(later)).state_type is StateType.COMPLETED
+
+
+async def test_a_run_that_nobody_starts_is_late_once(stage: Stage) -> None:
+    """Fifteen seconds after it was due, once; when a worker comes it starts."""
+    stage.write("@flow\nasync def f():\n    pass\n")
+    await stage.deploy("f")
+    clock = ManualClock(start=stage.bus.clock.now())
+    async with Dispatcher(stage.bus, EngineConfig(), clock) as dispatcher:
+        await dispatcher.leading()
+        run = await stage.ask("f")
+        await clock.advance(14)
+        while dispatcher.waiting == 0:
+            await clock.advance(0.1)
+        await clock.advance(15)
+        await in_state(stage, run, "Late")
+        await clock.advance(600)
+        async with Worker(stage.bus, WorkerConfig(processes=0), EngineConfig(), clock=clock):
+            await stage.end(run)
+    assert await stage.states(run) == ["scheduled", "late", "pending", "running", "completed"]
+
+
+async def test_cancelling_a_run_cancels_the_runs_it_asked_for(stage: Stage) -> None:
+    """Children of other deployments stop with their parent."""
+    stage.write(GATED)
+    await stage.deploy("gated")
+    async with stage.working(processes=0):
+        parent = await stage.ask("gated", parameters={"name": "parent"})
+        child = await stage.ask("gated", parameters={"name": "child"}, parent=parent.id)
+        grandchild = await stage.ask("gated", parameters={"name": "grandchild"}, parent=child.id)
+        for name in ("parent", "child", "grandchild"):
+            await stage.hear(f"said.in-{name}")
+        await stage.control.cancel(parent.id)
+        for run in (parent, child, grandchild):
+            assert (await stage.end(run)).state_type is StateType.CANCELLED
+
+
+@pytest.mark.parametrize("large", [False, True])
+async def test_a_dispatcher_that_starts_again_goes_on_from_its_checkpoint(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, large: bool
+) -> None:
+    """What waited still waits, in its place; a checkpoint too large for the bucket goes to the object store."""
+    if large:
+        monkeypatch.setattr(leader, "INLINE_BYTES", 10)
+    stage.write(GATED)
+    await stage.deploy("gated", concurrency={"limit": 1})
+    engine = EngineConfig()
+    async with Worker(stage.bus, WorkerConfig(processes=0, drain_s=0), engine):
+        async with Dispatcher(stage.bus, engine) as dispatcher:
+            await dispatcher.leading()
+            runs = [await stage.ask("gated", parameters={"name": name}) for name in "abc"]
+            await stage.hear("said.in-a")
+            for run in runs[1:]:
+                await in_state(stage, run, "AwaitingConcurrencySlot")
+        stored = await stage.bus.bucket("checkpoints").get(leader.CHECKPOINT)
+        assert stored is not None
+        assert stored.value[:1] == (b"O" if large else b"Z")
+        let_go(stage, "a")
+        await stage.end(runs[0])
+        async with Dispatcher(stage.bus, engine) as dispatcher:
+            await dispatcher.leading()
+            let_go(stage, "b", "c")
+            for run in runs:
+                assert (await stage.end(run)).state_type is StateType.COMPLETED
+    assert await order_of_starts(stage) == [run.id for run in runs]
+
+
+async def test_an_unreadable_checkpoint_costs_time_and_nothing_else(stage: Stage) -> None:
+    """The log is folded from its beginning instead."""
+    stage.write(GATED)
+    await stage.deploy("gated")
+    run = await stage.ask("gated", parameters={"name": "a"})
+    let_go(stage, "a")
+    await stage.bus.bucket("checkpoints").put(leader.CHECKPOINT, b"Zgarbage")
+    async with stage.working(processes=0):
+        assert (await stage.end(run)).state_type is StateType.COMPLETED
+
+
+async def test_many_runs_of_two_dispatchers_and_two_workers_each_run_once(stage: Stage) -> None:
+    """A leader, a standby, two workers, sixty runs under a limit: each ends once, and the limit holds."""
+    stage.write("@flow\nasync def f(n: int):\n    await asay(f'n{n}')\n")
+    await stage.deploy("f", concurrency={"limit": 7})
+    engine = EngineConfig()
+    async with AsyncExitStack() as stack:
+        for _ in range(2):
+            await stack.enter_async_context(Dispatcher(stage.bus, engine))
+            await stack.enter_async_context(
+                Worker(stage.bus, WorkerConfig(processes=0, concurrency=5), engine)
+            )
+        runs = [await stage.ask("f", parameters={"n": n}) for n in range(60)]
+        with anyio.fail_after(60):
+            for run in runs:
+                assert (await stage.end(run)).state_type is StateType.COMPLETED
+    assert await stage.said() == Counter({f"n{n}": 1 for n in range(60)})
