@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BrokerAddress", "Discovery", "discovery_path", "locate_broker", "parse_urls", "read_discovery"]
 
-_SCHEMES = ("nats", "tls", "ws", "wss")
+_SCHEMES = ("nats", "tls")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class BrokerAddress:
     @property
     def uses_tls(self) -> bool:
         """Whether the connection must be encrypted."""
-        return bool(self.tls_ca or self.tls_cert) or any(u.startswith(("tls:", "wss:")) for u in self.urls)
+        return bool(self.tls_ca or self.tls_cert) or any(u.startswith("tls:") for u in self.urls)
 
     def ssl_context(self) -> ssl.SSLContext | None:
         """Return what verifies the broker, or None where the connection is plain.
@@ -106,7 +106,7 @@ def parse_urls(text: str) -> tuple[str, ...]:
                 f"HARK_NATS_URL has {without_secret(url)!r}, which is no broker address",
                 hint="write nats://host:4222, tls://host:4222 or several, separated by commas",
             )
-        if port is None and scheme in ("nats", "tls"):
+        if port is None:
             url = urlunsplit(parts._replace(netloc=f"{parts.netloc.rstrip(':')}:4222"))
         urls.append(url)
     if not urls:

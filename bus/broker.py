@@ -443,12 +443,28 @@ class hold_home:  # noqa: N801 - used as a context manager function
         self._file.seek(0)
         self._file.write(str(os.getpid()).encode())
         self._file.flush()
+        _locks.add(self._file)
 
     def __exit__(self, *_: object) -> None:
         # The file stays: removing it would let two processes lock two files of one name.
         assert self._file is not None
-        self._file.truncate(0)
-        self._file.close()
+        _locks.discard(self._file)
+        if not self._file.closed:  # as it is in a forked child
+            self._file.truncate(0)
+            self._file.close()
+
+
+_locks: set[IO[bytes]] = set()
+
+
+def _drop_locks() -> None:
+    """In a forked child: its copy of the lock would keep the home held after the parent was killed."""
+    for lock in _locks:
+        lock.close()
+    _locks.clear()
+
+
+os.register_at_fork(after_in_child=_drop_locks)
 
 
 def _tail(path: Path, start: int, *, most: int = 2000) -> str:

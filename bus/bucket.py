@@ -5,10 +5,12 @@ from __future__ import annotations
 import base64
 import math
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Self
 
 from ..errors import AlreadyHeld, BusUnavailable, DefinitionError, GuardFailed
 from ..vocabulary import new_id
@@ -246,21 +248,33 @@ class Bucket:
         feed = self._feed(prefix, live=True)
         try:
             await feed.start()
-            async with aclosing(self._changes(feed, prefix)) as changes:
-                yield changes
+            yield _Changes(feed, self._entry, prefix)
         finally:
             await feed.close()
 
-    async def _changes(self, feed: Feed, prefix: str) -> AsyncGenerator[Entry, None]:
-        in_history = True
-        async for batch in feed:
-            for record in batch.records:
-                entry = self._entry(record)
-                if entry.key.startswith(prefix) and not (in_history and entry.deleted):
-                    yield entry
-            if in_history and batch.pending == 0:
-                in_history = False
-                yield END_OF_HISTORY
+
+class _Changes:
+    """The entries of a watch. Not a generator, so that giving up waiting for the next one does not end it."""
+
+    def __init__(self, feed: Feed, entry: Callable[[Recorded], Entry], prefix: str) -> None:
+        self._feed, self._entry, self._prefix = feed, entry, prefix
+        self._ready: deque[Entry] = deque()
+        self._in_history = True
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Entry:
+        while not self._ready:
+            batch = await anext(self._feed)
+            entries = map(self._entry, batch.records)
+            self._ready.extend(
+                e for e in entries if e.key.startswith(self._prefix) and not (self._in_history and e.deleted)
+            )
+            if self._in_history and batch.pending == 0:
+                self._in_history = False
+                self._ready.append(END_OF_HISTORY)
+        return self._ready.popleft()
 
 
 def read_headers(raw: bytes) -> dict[str, str]:

@@ -269,6 +269,9 @@ class Connection(AsyncContextManagerMixin):
             if "authorization" in text or "authentication" in text:
                 self._refused.set_result(None)
             return
+        if "permissions violation" in text:
+            log.error("bus.not_permitted", extra={"error": str(exc)})
+            return
         log.debug("bus.client_error", extra={"error": repr(exc)})
 
     async def _disconnected(self) -> None:

@@ -32,9 +32,13 @@ asyncio.run(main())
 """
 
 
+def subprocess_of(text: str, home: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, "-c", text, str(home)], stdout=subprocess.PIPE, text=True)
+
+
 def start_parent(home: Path) -> tuple[subprocess.Popen[str], int, int]:
     """Start a process that holds a broker on ``home``; return it, the broker's pid and its port."""
-    parent = subprocess.Popen([sys.executable, "-c", PARENT, str(home)], stdout=subprocess.PIPE, text=True)
+    parent = subprocess_of(PARENT, home)
     assert parent.stdout is not None
     pid, port = parent.stdout.readline().split()
     return parent, int(pid), int(port)
@@ -136,6 +140,22 @@ async def test_a_second_broker_on_the_same_home_is_told_who_holds_it(home: Path)
         with pytest.raises(AlreadyHeld, match=f"pid {os.getpid()}"):
             async with EmbeddedBroker(home, BusConfig()):
                 pass
+
+
+async def test_a_forked_child_does_not_keep_the_home(home: Path) -> None:
+    """Warm worker processes outlive a killed parent for a moment; the next start must not wait for them."""
+    # The child speaks, so that it is known to run before the parent is killed.
+    fork = "        if os.fork() == 0: print(os.getpid(), flush=True); time.sleep(60); os._exit(0)"
+    lines = [fork if "print(" in line else line for line in PARENT.splitlines()]
+    parent = subprocess_of("\n".join(["import os, time", *lines]), home)
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    try:
+        end(parent)
+        async with EmbeddedBroker(home, BusConfig()) as broker:
+            assert broker.pid is not None
+    finally:
+        os.kill(child, signal.SIGKILL)
 
 
 async def test_a_died_child_comes_back_on_the_same_port(home: Path) -> None:

@@ -194,3 +194,15 @@ async def test_a_bus_that_is_not_entered_says_so(home: object) -> None:
     assert not bus.is_connected
     with pytest.raises(BusUnavailable, match="not been entered"):
         bus.bucket("keys")
+
+
+async def test_giving_up_on_a_watch_for_a_moment_does_not_end_it(bus: Bus) -> None:
+    """A deadline on the next entry is harmless: later entries are still told."""
+    bucket = bus.bucket("silences")
+    async with bucket.watch() as entries:
+        assert (await anext(entries)).key == ""
+        with anyio.move_on_after(0.05):
+            await anext(entries)
+        await bucket.put("a", b"1")
+        with anyio.fail_after(5):
+            assert (await anext(entries)).key == "a"
