@@ -35,6 +35,7 @@ from typing import Annotated, Any, Literal, TypeAlias, assert_never
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from ..duration import Duration
+from ..errors import TemplateError
 from ..template import check_template
 from ..vocabulary import new_id
 
@@ -91,14 +92,17 @@ def _one_or_more(value: object) -> object:
 
 
 def _checked(value: str) -> str:
-    check_template(value)
+    try:
+        check_template(value)
+    except TemplateError as exc:
+        raise ValueError(f"the template of a secret does not parse: {exc.__cause__}") from exc
     if not value.strip():
         raise ValueError("a secret is not empty: anybody can sign with an empty one")
     return value
 
 
 Secrets: TypeAlias = Annotated[
-    tuple[Annotated[str, Field(repr=False)], ...],
+    tuple[str, ...],
     BeforeValidator(_one_or_more),
     Field(min_length=1, max_length=5),
 ]
@@ -106,7 +110,8 @@ Secrets: TypeAlias = Annotated[
 
 
 class _Verify(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # A secret may be written out where a template belongs, and an error message must not repeat it.
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     tolerance: Duration | None = Field(None, description="largest age of a signed timestamp, either way")
 

@@ -18,7 +18,16 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from ..bus.event import OWN_WORDS
 from ..duration import RateSpec
@@ -109,6 +118,14 @@ class EventMapping(BaseModel):
             raise ValueError(f"{self.type!r} makes no event type; write words such as 'order.paid'")
         return self
 
+    @model_serializer(mode="wrap")
+    def _without_unwritten_data(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave ``data`` out if it was not written: null would mean an event without data."""
+        out: dict[str, Any] = handler(self)
+        if not self.has_data:
+            out.pop("data", None)
+        return out
+
     @property
     def has_data(self) -> bool:
         """Whether ``data`` was written, be it null."""
@@ -133,7 +150,7 @@ class Webhook(BaseModel):
         paused: requests get 409, which senders that try again will do. ``retired``: 410, which tells them to stop.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     description: str = ""

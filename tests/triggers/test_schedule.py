@@ -22,6 +22,7 @@ from hark.triggers.schedule import (
     slot_run_id,
     timing_version,
 )
+from hark.triggers.schedules import At, Cron, Interval, RRule
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -433,3 +434,18 @@ def test_every_slot_is_decided_exactly_once(
         assert plan_slots(schedule, key="d/0", through=p.through, now=now, grace_s=30).is_empty
     if policy == "all" and len(want) <= limit:
         assert list(p.fire) == want
+
+
+def test_schedules_from_python_are_those_of_yaml() -> None:
+    """The constructors Prefect users know give the same models."""
+    assert Cron("0 6 * * *", "Europe/Berlin", slug="early", catch_up="all") == parse_schedule(
+        {"cron": "0 6 * * *", "timezone": "Europe/Berlin", "name": "early", "catch_up": "all"}
+    )
+    assert Interval(900, active=False) == parse_schedule({"interval": "15m", "paused": True})
+    assert Interval(timedelta(hours=1), NEW_YEAR) == parse_schedule({"interval": "1h", "anchor": NEW_YEAR})
+    assert RRule("FREQ=DAILY", parameters={"x": 1}) == parse_schedule(
+        {"rrule": "FREQ=DAILY", "parameters": {"x": 1}}
+    )
+    assert At(NEW_YEAR, "2026-02-01") == parse_schedule({"at": [NEW_YEAR, "2026-02-01"]})
+    with pytest.raises(DefinitionError, match="4 fields"):
+        Cron("* * * *")
