@@ -28,6 +28,7 @@ ORIGINAL_TYPE = "originaltype"
 """The extension that keeps a foreign event's type where it is not lower-case dotted words."""
 MOST_IN_BATCH = 10_000
 
+_PLAIN = re.compile(r"[a-z0-9-]+(\.[a-z0-9-]+)*")
 _NOT_WORD = re.compile(r"[^a-z0-9-]+")
 _NOT_ATTRIBUTES = frozenset({"data", "data_base64", "datacontenttype"})
 
@@ -83,6 +84,8 @@ def plain_type(type_: str) -> str:
     Raises:
         EventInvalid: nothing is left of it.
     """
+    if len(type_) <= MAX_TYPE_CHARS and _PLAIN.fullmatch(type_):
+        return type_
     words = [_NOT_WORD.sub("-", word).strip("-") for word in type_.lower().split(".")]
     plain = ".".join(word for word in words if word)[:MAX_TYPE_CHARS].rstrip(".")
     if not plain:

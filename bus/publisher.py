@@ -54,6 +54,7 @@ class Publisher(AsyncContextManagerMixin):
         self._waiting = 0  # given and neither stored nor refused
         self._waiting_bytes = 0
         self._most = config.publish_buffer
+        self._limit = 0  # of the broker, known once a message comes near it
         self._awake = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0
@@ -95,7 +96,7 @@ class Publisher(AsyncContextManagerMixin):
             lane.start(f"{inbox}.{number}", wire)
         unhook = [
             self._connection.on_disconnect(self._on_disconnect),
-            self._connection.on_reconnect(self._pump),
+            self._connection.on_reconnect(self._on_reconnect),
         ]
         with self._lock:
             self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
@@ -183,9 +184,11 @@ class Publisher(AsyncContextManagerMixin):
         if headers:
             lines += header_lines(headers)
         message = Outgoing(check_subject(subject), lines, payload, msg_id)
-        limit = self._connection.max_payload
-        if message.size > limit:
-            raise EventTooLarge(subject, size_bytes=message.size, limit_bytes=limit)
+        if message.size > self._limit:
+            # The limit may have been taken from another broker, or from none yet.
+            self._limit = self._connection.max_payload
+            if message.size > self._limit:
+                raise EventTooLarge(subject, size_bytes=message.size, limit_bytes=self._limit)
         return message
 
     def _give(self, message: Outgoing) -> None:
@@ -238,6 +241,10 @@ class Publisher(AsyncContextManagerMixin):
     def _on_disconnect(self) -> None:
         for lane in self._lanes:
             lane.reset()
+
+    def _on_reconnect(self) -> None:
+        self._limit = self._connection.max_payload
+        self._pump()
 
     def _is_waited_for(self) -> bool:
         return bool(self._barriers) or bool(self._room)
