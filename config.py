@@ -153,6 +153,12 @@ class NotificationsConfig(_Section):
         15.0, gt=0, le=300, description="longest time one message to one address may take"
     )
     threads: int = Field(8, ge=1, le=64, description="messages being sent at once")
+    give_up_s: float = Field(
+        25.0,
+        gt=0,
+        le=3600,
+        description="longest time for one message at one address, all tries together; less than an action may take",
+    )
     retries: int = Field(
         2, ge=0, le=10, description="further tries at an address before its message counts as failed"
     )
@@ -262,3 +268,13 @@ def environment() -> Mapping[str, str]:
     import os
 
     return os.environ
+
+
+def runtime_override(section: str, name: str) -> str | None:
+    """Return what ``HARK__RUNTIME__<SECTION>__<NAME>`` in the environment says of the current run, for tests.
+
+    No setting of the service: it stands in for a fact of the run that ``hark.runtime`` is asked for.
+    """
+    import os
+
+    return os.environ.get(f"HARK__RUNTIME__{section}__{name.upper()}")

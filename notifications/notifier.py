@@ -268,12 +268,14 @@ class Notifier(AsyncContextManagerMixin):
     async def _try_address(self, job: _Job, address: _Address, *, tries: int) -> Delivery:
         from .apprise_port import Tried, load, send
 
-        timeout_s = self._config.send_timeout_s
         delivered: set[Any] = set()
-        duration_s, reason = 0.0, ""
+        duration_s, reason, attempt = 0.0, "", 0
+        give_up_at = self._clock.monotonic() + self._config.give_up_s
         await to_thread.run_sync(load)
-        for attempt in range(1, tries + 1):
+        while True:
+            attempt += 1
             began = self._clock.monotonic()
+            timeout_s = max(0.1, min(self._config.send_timeout_s, give_up_at - began))
             work = partial(
                 send,
                 address.url,
@@ -285,7 +287,7 @@ class Notifier(AsyncContextManagerMixin):
             try:
                 tried = await self._threads.run(work, timeout_s=timeout_s)
             except TimeoutError:
-                tried = Tried(False, f"no answer within {timeout_s:g} s")
+                tried = Tried(False, f"no answer within {timeout_s:.3g} s")
             except TooManyHang as exc:
                 tried = Tried(False, str(exc))
             duration_s += self._clock.monotonic() - began
@@ -297,16 +299,13 @@ class Notifier(AsyncContextManagerMixin):
                 )
             reason = tried.reason
             log.warning("notification.try_failed", extra={**outcome, "reason": reason})
-            if attempt >= tries or tried.is_final:
-                break
-            await self._clock.sleep(
-                backoff_s(
-                    attempt,
-                    base_s=self._config.backoff_s,
-                    jitter=_jitter(),
-                    asked_s=tried.retry_after_s,
-                )
+            wait_s = backoff_s(
+                attempt, base_s=self._config.backoff_s, jitter=_jitter(), asked_s=tried.retry_after_s
             )
+            late = self._clock.monotonic() + wait_s >= give_up_at
+            if attempt >= tries or tried.is_final or late:
+                break
+            await self._clock.sleep(wait_s)
         return Delivery(
             job.channel, address.index, address.kind, "failed", attempt, round(duration_s, 4), reason
         )

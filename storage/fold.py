@@ -30,6 +30,7 @@ KEYED = ("flow_runs", "task_runs", "firings", "actions", "workers")
 """Tables with one row per thing, made by the last event about it."""
 
 _STATES = frozenset(t.value for t in StateType)
+_WEBHOOKS = "/webhooks/"
 _FINAL = frozenset(t.value for t in StateType if t.is_terminal)
 
 
@@ -94,6 +95,8 @@ def fold(messages: Iterable[Message]) -> Changes:
         except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError, _Odd) as exc:
             unreadable.append((seq, message.subject, f"not an event: {_why(exc)}", raw))
             continue
+        if source.startswith(_WEBHOOKS):
+            _accepted_by_webhook(changes, seq, source, type_, time)
         word, _, rest = type_.partition(".")
         try:
             if word == "task-run":
@@ -164,7 +167,8 @@ def _automation(changes: Changes, seq: int, event: dict[str, Any], word: str, ti
     changes.keyed["firings"][id_] = (
         id_, seq, _called(data.get("automation")) or _after_slash(event), word,
         key if key is None or isinstance(key, str) else orjson.dumps(key).decode(), _whole(data.get("count")),
-        _text(data.get("version") or _mapping(data.get("automation")).get("version")), _text(data.get("reason")), time,
+        _text(_mapping(data.get("automation")).get("version")), 1 if data.get("shadow") is True else 0,
+        _text(data.get("reason")), time,
     )  # fmt: skip
 
 
@@ -195,12 +199,19 @@ def _notification(changes: Changes, seq: int, event: dict[str, Any], word: str, 
     ))  # fmt: skip
 
 
+def _accepted_by_webhook(changes: Changes, seq: int, source: str, type_: str, time: str) -> None:
+    changes.listed["webhook_deliveries"].append(
+        (seq, source[len(_WEBHOOKS) :] or "?", "received", type_, 202, None, time)
+    )
+
+
 def _webhook(changes: Changes, seq: int, event: dict[str, Any], word: str, time: str) -> None:
-    if word not in ("received", "rejected"):
+    # What was received bears the type its webhook gave it, and is known by its source.
+    if word != "rejected":
         return
     data = _mapping(event.get("data"))
     changes.listed["webhook_deliveries"].append((
-        seq, _called(data.get("webhook")) or _after_slash(event), word, _whole(data.get("status")),
+        seq, _called(data.get("webhook")) or _after_slash(event), "rejected", None, _whole(data.get("status")),
         _text(data.get("reason")), time,
     ))  # fmt: skip
 
@@ -209,11 +220,10 @@ def _schedule(changes: Changes, seq: int, event: dict[str, Any], word: str, time
     if word not in ("fired", "skipped"):
         return
     data = _mapping(event.get("data"))
-    run = data.get("flow_run") or data.get("run")
+    run = _text(_mapping(data.get("run")).get("id"))
     changes.listed["schedule_fires"].append((
         seq, _called(data.get("deployment")) or None, _called(data.get("schedule")) or None, word,
-        _moment(data.get("scheduled_at")), _text(run if isinstance(run, str) else _mapping(run).get("id")),
-        _text(data.get("reason")), time,
+        _moment(data.get("slot")), run, _text(data.get("reason") or data.get("why")), time,
     ))  # fmt: skip
 
 
@@ -221,9 +231,11 @@ def _worker(changes: Changes, seq: int, event: dict[str, Any], word: str, time: 
     if word not in ("started", "stopped", "lost"):
         return
     data = _mapping(event.get("data"))
-    id_ = _after_slash(event)
+    worker = _mapping(data.get("worker"))
+    id_ = _text(worker.get("id")) or _after_slash(event)
     changes.keyed["workers"][id_] = (
-        id_, seq, word, _called(data.get("pool")) or None, orjson.dumps(data).decode(), time,
+        id_, seq, word, _text(worker.get("name")) or _after_slash(event), _text(worker.get("pool")),
+        orjson.dumps(data).decode(), time,
     )  # fmt: skip
 
 

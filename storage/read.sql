@@ -194,7 +194,7 @@ FROM chain JOIN events USING (seq) GROUP BY events.seq ORDER BY min(chain.depth)
 
 -- name: firings
 -- for: decisions of rules
-SELECT id, seq, automation, decision, key, count, version, reason, time FROM firings WHERE TRUE;
+SELECT id, seq, automation, decision, key, count, version, shadow, reason, time FROM firings WHERE TRUE;
 
 -- name: firings.id
 -- for: one decision
@@ -243,7 +243,7 @@ AND outcome = :outcome;
 
 -- name: webhook_deliveries
 -- for: requests at webhooks
-SELECT seq, webhook, outcome, status, reason, time FROM webhook_deliveries WHERE TRUE;
+SELECT seq, webhook, outcome, type, status, reason, time FROM webhook_deliveries WHERE TRUE;
 
 -- name: webhook_deliveries.webhook
 -- for: at one webhook
@@ -271,7 +271,7 @@ ORDER BY seq DESC LIMIT :limit;
 
 -- name: workers
 -- for: who works, or did
-SELECT id, seq, state, pool, details, time FROM workers ORDER BY state = 'started' DESC, seq DESC;
+SELECT id, seq, state, name, pool, details, time FROM workers ORDER BY state = 'started' DESC, seq DESC;
 
 -- name: deployment_last
 -- for: the latest run of each deployment that is more than a plan
@@ -301,7 +301,7 @@ SELECT automation,
        max(CASE WHEN decision = 'triggered' THEN time END) AS last_triggered_at,
        (SELECT count(*) FROM actions
         WHERE actions.automation = firings.automation AND actions.state = 'dead-lettered') AS dead_letters
-FROM firings GROUP BY automation ORDER BY automation;
+FROM firings WHERE NOT shadow GROUP BY automation ORDER BY automation;
 
 -- name: count_flow_runs
 -- for: runs by state: unfinished ones all, finished ones of late
@@ -314,7 +314,7 @@ GROUP BY state_type;
 -- for: everything that is counted by its place in the log
 SELECT 'events', count(*) FROM events WHERE seq >= :seq
 UNION ALL SELECT 'task_runs', count(*) FROM events WHERE type = 'task-run.completed' AND seq >= :seq
-UNION ALL SELECT 'firings.' || decision, count(*) FROM firings WHERE seq >= :seq GROUP BY decision
+UNION ALL SELECT 'firings.' || decision, count(*) FROM firings WHERE seq >= :seq AND NOT shadow GROUP BY decision
 UNION ALL SELECT 'actions.' || state, count(*) FROM actions WHERE seq >= :seq GROUP BY state
 UNION ALL SELECT 'dead_letters', count(*) FROM actions WHERE state = 'dead-lettered'
 UNION ALL SELECT 'notifications.' || outcome, count(*) FROM notifications WHERE seq >= :seq GROUP BY outcome

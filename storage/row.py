@@ -184,7 +184,7 @@ class FlowRunDetail:
 
 @dataclass(frozen=True, slots=True)
 class FiringRow:
-    """A decision of a rule: triggered, resolved or suppressed."""
+    """A decision of a rule: triggered, resolved or suppressed; ``shadow``: of a rule on trial, so nothing was done."""
 
     id: str
     seq: int
@@ -193,6 +193,7 @@ class FiringRow:
     key: str | None
     count: int | None
     version: str | None
+    shadow: bool
     reason: str | None
     time: datetime
 
@@ -242,11 +243,12 @@ class NotificationRow:
 
 @dataclass(frozen=True, slots=True)
 class WebhookDeliveryRow:
-    """A request at a webhook."""
+    """A request at a webhook; ``type`` is that of the event an accepted one became, found at ``seq``."""
 
     seq: int
     webhook: str
     outcome: str
+    type: str | None
     status: int | None
     reason: str | None
     time: datetime
@@ -273,6 +275,7 @@ class WorkerRow:
     id: str
     seq: int
     state: str
+    name: str
     pool: str | None
     details: JsonObject
     time: datetime
@@ -326,10 +329,14 @@ class Counts:
 
 @lru_cache(maxsize=32)
 def _readers(cls: type) -> tuple[tuple[str, int], ...]:
-    """Return (field, how to read it): 0 as it is, 1 a moment, 2 a list of texts, 3 an object."""
+    """Return (field, how to read it): 0 as it is, 1 a moment, 2 a list of texts, 3 an object, 4 yes or no."""
     how = []
     for f in fields(cls):
-        kind = 1 if f.name == "time" or f.name.endswith("_at") else {"tags": 2, "details": 3}.get(f.name, 0)
+        kind = (
+            1
+            if f.name == "time" or f.name.endswith("_at")
+            else {"tags": 2, "details": 3, "shadow": 4}.get(f.name, 0)
+        )
         how.append((f.name, kind))
     return tuple(how)
 
@@ -342,6 +349,8 @@ def read_row(cls: type[T], row: Mapping[str, Any]) -> T:
         if value is not None and how:
             if how == 1:
                 value = datetime.fromisoformat(value)
+            elif how == 4:
+                value = bool(value)
             else:
                 value = orjson.loads(value)
                 if how == 2:

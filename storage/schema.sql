@@ -103,6 +103,7 @@ CREATE TABLE firings (
     key        TEXT,
     count      INTEGER,
     version    TEXT,
+    shadow     INTEGER NOT NULL CHECK (shadow IN (0, 1)),  -- decided by a rule on trial, which does nothing
     reason     TEXT,
     time       TEXT NOT NULL
 ) STRICT;
@@ -143,6 +144,7 @@ CREATE TABLE webhook_deliveries (
     seq      INTEGER PRIMARY KEY,
     webhook  TEXT NOT NULL,
     outcome  TEXT NOT NULL CHECK (outcome IN ('received', 'rejected')),
+    type     TEXT,                                         -- of the event an accepted request became
     status   INTEGER,
     reason   TEXT,
     time     TEXT NOT NULL
@@ -165,6 +167,7 @@ CREATE TABLE workers (
     id      TEXT PRIMARY KEY,
     seq     INTEGER NOT NULL UNIQUE,
     state   TEXT NOT NULL CHECK (state IN ('started', 'stopped', 'lost')),
+    name    TEXT NOT NULL,
     pool    TEXT,
     details TEXT NOT NULL CHECK (json_valid(details)),
     time    TEXT NOT NULL

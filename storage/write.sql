@@ -53,11 +53,11 @@ ON CONFLICT (id) DO UPDATE SET
 
 -- name: firings
 -- for: a decision of a rule; the same decision recorded again (its id is derived) stays one row
-INSERT INTO firings (id, seq, automation, decision, key, count, version, reason, time)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+INSERT INTO firings (id, seq, automation, decision, key, count, version, shadow, reason, time)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (id) DO UPDATE SET
     seq = excluded.seq, automation = excluded.automation, decision = excluded.decision, key = excluded.key,
-    count = excluded.count, version = excluded.version, reason = excluded.reason, time = excluded.time;
+    count = excluded.count, version = excluded.version, shadow = excluded.shadow, reason = excluded.reason, time = excluded.time;
 
 -- name: actions
 -- for: the latest outcome of an action
@@ -75,7 +75,7 @@ VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
 
 -- name: webhook_deliveries
 -- for: a request at a webhook
-INSERT INTO webhook_deliveries (seq, webhook, outcome, status, reason, time) VALUES (?, ?, ?, ?, ?, ?);
+INSERT INTO webhook_deliveries (seq, webhook, outcome, type, status, reason, time) VALUES (?, ?, ?, ?, ?, ?, ?);
 
 -- name: schedule_fires
 -- for: a schedule that came due
@@ -84,9 +84,9 @@ VALUES (?, ?, ?, ?, ?, ?, ?, ?);
 
 -- name: workers
 -- for: the latest word of a worker
-INSERT INTO workers (id, seq, state, pool, details, time) VALUES (?, ?, ?, ?, ?, ?)
+INSERT INTO workers (id, seq, state, name, pool, details, time) VALUES (?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (id) DO UPDATE SET
-    seq = excluded.seq, state = excluded.state, pool = excluded.pool, details = excluded.details,
+    seq = excluded.seq, state = excluded.state, name = excluded.name, pool = excluded.pool, details = excluded.details,
     time = excluded.time;
 
 -- name: prune_events

@@ -208,6 +208,23 @@ async def test_what_a_receiver_asks_for_is_heeded(bus: Bus, secrets: SecretStore
         assert time.monotonic() - began >= 1
 
 
+async def test_tries_end_when_the_action_behind_them_would(
+    bus: Bus, secrets: SecretStore, receiver: Any, second_receiver: Any
+) -> None:
+    """All tries together stay within ``give_up_s``, so that the sender hears why instead of being cut off."""
+    receiver.answers, receiver.headers = [429] * 9, {"Retry-After": "30"}
+    config = NotificationsConfig(send_timeout_s=5, retries=9, give_up_s=1.0)
+    async with Notifier(bus, LateValues(bus, secrets, environ={}), config) as notifier:
+        began = time.monotonic()
+        with pytest.raises(NotificationFailed, match="answered 429"):
+            await notifier.send(f"slack+http://127.0.0.1:{receiver.port}/x", HELLO, key="k")
+        second_receiver.answers = [0]
+        with pytest.raises(NotificationFailed, match=r"no answer within|timed out"):
+            await notifier.send(f"json://127.0.0.1:{second_receiver.port}/x", HELLO, key="k2")
+        assert time.monotonic() - began < 4
+    assert len(receiver.requests) == 1
+
+
 async def test_over_the_rate_messages_come_as_one_summary(
     notifier: Notifier, define: Any, receiver: Any, events_of: Any
 ) -> None:

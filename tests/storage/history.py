@@ -104,10 +104,13 @@ def one_story(n: int, rng: random.Random, at: datetime) -> list[Event]:
               data={"channel": "oncall", "kind": "mailto", "severity": "error", "attempt": 1, "duration_s": 0.5},
               **firing.caused()),
         Event(type="webhook.received", source="/webhooks/github", id=f"w{n}", time=at, subject="webhook/github", data={}),
+        Event(type="webhook.rejected", source="/hark/webhooks", id=f"v{n}", time=at, subject="webhook/github",
+              data={"webhook": {"name": "github"}, "reason": "signature", "status": 401}),
         Event(type="schedule.fired", source="/hark/scheduler", id=f"s{n}", time=at, subject=f"schedule/dep-{n % 4}",
-              data={"deployment": f"dep-{n % 4}", "schedule": "0", "scheduled_at": "2026-01-01T06:00:00+01:00"}),
+              data={"deployment": {"name": f"dep-{n % 4}"}, "schedule": {"name": "0"}, "slot": "2026-01-01T06:00:00+01:00",
+                    "run": {"id": f"r{n}"}}),
         Event(type="worker.started", source="/hark/worker", id=f"x{n}", time=at, subject=f"worker/w{n % 2}",
-              data={"pool": "default"}),
+              data={"worker": {"id": f"id-{n % 2}", "name": f"w{n % 2}", "pool": "default"}}),
     ]  # fmt: skip
     return events
 

@@ -170,7 +170,13 @@ async def test_activity_tells_the_last_run_of_each_deployment(model: Queries) ->
     assert [w.state for w in await model.workers()] == ["started", "started"]
     assert (await model.schedule_fires("dep-1")).items[0].scheduled_at == datetime(2026, 1, 1, 5, tzinfo=UTC)
     assert {n.kind for n in (await model.notifications(channel="oncall", outcome="sent")).items} == {"mailto"}
-    assert (await model.webhook_deliveries("github", outcome="rejected")).items == ()
+    rejected = (await model.webhook_deliveries("github", outcome="rejected")).items[0]
+    assert (rejected.status, rejected.reason) == (401, "signature")
+    assert {d.type for d in (await model.webhook_deliveries("github", outcome="received")).items} == {
+        "webhook.received"
+    }
+    assert {(w.name, w.pool) for w in await model.workers()} == {("w0", "default"), ("w1", "default")}
+    assert [f.shadow for f in (await model.firings(limit=1)).items] == [False]
 
 
 async def test_wrong_questions_are_told_apart(model: Queries, tmp_path: Path) -> None:
