@@ -42,7 +42,9 @@ _FILTERS = ("hark.ev.schedule.fired", "hark.ev.schedule.skipped")
 # Clocks are set and machines sleep, and neither wakes a sleeping task; so no sleep is longer than this, and a slot is
 # never later than this after the machine has woken up.
 LOOK_UP_S = 30.0
-_AT_ONCE = 32
+# Writes under way at once: ten thousand schedules of one slot must not time out waiting for each other.
+_AT_ONCE = 200
+_READY_AFTER_S = 2.0
 # A clock that was wrong and has been set back: the slots up to then stay decided, since none may fire twice.
 _CLOCK_WENT_BACK = timedelta(hours=1)
 
@@ -77,6 +79,7 @@ class RunStarter(Protocol):
     ) -> Started | NotStarted:
         """Ask for the run ``run_id`` and say whether there is one.
 
+        May take as long as it needs: other schedules go on, and slots of this one that come meanwhile are missed ones.
         May be asked again for the same ``run_id``, also by another process after a crash: if that run exists, the
         answer is ``Started``, whatever ``overlap`` would say now.
 
@@ -146,7 +149,7 @@ class Scheduler(AsyncContextManagerMixin):
         )
 
     async def wait_leading(self) -> None:
-        """Wait until this scheduler leads and has decided all slots that were due."""
+        """Wait until this scheduler leads and has dealt with the slots that were due (or asked for 2 s)."""
         await self._leading.wait()
 
     @asynccontextmanager
@@ -191,12 +194,19 @@ class _Term:
     wake: anyio.Event = field(default_factory=anyio.Event)
     idle: anyio.Event = field(default_factory=anyio.Event)
     busy: int = 0
+    known: frozenset[str] = frozenset()
+    known_for: frozenset[datetime] = frozenset()
     limiter: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(_AT_ONCE))
 
     async def run(self, leading: anyio.Event) -> None:
         """Lead until cancelled. ``leading`` is set once all that was due at the start is decided."""
         for entry in await self.bus.bucket("checkpoints").entries(CHECKPOINT_PREFIX):
             self._learn(self._item(entry.key.removeprefix(CHECKPOINT_PREFIX)), entry)
+        claims = [
+            i.claimed_at for i in self.items.values() if i.claimed_at and i.progress and i.progress.plan
+        ]
+        if claims:  # one look into the log for all of them
+            self.known, self.known_for = await self._known_since(min(claims)), frozenset(claims)
         async with anyio.create_task_group() as tg, self.bus.bucket("schedules").watch() as changes:
             in_history = True
             async for entry in changes:
@@ -214,7 +224,9 @@ class _Term:
     async def _announce(self, leading: anyio.Event) -> None:
         if self.busy:
             self.idle = anyio.Event()
-            await self.idle.wait()
+            # A starter may wait for hours until the run before is over (`overlap: queue`); nobody waits for that.
+            with anyio.move_on_after(_READY_AFTER_S):
+                await self.idle.wait()
         leading.set()
         log.info("scheduler.leading", extra={"schedules": len(self.items), "broken": len(self.broken)})
 
@@ -300,8 +312,7 @@ class _Term:
             while True:
                 item.again = False
                 try:
-                    async with self.limiter:
-                        await self._settle_once(item)
+                    await self._settle_once(item)
                 except (GuardFailed, AlreadyHeld):
                     # Another took itself for the leader and decided first: go on from what it wrote.
                     log.warning("schedule.decided_elsewhere", extra={"schedule": item.key})
@@ -357,7 +368,10 @@ class _Term:
         """Do what a claimed plan says, and write down that it is done."""
         plan = claim.plan
         assert plan is not None
-        known: frozenset[str] = await self._known_since(item.claimed_at) if is_again else frozenset()
+        known: frozenset[str] = frozenset()
+        if is_again:
+            seen = item.claimed_at in self.known_for
+            known = self.known if seen else await self._known_since(item.claimed_at)
         if plan.skipped is not None:
             await self._append(missed_event(stored, plan.skipped, now=self.clock.now()), item, known)
         for n, slot in enumerate(plan.fire):
@@ -419,7 +433,8 @@ class _Term:
         wait_s = 0.1
         while event.id not in known:
             try:
-                await self.bus.log.append(event)
+                async with self.limiter:
+                    await self.bus.log.append(event)
                 return
             except UnavailableError as exc:
                 log.warning("scheduler.waiting", extra={"error": str(exc), "wait_s": wait_s})
@@ -455,10 +470,11 @@ class _Term:
         wait_s = 0.1
         while True:
             try:
-                if item.revision is None:
-                    item.revision = await bucket.create(key, value)
-                else:
-                    item.revision = await bucket.update(key, value, revision=item.revision)
+                async with self.limiter:
+                    if item.revision is None:
+                        item.revision = await bucket.create(key, value)
+                    else:
+                        item.revision = await bucket.update(key, value, revision=item.revision)
                 break
             except UnavailableError as exc:
                 log.warning("scheduler.waiting", extra={"error": str(exc), "wait_s": wait_s})

@@ -359,12 +359,11 @@ async def test_a_flood_of_rejections_does_not_flood_the_log(bus: Bus) -> None:
     assert len([t for t in told if t["status"] == 404]) == 5
 
 
-async def test_an_unreachable_log_is_503_and_the_retry_is_stored_once(
-    broker: EmbeddedBroker, bus: Bus
-) -> None:
+async def test_an_unreachable_log_is_503_and_the_retry_is_stored_once(broker: EmbeddedBroker) -> None:
     """Nothing is promised that is not stored; after the broker is back the same delivery is accepted."""
-    await define(bus, "github", GITHUB)
-    async with receiving(bus) as receiver:
+    async with Bus(broker.address, BusConfig(request_timeout_s=0.5)) as bus, receiving(bus) as receiver:
+        await define(bus, "github", GITHUB)
+        await knows(receiver, "github")
         assert (await post(receiver, "github", PUSH, **push("d-0"))).status == 202
         assert broker.pid is not None
         os.kill(broker.pid, signal.SIGSTOP)

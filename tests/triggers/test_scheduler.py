@@ -37,6 +37,7 @@ class Starter:
     runs: set[FlowRunId] = field(default_factory=set)
     failures: list[Exception] = field(default_factory=list)
     refusal: str | None = None
+    count: int = 0
     hold: anyio.Event | None = None
     reached: anyio.Event = field(default_factory=anyio.Event)
     changed: anyio.Event = field(default_factory=anyio.Event)
@@ -53,6 +54,7 @@ class Starter:
         trigger_event: Event,
     ) -> Started | NotStarted:
         self.reached.set()
+        self.count += 1
         if self.hold is not None:
             await self.hold.wait()
         if self.failures:
@@ -464,3 +466,25 @@ async def test_a_broker_that_is_away_delays_and_loses_nothing(broker: EmbeddedBr
             await starter.until_asked(1)
     assert starter.hours == [1]
     assert [e.type for e in await told(bus)] == ["schedule.fired"]
+
+
+async def test_a_start_that_waits_holds_up_nobody_else(bus: Bus) -> None:
+    """`overlap: queue` may wait for hours in the starter; other schedules run, and leading is not put off."""
+    clock, starter = ManualClock(NEW_YEAR), Starter(hold=anyio.Event())
+    for n in range(250):
+        await store(
+            bus, f"slow{n}/0", {"at": (NEW_YEAR + timedelta(minutes=1)).isoformat(), "overlap": "queue"}
+        )
+    async with leading(bus, starter, clock) as scheduler:
+        await clock.advance(60)
+        await until(lambda: starter.count == 250)
+        hold, starter.hold = starter.hold, None
+        assert hold is not None
+        await store(bus, "quick/0", {"cron": "0 * * * *"})
+        await settled(scheduler, "quick/0")
+        await clock.advance(3540)
+        await starter.until_asked(1)
+        assert starter.asked[0][0] == "quick/0"
+    # What was waiting is still asked for, by whoever leads next.
+    async with leading(bus, starter, clock):
+        await until(lambda: len(starter.runs) == 251)
