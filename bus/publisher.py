@@ -2,6 +2,10 @@
 
 One publisher per process. ``publish_nowait`` puts a message into a bounded buffer and wakes the loop at most once
 per turn; the lanes do the rest. ``barrier`` waits until all that was given before is stored.
+
+Stored once: what is not acknowledged when the connection breaks is sent again under its id, and the broker knows the
+ids of the last ``config.dedup_window_s``. An outage longer than that may store events twice whose acknowledgement was
+on its way when it began; readers that must not see an event twice look at ``source`` and ``id``.
 """
 
 from __future__ import annotations
@@ -55,7 +59,7 @@ class Publisher(AsyncContextManagerMixin):
         self._waiting_bytes = 0
         self._most = config.publish_buffer
         self._limit = 0  # of the broker, known once a message comes near it
-        self._awake = False
+        self._awake = self._closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0
         self._ordinal = 0  # of the last one taken from the buffer
@@ -107,7 +111,7 @@ class Publisher(AsyncContextManagerMixin):
             with anyio.CancelScope(shield=True):
                 await self._drain()
                 with self._lock:
-                    self._loop = None
+                    self._loop, self._closed = None, True
                 for end in unhook:
                     end()
                 for lane in lanes:
@@ -193,6 +197,8 @@ class Publisher(AsyncContextManagerMixin):
 
     def _give(self, message: Outgoing) -> None:
         with self._lock:
+            if self._closed:
+                raise BusUnavailable("the publisher was closed; give events before leaving the bus")
             if self._waiting >= self._most or (
                 self._waiting and self._waiting_bytes + message.size > BUFFER_BYTES
             ):

@@ -27,14 +27,14 @@ log = logging.getLogger(__name__)
 
 _SUBJECT = re.compile(r"[^\s.*>]+(\.[^\s.*>]+)*")
 _HEADER_NAME = re.compile(r"[!-9;-~]+")
-MAX_SUBJECT_CHARS = 1024  # the broker closes connections whose control line passes 4096 bytes
+MAX_SUBJECT_BYTES = 1024  # the broker closes connections whose control line passes 4096 bytes
 
 
 def check_subject(subject: str) -> str:
     """Return ``subject`` if a message can be published on it (no wildcards, no empty words, no white space)."""
     if subject in _checked:
         return subject
-    if len(subject) > MAX_SUBJECT_CHARS or not _SUBJECT.fullmatch(subject):
+    if len(subject.encode("utf-8", "replace")) > MAX_SUBJECT_BYTES or not _SUBJECT.fullmatch(subject):
         raise EventInvalid("subject", f"cannot be a bus subject: {subject[:100]!r}")
     if len(_checked) >= 4096:
         _checked.clear()
@@ -60,15 +60,17 @@ def message_id(text: str) -> str:
 
 
 def header_lines(headers: Mapping[str, str]) -> str:
-    """Return header lines ``Name: value\\r\\n…``; values lose line breaks.
+    """Return header lines ``Name: value\\r\\n…``; runs of white space in values, line breaks too, become one blank.
 
     Raises:
-        EventInvalid: a name is not a header name.
+        EventInvalid: a name is not a header name, or a value is not ASCII (so that its length is its size).
     """
     lines = []
     for name, value in headers.items():
         if not _HEADER_NAME.fullmatch(name):
             raise EventInvalid(name, "cannot be a header name")
+        if not value.isascii():
+            raise EventInvalid(name, f"is a header and must be ASCII, got {value[:100]!r}; percent-encode it")
         lines.append(f"{name}: {' '.join(value.split())}\r\n")
     return "".join(lines)
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 
 import anyio
 import pytest
@@ -38,11 +40,18 @@ def frozen(broker: EmbeddedBroker) -> Callable[[], AbstractContextManager[None]]
         assert pid is not None
         os.kill(pid, signal.SIGSTOP)
         try:
+            # Its threads stop one by one; until the last has, an answer may still come.
+            while not all(_is_stopped(task) for task in Path(f"/proc/{pid}/task").iterdir()):
+                time.sleep(0.001)
             yield
         finally:
             os.kill(pid, signal.SIGCONT)
 
     return freeze
+
+
+def _is_stopped(task: Path) -> bool:
+    return (task / "stat").read_text().rpartition(")")[2].split()[0] in "TX"
 
 
 @pytest.fixture

@@ -108,6 +108,8 @@ def test_headers_cannot_smuggle_lines() -> None:
     assert header_lines({"A": "b\r\nX: y"}) == "A: b X: y\r\n"
     with pytest.raises(EventInvalid):
         header_lines({"A\r\nX": "y"})
+    with pytest.raises(EventInvalid, match="percent-encode"):
+        header_lines({"A": "ü"})
 
 
 def test_frames_can_be_taken_apart_for_the_detour() -> None:

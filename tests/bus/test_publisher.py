@@ -272,6 +272,8 @@ async def test_what_was_given_before_entering_is_stored(bus: Bus, connection: Co
     async with publisher:
         pass
     assert await numbers_in(bus) == [1]
+    with pytest.raises(BusUnavailable, match="closed"):
+        publisher.publish_raw_nowait("hark.ev.late", b"2", "2")
 
 
 async def test_leaving_is_bounded_and_says_what_was_lost(
