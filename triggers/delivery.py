@@ -27,10 +27,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """The event is in the log. ``is_repeat``: it was there before this delivery."""
+    """The event is in the log. ``is_repeat``: it was there before this delivery; ``seq``: its place, if it was not."""
 
     id: str
     is_repeat: bool
+    seq: int | None = None
 
 
 class Deliveries:
@@ -51,14 +52,14 @@ class Deliveries:
         """
         if delivery is None or not self._bus.info.message_ttl:
             appended = await self._bus.log.append(event)
-            return Stored(event.id, appended.duplicate)
+            return Stored(event.id, appended.duplicate, None if appended.duplicate else appended.seq)
         key = f"{webhook}/{hashlib.blake2b(delivery.encode('utf-8', 'surrogatepass'), digest_size=16).hexdigest()}"
         found = await self._claim(key, event)
         if found is not None:
             return Stored(found, True)
         appended = await self._bus.log.append(event)
         await self._mark(key, event)
-        return Stored(event.id, appended.duplicate)
+        return Stored(event.id, appended.duplicate, None if appended.duplicate else appended.seq)
 
     async def _claim(self, key: str, event: Event) -> str | None:
         """Return the id of the event stored for this delivery before, or None: it is to be appended now."""

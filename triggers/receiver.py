@@ -4,7 +4,8 @@
 answer  when
 ======  ==========================================================================================================
 202     the event is stored: ``{"id": …}``; with ``"duplicate": true`` if this delivery was stored before
-200     Slack's ``url_verification`` (the challenge is echoed); a CloudEvents handshake by OPTIONS
+200     Slack's ``url_verification`` (the challenge is echoed); a CloudEvents handshake by OPTIONS; with
+        ``wait_for_run``, the run the event led to has completed: ``{"id", "run", "state", "result"}``
 400     broken JSON, form or text; a request that does not say what it is
 401     no signature, a wrong one, or one that is too old
 404     there is no webhook of that name
@@ -15,7 +16,7 @@ answer  when
 415     a content type or encoding that is not read
 422     the webhook's templates make no event of this request
 429     over the rate; ``Retry-After`` says when to come back
-500     the webhook's definition or secret is broken; the server's log says how
+500     the webhook's definition or secret is broken; the server's log says how; with ``wait_for_run``, the run failed
 503     the log cannot be reached; ``Retry-After``
 ======  ==========================================================================================================
 
@@ -50,6 +51,7 @@ from .body import Body, BodyError, media_type, parse_body
 from .delivery import Deliveries
 from .mapping import MappingFailed, challenge_of, map_request
 from .rate import TokenBucket
+from .response import RunWaits
 from .verify import BasicVerify, CloudEventsVerify, Keys, Refused, Request, verify
 from .webhook import Webhook
 
@@ -139,6 +141,7 @@ class WebhookReceiver(AsyncContextManagerMixin):
     ) -> None:
         self._bus, self._late, self._clock = bus, late, clock
         self._config = config or TriggersConfig()
+        self._waits = RunWaits(bus)
         self._deliveries = Deliveries(bus, ttl_s=self._config.webhook_dedupe_s)
         self._hooks: dict[str, _Hook] = {}
         self._broken: dict[str, str] = {}
@@ -227,11 +230,15 @@ class WebhookReceiver(AsyncContextManagerMixin):
             method.upper(), {key.lower(): value for key, value in headers.items()}, dict(query), body
         )
         try:
-            with anyio.move_on_after(_DEADLINE_S):
-                return await self._accept(name, request)
-            raise _Rejected(
-                503, "unavailable", "the log did not answer in time", headers={"Retry-After": "5"}
-            )
+            with anyio.move_on_after(_DEADLINE_S) as deadline:
+                webhook, answer, stored = await self._accept(name, request)
+            if deadline.cancelled_caught:
+                raise _Rejected(
+                    503, "unavailable", "the log did not answer in time", headers={"Retry-After": "5"}
+                )
+            if stored is not None and webhook.wait_for_run is not None:
+                return await self._with_outcome(webhook, answer, *stored)
+            return answer
         except _Rejected as exc:
             return self._reject(name, request, exc, remote)
         except UnavailableError as exc:
@@ -243,11 +250,11 @@ class WebhookReceiver(AsyncContextManagerMixin):
                 name, request, _Rejected(500, "error", "the request could not be processed"), remote
             )
 
-    async def _accept(self, name: str, request: Request) -> Answer:
+    async def _accept(self, name: str, request: Request) -> tuple[Webhook, Answer, tuple[Event, int] | None]:
         hook = self._find(name)
         webhook = hook.webhook
         if request.method == "OPTIONS":
-            return _handshake(webhook, request, hook.bucket.rate)
+            return webhook, _handshake(webhook, request, hook.bucket.rate), None
         if request.method not in webhook.methods:
             allow = ", ".join(webhook.methods)
             raise _Rejected(405, "method", f"this webhook takes {allow}", headers={"Allow": allow})
@@ -276,7 +283,7 @@ class WebhookReceiver(AsyncContextManagerMixin):
         if wait_s > 0:
             after = {"Retry-After": str(math.ceil(wait_s))}
             raise _Rejected(429, "rate", f"more than {hook.bucket.rate} requests", headers=after)
-        return await self._store(webhook, request, _read(request))
+        return webhook, *await self._store(webhook, request, _read(request))
 
     def _find(self, name: str) -> _Hook:
         hook = self._hooks.get(name)
@@ -310,10 +317,13 @@ class WebhookReceiver(AsyncContextManagerMixin):
         hook.keys, hook.keys_until_s = keys, now_s + _KEYS_FRESH_S
         return keys
 
-    async def _store(self, webhook: Webhook, request: Request, body: Body) -> Answer:
+    async def _store(
+        self, webhook: Webhook, request: Request, body: Body
+    ) -> tuple[Answer, tuple[Event, int] | None]:
+        """Return the answer and, if an event was stored now, that event and its place."""
         challenge = challenge_of(webhook, body)
         if challenge is not None:
-            return Answer(200, {"challenge": challenge})
+            return Answer(200, {"challenge": challenge}), None
         try:
             mapped = map_request(webhook, request, body, now=self._clock.now())
             stored = await self._deliveries.store(webhook.name, mapped.delivery, mapped.event)
@@ -328,7 +338,25 @@ class WebhookReceiver(AsyncContextManagerMixin):
         answer: JsonObject = {"id": stored.id}
         if stored.is_repeat:
             answer["duplicate"] = True
-        return Answer(202, answer)
+        return Answer(202, answer), None if stored.seq is None else (mapped.event, stored.seq)
+
+    async def _with_outcome(self, webhook: Webhook, answer: Answer, event: Event, seq: int) -> Answer:
+        """Return the answer with how the run ended that the event led to, or as it is where none has ended in time."""
+        assert webhook.wait_for_run is not None
+        try:
+            outcome = await self._waits.wait(event, seq=seq, within_s=webhook.wait_for_run)
+        except HarkError as exc:  # the event is stored, and that is what 202 says
+            log.warning("webhook.wait_failed", extra={"webhook": webhook.name, "error": str(exc)})
+            return answer
+        if outcome is None:
+            return answer
+        told: JsonObject = {
+            **answer.body,
+            "run": outcome.run,
+            "state": outcome.state,
+            "result": outcome.result,
+        }
+        return Answer(200 if outcome.is_completed else 500, told)
 
     # --- rejecting ------------------------------------------------------------------------------------
 

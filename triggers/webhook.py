@@ -30,7 +30,7 @@ from pydantic import (
 )
 
 from ..bus.event import OWN_WORDS
-from ..duration import RateSpec
+from ..duration import Duration, RateSpec
 from ..errors import TemplateError
 from ..template import check_template, template_names
 from ..vocabulary import JsonValue
@@ -147,6 +147,8 @@ class Webhook(BaseModel):
         rate: requests accepted per time, per server process; further ones get 429.
         max_bytes: largest body; the server's ``triggers.webhook_max_bytes`` if not given.
         methods: what is accepted besides OPTIONS; GET only if named here.
+        wait_for_run: hold the answer back until the first run this event leads to has ended, at most this long: then 200
+            with its result, 500 if it did not complete, 202 if it is not over. Only for senders that wait that long.
         paused: requests get 409, which senders that try again will do. ``retired``: 410, which tells them to stop.
     """
 
@@ -160,6 +162,7 @@ class Webhook(BaseModel):
     rate: RateSpec | None = None
     max_bytes: int | None = Field(None, ge=1, le=64 << 20)
     methods: tuple[Method, ...] = Field(("POST",), min_length=1)
+    wait_for_run: Annotated[Duration, Field(gt=0, le=120)] | None = None
     paused: bool = False
     retired: bool = False
 

@@ -265,6 +265,63 @@ async def test_a_changed_definition_is_taken_up_at_once(bus: Bus) -> None:
         assert (await post(receiver, "github", PUSH, **push("d-2"))).status == 500
 
 
+def run_event(story: str, state: str, *, parent: str | None = None, result: Any = None) -> Event:
+    """What the engine says of a run (its own tests hold it to this shape)."""
+    run_id = f"r-{state}-{parent}"
+    return Event(
+        type=f"flow-run.{state.lower()}",
+        source="/hark/engine",
+        subject=f"flow-run/{run_id}",
+        correlationid=story,
+        data={
+            "run": {"id": run_id, "name": "brave-otter", "parent": parent},
+            "state": {"type": state, "name": state.title(), "message": "m"},
+            "result": {"inline": result, "format": "json"},
+        },
+    )
+
+
+@pytest.mark.parametrize(("state", "status"), [("COMPLETED", 200), ("FAILED", 500)])
+async def test_an_answer_can_wait_for_the_run_the_event_leads_to(bus: Bus, state: str, status: int) -> None:
+    """The first run of the story that is nobody's child; others and their steps do not count."""
+    await define(bus, "ask", {"verify": "none", "event": {"type": "ask.x"}, "wait_for_run": "30s"})
+    answers: list[Answer] = []
+    async with (
+        receiving(bus) as receiver,
+        bus.log.follow(["hark.ev.ask.x"]) as asked,
+        anyio.create_task_group() as tg,
+    ):
+
+        async def ask() -> None:
+            answers.append(await post(receiver, "ask", {"q": 1}))
+
+        tg.start_soon(ask)
+        story = ""
+        async for batch in asked:
+            if batch.records:
+                story = batch.records[0].event.id
+                break
+        await bus.log.append(run_event("another", "FAILED"))
+        await bus.log.append(run_event(story, "RUNNING"))
+        await bus.log.append(run_event(story, "COMPLETED", parent="p", result="child"))
+        await bus.log.append(run_event(story, state, result={"answer": 42}))
+    (answer,) = answers
+    assert answer.status == status
+    assert answer.body["id"] == story
+    assert answer.body["result"] == {"answer": 42}
+    assert answer.body["state"] == {"type": state, "name": state.title(), "message": "m"}
+
+
+async def test_an_answer_that_waited_in_vain_is_202(bus: Bus) -> None:
+    """No run ended in time: the event is stored all the same, and a repeat does not wait."""
+    await define(bus, "ask", {**GITHUB, "wait_for_run": "50ms"})
+    async with receiving(bus) as receiver:
+        first = await post(receiver, "ask", PUSH, **push())
+        again = await post(receiver, "ask", PUSH, **push())
+    assert (first.status, again.status) == (202, 202)
+    assert again.body == {**first.body, "duplicate": True}
+
+
 # --- rejecting -------------------------------------------------------------------------------------------------
 
 
@@ -435,7 +492,7 @@ class _NoBus:
             Event.from_json(event.to_json())
 
             class Appended:
-                duplicate = False
+                seq, duplicate = 1, False
 
             return Appended
 
