@@ -174,8 +174,11 @@ def discovery_path(home: Path) -> Path:
 
 
 def server_config_path(home: Path) -> Path:
-    """The configuration the embedded broker was started with; it stands in its command line."""
-    return home / "nats" / "server.conf"
+    """The configuration the embedded broker was started with; it stands in its command line.
+
+    Resolved, because two processes may know one home by different names.
+    """
+    return home.resolve() / "nats" / "server.conf"
 
 
 def is_our_server(pid: int, home: Path) -> bool:

@@ -386,6 +386,7 @@ class Connection(AsyncContextManagerMixin):
         timeout_s = self.config.request_timeout_s if timeout_s is None else timeout_s
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
+        heard: BusUnavailable | None = None
         while True:
             # A cluster that has no leader yet drops requests without a word, so no try takes all of the time.
             left_s = max(0.001, deadline - loop.time())
@@ -395,8 +396,12 @@ class Connection(AsyncContextManagerMixin):
                 return read_api_answer(subject, msg.data)
             except NoAnswer as exc:
                 if loop.time() + _PAUSE_S >= deadline or self._closing:
-                    raise NoAnswer(f"the broker did not answer on {subject} within {timeout_s:g} s") from exc
-            except (ConnectionLost, NotReady):
+                    # The last try may have had a moment only: what an earlier one heard says more.
+                    raise heard or NoAnswer(
+                        f"the broker did not answer on {subject} within {timeout_s:g} s"
+                    ) from exc
+            except (ConnectionLost, NotReady) as exc:
+                heard = exc
                 if loop.time() + _PAUSE_S >= deadline or self._closing:
                     raise
             except ApiError as exc:

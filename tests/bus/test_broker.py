@@ -105,6 +105,9 @@ async def test_other_processes_find_it_by_the_home(home: Path) -> None:
     assert locate_broker(settings) is None
     async with EmbeddedBroker(home, BusConfig()) as broker:
         assert locate_broker(settings) == broker.address
+        nickname = home.with_name("nickname")
+        nickname.symlink_to(home)
+        assert locate_broker(Settings(home=nickname)) == broker.address
         kept = discovery_path(home).read_bytes()
     discovery_path(home).write_bytes(kept)
     assert locate_broker(settings) is None
