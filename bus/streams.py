@@ -6,7 +6,7 @@ What they should be is pure (``stream_specs``, ``bucket_spec``, ``changes``); ``
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -313,18 +313,3 @@ def _explain(
         f"stream {name} cannot be set up as configured{detail}: {exc.description} (error {exc.err_code})",
         hint=hint,
     )
-
-
-async def stream_info(connection: Connection, name: str) -> JsonObject | None:
-    """Return the broker's description of a stream, or None if it does not exist."""
-    try:
-        return await connection.api(f"STREAM.INFO.{name}")
-    except ApiError as exc:
-        if exc.err_code == _NOT_FOUND:
-            return None
-        raise
-
-
-def names(specs: Sequence[Spec]) -> list[str]:
-    """Return the stream names of ``specs``."""
-    return [spec["name"] for spec in specs]
