@@ -99,7 +99,8 @@ def test_keys_have_windows_of_their_own() -> None:
 def test_an_event_without_the_key_takes_no_part_and_one_with_several_takes_several() -> None:
     """`for_each` into an array is a window per element; null and objects are no keys."""
     log = Log({**THREE, "count": 2})
-    for data in ({}, {"k": None}, {"k": {"a": 1}}, {"k": []}):
+    none: list[dict[str, Any]] = [{}, {"k": None}, {"k": {"a": 1}}, {"k": []}]
+    for data in none:
         log.say(0, data=data)
         log.say(1, data=data)
     assert log.decisions == []

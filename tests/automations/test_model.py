@@ -63,6 +63,7 @@ def test_long_and_short_forms_of_an_action_are_one() -> None:
 def test_editing_texts_keeps_the_windows_and_editing_matching_does_not() -> None:
     """matching_version changes with what windows depend on, version with everything that acts."""
     base = rule()
+    changes: dict[str, Any]
     for changes in ({"do": []}, {"cooldown": "1h"}, {"budget": "1/m"}, {"mode": "shadow"}):
         assert rule(**changes).matching_version == base.matching_version, changes
         assert rule(**changes).version != base.version, changes
