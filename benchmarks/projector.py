@@ -1,7 +1,8 @@
 """How fast the read model keeps up: task events folded per second, with what it is made of measured beside it.
 
 Three durable events per task run, as the engine writes them. Printed with this machine's `orjson.loads` and SQLite rates,
-because absolute figures of a shared machine mean little. The goal is 20 000 task events/s, end to end: log -> rows.
+because absolute figures of a shared machine mean little. The goal is 20 000 task events/s, end to end (log -> rows), on
+a machine where `orjson.loads` of them does 600 000/s: a thirtieth of it.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from hark.vocabulary import JsonObject, new_id
 
 TASKS_PER_RUN = 500
 GOAL = 20_000
+GOAL_SHARE = 1 / 30
 
 
 def task_events(tasks: int) -> list[Recorded]:
@@ -60,14 +62,13 @@ def rate(count: int, seconds: float) -> str:
     return f"{count / seconds:>9,.0f}/s"
 
 
-def raw_rates(log: list[Recorded]) -> None:
-    """Print what parsing alone and inserting alone do on this machine now."""
+def raw_rates(log: list[Recorded]) -> float:
+    """Print what parsing alone and inserting alone do on this machine now; return the first."""
     began = time.perf_counter()
     for record in log:
         orjson.loads(record.raw)
-    print(
-        f"  orjson.loads of one event ({len(log[-1].raw)} bytes)      {rate(len(log), time.perf_counter() - began)}"
-    )
+    parsed = len(log) / (time.perf_counter() - began)
+    print(f"  orjson.loads of one event ({len(log[-1].raw)} bytes)      {parsed:>9,.0f}/s")
     with tempfile.TemporaryDirectory() as folder:
         db = sqlite3.connect(Path(folder, "raw.db"), isolation_level=None)
         db.execute("PRAGMA journal_mode = WAL")
@@ -82,6 +83,7 @@ def raw_rates(log: list[Recorded]) -> None:
             f"  SQLite, the bodies alone, no index            {rate(len(log), time.perf_counter() - began)}"
         )
         db.close()
+    return parsed
 
 
 async def folding(log: list[Recorded]) -> None:
@@ -155,10 +157,13 @@ def main() -> int:
     tasks = int(sys.argv[1]) if len(sys.argv) > 1 else 30_000
     log = task_events(tasks)
     print(f"{len(log):,} events of {tasks:,} task runs")
-    raw_rates(log)
+    parsed = raw_rates(log)
     asyncio.run(folding(log))
     reached = asyncio.run(end_to_end(log))
-    return 0 if reached >= GOAL else 1
+    print(
+        f"  projector / orjson.loads                      {reached / parsed:>9.1%}   (goal {GOAL_SHARE:.1%})"
+    )
+    return 0 if reached >= GOAL or reached / parsed >= GOAL_SHARE else 1
 
 
 if __name__ == "__main__":

@@ -122,7 +122,13 @@ def _redact_other_loggers() -> None:
         record = before(*args, **kwargs)
         caught = _caught.get()
         if caught is not None and record.name != "apprise":
-            record.msg, record.args = caught.redactor.redact(record.getMessage()), ()
+            try:
+                text = record.getMessage()
+            except (TypeError, ValueError):  # wrong arguments are logging's to complain of, not the library's
+                text = str(record.msg)
+            record.msg, record.args = caught.redactor.redact(text), ()
+            # A traceback of requests ends with the path it could not reach.
+            record.exc_info = None
         return record
 
     logging.setLogRecordFactory(factory)

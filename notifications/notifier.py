@@ -22,7 +22,7 @@ from ..bus.event import Event, format_time
 from ..bus.secret import LateValues, Redactor
 from ..clock import SYSTEM_CLOCK, Clock
 from ..config import NotificationsConfig
-from ..errors import BusUnavailable, DefinitionError, HarkError, LimitError, NotificationFailed, UnknownName
+from ..errors import DefinitionError, HarkError, LimitError, NotificationFailed, UnknownName
 from ..template import render
 from ..vocabulary import JsonObject, derived_id, new_id
 from .channel import Channel
@@ -383,7 +383,7 @@ class Notifier(AsyncContextManagerMixin):
                 if not await self._held.any(name) or name in self._flushing:
                     return
                 self._flushing.add(name)
-            except BusUnavailable as exc:
+            except HarkError as exc:
                 log.warning("notification.flush_stopped", extra={"channel": name, "error": str(exc)})
                 self._flushing.add(name)
                 await self._clock.sleep(1)

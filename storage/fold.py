@@ -49,9 +49,11 @@ class Message(Protocol):
 
 @dataclass(slots=True)
 class Changes:
-    """The rows a stretch of the log makes: ``listed`` to be inserted, ``keyed`` (table -> key -> row) to be upserted."""
+    """The rows a stretch of the log makes: ``listed`` to be inserted, ``keyed`` (table -> key -> row) to be upserted,
+    ``counted`` ((hour, type) -> how many) to be added."""
 
     listed: dict[str, list[Row]] = field(default_factory=lambda: {name: [] for name in LISTED})
+    counted: dict[tuple[str, str], int] = field(default_factory=dict)
     keyed: dict[str, dict[str, Row]] = field(default_factory=lambda: {name: {} for name in KEYED})
     reached: int = 0
 
@@ -60,6 +62,8 @@ class Changes:
         for name, listed in self.listed.items():
             if listed:
                 yield name, listed
+        if self.counted:
+            yield "event_hours", [(hour, type_, n) for (hour, type_), n in self.counted.items()]
         for name, keyed in self.keyed.items():
             if keyed:
                 yield name, list(keyed.values())
@@ -73,7 +77,7 @@ def fold(messages: Iterable[Message]) -> Changes:
     """Return the rows that ``messages``, in the order of the log, make of an empty read model."""
     changes = Changes()
     tasks: dict[str, tuple[int, dict[str, Any], str]] = {}
-    unreadable = changes.listed["unreadable"]
+    unreadable, counted = changes.listed["unreadable"], changes.counted
     add_event = changes.listed["events"].append
     loads = orjson.loads
     seq = 0
@@ -95,6 +99,8 @@ def fold(messages: Iterable[Message]) -> Changes:
         except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError, _Odd) as exc:
             unreadable.append((seq, message.subject, f"not an event: {_why(exc)}", raw))
             continue
+        hour = recorded_at[:13], type_
+        counted[hour] = counted.get(hour, 0) + 1
         if source.startswith(_WEBHOOKS):
             _accepted_by_webhook(changes, seq, source, type_, time)
         word, _, rest = type_.partition(".")

@@ -409,14 +409,15 @@ class Queries:
         return {row["automation"]: read_row(AutomationActivity, row) for row in rows}
 
     async def counts(self, *, since: datetime) -> Counts:
-        """Return the status page in numbers."""
+        """Return the status page in numbers. Events and task runs are counted by whole hours, that of ``since``
+        included, so that the answer costs the same however many there are."""
         at = format_time(since)
         async with self._reading() as db:
             async with db.execute(self._sql["seq_since"], {"since": at}) as cursor:
                 [[seq]] = await cursor.fetchall()
             async with db.execute(self._sql["count_flow_runs"], {"since": at}) as cursor:
                 runs = {str(state): int(n) for state, n in await cursor.fetchall()}
-            async with db.execute(self._sql["count_recent"], {"seq": seq}) as cursor:
+            async with db.execute(self._sql["count_recent"], {"seq": seq, "since": at}) as cursor:
                 found = {str(name): int(n) for name, n in await cursor.fetchall()}
             async with db.execute(self._sql["reached"]) as cursor:
                 [[_, reached, _]] = await cursor.fetchall()
@@ -431,6 +432,11 @@ class Queries:
             actions=group("actions"), dead_letters=found["dead_letters"], notifications=group("notifications"),
             webhooks=group("webhooks"), workers=group("workers"), unreadable=found["unreadable"], seq=int(reached),
         )  # fmt: skip
+
+    async def event_hours(self, *, since: datetime) -> list[tuple[datetime, str, int]]:
+        """Return (beginning of the hour, event type, how many were recorded), from the hour of ``since`` on."""
+        rows = await self._rows(["event_hours"], {"since": format_time(since)})
+        return [(datetime.fromisoformat(f"{row['hour']}:00+00:00"), row["type"], row["n"]) for row in rows]
 
     async def reached(self) -> int:
         """Return up to which sequence the log is folded."""

@@ -180,6 +180,10 @@ WITH RECURSIVE hop (type) AS (
 )
 SELECT type FROM hop WHERE type IS NOT NULL;
 
+-- name: event_hours
+-- for: how many events of each type came in each hour
+SELECT hour, type, n FROM event_hours WHERE hour >= substr(:since, 1, 13) ORDER BY hour, type;
+
 -- name: cause_chain
 -- for: what led to an event, nearest first; bounded, because nothing stops a foreign event from naming itself
 WITH RECURSIVE chain (seq, causationid, depth) AS (
@@ -312,8 +316,9 @@ GROUP BY state_type;
 
 -- name: count_recent
 -- for: everything that is counted by its place in the log
-SELECT 'events', count(*) FROM events WHERE seq >= :seq
-UNION ALL SELECT 'task_runs', count(*) FROM events WHERE type = 'task-run.completed' AND seq >= :seq
+SELECT 'events', coalesce(sum(n), 0) FROM event_hours WHERE hour >= substr(:since, 1, 13)
+UNION ALL SELECT 'task_runs', coalesce(sum(n), 0) FROM event_hours
+          WHERE hour >= substr(:since, 1, 13) AND type = 'task-run.completed'
 UNION ALL SELECT 'firings.' || decision, count(*) FROM firings WHERE seq >= :seq AND NOT shadow GROUP BY decision
 UNION ALL SELECT 'actions.' || state, count(*) FROM actions WHERE seq >= :seq GROUP BY state
 UNION ALL SELECT 'dead_letters', count(*) FROM actions WHERE state = 'dead-lettered'

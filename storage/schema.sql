@@ -1,7 +1,7 @@
 -- The read model: what the log says, folded into rows for asking questions of. It is disposable: no migrations,
 -- `schema_version` differs -> everything is dropped and folded again (store.py).
 --
--- Every row is made by one event, its *last* one, and carries that event's sequence. So a row can go when its event
+-- Every row (but those of `event_hours`) is made by one event, its *last* one, and carries that event's sequence. So a row can go when its event
 -- has left the log, and folding what is left gives the same rows. Bodies (parameters, results, details) are not
 -- copied out of the event: `events.seq` has them.
 -- Moments are RFC 3339 text in UTC with microseconds, which sorts as time does.
@@ -33,6 +33,14 @@ CREATE INDEX events_subject ON events (subject) WHERE subject IS NOT NULL;
 CREATE INDEX events_recorded_at ON events (recorded_at);
 CREATE INDEX events_correlationid ON events (correlationid) WHERE correlationid IS NOT NULL;
 CREATE INDEX events_causationid ON events (causationid) WHERE causationid IS NOT NULL;
+
+-- How many events of each type were recorded in each hour: counting the events themselves would read all of them.
+CREATE TABLE event_hours (
+    hour TEXT    NOT NULL,                                 -- beginning of a moment, such as 2026-01-31T17
+    type TEXT    NOT NULL,
+    n    INTEGER NOT NULL CHECK (n > 0),
+    PRIMARY KEY (hour, type)
+) STRICT, WITHOUT ROWID;
 
 CREATE TABLE unreadable (
     seq     INTEGER PRIMARY KEY,

@@ -202,6 +202,11 @@ class Store:
             if cursor.rowcount < _PRUNE_BITE:
                 break
         async with self._writing() as db:
+            async with db.execute(write["first_hour"], {"first_seq": first_seq}) as found:
+                row = await found.fetchone()
+            hour = str(row[0]) if row is not None else "~"
+            await db.execute(write["prune_event_hours"], {"hour": hour})
+            await db.execute(write["recount_event_hour"], {"hour": hour})
             for table in (*LISTED, *KEYED):
                 if table != "events":
                     cursor = await db.execute(write[f"prune_{table}"], {"first_seq": first_seq})
@@ -218,8 +223,10 @@ async def digest(path: Path) -> str:
     """
     total = hashlib.blake2b(digest_size=16)
     async with aiosqlite.connect(read_only(path), uri=True) as db:
-        for table in (*LISTED, *KEYED):
-            key = "seq" if table in LISTED else {"actions": "key"}.get(table, "id")
+        for table in (*LISTED, *KEYED, "event_hours"):
+            key = (
+                "seq" if table in LISTED else {"actions": "key", "event_hours": "hour, type"}.get(table, "id")
+            )
             # Both names come from this module, not from outside.
             async with db.execute(f"SELECT * FROM {table} ORDER BY {key}") as cursor:  # noqa: S608
                 async for row in cursor:

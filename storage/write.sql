@@ -21,6 +21,11 @@ SELECT schema_version, stream, seq, first_seq FROM meta WHERE one = 1;
 INSERT INTO events (seq, id, type, source, subject, time, recorded_at, correlationid, causationid, causaldepth, body)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
 
+-- name: event_hours
+-- for: counting the events of a batch
+INSERT INTO event_hours (hour, type, n) VALUES (?, ?, ?)
+ON CONFLICT (hour, type) DO UPDATE SET n = event_hours.n + excluded.n;
+
 -- name: unreadable
 -- for: a message that is no event, or an event that does not say what its type promises
 INSERT INTO unreadable (seq, subject, why, body) VALUES (?, ?, ?, ?);
@@ -92,6 +97,19 @@ ON CONFLICT (id) DO UPDATE SET
 -- name: prune_events
 -- for: a bounded bite out of the events that left the log, so that the writer is never held for long
 DELETE FROM events WHERE seq IN (SELECT seq FROM events WHERE seq < :first_seq ORDER BY seq LIMIT :bite);
+
+-- name: first_hour
+-- for: the hour that the beginning of the log has come to
+SELECT substr(recorded_at, 1, 13) FROM events WHERE seq >= :first_seq ORDER BY seq LIMIT 1;
+
+-- name: prune_event_hours
+-- for: hours of which nothing, or not everything, is left
+DELETE FROM event_hours WHERE hour <= :hour;
+
+-- name: recount_event_hour
+-- for: what is left of the hour in which the log begins
+INSERT INTO event_hours (hour, type, n)
+SELECT :hour, type, count(*) FROM events WHERE recorded_at >= :hour AND recorded_at < :hour || '~' GROUP BY type;
 
 -- name: prune_unreadable
 -- for: unreadable messages that left the log

@@ -148,6 +148,9 @@ async def test_the_status_page_counts_what_there_is(model: Queries) -> None:
     assert counts.seq == await model.reached() == 1500
     assert counts.dead_letters == len((await model.dead_letters(limit=1000)).items)
     assert counts.events + counts.unreadable >= 1500
+    hours = await model.event_hours(since=BEGIN)
+    assert sum(n for _, _, n in hours) == counts.events
+    assert hours[0][0] == BEGIN
     later = await model.counts(since=BEGIN + timedelta(days=1))
     assert (later.events, later.triggered) == (0, 0)
     assert later.flow_runs.get("RUNNING") == counts.flow_runs.get("RUNNING")
