@@ -100,7 +100,16 @@ async def bus(broker: EmbeddedBroker, bus_config: BusConfig) -> AsyncIterator[Bu
 
 def _is_pooled(name: str) -> bool:
     """Whether a thread belongs to a pool that lives as long as its loop or process, as anyio's and asyncio's do."""
-    return name.startswith(("AnyIO worker thread", "asyncio_", "ThreadPoolExecutor", "pydevd", "hark-shared-task", "hark-timeouts"))
+    return name.startswith(
+        (
+            "AnyIO worker thread",
+            "asyncio_",
+            "ThreadPoolExecutor",
+            "pydevd",
+            "hark-shared-task",
+            "hark-timeouts",
+        )
+    )
 
 
 def _children() -> set[int]:
