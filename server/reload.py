@@ -31,10 +31,9 @@ _STOP_S = 2.0
 
 
 class ConfigFeed(AsyncContextManagerMixin):
-    """Keeps what is live in step with a file or folder. Entered means it has been applied once.
+    """Keeps what is live in step with a file or folder, once ``apply`` has made it so for the first time.
 
-    Raises (on entering):
-        ManifestInvalid: it has faults. Later, faults are logged and what is live stays.
+    While entered, it is applied again whenever it changes; faults are logged and what is live stays.
     """
 
     def __init__(self, bus: Bus, path: Path) -> None:
@@ -44,7 +43,6 @@ class ConfigFeed(AsyncContextManagerMixin):
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncGenerator[Self, None]:
         async with anyio.create_task_group() as tg:
-            await self.apply()
             stop, stopped = anyio.Event(), anyio.Event()
             tg.start_soon(self._watch, stop, stopped)
             try:
@@ -85,7 +83,7 @@ class ConfigFeed(AsyncContextManagerMixin):
         try:
             async for changes in awatch(
                 folder, recursive=self.path.is_dir(), step=_STEP_MS, debounce=400, rust_timeout=60_000,
-                stop_event=stop, watch_filter=lambda _, changed: self._is_ours(Path(changed)), raise_interrupt=False,
+                stop_event=stop, watch_filter=lambda _, changed: self._is_ours(Path(changed)),
             ):  # fmt: skip
                 log.debug("config.changed", extra={"files": len(changes)})
                 await self._apply_again()

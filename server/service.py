@@ -179,16 +179,19 @@ class Service(AsyncContextManagerMixin):
             parts += self._automation_parts(control, late)
         if Role.WORKER in self.roles:
             parts += self._worker_parts()
+        if self.config is not None and self.roles & {Role.SERVER, Role.AUTOMATIONS}:
+            from .reload import ConfigFeed
+
+            feed = ConfigFeed(bus, self.config)
+            # Before the parts: once the rule engine is ready, every rule of the configuration is in force.
+            await feed.apply()
+            parts.append(Part("config", lambda: feed, stop_rank=STOP_DOORS))
         supervisor = self._supervisor = Supervisor(parts, clock=self.clock)
         if Role.SERVER in self.roles:
             context = await self._open_server(stack, keys=keys, secrets=secrets, control=control)
-            if self.config is not None:
-                await self._configure(stack, self.config)
             await stack.enter_async_context(supervisor)
             await self._open_door(stack, context)
         else:
-            if self.config is not None and Role.AUTOMATIONS in self.roles:
-                await self._configure(stack, self.config)
             await stack.enter_async_context(supervisor)
 
     def _refuse_open_door(self, keys: AccessKeys) -> None:
@@ -330,12 +333,6 @@ class Service(AsyncContextManagerMixin):
         self.url = context.url
         context.is_public = not is_loopback(self.settings.server.host)
         stack.enter_context(announced(self.home, self.url))
-
-    async def _configure(self, stack: AsyncExitStack, path: Path) -> None:
-        from .reload import ConfigFeed
-
-        feed = ConfigFeed(self.bus, path)
-        await stack.enter_async_context(feed)
 
 
 def serve(service: Service, *, announce: Callable[[str], None]) -> int:

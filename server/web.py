@@ -75,8 +75,9 @@ class HttpServer(AsyncContextManagerMixin):
         )  # fmt: skip
         try:
             async with anyio.create_task_group() as tg:
-                await tg.start(self._run, server, sock)
                 try:
+                    # Inside: when we are cancelled while it starts, it must be told to stop all the same.
+                    await tg.start(self._run, server, sock)
                     yield self
                 finally:
                     self._context.closing.set()
