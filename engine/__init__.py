@@ -1,1 +1,91 @@
-"""Running work: flows, tasks, states, futures, results, resume, workers, deployments."""
+"""Running work: flows, tasks, states, futures, results, resume, deployments, workers.
+
+Names are loaded on first use, so that who needs a state does not pay for a worker.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .annotations import allow_failure, quote, unmapped
+    from .context import FlowRunContext, TaskRunContext, get_run_context, tags
+    from .control import Control
+    from .deployment import ConcurrencySpec, Deployment
+    from .dispatcher import Dispatcher
+    from .flow_engine import execute, execute_sync
+    from .flows import Flow, flow
+    from .futures import TaskFuture, as_completed, wait
+    from .logging import get_run_logger
+    from .pool import Pool, QueueSpec
+    from .run import Cause, FlowRun, RunRequest, run_id_for
+    from .run_log import RunLog
+    from .signals import Abort, Skip
+    from .states import State
+    from .task_runners import (
+        AsyncTaskRunner,
+        ConcurrentTaskRunner,
+        SequentialTaskRunner,
+        TaskRunner,
+        ThreadPoolTaskRunner,
+    )
+    from .tasks import Task, exponential_backoff, task
+    from .worker import Worker
+
+_WHERE = {
+    "Abort": "signals",
+    "AsyncTaskRunner": "task_runners",
+    "Cause": "run",
+    "ConcurrentTaskRunner": "task_runners",
+    "ConcurrencySpec": "deployment",
+    "Control": "control",
+    "Deployment": "deployment",
+    "Dispatcher": "dispatcher",
+    "Flow": "flows",
+    "FlowRun": "run",
+    "FlowRunContext": "context",
+    "Pool": "pool",
+    "QueueSpec": "pool",
+    "RunLog": "run_log",
+    "RunRequest": "run",
+    "SequentialTaskRunner": "task_runners",
+    "Skip": "signals",
+    "State": "states",
+    "Task": "tasks",
+    "TaskFuture": "futures",
+    "TaskRunContext": "context",
+    "TaskRunner": "task_runners",
+    "ThreadPoolTaskRunner": "task_runners",
+    "Worker": "worker",
+    "allow_failure": "annotations",
+    "as_completed": "futures",
+    "execute": "flow_engine",
+    "execute_sync": "flow_engine",
+    "exponential_backoff": "tasks",
+    "flow": "flows",
+    "get_run_context": "context",
+    "get_run_logger": "logging",
+    "quote": "annotations",
+    "run_id_for": "run",
+    "tags": "context",
+    "task": "tasks",
+    "unmapped": "annotations",
+    "wait": "futures",
+}
+
+__all__ = [
+    "Abort", "AsyncTaskRunner", "Cause", "ConcurrencySpec", "ConcurrentTaskRunner", "Control", "Deployment", "Dispatcher", "Flow", "FlowRun", "FlowRunContext", "Pool", "QueueSpec", "RunLog",
+    "RunRequest", "SequentialTaskRunner", "Skip", "State", "Task", "TaskFuture", "TaskRunContext", "TaskRunner",
+    "ThreadPoolTaskRunner", "Worker", "allow_failure", "as_completed", "execute", "execute_sync", "exponential_backoff", "flow",
+    "get_run_context", "get_run_logger", "quote", "run_id_for", "tags", "task", "unmapped", "wait",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> object:
+    module = _WHERE.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{module}", __name__), name)
+    globals()[name] = value
+    return value

@@ -17,6 +17,8 @@ from typing import Any
 
 import orjson
 
+from .serializers import pickled
+
 __all__ = ["CallCounter", "inputs_hash"]
 
 _OPTIONS = (
@@ -106,19 +108,22 @@ def _canonical(value: Any) -> Any:
     if dump is not None:
         return [name, dump()]
     plain = getattr(value, "__dict__", None)
-    if isinstance(plain, dict) and kind.__reduce__ is object.__reduce__ and kind.__module__ not in _BY_PICKLE:
+    if (
+        isinstance(plain, dict)
+        and getattr(kind, "__reduce__", None) is _PLAIN_REDUCE
+        and kind.__module__ not in _BY_PICKLE
+    ):
         return [name, plain]
     return [name, _pickled(value)]
 
 
+_PLAIN_REDUCE: Any = object.__reduce__
 _BY_PICKLE = frozenset({"decimal", "fractions", "datetime", "pathlib"})
 
 
 def _pickled(value: Any) -> str:
-    import cloudpickle
-
     try:
-        data = cloudpickle.dumps(value)
+        data = pickled(value)
     except Exception:  # anything at all may be raised while pickling what cannot be pickled
         return f"!opaque {type(value).__module__}.{type(value).__qualname__}"
     return blake2b(data, digest_size=16).hexdigest()

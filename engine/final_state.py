@@ -68,6 +68,10 @@ def state_of_crash(exc: BaseException, *, run_id: str) -> State:
             why = "its execution was cancelled from outside"
         case "KeyboardInterrupt":
             why = "it was interrupted from the keyboard"
+        case "Overrun":
+            why = "the time of the run it belongs to was up"
+        case "Interrupted":
+            why = "it was stopped from outside"
         case "SystemExit":
             why = f"the process exited with {exc.args[0] if exc.args else 0!r}"
         case _:

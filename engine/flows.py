@@ -16,8 +16,9 @@ from . import flow_engine
 from .hooks import Hook, check_hooks
 from .naming import check_name, check_template, flow_name_of
 from .parameters import CallShape
+from .task_engine import as_tuple
 from .task_runners import TaskRunner, ThreadPoolTaskRunner
-from .tasks import HOOKS, check_options, check_retries, check_timeout, is_async
+from .tasks import HOOKS, Binds, check_options, check_retries, check_timeout, is_async, take_own, unwrapped
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -73,32 +74,25 @@ class Flow(Generic[P, R]):
 
     def __init__(self, fn: Callable[P, R], **options: Unpack[FlowOptions]) -> None:
         check_options("flow", options, FlowOptions)
-        self._binds: Literal["instance", "class", "nothing"] = "instance"
-        if isinstance(fn, classmethod):
-            fn, self._binds = cast("Callable[P, R]", fn.__func__), "class"
-        elif isinstance(fn, staticmethod):
-            fn, self._binds = cast("Callable[P, R]", fn.__func__), "nothing"
-        if not callable(fn):
-            raise TypeError(f"@flow marks functions, and {fn!r} is none")
+        self._binds: Binds
+        fn, self._binds = unwrapped("flow", fn)
         self._options = options
         self.fn = fn
         functools.update_wrapper(self, fn, updated=())
-        self.name = check_name("flow", options.get("name") or flow_name_of(fn))
+        name = options.get("name")
+        self.name = check_name("flow", name if name is not None else flow_name_of(fn))
         self.shape = CallShape(fn, label=f"flow {self.name!r}")
         self.description = options.get("description") or inspect.getdoc(fn)
         self._version = options.get("version")
         self.flow_run_name = options.get("flow_run_name")
         check_template("flow_run_name", self.flow_run_name)
         self.retries = check_retries(options.get("retries"))
-        delay = options.get("retry_delay_seconds")
-        if delay is not None and (not isinstance(delay, int | float) or isinstance(delay, bool) or delay < 0):
-            raise ValueError(f"retry_delay_seconds of a flow must be a number >= 0, got {delay!r}")
-        self.retry_delay_seconds = float(delay or 0)
+        self.retry_delay_seconds = _check_delay(options.get("retry_delay_seconds"))
         self.timeout_seconds = check_timeout(options.get("timeout_seconds"))
         runner = options.get("task_runner")
         if isinstance(runner, type):
             runner = runner()
-        if runner is not None and not isinstance(runner, TaskRunner):
+        if not isinstance(runner, TaskRunner | None):
             raise TypeError(f"task_runner must be a task runner, got {runner!r}")
         self.task_runner: TaskRunner = runner or ThreadPoolTaskRunner()
         self.should_validate_parameters = options.get("validate_parameters") is not False
@@ -152,9 +146,14 @@ class Flow(Generic[P, R]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R: ...
 
     @overload
-    def __call__(self, *args: Any, return_state: bool = ..., wait_for: Any = ..., **kwargs: Any) -> Any: ...
+    def __call__(
+        self, *args: Any, return_state: Literal[True], wait_for: Any = ..., **kwargs: Any
+    ) -> Any: ...
 
-    def __call__(self, *args: Any, return_state: bool = False, wait_for: Any = None, **kwargs: Any) -> Any:
+    @overload
+    def __call__(self, *args: Any, wait_for: Any, return_state: bool = ..., **kwargs: Any) -> Any: ...
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the flow here and now and return its result; inside another run it is a subflow with a run of its own.
 
         Where a broker is known (``HARK_NATS_URL``, or one found under ``HARK_HOME``) the run is tracked.
@@ -167,8 +166,9 @@ class Flow(Generic[P, R]):
             UpstreamFailed: something it waits for did not complete.
             Exception: whatever the function raised, once no retries are left.
         """
+        return_state, wait_for = take_own(kwargs) if kwargs else (False, None)
         parameters = self.shape.bind(args, kwargs)
-        waits = () if wait_for is None else tuple(wait_for) if isinstance(wait_for, Iterable) else (wait_for,)
+        waits = as_tuple(wait_for)
         if self.isgenerator:
             if return_state:
                 raise ValueError(
@@ -242,6 +242,14 @@ def flow(fn: Callable[P, R] | None = None, /, **options: Unpack[FlowOptions]) ->
     if fn is None:
         return lambda fn: Flow(fn, **options)
     return Flow(fn, **options)
+
+
+def _check_delay(delay: object) -> float:
+    if delay is None:
+        return 0.0
+    if not isinstance(delay, int | float) or isinstance(delay, bool) or delay < 0:
+        raise ValueError(f"retry_delay_seconds of a flow must be a number >= 0, got {delay!r}")
+    return float(delay)
 
 
 def _version_of_file(fn: Callable[..., Any]) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator
@@ -111,17 +112,18 @@ class TaskFuture(Generic[R]):
         if self._final is not None:
             return
         loop = asyncio.get_running_loop()
-        ready = loop.create_future()
+        ready = asyncio.Event()
 
         def wake(_: TaskFuture[R]) -> None:
             try:
-                loop.call_soon_threadsafe(lambda: ready.done() or ready.set_result(None))
+                loop.call_soon_threadsafe(ready.set)
             except RuntimeError:
                 return  # the loop has ended, and with it whoever waited
 
         self.add_done_callback(wake)
-        with waiting_for_another():
-            await asyncio.wait([ready], timeout=timeout)
+        with waiting_for_another(), contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await ready.wait()
 
     async def result_async(self, timeout: float | None = None, raise_on_failure: bool = True) -> R:
         """Return what ``result`` returns, without holding the loop."""
@@ -212,8 +214,12 @@ class as_completed(Generic[R]):  # noqa: N801  a function, for all its users see
     async def __aiter__(self) -> AsyncIterator[TaskFuture[R]]:
         loop = asyncio.get_running_loop()
         ready: asyncio.Queue[TaskFuture[R]] = asyncio.Queue()
+
+        def hand_over(future: TaskFuture[R]) -> None:
+            loop.call_soon_threadsafe(ready.put_nowait, future)
+
         for future in self._futures:
-            future.add_done_callback(lambda f: loop.call_soon_threadsafe(ready.put_nowait, f) and None)
+            future.add_done_callback(hand_over)
         async with asyncio.timeout(self._timeout):
             for _ in self._futures:
                 yield await ready.get()

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from .annotations import Annotation, quote
+from .annotations import Annotation
 
 __all__ = ["ATOMS", "is_plain", "replace_leaves"]
 
@@ -28,8 +28,8 @@ def is_plain(values: Iterable[Any]) -> bool:
 def replace_leaves(value: Any, change: Callable[[Any], Any], *, depth: int = 0) -> Any:
     """Return ``value`` with ``change(leaf)`` in place of each leaf, where that is another object.
 
-    ``change`` sees everything that is not a container, and annotations (``allow_failure`` and so on), whole;
-    what is inside ``quote`` is never looked at. Structures deeper than 64 and those that contain themselves
+    ``change`` sees everything that is not a container, and annotations (``quote``, ``allow_failure`` and so on) whole.
+    Structures deeper than 64 and those that contain themselves
     are left alone from there on.
     """
     kind = type(value)
@@ -45,8 +45,6 @@ def replace_leaves(value: Any, change: Callable[[Any], Any], *, depth: int = 0) 
             return value
         changed = {k: replace_leaves(v, change, depth=depth + 1) for k, v in value.items()}
         return value if all(changed[k] is value[k] for k in value) else changed
-    if isinstance(value, quote):
-        return value
     if isinstance(value, Annotation):
         return change(value)
     if isinstance(value, list | tuple | dict | set):

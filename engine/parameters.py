@@ -204,15 +204,12 @@ class CallShape:
         fields: dict[str, Any] = {}
         # The fields are called p0, p1, …: a parameter may be called `json`, `copy` or `_x`, which a model cannot take.
         for i, (name, parameter) in enumerate(self.signature.parameters.items()):
-            hint = hints.get(name, Any)
+            hint: Any = hints.get(name, Any)
+            default: Any = ... if parameter.default is _P.empty else parameter.default
             if parameter.kind is _P.VAR_POSITIONAL:
-                hint, default = tuple[hint, ...], ()
+                hint, default = tuple.__class_getitem__((hint, ...)), ()
             elif parameter.kind is _P.VAR_KEYWORD:
-                hint, default = dict[str, hint], {}
-            elif parameter.default is _P.empty:
-                default = ...
-            else:
-                default = parameter.default
+                hint, default = dict.__class_getitem__((str, hint)), {}
             if isinstance(default, FieldInfo):
                 default.alias = default.validation_alias = default.serialization_alias = name
                 fields[f"p{i}"] = (hint, default)

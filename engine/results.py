@@ -18,6 +18,7 @@ import orjson
 
 from ..errors import ResultMissing
 from ..vocabulary import JsonObject
+from .serializers import pickled, unpickled
 from .states import StoredResult
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def is_lossless(value: Any, depth: int = 0) -> bool:
     if kind in _PLAIN:
         return True
     if kind is int:
-        return -(1 << 63) <= value < 1 << 64
+        return bool(-(1 << 63) <= value < 1 << 64)
     if kind is float:
         return math.isfinite(value)
     if depth > 100:
@@ -96,24 +97,20 @@ def encode_result(value: Any, *, inline_bytes: int) -> InlineResult | LargeResul
         if len(encoded) <= inline_bytes:
             return f'{{"inline":{encoded.decode()},"format":"json"}}'
         return LargeResult(encoded, "json")
-    import cloudpickle
-
     try:
-        pickled: bytes = cloudpickle.dumps(value)
+        data = pickled(value)
     except Exception as exc:  # anything at all may be raised while pickling what cannot be pickled
         why = f"a {type(value).__qualname__} cannot be pickled: {type(exc).__name__}: {exc}"[:500]
         return orjson.dumps({"format": "none", "missing": why}).decode()
-    if len(pickled) <= inline_bytes:
-        return f'{{"inline":"{base64.b64encode(pickled).decode()}","format":"pickle"}}'
-    return LargeResult(pickled, "pickle")
+    if len(data) <= inline_bytes:
+        return f'{{"inline":"{base64.b64encode(data).decode()}","format":"pickle"}}'
+    return LargeResult(data, "pickle")
 
 
 def _decode(data: bytes, format_: object) -> Any:
     if format_ == "json":
         return orjson.loads(data)
-    import cloudpickle
-
-    return cloudpickle.loads(data)
+    return unpickled(data)
 
 
 def decode_inline(result: JsonObject, *, run_id: str, key: str) -> Any:

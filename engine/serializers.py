@@ -8,7 +8,30 @@ from typing import Any
 
 import orjson
 
-__all__ = ["CompressedSerializer", "JSONSerializer", "PickleSerializer", "Serializer", "serializer_named"]
+__all__ = [
+    "CompressedSerializer",
+    "JSONSerializer",
+    "PickleSerializer",
+    "Serializer",
+    "pickled",
+    "serializer_named",
+    "unpickled",
+]
+
+
+def pickled(value: Any) -> bytes:
+    """Return the cloudpickle of ``value``; anything at all may be raised for what cannot be pickled."""
+    import cloudpickle  # type: ignore[import-untyped]
+
+    data: bytes = cloudpickle.dumps(value)
+    return data
+
+
+def unpickled(data: bytes) -> Any:
+    """Return the value that was pickled; anything at all may be raised, since its class has a say."""
+    import cloudpickle
+
+    return cloudpickle.loads(data)
 
 
 class Serializer(ABC):
@@ -31,15 +54,10 @@ class PickleSerializer(Serializer):
     type = "pickle"
 
     def dumps(self, value: Any) -> bytes:
-        import cloudpickle
-
-        data: bytes = cloudpickle.dumps(value)
-        return data
+        return pickled(value)
 
     def loads(self, data: bytes) -> Any:
-        import cloudpickle
-
-        return cloudpickle.loads(data)
+        return unpickled(data)
 
 
 class JSONSerializer(Serializer):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncGenerator, Callable, Generator, Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UpstreamFailed
@@ -35,12 +35,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "TaskCall",
+    "as_tuple",
     "cancel_unstarted",
     "prepare",
+    "resolve_inputs",
     "run_async",
-    "run_generator",
-    "run_generator_async",
     "run_sync",
+    "settle_futures",
 ]
 
 _ids = IdSource()
@@ -151,7 +152,14 @@ def prepare(
     return call
 
 
-def _look_for_upstream(call: TaskCall, parameters: dict[str, Any], wait_for: Iterable[Any] | None) -> None:
+def as_tuple(wait_for: Any) -> tuple[Any, ...]:
+    """Return what was given as ``wait_for``, one thing or several, as a tuple."""
+    if wait_for is None:
+        return ()
+    return tuple(wait_for) if isinstance(wait_for, list | tuple | set | frozenset) else (wait_for,)
+
+
+def _look_for_upstream(call: TaskCall, parameters: dict[str, Any], wait_for: Any) -> None:
     ids: list[str] = []
 
     def note(leaf: Any) -> Any:
@@ -172,12 +180,9 @@ def _look_for_upstream(call: TaskCall, parameters: dict[str, Any], wait_for: Ite
         return leaf
 
     for value in parameters.values():
-        if isinstance(value, quote):
-            call.is_plain = False
-        else:
-            replace_leaves(value, note)
+        replace_leaves(value, note)
     if wait_for is not None:
-        call.wait_for = tuple(wait_for) if isinstance(wait_for, Iterable) else (wait_for,)
+        call.wait_for = as_tuple(wait_for)
         call.is_plain = False
         for item in call.wait_for:
             replace_leaves(item, note)
@@ -209,14 +214,13 @@ def resolve_inputs(parameters: dict[str, Any], wait_for: Iterable[Any], *, what:
             return result_of(leaf, "state", allowed)
         if isinstance(leaf, allow_failure):
             return replace_leaves(leaf.value, lambda inner: change(inner, True))
-        if isinstance(leaf, quote | unmapped):
-            return leaf.value if isinstance(leaf, quote) else replace_leaves(leaf.value, change)
+        if isinstance(leaf, quote):
+            return leaf.value
+        if isinstance(leaf, unmapped):
+            return replace_leaves(leaf.value, change)
         return leaf
 
-    resolved = {
-        name: value.value if isinstance(value, quote) else replace_leaves(value, change)
-        for name, value in parameters.items()
-    }
+    resolved = {name: replace_leaves(value, change) for name, value in parameters.items()}
     for item in wait_for:
         replace_leaves(item, change)
     return resolved
@@ -242,7 +246,7 @@ def cancel_unstarted(call: TaskCall) -> State:
 # --- what both ways share -----------------------------------------------------------------------------
 
 
-def _begin(call: TaskCall) -> TaskRunContext:
+def begin(call: TaskCall) -> TaskRunContext:
     """Resolve inputs and the name; return the context for the task's code."""
     run, task = call.run, call.task
     if not call.is_plain:
@@ -250,7 +254,7 @@ def _begin(call: TaskCall) -> TaskRunContext:
     return TaskRunContext(task, run, run.parameters, call.flow, call.log_prints)
 
 
-def _name(call: TaskCall) -> None:
+def give_name(call: TaskCall) -> None:
     """Give the run the name its author's template or function says; inside its context, which functions may ask."""
     run, task = call.run, call.task
     if task.task_run_name is not None:
@@ -258,7 +262,7 @@ def _name(call: TaskCall) -> None:
         run.pieces = None
 
 
-def _begin_try(call: TaskCall) -> None:
+def begin_try(call: TaskCall) -> None:
     run = call.run
     run.run_count += 1
     name = "Running" if run.run_count == 1 else "Retrying"
@@ -275,7 +279,7 @@ def running_state(run: TaskRun) -> State:
     return Running(run_id=run.id) if run.run_count <= 1 else Retrying(run_id=run.id)
 
 
-def _succeeded(call: TaskCall, value: Any) -> tuple[State, InlineResult | LargeResult | None]:
+def succeeded(call: TaskCall, value: Any) -> tuple[State, InlineResult | LargeResult | None]:
     """Return the final state for what the function returned, and how its result is recorded."""
     run, events = call.run, call.events
     if type(value) not in ATOMS:
@@ -293,15 +297,17 @@ def _succeeded(call: TaskCall, value: Any) -> tuple[State, InlineResult | LargeR
     return state, NOT_KEPT if call.task.persist_result is False else events.record(state.data)
 
 
-def _may_retry(call: TaskCall, exc: Exception) -> bool:
+def may_retry(call: TaskCall, exc: Exception) -> bool:
     return call.run.run_count <= call.task.retries and not isinstance(exc, Abort | Skip)
 
 
-def _await_retry(call: TaskCall, failed: State) -> float:
+def await_retry(call: TaskCall, failed: State) -> float:
     """Say that the call will be tried again; return in how many seconds."""
     run, task = call.run, call.task
     delay_s = jittered_s(
-        retry_delay_s(task.retry_delays, retry=run.run_count), task.retry_jitter_factor, draw=random.random()
+        retry_delay_s(task.retry_delays, retry=run.run_count),
+        task.retry_jitter_factor,
+        draw=random.random(),  # noqa: S311  jitter is no secret
     )
     run.state = AwaitingRetry(message=failed.message, run_id=run.id)
     if call.events is not None:
@@ -315,7 +321,7 @@ def _end(call: TaskCall, state: State, result: InlineResult | LargeResult | None
         call.events.write(call.run, state.type, state.name, state.message, result)
 
 
-def _crashed(call: TaskCall, exc: BaseException) -> State:
+def crashed(call: TaskCall, exc: BaseException) -> State:
     """Record what something from outside did to the task; return the state."""
     flow = call.flow
     leaves = flow is not None and flow.tracker is not None and flow.tracker.leaves_interrupted
@@ -347,7 +353,7 @@ def run_sync(call: TaskCall) -> State:
     if call.settled is not None:
         return call.settled
     try:
-        context = _begin(call)
+        context = begin(call)
     except UpstreamFailed as exc:
         return _not_ready(call, exc)
     token = current_run.set(context)
@@ -356,7 +362,7 @@ def run_sync(call: TaskCall) -> State:
             return _tries_sync(call)
     except BaseException as exc:
         if not isinstance(exc, Exception):
-            state = _crashed(call, exc)
+            state = crashed(call, exc)
             run_hooks(_hooks_of(call, state), call.task, call.run, state)
         raise
     finally:
@@ -366,14 +372,14 @@ def run_sync(call: TaskCall) -> State:
 def _tries_sync(call: TaskCall) -> State:
     task, run, events = call.task, call.run, call.events
     try:
-        _name(call)
+        give_name(call)
     except Exception as exc:
-        return _finish_sync(call, state_of_exception(exc, what="Task run", run_id=run.id))
+        return finish_sync(call, state_of_exception(exc, what="Task run", run_id=run.id))
     fn, parameters, shape = task.body, run.parameters, task.shape
     while True:
         if events is not None and events.is_crowded:
             events.give_way()
-        _begin_try(call)
+        begin_try(call)
         if task.on_running_hooks:
             run.state = running_state(run)
             run_hooks(task.on_running_hooks, task, run, run.state)
@@ -388,23 +394,23 @@ def _tries_sync(call: TaskCall) -> State:
                 args, kwargs = shape.spread(parameters)
                 with within(task.timeout_seconds, _limit_text(call)):
                     value = fn(*args, **kwargs)
-            state, result = _succeeded(call, value)
+            state, result = succeeded(call, value)
         except Exception as exc:
             state = state_of_exception(exc, what="Task run", run_id=run.id)
             result = None
-            if _may_retry(call, exc) and _wants_retry_sync(call, state):
-                delay_s = _await_retry(call, state)
+            if may_retry(call, exc) and wants_retry_sync(call, state):
+                delay_s = await_retry(call, state)
                 if delay_s > 0:
                     time.sleep(delay_s)
                 continue
         if isinstance(result, LargeResult) and events is not None:
             _end(call, state, result)
             events.give_way()
-            return _finish_sync(call, state, ended=True)
-        return _finish_sync(call, state, result)
+            return finish_sync(call, state, ended=True)
+        return finish_sync(call, state, result)
 
 
-def _finish_sync(
+def finish_sync(
     call: TaskCall, state: State, result: InlineResult | LargeResult | None = None, *, ended: bool = False
 ) -> State:
     if not ended:
@@ -415,7 +421,7 @@ def _finish_sync(
     return state
 
 
-def _wants_retry_sync(call: TaskCall, failed: State) -> bool:
+def wants_retry_sync(call: TaskCall, failed: State) -> bool:
     condition = call.task.retry_condition_fn
     if condition is None:
         return True
@@ -440,7 +446,7 @@ async def run_async(call: TaskCall) -> State:
         for future in call.upstream:
             await future.wait_async()
     try:
-        context = _begin(call)
+        context = begin(call)
     except UpstreamFailed as exc:
         return _not_ready(call, exc)
     token = current_run.set(context)
@@ -449,7 +455,7 @@ async def run_async(call: TaskCall) -> State:
             return await _tries_async(call)
     except BaseException as exc:
         if not isinstance(exc, Exception):
-            state = _crashed(call, exc)
+            state = crashed(call, exc)
             hooks = _hooks_of(call, state)
             if hooks:
                 await run_hooks_async(hooks, call.task, call.run, state)
@@ -461,14 +467,14 @@ async def run_async(call: TaskCall) -> State:
 async def _tries_async(call: TaskCall) -> State:
     task, run, events = call.task, call.run, call.events
     try:
-        _name(call)
+        give_name(call)
     except Exception as exc:
-        return await _finish_async(call, state_of_exception(exc, what="Task run", run_id=run.id))
+        return await finish_async(call, state_of_exception(exc, what="Task run", run_id=run.id))
     fn, parameters, shape = task.body, run.parameters, task.shape
     while True:
         if events is not None and events.is_crowded:
             await events.give_way_async()
-        _begin_try(call)
+        begin_try(call)
         if task.on_running_hooks:
             run.state = running_state(run)
             await run_hooks_async(task.on_running_hooks, task, run, run.state)
@@ -485,21 +491,21 @@ async def _tries_async(call: TaskCall) -> State:
                     value = await fn(*args, **kwargs)
             if type(value) not in ATOMS:
                 await settle_futures(value)
-            state, result = _succeeded(call, value)
+            state, result = succeeded(call, value)
         except Exception as exc:
             state = state_of_exception(exc, what="Task run", run_id=run.id)
             result = None
-            if _may_retry(call, exc) and await _wants_retry_async(call, state):
-                await asyncio.sleep(_await_retry(call, state))
+            if may_retry(call, exc) and await wants_retry_async(call, state):
+                await asyncio.sleep(await_retry(call, state))
                 continue
         if isinstance(result, LargeResult) and events is not None:
             _end(call, state, result)
             await events.give_way_async()
-            return await _finish_async(call, state, ended=True)
-        return await _finish_async(call, state, result)
+            return await finish_async(call, state, ended=True)
+        return await finish_async(call, state, result)
 
 
-async def _finish_async(
+async def finish_async(
     call: TaskCall, state: State, result: InlineResult | LargeResult | None = None, *, ended: bool = False
 ) -> State:
     if not ended:
@@ -510,7 +516,7 @@ async def _finish_async(
     return state
 
 
-async def _wants_retry_async(call: TaskCall, failed: State) -> bool:
+async def wants_retry_async(call: TaskCall, failed: State) -> bool:
     condition = call.task.retry_condition_fn
     if condition is None:
         return True
@@ -535,102 +541,6 @@ async def settle_futures(value: Any) -> None:
     replace_leaves(value, note)
     for future in found:
         await future.wait_async()
-
-
-# --- generators ---------------------------------------------------------------------------------------
-
-
-def run_generator(call: TaskCall) -> Generator[Any, None, Any]:
-    """Run a generator task: a try for the whole of it, its values passed on as they come.
-
-    What has been yielded cannot be taken back, so a generator is not retried once it has yielded.
-    """
-    context = _begin(call)
-    fn, task, run = call.task.fn, call.task, call.run
-    while True:
-        yielded = False
-        token = current_run.set(context)
-        try:
-            _name(call)
-            _begin_try(call)
-            args, kwargs = task.shape.spread(run.parameters)
-            generator = fn(*args, **kwargs)
-        finally:
-            current_run.reset(token)
-        try:
-            while True:
-                token = current_run.set(context)
-                try:
-                    item = next(generator)
-                finally:
-                    current_run.reset(token)
-                yielded = True
-                yield item
-        except StopIteration as exc:
-            state, result = _succeeded(call, exc.value)
-            _finish_sync(call, state, result)
-            return exc.value
-        except GeneratorExit:
-            generator.close()
-            state, result = _succeeded(call, None)
-            _finish_sync(call, state, result)
-            raise
-        except Exception as exc:
-            state = state_of_exception(exc, what="Task run", run_id=run.id)
-            if not yielded and _may_retry(call, exc) and _wants_retry_sync(call, state):
-                time.sleep(_await_retry(call, state))
-                continue
-            _finish_sync(call, state)
-            raise
-        except BaseException as exc:
-            _crashed(call, exc)
-            raise
-
-
-async def run_generator_async(call: TaskCall) -> AsyncGenerator[Any, None]:
-    """Run an async generator task; see ``run_generator``."""
-    for future in call.upstream:
-        await future.wait_async()
-    context = _begin(call)
-    fn, task, run = call.task.fn, call.task, call.run
-    while True:
-        yielded = False
-        token = current_run.set(context)
-        try:
-            _name(call)
-            _begin_try(call)
-            args, kwargs = task.shape.spread(run.parameters)
-            generator = fn(*args, **kwargs)
-        finally:
-            current_run.reset(token)
-        try:
-            while True:
-                token = current_run.set(context)
-                try:
-                    item = await anext(generator)
-                finally:
-                    current_run.reset(token)
-                yielded = True
-                yield item
-        except StopAsyncIteration:
-            state, result = _succeeded(call, None)
-            await _finish_async(call, state, result)
-            return
-        except GeneratorExit:
-            await generator.aclose()
-            state, result = _succeeded(call, None)
-            _finish_sync(call, state, result)
-            raise
-        except Exception as exc:
-            state = state_of_exception(exc, what="Task run", run_id=run.id)
-            if not yielded and _may_retry(call, exc) and await _wants_retry_async(call, state):
-                await asyncio.sleep(_await_retry(call, state))
-                continue
-            await _finish_async(call, state)
-            raise
-        except BaseException as exc:
-            _crashed(call, exc)
-            raise
 
 
 # --- small things -------------------------------------------------------------------------------------

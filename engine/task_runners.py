@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self
 
 from .futures import FutureList, TaskFuture
+from .states import Cancelled
 from .thread_pool import ThreadPool, run_coroutine
 
 if TYPE_CHECKING:
@@ -120,8 +121,11 @@ class TaskRunner(ABC):
         future.finish(cancel_unstarted(call))
         return True
 
-    def stop(self) -> None:
-        """Begin nothing more: calls that have not begun end CANCELLED. Running ones go on."""
+    def stop(self, *, interrupt: bool = False) -> None:
+        """Begin nothing more: calls that have not begun end CANCELLED. Running ones go on, or are interrupted.
+
+        Async tasks in the flow's loop are cancelled either way: they can be, cleanly.
+        """
         self._refusing = True
 
     def unfinished(self) -> list[TaskFuture[Any]]:
@@ -180,6 +184,7 @@ class ThreadPoolTaskRunner(TaskRunner):
         super().__init__()
         self.max_workers = max_workers
         self._pool: ThreadPool | None = None
+        self._thread_name = "hark-task"
 
     def duplicate(self) -> Self:
         return type(self)(self.max_workers)
@@ -191,8 +196,24 @@ class ThreadPoolTaskRunner(TaskRunner):
         with self._lock:
             pool = self._pool
             if pool is None:
-                pool = self._pool = ThreadPool(self.max_workers or _default_workers())
-        pool.submit(lambda: self.refused(call, future) or future.finish(run_in_thread(call, context)))
+                pool = self._pool = ThreadPool(self.max_workers or _default_workers(), name=self._thread_name)
+
+        def work() -> None:
+            if self.refused(call, future):
+                return
+            try:
+                future.finish(run_in_thread(call, context))
+            finally:
+                if not future.done:  # an interruption came between the two
+                    future.finish(call.run.state or Cancelled(message="interrupted", run_id=call.run.id))
+
+        pool.submit(work)
+
+    def stop(self, *, interrupt: bool = False) -> None:
+        super().stop(interrupt=interrupt)
+        pool = self._pool
+        if interrupt and pool is not None:
+            pool.interrupt()
 
     def close(self) -> None:
         super().close()
@@ -299,9 +320,9 @@ class AsyncTaskRunner(TaskRunner):
             if not isinstance(exc, asyncio.CancelledError):
                 raise
 
-    def stop(self) -> None:
-        super().stop()
-        self._threads.stop()
+    def stop(self, *, interrupt: bool = False) -> None:
+        super().stop(interrupt=interrupt)
+        self._threads.stop(interrupt=interrupt)
         # Tasks that run in the loop can be stopped at their next await; those in threads end by themselves.
         for task in list(self._tasks):
             if _in_loop(self._loop):
@@ -351,6 +372,8 @@ def default_runner() -> TaskRunner:
     global _default, _default_pid
     if _default is None or _default_pid != os.getpid():
         _default, _default_pid = ThreadPoolTaskRunner(), os.getpid()
+        # Its threads live as long as the process, unlike those of a flow, and are told apart by their name.
+        _default._thread_name = "hark-shared-task"
     return _default
 
 

@@ -10,19 +10,31 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from difflib import get_close_matches
 from hashlib import blake2b
 from types import MethodType
-from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypedDict, TypeVar, cast, overload
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Generic,
+    Literal,
+    ParamSpec,
+    TypeAlias,
+    TypedDict,
+    TypeVar,
+    cast,
+    overload,
+)
 
 import orjson
 
 from ..errors import MappingError
-from .annotations import Annotation, allow_failure, quote, unmapped
+from .annotations import Annotation, allow_failure, unmapped
 from .futures import FutureList, TaskFuture
 from .hooks import Hook, check_hooks
 from .naming import check_template
 from .parameters import CallShape
 from .retry import RetryDelays, check_delays, exponential_backoff
 from .states import State
-from .task_engine import prepare, run_async, run_generator, run_generator_async, run_sync
+from .task_engine import as_tuple, prepare, run_async, run_sync
+from .task_generator import run_generator, run_generator_async
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -71,6 +83,7 @@ class TaskOptions(TypedDict, total=False):
     on_crashed: Sequence[Hook] | None
 
 
+Binds: TypeAlias = Literal["instance", "class", "nothing"]
 HOOKS = ("on_running", "on_completion", "on_failure", "on_cancellation", "on_crashed")
 
 
@@ -83,18 +96,13 @@ class Task(Generic[P, R]):
 
     def __init__(self, fn: Callable[P, R], **options: Unpack[TaskOptions]) -> None:
         check_options("task", options, TaskOptions)
-        self._binds: Literal["instance", "class", "nothing"] = "instance"
-        if isinstance(fn, classmethod):
-            fn, self._binds = cast("Callable[P, R]", fn.__func__), "class"
-        elif isinstance(fn, staticmethod):
-            fn, self._binds = cast("Callable[P, R]", fn.__func__), "nothing"
-        if not callable(fn):
-            raise TypeError(f"@task marks functions, and {fn!r} is none")
+        self._binds: Binds
+        fn, self._binds = unwrapped("task", fn)
         self._options = options
         self.fn = fn
         functools.update_wrapper(self, fn, updated=())
-        name = options.get("name") or getattr(fn, "__name__", type(fn).__name__)
-        self.name: str = "lambda" if name == "<lambda>" else name
+        name = str(options.get("name") or getattr(fn, "__name__", type(fn).__name__))
+        self.name = "lambda" if name == "<lambda>" else name
         self.shape = CallShape(fn, label=f"task {self.name!r}")
         self.description = options.get("description") or inspect.getdoc(fn)
         self.version = options.get("version")
@@ -148,9 +156,14 @@ class Task(Generic[P, R]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R: ...
 
     @overload
-    def __call__(self, *args: Any, return_state: bool = ..., wait_for: Any = ..., **kwargs: Any) -> Any: ...
+    def __call__(
+        self, *args: Any, return_state: Literal[True], wait_for: Any = ..., **kwargs: Any
+    ) -> Any: ...
 
-    def __call__(self, *args: Any, return_state: bool = False, wait_for: Any = None, **kwargs: Any) -> Any:
+    @overload
+    def __call__(self, *args: Any, wait_for: Any, return_state: bool = ..., **kwargs: Any) -> Any: ...
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the task here and return its result.
 
         Args:
@@ -160,6 +173,7 @@ class Task(Generic[P, R]):
             UpstreamFailed: something it waits for did not complete.
             Exception: whatever the function raised, once no retries are left.
         """
+        return_state, wait_for = take_own(kwargs) if kwargs else (False, None)
         parameters = self.shape.bind(args, kwargs)
         if self.isgenerator:
             if return_state:
@@ -174,21 +188,27 @@ class Task(Generic[P, R]):
         state = run_sync(prepare(self, parameters, wait_for))
         return state if return_state else outcome(state)
 
+    # The arguments are not checked: any of them may be a future of what the function takes.
     @overload
-    def submit(self: Task[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs) -> TaskFuture[T]: ...
+    def submit(
+        self, *args: Any, return_state: Literal[True], wait_for: Any = ..., **kwargs: Any
+    ) -> State: ...
 
     @overload
-    def submit(self, *args: P.args, **kwargs: P.kwargs) -> TaskFuture[R]: ...
+    def submit(
+        self: Task[P, Coroutine[Any, Any, T]], *args: Any, return_state: Literal[False] = ..., **kwargs: Any
+    ) -> TaskFuture[T]: ...
 
     @overload
-    def submit(self, *args: Any, return_state: bool = ..., wait_for: Any = ..., **kwargs: Any) -> Any: ...
+    def submit(self, *args: Any, return_state: Literal[False] = ..., **kwargs: Any) -> TaskFuture[R]: ...
 
-    def submit(self, *args: Any, return_state: bool = False, wait_for: Any = None, **kwargs: Any) -> Any:
+    def submit(self, *args: Any, **kwargs: Any) -> Any:
         """Run the task by the flow's task runner; return its future at once.
 
         Args:
             return_state: wait for it, and return its final state.
         """
+        return_state, wait_for = take_own(kwargs) if kwargs else (False, None)
         future = _runner().launch(prepare(self, self.shape.bind(args, kwargs), wait_for))
         if return_state:
             future.wait()
@@ -224,9 +244,7 @@ class Task(Generic[P, R]):
             MappingError: there is no iterable, or they differ in length.
         """
         runner = _runner()
-        waits = (
-            None if wait_for is None else tuple(wait_for) if isinstance(wait_for, Iterable) else (wait_for,)
-        )
+        waits = None if wait_for is None else as_tuple(wait_for)
         calls = map_calls(self, self.shape.bind_given(args, kwargs))
         futures = FutureList([runner.launch(prepare(self, parameters, waits)) for parameters in calls])
         if return_state:
@@ -371,18 +389,36 @@ def map_calls(task: Task[..., Any], given: dict[str, Any]) -> list[dict[str, Any
 
 def _elements(value: Any) -> list[Any] | None:
     """Return what ``map`` iterates over in an argument; None if every call gets the argument whole."""
-    if isinstance(value, unmapped | quote):
-        return None
     if isinstance(value, allow_failure):
         inner = _elements(value.value)
         return None if inner is None else [allow_failure(item) for item in inner]
     if isinstance(value, Annotation):
         return None
-    if isinstance(value, TaskFuture) or isinstance(value, State):
+    if isinstance(value, (TaskFuture, State)):
         value = value.result()
     if isinstance(value, str | bytes | bytearray | io.IOBase) or not isinstance(value, Iterable):
         return None
     return list(value)
+
+
+def take_own(kwargs: dict[str, Any]) -> tuple[bool, Any]:
+    """Take out of a call's keyword arguments what is not for the function: ``return_state`` and ``wait_for``."""
+    return bool(kwargs.pop("return_state", False)), kwargs.pop("wait_for", None)
+
+
+def unwrapped(kind: str, fn: Any) -> tuple[Any, Binds]:
+    """Return the function to call and what it is bound to when looked up in an object.
+
+    Raises:
+        TypeError: it cannot be called.
+    """
+    if isinstance(fn, classmethod):
+        return fn.__func__, "class"
+    if isinstance(fn, staticmethod):
+        return fn.__func__, "nothing"
+    if not callable(fn):
+        raise TypeError(f"@{kind} marks functions, and {fn!r} is none")
+    return fn, "instance"
 
 
 # --- options ------------------------------------------------------------------------------------------

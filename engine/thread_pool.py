@@ -16,6 +16,9 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any, TypeVar
 
+from .signals import Interrupted
+from .timeouts import raise_in_thread
+
 __all__ = ["ThreadPool", "run_coroutine", "waiting_for_another"]
 
 T = TypeVar("T")
@@ -33,16 +36,18 @@ _numbers = itertools.count(1)
 class ThreadPool:
     """Runs functions in threads, first come, first served. Threads start when needed and end with ``close``."""
 
-    def __init__(self, max_workers: int) -> None:
+    def __init__(self, max_workers: int, *, name: str = "hark-task") -> None:
         if max_workers < 1:
             raise ValueError(f"max_workers must be at least 1, got {max_workers}")
         self._max = max_workers
+        self._name = name
         self._work: deque[Callable[[], object]] = deque()
         self._changed = threading.Condition(threading.Lock())
         self._threads: set[threading.Thread] = set()
         self._idle = 0
         self._waiting = 0
         self._closed = False
+        self._working: set[int] = set()
 
     def submit(self, fn: Callable[[], object]) -> None:
         """Run ``fn`` in a thread, soon. ``fn`` deals with its own errors."""
@@ -71,7 +76,7 @@ class ThreadPool:
 
     def _start_if_short(self) -> None:
         if len(self._work) > self._idle and len(self._threads) - self._waiting < self._max:
-            thread = threading.Thread(target=self._run, name=f"hark-task-{next(_numbers)}", daemon=True)
+            thread = threading.Thread(target=self._run, name=f"{self._name}-{next(_numbers)}", daemon=True)
             self._threads.add(thread)
             thread.start()
 
@@ -82,8 +87,11 @@ class ThreadPool:
                 work()
                 # Holding the function would keep its task's arguments alive while this thread is idle.
                 del work
+        except Interrupted:
+            return  # it came after the work was done
         finally:
             with self._changed:
+                self._working.discard(threading.get_ident())
                 self._threads.discard(threading.current_thread())
             loop, _local.loop = _local.loop, None
             if loop is not None:
@@ -92,6 +100,7 @@ class ThreadPool:
 
     def _next(self) -> Callable[[], object] | None:
         with self._changed:
+            self._working.discard(threading.get_ident())
             if len(self._threads) - self._waiting > self._max:
                 # One too many, since somebody who waited works again.
                 self._threads.discard(threading.current_thread())
@@ -104,7 +113,14 @@ class ThreadPool:
                     self._changed.wait()
                 finally:
                     self._idle -= 1
+            self._working.add(threading.get_ident())
             return self._work.popleft()
+
+    def interrupt(self) -> None:
+        """Raise ``Interrupted`` in every thread that works, between two of its instructions."""
+        with self._changed:
+            for thread_id in self._working:
+                raise_in_thread(thread_id, Interrupted)
 
     def begin_waiting(self) -> None:
         with self._changed:

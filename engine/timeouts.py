@@ -20,13 +20,14 @@ from types import FrameType
 
 from ..errors import RunTimedOut
 
-__all__ = ["raise_in_thread", "within", "within_async"]
+__all__ = ["Overrun", "raise_in_thread", "within", "within_async"]
 
 
-class _Overrun(Exception):
-    """Raised into code whose time is up; turned into ``RunTimedOut`` by the block that set the limit."""
+class Overrun(BaseException):
+    """Raised into code whose time is up; turned into ``RunTimedOut`` by the block that set the limit.
 
-    limit: object = None
+    Not an ``Exception``: the ``except Exception`` of inner code, and the retries of an inner task, do not stop it.
+    """
 
 
 @asynccontextmanager
@@ -71,7 +72,7 @@ def _by_alarm(seconds: float, what: str) -> Generator[None]:
     if 0 < outer_s <= seconds:
         yield
         return
-    mine = _Overrun()
+    mine = Overrun()
 
     def ring(signum: int, frame: FrameType | None) -> None:
         raise mine
@@ -80,7 +81,7 @@ def _by_alarm(seconds: float, what: str) -> Generator[None]:
     signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-6))
     try:
         yield
-    except _Overrun as exc:
+    except Overrun as exc:
         if exc is mine:
             raise _timed_out(what, seconds) from None
         raise
@@ -103,7 +104,7 @@ class _Limit:
         self.thread_id = thread_id
         # A class of its own for each limit, because only a class can be raised in another thread, and a nested limit
         # must tell its own from the outer one's.
-        self.exception: type[_Overrun] = type("_Overrun", (_Overrun,), {})
+        self.exception: type[Overrun] = type("Overrun", (Overrun,), {})
         self.lock = threading.Lock()
         self.done = False
         self.fired = False

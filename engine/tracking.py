@@ -12,10 +12,9 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -29,12 +28,11 @@ from .states import State, event_word
 from .task_run import IdSource, TaskRun
 
 if TYPE_CHECKING:
-    from ..bus.session import Session
+    from ..bus import Bus
+    from ..bus.session import Session, SessionThread
     from .run_log import RunLog
 
-__all__ = ["FlowTracker", "TaskEvents", "blocking_session", "standalone_events"]
-
-T = TypeVar("T")
+__all__ = ["FlowTracker", "SideSession", "TaskEvents", "standalone_events"]
 
 CROWDED = 2_000
 """Events waiting for the broker from which async tasks let the loop turn, so that it can send them."""
@@ -251,6 +249,7 @@ class FlowTracker:
         self.leaves_interrupted = leaves_interrupted
         self.retries_made = 0
         self._inline_bytes = inline_bytes
+        self.side = SideSession(session.bus)
         self.events = self._events_of(flow_run)
 
     def _events_of(self, run: FlowRun) -> TaskEvents:
@@ -362,35 +361,41 @@ def standalone_events(session: Session, task_run_id: str, *, inline_bytes: int) 
     )  # fmt: skip
 
 
-_side: dict[int, Session] = {}
-_side_lock = threading.Lock()
+class SideSession:
+    """A second session, on a thread of its own, for sync code that holds the loop the first one lives on.
 
-
-def blocking_session(session: Session) -> Session:
-    """Return a session that sync code may wait on here: ``session``, or one on a thread beside it.
-
-    A sync flow called inside an async one, in the worker's own loop, holds that loop while it runs; what it writes
-    must go out by another.
+    A sync flow called inside an async one, in the worker's own loop, keeps that loop from turning while it runs, so
+    what it writes has to go out by another. Started when first needed; its owner closes it.
     """
-    if not session.is_own_loop:
-        return session
-    from ..bus.session import SessionThread, open_bus
 
-    with _side_lock:
-        beside = _side.get(id(session))
-        if beside is None or beside.loop.is_closed():
-            bus = session.bus
-            thread = SessionThread(lambda: open_bus(bus.address, bus.config))
-            beside = _side[id(session)] = thread.start()
-            import atexit
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+        self._thread: SessionThread | None = None
+        self._session: Session | None = None
+        self._lock = threading.Lock()
 
-            atexit.register(thread.stop)
-        return beside
+    def session(self) -> Session:
+        """Return the session, connecting at the first call."""
+        from ..bus.session import SessionThread, open_bus
 
+        with self._lock:
+            if self._session is None:
+                bus = self._bus
+                self._thread = SessionThread(lambda: open_bus(bus.address, bus.config))
+                self._session = self._thread.start()
+            return self._session
 
-async def on_session(session: Session, fn: Callable[..., Awaitable[T]], *args: Any) -> T:
-    """Run an async method of a tracker where its bus lives."""
-    return await session.acall(fn, *args)
+    def close(self) -> None:
+        """Wait until what it published is stored, and end its thread."""
+        with self._lock:
+            thread, self._thread, self._session = self._thread, None, None
+        if thread is not None:
+            thread.stop()
+
+    async def aclose(self) -> None:
+        """Close without holding the loop."""
+        if self._thread is not None:
+            await asyncio.to_thread(self.close)
 
 
 _ENDED = frozenset({"COMPLETED", "FAILED", "CANCELLED", "CRASHED"})

@@ -1,0 +1,279 @@
+"""Living a life (``flow_life.py``): sync or async, and both again for flows that are generators."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+import threading
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+from ..errors import BusUnavailable, RunCrashed
+from .final_state import describe
+from .flow_life import Body, CallHooks, Drain, FlowEngine, Life, OnBus, ReadResult, Sleep, Step, WaitFor
+from .hooks import run_hooks, run_hooks_async
+from .signals import Interrupted
+from .states import State
+from .task_engine import settle_futures
+from .timeouts import raise_in_thread, within, within_async
+
+if TYPE_CHECKING:
+    from ..bus.session import Session
+
+__all__ = ["body_async", "body_in_thread", "drive", "drive_async", "drive_generator", "drive_generator_async"]
+
+CLOSING_S = 30.0
+"""How long each step of the end of an interrupted run may take: a look at the log, a hook, one append."""
+STOPPING_S = 10.0
+"""How long a thread that was asked to stop may take before its run goes on without it."""
+
+
+def drive(engine: FlowEngine, session: Session | None) -> State:
+    """Live a life in this thread, blocking."""
+    life = engine.life()
+    try:
+        with engine.context.runner:
+            return _steps(engine, life, session, lambda: _body(engine))
+    finally:
+        engine.close_side()
+
+
+def _body(engine: FlowEngine) -> Any:
+    with engine.entering(), within(engine.flow.timeout_seconds, engine.limit_text):
+        value = engine.call_function()
+        return list(value) if inspect.isgenerator(value) else value
+
+
+def _steps(engine: FlowEngine, life: Life, session: Session | None, body: Callable[[], Any]) -> State:
+    send: Any = None
+    error: BaseException | None = None
+    while True:
+        try:
+            step = life.throw(error) if error is not None else life.send(send)
+        except StopIteration as end:
+            state: State = end.value
+            return state
+        send = error = None
+        try:
+            send = body() if isinstance(step, Body) else _do(engine, step, session)
+        except BaseException as exc:
+            error = exc
+
+
+def _do(engine: FlowEngine, step: Step, session: Session | None) -> Any:
+    match step:
+        case OnBus():
+            assert session is not None
+            return session.call(step.fn, *step.args, **(step.kwargs or {}))
+        case WaitFor():
+            for future in step.futures:
+                future.wait()
+        case Drain():
+            engine.context.runner.drain()
+        case Sleep():
+            time.sleep(step.seconds)
+        case CallHooks():
+            run_hooks(step.hooks, engine.flow, engine.run, step.state)
+        case ReadResult():
+            return step.result.read()
+        case Body():
+            raise AssertionError("the body is run by the driver")
+    return None
+
+
+async def drive_async(
+    engine: FlowEngine, session: Session | None, body: Callable[[], Awaitable[Any]]
+) -> State:
+    """Live a life in this event loop."""
+    life = engine.life()
+    runner = engine.context.runner
+    send: Any = None
+    error: BaseException | None = None
+    with runner.opened():
+        try:
+            while True:
+                try:
+                    step = life.throw(error) if error is not None else life.send(send)
+                except StopIteration as end:
+                    state: State = end.value
+                    return state
+                send = error = None
+                try:
+                    if isinstance(step, Body):
+                        send = await body()
+                    elif engine.is_interrupted:
+                        send = await _shielded(engine, step, session)
+                    else:
+                        send = await _do_async(engine, step, session)
+                except BaseException as exc:
+                    error = exc
+        finally:
+            if runner.unfinished():
+                await _shielded(engine, Drain(), session)
+            if engine.tracker is not None and engine.owns_side:
+                await engine.tracker.side.aclose()
+
+
+async def body_async(engine: FlowEngine) -> Any:
+    with engine.entering():
+        async with within_async(engine.flow.timeout_seconds, engine.limit_text):
+            value = await engine.call_function()
+            await settle_futures(value)
+            return value
+
+
+async def body_in_thread(engine: FlowEngine) -> Any:
+    """Run a sync function in a thread, so that it does not hold this loop; stop it when we are cancelled."""
+    loop = asyncio.get_running_loop()
+    outcome: asyncio.Future[Any] = loop.create_future()
+    context = contextvars.copy_context()
+
+    def settle(value: Any, exc: BaseException | None) -> None:
+        if not outcome.done():
+            if exc is None:
+                outcome.set_result(value)
+            else:
+                # What is no Exception (sys.exit, say) may not leave a future: the loop would end with it.
+                outcome.set_exception(exc if isinstance(exc, Exception) else RunCrashed(describe(exc)))
+
+    def work() -> None:
+        try:
+            value, exc = context.run(_body, engine), None
+        except BaseException as caught:
+            value, exc = None, caught
+        loop.call_soon_threadsafe(settle, value, exc)
+
+    thread = threading.Thread(target=work, name=f"hark-flow-{engine.run.name}", daemon=True)
+    thread.start()
+    try:
+        return await asyncio.shield(outcome)
+    except asyncio.CancelledError:
+        if thread.ident is not None and thread.is_alive():
+            raise_in_thread(thread.ident, Interrupted)
+            await asyncio.wait([outcome], timeout=STOPPING_S)
+        if outcome.done():
+            outcome.exception()  # seen, so that the loop does not complain of it
+        raise
+
+
+async def _shielded(engine: FlowEngine, step: Step, session: Session | None) -> Any:
+    import anyio
+
+    with anyio.CancelScope(shield=True, deadline=anyio.current_time() + CLOSING_S) as scope:
+        return await _do_async(engine, step, session)
+    if scope.cancelled_caught and not isinstance(step, Drain):
+        raise BusUnavailable(f"the end of run {engine.run.name!r} took longer than {CLOSING_S:g} s")
+    return None
+
+
+async def _do_async(engine: FlowEngine, step: Step, session: Session | None) -> Any:
+    match step:
+        case OnBus():
+            assert session is not None
+            return await session.acall(step.fn, *step.args, **(step.kwargs or {}))
+        case WaitFor():
+            for future in step.futures:
+                await future.wait_async()
+        case Drain():
+            await engine.context.runner.drain_async()
+        case Sleep():
+            await asyncio.sleep(step.seconds)
+        case CallHooks():
+            await run_hooks_async(step.hooks, engine.flow, engine.run, step.state)
+        case ReadResult():
+            return await step.result.aread()
+        case Body():
+            raise AssertionError("the body is run by the driver")
+    return None
+
+
+def drive_generator(engine: FlowEngine, session: Session | None) -> Generator[Any, None, Any]:
+    """Live the life of a flow that is a generator, passing on what it yields; not retried once it has yielded."""
+    life = engine.life()
+    send: Any = None
+    error: BaseException | None = None
+    yielded = False
+    with ExitStack() as stack:
+        stack.callback(engine.close_side)
+        stack.enter_context(engine.context.runner)
+        while True:
+            try:
+                step = life.throw(error) if error is not None else life.send(send)
+            except StopIteration as end:
+                return end.value.result()
+            send = error = None
+            try:
+                if not isinstance(step, Body):
+                    send = _do(engine, step, session)
+                    continue
+                with engine.entering():
+                    generator = engine.call_function()
+                while True:
+                    with engine.entering():
+                        try:
+                            item = next(generator)
+                        except StopIteration as end:
+                            send = end.value
+                            break
+                    yielded = True
+                    yield item
+            except GeneratorExit:
+                # The reader has had enough: a good end.
+                life_end = _finish_early(engine, life, session)
+                raise life_end from None
+            except BaseException as exc:
+                error = exc
+                if yielded:
+                    engine.retries = 0
+
+
+def _finish_early(engine: FlowEngine, life: Life, session: Session | None) -> GeneratorExit:
+    send: Any = None
+    while True:
+        try:
+            step = life.send(send)
+        except StopIteration:
+            return GeneratorExit()
+        send = _do(engine, step, session)
+
+
+async def drive_generator_async(engine: FlowEngine, session: Session | None) -> AsyncGenerator[Any, None]:
+    """Live the life of a flow that is an async generator; see ``drive_generator``."""
+    life = engine.life()
+    send: Any = None
+    error: BaseException | None = None
+    with engine.context.runner.opened():
+        while True:
+            try:
+                step = life.throw(error) if error is not None else life.send(send)
+            except StopIteration as end:
+                end.value.result()
+                return
+            send = error = None
+            try:
+                if not isinstance(step, Body):
+                    send = await _do_async(engine, step, session)
+                    continue
+                with engine.entering():
+                    generator = engine.call_function()
+                while True:
+                    with engine.entering():
+                        try:
+                            item = await anext(generator)
+                        except StopAsyncIteration:
+                            break
+                    engine.retries = 0
+                    yield item
+            except GeneratorExit:
+                while True:
+                    try:
+                        step = life.send(send)
+                    except StopIteration:
+                        break
+                    send = await _do_async(engine, step, session)
+                raise
+            except BaseException as exc:
+                error = exc

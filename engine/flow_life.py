@@ -1,0 +1,466 @@
+"""The life of a flow run, written once.
+
+A generator that yields what has to be done (``Step``) and is sent what came of it; the drivers in ``flow_driver.py`` do
+it. So the order of things (pending, parameters, running, tries, barrier, final state, hooks) is the same for every kind
+of flow, in every process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Generator, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from ..bus.emit import CauseAttrs, current_cause
+from ..errors import HarkError, MoveRefused, ParameterError, RunLost, RunTimedOut, UpstreamFailed
+from ..vocabulary import StateType
+from .context import FlowRunContext, TaskRunContext, current_run, current_tags
+from .final_state import describe, state_of_crash, state_of_exception, state_of_value
+from .futures import TaskFuture, resolve_futures_to_states
+from .hooks import HOOK_OF_TYPE, Hook
+from .logging import flow_run_logger, printing
+from .naming import render_name
+from .nested import replace_leaves
+from .results import RecordedResult
+from .run import FlowRun
+from .signals import Abort, Skip
+from .states import (
+    AwaitingRetry,
+    Cancelled,
+    Completed,
+    Failed,
+    NotReady,
+    Pending,
+    Retrying,
+    Running,
+    Scheduled,
+    State,
+)  # fmt: skip
+from .task_engine import resolve_inputs
+from .tracking import FlowTracker
+
+if TYPE_CHECKING:
+    from .flows import Flow
+
+__all__ = [
+    "Body",
+    "CallHooks",
+    "Drain",
+    "FlowEngine",
+    "Life",
+    "OnBus",
+    "ReadResult",
+    "Sleep",
+    "Step",
+    "WaitFor",
+]
+
+
+# --- what a life asks its driver to do ----------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class OnBus:
+    """Run this async function where the bus lives; send back what it returns, or throw what it raises."""
+
+    fn: Callable[..., Awaitable[Any]]
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] | None = None
+
+
+@dataclass(slots=True)
+class WaitFor:
+    """Wait until these futures are done."""
+
+    futures: list[TaskFuture[Any]]
+
+
+@dataclass(slots=True)
+class Body:
+    """Run the author's function; send back what it returns, or throw what it raises."""
+
+
+@dataclass(slots=True)
+class Drain:
+    """Wait until the submitted tasks have ended."""
+
+
+@dataclass(slots=True)
+class Sleep:
+    """Wait so many seconds."""
+
+    seconds: float
+
+
+@dataclass(slots=True)
+class CallHooks:
+    """Call these hooks with the state."""
+
+    hooks: list[Hook]
+    state: State
+
+
+@dataclass(slots=True)
+class ReadResult:
+    """Send back the value of a result that was recorded earlier."""
+
+    result: RecordedResult
+
+
+Step: TypeAlias = "OnBus | WaitFor | Body | Drain | Sleep | CallHooks | ReadResult"
+Life: TypeAlias = Generator[Step, Any, State]
+
+
+class FlowEngine:
+    """One flow run in this process: its context, and its life."""
+
+    def __init__(
+        self,
+        flow: Flow[..., Any],
+        run: FlowRun,
+        *,
+        parameters: dict[str, Any] | None,
+        tracker: FlowTracker | None,
+        parent: FlowRunContext | TaskRunContext | None = None,
+        wait_for: Iterable[Any] = (),
+        retries: int | None = None,
+    ) -> None:
+        self.flow = flow
+        self.tracker = tracker
+        self.given = parameters
+        self.wait_for = tuple(wait_for)
+        self.retries = flow.retries if retries is None else retries
+        self.is_interrupted = False
+        """Set once the run was stopped from outside: what is left to do is short, and shielded."""
+        self._parameters: dict[str, Any] = {}
+        log_prints = flow.log_prints
+        self.context = FlowRunContext(
+            flow,
+            run,
+            parameters={},
+            tracker=tracker,
+            runner=flow.task_runner.duplicate(),
+            log_prints=log_prints if log_prints is not None else parent is not None and parent.log_prints,
+            parent=parent,
+            memo={} if tracker is None and self.retries else None,
+        )
+
+    @property
+    def run(self) -> FlowRun:
+        return self.context.flow_run
+
+    @property
+    def owns_side(self) -> bool:
+        """Whether this run is the outermost one tracked here: it closes what its children used."""
+        above = self.context.parent.flow_context if self.context.parent is not None else None
+        return above is None or above.tracker is None
+
+    def close_side(self) -> None:
+        if self.tracker is not None and self.owns_side:
+            self.tracker.side.close()
+
+    # --- the life -------------------------------------------------------------------------------------
+
+    def life(self) -> Life:
+        """The whole run. Returns its final state, or NotReady, or AwaitingRetry of a run left to its dispatcher.
+
+        Raises:
+            RunLost: another worker has the run.
+            BaseException: what interrupted the run, after its end was written.
+        """
+        try:
+            state = yield from self._begin()
+            if state is None:
+                state = yield from self._tries()
+        except MoveRefused:
+            # The one move that others make of a run that is ours: somebody asked for it to be cancelled.
+            self.context.runner.stop()
+            yield Drain()
+            cancelled = yield from self._cancelled_meanwhile()
+            if cancelled is None:
+                raise
+            return cancelled
+        except RunLost:
+            self.context.runner.stop(interrupt=True)
+            raise
+        except Exception:
+            self.context.runner.stop()
+            raise
+        except BaseException as exc:
+            self.is_interrupted = True
+            self.context.runner.stop(interrupt=True)
+            try:
+                yield from self._interrupted(exc)
+            except RunLost:
+                raise
+            except HarkError as trouble:
+                # The log cannot be asked or told now. The interruption still goes on up.
+                flow_run_logger(self.run).warning("stopped, and its end could not be written: %s", trouble)
+            raise
+        return state
+
+    def _cancelled_meanwhile(self) -> Generator[Step, Any, State | None]:
+        """End the run as CANCELLED if that was asked for; return None if it was not."""
+        if self.tracker is None:
+            return None
+        now = yield OnBus(self.tracker.look)
+        if now.state_type is not StateType.CANCELLING:
+            return None
+        return (yield from self._end(Cancelled(message=now.state_message or "cancelled")))
+
+    def _begin(self) -> Generator[Step, Any, State | None]:
+        """Go to RUNNING; return a state if the run is over before it could."""
+        tracker = self.tracker
+        if tracker is not None and self.run.state_type is StateType.SCHEDULED:
+            if self.run.seq:
+                yield from self._move(Pending(), attempt=self.run.attempt + 1)
+            else:
+                is_new = yield OnBus(tracker.begin, (Pending(),))
+                self._follow()
+                if not is_new:
+                    state = yield from self._taken_up()
+                    if state is not None:
+                        return state
+        elif tracker is None:
+            self._set(Pending())
+        if tracker is not None and self.run.attempt > 1:
+            yield OnBus(tracker.resume)
+        try:
+            given = yield from self._inputs()
+        except UpstreamFailed as exc:
+            state = NotReady(message=str(exc), data=exc)
+            yield from self._move(state)
+            return state.replace(run_id=self.run.id)
+        try:
+            self._parameters = self.context.parameters = (
+                self.flow.shape.validate(given) if self.flow.should_validate_parameters else given
+            )
+            name = self._name()
+        except Exception as exc:
+            # A parameter that does not fit, or a name that cannot be made: fails before it runs, without retries.
+            what = (
+                "Validation of flow parameters failed"
+                if isinstance(exc, ParameterError)
+                else "The run has no name"
+            )
+            state = Failed(message=f"{what}: {describe(exc)}", data=exc)
+            return (yield from self._end(state))
+        if self.run.state_type is not StateType.RUNNING:
+            attempt = max(1, self.run.attempt)
+            yield from self._move(Running(), attempt=attempt, name=name)
+        yield CallHooks(self.flow.hooks["on_running"], Running(run_id=self.run.id))
+        return None
+
+    def _taken_up(self) -> Generator[Step, Any, State | None]:
+        """A subflow's run exists: an earlier attempt of the parent began it. Reuse its end, or take it up."""
+        tracker = self.tracker
+        assert tracker is not None
+        run = self.run
+        if run.state_type is StateType.COMPLETED:
+            recorded = yield OnBus(tracker.recorded_flow_result)
+            if recorded is None:
+                return Completed(run_id=run.id)
+            stored = RecordedResult(tracker.session, recorded, run_id=run.id, key="flow result")
+            value = yield ReadResult(stored)
+            return Completed(data=value, name=run.state_name, message=run.state_message, run_id=run.id)
+        if run.is_final:
+            yield from self._move(Scheduled(message="taken up by its parent"), retry=True)
+        if self.run.state_type is StateType.CANCELLING:
+            state = Cancelled(message="cancelled before its parent took it up again")
+            return (yield from self._end(state))
+        if self.run.state_type in (StateType.SCHEDULED, StateType.PAUSED):
+            if self.run.state_type is StateType.PAUSED:
+                yield from self._move(Scheduled(message="taken up by its parent"))
+            yield from self._move(Pending(), attempt=self.run.attempt + 1)
+        else:
+            yield from self._move(Running(message="taken up by its parent"), attempt=self.run.attempt + 1)
+        return None
+
+    def _inputs(self) -> Generator[Step, Any, dict[str, Any]]:
+        given = self.given if self.given is not None else self.flow.shape.from_mapping(self.run.parameters)
+        futures: list[TaskFuture[Any]] = []
+
+        def note(leaf: Any) -> Any:
+            if isinstance(leaf, TaskFuture):
+                futures.append(leaf)
+            elif hasattr(leaf, "unwrap"):
+                replace_leaves(leaf.unwrap(), note)
+            return leaf
+
+        for value in (*given.values(), *self.wait_for):
+            replace_leaves(value, note)
+        if futures:
+            yield WaitFor(futures)
+        return resolve_inputs(given, self.wait_for, what=f"flow {self.flow.name!r}")
+
+    def _name(self) -> str | None:
+        if self.flow.flow_run_name is None or self.run.attempt > 1:
+            return None
+        token = current_run.set(self.context)
+        try:
+            return render_name("flow_run_name", self.flow.flow_run_name, self._parameters)
+        finally:
+            current_run.reset(token)
+
+    def _tries(self) -> Generator[Step, Any, State]:
+        retry = self.tracker.retries_made if self.tracker is not None else 0
+        while True:
+            state = yield from self._try()
+            if state.type is not StateType.FAILED or retry >= self.retries or isinstance(state.data, Abort):
+                return (yield from self._end(state))
+            retry += 1
+            yield from self._await_retry(state)
+
+    def _try(self) -> Generator[Step, Any, State]:
+        """Run the function once; return the state it comes to."""
+        what, run_id = "Flow run", self.run.id
+        try:
+            value = yield Body()
+        except (Skip, Abort, RunTimedOut) as exc:
+            self._stop_tasks_unless(isinstance(exc, Skip))
+            state = state_of_exception(exc, what=what, run_id=run_id)
+        except RunLost:
+            raise
+        except Exception as exc:
+            self._stop_tasks_unless(False)
+            state = state_of_exception(exc, what=what, run_id=run_id)
+        else:
+            yield Drain()
+            state = state_of_value(resolve_futures_to_states(value), run_id=run_id)
+        yield Drain()
+        return state
+
+    def _stop_tasks_unless(self, fine: bool) -> None:
+        if not fine:
+            self.context.runner.stop()
+
+    def _await_retry(self, failed: State) -> Generator[Step, Any, None]:
+        delay_s = self.flow.retry_delay_seconds
+        due = datetime.now(UTC) + timedelta(seconds=delay_s)
+        waiting = AwaitingRetry(message=failed.message, details={"in_process": True})
+        if self.tracker is not None:
+            # What the failed try finished has to be in the log before it is read back.
+            yield OnBus(self.tracker.barrier)
+        yield from self._move(waiting, scheduled_at=due)
+        flow_run_logger(self.run).info("failed, and will be tried again in %g s: %s", delay_s, failed.message)
+        if delay_s > 0:
+            yield Sleep(delay_s)
+        yield from self._move(Retrying(), attempt=self.run.attempt + 1)
+        if self.tracker is not None:
+            yield OnBus(self.tracker.resume)
+        self.context.renew()
+        yield CallHooks(self.flow.hooks["on_running"], Retrying(run_id=self.run.id))
+
+    def _end(self, state: State) -> Generator[Step, Any, State]:
+        """Write the final state, and tell the hooks."""
+        tracker = self.tracker
+        if tracker is not None:
+            result = None
+            if state.type is StateType.COMPLETED and self.flow.persist_result is not False:
+                result = yield OnBus(tracker.store_flow_result, (state.data,))
+            try:
+                yield OnBus(tracker.finish, (state,), {"result": result})
+            except MoveRefused:
+                # PAUSED was returned, say: what the log cannot take, a run cannot end in.
+                if state.type.is_terminal:
+                    raise
+                yield OnBus(
+                    tracker.finish, (Failed(message=f"the flow returned {state.name}, which is no end"),)
+                )
+            self._follow()
+        else:
+            self._set(state)
+        state = state if state.run_id == self.run.id else state.replace(run_id=self.run.id)
+        argument = HOOK_OF_TYPE.get(state.type)
+        if argument is not None:
+            yield CallHooks(self.flow.hooks[argument], state)
+        if state.type is StateType.FAILED and isinstance(state.data, Exception):
+            flow_run_logger(self.run).error("%s", state.message)
+        return state
+
+    def _interrupted(self, exc: BaseException) -> Generator[Step, Any, None]:
+        """Write what the run became when it was stopped from outside, if that is ours to write."""
+        yield Drain()
+        tracker = self.tracker
+        if tracker is not None:
+            now = yield OnBus(tracker.look)
+            if now.attempt != self.run.attempt or now.is_final:
+                raise RunLost(self.run.id, reason=f"it is {now.state_name}, attempt {now.attempt}") from exc
+            if now.state_type is StateType.CANCELLING:
+                yield from self._end(Cancelled(message=now.state_message or "cancelled"))
+                return
+            cancelled_above = yield from self._is_cancelled_above()
+            if cancelled_above:
+                yield from self._end(Cancelled(message="its parent was cancelled"))
+                return
+            if tracker.leaves_interrupted:
+                yield OnBus(tracker.barrier)
+                return
+        yield from self._end(state_of_crash(exc, run_id=self.run.id))
+
+    def _is_cancelled_above(self) -> Generator[Step, Any, bool]:
+        above = self.context.parent
+        while above is not None:
+            flow = above.flow_context
+            if flow is None:
+                return False
+            if flow.tracker is not None:
+                now = yield OnBus(flow.tracker.look)
+                if now.state_type in (StateType.CANCELLING, StateType.CANCELLED):
+                    return True
+            above = flow.parent
+        return False
+
+    # --- moving ---------------------------------------------------------------------------------------
+
+    def _move(self, state: State, **changes: Any) -> Generator[Step, Any, None]:
+        if self.tracker is None:
+            self._set(state, **changes)
+            return
+        if changes.get("name") is None:
+            changes.pop("name", None)
+        yield OnBus(self.tracker.move, (state,), changes)
+        self._follow()
+
+    def _follow(self) -> None:
+        assert self.tracker is not None
+        self.context.flow_run = self.tracker.flow_run
+
+    def _set(self, state: State, *, attempt: int | None = None, name: str | None = None, **_: Any) -> None:
+        self.context.flow_run = self.run.moved(state, attempt=attempt, name=name)
+
+    # --- the author's function ------------------------------------------------------------------------
+
+    def entering(self) -> ExitStack:
+        """Return what surrounds the author's function: context, tags, cause of what it emits, prints."""
+        stack = ExitStack()
+        token = current_run.set(self.context)
+        stack.callback(current_run.reset, token)
+        tags = current_tags.set(current_tags.get() | frozenset(self.run.tags))
+        stack.callback(current_tags.reset, tags)
+        run = self.run
+        if self.tracker is not None:
+            cause = CauseAttrs(
+                correlationid=run.correlationid or run.id,
+                causationid=run.causationid,
+                causaldepth=run.causaldepth + 1,
+            )
+            causes = current_cause.set(cause)
+            stack.callback(current_cause.reset, causes)
+        stack.enter_context(printing(self.context.log_prints))
+        return stack
+
+    @property
+    def limit_text(self) -> str:
+        return f"flow {self.flow.name!r}"
+
+    def call_function(self) -> Any:
+        args, kwargs = self.flow.shape.spread(self._parameters)
+        return self.flow.fn(*args, **kwargs)
+
+    @property
+    def state(self) -> State:
+        run = self.run
+        return State(run.state_type, name=run.state_name, message=run.state_message, run_id=run.id)

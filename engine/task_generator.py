@@ -1,0 +1,124 @@
+"""Running the calls of tasks that are generators: a try for the whole of it, the values passed on as they come.
+
+What has been yielded cannot be taken back, so a generator is not retried once it has yielded; and no recorded result
+stands in for it in a run that is taken up again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Generator
+from typing import Any
+
+from .context import current_run
+from .final_state import state_of_exception
+from .task_engine import (
+    TaskCall,
+    await_retry,
+    begin,
+    begin_try,
+    crashed,
+    finish_async,
+    finish_sync,
+    give_name,
+    may_retry,
+    succeeded,
+    wants_retry_async,
+    wants_retry_sync,
+)  # fmt: skip
+
+__all__ = ["run_generator", "run_generator_async"]
+
+
+def run_generator(call: TaskCall) -> Generator[Any, None, Any]:
+    """Run a generator task: a try for the whole of it, its values passed on as they come.
+
+    What has been yielded cannot be taken back, so a generator is not retried once it has yielded.
+    """
+    context = begin(call)
+    fn, task, run = call.task.fn, call.task, call.run
+    while True:
+        yielded = False
+        token = current_run.set(context)
+        try:
+            give_name(call)
+            begin_try(call)
+            args, kwargs = task.shape.spread(run.parameters)
+            generator = fn(*args, **kwargs)
+        finally:
+            current_run.reset(token)
+        try:
+            while True:
+                token = current_run.set(context)
+                try:
+                    item = next(generator)
+                finally:
+                    current_run.reset(token)
+                yielded = True
+                yield item
+        except StopIteration as exc:
+            state, result = succeeded(call, exc.value)
+            finish_sync(call, state, result)
+            return exc.value
+        except GeneratorExit:
+            generator.close()
+            state, result = succeeded(call, None)
+            finish_sync(call, state, result)
+            raise
+        except Exception as exc:
+            state = state_of_exception(exc, what="Task run", run_id=run.id)
+            if not yielded and may_retry(call, exc) and wants_retry_sync(call, state):
+                time.sleep(await_retry(call, state))
+                continue
+            finish_sync(call, state)
+            raise
+        except BaseException as exc:
+            crashed(call, exc)
+            raise
+
+
+async def run_generator_async(call: TaskCall) -> AsyncGenerator[Any, None]:
+    """Run an async generator task; see ``run_generator``."""
+    for future in call.upstream:
+        await future.wait_async()
+    context = begin(call)
+    fn, task, run = call.task.fn, call.task, call.run
+    while True:
+        yielded = False
+        token = current_run.set(context)
+        try:
+            give_name(call)
+            begin_try(call)
+            args, kwargs = task.shape.spread(run.parameters)
+            generator = fn(*args, **kwargs)
+        finally:
+            current_run.reset(token)
+        try:
+            while True:
+                token = current_run.set(context)
+                try:
+                    item = await anext(generator)
+                finally:
+                    current_run.reset(token)
+                yielded = True
+                yield item
+        except StopAsyncIteration:
+            state, result = succeeded(call, None)
+            await finish_async(call, state, result)
+            return
+        except GeneratorExit:
+            await generator.aclose()
+            state, result = succeeded(call, None)
+            finish_sync(call, state, result)
+            raise
+        except Exception as exc:
+            state = state_of_exception(exc, what="Task run", run_id=run.id)
+            if not yielded and may_retry(call, exc) and await wants_retry_async(call, state):
+                await asyncio.sleep(await_retry(call, state))
+                continue
+            await finish_async(call, state)
+            raise
+        except BaseException as exc:
+            crashed(call, exc)
+            raise
