@@ -16,7 +16,7 @@ from anyio import to_thread
 from ..bus.event import Event, Recorded
 from ..bus.subject import subject_of
 from ..config import EngineConfig
-from ..errors import BusUnavailable, DefinitionError, HarkError, MoveRefused, RunLost
+from ..errors import BusUnavailable, DefinitionError, HarkError, RunLost
 from ..vocabulary import JsonObject
 from .deployment import split_entrypoint
 from .loader import Loader
@@ -124,12 +124,13 @@ def execute_in_process(job: Job, loader: Loader, session: Session, engine: Engin
 
 def outcome_of(exc: BaseException) -> Outcome:
     """Return what an exception that left the engine means."""
-    if isinstance(exc, RunLost | MoveRefused):
+    if isinstance(exc, RunLost):
         return Outcome("lost", str(exc))
     if isinstance(exc, BusUnavailable):
         return Outcome("unavailable", str(exc))
     if isinstance(exc, Interrupted | CancelledError):
         return Outcome("interrupted")
+    # A refused move among them: what the run has become meanwhile says what is to follow.
     return Outcome("error", _cut("".join(traceback.format_exception(exc))))
 
 

@@ -27,6 +27,7 @@ from ..clock import Clock
 from ..config import EngineConfig
 from ..errors import (
     AlreadyHeld,
+    BufferFull,
     BusUnavailable,
     EventInvalid,
     GuardFailed,
@@ -222,7 +223,10 @@ class Leader:
         self.dispatch.set_worker(worker_id, None)
         self._wake.set()
         log.warning("worker.lost", extra={"worker": known[0].name, "pool": known[0].pool})
-        self._bus.publisher.publish_nowait(known[0].event("lost"))
+        try:
+            self._bus.publisher.publish_nowait(known[0].event("lost"))
+        except BufferFull as exc:
+            log.error("dispatcher.event_dropped", extra={"error": str(exc)})
 
     async def _expire_workers(self) -> None:
         """Notice silent workers also where the broker does not let keys expire."""

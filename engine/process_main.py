@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib
+import io
 import os
 import selectors
 import signal
@@ -26,7 +27,8 @@ __all__ = ["main"]
 PRELOAD = (
     "hark.bus.bus", "hark.bus.log", "hark.bus.publisher", "hark.bus.run_logs", "hark.bus.work_queue", "hark.bus.session",
     "hark.bus.emit", "nats", "uvloop", "anyio._backends._asyncio", "cloudpickle", "pydantic", "inspect", "concurrent.futures",
-    "hark.engine.process_child", "hark.engine.execution", "hark.engine.flow_engine", "hark.engine.task_runners",
+    "hark.engine.process_child", "hark.engine.execution", "hark.engine.flow_engine", "hark.engine.flows", "hark.engine.tasks",
+    "hark.engine.task_runners", "hark.engine.logging", "hark.engine.run_log",
 )  # fmt: skip
 """What every child needs, imported once and shared copy-on-write."""
 
@@ -103,6 +105,10 @@ class _Server:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             self._control.close()
+            # A process that is killed would take what it has printed with it.
+            for stream in (sys.stdout, sys.stderr):
+                if isinstance(stream, io.TextIOWrapper):
+                    stream.reconfigure(line_buffering=True)
             from .process_child import child_main
 
             status = child_main(socket.socket(fileno=fd))

@@ -41,6 +41,8 @@ MAX_RUNS = 50
 _START_S = 30.0
 """Longest time for the server to import everything, or for a child to connect; then it is taken for stuck."""
 _STOP_S = 2.0
+_MOST_CHILDREN = 10
+"""Tried for one run: each worker keeps at most a few with code that may be out of date."""
 
 
 @dataclass(eq=False, slots=True)
@@ -90,10 +92,12 @@ class ProcessPool(AsyncContextManagerMixin):
         self._warm, self._keep = warm, keep
         self._server: _Server | None = None
         self._forking = anyio.Lock()
+        self._starting: list[_Child] = []
         self._spare: list[_Child] = []
         self._idle: list[_Child] = []
         self._busy: dict[FlowRunId, _Child] = {}
         self._closing = False
+        self._warming = False
         self._tg: TaskGroup | None = None
 
     @asynccontextmanager
@@ -103,7 +107,8 @@ class ProcessPool(AsyncContextManagerMixin):
             try:
                 with anyio.fail_after(_START_S):
                     if self._warm:
-                        self._spare.append(await self._new_child())
+                        child = await self._new_child()
+                        self._spare.append(child)
                     else:
                         await self._running_server()
                 self._refill()
@@ -120,6 +125,12 @@ class ProcessPool(AsyncContextManagerMixin):
         """The children that live."""
         server = self._server
         return sorted(server.children) if server else []
+
+    @property
+    def kept(self) -> list[int]:
+        """Those of them that start, wait for a run or execute one; the others have been told to go."""
+        kept = (*self._starting, *self._spare, *self._idle, *self._busy.values())
+        return sorted(child.pid for child in kept)
 
     @property
     def server_pid(self) -> int | None:
@@ -141,7 +152,9 @@ class ProcessPool(AsyncContextManagerMixin):
             UnavailableError: no process could be started.
         """
         stop = stop or anyio.Event()
-        while not stop.is_set():
+        for _ in range(_MOST_CHILDREN):
+            if stop.is_set():
+                return Outcome("interrupted")
             child = await self._take(job)
             self._busy[job.run.id] = child
             child.running = job.run.id
@@ -159,9 +172,9 @@ class ProcessPool(AsyncContextManagerMixin):
             if outcome is not None:
                 self._give_back(child, healthy=outcome.kind != "died")
                 return outcome
-            # Its code is out of date: it goes, and another takes the run.
+            # Its code is out of date, or it ended before it began: it goes, and another takes the run.
             self._retire(child)
-        return Outcome("interrupted")
+        raise UnavailableError(f"{_MOST_CHILDREN} processes in a row could not begin the run")
 
     async def _stop_when(self, stop: anyio.Event, child: _Child, run_id: FlowRunId, grace_s: float) -> None:
         await stop.wait()
@@ -174,12 +187,16 @@ class ProcessPool(AsyncContextManagerMixin):
 
     async def _converse(self, child: _Child, job: Job) -> Outcome | None:
         child.send(job.to_json())
+        taken = False
         while True:
             message = await read_frame(child.reader)
             if message is None:
-                return Outcome("died", await self._how_it_died(child))
+                how = await self._how_it_died(child)
+                # One that died before it began has cost the run nothing.
+                return Outcome("died", how) if taken else None
             if "stale" in message:
                 return None
+            taken = taken or "taken" in message
             if message.get("done") == job.run.id:
                 child.runs += 1
                 return Outcome(cast("OutcomeKind", message["outcome"]), str(message["detail"]))
@@ -202,7 +219,6 @@ class ProcessPool(AsyncContextManagerMixin):
             if child.key == job.code and not child.ended.is_set():
                 self._idle.remove(child)
                 return child
-        self._spare = [child for child in self._spare if not child.ended.is_set()]
         child = self._spare.pop(0) if self._spare else await self._new_child()
         child.key = job.code
         self._trim()
@@ -222,16 +238,21 @@ class ProcessPool(AsyncContextManagerMixin):
             self._retire(self._idle.pop(0))
 
     def _refill(self) -> None:
-        if self._tg is not None and not self._closing and len(self._spare) < self._warm:
-            self._tg.start_soon(self._warm_up)
+        if self._tg is None or self._closing or self._warming or len(self._spare) >= self._warm:
+            return
+        self._warming = True
+        self._tg.start_soon(self._warm_up)
 
     async def _warm_up(self) -> None:
         try:
             while len(self._spare) < self._warm and not self._closing:
-                self._spare.append(await self._new_child())
+                child = await self._new_child()
+                self._spare.append(child)
         except UnavailableError as exc:
             # The next run starts its own child, and reports if that cannot be done either.
             log.warning("worker.no_warm_process", extra={"error": str(exc)})
+        finally:
+            self._warming = False
 
     def _retire(self, child: _Child) -> None:
         """Let a child that executes nothing end by itself."""
@@ -270,11 +291,14 @@ class ProcessPool(AsyncContextManagerMixin):
             child = _Child(pid, reader, writer)
             server.children[pid] = child
         child.send(self._hello)
+        self._starting.append(child)
         try:
             with anyio.fail_after(_START_S):
                 ready = await read_frame(child.reader)
         except TimeoutError:
             ready = None
+        finally:
+            self._starting.remove(child)
         if ready is None:
             how = await self._how_it_died(child)
             raise UnavailableError(
@@ -323,6 +347,8 @@ class ProcessPool(AsyncContextManagerMixin):
         if not self._closing:
             log.error("worker.fork_server_ended", extra={"pid": server.process.pid})
         self._lose_server(server)
+        await anyio.to_thread.run_sync(server.process.wait)
+        self._refill()
 
     def _end(self, server: _Server, pid: int, code: int | None) -> None:
         child = server.children.pop(pid, None)

@@ -30,6 +30,7 @@ from ..errors import (
     BusUnavailable,
     DefinitionError,
     GuardFailed,
+    LogRewound,
     MoveRefused,
     RunLost,
     UnavailableError,
@@ -134,12 +135,18 @@ class Worker(AsyncContextManagerMixin):
     async def _live(self, stop: anyio.Event, *, task_status: TaskStatus[None]) -> None:
         self._gone = anyio.Event()
         try:
-            with anyio.CancelScope(shield=True):
-                await self._serve_until(stop, task_status)
+            with anyio.CancelScope() as scope:
+
+                def ready() -> None:
+                    # From here on, being cancelled means stopping in order, which has deadlines of its own.
+                    scope.shield = True
+                    task_status.started()
+
+                await self._serve_until(stop, ready)
         finally:
             self._gone.set()
 
-    async def _serve_until(self, stop: anyio.Event, task_status: TaskStatus[None]) -> None:
+    async def _serve_until(self, stop: anyio.Event, ready: Callable[[], None]) -> None:
         async with AsyncExitStack() as stack:
             self._session = stack.enter_context(use_session(self._bus))
             # What the first run would otherwise wait for.
@@ -161,10 +168,10 @@ class Worker(AsyncContextManagerMixin):
                     if self._config.processes:
                         await lanes.start(self._take, PROCESS, self._config.processes)
                     await self._insist(self._show)
-                    self._bus.publisher.publish_nowait(self.info.event("started"))
+                    await self._insist(self._bus.log.append, self.info.event("started"))
                     lanes.start_soon(self._stay_present)
                     log.info("worker.started", extra={"worker": self.info.name, "pool": self.info.pool})
-                    task_status.started()
+                    ready()
                     await stop.wait()
                     self._stopping = True
                     lanes.cancel_scope.cancel()
@@ -183,7 +190,8 @@ class Worker(AsyncContextManagerMixin):
                 self._stop_run(run_id)
             with anyio.move_on_after(_CLOSING_S):
                 await self._none_held.wait()
-        self._bus.publisher.publish_nowait(self.info.event("stopped", handed_back=len(self._held)))
+        with anyio.move_on_after(2):
+            await self._insist(self._bus.log.append, self.info.event("stopped", left=len(self._held)))
         log.info("worker.stopped", extra={"worker": self.info.name})
 
     # --- presence -------------------------------------------------------------------------------------
@@ -369,7 +377,7 @@ class Worker(AsyncContextManagerMixin):
             )  # fmt: skip
             outcome = await (self._in_loop(held, job) if lane == LOOP else self._in_process(held, job))
             now = await self._insist(self._runs.get, run.id)
-            if now is None or outcome.kind == "lost":
+            if now is None or (outcome.kind == "lost" and not await self._is_ours(held, now)):
                 raise RunLost(run.id, reason=outcome.detail or "it has left the log")
             left = await self._settle_run(now, outcome, held)
             if left is not None:
@@ -384,6 +392,13 @@ class Worker(AsyncContextManagerMixin):
             )
             if run.is_final:
                 return run
+
+    async def _is_ours(self, held: _Held, now: FlowRun) -> bool:
+        """Whether a run the engine says it lost was lost to nobody: it has ended, or was put into another state."""
+        if now.is_final:
+            return True
+        token, _ = losses(await self._insist(self._runs.history, now.id))
+        return token == held.ticket.token
 
     async def _settle_run(self, now: FlowRun, outcome: Outcome, held: _Held) -> FlowRun | None:
         """Write what an execution left unwritten; None if the run is to be executed again here."""
@@ -437,15 +452,20 @@ class Worker(AsyncContextManagerMixin):
     async def _hear(self, *, task_status: TaskStatus[None]) -> None:
         """Hear from the log when a run we hold is to stop."""
         filters = [f"{PREFIX}flow-run.{word}.*" for word in STOPPING_WORDS]
-        async with self._bus.log.follow(filters) as batches:
-            first = True
-            async for batch in batches:
-                if first:
-                    first = False
-                    task_status.started()
-                for recorded in batch.records:
-                    # The subject says which run it is; most are not ours, and are not looked into.
-                    self._stop_run(FlowRunId(recorded.subject.rpartition(".")[2]))
+        started = False
+        while True:
+            try:
+                async with self._bus.log.follow(filters) as batches:
+                    async for batch in batches:
+                        if not started:
+                            started = True
+                            task_status.started()
+                        for recorded in batch.records:
+                            # The subject says which run it is; most are not ours, and are not looked into.
+                            self._stop_run(FlowRunId(recorded.subject.rpartition(".")[2]))
+            except LogRewound as exc:
+                # Somebody restored or removed the log under us. What we hold is refused when it is written.
+                log.error("worker.log_rewound", extra={"error": str(exc)})
 
     def _stop_run(self, run_id: FlowRunId) -> None:
         held = self._held.get(run_id)

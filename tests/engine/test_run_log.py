@@ -1,0 +1,155 @@
+"""Moving runs in the log under guard, with several writers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+from dataclasses import replace
+
+import anyio
+import pytest
+from hark.bus import Bus
+from hark.engine.run import FlowRun, RunRequest, run_id_for
+from hark.engine.run_log import RunLog
+from hark.engine.states import Cancelling, Completed, Failed, Pending, Retrying, Running, Scheduled, State
+from hark.errors import GuardFailed, HarkError, MoveRefused, RunLost, UnknownName
+from hark.vocabulary import FlowRunId, StateType
+
+
+def a_request(*cause: str) -> RunRequest:
+    return RunRequest(flow_name="f", id=run_id_for(*(cause or ("x",))), pool="default")
+
+
+async def a_running(runs: RunLog) -> FlowRun:
+    run = await runs.request(a_request())
+    run = await runs.move(run, Pending(), attempt=1)
+    return await runs.move(run, Running())
+
+
+async def test_ten_who_ask_at_once_for_one_run_get_one_run(bus: Bus) -> None:
+    """One event; everybody is given the run as it stands."""
+    runs = RunLog(bus)
+    asked = await asyncio.gather(*(runs.request(a_request()) for _ in range(10)))
+    assert len({run.seq for run in asked}) == 1
+    assert len(await runs.history(asked[0].id)) == 1
+    moved = await runs.move(asked[0], Pending(), attempt=1)
+    assert (await runs.request(a_request())).seq == moved.seq
+
+
+async def test_of_two_workers_that_claim_a_run_exactly_one_does(bus: Bus) -> None:
+    """The other is told, and nothing of it is in the log."""
+    runs = RunLog(bus)
+    run = await runs.request(a_request())
+    claims = [runs.move_exactly(run, Pending(details={"worker": name}), attempt=1) for name in ("ann", "bob")]
+    outcomes = await asyncio.gather(*claims, return_exceptions=True)
+    assert sorted(type(outcome).__name__ for outcome in outcomes) == ["FlowRun", "GuardFailed"]
+    assert len(await runs.history(run.id)) == 2
+
+
+async def test_who_lost_a_run_to_the_next_attempt_cannot_write(bus: Bus) -> None:
+    """A zombie's completion is refused, and it learns why."""
+    runs = RunLog(bus)
+    zombie = await a_running(runs)
+    successor = await runs.move_exactly(zombie, Running(message="worker lost"), attempt=2)
+    with pytest.raises(RunLost, match="attempt 2"):
+        await runs.move(zombie, Completed())
+    await runs.move(successor, Completed())
+    with pytest.raises(RunLost):
+        await runs.move(zombie, Failed())
+    with pytest.raises(MoveRefused):
+        await runs.move(await runs.get(zombie.id) or zombie, Failed())
+
+
+async def test_a_cancel_request_does_not_take_the_run_from_its_worker(bus: Bus) -> None:
+    """It may still end the run, not go on with it."""
+    runs = RunLog(bus)
+    mine = await a_running(runs)
+    await runs.change(mine.id, lambda _: Cancelling())
+    with pytest.raises(MoveRefused):
+        await runs.move(mine, Retrying())
+    assert (await runs.move(mine, Completed())).state_type is StateType.COMPLETED
+
+
+async def test_a_finished_run_moves_only_by_retry(bus: Bus) -> None:
+    """A terminal state is final; a new attempt has to be asked for as such."""
+    runs = RunLog(bus)
+    run = await runs.move(await a_running(runs), Failed())
+    with pytest.raises(MoveRefused):
+        await runs.move(run, Scheduled())
+    again = await runs.move(run, Scheduled(), retry=True)
+    assert (again.state_type, again.attempt) == (StateType.SCHEDULED, 1)
+
+
+async def test_a_change_is_decided_again_when_somebody_wrote_between(bus: Bus) -> None:
+    """`change` reads again and asks again until its decision fits what is there."""
+    runs = RunLog(bus)
+    run = await a_running(runs)
+    decisions = []
+
+    def decide(now: FlowRun) -> State | None:
+        decisions.append(now.seq)
+        return None if now.is_final else Cancelling()
+
+    async with anyio.create_task_group() as tg:
+        for _ in range(4):
+            tg.start_soon(
+                runs.change, run.id, lambda now: None if now.state_type == "CANCELLING" else decide(now)
+            )
+    assert [recorded.event.type for recorded in await runs.history(run.id)].count("flow-run.cancelling") == 1
+    with pytest.raises(UnknownName):
+        await runs.change(FlowRunId("nobody"), decide)
+
+
+async def test_waiting_hears_the_end_of_a_run(bus: Bus) -> None:
+    """Without polling: the transition wakes who waits; a timeout and an unknown run are errors of their own."""
+    runs = RunLog(bus)
+    run = await a_running(runs)
+    ended: list[FlowRun] = []
+
+    async def waiting() -> None:
+        ended.append(await runs.wait(run.id, timeout_s=10))
+
+    async with anyio.create_task_group() as tg:
+        tg.start_soon(waiting)
+        await anyio.wait_all_tasks_blocked()
+        await runs.move(run, Completed())
+    assert ended[0].state_type is StateType.COMPLETED
+    assert (await runs.wait(run.id)).is_final, "one that has ended is not waited for"
+    other = await runs.request(a_request("other"))
+    with pytest.raises(TimeoutError):
+        await runs.wait(other.id, timeout_s=0.05)
+    with pytest.raises(UnknownName):
+        await runs.wait(FlowRunId("nobody"))
+
+
+async def test_a_run_can_begin_without_having_been_asked_for(bus: Bus) -> None:
+    """A plain call begins RUNNING or PENDING; twice under one id is refused."""
+    runs = RunLog(bus)
+    run = FlowRun.requested(a_request(), now=bus.clock.now())
+    begun = await runs.begin(run, Running())
+    assert (begun.state_type, begun.seq > 0) == (StateType.RUNNING, True)
+    with pytest.raises(GuardFailed):
+        await runs.begin(run, Running())
+    with pytest.raises(MoveRefused):
+        await runs.begin(replace(run, id=FlowRunId("other")), State(StateType.CANCELLED))
+
+
+async def test_racing_writers_leave_one_unbroken_chain(bus: Bus) -> None:
+    """Whatever many do at once, each transition in the log is allowed after the one before it."""
+    from hark.engine.states import move_allowed
+
+    runs = RunLog(bus)
+    run = await a_running(runs)
+
+    async def attempt(state: State) -> None:
+        with contextlib.suppress(HarkError):
+            await runs.move(run, state)
+
+    states = [Completed(), Failed(), Cancelling(), Retrying(), Running(), Completed(), Cancelling()]
+    async with anyio.create_task_group() as tg:
+        for state in states * 3:
+            tg.start_soon(attempt, state)
+    types = [FlowRun.from_recorded(recorded).state_type for recorded in await runs.history(run.id)]
+    assert all(move_allowed(a, b) for a, b in itertools.pairwise(types))
+    assert sum(type_.is_terminal for type_ in types) <= 1
