@@ -165,7 +165,7 @@ def test_a_wrong_expression_says_what_is_wrong_and_what_to_write(text: str, says
 
 
 @given(st.text(max_size=30) | st.from_regex(r"[\d*/,\-LW#?a-z@ ]{1,25}", fullmatch=True))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_no_text_does_anything_worse_than_a_value_error(text: str) -> None:
     """Whatever is written is an expression or a ValueError, at once."""
     try:
@@ -190,7 +190,7 @@ moments = st.datetimes(datetime(2024, 1, 1), datetime(2032, 1, 1)).map(lambda d:
 
 
 @given(expressions, moments)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_in_utc_it_agrees_with_another_implementation(text: str, after: datetime) -> None:
     """cronsim, which mimics Debian's cron, names the same slots."""
     ours = list(islice(instants_after(parse_cron(text), zone_named("UTC"), after), 5))
