@@ -6,7 +6,8 @@ sent), then every ``flow`` messages, and ends the batch at the first gap: what i
 holes. The tail behind the last such answer is acknowledged when the batch is ended.
 
 Seen on nats-server 2.15.1: a batch idle for 10 s is dropped; a stream takes 1 000 open ones; a ping repeats the
-last answer and does not acknowledge the tail; ``Nats-Msg-Id`` works as ever.
+last answer and does not acknowledge the tail; ``Nats-Msg-Id`` works as ever; two publishers that use one batch name
+are told of each other's messages as stored, so names are random.
 Source: NATS architecture decision record 50, fast-ingest batch publishing.
 """
 
@@ -100,11 +101,12 @@ def read_answer(data: bytes) -> Answer:
 class FastBatch:
     """One batch: what was sent and is not acknowledged, and how much more may be sent.
 
-    ``most_flow`` is how many messages there may be between two answers of the broker; it may choose fewer.
+    ``name`` must be nobody else's: the broker tells batches of a stream apart by it alone, whatever the inbox, and
+    would count another publisher's messages as ours. ``most_flow`` is how many messages there may be between two answers of the broker; it may choose fewer.
     """
 
     inbox: str
-    number: int
+    name: str
     most_flow: int = MOST_FLOW
     unacked: deque[MessageT] = field(default_factory=deque)  # type: ignore[valid-type]
     sent: int = 0
@@ -127,7 +129,7 @@ class FastBatch:
 
     def frames(self, messages: Iterable[MessageT]) -> list[bytes]:
         """Return the pieces of the frames that send ``messages``, which are from now on unacked."""
-        before = f" {self.inbox}.{self.number}.{self.most_flow}.fail."
+        before = f" {self.inbox}.{self.name}.{self.most_flow}.fail."
         number, parts, unacked = self.sent, list[bytes](), self.unacked
         operation = START if number == 0 else APPEND
         for message in messages:
@@ -148,7 +150,7 @@ class FastBatch:
     def end_frame(self, subject: str) -> bytes:
         """Return the frame that ends the batch; ``subject`` is any the stream stores, and nothing is stored."""
         self.is_ending = True
-        return f"PUB {subject} {self.inbox}.{self.number}.{self.most_flow}.fail.{self.sent + 1}.{END}.$FI 0\r\n\r\n".encode()
+        return f"PUB {subject} {self.inbox}.{self.name}.{self.most_flow}.fail.{self.sent + 1}.{END}.$FI 0\r\n\r\n".encode()
 
     def stored(self, number: int) -> list[MessageT]:
         """Take note that all messages up to ``number`` are stored; return those that were not known to be."""

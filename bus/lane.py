@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import uuid
 from collections import deque
 from collections.abc import Callable
 from itertools import islice
@@ -82,7 +83,8 @@ class Lane:
         self._inbox = ""
         self.queue: deque[Outgoing] = deque()
         self._plain: dict[str, Outgoing] = {}
-        self._batches: dict[int, FastBatch] = {}
+        self._batches: dict[str, FastBatch] = {}
+        self._name = f"b{uuid.uuid4().hex[:20]}-"  # see FastBatch: batch names are shared by all publishers
         self._open: FastBatch | None = None
         self._count = 0
         self._bytes = 0  # sent and not acknowledged
@@ -161,9 +163,8 @@ class Lane:
         batch = self._open
         if batch is None and self._wants_batch(loop):
             self._count += 1
-            batch = self._open = self._batches[self._count] = FastBatch(
-                self._inbox, self._count, self._flow()
-            )
+            name = f"{self._name}{self._count}"
+            batch = self._open = self._batches[name] = FastBatch(self._inbox, name, self._flow())
         if batch is not None:
             some = self._take(batch.room)
             if not some:
@@ -271,7 +272,7 @@ class Lane:
                 self._bytes -= message.size
                 self._on_plain(message, msg)
         else:
-            batch = self._batches.get(int(where.partition(".")[0]))
+            batch = self._batches.get(where.partition(".")[0])
             if batch is not None:
                 self._on_batch(batch, msg)
         self.pump()
@@ -345,7 +346,7 @@ class Lane:
 
     def _over(self, batch: FastBatch) -> None:
         """Forget a batch. What of it is not acknowledged goes out plain, so that each gets an answer of its own."""
-        self._batches.pop(batch.number, None)
+        self._batches.pop(batch.name, None)
         if self._open is batch:
             self._open = None
             if self._wire is not None and batch.flow:

@@ -175,12 +175,12 @@ def test_answers_of_the_broker_are_understood() -> None:
 
 def test_a_batch_never_owes_more_than_its_window() -> None:
     """One message until it is opened, then three answers' worth; what is acknowledged leaves."""
-    batch = FastBatch("inbox", 3, 10)
+    batch = FastBatch("inbox", "b3", 10)
     messages = [Outgoing("hark.ev.a", "Nats-Msg-Id: 1\r\n", b"x", "1") for _ in range(50)]
     assert batch.room == 1
     parts = batch.frames(messages[:1])
     assert parts[0].startswith(
-        b"HPUB hark.ev.a inbox.3.10.fail.1.0.$FI 28 29\r\nNATS/1.0\r\nNats-Msg-Id: 1\r\n\r\n"
+        b"HPUB hark.ev.a inbox.b3.10.fail.1.0.$FI 28 29\r\nNATS/1.0\r\nNats-Msg-Id: 1\r\n\r\n"
     )
     assert not batch.is_open
     assert batch.room == 0
@@ -192,5 +192,5 @@ def test_a_batch_never_owes_more_than_its_window() -> None:
     assert batch.stored(15) == []
     assert batch.room == 20
     assert batch.stored(99) == messages[20:30]
-    assert batch.end_frame("hark.ev.end") == b"PUB hark.ev.end inbox.3.10.fail.31.3.$FI 0\r\n\r\n"
+    assert batch.end_frame("hark.ev.end") == b"PUB hark.ev.end inbox.b3.10.fail.31.3.$FI 0\r\n\r\n"
     assert batch.room == 0

@@ -11,6 +11,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 from hark.bus import Bus, EmbeddedBroker, Event
+from hark.bus.arrival import Arrival, subscribe
 from hark.bus.connection import Connection
 from hark.bus.event import Recorded
 from hark.bus.publisher import Publisher
@@ -310,3 +311,69 @@ def test_message_ids_can_stand_in_headers_and_stay_apart(a: str, b: str) -> None
     assert " " not in message_id(a)
     assert len(message_id(a)) <= 256
     assert (message_id(a) == message_id(b)) == (a == b)
+
+
+async def test_a_stream_without_fast_ingest_is_served_plainly(bus: Bus, connection: Connection) -> None:
+    """An older broker, or a stream set up by hand: noticed at the first batch, and nothing is lost or turned round."""
+    info = await bus.connection.api("STREAM.INFO.HARK")
+    assert isinstance(info["config"], dict)
+    await bus.connection.api("STREAM.UPDATE.HARK", {**info["config"], "allow_batched": False})
+    async with Publisher(connection, BusConfig(), fast=True) as publisher:
+        for n in range(3000):
+            publisher.publish_raw_nowait("hark.ev.plain", b"%d" % n, str(n))
+        await publisher.barrier()
+        assert not publisher._lanes[0]._fast
+    assert await numbers_in(bus) == list(range(3000))
+
+
+async def test_where_no_more_batches_are_taken_events_go_out_plainly(
+    bus: Bus, connection: Connection
+) -> None:
+    """A stream takes 1 000 open batches; the publisher of the next process does without."""
+    inbox, answers = connection.nc.new_inbox(), set[str]()
+    opened = asyncio.Event()
+
+    def on_answer(answer: Arrival) -> None:
+        answers.add(answer.subject)
+        if len(answers) == 1001:
+            opened.set()
+
+    await subscribe(connection.nc, f"{inbox}.>", on_answer)
+    for n in range(1001):
+        await connection.nc.publish("hark.ev.other", b"-1", reply=f"{inbox}.{n}.1.fail.1.0.$FI")
+    with anyio.fail_after(10):
+        await opened.wait()
+    async with Publisher(connection, BusConfig()) as publisher:
+        for n in range(3000):
+            publisher.publish_raw_nowait("hark.ev.plain", b"%d" % n, str(n))
+        await publisher.barrier()
+        lane = publisher._lanes[0]
+        assert lane._fast
+        assert lane._fast_from > 0
+    assert [n for n in await numbers_in(bus) if n >= 0] == list(range(3000))
+
+
+async def test_publishers_of_several_processes_do_not_mix(bus: Bus, broker: EmbeddedBroker) -> None:
+    """The broker tells batches apart by name alone; no two publishers may ever use the same one."""
+    total = 4000
+
+    async def give(who: int) -> None:
+        async with (
+            Connection(broker.address, BusConfig(), name=f"p{who}") as connection,
+            Publisher(connection, BusConfig()) as publisher,
+        ):
+            for n in range(total):
+                await publisher.publish_raw(f"hark.ev.p{who}", b"%d" % n, f"{who}/{n}")
+                if n % 500 == 0:
+                    await publisher.barrier()
+            assert publisher._lanes[0]._fast
+            assert not publisher._lanes[0]._plain_left
+
+    async with anyio.create_task_group() as tg:
+        for who in range(4):
+            tg.start_soon(give, who)
+    async with bus.log.read() as batches:
+        records = [record async for batch in batches for record in batch.records]
+    for who in range(4):
+        mine = [int(record.raw) for record in records if record.subject == f"hark.ev.p{who}"]
+        assert mine == list(range(total))
