@@ -356,6 +356,7 @@ async def test_where_no_more_batches_are_taken_events_go_out_plainly(
 async def test_publishers_of_several_processes_do_not_mix(bus: Bus, broker: EmbeddedBroker) -> None:
     """The broker tells batches apart by name alone; no two publishers may ever use the same one."""
     total = 4000
+    names = set[str]()
 
     async def give(who: int) -> None:
         async with (
@@ -368,10 +369,12 @@ async def test_publishers_of_several_processes_do_not_mix(bus: Bus, broker: Embe
                     await publisher.barrier()
             assert publisher._lanes[0]._fast
             assert not publisher._lanes[0]._plain_left
+            names.update(lane._name for lane in publisher._lanes)
 
     async with anyio.create_task_group() as tg:
         for who in range(4):
             tg.start_soon(give, who)
+    assert len(names) == 12
     async with bus.log.read() as batches:
         records = [record async for batch in batches for record in batch.records]
     for who in range(4):
