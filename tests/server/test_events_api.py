@@ -1,0 +1,269 @@
+"""Events over HTTP: every form they come in, what is refused, and following them live."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import anyio
+import httpx
+import orjson
+import pytest
+from hark.errors import EventInvalid
+from hark.server.client import Hark
+from hark.server.ingest import BatchTooLarge, events_in
+from hark.server.problem import MalformedBody, UnsupportedBody
+from hark.server.roles import Role
+
+from tests.server.conftest import Start
+
+SERVER = frozenset({Role.SERVER})
+CE: Any = {"specversion": "1.0", "id": "1", "source": "/test", "type": "order.paid"}
+
+
+def read(headers: dict[str, str], body: object) -> list[Any]:
+    raw = body if isinstance(body, bytes) else orjson.dumps(body)
+    return events_in(headers, raw, max_events=10)
+
+
+def test_plain_json_is_an_event_with_an_id_and_a_source() -> None:
+    """`{type, …}` is enough; what else is given is kept; a list of them is a batch in order."""
+    [event] = read({"content-type": "application/json; charset=utf-8"}, {"type": "order.paid", "data": [1]})
+    assert (event.type, event.source, event.data) == ("order.paid", "/api", [1])
+    assert len(event.id) == 36
+    two = read(
+        {}, [{"type": "a.b", "id": "x", "source": "/s", "subject": "y"}, {"type": "a.c", "shop": "eu"}]
+    )
+    assert [(e.type, e.subject) for e in two] == [("a.b", "y"), ("a.c", None)]
+    assert (two[0].msg_id, two[1].extensions) == ("/s#x", {"shop": "eu"})
+
+
+def test_structured_and_batched_cloudevents_are_read() -> None:
+    """Both JSON formats of CloudEvents."""
+    [one] = read({"content-type": "application/cloudevents+json"}, {**CE, "data": {"n": 1}})
+    assert (one.msg_id, one.data) == ("/test#1", {"n": 1})
+    batch = read(
+        {"content-type": "application/cloudevents-batch+json"}, [CE, {**CE, "id": "2", "data_base64": "AAE="}]
+    )
+    assert [e.data for e in batch] == [None, b"\0\1"]
+    assert read({"content-type": "application/cloudevents-batch+json"}, []) == []
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body", "data"),
+    [
+        ("application/json", b'{"n": 1}', {"n": 1}),
+        ("application/vnd.shop+json", b"[1]", [1]),
+        ("text/plain", "grüß dich".encode(), "grüß dich"),
+        ("application/octet-stream", b"\0\1", b"\0\1"),
+        ("application/json", b"", None),
+    ],
+)
+def test_binary_cloudevents_carry_their_data_in_the_body(
+    content_type: str, body: bytes, data: object
+) -> None:
+    """Attributes are headers, percent-decoded; the body is the data, by its content type."""
+    headers = {
+        "content-type": content_type, "ce-specversion": "1.0", "ce-id": "7", "ce-source": "/s", "ce-type": "a.b",
+        "ce-subject": "gr%C3%BC%C3%9Fe", "ce-shop": "eu", "ce-time": "2026-01-01T00:00:00Z",
+    }  # fmt: skip
+    [event] = read(headers, body)
+    assert (event.data, event.subject, event.id) == (data, "grüße", "7")
+    assert event.extensions == {"shop": "eu"}
+    assert event.time.year == 2026
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "error", "words"),
+    [
+        ({}, {"type": "flow-run.failed"}, EventInvalid, "one of Hark's own words"),
+        ({}, {"type": "Order.Paid"}, EventInvalid, "lower-case dotted words"),
+        ({}, {"data": 1}, EventInvalid, "'type'"),
+        ({}, [{"type": "a.b"}, {"type": "hark.x"}], EventInvalid, "[1].type"),
+        ({}, [{"type": "a.b"}, 3], EventInvalid, "[1]"),
+        ({}, {"type": "a.b", "nested": {}}, EventInvalid, "put the rest in `data`"),
+        ({}, {"type": "a.b", "time": "yesterday"}, EventInvalid, "RFC 3339"),
+        ({}, b"{", MalformedBody, "not JSON"),
+        ({}, b"\xff", MalformedBody, "not JSON"),
+        ({}, "text", EventInvalid, "a JSON object"),
+        ({}, [{"type": "a.b"}] * 11, BatchTooLarge, "11 events"),
+        ({"content-type": "application/xml"}, b"<a/>", UnsupportedBody, "application/xml"),
+        ({"content-type": "application/cloudevents+json"}, {"type": "a.b", "id": "1", "source": "/"}, EventInvalid, "specversion"),
+        ({"content-type": "application/cloudevents+json"}, {**CE, "specversion": "0.3"}, EventInvalid, "specversion"),
+        ({"content-type": "application/cloudevents-batch+json"}, CE, MalformedBody, "array"),
+        ({"ce-type": "a.b", "ce-id": "1", "ce-source": "/"}, b"", EventInvalid, "ce-specversion"),
+        ({"ce-type": "a.b", "ce-specversion": "1.0", "ce-source": "/"}, b"", EventInvalid, "'id'"),
+    ],
+)  # fmt: skip
+def test_what_is_no_event_is_refused(
+    headers: dict[str, str], body: object, error: type[Exception], words: str
+) -> None:
+    """Each with a reason that names the attribute, and in a batch the place."""
+    with pytest.raises(error) as caught:
+        read(headers, body)
+    assert words in str(caught.value) or words in getattr(caught.value, "hint", "")
+
+
+async def test_accepted_means_stored_and_a_repeat_is_told(start: Start) -> None:
+    """202 comes with ids that are in the log; the same source and id a second time is a duplicate."""
+    async with start(roles=SERVER) as (service, http):
+        answer = await http.post("/api/events", json=[CE, {"type": "a.b", "data": {"x": 1}}])
+        assert answer.status_code == 202
+        first = answer.json()
+        assert (first["stored"], first["duplicates"], first["ids"][0]) == (2, 0, "1")
+        recorded = await service.bus.log.get(first["seq"])
+        assert recorded is not None
+        assert recorded.event.id == first["ids"][1]
+        again = (await http.post("/api/events", json=CE)).json()
+        assert (again["stored"], again["duplicates"]) == (0, 1)
+        for body, status in (
+            ({"type": "hark.x"}, 422), ([{"type": "a.b"}] * 1001, 429),
+            ({"type": "a.b", "data": "x" * (2 << 20)}, 413),
+        ):  # fmt: skip
+            refused = await http.post("/api/events", json=body)
+            assert (refused.status_code, refused.headers["content-type"]) == (
+                status,
+                "application/problem+json",
+            )
+        assert (await http.post("/api/events", content=b"{")).status_code == 400
+        assert (
+            await http.post("/api/events", content=b"x", headers={"content-type": "text/csv"})
+        ).status_code == 415
+        with anyio.fail_after(10):
+            too_large = await http.post("/api/events", content=b"x" * (20 << 20))
+        assert too_large.status_code == 413
+
+
+async def test_events_are_listed_filtered_and_shown(start: Start) -> None:
+    """Pages by cursor, newest first; patterns, subjects, times; one event with what it led to."""
+    async with start(roles=SERVER) as (service, http):
+        batch = [
+            {"type": f"shop.{w}", "subject": f"order/{i}", "id": f"{w}{i}"}
+            for i in range(3)
+            for w in ("a", "b")
+        ]
+        await http.post("/api/events", json=batch)
+        cause = {"type": "shop.c", "id": "led", "causationid": "a0"}
+        seq = (await http.post("/api/events", json=cause)).json()["seq"]
+        await service.parts.running("projector").caught_up(seq)
+        page = (await http.get("/api/events", params={"type": "shop.*", "limit": 4})).json()
+        rest = (
+            await http.get(
+                "/api/events", params={"type": "shop.*", "limit": 4, "cursor": page["next_cursor"]}
+            )
+        ).json()
+        ids = [i["event"]["id"] for i in page["items"] + rest["items"]]
+        assert ids == ["led", "b2", "a2", "b1", "a1", "b0", "a0"]
+        assert rest["next_cursor"] is None
+        only = (await http.get("/api/events", params={"type": ["shop.a"], "subject": "order/1"})).json()[
+            "items"
+        ]
+        assert [i["event"]["id"] for i in only] == ["a1"]
+        assert (await http.get("/api/events?since=1h&type=shop.*")).json()["items"] != []
+        assert (await http.get("/api/events?until=1h&type=shop.*")).json()["items"] == []
+        shown = (await http.get("/api/events/a0")).json()
+        assert [e["id"] for e in shown["led_to"]] == ["led"]
+        assert [e["id"] for e in (await http.get("/api/events/led")).json()["caused_by"]] == ["a0"]
+        assert (await http.get("/api/events/none")).status_code == 404
+        assert (await http.get("/api/events?cursor=xx")).status_code == 422
+        assert (await http.get("/api/events?limit=0")).status_code == 422
+
+
+async def frames(answer: httpx.Response) -> AsyncIterator[dict[str, str]]:
+    frame: dict[str, str] = {}
+    async for line in answer.aiter_lines():
+        if line:
+            name, _, value = line.partition(":")
+            frame[name] = value.strip()
+        else:
+            yield frame
+            frame = {}
+
+
+async def test_a_stream_resumes_where_it_was_left(start: Start) -> None:
+    """Every event has its sequence as id; `Last-Event-ID` goes on behind it, without a gap and without a repeat."""
+    async with start(roles=SERVER) as (_, http), anyio.create_task_group() as tg:
+
+        async def emit(first: int, count: int) -> None:
+            for i in range(first, first + count):
+                await http.post("/api/events", json={"type": "tick.a" if i % 2 == 0 else "tick.b", "data": i})
+            emitted.set()
+
+        emitted = anyio.Event()
+        seen: list[int] = []
+        last = ""
+        with anyio.fail_after(20):
+            async with http.stream("GET", "/api/events/stream?type=tick.a") as answer:
+                assert answer.headers["content-type"].startswith("text/event-stream")
+                tg.start_soon(emit, 0, 6)
+                async for frame in frames(answer):
+                    last = frame.get("id", last)
+                    if "data" in frame:
+                        seen.append(orjson.loads(frame["data"])["event"]["data"])
+                    if len(seen) == 2:
+                        break
+            await emitted.wait()
+            await emit(6, 2)
+            async with http.stream(
+                "GET", "/api/events/stream?type=tick.a", headers={"last-event-id": last}
+            ) as answer:
+                async for frame in frames(answer):
+                    if "data" in frame:
+                        seen.append(orjson.loads(frame["data"])["event"]["data"])
+                    if len(seen) == 4:
+                        break
+        assert seen == [0, 2, 4, 6]
+
+
+async def test_the_client_watches_and_emits(start: Start) -> None:
+    """`Hark.emit` returns when stored; `watch_events` yields what is stored from then on."""
+    async with start(roles=SERVER) as (service, _), Hark(service.url, "") as hark:
+        watching = hark.watch_events("shop.*", after=await service.bus.log.head())
+        event = await hark.emit("shop.opened", subject="shop/1", data={"n": 1})
+        with anyio.fail_after(10):
+            item: Any = await anext(watching)
+        assert item["event"]["id"] == event.id
+        assert item["event"]["data"] == {"n": 1}
+        await watching.aclose()  # type: ignore[attr-defined]
+
+
+async def test_webhooks_take_signed_requests_only(start: Start) -> None:
+    """A signed request is an event; a bad signature, an unknown name, a large and a broken body are refused."""
+    config = """
+        webhooks:
+          shop:
+            verify: {preset: github, secret: "{{ secrets.shop }}"}
+            event: {type: "shop.{{ headers['x-github-event'] }}", subject: "order/{{ body.id }}"}
+          open: {verify: none, event: {type: "open.{{ body.kind }}"}}
+    """
+    async with start(roles=SERVER, config=config) as (service, http), Hark(service.url, "") as hark:
+        await hark.set_secret("shop", "s3cret-s3cret")
+        hook: Any = await hark.webhook("shop")
+        assert (hook["url"], hook["preset"]) == (f"{service.url}/hooks/shop", "github")
+        from hark.server.signing import signed_headers
+
+        body = b'{"id": 7}'
+        headers = signed_headers(hook["verify"], body=body, secret="s3cret-s3cret", event="paid")
+        status, answer = await hark.send_webhook(
+            "shop", body=body, headers={"content-type": "application/json", **headers}
+        )
+        assert (status, list(answer)) == (202, ["id"])
+        shown: Any = await service.bus.log.last("hark.ev.shop.>")
+        assert (shown.event.type, shown.event.subject) == ("shop.paid", "order/7")
+        wrong = signed_headers(hook["verify"], body=body, secret="other", event="paid")
+        status, answer = await hark.send_webhook("shop", body=body, headers=wrong)
+        assert status == 401
+        assert (await http.post("/hooks/none")).status_code == 404
+        broken = await http.post("/hooks/open", content=b"{", headers={"content-type": "application/json"})
+        assert broken.status_code == 400
+        with anyio.fail_after(15):
+            large = await http.post("/hooks/open", content=b"x" * (10 << 20))
+        assert large.status_code == 413
+        assert large.headers["content-type"] == "application/problem+json"
+        rejected: Any = await service.bus.log.last("hark.ev.webhook.rejected")
+        assert "xxxx" not in rejected.raw.decode()
+        # A webhook verifies for itself: the Host header and where it comes from do not matter.
+        ok = await http.post(
+            "/hooks/open", json={"kind": "x"}, headers={"host": "tunnel.example", "origin": "http://evil"}
+        )
+        assert ok.status_code == 202
