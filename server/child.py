@@ -49,9 +49,9 @@ class HarkProcess:
     ) -> None:
         self._folder, self.home, self.role = folder, home, role
         self._environment = {
-            **os.environ,
+            **os.environ,  # env: the child's own, with what the caller adds
             **(environment or {}),
-        }  # env: the child's, with what the caller adds
+        }
         self._arguments = arguments
         self._child: subprocess.Popen[bytes] | None = None
         self.log_path = home.parent / f"{home.name}-{role or 'all'}.log"
