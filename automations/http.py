@@ -1,7 +1,8 @@
-"""Outgoing HTTP: a client that connects only to addresses it may reach, follows no redirects, and reads little.
+"""Outgoing HTTP: a small HTTP/1.1 client that connects only to addresses it may reach and follows no redirects.
 
 The name of a host is resolved here and the connection goes to the very address that was checked, so a name that
-answers differently the second time gains nothing.
+answers differently the second time gains nothing. It is written on h11 and not on a general client, because the
+connection pool of the usual one costs milliseconds per request once many are under way.
 """
 
 from __future__ import annotations
@@ -10,21 +11,41 @@ import base64
 import hashlib
 import hmac
 import ipaddress
+import select
 import socket
-from collections.abc import AsyncIterator, Iterable
+import ssl
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Self
 
 import anyio
-import httpcore
+import h11
 import httpx
+from anyio import AsyncContextManagerMixin
+from anyio.abc import ByteStream, SocketAttribute
+from anyio.streams.tls import TLSStream
 
-from ..errors import HarkError, RefusedError
+from ..errors import HarkError, RefusedError, UnavailableError
 
-__all__ = ["AddressRefused", "is_public", "make_client", "retry_after_s", "sign_standard_webhook"]
+__all__ = [
+    "AddressRefused",
+    "Answer",
+    "CallFailed",
+    "Caller",
+    "is_public",
+    "retry_after_s",
+    "sign_standard_webhook",
+]
 
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_READ_BYTES = 16 * 1024
+_IDLE_S = 15.0
+_IDLE_PER_ORIGIN = 16
+_IDLE = 128
+_ADDRESSES = 4
 
 
 class AddressRefused(RefusedError):
@@ -36,6 +57,10 @@ class AddressRefused(RefusedError):
             hint="set HARK_AUTOMATIONS__ALLOW_PRIVATE_ADDRESSES=true to let `call` reach it",
         )
         self.host, self.address = host, address
+
+
+class CallFailed(UnavailableError):
+    """There was no answer: no connection, or it broke."""
 
 
 def is_public(address: str) -> bool:
@@ -51,118 +76,221 @@ def is_public(address: str) -> bool:
     return ip.is_global and not ip.is_multicast
 
 
-class _Backend(httpcore.AsyncNetworkBackend):
-    """Connects to checked addresses."""
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came back: lower-case header names, and the beginning of the body as text."""
+
+    status: int
+    headers: Mapping[str, str]
+    text: str
+
+
+@dataclass(slots=True)
+class _Line:
+    """A connection to one origin."""
+
+    stream: ByteStream
+    protocol: h11.Connection
+    used: int = 0
+    idle_since: float = 0.0
+    heard: bool = field(default=False)
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether it may be used again: not idle for long, and not closed by the other side."""
+        if anyio.current_time() - self.idle_since > _IDLE_S:
+            return False
+        raw = self.stream.extra(SocketAttribute.raw_socket, None)  # noqa: S610  # anyio's, not a query's
+        if raw is None or raw.fileno() < 0:
+            return False
+        poll = select.poll()
+        poll.register(raw.fileno(), select.POLLIN)
+        return not poll.poll(0)  # readable while idle: it has been closed
+
+
+class Caller(AsyncContextManagerMixin):
+    """Makes requests; keeps connections for the next ones. Callers bound the time and the number at once."""
 
     def __init__(self, *, allow_private: bool) -> None:
-        self._inner = httpcore.AnyIOBackend()
         self._allow_private = allow_private
+        self._idle: dict[tuple[str, str, int], list[_Line]] = {}
+        self._ssl: ssl.SSLContext | None = None
 
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[Any] | None = None,
-    ) -> httpcore.AsyncNetworkStream:
+    @asynccontextmanager
+    async def __asynccontextmanager__(self) -> AsyncGenerator[Self]:
         try:
-            with anyio.fail_after(timeout):
-                found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except TimeoutError as exc:
-            raise httpcore.ConnectTimeout(f"looking up {host} took too long") from exc
-        except OSError as exc:
-            raise httpcore.ConnectError(f"{host} cannot be looked up: {exc}") from exc
-        addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
-        refused = [a for a in addresses if not self._allow_private and not is_public(a)]
-        allowed = [a for a in addresses if a not in refused]
-        if not allowed:
-            raise AddressRefused(host, refused[0] if refused else "nowhere")
-        error: Exception | None = None
-        for address in allowed[:4]:
-            try:
-                return await self._inner.connect_tcp(address, port, timeout, local_address, socket_options)
-            except (httpcore.ConnectError, httpcore.ConnectTimeout) as exc:
-                error = exc
-        assert error is not None
-        raise error
+            yield self
+        finally:
+            with anyio.move_on_after(2, shield=True):
+                for lines in self._idle.values():
+                    for line in lines:
+                        await anyio.aclose_forcefully(line.stream)
+                self._idle.clear()
 
-    async def connect_unix_socket(
-        self, path: str, timeout: float | None = None, socket_options: Iterable[Any] | None = None
-    ) -> httpcore.AsyncNetworkStream:
-        raise RefusedError("unix sockets cannot be called")
+    async def request(
+        self, method: str, url: str, *, headers: Mapping[str, str], body: bytes = b""
+    ) -> Answer:
+        """Send one request and return the answer, whatever its status.
 
-    async def sleep(self, seconds: float) -> None:
-        await anyio.sleep(seconds)
-
-
-class _Stream(httpx.AsyncByteStream):
-    def __init__(self, response: httpcore.Response) -> None:
-        self._response = response
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
+        Raises:
+            AddressRefused: nothing was sent.
+            ValueError: the URL or a header cannot be sent.
+            CallFailed: there was no answer.
+        """
         try:
-            async for part in self._response.aiter_stream():
-                yield part
-        except httpcore.TimeoutException as exc:
-            raise httpx.ReadTimeout(str(exc) or "the answer took too long") from exc
-        except (httpcore.NetworkError, httpcore.ProtocolError) as exc:
-            raise httpx.ReadError(str(exc) or type(exc).__name__) from exc
-
-    async def aclose(self) -> None:
-        await self._response.aclose()
-
-
-class _Transport(httpx.AsyncBaseTransport):
-    def __init__(self, *, allow_private: bool, connections: int) -> None:
-        self._pool = httpcore.AsyncConnectionPool(
-            ssl_context=httpx.create_ssl_context(),
-            max_connections=connections,
-            max_keepalive_connections=connections,
-            keepalive_expiry=30,
-            network_backend=_Backend(allow_private=allow_private),
-        )
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        assert isinstance(request.stream, httpx.AsyncByteStream)
+            parsed = httpx.URL(url)
+        except httpx.InvalidURL as exc:
+            raise ValueError(str(exc)) from exc
+        if parsed.scheme not in ("http", "https") or not parsed.host:
+            raise ValueError("it is not an http:// or https:// address")
+        port = parsed.port or (443 if parsed.scheme == "https" else 80)
+        origin = parsed.scheme, parsed.raw_host.decode(), port
+        head = [("Host", parsed.netloc.decode()), ("User-Agent", "hark"), ("Accept", "*/*")]
+        if parsed.userinfo:
+            head.append(("Authorization", "Basic " + base64.b64encode(parsed.userinfo).decode()))
+        head += [(name, value) for name, value in headers.items()]
+        if body or method not in ("GET", "HEAD"):
+            head.append(("Content-Length", str(len(body))))
         try:
-            response = await self._pool.handle_async_request(
-                httpcore.Request(
-                    method=request.method,
-                    url=httpcore.URL(
-                        scheme=request.url.raw_scheme,
-                        host=request.url.raw_host,
-                        port=request.url.port,
-                        target=request.url.raw_path,
-                    ),
-                    headers=request.headers.raw,
-                    content=request.stream,
-                    extensions=request.extensions,
-                )
+            request = h11.Request(
+                method=method, target=parsed.raw_path, headers=[(n.encode(), v.encode()) for n, v in head]
             )
-        except httpcore.TimeoutException as exc:
-            raise httpx.ConnectTimeout(str(exc) or "no answer in time", request=request) from exc
-        except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.UnsupportedProtocol) as exc:
-            raise httpx.ConnectError(str(exc) or type(exc).__name__, request=request) from exc
-        return httpx.Response(
-            response.status,
-            headers=response.headers,
-            stream=_Stream(response),
-            extensions=response.extensions,
-        )
+        except h11.LocalProtocolError as exc:
+            raise ValueError(str(exc)) from exc
+        while True:
+            line = await self._line(origin)
+            try:
+                return await self._exchange(line, request, body, origin)
+            except (
+                anyio.BrokenResourceError,
+                anyio.ClosedResourceError,
+                anyio.EndOfStream,
+                h11.ProtocolError,
+                OSError,
+            ) as exc:
+                if line.used and not line.heard:
+                    continue  # a kept connection that was being closed as we wrote: nothing has been answered on it
+                raise CallFailed(_said(exc)) from exc
 
-    async def aclose(self) -> None:
-        await self._pool.aclose()
+    async def _exchange(
+        self, line: _Line, request: h11.Request, body: bytes, origin: tuple[str, str, int]
+    ) -> Answer:
+        protocol, stream, kept = line.protocol, line.stream, False
+        try:
+            out = protocol.send(request) or b""
+            if body:
+                out += protocol.send(h11.Data(data=body)) or b""
+            out += protocol.send(h11.EndOfMessage()) or b""
+            line.heard = False
+            await stream.send(out)
+            response: h11.Response | None = None
+            text = b""
+            while True:
+                event = protocol.next_event()
+                if event is h11.NEED_DATA:
+                    try:
+                        received = await stream.receive(65536)
+                    except anyio.EndOfStream:
+                        received = b""
+                    line.heard = line.heard or bool(received)
+                    protocol.receive_data(received)
+                elif isinstance(event, h11.Response):
+                    response = event
+                elif isinstance(event, h11.Data):
+                    text += bytes(event.data)
+                    if len(text) >= _READ_BYTES:
+                        break
+                elif isinstance(event, h11.EndOfMessage):
+                    kept = protocol.our_state is h11.DONE and protocol.their_state is h11.DONE
+                    break
+                elif isinstance(event, h11.ConnectionClosed):
+                    break
+            if response is None:
+                raise anyio.EndOfStream
+            answer = Answer(
+                response.status_code,
+                {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers},
+                text[:_READ_BYTES].decode(errors="replace"),
+            )
+            if kept:
+                self._keep(line, origin)
+            return answer
+        finally:
+            if not kept:
+                await anyio.aclose_forcefully(stream)
+
+    def _keep(self, line: _Line, origin: tuple[str, str, int]) -> None:
+        lines = self._idle.setdefault(origin, [])
+        line.protocol.start_next_cycle()
+        line.used += 1
+        line.idle_since = anyio.current_time()
+        lines.append(line)
+
+    async def _line(self, origin: tuple[str, str, int]) -> _Line:
+        """Return a kept connection that is still good, or a new one."""
+        lines = self._idle.get(origin)
+        while lines:
+            line = lines.pop()
+            if line.is_fresh:
+                if len(lines) > _IDLE_PER_ORIGIN:
+                    await anyio.aclose_forcefully(lines.pop(0).stream)
+                return line
+            await anyio.aclose_forcefully(line.stream)
+        self._idle.pop(origin, None)
+        if len(self._idle) > _IDLE:
+            _, oldest = self._idle.popitem()
+            for line in oldest:
+                await anyio.aclose_forcefully(line.stream)
+        return _Line(await self._connect(origin), h11.Connection(h11.CLIENT))
+
+    async def _connect(self, origin: tuple[str, str, int]) -> ByteStream:
+        scheme, host, port = origin
+        error: OSError | ssl.SSLError | None = None
+        for address in await self._addresses(host, port):
+            try:
+                stream: ByteStream = await anyio.connect_tcp(address, port)
+                break
+            except OSError as exc:
+                error = exc
+        else:
+            raise CallFailed(f"no connection to {host}:{port}: {_said(error)}")
+        if scheme == "http":
+            return stream
+        if self._ssl is None:
+            self._ssl = await anyio.to_thread.run_sync(httpx.create_ssl_context)
+        try:
+            return await TLSStream.wrap(
+                stream, hostname=host, ssl_context=self._ssl, standard_compatible=False
+            )
+        except (ssl.SSLError, OSError, anyio.BrokenResourceError, anyio.EndOfStream) as exc:
+            await anyio.aclose_forcefully(stream)
+            raise CallFailed(f"no secure connection to {host}:{port}: {_said(exc)}") from exc
+        except BaseException:
+            await anyio.aclose_forcefully(stream)
+            raise
+
+    async def _addresses(self, host: str, port: int) -> list[str]:
+        """Return the addresses of a host that may be connected to, each of them looked at."""
+        host = host.strip("[]")
+        try:
+            addresses = [str(ipaddress.ip_address(host))]
+        except ValueError:
+            try:
+                found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            except (OSError, UnicodeError) as exc:
+                raise CallFailed(f"{host} cannot be looked up: {exc}") from exc
+            addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
+        allowed = [a for a in addresses if self._allow_private or is_public(a)]
+        if not allowed:
+            raise AddressRefused(host, addresses[0] if addresses else "nowhere")
+        return allowed[:_ADDRESSES]
 
 
-def make_client(*, allow_private: bool, connections: int) -> httpx.AsyncClient:
-    """Return a client for calls; close it after use. It ignores proxies of the environment and keeps no cookies."""
-    return httpx.AsyncClient(
-        transport=_Transport(allow_private=allow_private, connections=connections),
-        follow_redirects=False,
-        trust_env=False,
-        headers={"User-Agent": "hark"},
-    )
+def _said(exc: BaseException | None) -> str:
+    inner = exc.__cause__ if isinstance(exc, anyio.BrokenResourceError) and exc.__cause__ else exc
+    if isinstance(inner, anyio.EndOfStream):
+        return "it was closed without an answer"
+    return str(inner) or type(inner).__name__
 
 
 def sign_standard_webhook(secret: str, *, id: str, at: datetime, body: bytes) -> dict[str, str]:

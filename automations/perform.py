@@ -36,11 +36,9 @@ from ..notifications.message import Delivery, Message, Severity
 from ..template import render, render_value, template_names
 from ..vocabulary import FlowRunId, JsonObject, JsonValue, StateType, derived_id
 from .action import Action, Call, Cancel, Emit, Notify, Pause, Resume, Retry, Run, SetState, Suspend
-from .http import AddressRefused, make_client, retry_after_s, sign_standard_webhook
+from .http import AddressRefused, Caller, CallFailed, retry_after_s, sign_standard_webhook
 
 if TYPE_CHECKING:
-    import httpx
-
     from ..bus import LateValues
     from ..engine.control import Control
 
@@ -48,7 +46,6 @@ __all__ = ["ActionFailed", "Firing", "Performers", "Teller"]
 
 log = logging.getLogger(__name__)
 
-_READ_BYTES = 16 * 1024
 _EVENTS = 200
 _PAUSABLE = {"automation": "automations", "webhook": "webhooks", "schedule": "schedules"}
 
@@ -120,15 +117,11 @@ class Performers(AsyncContextManagerMixin):
     ) -> None:
         self._bus, self._control, self._late, self._config = bus, control, late, config
         self._notifier, self._clock = notifier, clock
-        self._client: httpx.AsyncClient | None = None
+        self._caller = Caller(allow_private=config.allow_private_addresses)
 
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncGenerator[Self]:
-        client = make_client(
-            allow_private=self._config.allow_private_addresses, connections=self._config.action_concurrency
-        )
-        async with client:
-            self._client = client
+        async with self._caller:
             yield self
 
     def redact(self, text: str) -> str:
@@ -323,9 +316,6 @@ class Performers(AsyncContextManagerMixin):
         return {"deliveries": sent}
 
     async def _call(self, action: Call, firing: Firing, context: Mapping[str, Any], key: str) -> JsonObject:
-        import httpx
-
-        assert self._client is not None
         url = render(action.call, context)
         if not url.startswith(("http://", "https://")):
             raise ActionFailed(
@@ -351,28 +341,25 @@ class Performers(AsyncContextManagerMixin):
             headers |= sign_standard_webhook(
                 render(action.secret, context), id=key, at=self._clock.now(), body=body
             )
-        timeout = action.timeout or self._config.action_timeout_s
+        shown_url = self.redact(_shown(url))
         try:
-            async with self._client.stream(
-                action.method, url, content=body, headers=headers, timeout=httpx.Timeout(timeout)
-            ) as response:
-                text = await _beginning(response)
+            answer = await self._caller.request(action.method, url, headers=headers, body=body)
         except AddressRefused as exc:
             raise ActionFailed(str(exc), again=False, hint=exc.hint) from exc
-        except (httpx.InvalidURL, httpx.UnsupportedProtocol, UnicodeError, ValueError) as exc:
-            raise ActionFailed(f"{self.redact(url)!r} cannot be called: {exc}", again=False) from exc
-        except httpx.HTTPError as exc:
+        except (ValueError, UnicodeError) as exc:
             raise ActionFailed(
-                f"{action.method} {self.redact(_shown(url))}: {str(exc) or type(exc).__name__}"
+                f"{shown_url!r} cannot be called: {self.redact(str(exc))}", again=False
             ) from exc
-        status = response.status_code
+        except CallFailed as exc:
+            raise ActionFailed(f"{action.method} {shown_url}: {exc}") from exc
+        status = answer.status
         if status < 300:
-            return {"status": status, "url": self.redact(_shown(url))}
-        said = f"{action.method} {self.redact(_shown(url))} answered {status}"
+            return {"status": status, "url": shown_url}
+        said = f"{action.method} {shown_url} answered {status}"
         if status < 400:
             raise ActionFailed(f"{said}: redirects are not followed; write the new address", again=False)
-        wait_s = retry_after_s(response.headers.get("retry-after"), now=self._clock.now())
-        shown = self.redact(text.strip().replace("\n", " "))[:200]
+        wait_s = retry_after_s(answer.headers.get("retry-after"), now=self._clock.now())
+        shown = self.redact(answer.text.strip().replace("\n", " "))[:200]
         raise ActionFailed(
             f"{said}{': ' + shown if shown else ''}", again=status != 410, retry_after_s=wait_s
         )
@@ -456,16 +443,6 @@ def _shown(url: str) -> str:
     head, _, _ = url.partition("?")
     scheme, _, rest = head.partition("://")
     return f"{scheme}://{rest.rpartition('@')[2]}"
-
-
-async def _beginning(response: httpx.Response) -> str:
-    """Return the beginning of a body; what follows is not read."""
-    out = b""
-    async for part in response.aiter_bytes():
-        out += part
-        if len(out) >= _READ_BYTES:
-            break
-    return out[:_READ_BYTES].decode(errors="replace")
 
 
 def failure_of(exc: BaseException) -> tuple[bool, float | None]:
