@@ -24,7 +24,7 @@ demo: $(STAMP)  ## the main job, end to end, on an embedded broker; exits by its
 	$(BIN)/hark demo
 
 test: $(STAMP)  ## the tests
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q --numprocesses auto --dist worksteal
 
 up: $(STAMP)  ## serve on 127.0.0.1:4280, with hark.yaml of this folder if there is one
 	$(BIN)/hark up

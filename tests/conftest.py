@@ -14,6 +14,13 @@ from pathlib import Path
 import pytest
 from hark.bus import Bus, EmbeddedBroker
 from hark.config import BusConfig, load_settings
+from hypothesis import HealthCheck, settings
+
+# Machines are shared and noisy: how long an example takes says nothing. What failed is printed so that it can be replayed.
+settings.register_profile(
+    "hark", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("hark")
 
 
 @pytest.fixture

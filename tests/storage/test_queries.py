@@ -57,7 +57,7 @@ async def test_pages_hold_every_run_once_and_in_order(model: Queries) -> None:
         (RunFilter(until=BEGIN + timedelta(seconds=400), states=("FAILED",)),
          lambda r: r.scheduled_at < BEGIN + timedelta(seconds=400) and r.state_type == "FAILED"),
     ],
-    ids=str,
+    ids=lambda value: str(value) if isinstance(value, RunFilter) else "fits",
 )  # fmt: skip
 async def test_a_filter_gives_the_runs_that_fit(
     model: Queries, where: RunFilter, fits: Callable[[FlowRunRow], bool]
