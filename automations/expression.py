@@ -71,6 +71,11 @@ class Expression:
             return Outcome(False, f"missing {exc.args[0] if exc.args else ''!s}")
         except Exception as exc:  # somebody else's code: an expression
             return Outcome(False, str(exc).partition("\n")[0][:200])
+        except BaseException as exc:
+            # A panic of the extension arrives beside Exception; it must not take the engine down.
+            if type(exc).__name__ != "PanicException":
+                raise
+            return Outcome(False, "the expression broke the evaluator")
         if value is True:
             return Outcome(True)
         return Outcome(False, "" if value is False else f"gave {value!r:.60}, not true or false")

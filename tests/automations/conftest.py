@@ -46,6 +46,7 @@ class Receiver:
     port: int = 0
     requests: list[Request] = field(default_factory=list)
     answers: list[tuple[int, str]] = field(default_factory=list)
+    connections: int = 0
     _changed: anyio.Event = field(default_factory=anyio.Event)
 
     @property
@@ -60,6 +61,7 @@ class Receiver:
         return self.requests
 
     async def handle(self, stream: SocketStream) -> None:
+        self.connections += 1
         async with stream:
             buffer = b""
             while True:

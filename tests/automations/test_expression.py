@@ -1,0 +1,68 @@
+"""`if` in CEL: decides what `where` cannot say, never raises, never runs away."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+from hark.automations.expression import compile_expression
+
+EVENT: dict[str, Any] = {
+    "type": "flow-run.failed", "subject": "flow-run/1",
+    "data": {"n": 5, "m": 3, "s": "prod-eu", "tags": ["a", "b"], "run": {"attempt": 2}, "none": None},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("source", "holds"),
+    [
+        ("data.n > data.m", True), ("data.n < data.m", False), ("type.startsWith('flow-run.') && subject != ''", True),
+        ("event.data.run.attempt == 2", True), ("data.tags.exists(t, t == 'b')", True), ("data.s.matches('^prod-')", True),
+        ("size(data.tags) == 2", True), ("has(data.gone)", False), ("data.none == null", True),
+    ],
+)  # fmt: skip
+def test_an_expression_decides(source: str, holds: bool) -> None:
+    """Fields by name, the event as a whole, comprehensions and functions."""
+    assert compile_expression(source).holds(EVENT) is holds
+
+
+@pytest.mark.parametrize(
+    ("source", "note"),
+    [("data.gone > 1", "missing gone"), ("data.s > 1", "No such overload"), ("data.n", "not true or false"), ("count > 2", "Undefined variable or function: 'count'"), ("1 / (data.n - 5) > 0", "")],
+)  # fmt: skip
+def test_what_cannot_be_decided_does_not_match_and_says_why(source: str, note: str) -> None:
+    """A missing field, wrong types, and results that are no truth value are not matches."""
+    outcome = compile_expression(source).decide(EVENT)
+    assert not outcome.ok
+    assert note in outcome.note
+
+
+def test_actions_see_key_and_count() -> None:
+    """Extra names go before attributes."""
+    assert compile_expression("count > 2 && key == 'etl'").holds(EVENT, {"count": 3, "key": "etl"})
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("", "is empty"), ("data.n >", "does not parse"), ("dta.n > 1", "did you mean 'data'"), ("x" * 3000, "too long"),
+        ("(" * 60 + "true" + ")" * 60, "nests deeper"), ("!" * 100 + "true", "nests deeper"),
+        ("data.x.all(a, data.x.all(b, data.x.all(c, true)))", "comprehensions nest"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_bounded_is_refused(source: str, words: str) -> None:
+    """Faults and runaways are refused when they are written."""
+    with pytest.raises(ValueError, match=words):
+        compile_expression(source)
+
+
+def test_a_comprehension_over_huge_arrays_is_not_run() -> None:
+    """A quadratic walk over ten thousand elements is refused at the time, quickly."""
+    expression = compile_expression("data.x.all(a, data.x.all(b, a + b >= 0))")
+    began = time.monotonic()
+    outcome = expression.decide({"data": {"x": list(range(10_000))}})
+    assert not outcome.ok
+    assert "too large" in outcome.note
+    assert time.monotonic() - began < 0.5
+    assert expression.holds({"data": {"x": list(range(50))}})
