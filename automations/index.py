@@ -72,8 +72,8 @@ class Entry(Generic[T]):
 class Bucket(Generic[T]):
     """Patterns that share a lookup key.
 
-    ``live`` is the dictionary the plans probe; under ``key`` it holds this bucket, or just the tuple of its handles
-    once it is known that nothing is left to check.
+    ``live`` is the dictionary the plans probe. Under ``key`` it holds this bucket; or, once its kind is known, the
+    tuple of its handles where nothing is left to check, or the list of (check, handle) where that is all there is.
     """
 
     live: dict[Any, Any]
@@ -109,7 +109,13 @@ class Bucket(Generic[T]):
             if e.check is not None or e.limit is not None
         )
         self.dirty = False
-        self.live[self.key] = self if self.checked or self.ranges else self.plain
+        # Most buckets are of one of two plain kinds, which the plans deal with themselves.
+        if not self.ranges and not self.checked:
+            self.live[self.key] = self.plain
+        elif not self.ranges and not self.plain:
+            self.live[self.key] = list(self.checked)
+        else:
+            self.live[self.key] = self
 
     def touch(self) -> None:
         """Note that the entries have changed; they are sorted when first needed."""
@@ -319,6 +325,8 @@ class Table(Generic[T]):
                 n += 1
                 if c.__class__ is tuple:
                     found += c
+                elif c.__class__ is list:
+                    found += [handle for check, handle in c if check(event)]
                 else:
                     c.collect(event, found)
         if found:

@@ -48,7 +48,14 @@ def compile_plan(tables: list[Table[T]]) -> Callable[[Row], list[T]]:
                     lines.append(
                         f"  {variables[way]} = {parent}.get({key}, MISSING) if {parent}.__class__ is dict else step({parent}, {key})"
                     )
-    probe = ["if c is not None:", " if c.__class__ is tuple: hits += c", " else: c.collect(e, hits)"]
+    probe = [
+        "if c is not None:",
+        " if c.__class__ is tuple: hits += c",
+        " elif c.__class__ is list:",
+        "  for check, handle in c:",
+        "   if check(e): hits.append(handle)",
+        " else: c.collect(e, hits)",
+    ]
     for table in tables:
         if not table.signature:
             lines.append(f"  c = {names.bind(table.live)}.get(())")

@@ -17,9 +17,9 @@ from typing import Any, TypeAlias, assert_never
 import orjson
 
 from ..vocabulary import JsonObject, JsonValue
-from .comparison import Test, compile_comparison, misfit
+from .comparison import Comparison, Test, compile_comparison, misfit
 from .condition import AllOf, AnyOf, Compare, Element, Exists, Node, Not, parse_where
-from .path import MISSING, follow, getter, show_path, values_of
+from .path import MISSING, Path, follow, getter, show_path, values_of
 from .problem import RuleInvalid
 
 __all__ = ["Check", "Predicate", "compile_node", "compile_where", "describe", "explain"]
@@ -47,6 +47,8 @@ def compile_node(node: Node) -> Check:
         case Exists():
             get, wanted = getter(node.path), node.wanted
             return lambda e: (get(e) is not MISSING) is wanted
+        case Not(inner=Compare(path=path, tests=(test,))) if path == node.path:
+            return _compile_differs(path, test)
         case Not():
             inner = compile_node(node.inner)
             if node.path is None:
@@ -111,6 +113,19 @@ def _compile_compare(node: Compare) -> Check:
         return value is not MISSING and test(value)
 
     return holds
+
+
+def _compile_differs(path: Path, comparison: Comparison) -> Check:
+    """Return ``not`` of one comparison, the usual case, in one call instead of three."""
+    get, test = getter(path), compile_comparison(comparison)
+
+    def differs(e: Any) -> bool:
+        value = get(e)
+        if value.__class__ is list:
+            return not any(test(v) for v in values_of(value))
+        return value is not MISSING and not test(value)
+
+    return differs
 
 
 # --- why ---------------------------------------------------------------------------------------------------
