@@ -37,6 +37,8 @@ class FlowOptions(TypedDict, total=False):
     flow_run_name: a template of the parameters (``"etl-{day}"``), or a function giving the name.
     retries, retry_delay_seconds: how often the whole function is tried again, and after how long. In a tracked run,
         tasks that completed are not run again.
+    crash_retries: how often a run whose worker or process died is taken up again; a plain number, because it is read
+        from the text of the file, without importing it. Default: the worker's setting.
     timeout_seconds: for each try; see ``timeouts.py`` for what can be interrupted.
     task_runner: where submitted tasks run; a runner or its class. Default: ``ThreadPoolTaskRunner()``.
     validate_parameters: False: take parameters as they come.
@@ -52,6 +54,7 @@ class FlowOptions(TypedDict, total=False):
     flow_run_name: str | Callable[..., str] | None
     retries: int | None
     retry_delay_seconds: float | None
+    crash_retries: int | None
     timeout_seconds: float | None
     task_runner: TaskRunner | type[TaskRunner] | None
     validate_parameters: bool | None
@@ -88,6 +91,8 @@ class Flow(Generic[P, R]):
         check_template("flow_run_name", self.flow_run_name)
         self.retries = check_retries(options.get("retries"))
         self.retry_delay_seconds = _check_delay(options.get("retry_delay_seconds"))
+        crash_retries = options.get("crash_retries")
+        self.crash_retries = None if crash_retries is None else check_retries(crash_retries)
         self.timeout_seconds = check_timeout(options.get("timeout_seconds"))
         runner = options.get("task_runner")
         if isinstance(runner, type):

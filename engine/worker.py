@@ -57,8 +57,11 @@ S = StateType
 P = ParamSpec("P")
 T = TypeVar("T")
 
-STOPPING_WORDS = ("cancelling", "cancelled", "crashed", "suspended", "paused")
-"""Transitions that others write and that end what we execute."""
+STOP_WORDS = ("cancelling", "suspended")
+"""Transitions that ask whoever executes the run to stop."""
+END_WORDS = ("cancelled", "crashed")
+"""Ends. One that we have written ourselves is followed by hooks; of one that somebody forced, what executes the run
+knows nothing. They look alike, so it is stopped only when it still goes on after the grace."""
 _BACK_OFF_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 _CLOSING_S = 10.0
 """How long handing back may take when the worker stops."""
@@ -186,8 +189,8 @@ class Worker(AsyncContextManagerMixin):
             await self._none_held.wait()
         if self._held:
             log.info("worker.hands_back", extra={"worker": self.info.name, "runs": len(self._held)})
-            for run_id in list(self._held):
-                self._stop_run(run_id)
+            for held in self._held.values():
+                held.stop.set()
             with anyio.move_on_after(_CLOSING_S):
                 await self._none_held.wait()
         with anyio.move_on_after(2):
@@ -451,7 +454,7 @@ class Worker(AsyncContextManagerMixin):
 
     async def _hear(self, *, task_status: TaskStatus[None]) -> None:
         """Hear from the log when a run we hold is to stop."""
-        filters = [f"{PREFIX}flow-run.{word}.*" for word in STOPPING_WORDS]
+        filters = [f"{PREFIX}flow-run.{word}.*" for word in (*STOP_WORDS, *END_WORDS)]
         started = False
         while True:
             try:
@@ -461,16 +464,25 @@ class Worker(AsyncContextManagerMixin):
                             started = True
                             task_status.started()
                         for recorded in batch.records:
-                            # The subject says which run it is; most are not ours, and are not looked into.
-                            self._stop_run(FlowRunId(recorded.subject.rpartition(".")[2]))
+                            self._on_word(recorded.subject)
             except LogRewound as exc:
                 # Somebody restored or removed the log under us. What we hold is refused when it is written.
                 log.error("worker.log_rewound", extra={"error": str(exc)})
 
-    def _stop_run(self, run_id: FlowRunId) -> None:
-        held = self._held.get(run_id)
-        if held is not None:
+    def _on_word(self, subject: str) -> None:
+        # The subject says which run it is and what became of it; most are not ours, and are not looked into.
+        rest, _, run_id = subject.rpartition(".")
+        held = self._held.get(FlowRunId(run_id))
+        if held is None:
+            return
+        if rest.rpartition(".")[2] in STOP_WORDS:
             held.stop.set()
+        else:
+            self._tg.start_soon(self._stop_after_grace, held)
+
+    async def _stop_after_grace(self, held: _Held) -> None:
+        await anyio.sleep(self._engine.cancel_grace_s)
+        held.stop.set()
 
     async def _watch_stop(self, stop: anyio.Event, scope: anyio.CancelScope, run_id: FlowRunId) -> None:
         """Ask an async flow to stop when it is to; say so if it has not after the grace."""

@@ -11,10 +11,11 @@ import anyio
 import pytest
 from hark.clock import ManualClock
 from hark.config import EngineConfig, WorkerConfig
-from hark.engine import leader
+from hark.engine import leader, presence
 from hark.engine.control import Control
 from hark.engine.dispatcher import Dispatcher
 from hark.engine.pool import Pool, QueueSpec
+from hark.engine.presence import WorkerInfo
 from hark.engine.run import FlowRun
 from hark.engine.worker import Worker
 from hark.vocabulary import StateType
@@ -286,3 +287,27 @@ async def test_many_runs_of_two_dispatchers_and_two_workers_each_run_once(stage:
             for run in runs:
                 assert (await stage.end(run)).state_type is StateType.COMPLETED
     assert await stage.said() == Counter({f"n{n}": 1 for n in range(60)})
+
+
+@pytest.mark.parametrize("expires", [True, False])
+async def test_a_worker_that_falls_silent_is_lost_once(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, expires: bool
+) -> None:
+    """By the broker's expiry, or by the dispatcher's own watch where the broker has none; a run for it waits."""
+    if not expires:
+        monkeypatch.setattr(presence, "TTL_S", 0.1)
+    stage.write("@flow\nasync def f():\n    pass\n")
+    await stage.deploy("f")
+    silent = WorkerInfo("w1", "silent", "default", loop=1, processes=0, host="elsewhere", pid=1)
+    async with Dispatcher(stage.bus, EngineConfig()) as dispatcher:
+        await dispatcher.leading()
+        await stage.bus.bucket(presence.BUCKET).put(
+            silent.key, silent.to_json(), ttl_s=1 if expires else None
+        )
+        await stage.hear("worker.lost")
+        run = await stage.ask("f")
+        async with Worker(stage.bus, WorkerConfig(processes=0), EngineConfig()):
+            await stage.end(run)
+    async with stage.bus.log.read(["hark.ev.worker.>"]) as batches:
+        words = [recorded.event.type async for batch in batches for recorded in batch.records]
+    assert words == ["worker.lost", "worker.started", "worker.stopped"]

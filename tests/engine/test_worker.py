@@ -226,6 +226,50 @@ async def test_a_sync_flow_that_does_not_stop_is_killed_after_the_grace(stage: S
         assert (await stage.run("after")).state_type is StateType.COMPLETED
 
 
+async def test_hooks_of_a_run_that_ends_itself_as_cancelled_are_not_cut_off(stage: Stage) -> None:
+    """The worker hears its own event; that must not stop what follows it."""
+    stage.write(
+        """
+        from hark.engine.states import Cancelled
+
+        async def hook(flow, run, state):
+            await asyncio.sleep(0.3)
+            await asay("hook-done")
+
+        @flow(on_cancellation=[hook])
+        async def gives_up():
+            return Cancelled(message="not today")
+        """
+    )
+    await stage.deploy("gives_up")
+    async with stage.working(processes=0, drain_s=10):
+        run = await stage.run("gives_up")
+        assert run.state_type is StateType.CANCELLED
+    assert await stage.said() == {"hook-done": 1}
+
+
+async def test_a_run_whose_end_was_forced_is_stopped_after_the_grace(stage: Stage) -> None:
+    """`set_state` by hand does not leave the code running for ever."""
+    stage.write(
+        """
+        @flow
+        async def forever():
+            await asay("began")
+            try:
+                await asyncio.sleep(1000)
+            finally:
+                await asay("stopped")
+        """
+    )
+    await stage.deploy("forever")
+    async with stage.working(processes=0, engine=EngineConfig(cancel_grace_s=0.1)):
+        run = await stage.ask("forever")
+        await stage.hear("said.began")
+        await stage.control.set_state(run.id, StateType.CRASHED, message="by hand")
+        await stage.hear("said.stopped")
+    assert await stage.states(run) == ["scheduled", "pending", "running", "crashed"]
+
+
 async def test_a_run_that_has_not_started_is_cancelled_at_once(stage: Stage) -> None:
     """No worker is needed to cancel what no worker has."""
     stage.write("@flow\nasync def f():\n    pass\n")
@@ -280,13 +324,13 @@ async def test_a_run_whose_process_dies_again_and_again_is_crashed(stage: Stage)
     """Taken up `crash_retries` times, then CRASHED with the reason."""
     stage.write(
         """
-        @flow
+        @flow(crash_retries=1)
         def doomed():
             say("began")
             os._exit(9)
         """
     )
-    await stage.deploy("doomed", crash_retries=1)
+    await stage.deploy("doomed")
     async with stage.working():
         run = await stage.run("doomed")
     assert run.state_type is StateType.CRASHED
