@@ -1,33 +1,84 @@
-"""The command ``hark``. Commands import what they need when they run, so that ``hark --help`` is quick."""
+"""The command ``hark``. What a command needs is imported when it runs, its own file included: help comes at once."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from importlib import import_module
+from typing import Annotated, Any
 
 import typer
+from typer.main import get_command as build
 
-from .automations import automations
-from .call import Group, group
-from .channels import channels, pools
-from .config import apply, lint, plan, run_tests
-from .deployments import deployments
-from .dlq import dlq
-from .events import emit, events
-from .run import run
-from .runs import runs
-from .schedules import schedules
-from .service import doctor, rebuild, status, version
-from .up import up
-from .values import keys, secrets, variables
-from .webhooks import webhooks
+from .call import Group
 
-__all__ = ["app", "main"]
+__all__ = ["COMMANDS", "app", "command_paths", "main"]
 
-app = group("Hark listens for events and makes things follow: it runs flows and tells people.")
+COMMANDS: dict[str, tuple[str, str]] = {
+    "up": ("up:up", "Serve: embedded broker, HTTP, schedules, rules, workers."),
+    "demo": ("demonstrate:demo", "Play the main job end to end, and check every effect."),
+    "run": ("run:run", "Run a flow in this process and print what it returns."),
+    "emit": ("events:emit", "Store an event."),
+    "plan": ("config:plan", "Show what applying the configuration would change."),
+    "apply": ("config:apply", "Make live what the configuration says."),
+    "lint": ("config:lint", "Check the configuration without a server."),
+    "test": ("config:run_tests", "Run the tests written inside rules, in virtual time."),
+    "events": ("events:events", "Events: ls, watch, show."),
+    "runs": ("runs:runs", "Flow runs: ls, show, logs, watch, cancel, suspend, resume, retry."),
+    "deployments": (
+        "deployments:deployments",
+        "Flows that can be run by name: ls, show, run, pause, resume.",
+    ),
+    "automations": ("automations:automations", "Rules: ls, show, pause, resume."),
+    "schedules": ("schedules:schedules", "When deployments run by themselves: ls, next, pause, resume."),
+    "webhooks": ("webhooks:webhooks", "Requests that become events: ls, show, send, pause, resume."),
+    "channels": ("channels:channels", "Named ways to tell people: ls, test."),
+    "pools": ("channels:pools", "Where runs execute: ls, show, pause, resume."),
+    "variables": ("values:variables", "Named values: ls, get, set, rm."),
+    "secrets": ("values:secrets", "Named values that are never shown: ls, set, rm."),
+    "dlq": ("dlq:dlq", "Dead letters, actions that failed for good: ls, show, redrive, drop."),
+    "keys": ("values:keys", "Access keys: create, ls, revoke."),
+    "status": ("service:status", "Show what the service is doing."),
+    "rebuild": ("service:rebuild", "Fold the read model anew from the event log."),
+    "doctor": ("service:doctor", "Check what Hark needs."),
+    "version": ("service:version", "Print the version."),
+}
+"""Every command of the first level: where it is (file:name), and its line in ``hark --help``."""
+
+
+class Root(Group):
+    """The first level: a table of commands, each loaded when it is called."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        found = COMMANDS.get(cmd_name)
+        if found is None:
+            return None
+        module, _, name = found[0].partition(":")
+        thing = getattr(import_module(f".{module}", __package__), name)
+        if not isinstance(thing, typer.Typer):
+            alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+            alone.command(cmd_name)(thing)
+            thing = alone
+        command = build(thing)
+        command.name = cmd_name
+        return command
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, help_) for name, (_, help_) in COMMANDS.items()])
+
+
+app = typer.Typer(
+    cls=Root, help="Hark listens for events and makes things follow: it runs flows and tells people.",
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+)  # fmt: skip
 
 
 def _say_version(wanted: bool) -> None:
     if wanted:
+        from .service import version
+
         version()
         raise typer.Exit
 
@@ -40,25 +91,15 @@ def _root(
 ) -> None: ...
 
 
-@app.command()
-def demo() -> None:
-    """Play the main job end to end on an embedded broker, and check every effect."""
-    from .demo import run as play
-
-    code = play()
-    if code:
-        raise typer.Exit(code)
-
-
-app.command("test")(run_tests)
-for _command in (up, run, emit, plan, apply, lint, status, rebuild, doctor, version):
-    app.command()(_command)
-for _name, _group in (
-    ("events", events), ("runs", runs), ("deployments", deployments), ("automations", automations),
-    ("schedules", schedules), ("webhooks", webhooks), ("channels", channels), ("pools", pools),
-    ("variables", variables), ("secrets", secrets), ("dlq", dlq), ("keys", keys),
-):  # fmt: skip
-    app.add_typer(_group, name=_name, cls=Group)
+def command_paths() -> list[tuple[str, ...]]:
+    """Return every command there is, as its words: ``("runs", "ls")``."""
+    root = build(app)
+    found: list[tuple[str, ...]] = []
+    for name in COMMANDS:
+        command: Any = root.get_command(None, name)  # type: ignore[attr-defined]
+        inner = getattr(command, "commands", None)
+        found += [(name, word) for word in inner] if inner else [(name,)]
+    return found
 
 
 def main() -> None:

@@ -60,6 +60,7 @@ class AccessKeys(AsyncContextManagerMixin):
         self._bucket = bus.bucket("keys")
         self._extra = hashlib.sha256(extra_key.encode()).digest() if extra_key else None
         self._known: dict[str, tuple[KeyInfo, str]] = {}
+        self._moved = Event()
 
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncGenerator[Self, None]:
@@ -81,6 +82,12 @@ class AccessKeys(AsyncContextManagerMixin):
                     value = orjson.loads(entry.value)
                     info = KeyInfo(entry.key, str(value["name"]), str(value["created_at"]))
                     self._known[entry.key] = (info, str(value["sha256"]))
+                moved, self._moved = self._moved, Event()
+                moved.set()
+
+    async def changed(self) -> None:
+        """Wait until a key was made or revoked, here or elsewhere."""
+        await self._moved.wait()
 
     @property
     def is_open(self) -> bool:

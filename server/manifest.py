@@ -236,7 +236,7 @@ def check_sources(
 
 
 @lru_cache(maxsize=1)
-def _schedule_line() -> type[BaseModel]:
+def _schedule_line() -> type[Any]:
     """Return a model with one field ``schedule``: any of the kinds there are."""
     from pydantic import create_model
 

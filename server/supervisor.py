@@ -72,6 +72,11 @@ class Supervisor(AsyncContextManagerMixin):
     def __init__(self, parts: Sequence[Part], *, clock: Clock = SYSTEM_CLOCK) -> None:
         self._parts = {p.name: _Kept(p) for p in parts}
         self._clock = clock
+        self._moved = anyio.Event()
+
+    async def changed(self) -> None:
+        """Wait until some part is in another state than now."""
+        await self._moved.wait()
 
     def running(self, name: str) -> Any:
         """Return the part itself while it runs, else None."""
@@ -117,7 +122,7 @@ class Supervisor(AsyncContextManagerMixin):
                     began = self._clock.monotonic()
                     try:
                         async with kept.part.make() as instance:
-                            kept.instance, kept.state, kept.error = instance, PartState.RUNNING, ""
+                            self._note(kept, PartState.RUNNING, instance=instance)
                             if first:
                                 first = False
                                 task_status.started()
@@ -136,17 +141,20 @@ class Supervisor(AsyncContextManagerMixin):
                             return
                         if first:
                             raise
-                        kept.instance, kept.state, kept.error = None, PartState.DOWN, _words(exc)
+                        self._note(kept, PartState.DOWN, error=_words(exc))
                         await self._pause(kept, exc, ran_s=self._clock.monotonic() - began)
                     else:
                         if not kept.stop.is_set():
-                            kept.instance, kept.state, kept.error = None, PartState.DOWN, "it ended by itself"
+                            self._note(kept, PartState.DOWN, error="it ended by itself")
                             await self._pause(kept, None, ran_s=self._clock.monotonic() - began)
         finally:
-            kept.instance = None
-            if kept.state is not PartState.DOWN:
-                kept.state = PartState.STOPPED
+            self._note(kept, PartState.STOPPED, error=kept.error)
             kept.ended.set()
+
+    def _note(self, kept: _Kept, state: PartState, *, instance: Any = None, error: str = "") -> None:
+        kept.state, kept.instance, kept.error = state, instance, error
+        moved, self._moved = self._moved, anyio.Event()
+        moved.set()
 
     async def _pause(self, kept: _Kept, exc: Exception | None, *, ran_s: float) -> None:
         if ran_s > _STEADY_S:

@@ -141,11 +141,21 @@ async def test_a_changed_file_is_applied_and_a_bad_one_changes_nothing(
 ) -> None:
     """While the service runs: a good file goes live, a bad one is told with its place and what was live stays."""
     caplog.set_level(logging.INFO, logger="hark.config")
+    logged = anyio.Event()
+
+    class Bell(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            nonlocal logged
+            logged.set()
+            logged = anyio.Event()
+
+    bell = Bell()
+    logging.getLogger("hark.config").addHandler(bell)
 
     async def until(text: str) -> None:
         with anyio.fail_after(15):
             while text not in "\n".join(r.getMessage() + str(vars(r)) for r in caplog.records):
-                await anyio.sleep(0.02)
+                await logged.wait()
 
     async with start(roles=frozenset({Role.SERVER})) as (_, http):
         assert (await http.get("/api/variables/region")).json()["value"] == "eu"
@@ -161,6 +171,7 @@ async def test_a_changed_file_is_applied_and_a_bad_one_changes_nothing(
         await until("config.applied")
         assert (await http.get("/api/variables/region")).json()["value"] == "us"
         assert len((await http.get("/api/deployments")).json()["items"]) == 2
+    logging.getLogger("hark.config").removeHandler(bell)
 
 
 async def test_a_manifest_is_planned_and_applied_over_http(start: Start) -> None:

@@ -95,7 +95,7 @@ def test_a_whole_configuration_becomes_records(write: Write, tmp_path: Path) -> 
         ("within: 10m", "within: 10 minutes", "hark.yaml:24:13: '10 minutes' is not a duration; did you mean '10m'?"),
         ("within: 10m", "within: 10", "hark.yaml:24:13: 10 is not a duration: write a number with a unit, such as '10s'"),
         ("{prefix: Expected}", "{prefx: Expected}", "hark.yaml:21:83: unknown operator 'prefx'; did you mean 'prefix'?"),
-        ('">= 2"', '{gtt: 2}', "hark.yaml:21:46: unknown operator 'gtt'; did you mean 'gt'?"),
+        ('">= 2"', '{gtt: 2}', "hark.yaml:21:49: unknown operator 'gtt'; did you mean 'gt'?"),
         ("deployment: nightly-etl}\n      - run", "deployment: nightly-elt}\n      - run",
          "hark.yaml:28:29: there is no deployment named 'nightly-elt'; did you mean 'nightly-etl'?"),
         ("run: {deployment: nightly-etl}", "run: nightly_etl",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -209,9 +210,9 @@ async def test_a_second_service_on_the_same_home_says_who_holds_it(start: Start,
     assert not note.exists()
 
 
-async def test_a_worker_without_a_broker_says_what_it_needs(home: object, tmp_path: object) -> None:
+async def test_a_worker_without_a_broker_says_what_it_needs(home: Path) -> None:
     """A role that serves nobody alone does not start a broker of its own."""
-    settings = Settings(home=home)  # type: ignore[arg-type]
+    settings = Settings(home=home)
     with pytest.raises(BaseExceptionGroup) as caught:
         async with Service(settings, roles=frozenset({Role.WORKER})):
             pass

@@ -1,0 +1,326 @@
+"""The command line against a real service: what it prints, what it exits with, what it says when things go wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from anyio import to_thread
+from hark.cli.main import app, command_paths
+from hark.config import Settings, load_settings
+from hark.server.service import Service
+from typer.testing import CliRunner, Result
+
+Run = Callable[..., Awaitable[Result]]
+Serve = Callable[[], AbstractAsyncContextManager[Service]]
+
+FLOWS = """
+from hark import flow
+
+@flow(log_prints=True)
+async def etl(source: str = "a", n: int = 1) -> int:
+    print("reading", source)
+    return n
+
+@flow
+async def broken() -> None:
+    raise RuntimeError("no such table")
+"""
+CONFIG = """
+deployments:
+  etl: {flow: flows.py:etl, schedules: [{cron: "0 6 * * *"}]}
+  broken: {flow: flows.py:broken}
+webhooks:
+  shop: {verify: {preset: github, secret: "{{ secrets.shop }}"}, event: {type: shop.push}}
+automations:
+  told:
+    on: order.paid
+    do: [{run: etl, parameters: {source: "{{ event.data.shop }}"}}]
+    tests:
+      - {given: [{type: order.paid}], expect: fired}
+channels: {ops: {urls: ["json://127.0.0.1:9/x"]}}
+variables: {region: eu}
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with flows and hark.yaml."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    (folder / "flows.py").write_text(FLOWS)
+    (folder / "hark.yaml").write_text(CONFIG)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def hark(monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run a command in a thread of its own and return what came of it."""
+    runner = CliRunner()
+
+    async def run(*words: str, input: str | None = None) -> Result:
+        load_settings.cache_clear()
+        return await to_thread.run_sync(partial(runner.invoke, app, list(words), input=input))
+
+    return run
+
+
+@pytest.fixture
+def serve(home: Path, project: Path, monkeypatch: pytest.MonkeyPatch) -> Serve:
+    """A service on this home, where the commands find it."""
+
+    @asynccontextmanager
+    async def serving() -> AsyncGenerator[Service, None]:
+        base = Settings(home=home)
+        settings = base.model_copy(
+            update={
+                "server": base.server.model_copy(update={"port": 0}),
+                "worker": base.worker.model_copy(update={"processes": 0, "warm": 0}),
+                "notifications": base.notifications.model_copy(update={"send_timeout_s": 1.0}),
+            }
+        )
+        monkeypatch.setenv("HARK_HOME", str(home))
+        async with Service(settings, config=project / "hark.yaml") as service:
+            yield service
+
+    return serving
+
+
+def as_json(result: Result) -> Any:
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+async def test_a_day_with_the_command_line(serve: Serve, hark: Run) -> None:
+    """Runs, events, rules, schedules, variables, secrets: looked at and changed."""
+    async with serve() as service:
+        status = as_json(await hark("status", "--json"))
+        assert (status["ready"], status["url"]) == (True, service.url)
+        names = [d["name"] for d in as_json(await hark("deployments", "ls", "--json"))]
+        assert names == ["broken", "etl"]
+        ran = await hark("deployments", "run", "etl", "-p", "n=5", "-p", "source=files", "--wait")
+        assert ran.exit_code == 0, ran.output
+        run_id, state = ran.stdout.split()
+        assert state == "Completed"
+        failed = await hark("deployments", "run", "broken", "--wait", "--json")
+        assert failed.exit_code == 1
+        assert json.loads(failed.stdout)["state_message"].endswith("no such table")
+        assert "reading files" in (await hark("runs", "logs", run_id)).stdout
+        await service.parts.running("projector").caught_up(await service.bus.log.head())
+        shown = await hark("runs", "show", run_id)
+        assert "state_name: Completed" in shown.stdout
+        listed = as_json(await hark("runs", "ls", "--state", "failed", "--json"))
+        assert [r["deployment"] for r in listed] == ["broken"]
+        assert (await hark("runs", "watch", run_id)).exit_code == 0
+        retried = as_json(await hark("runs", "retry", listed[0]["id"], "--json"))
+        assert retried["state_type"] == "SCHEDULED"
+
+        emitted = await hark(
+            "emit", "order.paid", "--subject", "order/1", "--data", '{"shop": "eu"}', "--id", "o1"
+        )
+        assert emitted.stdout.strip() == "o1"
+        watched = await hark(
+            "events", "watch", "flow-run.completed", "--after", "0", "--count", "2", "--json"
+        )
+        causes = [json.loads(line)["event"]["data"]["cause"]["kind"] for line in watched.stdout.splitlines()]
+        assert causes == ["cli", "automation"]
+        await service.parts.running("projector").caught_up(await service.bus.log.head())
+        assert "order/1" in (await hark("events", "ls", "order.*")).stdout
+        assert as_json(await hark("events", "show", "o1", "--json"))["event"]["data"] == {"shop": "eu"}
+        assert as_json(await hark("automations", "ls", "--json"))[0]["fired"] == 1
+        assert "told is paused" in (await hark("automations", "pause", "told")).stdout
+        assert as_json(await hark("automations", "show", "told", "--json"))["paused"] is True
+        assert (await hark("automations", "resume", "told")).exit_code == 0
+
+        assert len(as_json(await hark("schedules", "next", "--count", "3", "--json"))) == 3
+        assert (await hark("schedules", "pause", "etl/0")).exit_code == 0
+        assert as_json(await hark("schedules", "ls", "--json"))[0]["paused"] is True
+        assert (await hark("schedules", "next")).stdout.strip() == "nothing will fire"
+
+        assert (await hark("variables", "get", "region")).stdout == "eu\n"
+        await hark("variables", "set", "most", "[1, 2]")
+        assert as_json(await hark("variables", "get", "most")) == [1, 2]
+        await hark("variables", "rm", "most")
+        assert (await hark("variables", "get", "most")).exit_code == 2
+
+        assert (await hark("secrets", "set", "shop", input="s3cret-s3cret\n")).stdout == "shop is set\n"
+        assert (await hark("secrets", "ls")).stdout == "shop\n"
+        Path("secret").write_text("s3cret-s3cret\n")
+        sent = await hark(
+            "webhooks", "send", "shop", '{"a": 1}', "--secret-file", "secret", "--event", "push"
+        )
+        assert (sent.exit_code, sent.stdout.split()[0]) == (0, "202")
+        unsigned = await hark("webhooks", "send", "shop", "--unsigned", "--json")
+        assert (unsigned.exit_code, json.loads(unsigned.stdout)["status"]) == (1, 401)
+        assert "/hooks/shop" in (await hark("webhooks", "ls")).stdout
+
+        tested = await hark("channels", "test", "ops", "--json")
+        assert (tested.exit_code, json.loads(tested.stdout)["ok"]) == (1, False)
+        assert "127.0.0.1:9" not in (await hark("channels", "ls")).stdout
+        assert "default" in (await hark("pools", "ls")).stdout
+        assert (await hark("dlq", "ls")).stdout == "no dead letters\n"
+        assert (await hark("dlq", "redrive")).exit_code == 2
+        assert as_json(await hark("rebuild", "--json"))["events"] > 0
+        doctor = as_json(await hark("doctor", "--json"))
+        verdicts = {d["check"]: d["verdict"] for d in doctor}
+        assert {
+            verdicts[w] for w in ("python", "nats-server", "home", "configuration", "server", "clock")
+        } == {"ok"}
+
+
+async def test_plan_and_apply_from_here(serve: Serve, hark: Run, project: Path) -> None:
+    """The files are read here, held against what is live there, and applied; a fault changes nothing."""
+    async with serve():
+        other = project / "other.yaml"
+        other.write_text("variables: {region: us}\nautomations: {x: {on: a.b, do: {run: etl}}}\n")
+        missing = await hark("plan", "other.yaml")
+        assert missing.exit_code == 2
+        assert "other.yaml:2:38: there is no deployment named 'etl'" in missing.stderr
+        other.write_text("variables: {region: us}\n")
+        plan = await hark("plan", "other.yaml")
+        assert plan.exit_code == 0
+        assert '~ variable region\n    : "eu" → "us"' in plan.stdout
+        assert "0 to create, 1 to update, 0 to delete" in plan.stdout
+        assert (await hark("variables", "get", "region")).stdout == "eu\n"
+        pruned = as_json(await hark("apply", "other.yaml", "--prune", "--json"))
+        assert pruned["changes"] > 3
+        assert (await hark("variables", "get", "region")).stdout == "us\n"
+        assert (await hark("deployments", "ls")).stdout == "no deployments; write some into hark.yaml\n"
+
+
+async def test_keys_from_the_command_line(serve: Serve, hark: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first key closes the door; the command line opens it with HARK_API_KEY."""
+    async with serve():
+        token = (await hark("keys", "create", "ann")).stdout.strip()
+        refused = await hark("status")
+        assert refused.exit_code == 2
+        assert "HARK_API_KEY" in refused.stderr
+        monkeypatch.setenv("HARK_API_KEY", token)
+        assert as_json(await hark("keys", "ls", "--json"))[0]["name"] == "ann"
+        assert (await hark("keys", "revoke", "ann")).exit_code == 0
+
+
+async def test_what_was_asked_wrongly_says_what_to_do(serve: Serve, hark: Run) -> None:
+    """Exit code 2, the reason and a suggestion on stderr, nothing on stdout."""
+    async with serve():
+        for words, said in (
+            (("deployments", "run", "elt"), "did you mean 'etl'?"),
+            (("runs", "show", "nope"), "there is no flow run named 'nope'"),
+            (("emit", "Order.Paid"), "lower-case dotted words"),
+            (("emit", "flow-run.failed"), "one of Hark's own words"),
+            (("emit", "a.b", "--data", "{"), "not JSON"),
+            (("deployments", "run", "etl", "-p", "n"), "is not NAME=VALUE"),
+            (("deployments", "run", "etl", "--delay", "5"), "is not a duration"),
+            (("events", "ls", "--since", "soon"), "neither a time nor how long ago"),
+        ):  # fmt: skip
+            result = await hark(*words)
+            assert (result.exit_code, result.stdout) == (2, ""), words
+            assert said in " ".join(result.stderr.replace("│", " ").split()), (words, result.stderr)
+
+
+async def test_without_a_server_it_says_how_to_start_one(hark: Run) -> None:
+    """Exit code 1, one sentence, no traceback."""
+    os.environ["HARK_API_URL"] = "http://127.0.0.1:9"
+    for words in (("status",), ("events", "watch"), ("runs", "ls"), ("emit", "a.b")):
+        result = await hark(*words)
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert "start one with `hark up`" in result.stderr
+        assert "Traceback" not in result.stderr
+    del os.environ["HARK_API_URL"]
+
+
+async def test_lint_and_rule_tests_need_no_server(project: Path, hark: Run) -> None:
+    """Every fault with its place, and the tests written inside rules, in virtual time."""
+    good = await hark("lint")
+    assert good.exit_code == 0
+    assert good.stdout.startswith("0 errors")
+    assert "no rule tells the channel 'ops' anything" in good.stderr
+    tests = await hark("test")
+    assert (tests.exit_code, tests.stdout.splitlines()[-1]) == (0, "1 passed, 0 failed")
+    text = CONFIG.replace("expect: fired", "expect: not fired").replace("n: int", "n: int")
+    (project / "hark.yaml").write_text(text)
+    failed = await hark("test", "--json")
+    assert (failed.exit_code, json.loads(failed.stdout)[0]["ok"]) == (1, False)
+    assert (await hark("test", "--rule", "tolld")).exit_code == 2
+    (project / "hark.yaml").write_text(CONFIG.replace("run: etl", "run: elt"))
+    bad = await hark("lint", "--json")
+    assert bad.exit_code == 1
+    [fault] = [f for f in json.loads(bad.stdout) if f["severity"] == "error"]
+    assert (fault["line"], fault["suggestion"]) == (10, "did you mean 'etl'?")
+    (project / "hark.yaml").unlink()
+    nothing = await hark("lint")
+    assert (nothing.exit_code, "no hark.yaml here" in nothing.stderr) == (2, True)
+
+
+async def test_a_flow_runs_here_and_now(project: Path, hark: Run) -> None:
+    """`hark run FILE:FLOW` prints what the flow returns; a failed one exits with 1 and says why."""
+    ok = await hark("run", "flows.py:etl", "-p", "n=7", "-p", "source=x")
+    assert (ok.exit_code, ok.stdout.splitlines()[-1]) == (0, "7"), ok.output
+    failed = await hark("run", "flows.py:broken")
+    assert failed.exit_code == 1
+    assert "no such table" in failed.stderr
+    for entrypoint, said in (
+        ("flows.py:elt", "did you mean 'etl'?"), ("flow.py:etl", "did you mean 'flows.py'?"), ("flows.py", "FILE:FLOW"),
+        ("flows.py:flow", "is no flow"),
+    ):  # fmt: skip
+        wrong = await hark("run", entrypoint)
+        assert wrong.exit_code == 2
+        assert said in wrong.stderr
+
+
+async def test_every_command_has_help(hark: Run) -> None:
+    """The commands of the specification are there, each says what it does, every listing takes --json."""
+    every = command_paths()
+    wanted = (
+        "up demo run emit plan apply lint test status rebuild doctor version events_ls events_watch events_show runs_ls"
+        " runs_show runs_logs runs_watch runs_cancel runs_retry deployments_ls deployments_show deployments_run"
+        " deployments_pause deployments_resume automations_ls automations_show automations_pause automations_resume"
+        " schedules_ls schedules_next schedules_pause schedules_resume webhooks_ls webhooks_send channels_ls"
+        " channels_test pools_ls variables_ls variables_set variables_get variables_rm secrets_ls secrets_set secrets_rm"
+        " dlq_ls dlq_show dlq_redrive dlq_drop keys_create keys_ls keys_revoke"
+    )
+    assert {tuple(w.split("_")) for w in wanted.split()} <= set(every)
+    top = (await hark("--help")).stdout
+    for words in every:
+        result = await hark(*words, "--help")
+        assert result.exit_code == 0
+        assert words[0] in top
+        assert len(result.stdout.splitlines()[2].strip()) > 10, words
+        if words[-1] == "ls":
+            assert "--json" in result.stdout, words
+
+
+def test_the_program_starts_quickly_and_speaks_to_the_right_streams(tmp_path: Path) -> None:
+    """As a process: version on stdout, errors on stderr, exit codes as promised, nothing heavy imported for help."""
+    environment = {**os.environ, "HARK_HOME": str(tmp_path), "HARK_API_URL": "http://127.0.0.1:9"}
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-X", "importtime", "-m", "hark.cli.main", *words]
+        return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+
+    shown = run("--help")
+    assert shown.returncode == 0
+    imported = {line.rpartition("|")[2].strip() for line in shown.stderr.splitlines() if "|" in line}
+    assert not imported & {
+        "pydantic",
+        "httpx",
+        "fastapi",
+        "nats",
+        "anyio",
+        "ruamel.yaml",
+        "aiosqlite",
+        "apprise",
+    }
+    assert run("version").stdout.count(".") == 2
+    assert run("nonsense").returncode == 2
+    unreachable = run("status")
+    assert (unreachable.returncode, unreachable.stdout) == (1, "")

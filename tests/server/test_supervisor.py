@@ -1,0 +1,108 @@
+"""Parts are started together, restarted when they crash, and stopped in order."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+import anyio
+import pytest
+from hark.clock import ManualClock
+from hark.server.supervisor import Part, Supervisor
+
+
+class Flaky:
+    """A part that crashes when told to, and remembers its lives."""
+
+    def __init__(self, name: str, told: list[str]) -> None:
+        self.name, self.told = name, told
+        self.crash = anyio.Event()
+        self.started = anyio.Event()
+        self.fail_at_start = False
+
+    @asynccontextmanager
+    async def life(self) -> AsyncGenerator[Flaky, None]:
+        if self.fail_at_start:
+            raise OSError("no room")
+        self.told.append(f"{self.name} up")
+        async with anyio.create_task_group() as tg:
+
+            async def loop() -> None:
+                await self.crash.wait()
+                self.crash = anyio.Event()
+                raise ValueError("boom")
+
+            tg.start_soon(loop)
+            self.started.set()
+            try:
+                yield self
+            finally:
+                self.told.append(f"{self.name} down")
+                tg.cancel_scope.cancel()
+
+
+def is_ready(supervisor: Supervisor) -> bool:
+    return supervisor.is_ready
+
+
+async def test_parts_stop_in_the_order_of_their_rank() -> None:
+    """All are up when it is entered; doors close before what stands behind them."""
+    told: list[str] = []
+    parts = [
+        Part(n, Flaky(n, told).life, stop_rank=r) for n, r in (("readers", 2), ("doors", 0), ("effects", 1))
+    ]
+    async with Supervisor(parts) as supervisor:
+        assert supervisor.is_ready
+        assert sorted(told) == ["doors up", "effects up", "readers up"]
+        assert supervisor.running("doors").name == "doors"
+    assert told[3:] == ["doors down", "effects down", "readers down"]
+
+
+async def test_a_crashed_part_is_started_again() -> None:
+    """While it is down the service is not ready and says which part it is and why."""
+    told: list[str] = []
+    flaky, steady = Flaky("flaky", told), Flaky("steady", told)
+    async with Supervisor([Part("flaky", flaky.life), Part("steady", steady.life)]) as supervisor:
+        flaky.started = anyio.Event()
+        flaky.crash.set()
+        while is_ready(supervisor):
+            await supervisor.changed()
+        assert supervisor.report()["flaky"] == {"state": "down", "restarts": 1, "error": "ValueError: boom"}
+        assert supervisor.running("flaky") is None
+        assert supervisor.running("steady") is not None
+        with anyio.fail_after(5):
+            await flaky.started.wait()
+            while not is_ready(supervisor):
+                await supervisor.changed()
+        assert supervisor.report()["flaky"] == {"state": "running", "restarts": 1}
+    assert told.count("flaky up") == 2
+
+
+async def test_a_part_that_cannot_start_stops_all() -> None:
+    """Starting is when a wrong setting shows: the error comes out, and nothing stays behind."""
+    told: list[str] = []
+    broken, steady = Flaky("broken", told), Flaky("steady", told)
+    broken.fail_at_start = True
+    with pytest.raises(BaseExceptionGroup) as caught:
+        async with Supervisor([Part("steady", steady.life), Part("broken", broken.life)]):
+            pytest.fail("it must not come up")
+    assert caught.group_contains(OSError, match="no room")
+    assert told in ([], ["steady up", "steady down"])
+
+
+async def test_a_part_that_will_not_stop_is_cut_short() -> None:
+    """After its time it is cancelled, and the others are stopped all the same."""
+
+    @asynccontextmanager
+    async def stubborn() -> AsyncGenerator[None, None]:
+        yield
+        await anyio.sleep_forever()
+
+    told: list[str] = []
+    with anyio.fail_after(5):
+        async with Supervisor(
+            [Part("stubborn", stubborn, stop_s=0.05), Part("other", Flaky("other", told).life, stop_rank=1)],
+            clock=ManualClock(),
+        ):
+            pass
+    assert told == ["other up", "other down"]
