@@ -25,8 +25,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "runs": ("runs:runs", "Flow runs: ls, show, logs, watch, cancel, suspend, resume, retry."),
     "deployments": (
         "deployments:deployments",
-        "Flows that can be run by name: ls, show, run, pause, resume.",
+        "Flows that can be run by name: ls, show, run, pause, resume, backfill.",
     ),
+    "backfills": ("backfills:backfills", "Slots of the past being run: ls, show, watch, cancel."),
     "automations": ("automations:automations", "Rules: ls, show, pause, resume."),
     "schedules": ("schedules:schedules", "When deployments run by themselves: ls, next, pause, resume."),
     "webhooks": ("webhooks:webhooks", "Requests that become events: ls, show, send, pause, resume."),

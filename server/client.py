@@ -319,6 +319,26 @@ class Hark:
         run = _object(await self.request("POST", f"/api/deployments/{_part(name)}/run", json=body))
         return await self.wait_for_flow_run(str(run["id"]), timeout_s=timeout_s) if wait else run
 
+    async def backfill(self, deployment: str, /, **asked: JsonValue) -> JsonObject:
+        """Run slots of the past: ``from_, to, max_parallel, schedules, reprocess, parameters, dry_run, …`` (see the API).
+
+        Asking twice is asking once; return how far it has come, or with ``dry_run`` the plan.
+        """
+        sent: JsonObject = {key.rstrip("_"): value for key, value in asked.items() if value is not None}
+        path = f"/api/deployments/{_part(deployment)}/backfill"
+        return _object(await self.request("POST", path, json=sent, timeout_s=120))
+
+    async def backfills(self, *, deployment: str | None = None) -> list[JsonObject]:
+        return _items(await self._get("/api/backfills", deployment=deployment))
+
+    async def backfill_progress(self, name: str, *, wait_s: float = 0, over: int | None = None) -> JsonObject:
+        """Return one backfill; with ``wait_s``, once more than ``over`` of its runs are over."""
+        path, params = f"/api/backfills/{_part(name)}", {"wait_s": wait_s, "over": over}
+        return _object(await self.request("GET", path, params=params, timeout_s=wait_s + 30))
+
+    async def cancel_backfill(self, name: str, *, runs: bool = False) -> JsonObject:
+        return _object(await self.request("POST", f"/api/backfills/{_part(name)}/cancel", json={"runs": runs}))
+
     async def automations(self) -> list[JsonObject]:
         return _items(await self._get("/api/automations"))
 

@@ -251,9 +251,17 @@ class Service(AsyncContextManagerMixin):
         def definitions() -> Any:
             return DefinitionsFeed(self.bus, holder=self.name, clock=self.clock)
 
+        def backfiller() -> Any:
+            from ..triggers.backfiller import Backfiller
+            from .backfill import ControlBackfillStarter
+
+            starter = ControlBackfillStarter(control, self.clock)
+            return Backfiller(self.bus, starter, clock=self.clock, holder=self.name)
+
         return [
             Part("dispatcher", dispatcher, stop_rank=STOP_DECIDERS),
             Part("scheduler", scheduler, stop_rank=STOP_DOORS),
+            Part("backfiller", backfiller, stop_rank=STOP_DOORS),
             Part("definitions", definitions, stop_rank=STOP_READERS),
         ]
 
