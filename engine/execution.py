@@ -87,8 +87,10 @@ async def execute_in_loop(job: Job, loader: Loader, session: Session, engine: En
     from .flow_engine import execute
 
     try:
-        # Importing may take seconds, and the loop holds other runs.
-        flow = await to_thread.run_sync(_load_async, job, loader)
+        flow: Any = loader.loaded(job.entrypoint, job.path)
+        if flow is None:
+            # Importing may take seconds, and the loop holds other runs.
+            flow = await to_thread.run_sync(_load_async, job, loader)
     except Exception:
         return await _failed_to_load(job, session, traceback.format_exc())
     try:

@@ -60,12 +60,30 @@ def find_source(entrypoint: str, path: str | None = None) -> Source:
         where, what = split_entrypoint(entrypoint)
     except ValueError as exc:
         raise DefinitionError(str(exc)) from exc
-    root = Path(path).expanduser() if path else Path.cwd()
-    root = Path(os.path.abspath(root))
+    root = _root(path)
     if where.endswith(".py") or "/" in where:
-        file = Path(os.path.abspath(root / Path(where).expanduser()))
-        return Source(root, file, _module_name(root, file), what, is_file=True)
+        return _file_source(root, where, what)
     return Source(root, _find_module(where, root), where, what, is_file=False)
+
+
+def _root(path: str | None) -> Path:
+    return (
+        _absolute(path)
+        if path and os.path.isabs(path)
+        else Path(os.path.abspath(Path(path or ".").expanduser()))
+    )
+
+
+@lru_cache(maxsize=1024)
+def _absolute(path: str) -> Path:
+    return Path(os.path.abspath(path))
+
+
+@lru_cache(maxsize=1024)
+def _file_source(root: Path, where: str, what: str) -> Source:
+    # Remembered also because the name a file was first imported under has to stay the same.
+    file = Path(os.path.abspath(root / Path(where).expanduser()))
+    return Source(root, file, _module_name(root, file), what, is_file=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +179,27 @@ class Loader:
             module = sys.modules.get(source.module) if source.module in loaded.modules else None
             if module is None:
                 module = self._import(source, loaded)
+        return self._flow_in(module, source, entrypoint)
+
+    def loaded(self, entrypoint: str, path: str | None = None) -> Any | None:
+        """Return the flow if ``load`` would import nothing for it, else None. Never waits.
+
+        Raises:
+            DefinitionError, UnknownName: as ``load``.
+        """
+        source = find_source(entrypoint, path)
+        if not self._lock.acquire(blocking=False):
+            return None  # somebody is importing
+        try:
+            known = self._roots.get(source.root) if self._current == source.root else None
+            module = known.modules.get(source.module) if known else None
+            if known is None or module is None or self._stale(known):
+                return None
+        finally:
+            self._lock.release()
+        return self._flow_in(module, source, entrypoint)
+
+    def _flow_in(self, module: ModuleType, source: Source, entrypoint: str) -> Any:
         thing: Any = module
         for name in source.what.split("."):
             if not hasattr(thing, name):
@@ -177,7 +216,7 @@ class Loader:
 
     def is_stale(self, path: str | None = None) -> bool:
         """Whether a file that was imported for the root ``path`` is no longer as it was then."""
-        root = Path(os.path.abspath(Path(path).expanduser() if path else Path.cwd()))
+        root = _root(path)
         with self._lock:
             loaded = self._roots.get(root)
             return loaded is not None and self._stale(loaded)
@@ -220,6 +259,8 @@ class Loader:
                 file = getattr(module, "__file__", None)
                 if module is None or not isinstance(file, str) or not _below(Path(file), source.root):
                     continue
+                if name.partition(".")[0] == "hark":
+                    continue  # our own, when flows live in a checkout of it
                 if failed:
                     del sys.modules[name]
                     continue
@@ -246,14 +287,7 @@ class Loader:
 
 def _below(file: Path, root: Path) -> bool:
     """Whether a file is the user's own: below the root, and not in an environment that lies there."""
-    return (
-        file.is_relative_to(root)
-        and not any(part in ("site-packages", "dist-packages") for part in file.parts)
-        and not file.is_relative_to(_HARK)
-    )
-
-
-_HARK = Path(__file__).resolve().parent.parent
+    return file.is_relative_to(root) and not _is_installed(str(file))
 
 
 def _put_on_path(source: Source) -> None:
@@ -280,19 +314,22 @@ def _module_name(root: Path, file: Path) -> str:
     parts = list(file.relative_to(root).with_suffix("").parts) if file.is_relative_to(root) else []
     if parts and all(part.isidentifier() for part in parts):
         name = ".".join(parts)
-        if parts[0] not in sys.stdlib_module_names and not _is_foreign(parts[0], root):
+        if parts[0] not in sys.stdlib_module_names and not _is_foreign(parts[0]):
             return name
     return "hark_flow_" + "".join(c if c.isalnum() else "_" for c in str(file.with_suffix("")))
 
 
-def _is_foreign(name: str, root: Path) -> bool:
-    """Whether ``name`` is already a module from somewhere else, such as an installed package."""
-    module = sys.modules.get(name)
-    if module is None:
-        spec = PathFinder.find_spec(name, [p for p in sys.path if p and not Path(p).is_relative_to(root)])
-        return spec is not None and spec.origin is not None
-    file = getattr(module, "__file__", None)
-    return isinstance(file, str) and not _below(Path(file), root)
+def _is_foreign(name: str) -> bool:
+    """Whether ``name`` is a package of the environment, or Hark itself; another project's does not count."""
+    file = getattr(sys.modules.get(name), "__file__", None)
+    if name == "hark" or (isinstance(file, str) and _is_installed(file)):
+        return True
+    spec = PathFinder.find_spec(name, [entry for entry in sys.path if _is_installed(entry)])
+    return spec is not None and spec.origin is not None
+
+
+def _is_installed(path: str) -> bool:
+    return any(part in ("site-packages", "dist-packages") for part in Path(path).parts)
 
 
 def _find_module(name: str, root: Path) -> Path | None:

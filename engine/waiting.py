@@ -131,9 +131,11 @@ class Waiting:
         return None
 
     def take(self, row: Row) -> Place:
-        """Remove and return the first run of an open row."""
-        place = row.places[0]
-        heapq.heappop(row.places)
+        """Remove and return the first run of the row that ``head`` has just named."""
+        place = heapq.heappop(row.places)
+        heapq.heappop(
+            self._lines[row.line]
+        )  # its entry: left there, each one taken would leave one more to pass over
         self._where.pop(place.run_id, None)
         if self._first(row) is None:
             self._drop_row(row)

@@ -11,6 +11,7 @@ from asyncio import CancelledError
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from importlib import import_module
 from typing import ParamSpec, Self, TypeVar
 
@@ -340,7 +341,7 @@ class Worker(AsyncContextManagerMixin):
         if run.deployment and is_name(run.deployment):
             entry = await self._bus.bucket(DEPLOYMENTS).get(run.deployment)
             try:
-                deployment = Deployment.model_validate_json(entry.value) if entry else None
+                deployment = _parsed(entry.value) if entry else None
             except ValidationError as exc:
                 return None, Facts(), f"deployment {run.deployment!r} cannot be read: {exc}"
         if not run.entrypoint:
@@ -525,3 +526,8 @@ class Worker(AsyncContextManagerMixin):
                 log.debug("worker.broker_away", extra={"error": str(exc)})
             await anyio.sleep(_BACK_OFF_S[min(tries, len(_BACK_OFF_S) - 1)])
             tries += 1
+
+
+@lru_cache(maxsize=1024)
+def _parsed(raw: bytes) -> Deployment:
+    return Deployment.model_validate_json(raw)

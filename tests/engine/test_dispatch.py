@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -171,6 +172,27 @@ def test_workers_are_given_no_more_than_they_hold() -> None:
     world.claim("r0")
     world.move("r0", Completed())
     assert world.started() == ["r2"]
+
+
+def test_choosing_costs_the_same_however_many_wait() -> None:
+    """Ten thousand runs under a limit, one end and one start at a time: seconds, not minutes."""
+    world = World().learned()
+    world.deployment("d", concurrency=ConcurrencySpec(limit=50, key="k"))
+    count = 10_000
+    for n in range(count):
+        world.request(f"r{n:05}", concurrency_key=f"k{n % 20}")
+    world.log.clear()
+    began = time.perf_counter()
+    decisions = world.dispatch.decide(world.now)
+    done = 0
+    while done < count:
+        starts = [decision.run_id for decision in decisions if isinstance(decision, Start)]
+        assert starts
+        for run_id in starts:
+            world.move(run_id, Completed())
+            done += 1
+        decisions = world.dispatch.decide(world.now)
+    assert time.perf_counter() - began < 10
 
 
 def test_a_deployment_never_seen_is_tried_once_before_more_are_started() -> None:
