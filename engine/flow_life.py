@@ -20,7 +20,7 @@ from .context import FlowRunContext, TaskRunContext, current_run, current_tags
 from .final_state import describe, state_of_crash, state_of_exception, state_of_value
 from .futures import TaskFuture, resolve_futures_to_states
 from .hooks import HOOK_OF_TYPE, Hook
-from .logging import flow_run_logger, printing
+from .logging import RunLogger, logger_of_flow_run, printing
 from .naming import render_name
 from .nested import replace_leaves
 from .results import RecordedResult
@@ -38,7 +38,7 @@ from .states import (
     Scheduled,
     State,
 )  # fmt: skip
-from .task_engine import resolve_inputs
+from .task_call import resolve_inputs
 from .tracking import FlowTracker
 
 if TYPE_CHECKING:
@@ -152,6 +152,11 @@ class FlowEngine:
         return self.context.flow_run
 
     @property
+    def log(self) -> RunLogger:
+        """What the engine itself says in the run's log."""
+        return logger_of_flow_run(self.run, self.tracker.session if self.tracker is not None else None)
+
+    @property
     def owns_side(self) -> bool:
         """Whether this run is the outermost one tracked here: it closes what its children used."""
         above = self.context.parent.flow_context if self.context.parent is not None else None
@@ -197,7 +202,7 @@ class FlowEngine:
                 raise
             except HarkError as trouble:
                 # The log cannot be asked or told now. The interruption still goes on up.
-                flow_run_logger(self.run).warning("stopped, and its end could not be written: %s", trouble)
+                self.log.warning("stopped, and its end could not be written: %s", trouble)
             raise
         return state
 
@@ -344,7 +349,7 @@ class FlowEngine:
             # What the failed try finished has to be in the log before it is read back.
             yield OnBus(self.tracker.barrier)
         yield from self._move(waiting, scheduled_at=due)
-        flow_run_logger(self.run).info("failed, and will be tried again in %g s: %s", delay_s, failed.message)
+        self.log.info("failed, and will be tried again in %g s: %s", delay_s, failed.message)
         if delay_s > 0:
             yield Sleep(delay_s)
         yield from self._move(Retrying(), attempt=self.run.attempt + 1)
@@ -356,6 +361,9 @@ class FlowEngine:
     def _end(self, state: State) -> Generator[Step, Any, State]:
         """Write the final state, and tell the hooks."""
         tracker = self.tracker
+        if state.type is StateType.FAILED:
+            # Before the end is written, so that who sees the run over finds its last line too.
+            self.log.error("%s", state.message, exc_info=_shown(state.data))
         if tracker is not None:
             result = None
             if state.type is StateType.COMPLETED and self.flow.persist_result is not False:
@@ -376,8 +384,6 @@ class FlowEngine:
         argument = HOOK_OF_TYPE.get(state.type)
         if argument is not None:
             yield CallHooks(self.flow.hooks[argument], state)
-        if state.type is StateType.FAILED and isinstance(state.data, Exception):
-            flow_run_logger(self.run).error("%s", state.message)
         return state
 
     def _interrupted(self, exc: BaseException) -> Generator[Step, Any, None]:
@@ -464,3 +470,8 @@ class FlowEngine:
     def state(self) -> State:
         run = self.run
         return State(run.state_type, name=run.state_name, message=run.state_message, run_id=run.id)
+
+
+def _shown(data: Any) -> BaseException | None:
+    """Return the exception whose traceback helps: not of what says all there is to say in its message."""
+    return data if isinstance(data, Exception) and not isinstance(data, Abort | HarkError) else None

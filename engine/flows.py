@@ -16,7 +16,7 @@ from . import flow_engine
 from .hooks import Hook, check_hooks
 from .naming import check_name, check_template, flow_name_of
 from .parameters import CallShape
-from .task_engine import as_tuple
+from .task_call import as_tuple
 from .task_runners import TaskRunner, ThreadPoolTaskRunner
 from .tasks import HOOKS, Binds, check_options, check_retries, check_timeout, is_async, take_own, unwrapped
 

@@ -158,10 +158,10 @@ def get_run_logger(context: FlowRunContext | TaskRunContext | None = None, **ext
     if isinstance(run, TaskRunContext):
         flow = run.flow_context
         tracker = flow.tracker if flow else None
-        return _task_logger(
+        return logger_of_task_run(
             run.task_run, flow.flow_run if flow else None, tracker.session if tracker else None, extra
         )
-    return _flow_logger(run.flow_run, run.tracker.session if run.tracker else None, extra)
+    return logger_of_flow_run(run.flow_run, run.tracker.session if run.tracker else None, extra)
 
 
 def flow_run_logger(flow_run: FlowRun, flow: object = None, **extra: Any) -> RunLogger:
@@ -169,7 +169,7 @@ def flow_run_logger(flow_run: FlowRun, flow: object = None, **extra: Any) -> Run
     run = current_run.get()
     context = run.flow_context if run else None
     tracker = context.tracker if context and context.flow_run.id == flow_run.id else None
-    return _flow_logger(flow_run, tracker.session if tracker else _session(), extra)
+    return logger_of_flow_run(flow_run, tracker.session if tracker else _session(), extra)
 
 
 def task_run_logger(
@@ -178,7 +178,9 @@ def task_run_logger(
     """Return the logger of a task run one knows, in a hook for instance."""
     run = current_run.get()
     context = run.flow_context if run else None
-    return _task_logger(task_run, flow_run or (context.flow_run if context else None), _session(), extra)
+    return logger_of_task_run(
+        task_run, flow_run or (context.flow_run if context else None), _session(), extra
+    )
 
 
 def _session() -> Session | None:
@@ -191,24 +193,29 @@ def _session() -> Session | None:
     return current_session()
 
 
-def _flow_logger(run: FlowRun, session: Session | None, extra: dict[str, Any]) -> RunLogger:
+def logger_of_flow_run(
+    run: FlowRun, session: Session | None, extra: dict[str, Any] | None = None
+) -> RunLogger:
+    """Return the logger of a flow run whose lines go out by ``session``, if there is one."""
     return RunLogger(
         _loggers()[0],
         {
-            "flow_run_id": run.id, "flow_run_name": run.name, "flow_name": run.flow_name, "hark_session": session, **extra,
+            "flow_run_id": run.id, "flow_run_name": run.name, "flow_name": run.flow_name, "hark_session": session,
+            **(extra or {}),
         },
     )  # fmt: skip
 
 
-def _task_logger(
-    task_run: TaskRun, flow_run: FlowRun | None, session: Session | None, extra: dict[str, Any]
+def logger_of_task_run(
+    task_run: TaskRun, flow_run: FlowRun | None, session: Session | None, extra: dict[str, Any] | None = None
 ) -> RunLogger:
+    """Return the logger of a task run whose lines go out by ``session``, if there is one."""
     return RunLogger(
         _loggers()[1],
         {
             "flow_run_id": flow_run.id if flow_run else None, "flow_run_name": flow_run.name if flow_run else None,
             "flow_name": flow_run.flow_name if flow_run else None, "task_run_id": task_run.id,
-            "task_run_name": task_run.name, "task_name": task_run.task_name, "hark_session": session, **extra,
+            "task_run_name": task_run.name, "task_name": task_run.task_name, "hark_session": session, **(extra or {}),
         },
     )  # fmt: skip
 

@@ -9,6 +9,7 @@ not run again.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -17,21 +18,15 @@ from ..bus.event import Recorded
 from ..bus.subject import STATE_HEADER
 from ..vocabulary import JsonObject
 
-__all__ = ["FinishedCall", "attempt_starts", "begins_anew", "finished_calls", "retries_made"]
+__all__ = ["FinishedCall", "FinishedCalls", "attempt_starts", "begins_anew", "retries_made"]
 
 
+@dataclass(frozen=True, slots=True)
 class FinishedCall:
-    """A call that completed earlier. The event stays bytes until somebody asks: most of a history is never looked at."""
+    """A call that completed earlier: the task run that did it, and its result as recorded."""
 
-    __slots__ = ("raw",)
-
-    def __init__(self, raw: bytes) -> None:
-        self.raw = raw
-
-    def data(self) -> JsonObject:
-        """Return the event's ``data``."""
-        value: JsonObject = orjson.loads(self.raw)["data"]
-        return value
+    task_run_id: str
+    result: JsonObject
 
 
 def attempt_starts(history: Iterable[Recorded]) -> list[tuple[int, int]]:
@@ -73,24 +68,33 @@ def _attempt_and_running(data: dict[str, Any]) -> tuple[int, bool]:
     return (attempt if isinstance(attempt, int) else 0), type_ == "RUNNING"
 
 
-def finished_calls(
-    task_history: Iterable[Recorded], starts: list[tuple[int, int]]
-) -> dict[str, FinishedCall]:
-    """Return the finished calls of a flow run by their keys; of several with one key, the first that counts.
+class FinishedCalls:
+    """The finished calls of a flow run by their keys, folded from its task events in order.
+
+    Of several events with one key, the first that counts is kept.
 
     Args:
         starts: what ``attempt_starts`` says of the run.
     """
-    finished: dict[str, FinishedCall] = {}
-    for recorded in task_history:
-        if recorded.headers.get(STATE_HEADER) not in ("completed", "cached"):
-            continue
-        data = orjson.loads(recorded.raw)["data"]
-        key = data.get("call")
-        if not key or key in finished:
-            continue
-        attempt = data["flow_run"].get("attempt") or 0
-        if any(newer > attempt and seq < recorded.seq for newer, seq in starts):
-            continue
-        finished[key] = FinishedCall(recorded.raw)
-    return finished
+
+    def __init__(self, starts: list[tuple[int, int]]) -> None:
+        self.by_key: dict[str, FinishedCall] = {}
+        self._starts = starts
+
+    def add(self, records: Iterable[Recorded]) -> None:
+        """Fold task events, which follow those folded before."""
+        for recorded in records:
+            if recorded.headers.get(STATE_HEADER) not in _COMPLETED:
+                continue
+            data = orjson.loads(recorded.raw)["data"]
+            key = data.get("call")
+            if not key or key in self.by_key:
+                continue
+            attempt = data["flow_run"].get("attempt") or 0
+            if any(newer > attempt and seq < recorded.seq for newer, seq in self._starts):
+                continue
+            self.by_key[key] = FinishedCall(data["run"]["id"], data.get("result") or _NULL)
+
+
+_COMPLETED = frozenset({"completed", "cached"})
+_NULL: JsonObject = {"inline": None, "format": "json"}

@@ -1,7 +1,7 @@
 """Running one task call: upstream results in, tries and retries, the final state out.
 
-``prepare`` is called where the call is made and takes no time; ``run_sync`` and ``run_async`` may be called later and
-elsewhere (a thread, another loop) and return the final state. They are two because the hot path of an engine that runs
+A call is prepared where it is made (``task_call.py``); ``run_sync`` and ``run_async`` may be called later and elsewhere (a
+thread, another loop) and return the final state. They are two because the hot path of an engine that runs
 tens of thousands of tasks a second cannot afford to be one with a switch in it; what they share is in functions.
 """
 
@@ -10,220 +10,28 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 from ..errors import UpstreamFailed
-from .annotations import Annotation, allow_failure, quote, unmapped
-from .context import FlowRunContext, TaskRunContext, current_run, current_tags
+from .context import TaskRunContext, current_run
 from .final_state import state_of_crash, state_of_exception, state_of_value
 from .futures import TaskFuture, resolve_futures_to_states
 from .hooks import HOOK_OF_TYPE, call_blocking, run_hooks, run_hooks_async
-from .logging import printing
+from .logging import RunLogger, logger_of_task_run, printing
 from .naming import render_name
-from .nested import ATOMS, is_plain, replace_leaves
-from .results import NOT_KEPT, InlineResult, LargeResult, RecordedResult
+from .nested import ATOMS, replace_leaves
+from .results import NOT_KEPT, InlineResult, LargeResult
 from .retry import jittered_s, retry_delay_s
 from .signals import Abort, Interrupted, Skip
 from .states import AwaitingRetry, Cancelled, Completed, NotReady, Retrying, Running, State, StateType
-from .task_run import IdSource, TaskRun
+from .task_call import TaskCall, resolve_inputs
+from .task_run import TaskRun, stamp
 from .timeouts import within, within_async
 
-if TYPE_CHECKING:
-    from .tasks import Task
-    from .tracking import TaskEvents
+__all__ = ["call_async", "call_sync", "cancel_unstarted", "run_async", "run_sync", "settle_futures"]
 
-__all__ = [
-    "TaskCall",
-    "as_tuple",
-    "cancel_unstarted",
-    "prepare",
-    "resolve_inputs",
-    "run_async",
-    "run_sync",
-    "settle_futures",
-]
-
-_ids = IdSource()
 _PENDING, _RUNNING, _SCHEDULED = StateType.PENDING, StateType.RUNNING, StateType.SCHEDULED
-
-
-class TaskCall:
-    """One call of a task, with everything known where it was made.
-
-    Attributes:
-        events: where its transitions go; None where nothing is tracked.
-        upstream: the futures among its inputs and in ``wait_for``.
-        recorded: the result an earlier attempt of the flow run recorded for this call; then it does not run.
-        settled: the final state, where it was clear before the call could begin.
-    """
-
-    __slots__ = (
-        "events",
-        "flow",
-        "is_plain",
-        "log_prints",
-        "recorded",
-        "run",
-        "settled",
-        "task",
-        "upstream",
-        "wait_for",
-    )
-
-    def __init__(
-        self, task: Task[..., Any], run: TaskRun, flow: FlowRunContext | None, log_prints: bool
-    ) -> None:
-        self.task = task
-        self.run = run
-        self.flow = flow
-        self.log_prints = log_prints
-        self.events: TaskEvents | None = None
-        self.is_plain = True
-        self.upstream: list[TaskFuture[Any]] = []
-        self.wait_for: tuple[Any, ...] = ()
-        self.recorded: RecordedResult | None = None
-        self.settled: State | None = None
-
-    @property
-    def is_settled(self) -> bool:
-        return self.settled is not None
-
-
-def prepare(
-    task: Task[..., Any], parameters: dict[str, Any], wait_for: Iterable[Any] | None = None
-) -> TaskCall:
-    """Make a call of ``task``: give it its id, name and key, say that it is pending, look for a recorded result."""
-    parent = current_run.get()
-    flow = parent.flow_context if parent is not None else None
-    if flow is not None:
-        tracker = flow.tracker
-        ids, events = (tracker.events.ids, tracker.events) if tracker is not None else (_ids, None)
-        flow_run_id: str | None = flow.flow_run.id
-    else:
-        tracker, ids, flow_run_id = None, _ids, None
-        events = None
-    tags = current_tags.get()
-    if task.tags:
-        tags = tags | task.tags if tags else task.tags
-    id_ = ids.draw()
-    run = TaskRun(
-        id_,
-        f"{task.name}-{id_[-6:]}",
-        task,
-        flow_run_id=flow_run_id,
-        parameters=parameters,
-        tags=tags,
-        upstream=(),
-    )
-    log_prints = task.log_prints
-    call = TaskCall(
-        task, run, flow, log_prints if log_prints is not None else parent is not None and parent.log_prints
-    )
-    if wait_for is not None or not is_plain(parameters.values()):
-        _look_for_upstream(call, parameters, wait_for)
-    if tracker is not None:
-        assert parent is not None
-        run.call, run.index = parent.calls.key(task.name, parameters, salt=task.key_salt)
-        call.events = events
-        if tracker.finished and not task.isgenerator:
-            call.recorded = tracker.take_finished(run.call)
-            if call.recorded is not None:
-                return call
-        tracker.events.write(run, _PENDING, "Pending")
-    elif flow is None:
-        from ..bus.session import current_session
-
-        session = current_session()
-        if session is not None:
-            from ..config import load_settings
-            from .tracking import standalone_events
-
-            # A task inside a task outside any flow: its own events all the same.
-            call.events = standalone_events(
-                session, id_, inline_bytes=load_settings().engine.inline_result_bytes
-            )
-            call.events.write(run, _PENDING, "Pending")
-    elif flow.memo is not None and task.persist_result:
-        assert parent is not None
-        run.call, run.index = parent.calls.key(task.name, parameters, salt=task.key_salt)
-        if run.call in flow.memo:
-            call.settled = Completed(data=flow.memo[run.call], run_id=id_)
-    return call
-
-
-def as_tuple(wait_for: Any) -> tuple[Any, ...]:
-    """Return what was given as ``wait_for``, one thing or several, as a tuple."""
-    if wait_for is None:
-        return ()
-    return tuple(wait_for) if isinstance(wait_for, list | tuple | set | frozenset) else (wait_for,)
-
-
-def _look_for_upstream(call: TaskCall, parameters: dict[str, Any], wait_for: Any) -> None:
-    ids: list[str] = []
-
-    def note(leaf: Any) -> Any:
-        if isinstance(leaf, TaskFuture):
-            call.upstream.append(leaf)
-            ids.append(leaf.task_run_id)
-        elif isinstance(leaf, State):
-            if leaf.run_id:
-                ids.append(leaf.run_id)
-        elif isinstance(leaf, Annotation):
-            if isinstance(leaf, quote):
-                call.is_plain = False
-                return leaf
-            replace_leaves(leaf.value, note)
-        else:
-            return leaf
-        call.is_plain = False
-        return leaf
-
-    for value in parameters.values():
-        replace_leaves(value, note)
-    if wait_for is not None:
-        call.wait_for = as_tuple(wait_for)
-        call.is_plain = False
-        for item in call.wait_for:
-            replace_leaves(item, note)
-    call.run.upstream = tuple(dict.fromkeys(ids))
-
-
-# --- inputs -------------------------------------------------------------------------------------------
-
-
-def resolve_inputs(parameters: dict[str, Any], wait_for: Iterable[Any], *, what: str) -> dict[str, Any]:
-    """Return parameters with results in place of futures and states; all futures are done.
-
-    Raises:
-        UpstreamFailed: one did not complete, and was not marked ``allow_failure``.
-    """
-
-    def result_of(state: State, name: str, allowed: bool) -> Any:
-        if not state.is_completed():
-            if allowed and state.is_final():
-                return state.result(raise_on_failure=False)
-            raise UpstreamFailed(f"{what} did not run: upstream {name} is {state.name}, not completed")
-        return state.result()
-
-    def change(leaf: Any, allowed: bool = False) -> Any:
-        if isinstance(leaf, TaskFuture):
-            leaf.wait()
-            return result_of(leaf.state, f"task run {leaf.name!r}", allowed)
-        if isinstance(leaf, State):
-            return result_of(leaf, "state", allowed)
-        if isinstance(leaf, allow_failure):
-            return replace_leaves(leaf.value, lambda inner: change(inner, True))
-        if isinstance(leaf, quote):
-            return leaf.value
-        if isinstance(leaf, unmapped):
-            return replace_leaves(leaf.value, change)
-        return leaf
-
-    resolved = {name: replace_leaves(value, change) for name, value in parameters.items()}
-    for item in wait_for:
-        replace_leaves(item, change)
-    return resolved
 
 
 def _not_ready(call: TaskCall, exc: UpstreamFailed) -> State:
@@ -263,14 +71,18 @@ def give_name(call: TaskCall) -> None:
 
 
 def begin_try(call: TaskCall) -> None:
-    run = call.run
+    """Count a try, and write that it runs."""
+    run, events = call.run, call.events
     run.run_count += 1
-    name = "Running" if run.run_count == 1 else "Retrying"
+    if run.run_count == 1 and not call.is_announced and events is not None:
+        events.write_begun(run)
+        return
     if not run.started_ns:
         run.started_ns = time.time_ns()
-    if call.events is not None:
-        call.events.write(run, _RUNNING, name)
-    # Made only when somebody can see it: a state costs more than the rest of a try.
+        run.started_text = stamp(run.started_ns)
+    if events is not None:
+        events.write(run, _RUNNING, "Running" if run.run_count == 1 else "Retrying")
+    # A state is made only when somebody can see it: it costs more than the rest of a try.
     run.state = None
 
 
@@ -290,7 +102,7 @@ def succeeded(call: TaskCall, value: Any) -> tuple[State, InlineResult | LargeRe
     run.state = state
     if state.type is not StateType.COMPLETED:
         return state, None
-    if call.flow is not None and call.flow.memo is not None and call.task.persist_result:
+    if call.keeps_memo and call.flow is not None and call.flow.memo is not None:
         call.flow.memo[run.call] = state.data
     if events is None:
         return state, None
@@ -310,15 +122,16 @@ def await_retry(call: TaskCall, failed: State) -> float:
         draw=random.random(),  # noqa: S311  jitter is no secret
     )
     run.state = AwaitingRetry(message=failed.message, run_id=run.id)
+    _logger(call).warning(
+        "try %d of %d failed, the next is in %g s: %s",
+        run.run_count,
+        task.retries + 1,
+        delay_s,
+        failed.message,
+    )
     if call.events is not None:
         call.events.write(run, _SCHEDULED, "AwaitingRetry", failed.message)
     return delay_s
-
-
-def _end(call: TaskCall, state: State, result: InlineResult | LargeResult | None = None) -> None:
-    call.run.state = state
-    if call.events is not None:
-        call.events.write(call.run, state.type, state.name, state.message, result)
 
 
 def crashed(call: TaskCall, exc: BaseException) -> State:
@@ -331,15 +144,50 @@ def crashed(call: TaskCall, exc: BaseException) -> State:
         )
     else:
         state = state_of_crash(exc, run_id=call.run.id)
-    _end(call, state)
+    call.run.state = state
+    if call.events is not None:
+        call.events.write(call.run, state.type, state.name, state.message)
     return state
 
 
-def _limit_text(call: TaskCall) -> str:
-    return f"task {call.task.name!r}"
-
-
 # --- sync ---------------------------------------------------------------------------------------------
+
+
+def call_sync(call: TaskCall) -> Any:
+    """Run a call that is made in this thread and return its result: ``run_sync`` for those who want no state.
+
+    Most tasks have nothing but a function, and come through here without a state being made.
+    """
+    task, run, events = call.task, call.run, call.events
+    if (
+        task.needs_care
+        or call.log_prints
+        or not call.is_plain
+        or call.recorded is not None
+        or call.is_settled
+    ):
+        return (run_sync(call)).result()
+    token = current_run.set(TaskRunContext(task, run, run.parameters, call.flow, False))
+    try:
+        if events is not None and events.is_crowded:
+            events.give_way()
+        begin_try(call)
+        try:
+            value = task.body(**run.parameters)
+            if type(value) not in ATOMS or call.keeps_memo:
+                return (_conclude_sync(call, value)).result()
+        except Exception as exc:
+            return (_tries_sync(call, exc)).result()
+        if events is not None:
+            result = NOT_KEPT if task.persist_result is False else events.record(value)
+            events.write(run, StateType.COMPLETED, "Completed", None, result)
+        return value
+    except BaseException as exc:
+        if not isinstance(exc, Exception):
+            crashed(call, exc)
+        raise
+    finally:
+        current_run.reset(token)
 
 
 def run_sync(call: TaskCall) -> State:
@@ -358,66 +206,70 @@ def run_sync(call: TaskCall) -> State:
         return _not_ready(call, exc)
     token = current_run.set(context)
     try:
-        with printing(True) if call.log_prints else _NOTHING:
+        with printing(call.log_prints):
+            try:
+                give_name(call)
+            except Exception as exc:
+                state = state_of_exception(exc, what="Task run", run_id=call.run.id)
+                return finish_sync(call, state)
             return _tries_sync(call)
     except BaseException as exc:
         if not isinstance(exc, Exception):
             state = crashed(call, exc)
-            run_hooks(_hooks_of(call, state), call.task, call.run, state)
+            hooks = _hooks_of(call, state)
+            if hooks:
+                run_hooks(hooks, call.task, call.run, state)
         raise
     finally:
         current_run.reset(token)
 
 
-def _tries_sync(call: TaskCall) -> State:
+def _tries_sync(call: TaskCall, failure: Exception | None = None) -> State:
+    """Try until it works or no retries are left; the first try may have been made, and have come to ``failure``."""
     task, run, events = call.task, call.run, call.events
-    try:
-        give_name(call)
-    except Exception as exc:
-        return finish_sync(call, state_of_exception(exc, what="Task run", run_id=run.id))
-    fn, parameters, shape = task.body, run.parameters, task.shape
     while True:
-        if events is not None and events.is_crowded:
-            events.give_way()
-        begin_try(call)
-        if task.on_running_hooks:
-            run.state = running_state(run)
-            run_hooks(task.on_running_hooks, task, run, run.state)
-        try:
-            if task.timeout_seconds is None:
-                if shape.is_simple:
-                    value = fn(**parameters)
-                else:
-                    args, kwargs = shape.spread(parameters)
-                    value = fn(*args, **kwargs)
-            else:
-                args, kwargs = shape.spread(parameters)
-                with within(task.timeout_seconds, _limit_text(call)):
-                    value = fn(*args, **kwargs)
-            state, result = succeeded(call, value)
-        except Exception as exc:
-            state = state_of_exception(exc, what="Task run", run_id=run.id)
-            result = None
-            if may_retry(call, exc) and wants_retry_sync(call, state):
-                delay_s = await_retry(call, state)
-                if delay_s > 0:
-                    time.sleep(delay_s)
-                continue
-        if isinstance(result, LargeResult) and events is not None:
-            _end(call, state, result)
-            events.give_way()
-            return finish_sync(call, state, ended=True)
-        return finish_sync(call, state, result)
+        if failure is None:
+            if events is not None and events.is_crowded:
+                events.give_way()
+            begin_try(call)
+            if task.on_running_hooks:
+                run.state = running_state(run)
+                run_hooks(task.on_running_hooks, task, run, run.state)
+            args, kwargs = task.shape.spread(run.parameters)
+            try:
+                with within(task.timeout_seconds, f"task {task.name!r}"):
+                    value = task.body(*args, **kwargs)
+                return _conclude_sync(call, value)
+            except Exception as exc:
+                failure = exc
+        state = state_of_exception(failure, what="Task run", run_id=run.id)
+        if not may_retry(call, failure) or not wants_retry_sync(call, state):
+            return finish_sync(call, state)
+        time.sleep(await_retry(call, state))
+        failure = None
 
 
-def finish_sync(
-    call: TaskCall, state: State, result: InlineResult | LargeResult | None = None, *, ended: bool = False
-) -> State:
-    if not ended:
-        _end(call, state, result)
+def _conclude_sync(call: TaskCall, value: Any) -> State:
+    """End a call whose function returned; what making a result of its value raises counts as the function's."""
+    if type(value) not in ATOMS:
+        value = resolve_futures_to_states(value)
+    state, result = succeeded(call, value)
+    return finish_sync(call, state, result)
+
+
+def finish_sync(call: TaskCall, state: State, result: InlineResult | LargeResult | None = None) -> State:
+    """Write the final state, and tell the hooks."""
+    run, events = call.run, call.events
+    run.state = state
+    if state.type is StateType.FAILED:
+        _logger(call).error("try %d of %d: %s", run.run_count, call.task.retries + 1, state.message)
+    if events is not None:
+        events.write(run, state.type, state.name, state.message, result)
+        if isinstance(result, LargeResult):
+            events.give_way()
     hooks = _hooks_of(call, state)
     if hooks:
-        run_hooks(hooks, call.task, call.run, state)
+        run_hooks(hooks, call.task, run, state)
     return state
 
 
@@ -436,22 +288,67 @@ def wants_retry_sync(call: TaskCall, failed: State) -> bool:
 # --- async --------------------------------------------------------------------------------------------
 
 
+async def call_async(call: TaskCall) -> Any:
+    """Run a call that is made in this event loop and return its result: ``run_async`` for those who want no state.
+
+    Most tasks have nothing but a function, and come through here without a state being made.
+    """
+    task, run, events = call.task, call.run, call.events
+    if (
+        task.needs_care
+        or call.log_prints
+        or not call.is_plain
+        or call.recorded is not None
+        or call.is_settled
+    ):
+        return (await run_async(call)).result()
+    token = current_run.set(TaskRunContext(task, run, run.parameters, call.flow, False))
+    try:
+        if events is not None and events.is_crowded:
+            await events.give_way_async()
+        begin_try(call)
+        try:
+            value = await task.body(**run.parameters)
+            if type(value) not in ATOMS or call.keeps_memo:
+                return (await _conclude_async(call, value)).result()
+        except Exception as exc:
+            return (await _tries_async(call, exc)).result()
+        if events is not None:
+            result = NOT_KEPT if task.persist_result is False else events.record(value)
+            events.write(run, StateType.COMPLETED, "Completed", None, result)
+        return value
+    except BaseException as exc:
+        if not isinstance(exc, Exception):
+            crashed(call, exc)
+        raise
+    finally:
+        current_run.reset(token)
+
+
 async def run_async(call: TaskCall) -> State:
-    """Run a call in this event loop and return its final state (or NotReady)."""
+    """Run a call in this event loop and return its final state (or NotReady).
+
+    Raises:
+        BaseException: what is no ``Exception`` (Ctrl-C, a cancelled loop) is recorded and goes on up.
+    """
     if call.recorded is not None:
         return _recorded(call, await call.recorded.aread())
     if call.settled is not None:
         return call.settled
-    if call.upstream:
-        for future in call.upstream:
-            await future.wait_async()
+    for future in call.upstream:
+        await future.wait_async()
     try:
         context = begin(call)
     except UpstreamFailed as exc:
         return _not_ready(call, exc)
     token = current_run.set(context)
     try:
-        with printing(True) if call.log_prints else _NOTHING:
+        with printing(call.log_prints):
+            try:
+                give_name(call)
+            except Exception as exc:
+                state = state_of_exception(exc, what="Task run", run_id=call.run.id)
+                return await finish_async(call, state)
             return await _tries_async(call)
     except BaseException as exc:
         if not isinstance(exc, Exception):
@@ -464,55 +361,54 @@ async def run_async(call: TaskCall) -> State:
         current_run.reset(token)
 
 
-async def _tries_async(call: TaskCall) -> State:
+async def _tries_async(call: TaskCall, failure: Exception | None = None) -> State:
+    """Try until it works or no retries are left; the first try may have been made, and have come to ``failure``."""
     task, run, events = call.task, call.run, call.events
-    try:
-        give_name(call)
-    except Exception as exc:
-        return await finish_async(call, state_of_exception(exc, what="Task run", run_id=run.id))
-    fn, parameters, shape = task.body, run.parameters, task.shape
     while True:
-        if events is not None and events.is_crowded:
-            await events.give_way_async()
-        begin_try(call)
-        if task.on_running_hooks:
-            run.state = running_state(run)
-            await run_hooks_async(task.on_running_hooks, task, run, run.state)
-        try:
-            if task.timeout_seconds is None:
-                if shape.is_simple:
-                    value = await fn(**parameters)
-                else:
-                    args, kwargs = shape.spread(parameters)
-                    value = await fn(*args, **kwargs)
-            else:
-                args, kwargs = shape.spread(parameters)
-                async with within_async(task.timeout_seconds, _limit_text(call)):
-                    value = await fn(*args, **kwargs)
-            if type(value) not in ATOMS:
-                await settle_futures(value)
-            state, result = succeeded(call, value)
-        except Exception as exc:
-            state = state_of_exception(exc, what="Task run", run_id=run.id)
-            result = None
-            if may_retry(call, exc) and await wants_retry_async(call, state):
-                await asyncio.sleep(await_retry(call, state))
-                continue
-        if isinstance(result, LargeResult) and events is not None:
-            _end(call, state, result)
-            await events.give_way_async()
-            return await finish_async(call, state, ended=True)
-        return await finish_async(call, state, result)
+        if failure is None:
+            if events is not None and events.is_crowded:
+                await events.give_way_async()
+            begin_try(call)
+            if task.on_running_hooks:
+                run.state = running_state(run)
+                await run_hooks_async(task.on_running_hooks, task, run, run.state)
+            args, kwargs = task.shape.spread(run.parameters)
+            try:
+                async with within_async(task.timeout_seconds, f"task {task.name!r}"):
+                    value = await task.body(*args, **kwargs)
+                return await _conclude_async(call, value)
+            except Exception as exc:
+                failure = exc
+        state = state_of_exception(failure, what="Task run", run_id=run.id)
+        if not may_retry(call, failure) or not await wants_retry_async(call, state):
+            return await finish_async(call, state)
+        await asyncio.sleep(await_retry(call, state))
+        failure = None
+
+
+async def _conclude_async(call: TaskCall, value: Any) -> State:
+    """End a call whose function returned; what making a result of its value raises counts as the function's."""
+    if type(value) not in ATOMS:
+        await settle_futures(value)
+    state, result = succeeded(call, value)
+    return await finish_async(call, state, result)
 
 
 async def finish_async(
-    call: TaskCall, state: State, result: InlineResult | LargeResult | None = None, *, ended: bool = False
+    call: TaskCall, state: State, result: InlineResult | LargeResult | None = None
 ) -> State:
-    if not ended:
-        _end(call, state, result)
+    """Write the final state, and tell the hooks."""
+    run, events = call.run, call.events
+    run.state = state
+    if state.type is StateType.FAILED:
+        _logger(call).error("try %d of %d: %s", run.run_count, call.task.retries + 1, state.message)
+    if events is not None:
+        events.write(run, state.type, state.name, state.message, result)
+        if isinstance(result, LargeResult):
+            await events.give_way_async()
     hooks = _hooks_of(call, state)
     if hooks:
-        await run_hooks_async(hooks, call.task, call.run, state)
+        await run_hooks_async(hooks, call.task, run, state)
     return state
 
 
@@ -558,19 +454,10 @@ def _hooks_of(call: TaskCall, state: State) -> list[Callable[..., Any]]:
 
 
 def _report_condition(call: TaskCall) -> None:
-    from .logging import task_run_logger
-
-    task_run_logger(call.run).exception(
-        "retry_condition_fn of task %r failed, so there is no retry", call.task.name
-    )
+    _logger(call).exception("retry_condition_fn of task %r failed, so there is no retry", call.task.name)
 
 
-class _Nothing:
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, *exc: object) -> None:
-        return None
-
-
-_NOTHING = _Nothing()
+def _logger(call: TaskCall) -> RunLogger:
+    flow = call.flow
+    session = call.events.session if call.events is not None else None
+    return logger_of_task_run(call.run, flow.flow_run if flow is not None else None, session)

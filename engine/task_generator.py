@@ -13,8 +13,8 @@ from typing import Any
 
 from .context import current_run
 from .final_state import state_of_exception
+from .task_call import TaskCall
 from .task_engine import (
-    TaskCall,
     await_retry,
     begin,
     begin_try,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from .states import State, StateType
 if TYPE_CHECKING:
     from .tasks import Task
 
-__all__ = ["IdSource", "TaskRun"]
+__all__ = ["IdSource", "TaskRun", "stamp"]
 
 
 class IdSource:
@@ -48,10 +49,16 @@ class TaskRun:
         started_ns: wall time of the first try, in nanoseconds since 1970; 0 before.
     """
 
-    __slots__ = (
-        "call", "flow_run_id", "id", "index", "name", "parameters", "pieces", "previous", "run_count", "started_ns", "state",
-        "tags", "task", "upstream",
-    )  # fmt: skip
+    # Defaults of the class, not set in __init__: most runs never change them, and there are many runs.
+    call = ""
+    index = 0
+    run_count = 0
+    started_ns = 0
+    started_text: str | None = None
+    pieces: tuple[str, str, str] | None = None
+    """Parts of its events that do not change; kept by the tracker."""
+    previous: StateType | None = None
+    state: State | None = None
 
     def __init__(
         self,
@@ -71,14 +78,6 @@ class TaskRun:
         self.parameters = parameters
         self.tags = tags
         self.upstream = upstream
-        self.call = ""
-        self.index = 0
-        self.run_count = 0
-        self.started_ns = 0
-        self.pieces: tuple[str, str, str] | None = None
-        """Parts of its events that do not change; kept by the tracker."""
-        self.previous: StateType | None = None
-        self.state: State | None = None
 
     @property
     def task_key(self) -> str:
@@ -100,3 +99,18 @@ class TaskRun:
 
     def __repr__(self) -> str:
         return f"TaskRun(name={self.name!r}, id={self.id!r}, state={self.state!r})"
+
+
+_second = (-1, "")
+
+
+def stamp(ns: int) -> str:
+    """Return nanoseconds since 1970 as RFC 3339; the part down to the second is worked out once per second."""
+    global _second
+    second, rest = divmod(ns, 1_000_000_000)
+    # One name for both, so that two threads in different seconds never mix them.
+    at, text = _second
+    if second != at:
+        text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+        _second = (second, text)
+    return f"{text}.{rest // 1000:06d}Z"

@@ -16,7 +16,7 @@ from .states import Cancelled
 from .thread_pool import ThreadPool, run_coroutine
 
 if TYPE_CHECKING:
-    from .task_engine import TaskCall
+    from .task_call import TaskCall
     from .tasks import Task
 
 __all__ = [
@@ -57,7 +57,7 @@ class TaskRunner(ABC):
         self, task: Task[..., Any], parameters: Mapping[str, Any], wait_for: Iterable[Any] | None = None
     ) -> TaskFuture[Any]:
         """Run ``task`` with these parameters; return its future at once."""
-        from .task_engine import prepare
+        from .task_call import prepare
 
         return self.launch(prepare(task, dict(parameters), wait_for))
 

@@ -33,7 +33,8 @@ from .naming import check_template
 from .parameters import CallShape
 from .retry import RetryDelays, check_delays, exponential_backoff
 from .states import State
-from .task_engine import as_tuple, prepare, run_async, run_sync
+from .task_call import as_tuple, prepare
+from .task_engine import call_async, call_sync, run_async, run_sync
 from .task_generator import run_generator, run_generator_async
 
 if TYPE_CHECKING:
@@ -132,6 +133,11 @@ class Task(Generic[P, R]):
         self.hooks: dict[str, list[Hook]] = {
             argument: hooks for argument in HOOKS if (hooks := check_hooks(argument, options.get(argument)))
         }
+        self.needs_care = (
+            bool(self.hooks) or self.timeout_seconds is not None or self.task_run_name is not None
+        )
+        """Whether a call needs more than its function to be called; see ``task_engine.call_sync``."""
+        self.needs_care |= not self.shape.is_simple
         self.on_running_hooks = self.hooks.setdefault("on_running", [])
         self._bound_shape: CallShape | None = None
 
@@ -185,8 +191,8 @@ class Task(Generic[P, R]):
             return _generate(self, parameters, wait_for)
         if self.isasync:
             return _call_async(self, parameters, wait_for, return_state)
-        state = run_sync(prepare(self, parameters, wait_for))
-        return state if return_state else outcome(state)
+        call = prepare(self, parameters, wait_for, is_direct=True)
+        return run_sync(call) if return_state else call_sync(call)
 
     # The arguments are not checked: any of them may be a future of what the function takes.
     @overload
@@ -263,30 +269,30 @@ class Task(Generic[P, R]):
         new._binds = self._binds
         return new
 
+    def _hook(self, argument: str, fn: Hook) -> Hook:
+        self.hooks.setdefault(argument, []).append(fn)
+        self.needs_care = True
+        return fn
+
     def on_running(self, fn: Hook) -> Hook:
         """Decorator: call ``fn(task, task_run, state)`` when a try begins."""
-        self.hooks["on_running"].append(fn)
-        return fn
+        return self._hook("on_running", fn)
 
     def on_completion(self, fn: Hook) -> Hook:
         """Decorator: call ``fn(task, task_run, state)`` when a run completes."""
-        self.hooks.setdefault("on_completion", []).append(fn)
-        return fn
+        return self._hook("on_completion", fn)
 
     def on_failure(self, fn: Hook) -> Hook:
         """Decorator: call ``fn(task, task_run, state)`` when a run fails and no retries are left."""
-        self.hooks.setdefault("on_failure", []).append(fn)
-        return fn
+        return self._hook("on_failure", fn)
 
     def on_cancellation(self, fn: Hook) -> Hook:
         """Decorator: call ``fn(task, task_run, state)`` when a run is cancelled."""
-        self.hooks.setdefault("on_cancellation", []).append(fn)
-        return fn
+        return self._hook("on_cancellation", fn)
 
     def on_crashed(self, fn: Hook) -> Hook:
         """Decorator: call ``fn(task, task_run, state)`` when a run crashes."""
-        self.hooks.setdefault("on_crashed", []).append(fn)
-        return fn
+        return self._hook("on_crashed", fn)
 
     def __repr__(self) -> str:
         return f"<task {self.name!r}>"
@@ -310,16 +316,11 @@ def task(fn: Callable[P, R] | None = None, /, **options: Unpack[TaskOptions]) ->
 # --- calls --------------------------------------------------------------------------------------------
 
 
-def outcome(state: State) -> Any:
-    """Return the value of a completed state; raise what any other stands for."""
-    return state.result()
-
-
 async def _call_async(
     task: Task[..., Any], parameters: dict[str, Any], wait_for: Any, return_state: bool
 ) -> Any:
-    state = await run_async(prepare(task, parameters, wait_for))
-    return state if return_state else state.result()
+    call = prepare(task, parameters, wait_for, is_direct=True)
+    return await (run_async(call) if return_state else call_async(call))
 
 
 def _generate(task: Task[..., Any], parameters: dict[str, Any], wait_for: Any) -> Any:

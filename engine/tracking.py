@@ -20,12 +20,12 @@ import orjson
 
 from ..bus.subject import STATE_HEADER, task_run_subject
 from ..errors import BufferFull, GuardFailed, HarkError, RunLost
-from ..vocabulary import JsonObject, JsonValue, StateType, TaskRunId
-from .replay import FinishedCall, attempt_starts, begins_anew, finished_calls, retries_made
+from ..vocabulary import TERMINAL, JsonObject, JsonValue, StateType, TaskRunId
+from .replay import FinishedCall, FinishedCalls, attempt_starts, begins_anew, retries_made
 from .results import InlineResult, LargeResult, RecordedResult, encode_result
 from .run import SOURCE, FlowRun
 from .states import State, event_word
-from .task_run import IdSource, TaskRun
+from .task_run import IdSource, TaskRun, stamp
 
 if TYPE_CHECKING:
     from ..bus import Bus
@@ -34,8 +34,14 @@ if TYPE_CHECKING:
 
 __all__ = ["FlowTracker", "SideSession", "TaskEvents", "standalone_events"]
 
-CROWDED = 2_000
-"""Events waiting for the broker from which async tasks let the loop turn, so that it can send them."""
+CROWDED = 4_000
+"""Events waiting for the broker from which async tasks wait until it has caught up by half.
+
+Small enough that a run's memory does not grow with the number of its tasks, large enough that the sender always has
+work; far below the bound of the publisher's buffer.
+"""
+_LOOK_AGAIN_S = 0.001
+_EVENTS_PER_TASK = 3
 
 
 class TaskEvents:
@@ -66,6 +72,7 @@ class TaskEvents:
         self._later: deque[_Message | _Upload] = deque()
         self._later_lock = threading.Lock()
         self._sender: asyncio.Task[None] | None = None
+        self._turnstiles: dict[asyncio.AbstractEventLoop, deque[asyncio.Future[None]]] = {}
         self._failed: HarkError | None = None
         attributes = f'"correlationid":{_text(correlationid or run_id)},'
         if causationid:
@@ -99,18 +106,17 @@ class TaskEvents:
             state = f"{state[:-5]}{_text(message)}}}"
         now = time.time_ns()
         event_id = self._event_ids.draw()
-        started = run.started_ns
-        if started:
-            timing = f'"{_stamp(started)}","duration_s":{(now - started) / 1e9 if type_.value in _ENDED else "null"}'
-        else:
+        started = run.started_text
+        if started is None:
             timing = 'null,"duration_s":null'
-        pieces = run.pieces
-        if pieces is None:
-            pieces = run.pieces = self._pieces(run)
-        about, call, tail = pieces
+        elif type_ in TERMINAL:
+            timing = f'"{started}","duration_s":{(now - run.started_ns) / 1e9:.6f}'
+        else:
+            timing = f'"{started}","duration_s":null'
+        about, call, tail = run.pieces or self._pieces(run)
         head = (
             f'{{"specversion":"1.0","id":"{event_id}","source":"{SOURCE}","type":"task-run.{word}",'
-            f'"time":"{_stamp(now)}",{about}"attempt":{run.run_count},"started_at":{timing}}},"state":{state},'
+            f'"time":"{stamp(now)}",{about}"attempt":{run.run_count},"started_at":{timing}}},"state":{state},'
             f'"previous":{_QUOTED[run.previous]},{call}'
         )
         run.previous = type_
@@ -119,14 +125,43 @@ class TaskEvents:
             return
         if result is not None:
             head += f'"result":{result},'
-        payload = (head + tail).encode()
-        if self._later:
-            self._send_later(_Message(self._subject, payload, event_id, headers))
+        self._give((head + tail).encode(), event_id, headers)
+
+    def write_begun(self, run: TaskRun) -> None:
+        """Write PENDING and the first RUNNING of a call that begins where it is made: one moment, two events."""
+        now = time.time_ns()
+        run.started_ns = now
+        run.started_text = text = stamp(now)
+        if self.is_silent:
             return
-        try:
-            self._publisher.publish_raw_nowait(self._subject, payload, event_id, headers)
-        except BufferFull:
-            self._send_later(_Message(self._subject, payload, event_id, headers))
+        about, call, tail = run.pieces or self._pieces(run)
+        event_id = self._event_ids.draw()
+        self._give(
+            f'{{"specversion":"1.0","id":"{event_id}","source":"{SOURCE}","type":"task-run.pending","time":"{text}",'
+            f'{about}"attempt":0,"started_at":null,"duration_s":null}},'
+            f'"state":{{"type":"PENDING","name":"Pending","message":null}},"previous":null,{call}{tail}'.encode(),
+            event_id,
+            _PENDING_HEADERS,
+        )
+        event_id = self._event_ids.draw()
+        self._give(
+            f'{{"specversion":"1.0","id":"{event_id}","source":"{SOURCE}","type":"task-run.running","time":"{text}",'
+            f'{about}"attempt":1,"started_at":"{text}","duration_s":null}},'
+            f'"state":{{"type":"RUNNING","name":"Running","message":null}},"previous":"PENDING",{call}{tail}'.encode(),
+            event_id,
+            _RUNNING_HEADERS,
+        )
+        run.previous = StateType.RUNNING
+
+    def _give(self, payload: bytes, event_id: str, headers: dict[str, str]) -> None:
+        if not self._later:
+            try:
+                self._publisher.publish_raw_nowait(self._subject, payload, event_id, headers)
+            except BufferFull:
+                pass
+            else:
+                return
+        self._send_later(_Message(self._subject, payload, event_id, headers))
 
     def _pieces(self, run: TaskRun) -> tuple[str, str, str]:
         """Return what is the same in all events of a task run: before the attempt, after the state, at the end."""
@@ -135,7 +170,9 @@ class TaskEvents:
             f'"subject":"task-run/{run.id}",{self._attributes}"task":{run.task.fragment},'
             f'"run":{{"id":"{run.id}","name":{name},"index":{run.index},'
         )
-        return about, f'"call":{call},', f'"upstream":{_texts(run.upstream)},"tags":{_texts(run.tags)}}}}}'
+        tail = f'"upstream":{_texts(run.upstream)},"tags":{_texts(run.tags)}}}}}'
+        run.pieces = (about, f'"call":{call},', tail)
+        return run.pieces
 
     @property
     def is_crowded(self) -> bool:
@@ -148,11 +185,46 @@ class TaskEvents:
             self.session.call(self.settle)
 
     async def give_way_async(self) -> None:
-        """Let the loop turn, and wait until what could not be given at once has been."""
+        """Wait until the broker has caught up, and until what could not be given at once has been.
+
+        Those who wait are let through in order, as many as there is room for: were all ten thousand tasks of a
+        ``gather`` to look again at each turn of the loop, nothing else would get done.
+        """
         if self._later:
             await self.session.acall(self.settle)
-        else:
-            await asyncio.sleep(0)
+            return
+        loop = asyncio.get_running_loop()
+        waiters = self._turnstiles.get(loop)
+        if waiters is None:
+            self._turnstiles[loop] = waiters = deque()
+        elif waiters:
+            turn = loop.create_future()
+            waiters.append(turn)
+            await turn
+            return
+        # The first to wait lets the others through; its own place stands for "somebody does".
+        me = loop.create_future()
+        waiters.append(me)
+        try:
+            while True:
+                await asyncio.sleep(_LOOK_AGAIN_S)
+                room = (CROWDED - self._publisher.waiting) // _EVENTS_PER_TASK
+                if room < CROWDED // (2 * _EVENTS_PER_TASK):
+                    continue
+                while len(waiters) > 1 and room > 0:
+                    turn = waiters[1]
+                    del waiters[1]
+                    if not turn.done():
+                        turn.set_result(None)
+                        room -= 1
+                if len(waiters) == 1:
+                    return
+        finally:
+            # Cancelled, it lets everybody through: each looks for itself again.
+            for turn in waiters:
+                if not turn.done():
+                    turn.set_result(None)
+            waiters.clear()
 
     def _send_later(self, item: _Message | _Upload) -> None:
         with self._later_lock:
@@ -306,12 +378,15 @@ class FlowTracker:
     async def resume(self) -> None:
         """Read what earlier attempts of the run finished."""
         history = await self.run_log.history(self.flow_run.id)
-        self.retries_made = retries_made(history)
         anew = begins_anew(history)
-        tasks = [
-            recorded for recorded in await self.run_log.task_history(self.flow_run.id) if recorded.seq > anew
-        ]
-        self.finished = finished_calls(tasks, attempt_starts(history))
+        self.retries_made = retries_made(recorded for recorded in history if recorded.seq > anew)
+        finished = FinishedCalls(attempt_starts(history))
+        # Not as one list: of a run with many tasks, two thirds of the events are read only to be passed over.
+        reading = self.session.bus.log.read([task_run_subject(self.flow_run.id)], after=anew)
+        async with reading as batches:
+            async for batch in batches:
+                finished.add(batch.records)
+        self.finished = finished.by_key
 
     async def store_flow_result(self, value: Any) -> JsonValue:
         """Store a flow's return value if it is large; return what stands in its last event."""
@@ -335,15 +410,7 @@ class FlowTracker:
         call = self.finished.pop(key, None)
         if call is None:
             return None
-        data = call.data()
-        result = data.get("result")
-        run = data.get("run")
-        recorded = RecordedResult(
-            self.session,
-            result if isinstance(result, dict) else {"inline": None, "format": "json"},
-            run_id=str(run["id"]) if isinstance(run, dict) else self.flow_run.id,
-            key=key,
-        )
+        recorded = RecordedResult(self.session, call.result, run_id=call.task_run_id, key=key)
         return recorded if recorded.is_kept else None
 
     def _set(self, run: FlowRun) -> None:
@@ -398,7 +465,8 @@ class SideSession:
             await asyncio.to_thread(self.close)
 
 
-_ENDED = frozenset({"COMPLETED", "FAILED", "CANCELLED", "CRASHED"})
+_PENDING_HEADERS = {STATE_HEADER: "pending"}
+_RUNNING_HEADERS = {STATE_HEADER: "running"}
 _QUOTED: dict[StateType | None, str] = {None: "null", **{type_: f'"{type_.value}"' for type_ in StateType}}
 
 
@@ -418,18 +486,3 @@ def _text(value: str | None) -> str:
 @lru_cache(maxsize=1024)
 def _texts(values: tuple[str, ...] | frozenset[str]) -> str:
     return orjson.dumps(sorted(values) if isinstance(values, frozenset) else list(values)).decode()
-
-
-_second = (-1, "")
-
-
-def _stamp(ns: int) -> str:
-    """Return nanoseconds since 1970 as RFC 3339; the part down to the second is worked out once per second."""
-    global _second
-    second, rest = divmod(ns, 1_000_000_000)
-    # One name for both, so that two threads in different seconds never mix them.
-    at, text = _second
-    if second != at:
-        text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-        _second = (second, text)
-    return f"{text}.{rest // 1000:06d}Z"

@@ -1,0 +1,212 @@
+"""A call of a task, made ready where it is made: its run, key, inputs, and whether it has run before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..errors import UpstreamFailed
+from .annotations import Annotation, allow_failure, quote, unmapped
+from .context import FlowRunContext, current_run, current_tags
+from .futures import TaskFuture
+from .nested import is_plain, replace_leaves
+from .results import RecordedResult
+from .states import Completed, State, StateType
+from .task_run import IdSource, TaskRun
+
+if TYPE_CHECKING:
+    from .tasks import Task
+    from .tracking import TaskEvents
+
+__all__ = ["TaskCall", "announce", "as_tuple", "prepare", "resolve_inputs"]
+
+_ids = IdSource()
+_PENDING = StateType.PENDING
+
+
+class TaskCall:
+    """One call of a task, with everything known where it was made.
+
+    Attributes:
+        events: where its transitions go; None where nothing is tracked.
+        upstream: the futures among its inputs and in ``wait_for``.
+        recorded: the result an earlier attempt of the flow run recorded for this call; then it does not run.
+        settled: the final state, where it was clear before the call could begin.
+    """
+
+    # Defaults of the class, not set in __init__: most calls never change them.
+    events: TaskEvents | None = None
+    is_plain = True
+    is_announced = False
+    """Whether PENDING has been written."""
+    upstream: Sequence[TaskFuture[Any]] = ()
+    wait_for: tuple[Any, ...] = ()
+    recorded: RecordedResult | None = None
+    settled: State | None = None
+
+    def __init__(
+        self, task: Task[..., Any], run: TaskRun, flow: FlowRunContext | None, log_prints: bool
+    ) -> None:
+        self.task = task
+        self.run = run
+        self.flow = flow
+        self.log_prints = log_prints
+
+    @property
+    def is_settled(self) -> bool:
+        return self.settled is not None
+
+    @property
+    def keeps_memo(self) -> bool:
+        """Whether its result is kept in memory for a retry of its flow."""
+        return self.flow is not None and self.flow.memo is not None and bool(self.task.persist_result)
+
+
+def prepare(
+    task: Task[..., Any], parameters: dict[str, Any], wait_for: Any = None, *, is_direct: bool = False
+) -> TaskCall:
+    """Make a call of ``task``: give it its id, name and key, say that it is pending, look for a recorded result.
+
+    Args:
+        is_direct: it is run at once, where it is made.
+    """
+    parent = current_run.get()
+    flow = parent.flow_context if parent is not None else None
+    if flow is not None:
+        tracker = flow.tracker
+        ids, events = (tracker.events.ids, tracker.events) if tracker is not None else (_ids, None)
+        flow_run_id: str | None = flow.flow_run.id
+    else:
+        tracker, ids, flow_run_id = None, _ids, None
+        events = None
+    tags = current_tags.get()
+    if task.tags:
+        tags = tags | task.tags if tags else task.tags
+    id_ = ids.draw()
+    run = TaskRun(
+        id_,
+        f"{task.name}-{id_[-6:]}",
+        task,
+        flow_run_id=flow_run_id,
+        parameters=parameters,
+        tags=tags,
+        upstream=(),
+    )
+    log_prints = task.log_prints
+    call = TaskCall(
+        task, run, flow, log_prints if log_prints is not None else parent is not None and parent.log_prints
+    )
+    if wait_for is not None or not is_plain(parameters.values()):
+        _look_for_upstream(call, parameters, wait_for)
+    if tracker is not None:
+        assert parent is not None
+        run.call, run.index = parent.calls.key(task.name, parameters, salt=task.key_salt)
+        call.events = events
+        if tracker.finished and not task.isgenerator:
+            call.recorded = tracker.take_finished(run.call)
+            if call.recorded is not None:
+                return call
+        if not is_direct or not call.is_plain:
+            announce(call)
+    elif flow is None:
+        from ..bus.session import current_session
+
+        session = current_session()
+        if session is not None:
+            from ..config import load_settings
+            from .tracking import standalone_events
+
+            # A task inside a task outside any flow: its own events all the same.
+            call.events = standalone_events(
+                session, id_, inline_bytes=load_settings().engine.inline_result_bytes
+            )
+            announce(call)
+    elif flow.memo is not None and task.persist_result:
+        assert parent is not None
+        run.call, run.index = parent.calls.key(task.name, parameters, salt=task.key_salt)
+        if run.call in flow.memo:
+            call.settled = Completed(data=flow.memo[run.call], run_id=id_)
+    return call
+
+
+def announce(call: TaskCall) -> None:
+    """Write that the call is pending."""
+    if call.events is not None:
+        call.events.write(call.run, _PENDING, "Pending")
+    call.is_announced = True
+
+
+def as_tuple(wait_for: Any) -> tuple[Any, ...]:
+    """Return what was given as ``wait_for``, one thing or several, as a tuple."""
+    if wait_for is None:
+        return ()
+    return tuple(wait_for) if isinstance(wait_for, list | tuple | set | frozenset) else (wait_for,)
+
+
+def _look_for_upstream(call: TaskCall, parameters: dict[str, Any], wait_for: Any) -> None:
+    ids: list[str] = []
+    futures: list[TaskFuture[Any]] = []
+    call.upstream = futures
+
+    def note(leaf: Any) -> Any:
+        if isinstance(leaf, TaskFuture):
+            futures.append(leaf)
+            ids.append(leaf.task_run_id)
+        elif isinstance(leaf, State):
+            if leaf.run_id:
+                ids.append(leaf.run_id)
+        elif isinstance(leaf, Annotation):
+            if isinstance(leaf, quote):
+                call.is_plain = False
+                return leaf
+            replace_leaves(leaf.value, note)
+        else:
+            return leaf
+        call.is_plain = False
+        return leaf
+
+    for value in parameters.values():
+        replace_leaves(value, note)
+    if wait_for is not None:
+        call.wait_for = as_tuple(wait_for)
+        call.is_plain = False
+        for item in call.wait_for:
+            replace_leaves(item, note)
+    call.run.upstream = tuple(dict.fromkeys(ids))
+
+
+# --- inputs -------------------------------------------------------------------------------------------
+
+
+def resolve_inputs(parameters: dict[str, Any], wait_for: Iterable[Any], *, what: str) -> dict[str, Any]:
+    """Return parameters with results in place of futures and states; all futures are done.
+
+    Raises:
+        UpstreamFailed: one did not complete, and was not marked ``allow_failure``.
+    """
+
+    def result_of(state: State, name: str, allowed: bool) -> Any:
+        if not state.is_completed():
+            if allowed and state.is_final():
+                return state.result(raise_on_failure=False)
+            raise UpstreamFailed(f"{what} did not run: upstream {name} is {state.name}, not completed")
+        return state.result()
+
+    def change(leaf: Any, allowed: bool = False) -> Any:
+        if isinstance(leaf, TaskFuture):
+            leaf.wait()
+            return result_of(leaf.state, f"task run {leaf.name!r}", allowed)
+        if isinstance(leaf, State):
+            return result_of(leaf, "state", allowed)
+        if isinstance(leaf, allow_failure):
+            return replace_leaves(leaf.value, lambda inner: change(inner, True))
+        if isinstance(leaf, quote):
+            return leaf.value
+        if isinstance(leaf, unmapped):
+            return replace_leaves(leaf.value, change)
+        return leaf
+
+    resolved = {name: replace_leaves(value, change) for name, value in parameters.items()}
+    for item in wait_for:
+        replace_leaves(item, change)
+    return resolved
