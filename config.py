@@ -51,6 +51,11 @@ class BusConfig(_Section):
     max_age_days: float = Field(365.0, gt=0, description="age at which events leave the log")
     logs_max_bytes: int = Field(1 << 30, ge=1 << 20, description="size of the stream of run logs")
     logs_max_age_days: float = Field(14.0, gt=0, description="age at which run logs leave")
+    requests_kept: int = Field(
+        50, ge=1, le=1000, description="webhook requests kept per webhook, so many accepted and so many refused"
+    )
+    requests_max_age_s: float = Field(86_400.0, ge=1, description="age at which kept webhook requests leave")
+    requests_max_bytes: int = Field(64 << 20, ge=1 << 20, description="size of all kept webhook requests")
     dedup_window_s: float = Field(
         120.0, gt=0, le=86400, description="for how long the broker recognises a repeated id"
     )
@@ -104,6 +109,9 @@ class TriggersConfig(_Section):
     """Schedules and webhooks."""
 
     webhook_max_bytes: int = Field(1 << 20, ge=1024, le=64 << 20, description="largest webhook body")
+    webhook_kept_bytes: int = Field(
+        65_536, ge=0, le=512 << 10, description="most bytes kept of a request's body, to be sent again; 0 keeps no requests"
+    )
     webhook_tolerance_s: float = Field(300.0, gt=0, description="largest age of a signed timestamp")
     webhook_dedupe_s: float = Field(
         259_200.0,

@@ -14,6 +14,7 @@ from ..config import BusConfig
 from ..errors import BusUnavailable, UnknownName
 from .address import BrokerAddress
 from .bucket import Bucket
+from .captures import Captures
 from .connection import Connection
 from .lease import Lease
 from .log import EventLog
@@ -49,6 +50,7 @@ class Bus(AsyncContextManagerMixin):
     publisher: Publisher
     work: WorkQueue
     run_logs: RunLogs
+    captures: Captures
     objects: Objects
     timers: Timers
 
@@ -129,6 +131,7 @@ class Bus(AsyncContextManagerMixin):
             )
             self.work = WorkQueue(connection, self.config)
             self.run_logs = RunLogs(connection, self.publisher, self.config)
+            self.captures = Captures(connection, self.publisher, self.config)
             self.objects = Objects(connection, self.config)
             self.timers = Timers(connection, self.config, clock=self.clock)
             try:

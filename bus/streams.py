@@ -16,7 +16,7 @@ from ..config import BusConfig
 from ..errors import BusUnavailable, DefinitionError
 from ..vocabulary import JsonObject
 from .connection import ApiError, Connection
-from .subject import LOGS_STREAM, STREAM, WORK_STREAM
+from .subject import LOGS_STREAM, REQUESTS_STREAM, STREAM, WORK_STREAM
 
 __all__ = [
     "BUCKETS", "BUCKET_PREFIX", "OBJECTS_STREAM", "BrokerInfo", "Features", "features_of", "reconcile",
@@ -98,7 +98,7 @@ def losses_of(features: Features) -> tuple[str, ...]:
 
 
 def stream_specs(config: BusConfig, features: Features) -> list[Spec]:
-    """Return the configurations of the three streams."""
+    """Return the configurations of the streams: events, lines of runs, work, requests."""
     day_ns = 86_400 * _NS
     common: Spec = {
         "storage": "file",
@@ -144,7 +144,17 @@ def stream_specs(config: BusConfig, features: Features) -> list[Spec]:
         "max_age": 0,
         "duplicate_window": int(config.dedup_window_s * _NS),
     }
-    return [events, logs, work]
+    requests: Spec = common | {
+        "name": REQUESTS_STREAM,
+        "description": "Hark: requests that came in, the newest of each kind",
+        "subjects": ["hark.req.>"],
+        "retention": "limits",
+        "max_msgs_per_subject": config.requests_kept,
+        "max_bytes": config.requests_max_bytes,
+        "max_age": int(config.requests_max_age_s * _NS),
+        "duplicate_window": int(min(config.dedup_window_s, config.requests_max_age_s) * _NS),
+    }
+    return [events, logs, work, requests]
 
 
 def bucket_spec(name: str, config: BusConfig, features: Features) -> Spec:

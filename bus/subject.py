@@ -11,6 +11,7 @@ from .event import Event
 STREAM = "HARK"
 LOGS_STREAM = "HARK_LOGS"
 WORK_STREAM = "HARK_WORK"
+REQUESTS_STREAM = "HARK_REQUESTS"
 PREFIX = "hark.ev."
 ALL_EVENTS = "hark.ev.>"
 FLOW_RUNS = "hark.ev.flow-run.>"

@@ -10,7 +10,9 @@ import typer
 from .backfills import backfill
 from .call import AsJson, ask, group, json_argument, key_values, pairs, plain, show, table
 
-deployments = group("Flows with a name, parameters, schedules and a pool: ls, show, run, pause, resume, backfill.")
+deployments = group(
+    "Flows with a name, parameters, schedules and a pool: ls, show, run, pause, resume, backfill."
+)
 deployments.command("backfill")(backfill)
 
 _Name = Annotated[str, typer.Argument(help="The deployment.")]

@@ -30,7 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "backfills": ("backfills:backfills", "Slots of the past being run: ls, show, watch, cancel."),
     "automations": ("automations:automations", "Rules: ls, show, pause, resume."),
     "schedules": ("schedules:schedules", "When deployments run by themselves: ls, next, pause, resume."),
-    "webhooks": ("webhooks:webhooks", "Requests that become events: ls, show, send, pause, resume."),
+    "webhooks": ("webhooks:webhooks", "Requests that become events: ls, show, send, requests, redeliver, pause, resume."),
     "channels": ("channels:channels", "Named ways to tell people: ls, test."),
     "pools": ("channels:pools", "Where runs execute: ls, show, pause, resume."),
     "variables": ("values:variables", "Named values: ls, get, set, rm."),

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .call import AsJson, ask, group, pairs, plain, show, table
+from .call import AsJson, ago, ask, group, pairs, plain, show, table
 
 if TYPE_CHECKING:
     from ..server.client import Hark
     from ..vocabulary import JsonObject
 
-webhooks = group("Addresses that turn HTTP requests into events: ls, show, send, pause, resume.")
+webhooks = group(
+    "Addresses that turn HTTP requests into events: ls, show, send, requests, request, redeliver, pause, resume."
+)
 
 _Name = Annotated[str, typer.Argument(help="The webhook.")]
 
@@ -97,6 +99,52 @@ def _body(text: str | None) -> bytes:
         except OSError as exc:
             raise typer.BadParameter(f"{text[1:]} cannot be read: {exc.strerror}") from exc
     return text.encode()
+
+
+@webhooks.command("requests")
+def requests(
+    name: _Name,
+    refused: Annotated[
+        bool | None, typer.Option("--refused/--accepted", help="Only those that were refused, or accepted.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="So many at most.")] = 50,
+    as_json: AsJson = False,
+) -> None:
+    """List what a webhook was sent lately, the newest first."""
+    items = ask(lambda h: h.webhook_requests(name, limit=limit, refused=refused))
+    rows = []
+    for r in items:
+        ids = r.get("event_ids")
+        led_to = ", ".join(str(i) for i in ids[:3]) if isinstance(ids, list) and ids else r.get("reason")
+        rows.append(
+            [r["id"], ago(r["received_at"]), r["method"], r["status"], r["size"], r.get("remote"), led_to]
+        )
+    head = ["ID", "AGE", "METHOD", "STATUS", "BYTES", "FROM", "EVENT OR REASON"]
+    show(items, table(head, rows, empty="no requests are kept of this webhook"), as_json=as_json)
+
+
+_Id = Annotated[str, typer.Argument(help="The request, from `hark webhooks requests`.")]
+
+
+@webhooks.command("request")
+def request(id: _Id, as_json: AsJson = False) -> None:
+    """Show one request with its headers and body; what proves who sent it is taken out."""
+    item = ask(lambda h: h.webhook_request(id))
+    show(item, pairs(item), as_json=as_json)
+
+
+@webhooks.command("redeliver")
+def redeliver(id: _Id, as_json: AsJson = False) -> None:
+    """Take a request in again, by the webhook as it is now; exit 1 if it is not accepted.
+
+    One that was accepted before makes a new event; one that was refused is the delivery it was.
+    """
+    item = ask(lambda h: h.redeliver_webhook_request(id))
+    answer = item["answer"]
+    assert isinstance(answer, dict)
+    show(item, f"{item['status']}\n{pairs(answer)}", as_json=as_json)
+    if not isinstance(item["status"], int) or item["status"] >= 300:
+        raise typer.Exit(1)
 
 
 @webhooks.command("pause")

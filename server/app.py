@@ -11,7 +11,7 @@ from starlette.routing import Route
 from ..errors import AccessDenied
 from .access import cross_site, host_allowed, token_of
 from .problem import install, problem, problem_of
-from .routes import automations, backfills, config, deployments, dlq, events, hooks, runs, system, values
+from .routes import automations, backfills, config, deployments, dlq, events, hooks, runs, system, values, webhook_requests
 
 if TYPE_CHECKING:
     from starlette.responses import Response
@@ -83,7 +83,7 @@ def make_app(context: ServerContext) -> FastAPI:
     app.router.routes.append(
         Route("/hooks/{name}", hooks.receive, methods=hooks.METHODS, include_in_schema=False)
     )
-    for module in (events, runs, deployments, backfills, automations, values, dlq, config, system):
+    for module in (events, runs, deployments, backfills, automations, webhook_requests, values, dlq, config, system):
         app.include_router(module.router)
     app.add_middleware(Guard, context=context)
     return app

@@ -337,7 +337,9 @@ class Hark:
         return _object(await self.request("GET", path, params=params, timeout_s=wait_s + 30))
 
     async def cancel_backfill(self, name: str, *, runs: bool = False) -> JsonObject:
-        return _object(await self.request("POST", f"/api/backfills/{_part(name)}/cancel", json={"runs": runs}))
+        return _object(
+            await self.request("POST", f"/api/backfills/{_part(name)}/cancel", json={"runs": runs})
+        )
 
     async def automations(self) -> list[JsonObject]:
         return _items(await self._get("/api/automations"))
@@ -353,6 +355,20 @@ class Hark:
 
     async def webhook(self, name: str) -> JsonObject:
         return _object(await self._get(f"/api/webhooks/{_part(name)}"))
+
+    async def webhook_requests(
+        self, name: str, *, limit: int = 50, refused: bool | None = None
+    ) -> list[JsonObject]:
+        """List the requests kept of a webhook, the newest first."""
+        shown = None if refused is None else str(refused).lower()
+        return _items(await self._get(f"/api/webhooks/{_part(name)}/requests", limit=limit, refused=shown))
+
+    async def webhook_request(self, id: str) -> JsonObject:
+        return _object(await self._get(f"/api/webhook-requests/{_part(id)}"))
+
+    async def redeliver_webhook_request(self, id: str) -> JsonObject:
+        """Take a kept request in again; the answer has ``status`` and ``answer`` as its sender would be given them."""
+        return _object(await self.request("POST", f"/api/webhook-requests/{_part(id)}/redeliver"))
 
     async def pause(self, kind: str, name: str) -> JsonObject:
         """Pause a ``deployment, automation, schedule, webhook`` or ``pool``."""

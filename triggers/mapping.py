@@ -25,7 +25,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import unquote
@@ -48,13 +48,26 @@ from .verify import (
 )
 from .webhook import Webhook, clean_type
 
-__all__ = ["Mapped", "MappingFailed", "challenge_of", "is_cloud_event", "map_request"]
+__all__ = [
+    "HIDDEN",
+    "MAX_BATCH",
+    "Mapped",
+    "MappingFailed",
+    "challenge_of",
+    "is_cloud_event",
+    "map_request",
+    "map_requests",
+]
 
 log = logging.getLogger(__name__)
 
 # What proves who sent it must not stand in events: tokens could be used again, signatures say nothing more.
-_HIDDEN = re.compile(r"authorization|cookie|signature|token|secret|api-?key|hmac|password", re.IGNORECASE)
+HIDDEN = re.compile(r"authorization|cookie|signature|token|secret|api-?key|hmac|password", re.IGNORECASE)
 _MAX_DELIVERY_CHARS = 1000
+MAX_BATCH = 1000
+"""Most CloudEvents in one request."""
+_BATCH_TYPE = "application/cloudevents-batch+json"
+_ONE_TYPE = "application/cloudevents+json"
 _CE_ATTRIBUTE = re.compile(r"ce-([a-z0-9]{1,20})")
 
 
@@ -83,9 +96,45 @@ def challenge_of(webhook: Webhook, body: Body) -> str | None:
 
 def is_cloud_event(request: Request) -> bool:
     """Return whether the request carries a CloudEvent, structured or binary."""
-    return (
-        media_type(request.headers) == "application/cloudevents+json" or "ce-specversion" in request.headers
-    )
+    return media_type(request.headers) == _ONE_TYPE or "ce-specversion" in request.headers
+
+
+def map_requests(webhook: Webhook, request: Request, body: Body, *, now: datetime) -> list[Mapped]:
+    """Return the events ``request`` becomes: of a CloudEvents batch each of them, else one. None is stored unless all are events.
+
+    A batch at a webhook with its own ``event:`` is one event, whose templates see the list.
+
+    Raises:
+        MappingFailed: see ``map_request``; of a batch, it says which event.
+    """
+    if (
+        webhook.event is not None
+        or media_type(request.headers) != _BATCH_TYPE
+        or not _reads_cloud_events(webhook)
+    ):
+        return [map_request(webhook, request, body, now=now)]
+    if not isinstance(body.value, list):
+        raise MappingFailed("not-an-event", "a batch is a JSON list of CloudEvents", status=400)
+    if len(body.value) > MAX_BATCH:
+        raise MappingFailed(
+            "too-large", f"a batch holds {MAX_BATCH} events at most, got {len(body.value)}", status=413
+        )
+    single = replace(request, headers={**request.headers, "content-type": _ONE_TYPE})
+    mapped = []
+    for place, item in enumerate(body.value):
+        try:
+            mapped.append(map_request(webhook, single, Body(item), now=now))
+        except MappingFailed as exc:
+            raise MappingFailed(
+                exc.reason, f"event {place} of the batch: {exc.detail}", status=exc.status
+            ) from exc
+    return mapped
+
+
+def _reads_cloud_events(webhook: Webhook) -> bool:
+    """Return whether the preset has no sender with a way of its own."""
+    own = GithubVerify | GitlabVerify | StripeVerify | SlackVerify | ShopifyVerify | StandardWebhooksVerify
+    return not isinstance(webhook.verify, own)
 
 
 def map_request(webhook: Webhook, request: Request, body: Body, *, now: datetime) -> Mapped:
@@ -129,7 +178,7 @@ def _with_id(webhook: Webhook, request: Request, body: Body, made: Mapped) -> Ma
 
 def _context(webhook: Webhook, request: Request, body: Body) -> dict[str, Any]:
     return {
-        "headers": {name: value for name, value in request.headers.items() if not _HIDDEN.search(name)},
+        "headers": {name: value for name, value in request.headers.items() if not HIDDEN.search(name)},
         "body": _payload_of(webhook, body),
         "form": body.form,
         "query": dict(request.query),
@@ -331,7 +380,7 @@ def _unmapped(webhook: Webhook, request: Request, body: Body, now: datetime) -> 
     data: JsonObject = {
         "webhook": {"name": webhook.name},
         "method": request.method,
-        "query": {name: value for name, value in request.query.items() if not _HIDDEN.search(name)},
+        "query": {name: value for name, value in request.query.items() if not HIDDEN.search(name)},
         "body": body.value,
     }
     event = Event(

@@ -31,6 +31,7 @@ import math
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from difflib import get_close_matches
 from typing import Any, Protocol, Self
 
@@ -44,13 +45,23 @@ from ..bus.event import Event
 from ..clock import SYSTEM_CLOCK, Clock
 from ..config import TriggersConfig
 from ..duration import Rate
-from ..errors import DefinitionError, EventRefused, EventTooLarge, HarkError, UnavailableError
+from ..errors import (
+    DefinitionError,
+    EventRefused,
+    EventTooLarge,
+    HarkError,
+    RefusedError,
+    UnavailableError,
+    UnknownName,
+)
 from ..template import render
-from ..vocabulary import JsonObject, JsonValue
-from .body import Body, BodyError, media_type, parse_body
+from ..vocabulary import JsonObject, JsonValue, new_id
+from .body import Body, BodyError, parse_body
+from .capture import Captured, capture, has_kept_proof
 from .delivery import Deliveries
-from .mapping import MappingFailed, challenge_of, map_request
+from .mapping import Mapped, MappingFailed, challenge_of, map_requests
 from .rate import TokenBucket
+from .rejection import Rejections
 from .response import RunWaits
 from .verify import BasicVerify, CloudEventsVerify, Keys, Refused, Request, verify
 from .webhook import Webhook
@@ -59,14 +70,10 @@ __all__ = ["Answer", "LateValues", "WebhookReceiver"]
 
 log = logging.getLogger(__name__)
 
-SOURCE = "/hark/webhooks"
 # Senders give up after 3 s (Slack) to 10 s (GitHub); past that nobody hears the answer.
 _DEADLINE_S = 9.0
 # A rotated secret is taken up this soon; asking the broker for it at every request would cost more than all the rest.
 _KEYS_FRESH_S = 2.0
-
-# So many rejections may be told in a row, before the rate holds them back: a person trying out sees each.
-_TOLD_AT_ONCE = 5
 
 _TITLES = {
     400: "Bad Request", 401: "Unauthorized", 404: "Not Found", 405: "Method Not Allowed", 409: "Conflict",
@@ -107,11 +114,12 @@ class _Hook:
 
 
 @dataclass(slots=True)
-class _Rejections:
-    """How many rejections of one webhook may be told, and how many were not."""
+class _Trace:
+    """What has become of a request so far, for what is kept of it."""
 
-    bucket: TokenBucket
-    suppressed: int = 0
+    is_genuine: bool = False
+    event_ids: tuple[str, ...] = ()
+    is_told: bool = True
 
 
 class _Rejected(Exception):
@@ -145,7 +153,7 @@ class WebhookReceiver(AsyncContextManagerMixin):
         self._deliveries = Deliveries(bus, ttl_s=self._config.webhook_dedupe_s)
         self._hooks: dict[str, _Hook] = {}
         self._broken: dict[str, str] = {}
-        self._rejections: dict[str, _Rejections] = {}
+        self._rejections = Rejections(bus, per_s=self._config.webhook_rejected_per_s, clock=clock)
 
     # --- definitions ----------------------------------------------------------------------------------
 
@@ -170,7 +178,7 @@ class WebhookReceiver(AsyncContextManagerMixin):
         old = self._hooks.pop(entry.key, None)
         self._broken.pop(entry.key, None)
         if entry.deleted:
-            self._rejections.pop(entry.key, None)
+            self._rejections.forget(entry.key)
             return
         try:
             webhook = Webhook.model_validate_json(entry.value)
@@ -229,9 +237,16 @@ class WebhookReceiver(AsyncContextManagerMixin):
         request = Request(
             method.upper(), {key.lower(): value for key, value in headers.items()}, dict(query), body
         )
+        received_at, trace = self._clock.now(), _Trace()
+        answer = await self._receive(name, request, remote, trace)
+        if request.method != "OPTIONS" and answer.status != 503:
+            self._keep(name, request, answer, trace, remote=remote, received_at=received_at)
+        return answer
+
+    async def _receive(self, name: str, request: Request, remote: str | None, trace: _Trace) -> Answer:
         try:
             with anyio.move_on_after(_DEADLINE_S) as deadline:
-                webhook, answer, stored = await self._accept(name, request)
+                webhook, answer, stored = await self._accept(name, request, trace)
             if deadline.cancelled_caught:
                 raise _Rejected(
                     503, "unavailable", "the log did not answer in time", headers={"Retry-After": "5"}
@@ -240,17 +255,19 @@ class WebhookReceiver(AsyncContextManagerMixin):
                 return await self._with_outcome(webhook, answer, *stored)
             return answer
         except _Rejected as exc:
-            return self._reject(name, request, exc, remote)
+            return self._reject(name, request, exc, remote, trace)
         except UnavailableError as exc:
             unavailable = _Rejected(503, "unavailable", str(exc), headers={"Retry-After": "5"})
-            return self._reject(name, request, unavailable, remote)
+            return self._reject(name, request, unavailable, remote, trace)
         except Exception:  # whatever a request holds, the next one is received
             log.exception("webhook.failed", extra={"webhook": name})
             return self._reject(
-                name, request, _Rejected(500, "error", "the request could not be processed"), remote
+                name, request, _Rejected(500, "error", "the request could not be processed"), remote, trace
             )
 
-    async def _accept(self, name: str, request: Request) -> tuple[Webhook, Answer, tuple[Event, int] | None]:
+    async def _accept(
+        self, name: str, request: Request, trace: _Trace
+    ) -> tuple[Webhook, Answer, tuple[Event, int] | None]:
         hook = self._find(name)
         webhook = hook.webhook
         if request.method == "OPTIONS":
@@ -278,12 +295,13 @@ class WebhookReceiver(AsyncContextManagerMixin):
                 {"WWW-Authenticate": f'{challenge} realm="hark"'} if "credentials" in verdict.reason else {}
             )
             raise _Rejected(401, verdict.reason, verdict.detail, headers=needs)
+        trace.is_genuine = True
         # After verifying: else anybody could use up the rate of the genuine sender.
         wait_s = hook.bucket.take(self._clock.monotonic())
         if wait_s > 0:
             after = {"Retry-After": str(math.ceil(wait_s))}
             raise _Rejected(429, "rate", f"more than {hook.bucket.rate} requests", headers=after)
-        return webhook, *await self._store(webhook, request, _read(request))
+        return webhook, *await self._store(webhook, request, _read(request), trace)
 
     def _find(self, name: str) -> _Hook:
         hook = self._hooks.get(name)
@@ -318,15 +336,21 @@ class WebhookReceiver(AsyncContextManagerMixin):
         return keys
 
     async def _store(
-        self, webhook: Webhook, request: Request, body: Body
+        self, webhook: Webhook, request: Request, body: Body, trace: _Trace, *, again: Captured | None = None
     ) -> tuple[Answer, tuple[Event, int] | None]:
-        """Return the answer and, if an event was stored now, that event and its place."""
+        """Return the answer and, if one event was stored now, that event and its place.
+
+        Args:
+            again: the kept request this is, if it is delivered again: what was stored then is stored as a new event.
+        """
         challenge = challenge_of(webhook, body)
         if challenge is not None:
             return Answer(200, {"challenge": challenge}), None
         try:
-            mapped = map_request(webhook, request, body, now=self._clock.now())
-            stored = await self._deliveries.store(webhook.name, mapped.delivery, mapped.event)
+            mapped = map_requests(webhook, request, body, now=self._clock.now())
+            if again is not None and again.event_ids:
+                mapped = [_replayed(one, again, place) for place, one in enumerate(mapped)]
+            stored = [await self._deliveries.store(webhook.name, one.delivery, one.event) for one in mapped]
         except MappingFailed as exc:
             raise _Rejected(exc.status, exc.reason, exc.detail) from exc
         except EventTooLarge as exc:
@@ -335,10 +359,16 @@ class WebhookReceiver(AsyncContextManagerMixin):
             raise _Rejected(422, "refused", str(exc)) from exc
         except DefinitionError as exc:  # such as JSON nested deeper than can be written
             raise _Rejected(400, "not-an-event", str(exc)) from exc
-        answer: JsonObject = {"id": stored.id}
-        if stored.is_repeat:
+        trace.event_ids = tuple(one.id for one in stored)
+        if len(stored) != 1:
+            ids: list[JsonValue] = [*trace.event_ids]
+            repeats = sum(one.is_repeat for one in stored)
+            return Answer(202, {"ids": ids, **({"duplicates": repeats} if repeats else {})}), None
+        [first] = stored
+        answer: JsonObject = {"id": first.id}
+        if first.is_repeat:
             answer["duplicate"] = True
-        return Answer(202, answer), None if stored.seq is None else (mapped.event, stored.seq)
+        return Answer(202, answer), None if first.seq is None else (mapped[0].event, first.seq)
 
     async def _with_outcome(self, webhook: Webhook, answer: Answer, event: Event, seq: int) -> Answer:
         """Return the answer with how the run ended that the event led to, or as it is where none has ended in time."""
@@ -358,10 +388,114 @@ class WebhookReceiver(AsyncContextManagerMixin):
         }
         return Answer(200 if outcome.is_completed else 500, told)
 
+    # --- keeping, and delivering again ----------------------------------------------------------------
+
+    def _keep(
+        self,
+        name: str,
+        request: Request,
+        answer: Answer,
+        trace: _Trace,
+        *,
+        remote: str | None,
+        received_at: datetime,
+    ) -> None:
+        """Keep the request for a while, if its webhook exists; of refused ones, as many as are told of."""
+        hook = self._hooks.get(name)
+        if hook is None or not self._config.webhook_kept_bytes:
+            return
+        is_stored = answer.status < 300 or bool(trace.event_ids)
+        if not is_stored and not trace.is_told:
+            return
+        kept = capture(
+            name,
+            hook.webhook.verify,
+            request,
+            secrets=hook.keys.secrets if hook.keys is not None else (),
+            received_at=received_at,
+            remote=remote,
+            status=answer.status,
+            reason=str(answer.body.get("reason") or ""),
+            event_ids=trace.event_ids,
+            is_genuine=trace.is_genuine,
+            max_bytes=self._config.webhook_kept_bytes,
+        )
+        # Two kinds, so that a flood of requests that are not genuine does not push out those that are.
+        try:
+            self._bus.captures.keep_nowait(f"{_kind_of(name)}.{'ok' if is_stored else 'no'}", kept.to_json())
+        except HarkError as exc:
+            log.warning("webhook.not_kept", extra={"webhook": name, "error": str(exc)})
+
+    async def requests(self, name: str) -> list[Captured]:
+        """Return the requests kept of a webhook, the newest first. Empty also for one that does not exist.
+
+        Raises:
+            UnavailableError: the broker cannot be reached.
+        """
+        found = await self._bus.captures.list(f"{_kind_of(name)}.*")
+        return [Captured.from_json(one.raw, id=str(one.seq)) for one in reversed(found)]
+
+    async def kept(self, id: str) -> Captured:
+        """Return one kept request.
+
+        Raises:
+            UnknownName: there is none of this id (any more). UnavailableError: the broker cannot be reached.
+        """
+        found = (
+            await self._bus.captures.get(int(id)) if id.isascii() and id.isdigit() and len(id) < 19 else None
+        )
+        if found is None:
+            raise UnknownName("webhook request", id[:40])
+        return Captured.from_json(found[0], id=id)
+
+    async def redeliver(self, id: str) -> Answer:
+        """Take a kept request in again, by the webhook as it is now, and return the answer.
+
+        One that was refused then is the delivery it was, so that the sender's own repeat makes no second event; one that
+        was stored makes a new event, whose ``replayof`` names the first.
+
+        Raises:
+            UnknownName: there is none of this id (any more). UnavailableError: nothing was stored.
+            RefusedError: not all of it was kept, or it cannot be verified.
+        """
+        again = await self.kept(id)
+        request, trace = again.request(), _Trace()
+        if not again.is_whole:
+            raise RefusedError(
+                f"only {len(again.body)} of the {again.size} bytes of request {id} were kept",
+                hint="have the sender send it again; HARK_TRIGGERS__WEBHOOK_KEPT_BYTES keeps more",
+            )
+        try:
+            hook = self._find(again.webhook)
+            if not again.is_genuine:
+                await self._verify_again(hook, again, request)
+            answer, _ = await self._store(hook.webhook, request, _read(request), trace, again=again)
+        except _Rejected as exc:
+            return self._reject(again.webhook, request, exc, again.remote, trace)
+        return answer
+
+    async def _verify_again(self, hook: _Hook, again: Captured, request: Request) -> None:
+        """Raise ``RefusedError`` unless a request that was not genuine then is so by the secrets of now."""
+        rule = hook.webhook.verify
+        if not has_kept_proof(rule, request):
+            raise RefusedError(
+                f"request {again.id} was not genuine, and what would prove it is not kept",
+                hint="have the sender send it again",
+            )
+        tolerance_s = self._config.webhook_tolerance_s
+        hook.keys = None  # the secret may have been put right a moment ago
+        verdict = verify(
+            rule, request, await self._keys(hook), now=again.received_at, tolerance_s=tolerance_s
+        )
+        if isinstance(verdict, Refused):
+            raise RefusedError(f"request {again.id} is still not genuine: {verdict.detail}")
+
     # --- rejecting ------------------------------------------------------------------------------------
 
-    def _reject(self, name: str, request: Request, why: _Rejected, remote: str | None) -> Answer:
-        self._tell(name, request, why, remote)
+    def _reject(
+        self, name: str, request: Request, why: _Rejected, remote: str | None, trace: _Trace
+    ) -> Answer:
+        trace.is_told = self._tell(name, request, why, remote)
         problem: JsonObject = {
             "type": "about:blank",
             "title": _TITLES.get(why.status, "Error"),
@@ -371,48 +505,27 @@ class WebhookReceiver(AsyncContextManagerMixin):
         }
         return Answer(why.status, problem, {"Content-Type": "application/problem+json", **why.headers})
 
-    def _tell(self, name: str, request: Request, why: _Rejected, remote: str | None) -> None:
-        """Publish ``webhook.rejected``, unless too many were just told."""
+    def _tell(self, name: str, request: Request, why: _Rejected, remote: str | None) -> bool:
         log.info(
             "webhook.rejected", extra={"webhook": name[:100], "status": why.status, "reason": why.reason}
         )
         if why.status == 503:
-            return  # there is nobody to tell
-        # Names that do not exist share one allowance: they are as many as an attacker likes.
+            return False  # there is nobody to tell
         known = name if name in self._hooks or name in self._broken else ""
-        now_s = self._clock.monotonic()
-        tally = self._rejections.get(known)
-        if tally is None:
-            allowed = Rate(_TOLD_AT_ONCE, _TOLD_AT_ONCE / self._config.webhook_rejected_per_s)
-            bucket = TokenBucket.full(allowed, now_s=now_s)
-            tally = self._rejections[known] = _Rejections(bucket)
-        if tally.bucket.take(now_s) > 0:
-            tally.suppressed += 1
-            return
-        shown = name[:100].encode("ascii", "replace").decode()
-        event = Event(
-            type="webhook.rejected",
-            source=SOURCE,
-            subject=f"webhook/{shown}",
-            time=self._clock.now(),
-            data={
-                "webhook": {"name": shown},
-                "reason": why.reason,
-                "status": why.status,
-                "detail": why.detail[:500].encode("utf-8", "replace").decode(),
-                "method": request.method[:20].encode("ascii", "replace").decode(),
-                "remote": remote,
-                "size": _size_of(request),
-                "content_type": media_type(request.headers).encode("ascii", "replace").decode() or None,
-                "suppressed": tally.suppressed,
-            },
+        return self._rejections.tell(
+            known, name, request, status=why.status, reason=why.reason, detail=why.detail, remote=remote
         )
-        try:
-            self._bus.publisher.publish_nowait(event)
-            tally.suppressed = 0
-        except HarkError as exc:
-            tally.suppressed += 1
-            log.warning("webhook.rejection_untold", extra={"webhook": shown, "error": str(exc)})
+
+
+def _kind_of(name: str) -> str:
+    """Return a webhook's name as one word of a bus subject."""
+    return name.replace(".", "=")
+
+
+def _replayed(mapped: Mapped, again: Captured, place: int) -> Mapped:
+    """Return the event under a new id, as a replay of the one that was stored first."""
+    first = again.event_ids[place] if place < len(again.event_ids) else again.event_ids[0]
+    return Mapped(mapped.event.replace(id=new_id(), replayof=first), None)
 
 
 def _read(request: Request) -> Body:
@@ -420,13 +533,6 @@ def _read(request: Request) -> Body:
         return parse_body(request.headers, request.body)
     except BodyError as exc:
         raise _Rejected(exc.status, exc.reason, exc.detail) from exc
-
-
-def _size_of(request: Request) -> int:
-    """Return the size of the body, or what the request says it is where reading it was cut off."""
-    said = request.headers.get("content-length", "")
-    length = int(said) if said.isascii() and said.isdigit() and len(said) < 16 else 0
-    return max(length, len(request.body))
 
 
 def _per_second(rate: float) -> Rate:

@@ -21,6 +21,7 @@ from hark.bus import Bus, EmbeddedBroker, LateValues, SecretStore, secret_key
 from hark.bus.event import Event
 from hark.clock import SYSTEM_CLOCK, Clock, ManualClock
 from hark.config import BusConfig, TriggersConfig
+from hark.triggers.capture import Captured
 from hark.triggers.receiver import Answer, WebhookReceiver
 from hark.triggers.verify import Keys, sign
 from hark.triggers.webhook import Webhook
@@ -461,7 +462,7 @@ header_names = st.sampled_from(
 header_values = (
     st.text(max_size=50)
     | st.sampled_from(
-        ["application/json", "application/cloudevents+json", "multipart/form-data; boundary=b", "1.0", "1e9"]
+        ["application/json", "application/cloudevents+json", "application/cloudevents-batch+json", "multipart/form-data; boundary=b", "1.0", "1e9"]
     )
     | st.sampled_from(["application/x-www-form-urlencoded", "Bearer k", "\ud800", "9" * 400, "sha256="])
 )
@@ -482,6 +483,12 @@ def _writable(value: object) -> bool:
 
 class _NoBus:
     """Where the log would be: what is stored is checked to be an event and thrown away."""
+
+    class captures:  # noqa: N801
+        @staticmethod
+        def keep_nowait(kind: str, value: bytes) -> bool:
+            Captured.from_json(value, id="1")
+            return True
 
     class info:  # noqa: N801
         message_ttl = False
