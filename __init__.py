@@ -19,11 +19,13 @@ if TYPE_CHECKING:
     from .engine.signals import Abort, Skip
     from .engine.states import State
     from .engine.tasks import Task, exponential_backoff, task
+    from .server.client import Hark
 
 _WHERE = {
     "Abort": ".engine.signals",
     "Event": ".bus.event",
     "Flow": ".engine.flows",
+    "Hark": ".server.client",
     "Skip": ".engine.signals",
     "State": ".engine.states",
     "Task": ".engine.tasks",
@@ -40,7 +42,7 @@ _WHERE = {
 }
 
 __all__ = [
-    "Abort", "Event", "Flow", "Skip", "State", "Task", "allow_failure", "emit", "exponential_backoff", "flow",
+    "Abort", "Event", "Flow", "Hark", "Skip", "State", "Task", "allow_failure", "emit", "exponential_backoff", "flow",
     "get_run_context", "get_run_logger", "quote", "runtime", "tags", "task", "unmapped",
 ]  # fmt: skip
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import threading
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -40,6 +41,7 @@ __all__ = ["Service", "serve"]
 
 log = logging.getLogger("hark.service")
 
+_THREADS_S = 5.0
 STOP_DOORS, STOP_DECIDERS, STOP_WORKERS, STOP_EFFECTS, STOP_READERS = range(5)
 """The order of stopping."""
 
@@ -355,7 +357,24 @@ def serve(service: Service, *, announce: Callable[[str], None]) -> int:
         del uvloop
     except ImportError:
         options = {}
-    return anyio.run(_serve, service, announce, backend_options=options)
+    code: int = anyio.run(_serve, service, announce, backend_options=options)
+    return _without_threads(code)
+
+
+def _without_threads(code: int) -> int:
+    """Return ``code``, or end the process at once if threads that nobody stopped would keep it from ending.
+
+    A service that has crashed has to be gone, so that whoever watches it starts it again.
+    """
+    deadline = time.monotonic() + _THREADS_S
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join(max(0.0, deadline - time.monotonic()))
+            if thread.is_alive():
+                log.error("hark.thread_left", extra={"thread": thread.name})
+                logging.shutdown()
+                os._exit(code or 1)
+    return code
 
 
 async def _serve(service: Service, announce: Callable[[str], None]) -> int:

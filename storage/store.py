@@ -72,6 +72,10 @@ class Store:
             await self.__aexit__(None, None, None)
             remove_files(self._path)
             await self._open()
+        except BaseException:
+            # Cancelled halfway: the connection's thread would keep the process from ending.
+            await self.__aexit__(None, None, None)
+            raise
         return self
 
     async def __aexit__(
@@ -83,8 +87,8 @@ class Store:
                 await db.close()
 
     async def _open(self) -> None:
-        db = await aiosqlite.connect(self._path, isolation_level=None)
-        self._db = db
+        with anyio.CancelScope(shield=True):  # a connection half made would leave its thread behind
+            self._db = db = await aiosqlite.connect(self._path, isolation_level=None)
         # 8 KiB pages hold a few event bodies each. NORMAL: a power cut may undo the last commits, whole, and the
         # sequence with them; they are folded again.
         for pragma in (

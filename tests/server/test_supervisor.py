@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import anyio
+import anyio.lowlevel
 import pytest
+from hark.bus import Bus
 from hark.clock import ManualClock
+from hark.config import StorageConfig
 from hark.server.supervisor import Part, Supervisor
+from hark.storage import Projector
 
 
 class Flaky:
@@ -106,3 +111,23 @@ async def test_a_part_that_will_not_stop_is_cut_short() -> None:
         ):
             pass
     assert told == ["other up", "other down"]
+
+
+async def test_a_read_model_that_was_just_opening_leaves_no_thread(bus: Bus, home: Path) -> None:
+    """Another part that cannot start takes everything down at any moment; the process could not end otherwise."""
+
+    @asynccontextmanager
+    async def broken() -> AsyncGenerator[None, None]:
+        for _ in range(turns):
+            await anyio.lowlevel.checkpoint()
+        raise OSError("no room")
+        yield
+
+    for turns in (0, 1, 2, 5, 10, 20, 40, 80):
+        parts = [
+            Part("projector", lambda: Projector(bus, home / "hark.sqlite", StorageConfig())),
+            Part("broken", broken),
+        ]
+        with pytest.raises(BaseExceptionGroup):
+            async with Supervisor(parts):
+                pass
