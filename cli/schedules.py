@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from .call import AsJson, ago, ask, group, show, table
-
-if TYPE_CHECKING:
-    from ..vocabulary import JsonValue
 
 schedules = group("When deployments run by themselves: ls, next, pause, resume.")
 
@@ -39,17 +36,30 @@ def next_(
     count: Annotated[int, typer.Option(min=1, max=100, help="So many of each schedule.")] = 5,
     as_json: AsJson = False,
 ) -> None:
-    """Show the next fire times, soonest first."""
-    items = ask(lambda h: h.schedules(deployment=deployment, count=count))
-    fires: list[tuple[str, str]] = []
-    for s in items:
-        following = s.get("next")
-        if isinstance(following, list) and not s.get("paused"):
-            fires += [(str(at), str(s["key"])) for at in following]
-    fires.sort()
-    listed: list[JsonValue] = [{"at": at, "schedule": key} for at, key in fires]
-    text = table(["AT", "", "SCHEDULE"], [[at, ago(at), key] for at, key in fires], empty="nothing will fire")
-    show(listed, text, as_json=as_json)
+    """Show the next slots, soonest first, by the schedule's clock and in UTC; and why some of them do not fire."""
+    items = ask(lambda h: h.next_slots(deployment=deployment, count=count))
+    rows = [
+        [
+            _clock(i["local"]),
+            i["timezone"],
+            _clock(i["at"]),
+            ago(i["at"]),
+            i["schedule"],
+            i["excluded"] or i["note"] or "",
+        ]
+        for i in items
+    ]
+    head = ["LOCAL", "", "UTC", "", "SCHEDULE", ""]
+    show([*items], table(head, rows, empty="nothing will fire"), as_json=as_json)
+
+
+def _clock(stamp: object) -> str:
+    """Return a moment as people read it: ``Fri 2026-12-25 06:00:00``, with the offset where that is not zero."""
+    from datetime import datetime
+
+    moment = datetime.fromisoformat(str(stamp))
+    offset = moment.strftime("%z") if moment.utcoffset() else ""
+    return f"{moment:%a %Y-%m-%d %H:%M:%S} {offset}".rstrip()
 
 
 @schedules.command("pause")

@@ -350,6 +350,10 @@ class Hark:
     async def schedules(self, *, deployment: str | None = None, count: int = 1) -> list[JsonObject]:
         return _items(await self._get("/api/schedules", deployment=deployment, count=count))
 
+    async def next_slots(self, *, deployment: str | None = None, count: int = 5) -> list[JsonObject]:
+        """List slots that are to come, soonest first, those that are excluded with the reason."""
+        return _items(await self._get("/api/schedules/next", deployment=deployment, count=count))
+
     async def webhooks(self) -> list[JsonObject]:
         return _items(await self._get("/api/webhooks"))
 

@@ -46,7 +46,7 @@ from .wall import Walls, instants_after, to_instant, zone_named
 __all__ = [
     "AtSchedule", "CatchUpWithin", "CronSchedule", "IntervalSchedule", "Overlap", "RRuleSchedule", "Schedule",
     "StoredSchedule", "due_at", "fires_after", "fires_between", "jitter_of", "next_fire", "parse_schedule",
-    "resolve_calendars", "schedule_kind", "slot_run_id", "timing_version",
+    "resolve_calendars", "schedule_kind", "slot_run_id", "slots_after", "timing_version",
 ]  # fmt: skip
 
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
@@ -324,6 +324,17 @@ def fires_after(schedule: Schedule, after: datetime) -> Iterator[datetime]:
             continue
         passed_over = 0
         yield slot
+
+
+def slots_after(schedule: Schedule, after: datetime) -> Iterator[tuple[datetime, Span | None]]:
+    """Give every slot later than ``after`` in order, each with the span that excludes it, or None: it fires."""
+    begins = _bound(schedule, "start")
+    if begins is not None and begins > after:
+        after = begins - timedelta(microseconds=1)
+    spans = [span for span in schedule.exclude if isinstance(span, Span)]
+    bounds = list(zip(_excluded(schedule), spans, strict=True)) if spans else []
+    for slot in _slots(schedule, after):
+        yield slot, next((span for (begin, end), span in bounds if begin <= slot < end), None)
 
 
 def next_fire(schedule: Schedule, after: datetime) -> datetime | None:

@@ -12,6 +12,7 @@ from ...bus.event import parse_time
 from ...engine.run import Cause, run_id_for
 from ...errors import DefinitionError, UnknownName
 from ...triggers.schedule import StoredSchedule, due_at, fires_after, schedule_kind
+from ...triggers.upcoming import upcoming
 from ...vocabulary import JsonObject
 from ..answer import answer, listing
 from ..body import read_object
@@ -134,6 +135,34 @@ async def list_schedules(
     if deployment is not None and not chosen:
         await one_defined(context_of(request).bus, "deployments", deployment)
     return listing([_schedule(one, count) for one in chosen])
+
+
+@router.get("/api/schedules/next")
+async def next_slots(
+    request: Request, deployment: str | None = None, count: Annotated[int, Query(ge=1, le=100)] = 5
+) -> Response:
+    """List slots that are to come, soonest first: `count` of each schedule that fire, and those between them that do not."""
+    context = context_of(request)
+    paused = {d.key for d in await all_defined(context.bus, "deployments") if d.fields.get("paused") is True}
+    if deployment is not None:
+        await one_defined(context.bus, "deployments", deployment)
+    items: list[dict[str, Any]] = []
+    for one in await all_defined(context.bus, "schedules"):
+        stored = one.model
+        if not isinstance(stored, StoredSchedule) or deployment not in (None, stored.deployment):
+            continue
+        for slot in upcoming(stored, context.clock.now(), count):
+            excluded = slot.excluded
+            if not excluded and stored.deployment in paused:
+                excluded = "the deployment is paused"
+            items.append(
+                {
+                    "at": slot.due, "slot": slot.slot, "local": slot.local.isoformat(),
+                    "timezone": stored.schedule.timezone, "schedule": stored.key, "excluded": excluded, "note": slot.note,
+                }
+            )  # fmt: skip
+    items.sort(key=lambda item: (item["at"], item["schedule"]))
+    return listing(items)
 
 
 @router.post("/api/schedules/{key:path}/pause")

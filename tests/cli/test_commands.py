@@ -144,7 +144,7 @@ async def test_a_day_with_the_command_line(serve: Serve, hark: Run) -> None:
         assert len(as_json(await hark("schedules", "next", "--count", "3", "--json"))) == 3
         assert (await hark("schedules", "pause", "etl/0")).exit_code == 0
         assert as_json(await hark("schedules", "ls", "--json"))[0]["paused"] is True
-        assert (await hark("schedules", "next")).stdout.strip() == "nothing will fire"
+        assert "the schedule is paused" in (await hark("schedules", "next")).stdout
 
         assert (await hark("variables", "get", "region")).stdout == "eu\n"
         await hark("variables", "set", "most", "[1, 2]")
