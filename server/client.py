@@ -17,6 +17,7 @@ from ..bus.event import Event, format_time
 from ..errors import HarkError, UnavailableError
 from ..vocabulary import JsonObject, JsonValue
 from .address import find_api
+from .lean import import_httpx
 
 if TYPE_CHECKING:
     import httpx
@@ -92,8 +93,7 @@ class Hark:
         self._http: httpx.AsyncClient | None = None
 
     async def __aenter__(self) -> Self:
-        import httpx
-
+        httpx = import_httpx()
         headers = {"User-Agent": "hark-client"}
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"

@@ -27,6 +27,7 @@ from ..errors import DefinitionError, HarkError
 from ..vocabulary import new_id
 from .access import AccessKeys, is_loopback
 from .definitions import DefinitionsFeed
+from .lean import import_httpx
 from .roles import ALL_ROLES, Role
 from .supervisor import Part, Supervisor
 
@@ -125,6 +126,7 @@ class Service(AsyncContextManagerMixin):
 
     def _import_rooms(self) -> None:
         """Import what will be needed, in a thread, while the broker starts."""
+        import_httpx()
         if Role.SERVER in self.roles:
             from . import app, web  # noqa: F401
         from ..automations import engine, outbox  # noqa: F401
@@ -181,7 +183,7 @@ class Service(AsyncContextManagerMixin):
             parts += self._automation_parts(control, late)
         if Role.WORKER in self.roles:
             parts += self._worker_parts()
-        if self.config is not None and self.roles & {Role.SERVER, Role.AUTOMATIONS}:
+        if self.config is not None and Role.SERVER in self.roles:
             from .reload import ConfigFeed
 
             feed = ConfigFeed(bus, self.config)
