@@ -7,6 +7,7 @@ This file is called ``vocabulary`` and not ``types`` because the repository root
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import random
 import time
@@ -65,19 +66,43 @@ TERMINAL = frozenset({StateType.COMPLETED, StateType.FAILED, StateType.CANCELLED
 def new_id() -> str:
     """Return a new time-ordered id: a UUIDv7 in its 36-character text form.
 
-    Source: RFC 9562, section 5.7.
+    26 random bits are drawn once a millisecond, and the last 48 bits count up from a random start: what is drawn for
+    each id anew costs three times as much, and ids of one millisecond would be in no order.
+
+    Source: RFC 9562, sections 5.7 and 6.2.
     """
+    global _ids
     ms = time.time_ns() // 1_000_000
-    rand = _random.getrandbits(74)
-    value = (ms & (1 << 48) - 1) << 80 | 0x7 << 76 | (rand >> 62) << 64 | 0b10 << 62 | rand & (1 << 62) - 1
-    return _uuid_text(value)
+    at, head, numbers = _ids
+    if ms > at or at - ms > _CLOCK_SET_BACK_MS:
+        rand = _random.getrandbits(73)
+        value = (
+            (ms & (1 << 48) - 1) << 80 | 0x7 << 76 | (rand >> 61) << 64 | 0b10 << 62 | rand & (1 << 61) - 1
+        )
+        # The start leaves its first bit free, so that counting does not run over.
+        head, numbers = _uuid_text(value)[:24], itertools.count(rand & (1 << 47) - 1)
+        # Replaced as one, and counted in C: threads that meet here make different ids.
+        _ids = ms, head, numbers
+    return f"{head}{next(numbers):012x}"
 
 
 # Ids must not repeat, but need not be unguessable: seeded by the system once, they cost no system call each. Not the
 # module's own generator, which a user's `random.seed(1)` would make repeat itself.
 _random = random.Random()  # noqa: S311
+_ids: tuple[int, str, itertools.count[int]] = (-1, "", itertools.count())
+_CLOCK_SET_BACK_MS = 1000
+"""Less than this, and ids go on from the time that was already reached."""
+
+
+def _after_fork() -> None:
+    """A child must not go on counting where its parent does."""
+    global _ids
+    _random.seed()
+    _ids = (-1, "", itertools.count())
+
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_random.seed)
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _uuid_text(value: int) -> str:

@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from ..errors import BufferFull, EventInvalid, RefusedError
-from ..vocabulary import JsonValue, new_id
+from ..vocabulary import JsonValue
 from .event import Event, check_type, is_own_type
 from .session import Session, current_session, no_broker
 
@@ -33,11 +33,16 @@ current_cause: ContextVar[Event | CauseAttrs | None] = ContextVar("hark_cause", 
 """What events emitted in this context follow from. Set by the engine around a run."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, init=False)
 class Emitted(Event):
     """An event on its way. ``await`` it to be sure that it is stored; it is sent either way."""
 
     session: Session | None = field(default=None, repr=False, compare=False)
+
+    def __init__(self, *, session: Session | None = None, **attributes: Any) -> None:
+        # Not super(): the class that ``slots=True`` makes is another than the one this was written in.
+        Event.__init__(self, **attributes)
+        object.__setattr__(self, "session", session)
 
     def __await__(self) -> Generator[Any, None, Event]:
         return self._stored().__await__()
@@ -92,47 +97,60 @@ def emit(
             "type",
             f"begins with {type.partition('.')[0]!r}, a word only Hark itself emits: choose another, got {type!r}",
         )
-    _check_attributes(id=id, source=source, subject=subject, partitionkey=partitionkey, time=time)
+    _check_attributes(id, source, subject, partitionkey, time)
     session = current_session(tracking=False)
     if session is None:
         raise no_broker(f"there is no broker to emit {type!r} to")
     cause = _cause(follows)
-    event = Emitted(
+    event = _new(Emitted)
+    Event.__init__(
+        event,
         type=type,
         source=source or default_source(),
-        id=id or new_id(),
+        id=id,
         subject=subject,
-        time=datetime.now(UTC) if time is None else time.astimezone(UTC),
+        time=None if time is None else time.astimezone(UTC),
         data=data,
         partitionkey=partitionkey,
         correlationid=cause.correlationid,
         causationid=cause.causationid,
         causaldepth=cause.causaldepth,
         traceparent=cause.traceparent,
-        session=session,
     )
+    _set_session(event, session)
     publisher = session.bus.publisher
     if wait and session.is_own_loop:
         raise RefusedError(
             "emit(..., wait=True) on the bus's own event loop would wait for itself",
             hint="in async code, write `await emit(...)`",
         )
-    try:
-        publisher.publish_nowait(event)
-    except BufferFull:
-        if session.is_own_loop:
-            raise
-        session.call(publisher.publish, event)
+    while True:
+        try:
+            publisher.publish_nowait(event)
+            break
+        except BufferFull:
+            if session.is_own_loop:
+                raise
+            session.call(publisher.room)
     if wait:
         session.call(publisher.barrier)
     return event
 
 
-def _check_attributes(*, time: object, **texts: object) -> None:
+# Without the detour over ``Emitted.__init__``, which hands its arguments on as a dict: emitting is done a lot.
+_new = object.__new__
+_set_session = vars(Emitted)["session"].__set__
+
+
+def _check_attributes(
+    id: object, source: object, subject: object, partitionkey: object, time: object
+) -> None:
     """Raise ``EventInvalid`` for what a type checker would have refused, and for empty texts."""
-    for name, value in texts.items():
-        if value is not None and (not isinstance(value, str) or not value):
-            raise EventInvalid(name, f"must be a non-empty string, got {value!r}")
+    for text in (id, source, subject, partitionkey):
+        if text is not None and (not isinstance(text, str) or not text):
+            given = {"id": id, "source": source, "subject": subject, "partitionkey": partitionkey}
+            name = next(name for name, value in given.items() if value is text)
+            raise EventInvalid(name, f"must be a non-empty string, got {text!r}")
     if time is not None and (not isinstance(time, datetime) or time.tzinfo is None):
         raise EventInvalid("time", f"must be a datetime with a time zone, got {time!r}")
 

@@ -136,12 +136,12 @@ class FastBatch:
             number += 1
             lines, payload = message.lines, message.payload
             head = len(lines) + 12
-            parts.append(
+            parts += (
                 f"HPUB {message.subject}{before}{number}.{operation}.$FI {head} {head + len(payload)}\r\n"
-                f"NATS/1.0\r\n{lines}\r\n".encode()
+                f"NATS/1.0\r\n{lines}\r\n".encode(),
+                payload,
+                b"\r\n",
             )
-            parts.append(payload)
-            parts.append(b"\r\n")
             unacked.append(message)
             operation = APPEND
         self.sent = number

@@ -152,7 +152,9 @@ class Publisher(AsyncContextManagerMixin):
             BufferFull: ``config.publish_buffer`` events are waiting. EventTooLarge: larger than the broker takes.
             EventInvalid: it cannot be encoded. BusUnavailable: the publisher was closed.
         """
-        self.publish_raw_nowait(subject_of(event), event.to_json(), event.msg_id, headers_of(event) or None)
+        self._give(
+            self._outgoing(subject_of(event), event.to_json(), event.msg_id, headers_of(event) or None)
+        )
 
     def publish_raw_nowait(
         self, subject: str, payload: bytes, msg_id: str, headers: Mapping[str, str] | None = None
@@ -173,13 +175,24 @@ class Publisher(AsyncContextManagerMixin):
             try:
                 return self._give(message)
             except BufferFull:
-                waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-                self._room.append(waiter)
-                try:
-                    await waiter
-                finally:
-                    if waiter in self._room:
-                        self._room.remove(waiter)
+                await self._settlement()
+
+    async def room(self) -> None:
+        """Wait until at most half of the buffer is in use, so that who fills it is not woken for every event."""
+        while not self._closed and (
+            self._waiting > self._most // 2 or self._waiting_bytes > BUFFER_BYTES // 2
+        ):
+            await self._settlement()
+
+    async def _settlement(self) -> None:
+        """Wait until something that was given is settled."""
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._room.append(waiter)
+        try:
+            await waiter
+        finally:
+            if waiter in self._room:
+                self._room.remove(waiter)
 
     def _outgoing(
         self, subject: str, payload: bytes, msg_id: str, headers: Mapping[str, str] | None
