@@ -6,7 +6,6 @@ import asyncio
 import contextvars
 import inspect
 import threading
-import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,7 @@ from .hooks import run_hooks, run_hooks_async
 from .signals import Interrupted
 from .states import State
 from .task_engine import settle_futures
-from .timeouts import raise_in_thread, within, within_async
+from .timeouts import pause, raise_in_thread, within, within_async
 
 if TYPE_CHECKING:
     from ..bus.session import Session
@@ -35,7 +34,7 @@ def drive(engine: FlowEngine, session: Session | None) -> State:
     """Live a life in this thread, blocking."""
     life = engine.life()
     try:
-        with engine.context.runner:
+        with engine.context.runner.opened():
             return _steps(engine, life, session, lambda: _body(engine))
     finally:
         engine.close_side()
@@ -72,9 +71,9 @@ def _do(engine: FlowEngine, step: Step, session: Session | None) -> Any:
             for future in step.futures:
                 future.wait()
         case Drain():
-            engine.context.runner.drain()
+            engine.context.runner.drain(step.limit_s)
         case Sleep():
-            time.sleep(step.seconds)
+            pause(step.seconds)
         case CallHooks():
             run_hooks(step.hooks, engine.flow, engine.run, step.state)
         case ReadResult():
@@ -111,8 +110,6 @@ async def drive_async(
                 except BaseException as exc:
                     error = exc
         finally:
-            if runner.unfinished():
-                await _shielded(engine, Drain(), session)
             if engine.tracker is not None and engine.owns_side:
                 await engine.tracker.side.aclose()
 
@@ -137,7 +134,9 @@ async def body_in_thread(engine: FlowEngine) -> Any:
                 outcome.set_result(value)
             else:
                 # What is no Exception (sys.exit, say) may not leave a future: the loop would end with it.
-                outcome.set_exception(exc if isinstance(exc, Exception) else RunCrashed(describe(exc)))
+                outcome.set_exception(
+                    exc if isinstance(exc, Exception) else RunCrashed(describe(exc))
+                )
 
     def work() -> None:
         try:
@@ -152,6 +151,8 @@ async def body_in_thread(engine: FlowEngine) -> Any:
         return await asyncio.shield(outcome)
     except asyncio.CancelledError:
         if thread.ident is not None and thread.is_alive():
+            # Its tasks first: it may be waiting for one, and a thread that waits cannot be stopped.
+            engine.context.runner.stop(interrupt=True)
             raise_in_thread(thread.ident, Interrupted)
             await asyncio.wait([outcome], timeout=STOPPING_S)
         if outcome.done():
@@ -178,7 +179,7 @@ async def _do_async(engine: FlowEngine, step: Step, session: Session | None) -> 
             for future in step.futures:
                 await future.wait_async()
         case Drain():
-            await engine.context.runner.drain_async()
+            await engine.context.runner.drain_async(step.limit_s)
         case Sleep():
             await asyncio.sleep(step.seconds)
         case CallHooks():
@@ -198,7 +199,7 @@ def drive_generator(engine: FlowEngine, session: Session | None) -> Generator[An
     yielded = False
     with ExitStack() as stack:
         stack.callback(engine.close_side)
-        stack.enter_context(engine.context.runner)
+        stack.enter_context(engine.context.runner.opened())
         while True:
             try:
                 step = life.throw(error) if error is not None else life.send(send)

@@ -61,6 +61,10 @@ __all__ = [
 # --- what a life asks its driver to do ----------------------------------------------------------------
 
 
+STOPPING_S = 5.0
+"""How long tasks that were asked to stop may take, before their run ends without them."""
+
+
 @dataclass(slots=True)
 class OnBus:
     """Run this async function where the bus lives; send back what it returns, or throw what it raises."""
@@ -84,7 +88,9 @@ class Body:
 
 @dataclass(slots=True)
 class Drain:
-    """Wait until the submitted tasks have ended."""
+    """Wait until the submitted tasks have ended, at most ``limit_s``; what blocks for longer is left behind."""
+
+    limit_s: float | None = None
 
 
 @dataclass(slots=True)
@@ -182,16 +188,18 @@ class FlowEngine:
         except MoveRefused:
             # The one move that others make of a run that is ours: somebody asked for it to be cancelled.
             self.context.runner.stop()
-            yield Drain()
+            yield Drain(STOPPING_S)
             cancelled = yield from self._cancelled_meanwhile()
             if cancelled is None:
                 raise
             return cancelled
         except RunLost:
             self.context.runner.stop(interrupt=True)
+            yield Drain(STOPPING_S)
             raise
         except Exception:
             self.context.runner.stop()
+            yield Drain(STOPPING_S)
             raise
         except BaseException as exc:
             self.is_interrupted = True
@@ -266,7 +274,7 @@ class FlowEngine:
         if run.state_type is StateType.COMPLETED:
             recorded = yield OnBus(tracker.recorded_flow_result)
             if recorded is None:
-                return Completed(run_id=run.id)
+                recorded = {"format": "none", "missing": "the flow says persist_result=False"}
             stored = RecordedResult(tracker.session, recorded, run_id=run.id, key="flow result")
             value = yield ReadResult(stored)
             return Completed(data=value, name=run.state_name, message=run.state_message, run_id=run.id)
@@ -323,23 +331,21 @@ class FlowEngine:
         what, run_id = "Flow run", self.run.id
         try:
             value = yield Body()
-        except (Skip, Abort, RunTimedOut) as exc:
-            self._stop_tasks_unless(isinstance(exc, Skip))
-            state = state_of_exception(exc, what=what, run_id=run_id)
         except RunLost:
             raise
+        except RunTimedOut as exc:
+            self.context.runner.stop(interrupt=True)
+            yield Drain(STOPPING_S)
+            state = state_of_exception(exc, what=what, run_id=run_id)
         except Exception as exc:
-            self._stop_tasks_unless(False)
+            if not isinstance(exc, Skip):
+                self.context.runner.stop()
+            yield Drain()
             state = state_of_exception(exc, what=what, run_id=run_id)
         else:
             yield Drain()
             state = state_of_value(resolve_futures_to_states(value), run_id=run_id)
-        yield Drain()
         return state
-
-    def _stop_tasks_unless(self, fine: bool) -> None:
-        if not fine:
-            self.context.runner.stop()
 
     def _await_retry(self, failed: State) -> Generator[Step, Any, None]:
         delay_s = self.flow.retry_delay_seconds
@@ -388,7 +394,7 @@ class FlowEngine:
 
     def _interrupted(self, exc: BaseException) -> Generator[Step, Any, None]:
         """Write what the run became when it was stopped from outside, if that is ours to write."""
-        yield Drain()
+        yield Drain(STOPPING_S)
         tracker = self.tracker
         if tracker is not None:
             now = yield OnBus(tracker.look)

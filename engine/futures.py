@@ -14,6 +14,7 @@ from .nested import replace_leaves
 from .states import Pending, State
 from .task_run import TaskRun
 from .thread_pool import waiting_for_another
+from .timeouts import waking
 
 __all__ = [
     "DoneAndNotDone", "FutureList", "TaskFuture", "as_completed", "resolve_futures_to_results",
@@ -91,7 +92,7 @@ class TaskFuture(Generic[R]):
             )
         ready = threading.Event()
         self.add_done_callback(lambda _: ready.set())
-        with waiting_for_another():
+        with waiting_for_another(), waking(ready.set):
             ready.wait(timeout)
 
     def result(self, timeout: float | None = None, raise_on_failure: bool = True) -> R:
@@ -155,12 +156,12 @@ class FutureList(list[TaskFuture[R]]):
             TimeoutError: not all are done within ``timeout`` seconds.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        return [future.result(_left(deadline), raise_on_failure) for future in self]
+        return [future.result(left_s(deadline), raise_on_failure) for future in self]
 
     async def result_async(self, timeout: float | None = None, raise_on_failure: bool = True) -> list[R]:
         """Return what ``result`` returns, without holding the loop."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        return [await future.result_async(_left(deadline), raise_on_failure) for future in self]
+        return [await future.result_async(left_s(deadline), raise_on_failure) for future in self]
 
     def __await__(self) -> Generator[Any, None, list[R]]:
         return self.result_async().__await__()
@@ -178,7 +179,7 @@ def wait(futures: Iterable[TaskFuture[Any]], timeout: float | None = None) -> Do
     every = set(futures)
     deadline = None if timeout is None else time.monotonic() + timeout
     for future in every:
-        future.wait(_left(deadline))
+        future.wait(left_s(deadline))
     done = {future for future in every if future.done}
     return DoneAndNotDone(done, every - done)
 
@@ -198,18 +199,19 @@ class as_completed(Generic[R]):  # noqa: N801  a function, for all its users see
         import queue
 
         deadline = None if self._timeout is None else time.monotonic() + self._timeout
-        ready: queue.SimpleQueue[TaskFuture[R]] = queue.SimpleQueue()
+        ready: queue.SimpleQueue[TaskFuture[R] | None] = queue.SimpleQueue()
         for future in self._futures:
             if future.home_loop is not None and future.home_loop is _running_loop():
                 future.wait()  # raises, saying what to write instead
             future.add_done_callback(ready.put)
         for left in range(len(self._futures), 0, -1):
             try:
-                with waiting_for_another():
-                    future = ready.get(timeout=_left(deadline))
+                with waiting_for_another(), waking(lambda: ready.put(None)):
+                    done = ready.get(timeout=left_s(deadline))
             except queue.Empty:
                 raise TimeoutError(f"{left} of {len(self._futures)} tasks have not ended in time") from None
-            yield future
+            if done is not None:  # None only wakes us, for a time limit to be raised
+                yield done
 
     async def __aiter__(self) -> AsyncIterator[TaskFuture[R]]:
         loop = asyncio.get_running_loop()
@@ -249,5 +251,6 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
         return None
 
 
-def _left(deadline: float | None) -> float | None:
+def left_s(deadline: float | None) -> float | None:
+    """Return the seconds until a deadline, at least 0; None if there is none."""
     return None if deadline is None else max(0.0, deadline - time.monotonic())

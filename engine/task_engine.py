@@ -27,7 +27,7 @@ from .signals import Abort, Interrupted, Skip
 from .states import AwaitingRetry, Cancelled, Completed, NotReady, Retrying, Running, State, StateType
 from .task_call import TaskCall, resolve_inputs
 from .task_run import TaskRun, stamp
-from .timeouts import within, within_async
+from .timeouts import pause, within, within_async
 
 __all__ = ["call_async", "call_sync", "cancel_unstarted", "run_async", "run_sync", "settle_futures"]
 
@@ -245,7 +245,7 @@ def _tries_sync(call: TaskCall, failure: Exception | None = None) -> State:
         state = state_of_exception(failure, what="Task run", run_id=run.id)
         if not may_retry(call, failure) or not wants_retry_sync(call, state):
             return finish_sync(call, state)
-        time.sleep(await_retry(call, state))
+        pause(await_retry(call, state))
         failure = None
 
 

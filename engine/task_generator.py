@@ -7,7 +7,6 @@ stands in for it in a run that is taken up again.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator, Generator
 from typing import Any
 
@@ -27,6 +26,7 @@ from .task_engine import (
     wants_retry_async,
     wants_retry_sync,
 )  # fmt: skip
+from .timeouts import pause
 
 __all__ = ["run_generator", "run_generator_async"]
 
@@ -69,7 +69,7 @@ def run_generator(call: TaskCall) -> Generator[Any, None, Any]:
         except Exception as exc:
             state = state_of_exception(exc, what="Task run", run_id=run.id)
             if not yielded and may_retry(call, exc) and wants_retry_sync(call, state):
-                time.sleep(await_retry(call, state))
+                pause(await_retry(call, state))
                 continue
             finish_sync(call, state)
             raise

@@ -6,12 +6,13 @@ import asyncio
 import contextvars
 import os
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self
 
-from .futures import FutureList, TaskFuture
+from .futures import FutureList, TaskFuture, left_s
 from .states import Cancelled
 from .thread_pool import ThreadPool, run_coroutine
 
@@ -133,20 +134,22 @@ class TaskRunner(ABC):
         with self._lock:
             return list(self._open)
 
-    def drain(self) -> None:
-        """Wait until every submitted task has ended, those included that tasks submit meanwhile."""
-        while futures := self.unfinished():
+    def drain(self, limit_s: float | None = None) -> None:
+        """Wait until every submitted task has ended, those included that tasks submit meanwhile; at most ``limit_s``."""
+        deadline = None if limit_s is None else time.monotonic() + limit_s
+        while (futures := self.unfinished()) and not _is_past(deadline):
             for future in futures:
-                future.wait()
+                future.wait(left_s(deadline))
 
-    async def drain_async(self) -> None:
+    async def drain_async(self, limit_s: float | None = None) -> None:
         """Wait as ``drain`` does, without holding the loop."""
-        while futures := self.unfinished():
+        deadline = None if limit_s is None else time.monotonic() + limit_s
+        while (futures := self.unfinished()) and not _is_past(deadline):
             for future in futures:
-                await future.wait_async()
+                await future.wait_async(left_s(deadline))
 
     def close(self) -> None:
-        """Give back threads and loops. Everything has been drained."""
+        """Give back threads and loops. A thread whose task did not end in time is left to end with it."""
         self._refusing = True
 
     def reopen(self) -> None:
@@ -155,7 +158,7 @@ class TaskRunner(ABC):
 
     @contextmanager
     def opened(self) -> Generator[Self]:
-        """Run tasks inside the block; who leaves it has drained (see ``drain_async``)."""
+        """Run tasks inside the block; who leaves it has drained (see ``drain`` and ``drain_async``)."""
         self.reopen()
         try:
             yield self
@@ -219,7 +222,7 @@ class ThreadPoolTaskRunner(TaskRunner):
         super().close()
         pool, self._pool = self._pool, None
         if pool is not None:
-            pool.close()
+            pool.close(wait=not self.unfinished())
 
 
 ConcurrentTaskRunner = ThreadPoolTaskRunner
@@ -375,6 +378,10 @@ def default_runner() -> TaskRunner:
         # Its threads live as long as the process, unlike those of a flow, and are told apart by their name.
         _default._thread_name = "hark-shared-task"
     return _default
+
+
+def _is_past(deadline: float | None) -> bool:
+    return deadline is not None and time.monotonic() >= deadline
 
 
 def _default_workers() -> int:

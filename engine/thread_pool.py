@@ -59,12 +59,12 @@ class ThreadPool:
                 self._changed.notify()
             self._start_if_short()
 
-    def close(self) -> None:
-        """Let the threads end once all that was submitted is done, and wait for them."""
+    def close(self, *, wait: bool = True) -> None:
+        """Let the threads end once all that was submitted is done, and wait for that unless told not to."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-            threads = list(self._threads)
+            threads = list(self._threads) if wait else []
         for thread in threads:
             if thread is not threading.current_thread():
                 thread.join()

@@ -14,13 +14,13 @@ import itertools
 import signal
 import threading
 import time
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
 from types import FrameType
 
 from ..errors import RunTimedOut
 
-__all__ = ["Overrun", "raise_in_thread", "within", "within_async"]
+__all__ = ["Overrun", "pause", "raise_in_thread", "waking", "within", "within_async"]
 
 
 class Overrun(BaseException):
@@ -97,8 +97,15 @@ def raise_in_thread(thread_id: int, exception: type[BaseException]) -> None:
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread_id), ctypes.py_object(exception))
 
 
+class _Local(threading.local):
+    limits: tuple[_Limit, ...] = ()
+
+
+_local = _Local()
+
+
 class _Limit:
-    __slots__ = ("done", "exception", "fired", "lock", "thread_id")
+    __slots__ = ("done", "exception", "fired", "lock", "thread_id", "wakers")
 
     def __init__(self, thread_id: int) -> None:
         self.thread_id = thread_id
@@ -106,6 +113,7 @@ class _Limit:
         # must tell its own from the outer one's.
         self.exception: type[Overrun] = type("Overrun", (Overrun,), {})
         self.lock = threading.Lock()
+        self.wakers: list[Callable[[], object]] = []
         self.done = False
         self.fired = False
 
@@ -114,6 +122,40 @@ class _Limit:
             if not self.done:
                 self.fired = True
                 raise_in_thread(self.thread_id, self.exception)
+                for wake in self.wakers:
+                    wake()
+
+
+@contextmanager
+def waking(wake: Callable[[], object]) -> Generator[None]:
+    """Call ``wake`` if a limit of this thread fires inside the block.
+
+    For waits of our own: an exception for another thread is raised between two instructions, and a thread that waits
+    for a lock makes none.
+    """
+    limits = _local.limits
+    if not limits:
+        yield
+        return
+    for limit in limits:
+        with limit.lock:
+            limit.wakers.append(wake)
+    try:
+        yield
+    finally:
+        for limit in limits:
+            with limit.lock:
+                limit.wakers.remove(wake)
+
+
+def pause(seconds: float) -> None:
+    """Sleep, but no longer than a limit of this thread allows."""
+    if not _local.limits:
+        time.sleep(seconds)
+        return
+    woken = threading.Event()
+    with waking(woken.set):
+        woken.wait(seconds)
 
 
 class _Watch:
@@ -156,11 +198,13 @@ _watch = _Watch()
 @contextmanager
 def _by_exception(seconds: float, what: str) -> Generator[None]:
     limit = _Limit(threading.get_ident())
+    _local.limits = (*_local.limits, limit)
     _watch.add(time.monotonic() + seconds, limit)
     try:
         try:
             yield
         finally:
+            _local.limits = tuple(other for other in _local.limits if other is not limit)
             with limit.lock:
                 limit.done = True
             if limit.fired:

@@ -598,3 +598,63 @@ async def test_a_sync_flow_of_an_async_flow_may_use_its_own_loop() -> None:
         return inner()
 
     assert await outer() == 3
+
+
+@task
+def spins() -> None:
+    while True:
+        time.sleep(0.001)
+
+
+async def test_a_limit_reaches_a_flow_that_waits_for_its_task() -> None:
+    """In the main thread and in others; the task in its thread is stopped with it."""
+
+    @flow(timeout_seconds=0.05)
+    def waits() -> None:
+        futures.append(spins.submit())
+        futures[-1].result()
+
+    @flow(timeout_seconds=0.05)
+    def iterates() -> None:
+        futures.append(spins.submit())
+        list(as_completed(futures[-1:]))
+
+    futures: list[Any] = []
+    for fn in (waits, iterates):
+        assert fn(return_state=True).name == "TimedOut"
+        assert (await asyncio.to_thread(fn, return_state=True)).name == "TimedOut"
+    assert len(futures) == 4
+    assert all(future.state.is_crashed() for future in futures)
+
+
+def test_an_interrupted_flow_stops_its_tasks() -> None:
+    """Ctrl-C does not wait for threads that would go on for ever."""
+
+    @flow
+    def interrupted() -> None:
+        futures.append(spins.submit())
+        raise KeyboardInterrupt
+
+    futures: list[Any] = []
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert futures[0].state.is_crashed() or futures[0].state.is_cancelled()
+
+
+def test_a_retry_in_a_thread_is_cut_short_by_a_limit() -> None:
+    """Waiting for the next try counts too."""
+
+    @task(retries=1, retry_delay_seconds=30)
+    def fails() -> None:
+        raise ValueError("x")
+
+    @flow(timeout_seconds=0.05)
+    def limited() -> None:
+        fails()
+
+    found: list[str] = []
+    thread = threading.Thread(target=lambda: found.append(limited(return_state=True).name))
+    thread.start()
+    thread.join(10)
+    assert found == ["TimedOut"]
+    assert limited(return_state=True).name == "TimedOut"

@@ -405,6 +405,49 @@ async def test_a_child_that_was_lost_with_its_parent_is_taken_up(session: Sessio
     ]  # fmt: skip
 
 
+async def test_a_retried_parent_keeps_what_its_children_came_to(session: Session, bus: Bus) -> None:
+    """A child that completed is not run again; one that failed is, in the same run, one attempt on."""
+    ran: Counter[str] = Counter()
+
+    @flow
+    async def good() -> list[int]:
+        ran["good"] += 1
+        return [ran["good"]]
+
+    @flow(persist_result=False)
+    async def unkept() -> int:
+        ran["unkept"] += 1
+        return 1
+
+    @flow
+    async def bad() -> str:
+        ran["bad"] += 1
+        if ran["bad"] == 1:
+            raise ValueError("once")
+        return run_id()
+
+    @flow(retries=1)
+    async def parent() -> Any:
+        found = await good()
+        return found, await bad()
+
+    @flow(retries=1)
+    async def careless() -> None:
+        await unkept()
+        raise ValueError("again")
+
+    found, child_id = await parent()
+    assert found == [1]
+    assert ran == {"good": 1, "bad": 2}
+    child = [FlowRun.from_recorded(r) for r in await events(bus, flow_run_filter(FlowRunId(child_id)))]
+    assert [(r.state_type, r.attempt) for r in child] == [
+        ("PENDING", 1), ("RUNNING", 1), ("FAILED", 1), ("SCHEDULED", 1), ("PENDING", 2), ("RUNNING", 2), ("COMPLETED", 2),
+    ]  # fmt: skip
+    with pytest.raises(ResultMissing, match="persist_result=False"):
+        await careless()
+    assert ran["unkept"] == 1
+
+
 async def test_what_a_zombie_finishes_does_not_count(session: Session, bus: Bus) -> None:
     """A worker that lost its run writes no end, and what it finished after the loss is run again."""
     ran: Counter[str] = Counter()
