@@ -20,7 +20,7 @@ from ..bus import Bus
 from ..bus.address import BrokerAddress
 from ..bus.session import Session, SessionThread, use_session
 from ..config import BusConfig, EngineConfig
-from ..vocabulary import JsonObject
+from ..vocabulary import JsonObject, JsonValue
 from .execution import Job, Outcome, execute_in_process
 from .frame import Channel
 from .loader import Loader
@@ -83,12 +83,13 @@ def child_main(sock: socket.socket) -> int:
     channel.send({"ready": os.getpid()})
     loader = Loader()
     with use_session(session):
-        while (job := child.jobs.get()) is not None:
+        while (given := child.jobs.get()) is not None:
+            number, job = given
             if loader.is_stale(job.path):
                 channel.send({"stale": job.run.id})
                 continue
             channel.send({"taken": job.run.id})
-            outcome = child.execute(job, loader, session, engine)
+            outcome = child.execute(number, job, loader, session, engine)
             channel.send({"done": job.run.id, "outcome": outcome.kind, "detail": outcome.detail})
     thread.stop()
     return 0
@@ -96,20 +97,21 @@ def child_main(sock: socket.socket) -> int:
 
 class _Child:
     def __init__(self, channel: Channel) -> None:
-        self.jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self.jobs: queue.SimpleQueue[tuple[int, Job] | None] = queue.SimpleQueue()
         self._channel = channel
-        self._running: str | None = None
+        # Jobs are told apart by number: a run that was stopped and is resumed may come to the same process again.
+        self._running = 0
         self._asked = False
-        self._interrupt: str | None = None
+        self._interrupt = 0
 
     def listen(self) -> None:
         """Hear the worker, in a thread of its own: what it sends while a run executes, and that it is gone."""
         while (message := self._channel.receive()) is not None:
             if "run" in message:
-                self.jobs.put(Job.from_json(message))
+                self.jobs.put((_number(message["number"]), Job.from_json(message)))
             elif "interrupt" in message:
                 # Noted first, so that the main thread finds it if it has not begun yet.
-                self._interrupt = str(message["interrupt"])
+                self._interrupt = _number(message["interrupt"])
                 if self._interrupt == self._running:
                     # To our own main thread, where user code runs; a run that has ended by now ignores it.
                     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
@@ -120,20 +122,27 @@ class _Child:
 
     def on_sigterm(self, _signal: int, _frame: FrameType | None) -> None:
         """Raise into the run, once: what it does to clean up is not interrupted again."""
-        if self._running is not None and not self._asked:
+        if self._running and not self._asked:
             self._asked = True
             raise Interrupted
 
-    def execute(self, job: Job, loader: Loader, session: Session, engine: EngineConfig) -> Outcome:
+    def execute(
+        self, number: int, job: Job, loader: Loader, session: Session, engine: EngineConfig
+    ) -> Outcome:
         self._asked = False
         if job.path is not None and os.path.isdir(job.path):
             os.chdir(job.path)  # a process serves one deployment's code, so this is nobody else's
         try:
-            self._running = job.run.id
-            if self._interrupt == job.run.id:
+            self._running = number
+            if self._interrupt == number:
                 return Outcome("interrupted")
             return execute_in_process(job, loader, session, engine)
         except Interrupted:
             return Outcome("interrupted")
         finally:
-            self._running = None
+            self._running = 0
+
+
+def _number(value: JsonValue) -> int:
+    assert isinstance(value, int)
+    return value

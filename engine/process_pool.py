@@ -52,6 +52,8 @@ class _Child:
     writer: asyncio.StreamWriter
     key: str | None = None
     runs: int = 0
+    jobs: int = 0
+    """How many it was given. The number of a job says which one an interrupt is for: a run may come back to it."""
     running: FlowRunId | None = None
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     code: int | None = None
@@ -178,7 +180,7 @@ class ProcessPool(AsyncContextManagerMixin):
 
     async def _stop_when(self, stop: anyio.Event, child: _Child, run_id: FlowRunId, grace_s: float) -> None:
         await stop.wait()
-        child.send({"interrupt": run_id})
+        child.send({"interrupt": child.jobs})
         await anyio.sleep(grace_s)
         log.warning("worker.killed_run", extra={"run_id": run_id, "after_s": grace_s})
         self._kill(child)
@@ -186,7 +188,8 @@ class ProcessPool(AsyncContextManagerMixin):
     # --- one run --------------------------------------------------------------------------------------
 
     async def _converse(self, child: _Child, job: Job) -> Outcome | None:
-        child.send(job.to_json())
+        child.jobs += 1
+        child.send({**job.to_json(), "number": child.jobs})
         taken = False
         while True:
             message = await read_frame(child.reader)

@@ -381,26 +381,30 @@ class Worker(AsyncContextManagerMixin):
             )  # fmt: skip
             outcome = await (self._in_loop(held, job) if lane == LOOP else self._in_process(held, job))
             now = await self._insist(self._runs.get, run.id)
-            if now is None or (outcome.kind == "lost" and not await self._is_ours(held, now)):
-                raise RunLost(run.id, reason=outcome.detail or "it has left the log")
+            if now is None or not await self._is_ours(held, now):
+                raise RunLost(run.id, reason=outcome.detail or "another has it, or it has left the log")
             left = await self._settle_run(now, outcome, held)
             if left is not None:
                 return left
             # Its process died. This worker lives, so it takes the run up again itself, at once.
-            log.warning("worker.process_died", extra={"run_id": run.id, "how": outcome.detail})
+            why = outcome.detail or "it was interrupted, and nobody had asked for that"
+            log.warning("worker.process_died", extra={"run_id": run.id, "how": why})
             details: JsonObject = {"lane": facts.lane, "worker": self.info.name, "token": held.ticket.token}
             _, lost = losses(await self._insist(self._runs.history, run.id))
             limit = self._crash_retries(deployment, facts)
-            run = await self._insist(
-                self._take_over, now, details, lost=lost + 1, limit=limit, why=outcome.detail
-            )
+            run = await self._insist(self._take_over, now, details, lost=lost + 1, limit=limit, why=why)
             if run.is_final:
                 return run
 
     async def _is_ours(self, held: _Held, now: FlowRun) -> bool:
-        """Whether a run the engine says it lost was lost to nobody: it has ended, or was put into another state."""
-        if now.is_final:
-            return True
+        """Whether what follows is ours to write: nobody has taken the run meanwhile. It may have been suspended and
+        resumed while our process still wound down."""
+        if (
+            now.is_final
+            or now.state_type is S.PAUSED
+            or (now.state_type is S.SCHEDULED and not now.waits_in_process)
+        ):
+            return True  # nobody executes it, and nothing is left to write
         token, _ = losses(await self._insist(self._runs.history, now.id))
         return token == held.ticket.token
 
@@ -415,7 +419,7 @@ class Worker(AsyncContextManagerMixin):
             return await self._insist(
                 self._runs.move, now, Cancelled(message=(now.state_message or "cancelled") + how)
             )
-        if outcome.kind == "died" and not self._stopping:
+        if not self._stopping and (outcome.kind == "died" or _stopped_itself(outcome, held)):
             return None
         if outcome.kind == "error":
             message = f"the run could not be seen to its end: {outcome.detail}"
@@ -465,17 +469,17 @@ class Worker(AsyncContextManagerMixin):
                             started = True
                             task_status.started()
                         for recorded in batch.records:
-                            self._on_word(recorded.subject)
+                            self._on_word(recorded.subject, recorded.seq)
             except LogRewound as exc:
                 # Somebody restored or removed the log under us. What we hold is refused when it is written.
                 log.error("worker.log_rewound", extra={"error": str(exc)})
 
-    def _on_word(self, subject: str) -> None:
+    def _on_word(self, subject: str, seq: int) -> None:
         # The subject says which run it is and what became of it; most are not ours, and are not looked into.
         rest, _, run_id = subject.rpartition(".")
         held = self._held.get(FlowRunId(run_id))
-        if held is None:
-            return
+        if held is None or seq < held.ticket.since:
+            return  # the second: said of an earlier stay of the run here
         if rest.rpartition(".")[2] in STOP_WORDS:
             held.stop.set()
         else:
@@ -526,6 +530,11 @@ class Worker(AsyncContextManagerMixin):
                 log.debug("worker.broker_away", extra={"error": str(exc)})
             await anyio.sleep(_BACK_OFF_S[min(tries, len(_BACK_OFF_S) - 1)])
             tries += 1
+
+
+def _stopped_itself(outcome: Outcome, held: _Held) -> bool:
+    """Whether a run was interrupted by something other than us: a signal to its process, or the flow itself."""
+    return outcome.kind == "interrupted" and not held.stop.is_set()
 
 
 @lru_cache(maxsize=1024)

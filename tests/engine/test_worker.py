@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import psutil
 import pytest
-from hark.config import EngineConfig
+from hark.config import EngineConfig, WorkerConfig
 from hark.engine.run import FlowRun, run_id_for
+from hark.engine.worker import Worker
 from hark.vocabulary import StateType
 
 if TYPE_CHECKING:
@@ -455,6 +456,83 @@ async def test_a_suspended_run_frees_its_worker_and_goes_on_when_resumed(stage: 
         await stage.control.resume(run.id)
         assert (await stage.end(run)).state_type is StateType.COMPLETED
     assert await stage.said() == {"step-1": 2, "step-2": 2, "waits": 1}
+
+
+@pytest.mark.parametrize("kind", ["async def", "def"])
+async def test_a_run_that_is_resumed_while_it_still_stops_goes_on_once(stage: Stage, kind: str) -> None:
+    """It waits until its old process has let go; being asked to stop then is not held against it later."""
+    stage.write(
+        f"""
+        @flow
+        {kind} slow_to_stop(marker: str):
+            if not os.path.exists(marker):
+                emit("said.waits")
+                try:
+                    {"await asyncio.sleep(1000)" if kind == "async def" else "time.sleep(1000)"}
+                finally:
+                    open(marker, "w").close()
+                    time.sleep(0.3)
+            emit("said.done")
+        """
+    )
+    await stage.deploy("slow_to_stop")
+    async with stage.working():
+        run = await stage.ask("slow_to_stop", parameters={"marker": str(stage.root / "marker")})
+        await stage.hear("said.waits")
+        await stage.control.suspend(run.id)
+        await stage.control.resume(run.id)
+        ended = await stage.end(run)
+        assert (ended.state_type, ended.attempt) == (StateType.COMPLETED, 2)
+        assert await stage.states(run) == [
+            "scheduled", "pending", "running", "suspended", "resuming", "pending", "running", "completed",
+        ]  # fmt: skip
+    assert await stage.said() == {"waits": 1, "done": 1}
+
+
+async def test_a_run_that_interrupts_itself_again_and_again_is_crashed(stage: Stage) -> None:
+    """What looks like a request to stop and is none counts as a loss, so it has an end."""
+    stage.write("@flow\ndef stops():\n    os.kill(os.getpid(), signal.SIGTERM)\n    time.sleep(10)\n")
+    await stage.deploy("stops", crash_retries=2)
+    async with stage.working():
+        run = await stage.run("stops")
+    assert (run.state_type, run.attempt) == (StateType.CRASHED, 3)
+    assert "interrupted" in (run.state_message or "")
+
+
+async def test_a_worker_that_winds_down_leaves_the_run_to_the_one_that_has_it(stage: Stage) -> None:
+    """Resumed meanwhile, it runs in another worker; the old one writes nothing of it."""
+    stage.write(
+        """
+        @flow
+        def lingers(marker: str):
+            if not os.path.exists(marker):
+                open(marker, "w").close()
+                say("waits")
+                try:
+                    time.sleep(1000)
+                finally:
+                    while not os.path.exists(marker + "2"):
+                        time.sleep(0.01)
+            else:
+                say("again")
+                time.sleep(0.5)
+                say("done")
+        """
+    )
+    await stage.deploy("lingers")
+    marker = stage.root / "marker"
+    async with stage.working() as old:
+        run = await stage.ask("lingers", parameters={"marker": str(marker)})
+        await stage.hear("said.waits")
+        await stage.control.suspend(run.id)
+        async with Worker(stage.bus, WorkerConfig(drain_s=0.0), EngineConfig()):
+            await stage.control.resume(run.id)
+            await stage.hear("said.again")
+            (stage.root / "marker2").touch()
+            ended = await stage.end(run)
+        assert run.id not in old.held
+    assert (ended.state_type, ended.attempt) == (StateType.COMPLETED, 2)
+    assert await stage.said() == {"waits": 1, "again": 1, "done": 1}
 
 
 async def test_an_async_flow_can_be_made_to_run_in_a_process(stage: Stage) -> None:
