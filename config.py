@@ -195,6 +195,9 @@ class ServerConfig(_Section):
 
     host: str = Field("127.0.0.1", description="address to listen on; any but loopback needs a key")
     port: int = Field(4280, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    public_url: str | None = Field(
+        None, description="what people reach the server by, in links of messages; default: where it listens"
+    )
     max_body_bytes: int = Field(8 << 20, ge=1024, description="largest body of an API request")
     max_batch_events: int = Field(1000, ge=1, description="most events in one batch")
     allowed_hosts: tuple[str, ...] = Field(

@@ -187,7 +187,12 @@ def _severity(value: Any) -> Any:
 
 
 class Notify(Action):
-    """Tell people: a channel by name, or an Apprise URL."""
+    """Tell people: a channel by name, or an Apprise URL, at once; or ``routes``, whom the routing tree says.
+
+    ``notify: routes``, and ``notify: {…}`` without ``to``, raise an alert in the tree of ``notifications:``, where it is
+    grouped, silenced, repeated, escalated. Rules that name a channel go past all that. ``labels, alert`` and ``resolved``
+    mean something to the tree only.
+    """
 
     word = "notify"
     main = "to"
@@ -199,7 +204,30 @@ class Notify(Action):
     severity: Annotated[
         Literal["info", "success", "warning", "error", "critical"], BeforeValidator(_severity)
     ] = "warning"
-    attach: tuple[Template, ...] = ()
+    attach: tuple[Template, ...] = Field(
+        (), description="paths, URLs, object:<name>, or run-log: the log of the run the event is about"
+    )
+    labels: dict[str, Template] = Field(
+        default_factory=dict, description="what routes can match besides the event"
+    )
+    alert: Template | None = Field(
+        None, description="names the trouble; equal names are one alert. Default: the rule and its key"
+    )
+    resolved: bool | None = Field(
+        None, description="the trouble is over; by default when the rule has resolved"
+    )
+
+    @field_validator("labels")
+    @classmethod
+    def _labels(cls, value: dict[str, str]) -> dict[str, str]:
+        from ..errors import DefinitionError
+        from ..notifications.alert import check_labels
+
+        try:
+            check_labels(value)
+        except DefinitionError as exc:
+            raise ValueError(f"{exc}; {exc.hint}") from exc
+        return value
 
 
 class Call(Action):
@@ -322,6 +350,8 @@ def _long_form(cls: type[Action], value: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(given, str):
             return {**fields, "flow_run": given}
         return fields
+    if cls is Notify and (given is None or (isinstance(given, Mapping) and "to" not in given)):
+        given = {**(given or {}), "to": "routes"}
     if isinstance(given, Mapping) and cls.main is not None:
         inner = dict(given)
         if cls.main in inner:

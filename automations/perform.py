@@ -32,6 +32,7 @@ from ..errors import (
     RefusedError,
     UnknownName,
 )
+from ..notifications.alert import ROUTES, raise_alert
 from ..notifications.message import Delivery, Message, Severity
 from ..template import render, render_value, template_names
 from ..vocabulary import FlowRunId, JsonObject, JsonValue, StateType, derived_id
@@ -291,22 +292,22 @@ class Performers(AsyncContextManagerMixin):
     async def _notify(
         self, action: Notify, firing: Firing, context: Mapping[str, Any], key: str
     ) -> JsonObject:
-        notifier = self._notifier()
         body = render(action.body, context) if action.body is not None else _default_body(context)
         message = Message(
             title=render(action.title, context),
             body=body,
             severity=Severity(action.severity),
-            attach=tuple(render(a, context) for a in action.attach),
+            attach=tuple(_attachment(render(a, context), context) for a in action.attach),
         )
         sent: list[JsonValue] = []
         errors: list[HarkError] = []
         for i, template in enumerate(action.notify):
-            to = render(template, context)
+            to, own_key = render(template, context), f"{key}/{i}" if i else key
             try:
-                deliveries = await notifier.send(
-                    to, message, key=f"{key}/{i}" if i else key, cause=firing.event
-                )
+                if to == ROUTES:
+                    sent.append(await self._alert(action, message, firing, context, own_key))
+                    continue
+                deliveries = await self._notifier().send(to, message, key=own_key, cause=firing.event)
             except HarkError as exc:
                 errors.append(exc)  # the others are told all the same
                 continue
@@ -314,6 +315,24 @@ class Performers(AsyncContextManagerMixin):
         if errors:
             raise errors[0]
         return {"deliveries": sent}
+
+    async def _alert(
+        self, action: Notify, message: Message, firing: Firing, context: Mapping[str, Any], key: str
+    ) -> JsonObject:
+        resolved = action.resolved
+        raised = await raise_alert(
+            self._bus,
+            message,
+            key=key,
+            now=self._clock.now(),
+            alert=render(action.alert, context) if action.alert is not None else None,
+            labels={name: render(text, context) for name, text in action.labels.items()},
+            own={"automation": firing.automation, "key": str(context["key"] or "")},
+            about=context["event"],
+            resolved=resolved if resolved is not None else firing.event.type == "automation.resolved",
+            cause=firing.event,
+        )
+        return {"alert": raised.id, "outcome": "resolved" if raised.resolved else "raised"}
 
     async def _call(self, action: Call, firing: Firing, context: Mapping[str, Any], key: str) -> JsonObject:
         url = render(action.call, context)
@@ -407,6 +426,11 @@ def _flow_run_of(template: str | None, context: Mapping[str, Any]) -> FlowRunId:
     if isinstance(subject, str) and subject.startswith("flow-run/"):
         return FlowRunId(subject[9:])
     raise ActionFailed('the event is not about a flow run; say which: flow_run: "{{ … }}"', again=False)
+
+
+def _attachment(written: str, context: Mapping[str, Any]) -> str:
+    """Return an attachment as the notifier knows it; ``run-log`` is the log of the run the event is about."""
+    return f"log:{_flow_run_of(None, context)}" if written == "run-log" else written
 
 
 def _default_body(context: Mapping[str, Any]) -> str:

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 BUCKETS: Final = (
     "deployments", "schedules", "automations", "webhooks", "channels", "pools", "limits", "variables", "secrets",
-    "keys", "blocks", "silences", "checkpoints", "leases", "outbox",
+    "keys", "blocks", "silences", "notifications", "checkpoints", "leases", "outbox",
     "deliveries", "backfills",
 )  # fmt: skip
 BUCKET_PREFIX: Final = "hark_"

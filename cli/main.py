@@ -35,6 +35,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "pools": ("channels:pools", "Where runs execute: ls, show, pause, resume."),
     "variables": ("values:variables", "Named values: ls, get, set, rm."),
     "secrets": ("values:secrets", "Named values that are never shown: ls, set, rm."),
+    "alerts": ("alerts:alerts", "Open incidents of the notifications' routing: ls, show, ack."),
+    "silences": ("silences:silences", "For a while, matching alerts are told to nobody: ls, add, expire."),
     "dlq": ("dlq:dlq", "Dead letters, actions that failed for good: ls, show, redrive, drop."),
     "keys": ("values:keys", "Access keys: create, ls, revoke."),
     "status": ("service:status", "Show what the service is doing."),

@@ -44,6 +44,8 @@ class Channel(BaseModel):
     def _is_name(cls, value: str) -> str:
         if len(value) > 100 or not _NAME.fullmatch(value):
             raise ValueError("a name is letters, digits, - _ and single dots between them, 100 at most")
+        if value == "routes":
+            raise ValueError("`notify: routes` is the routing tree, so no channel can be named routes")
         return value
 
     @field_validator("urls", mode="before")

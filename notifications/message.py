@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal, TypeAlias
+
+from ..vocabulary import JsonValue
 
 __all__ = ["Delivery", "Message", "Outcome", "Severity", "clipped", "summary"]
 
@@ -38,12 +40,19 @@ class Severity(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A message. ``attach`` holds paths or URLs of files to send along, for services that take them."""
+    """A message.
+
+    Attributes:
+        attach: what to send along, for services that take it: paths or URLs, ``log:<flow run id>`` for the log of a run,
+            ``object:<name>`` for something in the object store.
+        context: what the templates of channels may read besides title, body and severity.
+    """
 
     title: str
     body: str = ""
     severity: Severity = Severity.INFO
     attach: tuple[str, ...] = ()
+    context: Mapping[str, JsonValue] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "severity", Severity(self.severity))
@@ -88,7 +97,7 @@ def clipped(message: Message) -> Message:
         title = title[: _MAX_TITLE - 1] + "…"
     if len(body) > _MAX_BODY:
         body = f"{body[:_MAX_BODY]}\n… ({len(body) - _MAX_BODY} characters more)"
-    return Message(title, body, message.severity, message.attach)
+    return Message(title, body, message.severity, message.attach, message.context)
 
 
 def summary(messages: Sequence[Message]) -> Message:

@@ -11,7 +11,22 @@ from starlette.routing import Route
 from ..errors import AccessDenied
 from .access import cross_site, host_allowed, token_of
 from .problem import install, problem, problem_of
-from .routes import automations, backfills, config, deployments, dlq, events, hooks, runs, system, values, webhook_requests
+from .routes import (
+    alerts,
+    automations,
+    backfills,
+    config,
+    deployments,
+    dlq,
+    events,
+    exchange,
+    hooks,
+    runs,
+    silences,
+    system,
+    values,
+    webhook_requests,
+)
 
 if TYPE_CHECKING:
     from starlette.responses import Response
@@ -21,8 +36,8 @@ if TYPE_CHECKING:
 
 __all__ = ["make_app"]
 
-_OPEN_PATHS = ("/health/", "/hooks/")
-"""Health says nothing worth hiding; every webhook verifies its own senders."""
+_OPEN_PATHS = ("/health/", "/hooks/", "/ack/")
+"""Health says nothing worth hiding; every webhook verifies its own senders; a link to acknowledge is its own key."""
 
 
 class Guard:
@@ -83,7 +98,21 @@ def make_app(context: ServerContext) -> FastAPI:
     app.router.routes.append(
         Route("/hooks/{name}", hooks.receive, methods=hooks.METHODS, include_in_schema=False)
     )
-    for module in (events, runs, deployments, backfills, automations, webhook_requests, values, dlq, config, system):
+    for module in (
+        alerts,
+        silences,
+        events,
+        runs,
+        deployments,
+        backfills,
+        automations,
+        webhook_requests,
+        exchange,
+        values,
+        dlq,
+        config,
+        system,
+    ):
         app.include_router(module.router)
     app.add_middleware(Guard, context=context)
     return app

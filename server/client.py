@@ -429,6 +429,34 @@ class Hark:
     async def revoke_key(self, id_or_name: str) -> JsonObject:
         return _object(await self.request("DELETE", f"/api/keys/{_part(id_or_name)}"))
 
+    # --- alerts and silences ---------------------------------------------------------------------------
+
+    async def raise_alert(self, title: str, **fields: JsonValue) -> JsonObject:
+        """Raise an alert for the routing tree, or end one: ``body, severity, labels, alert, resolved, key, attach``."""
+        return _object(await self.request("POST", "/api/alerts", json={"title": title, **fields}))
+
+    async def alerts(self) -> list[JsonObject]:
+        """List open incidents, oldest first."""
+        return _items(await self._get("/api/alerts"))
+
+    async def alert(self, incident: str) -> JsonObject:
+        return _object(await self._get(f"/api/alerts/{_part(incident)}"))
+
+    async def acknowledge(self, incident: str, *, by: str = "", note: str = "") -> JsonObject:
+        """Take on an incident: it is not repeated and not escalated until something new comes."""
+        body: JsonObject = {"by": by, "note": note}
+        return _object(await self.request("POST", f"/api/alerts/{_part(incident)}/ack", json=body))
+
+    async def silences(self, *, expired: bool = False) -> list[JsonObject]:
+        return _items(await self._get("/api/silences", expired=expired))
+
+    async def add_silence(self, body: JsonObject) -> JsonObject:
+        """Make a silence: ``match`` or ``matchers``, ``for`` or ``ends_at``, ``starts_at, created_by, comment``."""
+        return _object(await self.request("POST", "/api/silences", json=body))
+
+    async def expire_silence(self, id: str) -> JsonObject:
+        return _object(await self.request("POST", f"/api/silences/{_part(id)}/expire", json={}))
+
     # --- dead letters, configuration, the service ------------------------------------------------------
 
     async def dead_letters(self, **filters: Any) -> Page:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ..clock import Clock
     from ..config import Settings
     from ..engine.control import Control
+    from ..notifications.ack import AckLinks
     from ..notifications.notifier import Notifier
     from ..storage import Projector, Queries
     from ..triggers.receiver import WebhookReceiver
@@ -48,6 +49,7 @@ class ServerContext:
     services: Supervisor
     metrics: Metrics
     started_at: datetime
+    links: AckLinks | None = None
     url: str = ""
     is_public: bool = False
     streams: int = 0

@@ -28,14 +28,18 @@ from .yaml_source import MAX_FILES, Node, Source, config_files, read_source
 
 __all__ = ["BUCKETS", "Manifest", "Record", "check_manifest", "load_manifest", "model_of"]
 
-BUCKETS = ("deployments", "schedules", "webhooks", "automations", "channels", "pools", "variables")
+BUCKETS = (
+    "deployments", "schedules", "webhooks", "automations", "channels", "notifications", "pools", "variables",
+)  # fmt: skip
 """The buckets a configuration writes."""
 
-SECTIONS = frozenset(BUCKETS) - {"schedules"} | {"limits", "notifications"}
+SECTIONS = frozenset(BUCKETS) - {"schedules"} | {"limits"}
+
+ROUTES = "routes"
+"""The one key of the bucket `notifications`: the section is one thing, not a mapping of names."""
 
 NOT_YET = {
     "limits": "named limits are not yet supported; a deployment's own `concurrency:` is",
-    "notifications": "routing of notifications is not yet supported; every `notify` is sent at once",
 }
 """Sections of the format that nothing acts on yet: said at every check, never taken in silence."""
 
@@ -150,6 +154,10 @@ def model_of(bucket: str) -> type[BaseModel] | None:
             from ..notifications.channel import Channel
 
             return Channel
+        case "notifications":
+            from .routing import CheckedRouting
+
+            return CheckedRouting
         case "pools":
             from ..engine.pool import Pool
 
@@ -268,6 +276,8 @@ class _Reader:
                 self._fault(
                     node.at, f"{section!r} must be a mapping of names", section, "write `name: …` below it"
                 )
+            elif section == "notifications":
+                self._routing(node, at)
             elif section in NOT_YET:
                 self._fault(at, NOT_YET[section], section, "it has no effect", is_warning=True)
             else:
@@ -321,6 +331,22 @@ class _Reader:
         self.faults.extend(faults)
         if model is not None:
             self._keep(Record(section, key, stored_form(model), written, at), node)
+
+    def _routing(self, node: Node, at: Position) -> None:
+        """Read the section that is one record: the tree of routes."""
+        first = self.records.get(("notifications", ROUTES))
+        if first is not None:
+            message = f"`notifications` is already written at {first.at}"
+            self._fault(at, message, "notifications", "one tree routes everything; keep it in one file")
+            return
+        model_class = model_of("notifications")
+        assert model_class is not None
+        value = dict(node.value) if isinstance(node.value, dict) else {}
+        model, faults = shape(model_class, node, path=("notifications",), value=value)
+        self.faults.extend(faults)
+        if model is not None:
+            record = Record("notifications", ROUTES, stored_form(model), frozenset(value), at)
+            self._keep(record, node)
 
     def _deployment(self, key: str, node: Node, at: Position) -> None:
         value = dict(node.value) if isinstance(node.value, dict) else {}

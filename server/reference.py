@@ -71,6 +71,10 @@ def reference_faults(
                 hint = did_you_mean(queue.value, have) or f"its queues are {', '.join(have)}"
                 message = f"the pool {name!r} has no queue {queue.value!r}"
                 yield Fault(queue.at, message, f"deployments.{key}.queue", hint)
+        elif bucket == "notifications":
+            from .routing import receiver_faults
+
+            yield from receiver_faults(node, known.get("channels", set()))
         elif bucket == "automations":
             for path, action in _actions(node, (bucket, key)):
                 yield from look(
@@ -78,7 +82,7 @@ def reference_faults(
                 )
                 notify = _short(action, "notify", "to")
                 for i, one in _each(notify):
-                    if isinstance(one.value, str) and ":" not in one.value:
+                    if isinstance(one.value, str) and ":" not in one.value and one.value != "routes":
                         below = (*path, "notify") if i is None else (*path, "notify", i)
                         yield from look("channel", "channels", one, below)
                 for verb in ("pause", "resume"):

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from ..bus import BrokerAddress
     from ..config import Settings
     from ..engine.control import Control
-    from ..notifications import Notifier
+    from ..notifications import AckLinks, Notifier
     from .context import ServerContext
 
 __all__ = ["Service", "serve"]
@@ -78,6 +78,7 @@ class Service(AsyncContextManagerMixin):
         self._supervisor: Supervisor | None = None
         self._control: Control | None = None
         self.context: ServerContext | None = None
+        self.links: AckLinks | None = None
 
     @property
     def bus(self) -> Bus:
@@ -161,6 +162,7 @@ class Service(AsyncContextManagerMixin):
 
     async def _wire(self, stack: AsyncExitStack) -> None:
         from ..engine.control import Control
+        from ..notifications.ack import AckLinks
 
         settings, bus = self.settings, self.bus
         self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -168,6 +170,7 @@ class Service(AsyncContextManagerMixin):
         secrets = SecretStore(bus, secret_key(self.home, given))
         late = LateValues(bus, secrets)
         control = self._control = Control(bus, self.clock)
+        self.links = AckLinks(secret_key(self.home, given), base_url=self._public_url())
         parts: list[Part] = []
         keys = AccessKeys(bus, extra_key=settings.api_key.get_secret_value() if settings.api_key else None)
         if Role.SERVER in self.roles:
@@ -197,6 +200,12 @@ class Service(AsyncContextManagerMixin):
             await self._open_door(stack, context)
         else:
             await stack.enter_async_context(supervisor)
+
+    def _public_url(self) -> str:
+        """Return what people reach a server by, for links; a server that is about to start corrects it."""
+        from .address import find_api
+
+        return self.settings.server.public_url or find_api(self.settings)
 
     def _refuse_open_door(self, keys: AccessKeys) -> None:
         host = self.settings.server.host
@@ -291,7 +300,17 @@ class Service(AsyncContextManagerMixin):
 
             return both()
 
+        def router() -> Any:
+            from ..automations.language import WhereLanguage
+            from ..notifications.router import Router
+
+            return Router(
+                self.bus, self._running_notifier, WhereLanguage(), self.clock, links=self.links, name=self.name
+            )
+
         return [
+            # Stops before the notifier: what it has decided and not sent is put down and sent by the next.
+            Part("router", router, stop_rank=STOP_DECIDERS),
             Part("rules", rules, stop_rank=STOP_DECIDERS),
             Part("outbox", outbox, stop_rank=STOP_EFFECTS, stop_s=15),
         ]
@@ -330,7 +349,7 @@ class Service(AsyncContextManagerMixin):
         queries = await stack.enter_async_context(Queries(self.database))
         self.context = ServerContext(
             settings=self.settings, bus=self.bus, clock=self.clock, keys=keys, queries=queries, control=control,
-            secrets=secrets, services=self.parts, metrics=Metrics(), started_at=self.clock.now(),
+            secrets=secrets, services=self.parts, metrics=Metrics(), started_at=self.clock.now(), links=self.links,
         )  # fmt: skip
         return self.context
 
@@ -343,6 +362,8 @@ class Service(AsyncContextManagerMixin):
         server = HttpServer(context, self.settings.server)
         await stack.enter_async_context(server)
         self.url = context.url
+        if self.links is not None and self.settings.server.public_url is None:
+            self.links.base_url = self.url
         context.is_public = not is_loopback(self.settings.server.host)
         stack.enter_context(announced(self.home, self.url))
 

@@ -1,0 +1,187 @@
+"""Groups of alerts as the fold keeps them: plain data, to JSON and back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from ..vocabulary import JsonObject, JsonValue
+from .alert import Alert, Cause
+from .message import Message, Severity
+from .wording import Line
+
+__all__ = ["Decision", "Group", "Member", "Said", "Send"]
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """A decision that is only told in the log, as an event ``notification.<word>`` with an id of its own."""
+
+    id: str
+    word: str
+    subject: str
+    data: JsonObject
+    cause: Cause
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """A message to be sent. ``key`` makes sending it twice sending it once.
+
+    Attributes:
+        to: a channel or an Apprise URL.
+        group: the incident it is about.
+        stamp: since when it is not acknowledged, which a link to acknowledge it names; None: nothing to acknowledge.
+    """
+
+    key: str
+    to: str
+    group: str
+    kind: str
+    message: Message
+    cause: Cause
+    at: float
+    stamp: float | None = None
+
+    def to_json(self) -> JsonObject:
+        m = self.message
+        return {
+            "key": self.key, "to": self.to, "group": self.group, "kind": self.kind, "title": m.title, "body": m.body,
+            "severity": m.severity.value, "attach": list(m.attach), "context": dict(m.context),
+            "cause": self.cause.to_json(), "at": self.at, "stamp": self.stamp,
+        }  # fmt: skip
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        message = Message(
+            value["title"],
+            value["body"],
+            Severity(value["severity"]),
+            tuple(value["attach"]),
+            value["context"],
+        )
+        return cls(
+            value["key"], value["to"], value["group"], value["kind"], message, Cause.from_json(value["cause"]),
+            float(value["at"]), value["stamp"],
+        )  # fmt: skip
+
+
+Decision = Said | Send
+
+
+@dataclass(slots=True)
+class Member:
+    """An alert in a group.
+
+    Attributes:
+        ready: from when on it may be told; infinite while something without a known end holds it back.
+        told_at: when it was first told; None while it waits.
+        acked: somebody has taken it on: it is not repeated.
+        held: what holds it back: ``silence <id>``, ``inhibited``, or nothing.
+    """
+
+    alert: Alert
+    since: float
+    last: float
+    ready: float
+    count: int = 1
+    told_at: float | None = None
+    acked: bool = False
+    resolved_at: float | None = None
+    held: str = ""
+
+    @property
+    def waits(self) -> bool:
+        return self.told_at is None and self.resolved_at is None
+
+    @property
+    def is_open_problem(self) -> bool:
+        return self.resolved_at is None and not self.alert.is_news
+
+    @property
+    def wants_repeat(self) -> bool:
+        return self.told_at is not None and self.is_open_problem and not self.acked
+
+    def line(self) -> Line:
+        facts = self.alert.facts
+        labels: JsonObject = {
+            name: value
+            for name, value in facts.items()
+            if isinstance(value, str) and name not in ("id", "time", "title", "specversion")
+        }
+        return Line(self.alert.message, self.count, self.since, self.resolved_at, labels)
+
+    def to_json(self) -> JsonObject:
+        return {
+            "alert": self.alert.to_json(), "since": self.since, "last": self.last, "ready": _finite(self.ready),
+            "count": self.count, "told_at": self.told_at, "acked": self.acked, "resolved_at": self.resolved_at,
+            "held": self.held,
+        }  # fmt: skip
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        return cls(
+            Alert.from_json(value["alert"]), float(value["since"]), float(value["last"]), _back(value["ready"]),
+            int(value["count"]), value["told_at"], bool(value["acked"]), value["resolved_at"], str(value["held"]),
+        )  # fmt: skip
+
+
+@dataclass(slots=True)
+class Group:
+    """Alerts that are told together: those of one route with equal ``group_by`` labels.
+
+    Attributes:
+        id: the incident: from the first alert of an empty group until the last has ended.
+        flushed_at: when it was last told of something new or over; sent_at: when anything was last sent.
+        told_to: everyone told in this incident, in order; sends: how many messages, over all incidents.
+        unacked_since: when the first message went out that nobody has acknowledged; escalated: steps done since then.
+        due: when it has to be looked at next.
+    """
+
+    key: str
+    route: str
+    labels: JsonObject
+    id: str
+    opened_at: float
+    members: dict[str, Member] = field(default_factory=dict)
+    flushed_at: float | None = None
+    sent_at: float | None = None
+    told_to: list[str] = field(default_factory=list)
+    sends: int = 0
+    unacked_since: float | None = None
+    escalated: int = 0
+    acked_at: float | None = None
+    acked_by: str = ""
+    muted: str = ""
+    due: float = math.inf
+
+    def to_json(self) -> JsonObject:
+        return {
+            "key": self.key, "route": self.route, "labels": self.labels, "id": self.id, "opened_at": self.opened_at,
+            "members": [m.to_json() for m in self.members.values()], "flushed_at": self.flushed_at,
+            "sent_at": self.sent_at, "told_to": list(self.told_to), "sends": self.sends,
+            "unacked_since": self.unacked_since, "escalated": self.escalated, "acked_at": self.acked_at,
+            "acked_by": self.acked_by, "muted": self.muted, "due": _finite(self.due),
+        }  # fmt: skip
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        members = [Member.from_json(m) for m in value["members"]]
+        return cls(
+            key=value["key"], route=value["route"], labels=value["labels"], id=value["id"],
+            opened_at=float(value["opened_at"]), members={m.alert.id: m for m in members},
+            flushed_at=value["flushed_at"], sent_at=value["sent_at"], told_to=list(value["told_to"]),
+            sends=int(value["sends"]), unacked_since=value["unacked_since"], escalated=int(value["escalated"]),
+            acked_at=value["acked_at"], acked_by=value["acked_by"], muted=value["muted"], due=_back(value["due"]),
+        )  # fmt: skip
+
+
+def _finite(at: float) -> JsonValue:
+    return None if at == math.inf else at
+
+
+def _back(value: Any) -> float:
+    return math.inf if value is None else float(value)

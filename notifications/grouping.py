@@ -1,0 +1,575 @@
+"""The fold that decides what is told to whom and when. Pure: facts and times in, decisions out.
+
+An alert joins a group for each route it goes to. A group is told ``group_wait`` after its first alert, of further ones
+``group_interval`` after its last message, of all that is still open every ``repeat_interval``, and of what is over with
+the next message. Silences, mute times and inhibition are looked at when a message is due, not when an alert comes:
+
+- a silence or an inhibition holds a problem back while it lasts (told afterwards if still open), and drops news;
+- a mute time postpones everything of its route.
+
+A problem (warning and worse) is open until it is resolved or, not raised again, forgotten after ``resolve_timeout``. News
+(info, success) is told once. Acknowledging covers what has been told: no repeats, no escalation, until something new
+comes. A problem that ends before it was told is not told at all, and one that is raised again while open is counted.
+
+Times are seconds since 1970 and never go back: a fact of an earlier time than the last is taken as of the last.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import orjson
+
+from ..vocabulary import JsonObject, derived_id
+from .alert import Alert, Cause
+from .group import Decision, Group, Member, Said, Send
+from .inhibition import Sources
+from .routing import Route, Tree, next_digest
+from .silence import SilenceBook
+from .wording import compose
+
+__all__ = ["Grouping"]
+
+_SEEN = 5000
+MAX_OPEN = 5000
+
+
+class Grouping:
+    """The state of all groups. Every method that takes a time first lets pass what was due before it.
+
+    Args:
+        max_open: how many alerts are kept; past it the oldest is told, if it was not yet, and closed.
+    """
+
+    def __init__(self, tree: Tree, silences: SilenceBook, *, max_open: int = MAX_OPEN) -> None:
+        self.tree, self.silences, self.now = tree, silences, 0.0
+        self.groups: dict[str, Group] = {}
+        self._max_open = max_open
+        self._due: list[tuple[float, str]] = []
+        self._where: dict[str, set[str]] = {}  # alert id -> keys of its groups
+        self._ids: dict[str, str] = {}  # incident id -> key of its group
+        self._sources = Sources(tree.inhibitions)
+        self._seen: dict[str, None] = {}
+        self._out: list[Decision] = []
+
+    # --- facts ----------------------------------------------------------------------------------------
+
+    def raised(self, alert: Alert, at: float) -> list[Decision]:
+        """Take in an alert, or that one is over."""
+        self._pass(at)
+        # The same event again, from a writer that did not know the first had landed.
+        if alert.cause.id not in self._seen:
+            self._seen[alert.cause.id] = None
+            while len(self._seen) > _SEEN:
+                del self._seen[next(iter(self._seen))]
+            if alert.resolved:
+                self._resolve([alert.id], alert)
+            else:
+                self._take(alert)
+        return self._decided()
+
+    def rule_resolved(self, automation: str, key: str, cause: Cause, at: float) -> list[Decision]:
+        """Take in that the condition of a rule no longer holds for a key: its alerts are over."""
+        self._pass(at)
+        ids = [
+            m.alert.id
+            for group in self.groups.values()
+            for m in group.members.values()
+            if m.alert.facts.get("automation") == automation and m.alert.facts.get("key") == key
+        ]
+        if ids:
+            self._resolve(list(dict.fromkeys(ids)), None, cause)
+        return self._decided()
+
+    def acknowledged(
+        self, incident: str, by: str, at: float, *, stamp: float | None = None
+    ) -> list[Decision]:
+        """Take in that somebody has taken on an incident. Nothing happens if it is over or unknown.
+
+        Args:
+            stamp: of the message that is answered; one from before the last acknowledgement no longer counts.
+        """
+        self._pass(at)
+        group = self.groups.get(self._ids.get(incident, ""))
+        if group is not None and group.unacked_since is not None and stamp in (None, group.unacked_since):
+            for member in group.members.values():
+                if member.told_at is not None:
+                    member.acked = True
+            group.acked_at, group.acked_by = self.now, by
+            group.unacked_since, group.escalated = None, 0
+            self._schedule(group)
+        return self._decided()
+
+    def advance(self, at: float) -> list[Decision]:
+        """Let time pass."""
+        self._pass(at)
+        return self._decided()
+
+    def wake(self, at: float) -> None:
+        """Begin again at ``at`` after having been away: what fell due meanwhile happens once, now."""
+        self.now = max(self.now, at)
+
+    def next_deadline(self) -> float | None:
+        """Return when something is due next."""
+        while self._due:
+            at, key = self._due[0]
+            group = self.groups.get(key)
+            if group is not None and group.due == at:
+                return at
+            heapq.heappop(self._due)
+        return None
+
+    # --- what people change ---------------------------------------------------------------------------
+
+    def adopt_silences(self, silences: SilenceBook, at: float) -> list[Decision]:
+        """Take over silences as they are now; what is no longer held back is told."""
+        self._pass(at)
+        self.silences = silences
+        for group in self.groups.values():
+            self._release(group, "silence ")
+        self._pass(at)
+        return self._decided()
+
+    def adopt(self, tree: Tree, at: float) -> list[Decision]:
+        """Take over another section. Alerts go where it sends them; what was told stays told."""
+        self._pass(at)
+        before, self.tree = self.groups, tree
+        self.groups, self._due, self._where, self._ids = {}, [], {}, {}
+        self._sources = Sources(tree.inhibitions)
+        for old in before.values():
+            kept = tree.route(old.route) is not None
+            for member in old.members.values():
+                if kept:
+                    routes = [r for r in (tree.route(old.route),) if r is not None]
+                else:
+                    routes = tree.targets(member.alert.facts)
+                if not routes:
+                    self._unrouted(member.alert)
+                for route in routes:
+                    self._move(member, old, route)
+            if kept and not old.members and old.key not in self.groups:
+                self.groups[old.key] = old
+                self._wake_at(old, old.due)
+        for group in self.groups.values():
+            group.muted = ""
+            for member in group.members.values():
+                if member.held:
+                    member.ready = self.now
+            self._schedule(group)
+        self._pass(at)
+        return self._decided()
+
+    def _move(self, member: Member, old: Group, route: Route) -> None:
+        labels = route.labels(member.alert.facts, member.alert.id)
+        key = _group_key(route, labels)
+        group = self.groups.get(key)
+        if group is None:
+            # The incident goes on under its id where it is still whole; parts of it become incidents of their own.
+            id_ = old.id if old.id not in self._ids else derived_id("incident", key, old.id)
+            group = Group(
+                key, route.key, labels, id_, old.opened_at, flushed_at=old.flushed_at, sent_at=old.sent_at,
+                told_to=list(old.told_to), sends=old.sends, unacked_since=old.unacked_since, escalated=old.escalated,
+                acked_at=old.acked_at, acked_by=old.acked_by,
+            )  # fmt: skip
+            self.groups[key] = group
+            self._ids[id_] = key
+        if member.alert.id not in group.members:
+            group.members[member.alert.id] = member
+        self._where.setdefault(member.alert.id, set()).add(key)
+        if member.is_open_problem:
+            self._sources.add(member.alert)
+
+    # --- alerts ---------------------------------------------------------------------------------------
+
+    def _take(self, alert: Alert) -> None:
+        routes = self.tree.targets(alert.facts)
+        if not routes:
+            self._unrouted(alert)
+            return
+        if not alert.is_news:
+            self._sources.discard(alert.id)
+            self._sources.add(alert)
+        for route in routes:
+            self._join(alert, route)
+        if len(self._where) > self._max_open:
+            self._evict(keep=alert.id)
+
+    def _unrouted(self, alert: Alert) -> None:
+        reason = "no route that matches says whom to tell; give the root of `notifications:` a `to:`"
+        data: JsonObject = {"alert": alert.id, "title": alert.message.title, "reason": reason}
+        self._say("unrouted", alert, data, alert.cause.id)
+
+    def _join(self, alert: Alert, route: Route) -> None:
+        now = self.now
+        labels = route.labels(alert.facts, alert.id)
+        key = _group_key(route, labels)
+        group = self.groups.get(key)
+        if group is None:
+            group = self.groups[key] = Group(key, route.key, labels, "", now)
+        member = group.members.get(alert.id)
+        if member is not None and (member.told_at is not None or member.resolved_at is None):
+            member.count += 1
+            member.last, member.alert = now, alert
+            # It came back before its end was told: for those who were told, it never ended.
+            member.resolved_at = None
+            self._schedule(group)
+            return
+        if not group.members:
+            self._ids.pop(group.id, None)
+            group.id, group.opened_at = derived_id("incident", key, alert.cause.id), now
+            self._ids[group.id] = key
+            group.told_to, group.unacked_since, group.escalated = [], None, 0
+            group.acked_at, group.acked_by = None, ""
+        if route.digest is not None:
+            ready = next_digest(route.digest, now)
+        elif group.flushed_at is None:
+            ready = now + route.group_wait
+        else:
+            ready = max(now, group.flushed_at + route.group_interval)
+        group.members[alert.id] = Member(alert, now, now, ready)
+        self._where.setdefault(alert.id, set()).add(key)
+        self._wake_at(group, min(group.due, ready))
+        data: JsonObject = {
+            "alert": alert.id, "title": alert.message.title, "severity": alert.message.severity.value,
+            "group": group.id, "labels": labels, "route": route.shown, "to": list(route.to), "size": len(group.members),
+        }  # fmt: skip
+        self._say("grouped", alert, data, alert.cause.id, key)
+
+    def _resolve(self, ids: Iterable[str], by: Alert | None, cause: Cause | None = None) -> None:
+        """End alerts; ``by`` may say so in words of its own."""
+        for id_ in ids:
+            keys = sorted(self._where.get(id_, ()))
+            if not keys and by is not None:
+                data: JsonObject = {"alert": id_, "reason": "it was not open", "told": False}
+                self._say("closed", by, data, by.cause.id)
+            for key in keys:
+                group = self.groups[key]
+                member = group.members[id_]
+                if member.resolved_at is not None:
+                    continue
+                route = self.tree.route(group.route)
+                assert route is not None
+                if member.waits or not route.send_resolved or member.alert.is_news:
+                    reason = "resolved before it was told" if member.waits else "resolved"
+                    self._close(group, member, reason, told=not member.waits)
+                else:
+                    member.resolved_at = self.now
+                    member.ready = max(self.now, (group.flushed_at or self.now) + route.group_interval)
+                    if by is not None:
+                        facts = {**member.alert.facts, "severity": by.message.severity.value}
+                        member.alert = Alert(id_, by.message, facts, True, by.cause)
+                    elif cause is not None:
+                        old = member.alert
+                        member.alert = Alert(id_, old.message, old.facts, True, cause)
+                self._schedule(group)
+            self._freed(id_)
+
+    def _close(self, group: Group, member: Member, reason: str, *, told: bool) -> None:
+        del group.members[member.alert.id]
+        keys = self._where.get(member.alert.id, set())
+        keys.discard(group.key)
+        if not keys:
+            self._where.pop(member.alert.id, None)
+            self._freed(member.alert.id)
+        if reason:
+            data: JsonObject = {
+                "alert": member.alert.id, "title": member.alert.message.title, "group": group.id, "reason": reason,
+                "told": told, "count": member.count,
+            }  # fmt: skip
+            self._say("closed", member.alert, data, group.id, str(member.since))
+
+    def _freed(self, alert_id: str) -> None:
+        """An alert is over: whom it held back is looked at again."""
+        if self._sources.discard(alert_id):
+            for group in self.groups.values():
+                self._release(group, "inhibited")
+
+    def _release(self, group: Group, by: str) -> None:
+        hit = False
+        for member in group.members.values():
+            if member.held.startswith(by):
+                member.ready, hit = self.now, True
+        if hit:
+            self._wake_at(group, min(group.due, self.now))
+
+    def _evict(self, *, keep: str) -> None:
+        key, id_ = min(
+            (m.since, g.key, m.alert.id)
+            for g in self.groups.values()
+            for m in g.members.values()
+            if m.alert.id != keep
+        )[1:]
+        group = self.groups[key]
+        if group.members[id_].waits:
+            group.members[id_].ready = self.now
+            self._look(group)
+        for other in sorted(self._where.get(id_, ())):
+            group = self.groups[other]
+            member = group.members[id_]
+            self._close(group, member, f"more than {self._max_open} alerts are open", told=not member.waits)
+            self._schedule(group)
+
+    # --- time -----------------------------------------------------------------------------------------
+
+    def _pass(self, at: float) -> None:
+        """Do everything that is due until ``at``, in order, each at its time."""
+        at = max(at, self.now)
+        while (due := self.next_deadline()) is not None and due <= at:
+            _, key = heapq.heappop(self._due)
+            self.now = max(self.now, due)
+            self._look(self.groups[key])
+        self.now = at
+
+    def _decided(self) -> list[Decision]:
+        out, self._out = self._out, []
+        return out
+
+    def _wake_at(self, group: Group, at: float) -> None:
+        group.due = at
+        if at < math.inf:
+            heapq.heappush(self._due, (at, group.key))
+
+    def _schedule(self, group: Group, *, not_before: float = 0.0, escalate_at: float = 0.0) -> None:
+        """Find out when a group has to be looked at next; an empty one is forgotten after its interval."""
+        route = self._route(group)
+        if not group.members:
+            again = (group.flushed_at or -math.inf) + route.group_interval
+            if again > self.now:
+                self._wake_at(group, again)  # what comes until then is told then, not after a new wait
+                return
+            group.due = math.inf
+            self._ids.pop(group.id, None)
+            self.groups.pop(group.key, None)
+            return
+        due, repeats = math.inf, False
+        for member in group.members.values():
+            if member.waits or member.resolved_at is not None:
+                due = min(due, member.ready)
+            if member.is_open_problem:
+                due = min(due, member.last + self.tree.resolve_timeout)
+            repeats = repeats or member.wants_repeat
+        if repeats and group.sent_at is not None:
+            due = min(due, group.sent_at + route.repeat_interval)
+        if repeats and group.unacked_since is not None and group.escalated < len(route.escalate):
+            due = min(due, max(group.unacked_since + route.escalate[group.escalated].after, escalate_at))
+        self._wake_at(group, max(due, not_before))
+
+    def _route(self, group: Group) -> Route:
+        route = self.tree.route(group.route)
+        assert route is not None
+        return route
+
+    def _look(self, group: Group) -> None:
+        """Tell of a group what is to be told now, and find out when to look again."""
+        now, route = self.now, self._route(group)
+        timeout = self.tree.resolve_timeout
+        for member in [m for m in group.members.values() if m.is_open_problem and m.last + timeout <= now]:
+            self._close(group, member, "not raised again for the resolve timeout", told=not member.waits)
+        quiet = route.quiet(now) if group.members else None
+        if quiet is not None:
+            self._keep_quiet(group, *quiet)
+            return
+        group.muted = ""
+        fresh, recovered = self._ripe(group)
+        repeated = self._repeated(group, route) if not fresh else []
+        if fresh or recovered or repeated:
+            self._tell(group, route, fresh, recovered, repeated)
+        escalate_at = self._escalate(group, route)
+        self._schedule(group, escalate_at=escalate_at)
+
+    def _keep_quiet(self, group: Group, name: str, end: float) -> None:
+        label = f"{name} {end}"
+        if group.muted != label:
+            group.muted = label
+            member = next(iter(group.members.values()))
+            data: JsonObject = {
+                "group": group.id, "labels": group.labels, "mute": name, "until": end if end < math.inf else None,
+                "alerts": len(group.members),
+            }  # fmt: skip
+            self._say("muted", member.alert, data, group.id, label)
+        self._schedule(group, not_before=end)
+
+    def _ripe(self, group: Group) -> tuple[list[Member], list[Member]]:
+        """Return the members that are told now, new and over; those held back are noted."""
+        now = self.now
+        if not any(m.ready <= now for m in group.members.values() if m.waits or m.resolved_at is not None):
+            return [], []
+        fresh: list[Member] = []
+        recovered: list[Member] = []
+        for member in list(group.members.values()):
+            if not member.waits and member.resolved_at is None:
+                continue
+            held = self._held(member)
+            if held is None:
+                member.held = ""
+                (fresh if member.waits else recovered).append(member)
+                continue
+            word, ref, until = held
+            dropped = member.alert.is_news or member.resolved_at is not None
+            label = f"silence {ref}" if word == "silenced" else word
+            if member.held != label or dropped:
+                data: JsonObject = {
+                    "alert": member.alert.id, "title": member.alert.message.title, "group": group.id,
+                    ("silence" if word == "silenced" else "by"): ref, "dropped": dropped,
+                }  # fmt: skip
+                self._say(word, member.alert, data, group.id, ref, str(member.since), str(dropped))
+            member.held, member.ready = label, until
+            if dropped:
+                self._close(group, member, "", told=False)
+        return fresh, recovered
+
+    def _held(self, member: Member) -> tuple[str, str, float] | None:
+        """Return what holds an alert back now (the word of its event, by what, until when), or None."""
+        silence = self.silences.holding(member.alert.facts, self.now)
+        if silence is not None:
+            return "silenced", *silence
+        # That something is over is told to those who were told that it began.
+        by = self._sources.holding(member.alert) if member.resolved_at is None else None
+        return ("inhibited", by, math.inf) if by is not None else None
+
+    def _repeated(self, group: Group, route: Route) -> list[Member]:
+        """Return the open alerts to be told again, if it is time."""
+        if group.sent_at is None or group.sent_at + route.repeat_interval > self.now:
+            return []
+        wanted = [m for m in group.members.values() if m.wants_repeat]
+        held = [h for m in wanted if (h := self._held(m)) is not None]
+        if wanted and len(held) == len(wanted):
+            # Looked at again when the first of what holds them ends, else after another interval.
+            until = min(until for *_, until in held)
+            group.sent_at = self.now if until == math.inf else until - route.repeat_interval
+            return []
+        return [m for m in wanted if self._held(m) is None]
+
+    def _tell(
+        self, group: Group, route: Route, fresh: list[Member], recovered: list[Member], repeated: list[Member]
+    ) -> None:
+        now = self.now
+        kind = (
+            "digest"
+            if route.digest and fresh
+            else "firing"
+            if fresh
+            else "repeat"
+            if repeated
+            else "recovered"
+        )
+        problems = [m for m in fresh if not m.alert.is_news]
+        open_ = [
+            m
+            for m in group.members.values()
+            if m.wants_repeat and m not in repeated and self._held(m) is None
+        ]
+        shown = [*fresh, *repeated, *(open_ if fresh or repeated else [])]
+        for member in fresh:
+            member.told_at = now
+        to = route.to if shown else ()
+        told = tuple(group.told_to)
+        if problems:
+            group.told_to = list(dict.fromkeys([*told, *to]))
+            if group.unacked_since is None:
+                group.unacked_since, group.escalated = now, 0
+            group.acked_at, group.acked_by = None, ""
+        for receiver in dict.fromkeys(to):
+            self._send(group, receiver, kind, shown, recovered)
+        if recovered:
+            for receiver in told:
+                if receiver not in to:
+                    self._send(group, receiver, "recovered", [], recovered)
+        if fresh or recovered:
+            group.flushed_at = now
+        group.sent_at = now
+        group.sends += 1
+        for member in [*recovered, *(m for m in fresh if m.alert.is_news)]:
+            self._close(group, member, "", told=True)
+
+    def _escalate(self, group: Group, route: Route) -> float:
+        """Do the steps that are due; return before when not to look again, 0 if that does not matter."""
+        if group.unacked_since is None:
+            return 0.0
+        open_ = [m for m in group.members.values() if m.wants_repeat]
+        if not open_:
+            group.unacked_since, group.escalated = None, 0
+            return 0.0
+        while group.escalated < len(route.escalate):
+            step = route.escalate[group.escalated]
+            if group.unacked_since + step.after > self.now:
+                return 0.0
+            held = [h for m in open_ if (h := self._held(m)) is not None]
+            if len(held) == len(open_):
+                until = min(until for *_, until in held)
+                return until if until < math.inf else self.now + route.group_interval
+            shown = [m for m in open_ if self._held(m) is None]
+            waited_s = self.now - group.unacked_since
+            for receiver in step.to:
+                self._send(group, receiver, "escalation", shown, [], waited_s=waited_s)
+            group.sends += 1
+            group.escalated += 1
+            group.told_to = list(dict.fromkeys([*group.told_to, *step.to]))
+            data: JsonObject = {
+                "group": group.id, "labels": group.labels, "step": group.escalated, "to": list(step.to),
+                "waited_s": waited_s, "alerts": len(shown),
+            }  # fmt: skip
+            self._say(
+                "escalated", shown[0].alert, data, group.id, str(group.unacked_since), str(group.escalated)
+            )
+        return 0.0
+
+    def _send(
+        self,
+        group: Group,
+        to: str,
+        kind: str,
+        firing: list[Member],
+        recovered: list[Member],
+        *,
+        waited_s: float = 0.0,
+    ) -> None:
+        message = compose(
+            kind, group.labels, firing=[m.line() for m in firing], recovered=[m.line() for m in recovered],
+            at=self.now, waited_s=waited_s, group=group.id,
+        )  # fmt: skip
+        key = derived_id("notify", group.id, str(group.opened_at), str(group.sends), kind, to)
+        cause = (firing or recovered)[0].alert.cause
+        stamp = group.unacked_since if any(m.is_open_problem for m in firing) else None
+        self._out.append(Send(key, to, group.id, kind, message, cause, self.now, stamp))
+
+    def _say(self, word: str, alert: Alert, data: JsonObject, *parts: str) -> None:
+        id_ = derived_id("notification-decision", word, alert.id, *parts)
+        self._out.append(Said(id_, word, f"alert/{alert.id}", data, alert.cause, self.now))
+
+    # --- state ----------------------------------------------------------------------------------------
+
+    def dump(self) -> JsonObject:
+        """Return all there is to know, as JSON; ``load`` reads it."""
+        return {
+            "now": self.now, "seen": list(self._seen), "groups": [g.to_json() for g in self.groups.values()],
+        }  # fmt: skip
+
+    @classmethod
+    def load(
+        cls, value: Mapping[str, Any], tree: Tree, silences: SilenceBook, *, max_open: int = MAX_OPEN
+    ) -> Grouping:
+        """Make the fold that ``dump`` described; its routes are those of ``tree``, whatever they were then."""
+        made = cls(tree, silences, max_open=max_open)
+        made.now = float(value["now"])
+        made._seen = dict.fromkeys(value["seen"])
+        for raw in value["groups"]:
+            group = Group.from_json(raw)
+            made.groups[group.key] = group
+            if group.id:
+                made._ids[group.id] = group.key
+            for member in group.members.values():
+                made._where.setdefault(member.alert.id, set()).add(group.key)
+                if member.is_open_problem:
+                    made._sources.add(member.alert)
+            made._wake_at(group, group.due)
+        if any(tree.route(g.route) is None for g in made.groups.values()):
+            made._out += made.adopt(tree, made.now)
+        return made
+
+
+def _group_key(route: Route, labels: JsonObject) -> str:
+    return f"{route.key} {orjson.dumps(labels, option=orjson.OPT_SORT_KEYS).decode()}"

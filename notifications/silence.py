@@ -1,0 +1,144 @@
+"""Silences: for a while, alerts that match are told to nobody. Made by people, kept in the bucket ``silences``. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import orjson
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
+
+from ..errors import DefinitionError
+from ..vocabulary import JsonObject, JsonValue
+from .language import Facts, Holds, Language
+
+__all__ = ["KEEP_S", "Silence", "SilenceBook", "matchers"]
+
+KEEP_S = 5 * 86_400.0
+"""For how long a silence that is over stays listed."""
+_MATCHER = re.compile(r"\s*(?P<path>[^=!~\s]+)\s*(?P<sign>=~|!~|!=|=)\s*(?P<value>.*?)\s*", re.DOTALL)
+
+
+class Silence(BaseModel):
+    """Who silenced what, from when to when, and why."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str
+    match: dict[str, JsonValue] = Field(
+        min_length=1, description="a condition on labels and event, as in `where`"
+    )
+    starts_at: AwareDatetime
+    ends_at: AwareDatetime
+    created_by: str = ""
+    comment: str = ""
+
+    @model_validator(mode="after")
+    def _lasts(self) -> Silence:
+        if self.ends_at < self.starts_at:
+            raise ValueError("a silence ends after it starts")
+        return self
+
+    def state(self, now: datetime) -> str:
+        """Return ``pending``, ``active`` or ``expired``."""
+        if now >= self.ends_at:
+            return "expired"
+        return "active" if now >= self.starts_at else "pending"
+
+    def to_bytes(self) -> bytes:
+        return self.model_dump_json().encode()
+
+    def shown(self, now: datetime) -> JsonObject:
+        value: JsonObject = orjson.loads(self.to_bytes())
+        return {**value, "state": self.state(now)}
+
+
+def matchers(words: Iterable[str]) -> JsonObject:
+    """Return the condition meant by ``name=value``, ``name!=value``, ``name=~regex``, ``name!~regex``, all of which hold.
+
+    Raises:
+        DefinitionError: a word is none of these.
+    """
+    found: JsonObject = {}
+    for word in words:
+        match = _MATCHER.fullmatch(word)
+        if not match:
+            raise DefinitionError(
+                f"{word!r} is no matcher",
+                hint="write automation=etl-failing, severity!=critical or data.host=~web.*",
+            )
+        path, value = match["path"], _value(match["value"])
+        # Alertmanager's patterns are about the whole value.
+        pattern: JsonValue = {"regex": f"^(?:{match['value']})$"}
+        said: JsonValue = {"=": value, "!=": {"not": value}, "=~": pattern, "!~": {"not": pattern}}[
+            match["sign"]
+        ]
+        if path in found:
+            raise DefinitionError(f"{path!r} is asked twice", hint="write one matcher for each label")
+        found[path] = said
+    if not found:
+        raise DefinitionError(
+            "a silence without a matcher would silence everything",
+            hint="say what: severity=~.* is everything",
+        )
+    return found
+
+
+def _value(text: str) -> JsonValue:
+    if len(text) > 1 and text[0] == text[-1] == '"':
+        return text[1:-1]
+    try:
+        value = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return text
+    return value if isinstance(value, int | float | bool) or value is None else text
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    silence: Silence
+    holds: Holds
+    starts_at: float
+    ends_at: float
+
+
+class SilenceBook:
+    """All silences there are, compiled. Immutable: a change makes a new one."""
+
+    def __init__(self, silences: Mapping[str, Silence], language: Language) -> None:
+        self.refused: dict[str, str] = {}
+        self._entries: list[_Entry] = []
+        for id_, silence in sorted(silences.items()):
+            try:
+                holds = language.condition(dict(silence.match))
+            except DefinitionError as exc:
+                self.refused[id_] = str(exc)
+                continue
+            self._entries.append(
+                _Entry(silence, holds, silence.starts_at.timestamp(), silence.ends_at.timestamp())
+            )
+
+    def holding(self, facts: Facts, at: float) -> tuple[str, float] | None:
+        """Return the silence that holds an alert back at ``at`` and its end (of several the last to end), or None."""
+        found: tuple[str, float] | None = None
+        for entry in self._entries:
+            if (
+                entry.starts_at <= at < entry.ends_at
+                and entry.holds(facts)
+                and (not found or entry.ends_at > found[1])
+            ):
+                found = entry.silence.id, entry.ends_at
+        return found
+
+
+def silence_of(raw: bytes) -> Silence:
+    """Read a stored silence.
+
+    Raises:
+        ValueError: it is not readable.
+    """
+    value: Any = orjson.loads(raw)
+    return Silence.model_validate(value)

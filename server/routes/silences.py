@@ -1,0 +1,153 @@
+"""``/api/silences``: for a while, alerts that match are told to nobody."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import ValidationError
+
+from ...automations.condition import parse_where
+from ...automations.problem import RuleInvalid
+from ...bus.event import parse_time
+from ...duration import parse_duration
+from ...errors import DefinitionError, EventInvalid, GuardFailed, UnknownName
+from ...notifications.silence import KEEP_S, Silence, matchers, silence_of
+from ...vocabulary import JsonObject, JsonValue, new_id
+from ..answer import answer, listing
+from ..body import read_object
+from ..context import ServerContext, context_of
+
+router = APIRouter(tags=["notifications"])
+
+_FIELDS = {"match", "matchers", "for", "starts_at", "ends_at", "created_by", "comment"}
+_MAX_BYTES = 64 << 10
+_LONGEST_S = 366 * 86_400.0
+
+
+@router.get("/api/silences")
+async def list_silences(request: Request, expired: Annotated[bool, Query()] = False) -> Response:
+    """List silences, those that end first at the top; those that are over for five days more, if asked for."""
+    context = context_of(request)
+    now = context.clock.now()
+    found: list[Silence] = []
+    for entry in await context.bus.bucket("silences").entries():
+        try:
+            found.append(silence_of(entry.value))
+        except ValueError:
+            continue  # the router says what does not load
+    found.sort(key=lambda s: s.ends_at)
+    return listing(s.shown(now) for s in found if expired or s.state(now) != "expired")
+
+
+@router.get("/api/silences/{silence_id}")
+async def show_silence(request: Request, silence_id: str) -> Response:
+    """Show one silence."""
+    context = context_of(request)
+    silence, _ = await _one(context, silence_id)
+    return answer(silence.shown(context.clock.now()))
+
+
+@router.post("/api/silences")
+async def add_silence(request: Request) -> Response:
+    """Make a silence: `match` (a condition) or `matchers` (`["automation=etl"]`), and `for` or `ends_at`."""
+    context = context_of(request)
+    body = await read_object(request, limit_bytes=_MAX_BYTES)
+    now = context.clock.now()
+    silence = _made(body, now)
+    ttl_s = (silence.ends_at - now).total_seconds() + KEEP_S
+    await context.bus.bucket("silences").create(silence.id, silence.to_bytes(), ttl_s=ttl_s)
+    return answer(silence.shown(now), 201)
+
+
+@router.post("/api/silences/{silence_id}/expire")
+async def expire_silence(request: Request, silence_id: str) -> Response:
+    """End a silence now; what it held back and is still open is told."""
+    context = context_of(request)
+    while True:
+        now = context.clock.now()
+        silence, revision = await _one(context, silence_id)
+        if silence.state(now) == "expired":
+            return answer(silence.shown(now))
+        ended = silence.model_copy(update={"ends_at": now, "starts_at": min(silence.starts_at, now)})
+        try:
+            await context.bus.bucket("silences").update(
+                silence.id, ended.to_bytes(), revision=revision, ttl_s=KEEP_S
+            )
+        except GuardFailed:
+            continue  # somebody else changed it at this moment
+        return answer(ended.shown(now))
+
+
+async def _one(context: ServerContext, silence_id: str) -> tuple[Silence, int]:
+    bucket = context.bus.bucket("silences")
+    keys = await bucket.keys()
+    # The beginning of an id is enough, as people copy them from a listing.
+    matching = [k for k in keys if k.startswith(silence_id)] if len(silence_id) >= 4 else []
+    entry = await bucket.get(matching[0]) if len(matching) == 1 else None
+    if entry is None:
+        if len(matching) > 1:
+            raise DefinitionError(
+                f"{len(matching)} silences begin with {silence_id!r}", hint="write more of the id"
+            )
+        raise UnknownName("silence", silence_id, known=keys)
+    return silence_of(entry.value), entry.revision
+
+
+def _made(body: JsonObject, now: datetime) -> Silence:
+    unknown = sorted(set(body) - _FIELDS)
+    if unknown:
+        raise DefinitionError(
+            f"{unknown[0]!r} is not known here", hint="known are " + ", ".join(sorted(_FIELDS))
+        )
+    match = body.get("match")
+    words = body.get("matchers")
+    if (match is None) == (words is None):
+        raise DefinitionError(
+            "say what to silence", hint='either "match": {…} or "matchers": ["automation=etl"]'
+        )
+    if isinstance(words, list):
+        match = matchers(str(w) for w in words)
+    if not isinstance(match, dict) or not match:
+        raise DefinitionError(
+            '`match` is a condition such as {"automation": "etl"}, `matchers` a list of texts'
+        )
+    _, problems = parse_where(match)
+    if problems:
+        raise RuleInvalid(problems)
+    starts_at = _moment(body.get("starts_at"), "starts_at") or now
+    ends_at = _moment(body.get("ends_at"), "ends_at")
+    lasting = body.get("for")
+    if (lasting is None) == (ends_at is None):
+        raise DefinitionError("say how long", hint='either "for": "2h" or "ends_at": a time')
+    if lasting is not None:
+        try:
+            ends_at = starts_at + timedelta(seconds=parse_duration(lasting))
+        except ValueError as exc:
+            raise DefinitionError(str(exc)) from exc
+    assert ends_at is not None
+    if ends_at <= now:
+        raise DefinitionError("this silence would be over already", hint="let it end later")
+    if (ends_at - now).total_seconds() > _LONGEST_S:
+        raise DefinitionError("a silence lasts a year at most", hint="change the route instead")
+    try:
+        return Silence(
+            id=new_id(), match=match, starts_at=starts_at, ends_at=ends_at, created_by=_text(body.get("created_by")),
+            comment=_text(body.get("comment")),
+        )  # fmt: skip
+    except ValidationError as exc:
+        raise DefinitionError(exc.errors()[0]["msg"].removeprefix("Value error, ")) from exc
+
+
+def _text(value: JsonValue) -> str:
+    return str(value)[:1000] if value is not None else ""
+
+
+def _moment(value: JsonValue, name: str) -> datetime | None:
+    if value is None:
+        return None
+    try:
+        return parse_time(str(value), field=name)
+    except EventInvalid as exc:
+        raise DefinitionError(str(exc)) from exc
