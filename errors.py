@@ -33,6 +33,7 @@
         ├── FlowFailed / TaskFailed / RunCrashed / RunCancelled
         ├── RunUnfinished          its result was asked for before it ended
         ├── RunTimedOut            it took longer than its `timeout_seconds`; also a TimeoutError
+        ├── PauseTimedOut          a paused run was not resumed in time; also a TimeoutError
         ├── UpstreamFailed         a task was not run, because what it waits for did not complete
         ├── ResultMissing          a recorded result cannot be read back
         └── ReplayDiverged         the code no longer makes the calls the log recorded
@@ -176,12 +177,14 @@ class LimitError(HarkError):
 class EventTooLarge(LimitError):
     """The encoded event is larger than the broker takes; trying again cannot help."""
 
-    def __init__(self, subject: str, *, size_bytes: int, limit_bytes: int) -> None:
+    def __init__(self, subject: str, *, size_bytes: int, limit_bytes: int, index: int | None = None) -> None:
+        """``index``: its place among those given together, from 0."""
+        which = "event" if index is None else f"event [{index}]"
         super().__init__(
-            f"event on {subject!r} is {size_bytes} bytes, and the broker takes {limit_bytes} at most",
+            f"{which} on {subject!r} is {size_bytes} bytes, and the broker takes {limit_bytes} at most",
             hint="put large data in the object store and send a reference in `data`",
         )
-        self.subject, self.size_bytes, self.limit_bytes = subject, size_bytes, limit_bytes
+        self.subject, self.size_bytes, self.limit_bytes, self.index = subject, size_bytes, limit_bytes, index
 
 
 class BufferFull(LimitError):
@@ -290,6 +293,10 @@ class RunUnfinished(RunError):
 
 class RunTimedOut(RunError, TimeoutError):
     """A flow or task took longer than its ``timeout_seconds``."""
+
+
+class PauseTimedOut(RunError, TimeoutError):
+    """A run paused, and nobody resumed it in time."""
 
 
 class UpstreamFailed(RunError):

@@ -99,37 +99,64 @@ class EventLog:
             BusUnavailable, EventRefused: as ``append``; the others may be stored.
         """
         prepared = []
-        for event in events:
+        for index, event in enumerate(events):
             subject = check_subject(subject_of(event))
-            lines = header_lines({"Nats-Msg-Id": message_id(event.msg_id), **headers_of(event)})
+            lines = f"Nats-Msg-Id: {message_id(event.msg_id)}\r\n"
+            if headers := headers_of(event):
+                lines += header_lines(headers)
             payload = event.to_json()
-            self._check_size(subject, lines, payload)
-            prepared.append((event, subject, lines, payload))
+            self._check_size(subject, lines, payload, index=index)
+            prepared.append((subject, lines, payload))
         # In slices, so that a million events do not stand in the broker's inbound queue at once.
         done: list[Appended] = []
         for start in range(0, len(prepared), 1000):
-            part = [
-                asyncio.ensure_future(self._store(*one, after=None, guard=None))
-                for one in prepared[start : start + 1000]
-            ]
-            try:
-                done += await asyncio.gather(*part)
-            finally:
-                for task in part:
-                    task.cancel()
+            done += await self._store_many(events[start : start + 1000], prepared[start : start + 1000])
         return done
 
-    def _check_size(self, subject: str, lines: str, payload: bytes) -> None:
+    async def _store_many(
+        self, events: Sequence[Event], prepared: Sequence[tuple[str, str, bytes]]
+    ) -> list[Appended]:
+        deadline = asyncio.get_running_loop().time() + self._config.request_timeout_s
+        connected = self._connection.is_connected
+        answers = await self._replies.ask_many(prepared) if connected else [None] * len(prepared)
+        done = [_ack_of(msg) for msg in answers]
+        # What was not stored at the first try goes the long way: tried again, or refused with an error.
+        again = [
+            asyncio.ensure_future(self._store(event, *one, tries=1, deadline=deadline))
+            for event, one, ack in zip(events, prepared, done, strict=True)
+            if not isinstance(ack, Appended)
+        ]
+        if again:
+            try:
+                late = iter(await asyncio.gather(*again))
+            finally:
+                for task in again:
+                    task.cancel()
+            return [ack if isinstance(ack, Appended) else next(late) for ack in done]
+        return [ack for ack in done if isinstance(ack, Appended)]
+
+    def _check_size(self, subject: str, lines: str, payload: bytes, *, index: int | None = None) -> None:
         size, limit = len(lines) + _FRAME_BYTES + len(payload), self._connection.max_payload
         if size > limit:
-            raise EventTooLarge(subject, size_bytes=size, limit_bytes=limit)
+            raise EventTooLarge(subject, size_bytes=size, limit_bytes=limit, index=index)
 
     async def _store(
-        self, event: Event, subject: str, lines: str, payload: bytes, *, after: int | None, guard: str | None
+        self,
+        event: Event,
+        subject: str,
+        lines: str,
+        payload: bytes,
+        *,
+        after: int | None = None,
+        guard: str | None = None,
+        tries: int = 0,
+        deadline: float | None = None,
     ) -> Appended:
+        """Send until there is a verdict. ``tries``: made already; ``deadline``: loop time, by default from now."""
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._config.request_timeout_s
-        tries, why = 0, "no answer"
+        if deadline is None:
+            deadline = loop.time() + self._config.request_timeout_s
+        why = "no answer"
         while True:
             if tries or not self._connection.is_connected:
                 await self._replies.open()

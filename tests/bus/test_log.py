@@ -121,8 +121,9 @@ async def test_too_large_an_event_is_refused_with_sizes(bus: Bus) -> None:
     with pytest.raises(EventTooLarge):
         await bus.log.append(an_event(id="1", data="x" * room))
     await bus.log.append(an_event(id="1", data="x" * (room - 200)))
-    with pytest.raises(EventTooLarge):
+    with pytest.raises(EventTooLarge, match=r"event \[1\] on") as caught:
         await bus.log.append_many([an_event(), an_event(data="x" * limit)])
+    assert caught.value.index == 1
     assert await bus.log.head() == 1
 
 
@@ -142,6 +143,32 @@ async def test_many_are_appended_in_order(bus: Bus, everything: Everything) -> N
     assert done[-1].duplicate
     assert [record.event.data for record in await everything()] == list(range(2500))
     assert await bus.log.append_many([]) == []
+
+
+async def test_many_are_appended_across_a_killed_broker(
+    bus: Bus, everything: Everything, kill: Kill, frozen: Frozen
+) -> None:
+    """Events whose answers were lost are sent again: each is stored once, and its place is told."""
+    events = [an_event(id=str(n), data=n) for n in range(300)]
+    with frozen():
+        waiting = asyncio.ensure_future(bus.log.append_many(events))
+        await anyio.sleep(0.01)
+        assert not waiting.done()
+        killing = asyncio.ensure_future(kill())
+    done = await waiting
+    await killing
+    records = await everything()
+    assert sorted(record.event.id for record in records) == sorted(event.id for event in events)
+    stands = {record.event.id: record.seq for record in records}
+    assert [one.seq for one in done] == [stands[event.id] for event in events]
+
+
+async def test_many_are_given_up_after_the_deadline(broker: EmbeddedBroker, frozen: Frozen) -> None:
+    """A broker that does not answer is unavailable once, not once for each; and nothing is left waiting."""
+    async with Bus(broker.address, BusConfig(request_timeout_s=0.4), name="impatient") as bus:
+        with frozen(), anyio.fail_after(3), pytest.raises(BusUnavailable):
+            await bus.log.append_many([an_event() for _ in range(50)])
+        assert await bus.log.append_many([an_event(id="after")])
 
 
 async def test_an_append_waits_out_a_short_outage(
