@@ -21,7 +21,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from .errors import TemplateError
 from .vocabulary import JsonValue
 
-__all__ = ["MAX_OUTPUT_CHARS", "check_template", "render", "render_value", "template_names"]
+__all__ = ["MAX_OUTPUT_CHARS", "check_template", "render", "render_value", "template_names", "template_paths"]
 
 MAX_OUTPUT_CHARS = 262_144
 """Longest text a template may make; far above any message, far below what hurts."""
@@ -147,6 +147,44 @@ def template_names(source: str) -> frozenset[str]:
         if isinstance(item.node, nodes.Name) and isinstance(item.arg, nodes.Const):
             names.add(f"{item.node.name}.{item.arg.value}")
     return frozenset(names)
+
+
+@lru_cache(maxsize=4096)
+def template_paths(source: str) -> frozenset[tuple[str, ...]]:
+    """Return the longest chains of names a template reads, such as ``("deploy", "data", "service")``."""
+    try:
+        tree = _ENV.parse(source)
+    except _JinjaError as exc:
+        raise _explain(exc, source) from exc
+    found: set[tuple[str, ...]] = set()
+    waiting: list[nodes.Node] = [tree]
+    while waiting:
+        node = waiting.pop()
+        chain = _chain(node)
+        if chain is not None:
+            found.add(chain)
+        else:
+            waiting.extend(node.iter_child_nodes())
+    return frozenset(found)
+
+
+def _chain(node: nodes.Node) -> tuple[str, ...] | None:
+    steps: list[str] = []
+    while True:
+        if isinstance(node, nodes.Getattr):
+            steps.append(node.attr)
+            node = node.node
+        elif (
+            isinstance(node, nodes.Getitem)
+            and isinstance(node.arg, nodes.Const)
+            and isinstance(node.arg.value, str | int)
+        ):
+            steps.append(str(node.arg.value))
+            node = node.node
+        elif isinstance(node, nodes.Name):
+            return (node.name, *reversed(steps)) if node.ctx == "load" else None
+        else:
+            return None
 
 
 def render(source: str, context: Mapping[str, Any]) -> str:

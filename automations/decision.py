@@ -15,17 +15,18 @@ from ..bus.event import Event, format_time
 from ..vocabulary import JsonObject, JsonValue
 from .form import EventRef
 
-__all__ = ["ADOPTED", "DUE", "SOURCE", "SUPPRESSED", "TRIGGERED", "Decision", "decision_event"]
+__all__ = ["ADOPTED", "DUE", "SOURCE", "RESOLVED", "SUPPRESSED", "TRIGGERED", "Decision", "decision_event"]
 
 SOURCE = "/hark/automations"
 TRIGGERED = "automation.triggered"
+RESOLVED = "automation.resolved"
 SUPPRESSED = "automation.suppressed"
 ADOPTED = "automation.adopted"
 """Places a change of a rule in the order of the log: the rule holds for what comes after."""
 DUE = "automation.due"
 """Says in the log that it is later now, when a deadline has passed and nothing else has happened since."""
 
-MAX_REFS = 200
+MAX_REFS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +39,14 @@ class Decision:
         recorded: when the log said so: the recorded time of the event that made us decide.
         row: the last event, None when it has to be found by the sequence of the last of ``refs``.
         suppressed: firings held back before this one and not yet told (triggered), or so far (suppressed).
-        reason: of a suppression: cooldown, budget or depth; ``until`` when that ends, in seconds.
+        reason: of a suppression: cooldown, budget or depth; ``until`` when that ends, in seconds. Of what is
+            resolved: condition, quiet or figure.
+        extra: more to say, such as the figure of a metric.
+        firing: of what is resolved: the decision that fired, ``fired_at`` when.
     """
 
     id: str
-    what: Literal["triggered", "suppressed"]
+    what: Literal["triggered", "suppressed", "resolved"]
     automation: str
     version: str
     key: str
@@ -59,6 +63,9 @@ class Decision:
     until: float | None = None
     shadow: bool = False
     kind: str = "count"
+    extra: JsonObject | None = None
+    firing: str = ""
+    fired_at: float | None = None
 
 
 def _stamp(at: float) -> str:
@@ -82,9 +89,17 @@ def decision_event(decision: Decision, row: Mapping[str, Any] | None, *, with_ro
         "at": _stamp(decision.at),
         "events": [{"id": r.id, "seq": r.seq, "time": _stamp(r.time)} for r in decision.refs[-MAX_REFS:]],
     }
+    if decision.extra is not None:
+        data |= decision.extra
     if decision.shadow:
         data["shadow"] = True
-    if decision.what == "triggered":
+    if decision.what == "resolved":
+        data["reason"] = decision.reason
+        data["firing"] = decision.firing
+        if decision.fired_at is not None:
+            data["fired_at"] = _stamp(decision.fired_at)
+            data["duration_s"] = round(max(0.0, decision.at - decision.fired_at), 6)
+    if decision.what != "suppressed":
         data["actions"] = list(decision.actions)
         if row is not None and with_row:
             data["event"] = dict(row)
@@ -100,7 +115,7 @@ def decision_event(decision: Decision, row: Mapping[str, Any] | None, *, with_ro
     elif decision.refs:
         attributes["causationid"] = decision.refs[-1].id
     return Event(
-        type=TRIGGERED if decision.what == "triggered" else SUPPRESSED,
+        type=f"automation.{decision.what}",
         source=SOURCE,
         id=decision.id,
         subject=f"automation/{decision.automation}",

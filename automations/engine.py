@@ -29,7 +29,7 @@ from ..config import AutomationsConfig
 from ..errors import BusUnavailable, EventTooLarge, LogRewound
 from ..vocabulary import JsonObject, derived_id, new_id
 from .checkpoint import Checkpoints, Deposed
-from .decision import ADOPTED, DUE, SOURCE, SUPPRESSED, TRIGGERED, Decision, decision_event
+from .decision import ADOPTED, DUE, RESOLVED, SOURCE, SUPPRESSED, TRIGGERED, Decision, decision_event
 from .fold import Fold, FoldConfig
 from .model import parse_automation
 from .problem import RuleInvalid
@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 LEASE = "automations"
 _BACK_OFF_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
-_DECISIONS = (PREFIX + TRIGGERED, PREFIX + SUPPRESSED)
+_DECISIONS = (PREFIX + TRIGGERED, PREFIX + SUPPRESSED, PREFIX + RESOLVED)
 _BATCH = 500
 _ROW_BYTES = 256 * 1024
 _LONGEST_SLEEP_S = 30.0
@@ -254,9 +254,9 @@ class _Term:
         """Append decisions; each is stored once, whatever is lost on the way."""
         events = [await self._event_of(d) for d in decisions if d.id not in self._decided]
         for decision in decisions:
-            if decision.what == "triggered":
+            if decision.what != "suppressed":
                 log.info(
-                    "automation.triggered",
+                    f"automation.{decision.what}",
                     extra={
                         "automation": decision.automation,
                         "key": decision.key,
@@ -294,7 +294,7 @@ class _Term:
             if record is not None:
                 row = orjson.loads(record.raw)
         event = decision_event(decision, row)
-        if row is not None and decision.what == "triggered" and len(orjson.dumps(row)) > _ROW_BYTES:
+        if row is not None and decision.what != "suppressed" and len(orjson.dumps(row)) > _ROW_BYTES:
             return decision_event(decision, row, with_row=False)
         return event
 

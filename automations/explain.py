@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +9,7 @@ from ..duration import format_duration
 from ..vocabulary import JsonObject
 from .condition import Node
 from .expression import compile_expression
-from .fold import key_values, keys_of, show_key
+from .key import key_values, keys_of, show_key
 from .matcher import pattern_covers
 from .model import Automation
 from .where import Predicate, explain
@@ -23,7 +22,7 @@ class Look:
     """How one event fared with one of the patterns of a rule.
 
     Attributes:
-        role: ``on``, ``after`` or ``expect``.
+        role: ``on``, ``after``, ``expect``, the name of a step, the place of a branch.
         predicates: every condition, the type first; all have to be ok.
         keys: the keys it belongs to, in words; empty if ``for_each`` leads nowhere.
         note: why it takes no part although it matches, if so.
@@ -58,22 +57,12 @@ class Look:
         }  # fmt: skip
 
 
-def _patterns(
-    automation: Automation,
-) -> Iterator[tuple[str, tuple[str, ...], Node | None, tuple[str | None, ...]]]:
-    if automation.on is not None:
-        yield "on", automation.on, None, ()
-    if automation.after is not None:
-        yield "after", automation.after.on, automation.after.node, (automation.after.if_,)
-    if automation.expect is not None:
-        yield "expect", automation.expect.on, automation.expect.node, (automation.expect.if_,)
-
-
 def explain_event(automation: Automation, row: dict[str, Any]) -> list[Look]:
     """Return how an event (a parsed CloudEvent) fares with each pattern of a rule. Pure; windows are not looked at."""
     looks = []
-    for role, types, node, ifs in _patterns(automation):
-        predicates = predicates_of(types, row, automation.node, node, automation.if_, *ifs)
+    for listening in sorted(automation.listens, key=lambda one: [str(part).zfill(3) for part in one.loc]):
+        role = listening.name
+        predicates = predicates_of(listening.types, row, *listening.nodes, *listening.ifs)
         keys = tuple(show_key(key_values(automation, k)) for k in keys_of(automation, row))
         note = (
             ""

@@ -13,26 +13,31 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 
-from ..vocabulary import JsonObject, JsonValue, derived_id
+from ..vocabulary import JsonObject, derived_id
+from .catalogue import form_of
 from .decision import ADOPTED, SOURCE, Decision
-from .form import Firing, Form, Seen, form_of
+from .expression import compile_expression
+from .form import EventRef, Firing, Form, Seen
+from .key import key_values, keys_of, show_key
+from .listening import Listening
 from .matcher import Matcher
 from .model import Automation, parse_automation
-from .path import MISSING, follow, values_of
 from .problem import RuleInvalid
+from .resolving import Ended, Resolving
+from .where import Check
 
-__all__ = ["STATE_VERSION", "Fold", "FoldConfig", "keys_of", "show_key"]
+__all__ = ["STATE_VERSION", "Fold", "FoldConfig", "key_values", "keys_of", "show_key"]
 
 STATE_VERSION = 1
-_MAX_KEYS_PER_EVENT = 100
+_RESOLVE = -1  # the role of events that say a firing is over; told before all others
 _DAY_S = 86_400.0
 
 
@@ -56,6 +61,8 @@ class _Rule:
     revision: int
     form: Form | None
     actions: tuple[JsonObject, ...]
+    on_resolve: tuple[JsonObject, ...] = ()
+    resolving: Resolving | None = None
     cooling: dict[str, tuple[float, float, int]] = field(default_factory=dict)  # until, recorded, suppressed
     cooling_sweep: int = 1024
     budget_from: float = 0.0
@@ -69,6 +76,8 @@ class _Rule:
         if self.cooling:
             cooling: Any = self.cooling
             out["cooling"] = cooling
+        if self.resolving:
+            out["open"] = self.resolving.dump()
         if self.fired or self.held:
             out["budget"] = [self.budget_from, self.fired, self.held]
         return out
@@ -84,7 +93,9 @@ class Fold:
         self.errors: dict[str, str] = {}
         self._rules: dict[str, _Rule] = {}
         self._matcher: Matcher[tuple[str, int]] = Matcher()
-        self._heap: list[tuple[float, str, str]] = []
+        self._heap: list[
+            tuple[float, str, str, bool]
+        ] = []  # when, rule, key, whether it is a quiet time's end
         self._heap_limit = 1024
         self._removed: dict[str, int] = {}
         self.generation = 0
@@ -111,6 +122,16 @@ class Fold:
         rule = self._rules.get(name)
         return rule.form.window(key) if rule is not None and rule.form is not None else 0
 
+    def look(self, name: str, key: str) -> JsonObject:
+        """Return how a key of a rule stands, for people."""
+        rule = self._rules.get(name)
+        if rule is None or rule.form is None:
+            return {}
+        out = rule.form.look(key)
+        if rule.resolving is not None:
+            out["open"] = key in rule.resolving
+        return out
+
     def cooling_until(self, name: str, key: str) -> float | None:
         """Return until when a key's firings are held back by the cooldown, None if they are not."""
         rule = self._rules.get(name)
@@ -125,10 +146,12 @@ class Fold:
         """Return the earliest deadline that is still open, in seconds since 1970."""
         heap = self._heap
         while heap:
-            at, name, key = heap[0]
+            at, name, key, quiet = heap[0]
             rule = self._rules.get(name)
-            if rule is not None and rule.form is not None and rule.form.deadline(key) == at:
-                return at
+            if rule is not None:
+                waits = rule.resolving if quiet else rule.form
+                if waits is not None and waits.deadline(key) == at:
+                    return at
             heapq.heappop(heap)
         return None
 
@@ -160,9 +183,14 @@ class Fold:
             return []
         decisions: list[Decision] = []
         while heap and heap[0][0] <= now:
-            at, name, key = heapq.heappop(heap)
+            at, name, key, quiet = heapq.heappop(heap)
             rule = self._rules.get(name)
             if rule is None or rule.form is None:
+                continue
+            if quiet:
+                ended = rule.resolving.due(key, at) if rule.resolving is not None else None
+                if ended is not None:
+                    decisions.append(self._resolved(rule, key, ended, at, now, reason="quiet"))
                 continue
             firing = rule.form.due(key, at, now)
             if firing is not None:
@@ -200,6 +228,20 @@ class Fold:
             if rule.form is None or name == own:
                 continue  # a rule does not react to its own firings and actions
             for key in keys_of(rule.automation, row):
+                resolving = rule.resolving
+                if resolving is not None and key in resolving:
+                    if role == _RESOLVE:
+                        ended = resolving.over(key, time=seen.time, recorded=recorded)
+                        if ended is not None:
+                            decisions.append(
+                                self._resolved(
+                                    rule, key, ended, seen.time, recorded, reason="condition", seen=seen
+                                )
+                            )
+                        continue
+                    resolving.heard(key, recorded)
+                if role == _RESOLVE:
+                    continue
                 firing = rule.form.event(role, key, seen)
                 if firing is not None:
                     self._fire(rule, key, firing, recorded, decisions)
@@ -207,7 +249,16 @@ class Fold:
 
     def _fire(self, rule: _Rule, key: str, firing: Firing, recorded: float, out: list[Decision]) -> None:
         """Let a firing through, or hold it back: depth, then cooldown, then budget."""
-        config, automation = self.config, rule.automation
+        config, automation, resolving = self.config, rule.automation, rule.resolving
+        if firing.is_over:
+            ended = resolving.came_back(key, firing.at) if resolving is not None else None
+            if ended is not None:
+                out.append(
+                    self._resolved(rule, key, ended, firing.at, recorded, reason="figure", extra=firing.extra)
+                )
+            return
+        if resolving is not None:
+            resolving.heard(key, recorded, firing=True)
         if firing.depth >= config.max_causal_depth:
             # Deeper ones are the echo of this; saying each would be the very storm this stops.
             if firing.depth == config.max_causal_depth:
@@ -271,7 +322,10 @@ class Fold:
                     if recorded - c[1] <= keep + (_DAY_S if c[2] else 0.0)
                 }
                 rule.cooling_sweep = max(1024, 2 * len(rule.cooling))
-        out.append(self._decision(rule, key, firing, recorded, suppressed=before))
+        decision = self._decision(rule, key, firing, recorded, suppressed=before)
+        out.append(decision)
+        if resolving is not None:
+            resolving.fired(key, decision.id, at=firing.at, recorded=recorded, depth=firing.depth)
 
     def _decision(
         self,
@@ -295,6 +349,33 @@ class Fold:
             row=firing.row, depth=firing.depth,
             actions=() if reason or automation.mode == "shadow" else rule.actions,
             suppressed=suppressed, reason=reason, until=until, shadow=automation.mode == "shadow", kind=automation.kind,
+            extra=firing.extra,
+        )  # fmt: skip
+
+    def _resolved(
+        self,
+        rule: _Rule,
+        key: str,
+        ended: Ended,
+        at: float,
+        recorded: float,
+        *,
+        reason: str,
+        seen: Seen | None = None,
+        extra: JsonObject | None = None,
+    ) -> Decision:
+        """Return the decision that a firing is over."""
+        automation = rule.automation
+        keys = key_values(automation, key)
+        shadow = automation.mode == "shadow"
+        refs: tuple[EventRef, ...] = (seen.ref,) if seen is not None else ()
+        return Decision(
+            id=derived_id("automation.resolved", automation.name, automation.version, key, ended.decision),
+            what="resolved", automation=automation.name, version=automation.version, key=show_key(keys), keys=keys,
+            count=ended.firings, at=at, recorded=recorded, refs=refs, row=seen.row if seen is not None else None,
+            depth=seen.depth if seen is not None else ended.depth, actions=() if shadow else rule.on_resolve,
+            reason=reason, shadow=shadow, kind=automation.kind, extra=extra, firing=ended.decision,
+            fired_at=ended.fired_at,
         )  # fmt: skip
 
     def in_another_log(self, *, seq: int) -> Fold:
@@ -337,13 +418,14 @@ class Fold:
             and not automation.paused
             and old.automation.matching_version == automation.matching_version
         )
-        actions: tuple[JsonObject, ...] = tuple(automation.to_json().get("do") or ())  # type: ignore[arg-type]
+        actions = _written(automation, "do")
         if keeps and old is not None:
             old.automation, old.revision, old.actions = automation, revision, actions
+            old.on_resolve = _written(automation, "on_resolve")
             return
         if old is not None:
             self._unlist(old)
-        rule = _Rule(automation, revision, None, actions)
+        rule = _Rule(automation, revision, None, actions, _written(automation, "on_resolve"))
         if old is not None:
             rule.budget_from, rule.fired, rule.held = old.budget_from, old.fired, old.held
             if old.automation.matching_version == automation.matching_version:
@@ -372,30 +454,48 @@ class Fold:
             return
         name = automation.name
 
+        lateness = self.config.allowed_lateness_s
+        rule.form = form_of(automation, lateness_s=lateness, arm=self._arming(name, quiet=False))
+        for index, listening in enumerate(automation.listens):
+            self._listen((name, index), listening)
+        if automation.resolve is not None or (automation.metric is not None and automation.on_resolve):
+            own = automation.allowed_lateness if automation.allowed_lateness is not None else lateness
+            rule.resolving = Resolving(automation, lateness=own, arm=self._arming(name, quiet=True))
+            if automation.resolves is not None:
+                self._listen((name, _RESOLVE), automation.resolves)
+
+    def _listen(self, handle: tuple[str, int], listening: Listening) -> None:
+        checks = [compile_expression(text).holds for text in listening.ifs]
+        extra: Check | None = None
+        if checks:
+            extra = checks[0] if len(checks) == 1 else _all(tuple(checks))
+        self._matcher.add(handle, listening.types, listening.node, extra=extra)
+
+    def _arming(self, name: str, *, quiet: bool) -> Callable[[str, float], None]:
         def arm(key: str, at: float) -> None:
-            heapq.heappush(self._heap, (at, name, key))
+            heapq.heappush(self._heap, (at, name, key, quiet))
             if len(self._heap) > self._heap_limit:
                 self._heap[:] = self._open_deadlines()  # in place: `tick` may be in the middle of it
                 heapq.heapify(self._heap)
                 self._heap_limit = max(1024, 2 * len(self._heap))
 
-        rule.form = form_of(automation, lateness_s=self.config.allowed_lateness_s, arm=arm)
-        for index, role in enumerate(rule.form.roles):
-            self._matcher.add((name, index), role.types, role.node, extra=role.extra)
+        return arm
 
     def _unlist(self, rule: _Rule) -> None:
         for index in itertools.count():
             if (rule.automation.name, index) not in self._matcher:
                 break
             self._matcher.remove((rule.automation.name, index))
-        rule.form = None
+        self._matcher.remove((rule.automation.name, _RESOLVE))
+        rule.form = rule.resolving = None
 
-    def _open_deadlines(self) -> list[tuple[float, str, str]]:
+    def _open_deadlines(self) -> list[tuple[float, str, str, bool]]:
         return [
-            (at, name, key)
+            (at, name, key, waits is rule.resolving)
             for name, rule in self._rules.items()
-            if rule.form is not None
-            for key, at in rule.form.deadlines()
+            for waits in (rule.form, rule.resolving)
+            if waits is not None
+            for key, at in waits.deadlines()
         ]
 
     # --- taking down and restoring --------------------------------------------------------------------
@@ -433,11 +533,19 @@ class Fold:
             except RuleInvalid as exc:
                 fold.errors[name] = str(exc)
                 continue
-            rule = _Rule(automation, entry["revision"], None, tuple(automation.to_json().get("do") or ()))  # type: ignore[arg-type]
+            rule = _Rule(
+                automation,
+                entry["revision"],
+                None,
+                _written(automation, "do"),
+                _written(automation, "on_resolve"),
+            )
             fold._enlist(rule)
             own = stated["rules"].get(name, {})
             if rule.form is not None and "form" in own:
                 rule.form.load(own["form"])
+            if rule.resolving is not None and "open" in own:
+                rule.resolving.load(own["open"])
             rule.cooling = {key: tuple(c) for key, c in own.get("cooling", {}).items()}
             if "budget" in own:
                 rule.budget_from, rule.fired, rule.held = own["budget"]
@@ -446,6 +554,16 @@ class Fold:
         heapq.heapify(fold._heap)
         fold._heap_limit = max(1024, 2 * len(fold._heap))
         return fold
+
+
+def _all(checks: tuple[Callable[[Any], bool], ...]) -> Check:
+    return lambda e: all(check(e) for check in checks)
+
+
+def _written(automation: Automation, word: Literal["do", "on_resolve"]) -> tuple[JsonObject, ...]:
+    """Return the actions as they are written."""
+    actions: Any = automation.to_json().get(word) or ()
+    return tuple(actions)
 
 
 def _worth_saying(n: int) -> bool:
@@ -472,49 +590,3 @@ def _rule_spoken_of(row: dict[str, Any]) -> str | None:
     if isinstance(name, dict):
         name = name.get("name")
     return name if isinstance(name, str) else None
-
-
-def keys_of(automation: Automation, row: dict[str, Any]) -> list[str]:
-    """Return the keys an event belongs to under ``for_each``: one per value; none if a path leads nowhere.
-
-    Without ``for_each`` the one key is the empty text. A text stands for itself; other values, and several paths,
-    are written as JSON behind a tab.
-    """
-    paths = automation.key_paths
-    if not paths:
-        return [""]
-    if len(paths) == 1:
-        found = follow(row, paths[0])
-        if found.__class__ is str:
-            return [found] if found[:1] != "\t" else ["\t" + orjson.dumps(found).decode()]
-        return list(
-            dict.fromkeys(_key_text(v) for v in itertools.islice(_scalars(found), _MAX_KEYS_PER_EVENT))
-        )
-    columns = [list(itertools.islice(_scalars(follow(row, path)), _MAX_KEYS_PER_EVENT)) for path in paths]
-    combos = itertools.islice(itertools.product(*columns), _MAX_KEYS_PER_EVENT)
-    return list(dict.fromkeys("\t" + orjson.dumps(combo).decode() for combo in combos))
-
-
-def _scalars(found: Any) -> Iterator[Any]:
-    for value in values_of(found):
-        if value is not None and value is not MISSING and not isinstance(value, dict):
-            yield value
-
-
-def _key_text(value: Any) -> str:
-    return value if value.__class__ is str and value[:1] != "\t" else "\t" + orjson.dumps(value).decode()
-
-
-def key_values(automation: Automation, key: str) -> tuple[JsonValue, ...]:
-    """Return the values a key stands for, one per path of ``for_each``."""
-    if not automation.key_paths:
-        return ()
-    if key[:1] != "\t":
-        return (key,)
-    value = orjson.loads(key[1:])
-    return tuple(value) if len(automation.key_paths) > 1 else (value,)
-
-
-def show_key(values: tuple[JsonValue, ...]) -> str:
-    """Return a key as people read it: its values, several separated by a slash."""
-    return "/".join(v if isinstance(v, str) else orjson.dumps(v).decode() for v in values)

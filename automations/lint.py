@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from .action import Emit, Notify, Run
 from .comparison import Comparison
-from .condition import AllOf, Compare, Exists, Node, Not
+from .condition import Compare, Exists, Node, Not
 from .matcher import indexed_by, pattern_covers
 from .model import Automation
 from .path import ATTRIBUTES, Path, parse_path, show_path
@@ -41,25 +41,16 @@ def lint_automation(
     return [*_matching(automation), *_actions(automation, known or {}), *_timing(automation)]
 
 
-def _patterns(automation: Automation) -> Iterator[tuple[Loc, tuple[str, ...], Node | None, str | None]]:
-    if automation.on is not None:
-        yield ("on",), automation.on, automation.node, automation.if_
-    for name in ("after", "expect"):
-        pattern = getattr(automation, name)
-        if pattern is not None:
-            nodes = tuple(n for n in (automation.node, pattern.node) if n is not None)
-            yield (name,), pattern.on, AllOf(nodes) if nodes else None, pattern.if_ or automation.if_
-
-
 def _matching(automation: Automation) -> Iterator[Warned]:
-    for loc, types, node, if_ in _patterns(automation):
-        if if_ is not None:
+    for listening in (*automation.listens, *((automation.resolves,) if automation.resolves else ())):
+        loc, types, node = listening.loc, listening.types, listening.node
+        if listening.ifs:
             yield Warned(
-                (*loc[:-1], "if"),
+                ("if",) if automation.if_ is not None else (*loc, "if"),
                 "`if` is not indexed: it is evaluated for every event that gets as far as it",
                 "say in `where` what can be said there",
             )
-        if not indexed_by(types, node, has_if=if_ is not None):
+        if not indexed_by(types, node, has_if=bool(listening.ifs)):
             yield Warned(
                 loc,
                 "nothing to look this rule up by: it is checked for every event of every type",

@@ -8,21 +8,35 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
 import orjson
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
-from ..bus.event import OWN_WORDS
 from ..duration import Duration, RateSpec
 from ..vocabulary import JsonObject, JsonValue
 from .action import Action, AnyAction
+from .composite import (
+    AnyBranch,
+    AnyOf,
+    AnyStep,
+    Branch,
+    Debounce,
+    Limit,
+    Metric,
+    Resolve,
+    _any_of,
+    check_sequence,
+    leaves_of,
+)
 from .condition import Node, parse_where
-from .expression import compile_expression
+from .given import Expected, GivenEvent, RuleTest
+from .listening import Listening
 from .path import Path, parse_path
-from .problem import Problem, RuleInvalid, Strict, did_you_mean, problems_of, refuse
+from .pattern import MAX_COUNT, Cel, EventPattern, Paths, Pattern, Types, Where, check_pattern
+from .problem import Loc, Problem, RuleInvalid, Strict, problems_of, refuse
 
 __all__ = [
     "Automation",
@@ -35,225 +49,14 @@ __all__ = [
 ]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_WORD = re.compile(r"[a-z0-9-]+|\*|>")
-_COMMON_TYPES = (
-    *(
-        f"{kind}.{word}"
-        for kind in ("flow-run", "task-run")
-        for word in (
-            "scheduled", "pending", "running", "completed", "failed", "cancelled", "crashed", "paused", "late", "retrying",
-        )
-    ),
-    "automation.triggered", "deployment.created", "action.failed", "webhook.received", "schedule.fired", "worker.lost",
-)  # fmt: skip
-MAX_COUNT = 100_000
-MAX_PATTERNS = 50
+_FORMS = ("on", "expect", "sequence", "any_of", "all_of", "metric")
+Kind: TypeAlias = Literal[
+    "count", "absence", "heartbeat", "sequence", "any_of", "all_of", "debounce", "metric"
+]
 
 
-def check_pattern(pattern: object) -> str:
-    """Return an event type or a pattern of types; ``*`` is one word and a last ``>`` all that follow.
-
-    Raises:
-        ValueError: it is not one; the message says what one looks like.
-    """
-    if not isinstance(pattern, str) or not pattern:
-        raise ValueError(f"{pattern!r} is not an event type; write one such as order.paid or flow-run.*")
-    words = pattern.split(".")
-    for i, word in enumerate(words):
-        if not _WORD.fullmatch(word):
-            lower = re.sub(r"[^a-z0-9*>.-]+", "-", pattern.lower())
-            hint = (
-                f"; did you mean {lower!r}?"
-                if lower != pattern and all(_WORD.fullmatch(w) for w in lower.split("."))
-                else ""
-            )
-            raise ValueError(
-                f"{pattern!r} is not an event type: types are lower-case dotted words such as order.paid{hint}"
-            )
-        if word == ">" and i < len(words) - 1:
-            raise ValueError(
-                f"{pattern!r}: `>` stands for all the words that follow, so it can only come last"
-            )
-    if len(words) > 1 and words[0] in OWN_WORDS and "*" not in words and ">" not in words:
-        hint = did_you_mean(pattern, _COMMON_TYPES)
-        if (
-            words[0] in ("flow-run", "task-run")
-            and pattern not in _COMMON_TYPES
-            and words[1] in ("started", "finished", "succeeded", "success", "error", "errored", "failure")
-        ):
-            meant = {
-                "started": "running",
-                "finished": "completed",
-                "succeeded": "completed",
-                "success": "completed",
-            }.get(words[1], "failed")
-            hint = f"; did you mean '{words[0]}.{meant}'?"
-            raise ValueError(f"Hark never emits {pattern!r}{hint}")
-    return pattern
-
-
-def _patterns(value: Any) -> Any:
-    items = [value] if isinstance(value, str) else value
-    if not isinstance(items, list | tuple):
-        raise ValueError(f"`on` is an event type or a list of them, got {value!r:.60}")
-    if not items:
-        raise ValueError("`on` needs at least one event type")
-    if len(items) > MAX_PATTERNS:
-        raise ValueError(f"more than {MAX_PATTERNS} event types in one `on`")
-    problems = []
-    for i, item in enumerate(items):
-        try:
-            check_pattern(item)
-        except ValueError as exc:
-            problems.append(Problem(() if isinstance(value, str) else (i,), str(exc)))
-    if problems:
-        refuse("on", problems, value)
-    return tuple(dict.fromkeys(items))
-
-
-def _where(value: Any) -> Any:
-    _, problems = parse_where(value)
-    if problems:
-        refuse("where", problems, value)
-    return value
-
-
-def _paths(value: Any) -> Any:
-    items = [value] if isinstance(value, str) else value
-    if not isinstance(items, list | tuple) or not items:
-        raise ValueError(f"`for_each` is a path such as data.flow.name, or a list of them; got {value!r:.60}")
-    if len(items) > 8:
-        raise ValueError("more than 8 paths in one `for_each`")
-    problems = []
-    for i, item in enumerate(items):
-        try:
-            parse_path(item)
-        except ValueError as exc:
-            problems.append(Problem(() if isinstance(value, str) else (i,), str(exc)))
-    if problems:
-        refuse("for_each", problems, value)
-    return tuple(items)
-
-
-def _expression(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise ValueError("`if` is an expression in CEL, such as data.run.attempt > 2")
-    if isinstance(value, str):
-        compile_expression(value)
-    return value
-
-
-Types: TypeAlias = Annotated[tuple[str, ...], BeforeValidator(_patterns)]
-Where: TypeAlias = Annotated[dict[str, Any], BeforeValidator(_where)]
-Paths: TypeAlias = Annotated[tuple[str, ...], BeforeValidator(_paths)]
-Cel: TypeAlias = Annotated[str, BeforeValidator(_expression)]
-
-
-class EventPattern(Strict):
-    """Which events: types, and conditions on one event."""
-
-    foreign_words: ClassVar[Mapping[str, str]] = {
-        "type": "on",
-        "match": "where",
-        "filter": "where",
-        "condition": "if",
-    }
-
-    on: Types
-    where: Where | None = None
-    if_: Cel | None = Field(None, alias="if")
-
-    @cached_property
-    def node(self) -> Node | None:
-        """The parsed ``where``."""
-        return parse_where(self.where)[0] if self.where else None
-
-
-def _pattern(value: Any) -> Any:
-    return {"on": value} if isinstance(value, str | list | tuple) else value
-
-
-Pattern: TypeAlias = Annotated[EventPattern, BeforeValidator(_pattern)]
-
-
-class GivenEvent(Strict):
-    """An event of a test: ``at`` an offset in virtual time; ``same`` repeats an earlier one by its index."""
-
-    at: Duration = 0.0
-    type: str | None = None
-    same: int | None = Field(None, ge=0)
-    id: str | None = None
-    source: str | None = None
-    subject: str | None = None
-    time: Duration | None = Field(None, description="when it occurred, if not when it arrived")
-    causaldepth: int = Field(0, ge=0)
-    data: JsonValue = None
-
-    @model_validator(mode="after")
-    def _type_or_same(self) -> Self:
-        if self.type is None and self.same is None:
-            raise ValueError("give a `type`, or `same` with the index of an earlier event")
-        return self
-
-
-def _expected(value: Any) -> Any:
-    if isinstance(value, str):
-        word = value.strip().lower().replace("_", " ")
-        if word in ("fired", "not fired"):
-            return {"fired": 1 if word == "fired" else 0}
-        raise ValueError(
-            f"{value!r} is not an expectation; write `fired`, `not fired` or {{fired: 2, key: etl}}"
-        )
-    if isinstance(value, int) and not isinstance(value, bool):
-        return {"fired": value}
-    if isinstance(value, Mapping) and isinstance(value.get("fired"), bool):
-        return {**value, "fired": int(value["fired"])}
-    return value
-
-
-class Expected(Strict):
-    """What a test expects: how often the rule fires (at all, or for one key), and with what."""
-
-    fired: int | None = Field(None, ge=0)
-    key: str | int | float | bool | tuple[str | int | float | bool, ...] | None = None
-    count: int | None = None
-    at: (
-        Annotated[tuple[Duration, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else v)] | None
-    ) = None
-    suppressed: int | None = Field(None, ge=0)
-
-    @model_validator(mode="after")
-    def _something(self) -> Self:
-        if self.fired is None and self.at is None and self.suppressed is None and self.count is None:
-            raise ValueError("say what is expected: {fired: 1}, {fired: 0}, {at: 10m}, {suppressed: 2}")
-        return self
-
-
-class RuleTest(Strict):
-    """An inline test of a rule, run in virtual time."""
-
-    name: str | None = None
-    given: tuple[GivenEvent, ...]
-    until: Duration | None = Field(None, description="how long to go on after the first moment")
-    expect: Annotated[
-        tuple[Annotated[Expected, BeforeValidator(_expected)], ...],
-        BeforeValidator(lambda v: v if isinstance(v, list | tuple) else [v]),
-    ]
-
-    @model_validator(mode="after")
-    def _same_is_earlier(self) -> Self:
-        for i, given in enumerate(self.given):
-            if given.same is not None and given.same >= i:
-                refuse(
-                    "test",
-                    [
-                        Problem(
-                            ("given", i, "same"),
-                            f"`same: {given.same}` has to name an earlier event, from 0 to {i - 1}",
-                        )
-                    ],
-                )
-        return self
+def _dotted(loc: Loc) -> str:
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).lstrip(".")
 
 
 class Automation(Strict):
@@ -263,7 +66,8 @@ class Automation(Strict):
         "trigger": "on", "triggers": "on", "when": "on", "event": "on", "match": "where", "filter": "where",
         "filters": "where", "condition": "if", "conditions": "where", "actions": "do", "action": "do", "then": "do",
         "threshold": "count", "window": "within", "group_by": "for_each", "foreach": "for_each", "key": "for_each",
-        "throttle": "cooldown", "enabled": "paused", "disabled": "paused", "expects": "expect", "test": "tests",
+        "throttle": "cooldown", "steps": "sequence", "any": "any_of", "all": "all_of",
+        "actions_on_resolve": "on_resolve", "recover": "resolve", "enabled": "paused", "disabled": "paused", "expects": "expect", "test": "tests",
     }  # fmt: skip
 
     name: str
@@ -279,11 +83,20 @@ class Automation(Strict):
     within: Duration | None = None
     after: Pattern | None = None
     expect: Pattern | None = None
+    sequence: tuple[AnyStep, ...] | None = None
+    any_of: Annotated[AnyOf, BeforeValidator(_any_of)] | None = None
+    all_of: Annotated[tuple[AnyBranch, ...], Field(min_length=1)] | None = None
+    debounce: Debounce | None = None
+    metric: Metric | None = None
+    is_: str | None = Field(None, alias="is")
+    for_: Duration | None = Field(None, alias="for", gt=0)
+    resolve: Resolve | None = None
     cooldown: Duration | None = None
     allowed_lateness: Duration | None = None
     budget: RateSpec | None = None
 
     do: tuple[AnyAction, ...] = Field((), max_length=50)
+    on_resolve: tuple[AnyAction, ...] = Field((), max_length=50)
     tests: tuple[RuleTest, ...] = ()
 
     @field_validator("name")
@@ -302,7 +115,7 @@ class Automation(Strict):
             raise ValueError(f"`count` is a whole number from 1, got {value!r}")
         return value
 
-    @field_validator("do", mode="before")
+    @field_validator("do", "on_resolve", mode="before")
     @classmethod
     def _one_or_list(cls, value: Any) -> Any:
         return [value] if isinstance(value, Mapping) else value
@@ -316,56 +129,220 @@ class Automation(Strict):
 
     @model_validator(mode="after")
     def _one_form(self) -> Self:
-        wrong: list[Problem] = []
-        if self.on is None and self.expect is None:
-            key = "after" if self.after else ()
-            wrong.append(
-                Problem(("after",), "`after` opens a wait and needs `expect`: the event that has to follow")
-                if key
-                else Problem((), "a rule needs `on` (events to react to) or `expect` (events to miss)")
-            )
-        if self.on is not None and self.expect is not None:
-            wrong.append(
-                Problem(
-                    ("on",),
-                    "`on` reacts to events, `expect` to their absence; write two rules, or `after` for what opens the wait",
-                )
-            )
-        if self.on is not None and self.after is not None:
-            wrong.append(Problem(("after",), "`after` belongs to `expect`; a rule with `on` fires by itself"))
-        if self.expect is not None:
-            if self.within is None:
-                wrong.append(
-                    Problem(
-                        ("expect",), "`expect` needs `within`: how long to wait for it, such as within: 2h"
-                    )
-                )
-            if self.count is not None:
-                wrong.append(
-                    Problem(("count",), "`count` belongs to `on`; an absence is one event that does not come")
-                )
-        elif self.on is not None:
-            if (self.count or 1) > 1 and self.within is None:
-                wrong.append(
-                    Problem(
-                        ("count",),
-                        "`count` needs `within`: the time in which they have to come, such as within: 10m",
-                    )
-                )
-            if self.within is not None and self.count is None:
-                wrong.append(
-                    Problem(("within",), "`within` needs `count`: how many have to come in that time")
-                )
+        wrong = [*self._which_form(), *self._what_goes_with_it(), *self._inner()]
         if wrong:
             refuse(self.name, wrong)
         return self
 
+    def _which_form(self) -> Iterator[Problem]:
+        """Yield what is wrong with the choice of form: exactly one has to be there."""
+        if self.after is not None and self.expect is None:
+            lone = self.on is None
+            yield Problem(
+                ("after",),
+                "`after` opens a wait and needs `expect`: the event that has to follow"
+                if lone
+                else "`after` belongs to `expect`; a rule with `on` fires by itself",
+            )
+            if lone:
+                return
+        given = [word for word in _FORMS if getattr(self, word) is not None]
+        if not given:
+            yield Problem(
+                (),
+                f"a rule needs `on` (events to react to) or `expect` (events to miss), or one of {', '.join(_FORMS[2:])}",
+            )
+        elif given[:2] == ["on", "expect"]:
+            yield Problem(
+                ("on",),
+                "`on` reacts to events, `expect` to their absence; write two rules, or `after` for what opens the wait",
+            )
+        elif len(given) > 1:
+            yield Problem(
+                (given[1],),
+                f"`{given[0]}` and `{given[1]}` are two forms of rule; write two rules, or nest one in the other where it can be",
+            )
+
+    def _what_goes_with_it(self) -> Iterator[Problem]:
+        """Yield the words that do not go with the form, and those it lacks."""
+        kind = self.kind
+        if kind in ("absence", "heartbeat"):
+            if self.within is None:
+                yield Problem(
+                    ("expect",), "`expect` needs `within`: how long to wait for it, such as within: 2h"
+                )
+            if self.count is not None:
+                yield Problem(
+                    ("count",), "`count` belongs to `on`; an absence is one event that does not come"
+                )
+        elif kind == "count":
+            if (self.count or 1) > 1 and self.within is None:
+                yield Problem(
+                    ("count",),
+                    "`count` needs `within`: the time in which they have to come, such as within: 10m",
+                )
+            if self.within is not None and self.count is None:
+                yield Problem(("within",), "`within` needs `count`: how many have to come in that time")
+        elif self.count is not None:
+            where = "inside it, at the step" if kind == "sequence" else "inside it, beside `on`"
+            yield Problem(("count",), f"`count` beside `{self.form_word}` says nothing; write it {where}")
+        if kind in ("sequence", "any_of", "all_of") and self.within is None and self._needs_window:
+            yield Problem(
+                (self.form_word,),
+                f"`{self.form_word}` needs `within`: the time in which all of it has to happen, such as within: 15m",
+            )
+        if kind in ("debounce", "metric") and self.within is not None:
+            instead = "`max_wait`" if kind == "debounce" else "`over`"
+            yield Problem(("within",), f"`{self.form_word}` has its own time: write {instead} inside it")
+        if self.debounce is not None and self.on is None:
+            yield Problem(("debounce",), "`debounce` collects the events of `on`")
+        if kind != "metric":
+            for word, value in (("is", self.is_), ("for", self.for_)):
+                if value is not None:
+                    yield Problem((word,), f"`{word}` belongs to `metric`")
+        elif self.is_ is None:
+            yield Problem(("metric",), 'a `metric` needs `is`: what it is compared with, such as is: "> 10m"')
+        if self.on_resolve and self.resolve is None and kind != "metric":
+            yield Problem(("on_resolve",), "`on_resolve` needs `resolve`: when it is over")
+
+    def _inner(self) -> Iterator[Problem]:
+        if self.sequence is not None:
+            yield from check_sequence(self.sequence)
+        if self.metric is not None and self.is_ is not None:
+            try:
+                Limit(self.is_, self.metric)
+            except ValueError as exc:
+                yield Problem(("is",), str(exc))
+        root = self.root
+        if root is not None:
+            try:
+                n = sum(1 for _ in leaves_of(root))
+            except ValueError as exc:
+                yield Problem((self.form_word,), str(exc))
+            else:
+                if n > 50:
+                    yield Problem((self.form_word,), "more than 50 patterns in one group")
+
     @property
-    def kind(self) -> Literal["count", "absence", "heartbeat"]:
+    def _needs_window(self) -> bool:
+        root = self.root
+        # One event of several kinds needs no time; anything else has to happen in some.
+        return root is None or not (
+            root.any_of is not None
+            and root.any_of.need == 1
+            and all(b.on is not None and (b.count or 1) == 1 for b in root.any_of.of)
+        )
+
+    @cached_property
+    def root(self) -> Branch | None:
+        """The group as one branch, None for other forms."""
+        if self.any_of is None and self.all_of is None:
+            return None
+        return Branch.model_construct(
+            on=None, where=None, if_=None, count=None, any_of=self.any_of, all_of=self.all_of
+        )
+
+    @property
+    def kind(self) -> Kind:
         """Which form of rule it is."""
+        if self.sequence is not None:
+            return "sequence"
+        if self.any_of is not None:
+            return "any_of"
+        if self.all_of is not None:
+            return "all_of"
+        if self.metric is not None:
+            return "metric"
+        if self.debounce is not None:
+            return "debounce"
         if self.on is not None:
             return "count"
         return "absence" if self.after is not None else "heartbeat"
+
+    @property
+    def form_word(self) -> str:
+        """The word the form is written with."""
+        kind = self.kind
+        return {"count": "on", "absence": "expect", "heartbeat": "expect"}.get(kind, kind)
+
+    @cached_property
+    def listens(self) -> tuple[Listening, ...]:
+        """The kinds of events it listens to. Of one event, the form is told in this order."""
+        one = (self.node,) if self.node is not None else ()
+        ifs = (self.if_,) if self.if_ is not None else ()
+
+        def listen(
+            name: str, loc: Loc, types: tuple[str, ...], node: Node | None, if_: str | None
+        ) -> Listening:
+            return Listening(
+                name,
+                loc,
+                types,
+                (*one, *((node,) if node else ())),
+                (*ifs, *((if_,) if if_ is not None else ())),
+            )
+
+        if self.expect is not None:
+            expect = listen("expect", ("expect",), self.expect.on, self.expect.node, self.expect.if_)
+            if self.after is None:
+                return (expect,)
+            return (expect, listen("after", ("after",), self.after.on, self.after.node, self.after.if_))
+        if self.sequence is not None:
+            # The last step first: one event takes a wait one step on, not two.
+            return tuple(
+                listen(step.as_ or f"sequence[{i}]", ("sequence", i), step.on, step.linked.node, step.if_)
+                for i, step in reversed(list(enumerate(self.sequence)))
+            )
+        if self.metric is not None:
+            conditions = self.metric.conditions
+            return (
+                listen(
+                    "metric",
+                    ("metric",),
+                    self.metric.types,
+                    parse_where(conditions)[0] if conditions else None,
+                    None,
+                ),
+            )
+        if self.root is not None:
+            return tuple(
+                listen(
+                    _dotted(loc),
+                    loc,
+                    leaf.on or (),
+                    parse_where(leaf.where)[0] if leaf.where else None,
+                    leaf.if_,
+                )
+                for loc, leaf in leaves_of(self.root)
+            )
+        return (listen("on", ("on",), self.on or (), None, None),)
+
+    @cached_property
+    def resolves(self) -> Listening | None:
+        """The events that say a firing is over, if the rule names some."""
+        resolve = self.resolve
+        if resolve is None or resolve.on is None:
+            return None
+        node = parse_where(resolve.where)[0] if resolve.where else None
+        return Listening(
+            "resolve",
+            ("resolve",),
+            resolve.on,
+            (node,) if node else (),
+            (resolve.if_,) if resolve.if_ else (),
+        )
+
+    @property
+    def settles_s(self) -> float:
+        """How long after its last event the rule may still decide something."""
+        after = self.resolve.after if self.resolve is not None and self.resolve.after is not None else 0.0
+        if self.debounce is not None:
+            own = self.debounce.max_wait or self.debounce.quiet
+        elif self.metric is not None:
+            own = self.metric.over + (self.for_ or 0.0)
+        else:
+            own = self.within or 0.0 if self.expect is not None else 0.0
+        return own + after
 
     @property
     def actions(self) -> tuple[Action, ...]:
@@ -403,7 +380,10 @@ class Automation(Strict):
         return orjson.dumps(self.to_json(), option=orjson.OPT_SORT_KEYS)
 
 
-_MATCHING = ("on", "where", "if", "for_each", "count", "within", "after", "expect", "allowed_lateness")
+_MATCHING = (
+    "on", "where", "if", "for_each", "count", "within", "after", "expect", "allowed_lateness", "sequence", "any_of",
+    "all_of", "debounce", "metric", "is", "for", "resolve",
+)  # fmt: skip
 
 
 def _hash(value: JsonValue) -> str:

@@ -35,7 +35,7 @@ from ..config import AutomationsConfig
 from ..errors import AlreadyHeld, BusUnavailable, GuardFailed, HarkError
 from ..vocabulary import JsonObject, derived_id, new_id
 from .action import Action, parse_action, wait_before_retry_s
-from .decision import TRIGGERED
+from .decision import RESOLVED, TRIGGERED
 from .expression import compile_expression
 from .perform import ActionFailed, Firing, failure_of
 from .problem import problems_of
@@ -173,7 +173,7 @@ class Outbox(AsyncContextManagerMixin):
 
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncGenerator[Self]:
-        filters = [PREFIX + TRIGGERED, PREFIX + REDRIVEN]
+        filters = [PREFIX + TRIGGERED, PREFIX + RESOLVED, PREFIX + REDRIVEN]
         async with (
             self._bus.log.consume(
                 DURABLE, filters, ack_wait_s=self._ack_wait_s, max_ack_pending=MAX_WAITING
@@ -262,6 +262,8 @@ class Outbox(AsyncContextManagerMixin):
     async def _redriven(self, event: Event) -> float | None:
         data: Any = event.data
         key, wanted = str(data["key"]), int(data["round"])
+        if key.startswith("sink-"):
+            return None  # an event for a sink: the forwarder's
         entry = await self._bucket.get(key)
         if entry is None:
             return None

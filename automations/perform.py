@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
-import anyio
 import orjson
 from anyio import AsyncContextManagerMixin
 
@@ -34,9 +33,10 @@ from ..errors import (
 )
 from ..notifications.alert import ROUTES, raise_alert
 from ..notifications.message import Delivery, Message, Severity
-from ..template import render, render_value, template_names
+from ..template import render, render_value
 from ..vocabulary import FlowRunId, JsonObject, JsonValue, StateType, derived_id
 from .action import Action, Call, Cancel, Emit, Notify, Pause, Resume, Retry, Run, SetState, Suspend
+from .facts import facts_of
 from .http import AddressRefused, Caller, CallFailed, retry_after_s, sign_standard_webhook
 
 if TYPE_CHECKING:
@@ -47,7 +47,6 @@ __all__ = ["ActionFailed", "Firing", "Performers", "Teller"]
 
 log = logging.getLogger(__name__)
 
-_EVENTS = 200
 _PAUSABLE = {"automation": "automations", "webhook": "webhooks", "schedule": "schedules"}
 
 
@@ -131,50 +130,7 @@ class Performers(AsyncContextManagerMixin):
 
     async def context(self, firing: Firing, action: Action) -> dict[str, Any]:
         """Return what the templates of an action may read."""
-        data = firing.data
-        written = action.model_dump(mode="json", by_alias=True)
-        names = _names(written)
-        event = data.get("event")
-        refs = [r for r in data.get("events") or () if isinstance(r, dict)]
-        if not isinstance(event, dict) and refs:
-            event = await self._event(refs[-1])
-        context: dict[str, Any] = {
-            "event": event if isinstance(event, dict) else {},
-            "events": [],
-            "key": data.get("key", ""),
-            "keys": data.get("keys", []),
-            "count": data.get("count", 0),
-            "suppressed": data.get("suppressed", 0),
-            "automation": {"name": firing.automation, "version": data.get("version")},
-            "firing": {"id": firing.event.id, "at": data.get("at"), "kind": data.get("kind")},
-            "run": {},
-        }
-        about = context["event"].get("data")
-        if isinstance(about, dict) and isinstance(about.get("run"), dict):
-            context["run"] = about["run"]
-        if "events" in names:
-            context["events"] = await self._events(refs, event)
-        context.update(await self._late.context(written))
-        return context
-
-    async def _event(self, ref: Mapping[str, Any]) -> JsonObject | None:
-        seq = ref.get("seq")
-        record = await self._bus.log.get(seq) if isinstance(seq, int) and seq > 0 else None
-        return orjson.loads(record.raw) if record is not None else None
-
-    async def _events(self, refs: Sequence[Mapping[str, Any]], last: JsonValue) -> list[JsonValue]:
-        found: list[JsonValue] = [None] * len(refs[-_EVENTS:])
-
-        async def look(i: int, ref: Mapping[str, Any]) -> None:
-            found[i] = await self._event(ref)
-
-        async with anyio.create_task_group() as tg:
-            for i, ref in enumerate(refs[-_EVENTS:]):
-                if isinstance(last, dict) and ref.get("id") == last.get("id"):
-                    found[i] = last
-                else:
-                    tg.start_soon(look, i, ref)
-        return [event for event in found if event is not None]
+        return await facts_of(self._bus, self._late, firing, action)
 
     async def perform(self, action: Action, firing: Firing, *, key: str) -> JsonObject:
         """Do one action and return what to record about it.
@@ -402,17 +358,6 @@ class Performers(AsyncContextManagerMixin):
         )
         appended = await self._bus.log.append(event)
         return {"event": {"id": event.id, "type": type_, "seq": appended.seq}}
-
-
-def _names(value: JsonValue) -> frozenset[str]:
-    """Return the names that the templates inside a JSON value read."""
-    if isinstance(value, str):
-        return template_names(value) if "{" in value else frozenset()
-    if isinstance(value, list):
-        return frozenset().union(*(_names(item) for item in value))
-    if isinstance(value, dict):
-        return frozenset().union(*(_names(key) | _names(item) for key, item in value.items()))
-    return frozenset()
 
 
 def _flow_run_of(template: str | None, context: Mapping[str, Any]) -> FlowRunId:

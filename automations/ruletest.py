@@ -67,11 +67,7 @@ def run_test(
     rows = _rows(test.given)
     last = max((at for at, _ in rows), default=0.0)
     # Long enough for the last event to go unanswered, if that is what the rule is about.
-    horizon = (
-        test.until
-        if test.until is not None
-        else last + (0.0 if automation.kind == "count" else automation.within or 0.0)
-    )
+    horizon = test.until if test.until is not None else last + automation.settles_s
     windows: dict[int, int] = {}
 
     def observe(i: int, fold: Fold) -> None:

@@ -31,6 +31,58 @@ RULES: dict[str, dict[str, Any]] = {
     "beat": {"expect": "b.z", "for_each": "data.k", "within": "5s"},
     "any-beat": {"expect": "b.z", "within": "9s", "cooldown": "20s"},
     "tight": {"on": "a.y", "budget": "2/10s"},
+    "seq": {
+        "sequence": [
+            {"as": "first", "on": "a.x"},
+            {"on": ["a.y", "b.z"], "where": {"data.k": "{{ first.data.k }}"}, "count": 2},
+        ],
+        "within": "9s",
+    },
+    "seq-rest": {
+        "sequence": [
+            {"as": "first", "on": "a.*", "count": 2, "within": "4s"},
+            {"as": "then", "on": "b.z", "where": {"data.n": ">= {{ first.data.n }}"}},
+            {"on": "a.x", "where": {"data.k": ["{{ then.data.k }}", 1]}},
+        ],
+        "for_each": "source",
+        "within": "30s",
+        "cooldown": "5s",
+    },
+    "two-of": {
+        "any_of": {
+            "need": 2,
+            "of": [
+                {"on": "a.x", "count": 2},
+                "b.z",
+                {"all_of": ["a.y", {"on": "a.x", "where": {"data.n": 2}}]},
+            ],
+        },
+        "within": "7s",
+    },
+    "all": {"all_of": ["a.x", "a.y"], "for_each": "data.k", "within": "5s", "allowed_lateness": "1s"},
+    "quiet": {
+        "on": "a.>",
+        "for_each": "data.k",
+        "debounce": {"quiet": "2s", "max_wait": "6s", "max_events": 4},
+    },
+    "busy": {
+        "metric": {"measure": "count", "on": "a.>", "over": "10s"},
+        "is": ">= 4",
+        "for": "2s",
+        "on_resolve": [{"notify": "x"}],
+    },
+    "silent": {
+        "metric": {"measure": "event_rate", "on": "a.x", "over": "12s"},
+        "is": "< 2/10s",
+        "for_each": "data.k",
+        "resolve": {"after": "3s"},
+    },
+    "open": {
+        "on": "a.x",
+        "for_each": "data.k",
+        "resolve": {"on": "b.z", "after": "7s"},
+        "on_resolve": [{"notify": "x"}],
+    },
 }
 EDITS: list[tuple[str, dict[str, Any] | None]] = [
     ("three", {**RULES["three"], "do": [{"notify": "x"}]}),

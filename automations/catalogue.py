@@ -1,0 +1,39 @@
+"""Which form a rule has, and a fresh one of it."""
+
+from __future__ import annotations
+
+from .absence import Absence, Heartbeat
+from .counting import Counting
+from .debounce import Debouncing
+from .form import Arm, Form
+from .group import Group
+from .metric import Measuring
+from .model import Automation
+from .sequence import Sequence
+
+__all__ = ["form_of"]
+
+
+def form_of(automation: Automation, *, lateness_s: float, arm: Arm) -> Form:
+    """Return a fresh form for a rule.
+
+    Args:
+        lateness_s: how late events may be, where the rule does not say.
+        arm: what the form asks to be woken with.
+    """
+    lateness = automation.allowed_lateness if automation.allowed_lateness is not None else lateness_s
+    match automation.kind:
+        case "count":
+            return Counting(automation, lateness=lateness)
+        case "absence":
+            return Absence(automation, lateness=lateness, arm=arm)
+        case "heartbeat":
+            return Heartbeat(automation, lateness=lateness, arm=arm)
+        case "sequence":
+            return Sequence(automation, lateness=lateness)
+        case "any_of" | "all_of":
+            return Group(automation, lateness=lateness)
+        case "debounce":
+            return Debouncing(automation, arm=arm)
+        case "metric":
+            return Measuring(automation, arm=arm)

@@ -1,0 +1,180 @@
+"""Groups: ``any_of`` so many, ``all_of``, nested, in so long a time and in any order.
+
+Every pattern keeps its latest events by key. When one comes, the group is looked at over each window that holds it
+and ends with an event; if enough of it has occurred in one, the rule fires with just those events, and the key begins
+anew. An event older than the newest of its key by more than the allowed lateness is too late.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from ..vocabulary import JsonObject, JsonValue
+from .composite import Branch, leaves_of
+from .form import EventRef, Firing, Seen, Sweep
+from .model import Automation
+
+__all__ = ["Group"]
+
+_MAX_KEPT = 1000
+"""Events of one pattern and key that may lie within the lateness; beyond, the oldest are forgotten."""
+
+_Entry = tuple[float, int, str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Node:
+    """A branch: a pattern by its number, or so many (``need``) of the nodes inside."""
+
+    need: int = 0
+    leaf: int = -1
+    count: int = 1
+    inner: tuple[_Node, ...] = ()
+
+    def found(self, lists: list[list[_Entry]], start: float, end: float) -> list[_Entry] | None:
+        """Return the events that make it true from ``start`` to ``end``, None if it is not."""
+        if not self.need:
+            entries = lists[self.leaf]
+            last = bisect_right(entries, (end, _LAST))
+            first = last - self.count
+            return entries[first:last] if first >= 0 and entries[first][0] >= start else None
+        out: list[_Entry] = []
+        met = 0
+        for node in self.inner:
+            found = node.found(lists, start, end)
+            if found is not None:
+                met += 1
+                out += found
+        return out if met >= self.need else None
+
+
+_LAST = float("inf")
+
+
+def _node(branch: Branch, numbers: Iterator[int]) -> _Node:
+    if branch.on is not None:
+        return _Node(leaf=next(numbers), count=branch.count or 1)
+    of = branch.any_of.of if branch.any_of is not None else branch.all_of or ()
+    inner = tuple(_node(one, numbers) for one in of)
+    return _Node(need=branch.any_of.need if branch.any_of is not None else len(inner), inner=inner)
+
+
+class Group:
+    """``any_of``, ``all_of``."""
+
+    def __init__(self, automation: Automation, *, lateness: float) -> None:
+        root = automation.root
+        assert root is not None
+        leaves = [leaf for _, leaf in leaves_of(root)]
+        self._names = [one.name for one in automation.listens]
+        self._counts = [leaf.count or 1 for leaf in leaves]
+        self._root = _node(root, iter(range(len(leaves))))
+        self._within = automation.within or 0.0
+        self._lateness = lateness
+        # [last recorded, newest time, entries of pattern 0, entries of pattern 1, …], entries sorted by time
+        self._windows: dict[str, list[Any]] = {}
+        self._sweep = Sweep()
+        self._fired: tuple[str, int] = ("", 0)  # an event of several patterns that has fired is used up
+
+    def start(self, now: float) -> None:
+        pass
+
+    def event(self, role: int, key: str, seen: Seen) -> Firing | None:
+        if self._fired == (key, seen.seq):
+            return None
+        window = self._windows.get(key)
+        if window is None or seen.recorded - window[0] > self._within + self._lateness:
+            window = self._windows[key] = [seen.recorded, seen.time, *([] for _ in self._counts)]
+            if self._sweep.due(len(self._windows)):
+                self._forget(seen.recorded)
+        newest = window[1]
+        if seen.time < newest - self._lateness:
+            return None  # too late to count
+        window[0], window[1] = seen.recorded, max(newest, seen.time)
+        lists: list[list[_Entry]] = window[2:]
+        entries = lists[role]
+        entry = (seen.time, seen.seq, seen.id)
+        if entries and entry < entries[-1]:
+            insort(entries, entry)
+        else:
+            entries.append(entry)
+        self._trim(entries, self._counts[role], window[1])
+        for end in self._ends(lists, seen.time):
+            start = end - self._within
+            if start > seen.time:
+                break
+            found = self._root.found(lists, start, end)
+            if found is not None:
+                del self._windows[key]
+                self._fired = (key, seen.seq)
+                refs = tuple(EventRef(id_, seq, time) for time, seq, id_ in sorted(set(found)))
+                return Firing(refs[-1].time, len(refs), refs, seen.row, seen.depth)
+        return None
+
+    def _ends(self, lists: list[list[_Entry]], time: float) -> list[float]:
+        """Return the times from ``time`` on at which an event stands, where a window may end."""
+        ends = {time}
+        for entries in lists:
+            if entries and entries[-1][0] > time:
+                ends.update(e[0] for e in entries[bisect_right(entries, (time, _LAST)) :])
+        return sorted(ends)
+
+    def _trim(self, entries: list[_Entry], count: int, newest: float) -> None:
+        """Forget what no window to come can hold: all but the latest ``count`` of what is beyond being late."""
+        settled = bisect_left(entries, (newest - self._lateness,))
+        drop = max(0, settled - count, len(entries) - count - _MAX_KEPT)
+        if drop:
+            del entries[:drop]
+
+    def _forget(self, now: float) -> None:
+        keep = self._within + self._lateness
+        for key in [k for k, w in self._windows.items() if now - w[0] > keep]:
+            del self._windows[key]
+        self._sweep.done(len(self._windows))
+
+    def due(self, key: str, at: float, now: float) -> Firing | None:
+        return None
+
+    def deadline(self, key: str) -> float | None:
+        return None
+
+    def deadlines(self) -> Iterable[tuple[str, float]]:
+        return ()
+
+    def keys(self) -> int:
+        return len(self._windows)
+
+    def window(self, key: str) -> int:
+        """Return how many events are held for a key."""
+        window = self._windows.get(key)
+        return sum(len(entries) for entries in window[2:]) if window is not None else 0
+
+    def look(self, key: str) -> JsonObject:
+        window = self._windows.get(key)
+        if window is None:
+            return {
+                "patterns": [
+                    {"name": n, "has": 0, "needs": c} for n, c in zip(self._names, self._counts, strict=True)
+                ]
+            }
+        oldest = window[1] - self._within
+        return {
+            "patterns": [
+                {"name": name, "has": sum(e[0] >= oldest for e in entries), "needs": count}
+                for name, count, entries in zip(self._names, self._counts, window[2:], strict=True)
+            ]
+        }
+
+    def dump(self) -> JsonValue:
+        state: Any = self._windows
+        dumped: JsonValue = state
+        return dumped
+
+    def load(self, state: Any) -> None:
+        self._windows = {
+            key: [w[0], w[1], *([tuple(e) for e in entries] for entries in w[2:])] for key, w in state.items()
+        }
+        self._sweep.done(len(self._windows))

@@ -1,0 +1,258 @@
+"""Sequence: one step after the other, in so long a time, joined by what earlier events said.
+
+Every first event begins a wait of its own, which each further step's events carry on. A wait stands under its rule's
+key, its step and the values it asks for, so an event finds the waits it answers by one look-up, however many there are.
+
+Order is that of the log; an event may have occurred before the one it follows by no more than the allowed lateness.
+The whole has to occur within ``within`` of its first event, and be recorded no later than the lateness after that.
+Firing ends every wait of the same key that asks for the same values: the sequence begins anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from ..vocabulary import JsonObject, JsonValue
+from .form import EventRef, Firing, Seen, Sweep
+from .model import Automation
+from .path import Path
+from .reference import captured
+from .where import Check
+
+__all__ = ["Sequence"]
+
+MAX_WAITS = 16
+"""Waits that ask for the very same thing; a further one takes the place of the oldest."""
+_ANY = ""
+"""Where waits stand that no join key can find: they are looked at event by event."""
+
+_Place = tuple[str, int, str]
+
+
+class _Wait:
+    """A sequence that has begun. ``step`` events of the current step are the last ``done`` of ``refs``."""
+
+    __slots__ = ("check", "done", "known", "last", "named", "recorded", "refs", "time")
+
+    def __init__(
+        self,
+        recorded: float,
+        time: float,
+        last: float,
+        done: int,
+        refs: list[tuple[float, int, str]],
+        known: dict[str, Any],
+        named: dict[str, Any],
+    ) -> None:
+        self.recorded, self.time, self.last, self.done = recorded, time, last, done
+        self.refs, self.known, self.named = refs, known, named
+        self.check: Check | None = None
+
+    def dump(self) -> JsonValue:
+        out: Any = [self.recorded, self.time, self.last, self.done, self.refs, self.known, self.named]
+        dumped: JsonValue = out
+        return dumped
+
+    @classmethod
+    def load(cls, state: Any) -> _Wait:
+        recorded, time, last, done, refs, known, named = state
+        return cls(recorded, time, last, done, [tuple(ref) for ref in refs], known, named)
+
+
+class Sequence:
+    """``sequence`` … ``within``."""
+
+    def __init__(self, automation: Automation, *, lateness: float) -> None:
+        assert automation.sequence is not None
+        self._steps = automation.sequence
+        self._within = automation.within or 0.0
+        self._lateness = lateness
+        reads: dict[str, set[Path]] = {}
+        for step in self._steps:
+            for alias, path in step.linked.reads:
+                reads.setdefault(alias, set()).add(path)
+        self._reads = {alias: frozenset(paths) for alias, paths in reads.items()}
+        self._waits: dict[_Place, list[_Wait]] = {}
+        self._sweep = Sweep()
+        self._fired: tuple[str, int] = ("", 0)  # key and sequence: an event that fired begins nothing
+
+    def start(self, now: float) -> None:
+        pass
+
+    def event(self, role: int, key: str, seen: Seen) -> Firing | None:
+        if self._fired == (key, seen.seq):
+            return None
+        i = len(self._steps) - 1 - role
+        if i == 0:
+            self._begin(key, seen)
+            return None
+        linked = self._steps[i].linked
+        joins = linked.keys_in(seen.row)
+        if linked.joins:
+            joins.append(_ANY)
+        for join in joins:
+            place = (key, i, join)
+            waits = self._waits.get(place)
+            if waits is not None:
+                firing = self._carry_on(place, waits, seen)
+                if firing is not None:
+                    return firing
+        return None
+
+    def _begin(self, key: str, seen: Seen) -> None:
+        ref = (seen.time, seen.seq, seen.id)
+        step, place = self._steps[0], (key, 0, "[]")
+        wait = _Wait(seen.recorded, seen.time, seen.time, 1, [ref], {}, {})
+        if step.count > 1:
+            # One wait collects; it begins with the first of the last so many.
+            (found,) = self._waits.get(place) or [wait]
+            if found is not wait and not self._is_gone(found, seen):
+                if seen.time < found.last - self._lateness:
+                    return
+                found.refs.append(ref)
+                oldest = seen.time - (step.within or self._within)
+                found.refs = sorted(r for r in found.refs if r[0] >= oldest)
+                found.recorded, found.last, found.done = (
+                    seen.recorded,
+                    max(found.last, seen.time),
+                    len(found.refs),
+                )
+                wait = found
+            if wait.done < step.count:
+                self._waits[place] = [wait]
+                self._swept(seen)
+                return
+            self._waits.pop(place, None)
+            wait.refs = wait.refs[-step.count :]
+            wait.time = wait.refs[0][0]
+        self._advance(key, 0, wait, seen)
+
+    def _is_gone(self, wait: _Wait, seen: Seen) -> bool:
+        return seen.recorded > wait.recorded + self._within + self._lateness
+
+    def _carry_on(self, place: _Place, waits: list[_Wait], seen: Seen) -> Firing | None:
+        key, i, _ = place
+        step = self._steps[i]
+        complete: list[_Wait] = []
+        for wait in waits:
+            if (
+                self._is_gone(wait, seen)
+                or seen.time - wait.time > self._within
+                or seen.time < wait.last - self._lateness
+                or (wait.check is not None and not wait.check(seen.row))
+            ):
+                continue
+            wait.refs.append((seen.time, seen.seq, seen.id))
+            wait.done += 1
+            if step.within is not None:
+                own = [r for r in wait.refs[-wait.done :] if r[0] >= seen.time - step.within]
+                wait.refs[-wait.done :] = own
+                wait.done = len(own)
+            if wait.done >= step.count:
+                complete.append(wait)
+        if not complete:
+            return None
+        if i == len(self._steps) - 1:
+            return self._fire(key, complete[0], seen)
+        left = [wait for wait in waits if wait not in complete]
+        if left:
+            self._waits[place] = left
+        else:
+            del self._waits[place]
+        for wait in complete:
+            self._advance(key, i, wait, seen)
+        return None
+
+    def _advance(self, key: str, i: int, wait: _Wait, seen: Seen) -> None:
+        """Let a wait that has completed step ``i`` wait for the next."""
+        self._remember(i, wait, seen)
+        wait.last, wait.done = seen.time, 0
+        where = self._steps[i + 1].linked.place(wait.known)
+        if where is None:
+            return  # what it would ask for is not there, so nothing can ever answer
+        join, wait.check = where
+        waits = self._waits.setdefault((key, i + 1, _ANY if join is None else join), [])
+        waits.append(wait)
+        if len(waits) > MAX_WAITS:
+            del waits[0]
+        self._swept(seen)
+
+    def _remember(self, i: int, wait: _Wait, seen: Seen) -> None:
+        alias = self._steps[i].as_
+        if alias is not None:
+            wait.named[alias] = {"id": seen.id, "seq": seen.seq}
+            if alias in self._reads:
+                wait.known[alias] = captured(seen.row, self._reads[alias])
+
+    def _fire(self, key: str, wait: _Wait, seen: Seen) -> Firing:
+        self._remember(len(self._steps) - 1, wait, seen)
+        self._waits.pop((key, 0, "[]"), None)
+        for i, step in enumerate(self._steps[1:], 1):
+            where = step.linked.place(wait.known)
+            if where is not None:
+                self._waits.pop((key, i, _ANY if where[0] is None else where[0]), None)
+        self._fired = (key, seen.seq)
+        refs = tuple(EventRef(id_, seq, time) for time, seq, id_ in wait.refs)
+        extra: JsonObject | None = {"steps": wait.named} if wait.named else None
+        return Firing(seen.time, len(refs), refs, seen.row, seen.depth, extra=extra)
+
+    def _swept(self, seen: Seen) -> None:
+        if not self._sweep.due(len(self._waits)):
+            return
+        for place, waits in list(self._waits.items()):
+            left = [wait for wait in waits if not self._is_gone(wait, seen)]
+            if left:
+                self._waits[place] = left
+            else:
+                del self._waits[place]
+        self._sweep.done(len(self._waits))
+
+    def due(self, key: str, at: float, now: float) -> Firing | None:
+        return None
+
+    def deadline(self, key: str) -> float | None:
+        return None
+
+    def deadlines(self) -> Iterable[tuple[str, float]]:
+        return ()
+
+    def keys(self) -> int:
+        return len(self._waits)
+
+    def window(self, key: str) -> int:
+        """Return how many events the wait that has come furthest rests on."""
+        found = [
+            (place[1], len(w.refs)) for place, waits in self._waits.items() if place[0] == key for w in waits
+        ]
+        return max(found)[1] if found else 0
+
+    def look(self, key: str) -> JsonObject:
+        waits: list[JsonValue] = []
+        for (owner, step, _), found in self._waits.items():
+            if owner == key:
+                waits += [
+                    {
+                        "step": step,
+                        "of": len(self._steps),
+                        "has": w.done,
+                        "needs": self._steps[step].count,
+                        "events": len(w.refs),
+                    }
+                    for w in found
+                ]
+        return {"waits": waits[-MAX_WAITS:]}
+
+    def dump(self) -> JsonValue:
+        return [[*place, [w.dump() for w in waits]] for place, waits in self._waits.items()]
+
+    def load(self, state: Any) -> None:
+        self._waits = {}
+        for key, step, join, waits in state:
+            loaded = [_Wait.load(wait) for wait in waits]
+            if step:
+                for wait in loaded:
+                    where = self._steps[step].linked.place(wait.known)
+                    wait.check = where[1] if where is not None else None
+            self._waits[key, step, join] = loaded
+        self._sweep.done(len(self._waits))
