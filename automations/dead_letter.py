@@ -11,7 +11,15 @@ from ..errors import GuardFailed, RefusedError, UnknownName
 from .outbox import BUCKET, KEEP_S, ActionState, _kind_of, action_event
 from .perform import Firing
 
-__all__ = ["DeadLetter", "DeadLetters"]
+__all__ = ["SINK_KEY", "DeadLetter", "DeadLetters", "forward_firing"]
+
+SINK_KEY = "sink-"
+"""What the keys of events that a sink did not take begin with; decisions have ids of another form."""
+
+
+def forward_firing(sink: str, event: Event, seq: int) -> Firing:
+    """Return the forwarding of an event to a sink, in the form of a rule's decision."""
+    return Firing(event, seq, f"sink:{sink}", {"actions": [{"forward": sink}]})
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +98,9 @@ class DeadLetters:
         state = ActionState.from_json(entry.value)
         if state.state != "dead":
             raise RefusedError(f"the action {key!r} is {state.state}, not a dead letter")
+        if key.startswith(SINK_KEY) and state.decision is not None:
+            name = str((state.outcome or {}).get("data", {}).get("sink", ""))  # type: ignore[union-attr]
+            return state, entry.revision, forward_firing(name, Event.from_dict(state.decision), state.seq)
         record = await self._bus.log.get(state.seq)
         if record is not None:
             return state, entry.revision, Firing.of(record.event, record.seq)
@@ -100,10 +111,12 @@ class DeadLetters:
 
 def _is_key(key: str) -> bool:
     decision, _, index = key.rpartition("/")
-    return bool(decision) and index.isdecimal() and all(c.isalnum() or c in "-_" for c in decision)
+    return bool(decision) and index.isdecimal() and all(c.isalnum() or c in "-_=" for c in decision)
 
 
 def _kind(firing: Firing, key: str) -> str:
+    if key.startswith(SINK_KEY):
+        return "forward"
     actions = firing.data.get("actions") or []
     index = int(key.rpartition("/")[2])
     return _kind_of(actions[index]) if index < len(actions) else "unknown"

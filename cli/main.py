@@ -31,6 +31,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "automations": ("automations:automations", "Rules: ls, show, pause, resume."),
     "schedules": ("schedules:schedules", "When deployments run by themselves: ls, next, pause, resume."),
     "webhooks": ("webhooks:webhooks", "Requests that become events: ls, show, send, requests, redeliver, pause, resume."),
+    "sources": ("exchange:sources", "NATS subjects of others that become events: ls, show, pause, resume."),
+    "sinks": ("exchange:sinks", "Events forwarded to NATS or HTTP: ls, show, pause, resume."),
     "channels": ("channels:channels", "Named ways to tell people: ls, test."),
     "pools": ("channels:pools", "Where runs execute: ls, show, pause, resume."),
     "variables": ("values:variables", "Named values: ls, get, set, rm."),

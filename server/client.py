@@ -354,6 +354,12 @@ class Hark:
         """List slots that are to come, soonest first, those that are excluded with the reason."""
         return _items(await self._get("/api/schedules/next", deployment=deployment, count=count))
 
+    async def sources(self) -> list[JsonObject]:
+        return _items(await self._get("/api/sources"))
+
+    async def sinks(self) -> list[JsonObject]:
+        return _items(await self._get("/api/sinks"))
+
     async def webhooks(self) -> list[JsonObject]:
         return _items(await self._get("/api/webhooks"))
 

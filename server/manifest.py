@@ -30,6 +30,7 @@ __all__ = ["BUCKETS", "Manifest", "Record", "check_manifest", "load_manifest", "
 
 BUCKETS = (
     "deployments", "schedules", "webhooks", "automations", "channels", "notifications", "pools", "variables",
+    "sources", "sinks",
 )  # fmt: skip
 """The buckets a configuration writes."""
 
@@ -162,6 +163,14 @@ def model_of(bucket: str) -> type[BaseModel] | None:
             from ..engine.pool import Pool
 
             return Pool
+        case "sources":
+            from ..triggers.source import Source
+
+            return Source
+        case "sinks":
+            from ..automations.sink import Sink
+
+            return Sink
         case _:
             return None
 

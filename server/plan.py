@@ -28,7 +28,10 @@ _SIGN = {
     Change.UNCHANGED: " ",
     Change.ORPHANED: "!",
 }
-_ORDER = ("pools", "variables", "channels", "notifications", "deployments", "schedules", "webhooks", "automations")
+_ORDER = (
+    "pools", "variables", "channels", "notifications", "deployments", "schedules", "webhooks", "sources", "automations",
+    "sinks",
+)  # fmt: skip
 """What is referred to stands before what refers to it."""
 _HIDDEN = {("channels", "urls")}
 """Fields that may hold a token, written out by somebody: shown as changed, never with their value."""

@@ -234,8 +234,14 @@ class Service(AsyncContextManagerMixin):
 
             return WebhookReceiver(self.bus, late, self.settings.triggers, clock=self.clock)
 
+        def sources() -> Any:
+            from ..triggers.listener import SourceListener
+
+            return SourceListener(self.bus, self.settings.triggers, clock=self.clock)
+
         return [
             Part("projector", projector, stop_rank=STOP_READERS),
+            Part("sources", sources, stop_rank=STOP_DOORS),
             Part("webhooks", webhooks, stop_rank=STOP_DOORS),
         ]
 
@@ -284,6 +290,11 @@ class Service(AsyncContextManagerMixin):
 
             return RuleEngine(self.bus, self.settings.automations, self.clock, name=self.name)
 
+        def sinks() -> Any:
+            from ..automations.forwarder import Forwarder
+
+            return Forwarder(self.bus, late, self.settings.automations, self.clock)
+
         def outbox() -> Any:
             from ..automations.outbox import Outbox
             from ..automations.perform import Performers
@@ -313,6 +324,7 @@ class Service(AsyncContextManagerMixin):
             Part("router", router, stop_rank=STOP_DECIDERS),
             Part("rules", rules, stop_rank=STOP_DECIDERS),
             Part("outbox", outbox, stop_rank=STOP_EFFECTS, stop_s=15),
+            Part("sinks", sinks, stop_rank=STOP_EFFECTS, stop_s=15),
         ]
 
     def _running_notifier(self) -> Notifier:

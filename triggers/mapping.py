@@ -57,6 +57,7 @@ __all__ = [
     "is_cloud_event",
     "map_request",
     "map_requests",
+    "moment_of",
 ]
 
 log = logging.getLogger(__name__)
@@ -228,7 +229,7 @@ def _by_templates(webhook: Webhook, request: Request, body: Body, now: datetime)
         source=source,
         id=id_,
         subject=_optional("event.subject", mapping.subject, context),
-        time=_moment(_optional("event.time", mapping.time, context)) or now,
+        time=moment_of(_optional("event.time", mapping.time, context)) or now,
         partitionkey=_optional("event.partitionkey", mapping.partitionkey, context),
         data=data,
     )
@@ -250,7 +251,7 @@ def _checked_source(text: str) -> str:
     return text
 
 
-def _moment(text: object) -> datetime | None:
+def moment_of(text: object) -> datetime | None:
     """Return a moment from ISO 8601 or Unix seconds; None if it is neither."""
     if isinstance(text, int | float) and not isinstance(text, bool):
         text = str(int(text)) if 0 <= text < 10**11 else ""
@@ -335,16 +336,16 @@ def _by_preset(webhook: Webhook, request: Request, body: Body, now: datetime) ->
         subject = _named(
             _text_at(value, "data", "object", "object") or "object", _text_at(value, "data", "object", "id")
         )
-        moment = _moment(_at(value, "created"))
+        moment = moment_of(_at(value, "created"))
     elif isinstance(rule, SlackVerify):
         type_, subject, moment = _slack(value)
     elif isinstance(rule, ShopifyVerify):
         type_ = f"shopify.{headers.get('x-shopify-topic', '')}"
         subject = _named("shop", headers.get("x-shopify-shop-domain", ""))
-        moment = _moment(headers.get("x-shopify-triggered-at"))
+        moment = moment_of(headers.get("x-shopify-triggered-at"))
     elif isinstance(rule, StandardWebhooksVerify):
         type_ = f"{clean_type(webhook.name).replace('.', '-')}.{_text_at(value, 'type') or 'received'}"
-        moment = _moment(_at(value, "timestamp"))
+        moment = moment_of(_at(value, "timestamp"))
     elif is_cloud_event(request):
         return _cloud_event(request, body, now)
     else:
@@ -369,7 +370,7 @@ def _slack(value: JsonValue) -> tuple[str, str, datetime | None]:
     inner = _text_at(value, "event", "type")
     if inner:
         channel = _text_at(value, "event", "channel") or _text_at(value, "event", "item", "channel")
-        return f"slack.{inner}", _named("channel", channel), _moment(_at(value, "event_time"))
+        return f"slack.{inner}", _named("channel", channel), moment_of(_at(value, "event_time"))
     command = _text_at(value, "command")
     if command:
         return "slack.command", _named("command", command.lstrip("/")), None

@@ -36,7 +36,7 @@ from ..template import check_template, template_names
 from ..vocabulary import JsonValue
 from .verify import NoneVerify, Verify
 
-__all__ = ["EventMapping", "Webhook", "clean_type"]
+__all__ = ["EventMapping", "Webhook", "check_event_template", "clean_type"]
 
 Method = Literal["POST", "PUT", "PATCH", "GET"]
 
@@ -52,7 +52,8 @@ def clean_type(text: str) -> str:
     return ".".join(word for word in cleaned if word)[:200].rstrip(".-")
 
 
-def _template(text: str) -> str:
+def check_event_template(text: str) -> str:
+    """Return a template that is rendered into events; raise ``ValueError`` if it is broken or reads secrets."""
     try:
         check_template(text)
         roots = {name.partition(".")[0] for name in template_names(text)}
@@ -90,7 +91,7 @@ class EventMapping(BaseModel):
     @field_validator("type", "subject", "source", "time", "id", "partitionkey")
     @classmethod
     def _templates_parse(cls, text: str | None) -> str | None:
-        return None if text is None else _template(text)
+        return None if text is None else check_event_template(text)
 
     @field_validator("data")
     @classmethod
@@ -99,7 +100,7 @@ class EventMapping(BaseModel):
         while stack:
             item = stack.pop()
             if isinstance(item, str):
-                _template(item)
+                check_event_template(item)
             elif isinstance(item, dict):
                 stack += [*item.keys(), *item.values()]
             elif isinstance(item, list):
@@ -176,7 +177,7 @@ class Webhook(BaseModel):
     @field_validator("dedupe")
     @classmethod
     def _dedupe_parses(cls, text: str | None) -> str | None:
-        return _template(text) if text else text
+        return check_event_template(text) if text else text
 
     @property
     def is_open(self) -> bool:
