@@ -154,7 +154,11 @@ class _DirectParser(Parser):
             if handler is not None:
                 messages += 1
                 block = data[body : body + head] if head else b""
-                handler(Arrival(words[1].decode(), reply.decode(), data[body + head : stop], block))
+                arrival = Arrival(words[1].decode(), reply.decode(), data[body + head : stop], block)
+                try:
+                    handler(arrival)
+                except Exception:
+                    _failed(arrival)
                 continue
             block = data[body : body + head] if head else b""
             await client._process_msg(sid, words[1], reply, data[body + head : stop], block)
@@ -195,19 +199,15 @@ class _Handed:
     def set_result(self, msg: Msg) -> None:
         arrival = Arrival(msg.subject, msg.reply, msg.data, b"")
         arrival.parsed = {str(getattr(k, "value", k)): v for k, v in (msg.headers or {}).items()}
-        self._on_arrival(arrival)
-
-
-def _guarded(on_arrival: OnArrival) -> OnArrival:
-    """An error of a handler would end the client's read loop, and with it the whole connection."""
-
-    def guarded(arrival: Arrival) -> None:
         try:
-            on_arrival(arrival)
+            self._on_arrival(arrival)
         except Exception:
-            log.exception("bus.handler-failed", extra={"subject": arrival.subject})
+            _failed(arrival)
 
-    return guarded
+
+def _failed(arrival: Arrival) -> None:
+    """Log an error of a handler, which would otherwise end the client's read loop, and with it the connection."""
+    log.exception("bus.handler-failed", extra={"subject": arrival.subject})
 
 
 async def subscribe(nc: Client, subject: str, on_arrival: OnArrival) -> Subscription:
@@ -216,14 +216,13 @@ async def subscribe(nc: Client, subject: str, on_arrival: OnArrival) -> Subscrip
     Raises:
         BusUnavailable: the connection is closed.
     """
-    guarded = _guarded(on_arrival)
-    handed: Any = _Handed(guarded)
+    handed: Any = _Handed(on_arrival)
     try:
         subscription = await nc.subscribe(subject, future=handed)
     except nats.errors.Error as exc:
         raise BusUnavailable(f"cannot listen on the broker: {exc}") from exc
     if isinstance(nc, DirectClient):
-        nc.direct[subscription._id] = guarded
+        nc.direct[subscription._id] = on_arrival
     return subscription
 
 

@@ -88,19 +88,28 @@ def parse_time(text: str, *, field: str = "time") -> datetime:
 _become = object.__dict__["__class__"].__set__
 
 
-def _opened(cls: type) -> type:
-    """Return a twin of a frozen class whose attributes can be set at full speed.
+class QuicklyMade:
+    """A frozen dataclass with an ``__init__`` of its own that sets attributes at full speed.
 
     A frozen dataclass sets each attribute through a call; twenty of them took longer than all the rest of making an
-    event. An instance is of the twin while its ``__init__`` runs, and of its own class, frozen, from then on.
+    event. Here an instance is of a twin class, which is not frozen, while its ``__init__`` runs, and of its own from
+    then on.
     """
-    # Both, or the interpreter still looks for a __setattr__ written in Python: it keeps one place for the two.
-    own = {"__slots__": (), "__setattr__": object.__setattr__, "__delattr__": object.__delattr__}
-    return type(cls.__name__, (cls,), own, is_twin=True)
+
+    __slots__ = ()
+
+    _open: ClassVar[Any]  # the twin of this very class
+
+    def __init_subclass__(cls, *, is_twin: bool = False) -> None:
+        if is_twin:
+            return
+        # Both, or the interpreter still looks for a __setattr__ written in Python: it keeps one place for the two.
+        own = {"__slots__": (), "__setattr__": object.__setattr__, "__delattr__": object.__delattr__}
+        cls._open = type(cls.__name__, (cls,), own, is_twin=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, init=False)
-class Event:
+class Event(QuicklyMade):
     """One fact. ``source`` + ``id`` name it for ever; ``data`` is JSON (or bytes, carried as base64).
 
     Attributes:
@@ -132,12 +141,6 @@ class Event:
     replayof: str | None = None
     replayid: str | None = None
     extensions: Mapping[str, str | int | bool] = field(default_factory=dict)
-
-    _open: ClassVar[Any]  # the twin of this very class
-
-    def __init_subclass__(cls, *, is_twin: bool = False) -> None:
-        if not is_twin:
-            cls._open = _opened(cls)
 
     def __init__(
         self,
@@ -315,11 +318,8 @@ class Event:
         return cls(**kwargs)
 
 
-Event._open = _opened(Event)
-
-
-@dataclass(frozen=True, slots=True)
-class Recorded:
+@dataclass(frozen=True, slots=True, init=False)
+class Recorded(QuicklyMade):
     """An event as it stands in the log.
 
     Attributes:
@@ -334,10 +334,29 @@ class Recorded:
     recorded_at: datetime
     raw: bytes
     headers: Mapping[str, str] = field(default_factory=dict)
-    _event: list[Event] = field(default_factory=list, repr=False, compare=False)
+    _event: Event | None = field(default=None, repr=False, compare=False)
+
+    def __init__(
+        self,
+        seq: int,
+        subject: str,
+        recorded_at: datetime,
+        raw: bytes,
+        headers: Mapping[str, str] | None = None,
+        _event: Event | None = None,
+    ) -> None:
+        cls = self.__class__
+        _become(self, cls._open)
+        new: Any = self
+        new.seq, new.subject, new.recorded_at, new.raw = seq, subject, recorded_at, raw
+        new.headers = {} if headers is None else headers
+        new._event = _event
+        _become(self, cls)
 
     @property
     def event(self) -> Event:
-        if not self._event:
-            self._event.append(Event.from_json(self.raw))
-        return self._event[0]
+        """The event that ``raw`` holds; always the same object."""
+        if self._event is None:
+            object.__setattr__(self, "_event", Event.from_json(self.raw))
+        assert self._event is not None
+        return self._event

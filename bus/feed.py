@@ -13,7 +13,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Self
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self
 
 import anyio
 
@@ -72,11 +73,14 @@ def recorded_of(msg: Arrival) -> tuple[Recorded, int, int, int]:
     seq>.<time ns>.<pending>[.<token>]``.
     """
     words = msg.reply.split(".")
-    at = 4 if len(words) == 9 else 6
+    if len(words) == 9:
+        _, _, _, _, deliveries, seq, number, at_ns, pending = words
+    else:
+        deliveries, seq, number, at_ns, pending = words[6:11]
     # Whole microseconds first, or the float would round where a look-up of the same event truncates.
-    recorded_at = datetime.fromtimestamp(int(words[at + 3]) // 1000 / 1e6, UTC)
-    record = Recorded(int(words[at + 1]), msg.subject, recorded_at, msg.data, msg.headers)
-    return record, int(words[at]), int(words[at + 2]), int(words[at + 4])
+    recorded_at = datetime.fromtimestamp(int(at_ns) // 1000 / 1e6, UTC)
+    record = Recorded(int(seq), msg.subject, recorded_at, msg.data, msg.headers)
+    return record, int(deliveries), int(number), int(pending)
 
 
 class Feed:
@@ -108,6 +112,7 @@ class Feed:
         self._size, self._live = batch, live
         self._wire = Wire(connection.nc)
         self._buffer: deque[Recorded | str] = deque()  # a str is a flow-control answer owed once we are there
+        self._owed = 0  # how many of those there are
         self._waiter: asyncio.Future[None] | None = None
         self._subscription: Subscription | None = None
         self._consumer = ""
@@ -198,7 +203,7 @@ class Feed:
         self._subscription = await subscribe(
             self._connection.nc,
             inbox,
-            lambda msg, name=name: self._on_message(msg, name),  # type: ignore[misc]
+            partial(self._on_message, name),
         )
         self._consumer = name
         created = await self._connection.api(
@@ -221,6 +226,7 @@ class Feed:
     def _buffer_reset(self) -> None:
         """Forget flow-control answers owed to the consumer that is gone; records stay, they are in order."""
         self._buffer = deque(item for item in self._buffer if not isinstance(item, str))
+        self._owed = 0
         self._expected = 1
 
     def _settings(self, name: str, inbox: str) -> JsonObject:
@@ -248,7 +254,7 @@ class Feed:
 
     # --- what arrives ---------------------------------------------------------------------------------
 
-    def _on_message(self, msg: Arrival, consumer: str) -> None:
+    def _on_message(self, consumer: str, msg: Arrival) -> None:
         if consumer != self._consumer:
             return
         if msg.status:
@@ -281,6 +287,7 @@ class Feed:
         if owed:
             if self._buffer:
                 self._buffer.append(owed)
+                self._owed += 1
             else:
                 self._wire.send(frame(owed, "", "", b""))
         if not self._live and not owed and not self._buffer:
@@ -334,17 +341,24 @@ class Feed:
             finally:
                 self._waiter = None
 
+    def _answer(self, owed: str) -> None:
+        self._owed -= 1
+        self._wire.send(frame(owed, "", "", b""))
+
     def _take(self) -> Batch:
         buffer, records = self._buffer, list[Recorded]()
         room = self._size if self._left is None else min(self._size, self._left)
-        while buffer and len(records) < room:
+        if not self._owed:  # as it is nearly always
+            popleft: Callable[[], Any] = buffer.popleft
+            records = [popleft() for _ in range(min(room, len(buffer)))]
+        while len(records) < room and buffer:
             item = buffer.popleft()
             if isinstance(item, str):
-                self._wire.send(frame(item, "", "", b""))
+                self._answer(item)
             else:
                 records.append(item)
         while buffer and isinstance(buffer[0], str):
-            self._wire.send(frame(str(buffer.popleft()), "", "", b""))
+            self._answer(str(buffer.popleft()))
         pending = self._pending + len(buffer)
         if self._left is not None:
             self._left -= len(records)
