@@ -14,9 +14,24 @@ if TYPE_CHECKING:
     from .engine import runtime
     from .engine.annotations import allow_failure, quote, unmapped
     from .engine.context import get_run_context, tags
+    from .engine.deployments import arun_deployment, run_deployment
+    from .engine.flow_runs import (
+        acancel_flow_run,
+        apause_flow_run,
+        aresume_flow_run,
+        asuspend_flow_run,
+        await_for_flow_run,
+        cancel_flow_run,
+        pause_flow_run,
+        resume_flow_run,
+        suspend_flow_run,
+        wait_for_flow_run,
+    )
     from .engine.flows import Flow, flow
     from .engine.logging import get_run_logger
+    from .engine.run_input import RunInput
     from .engine.signals import Abort, Skip
+    from .engine.sleeping import sleep
     from .engine.states import State
     from .engine.tasks import Task, exponential_backoff, task
     from .server.client import Hark
@@ -26,24 +41,43 @@ _WHERE = {
     "Event": ".bus.event",
     "Flow": ".engine.flows",
     "Hark": ".server.client",
+    "RunInput": ".engine.run_input",
     "Skip": ".engine.signals",
     "State": ".engine.states",
     "Task": ".engine.tasks",
+    "acancel_flow_run": ".engine.flow_runs",
     "allow_failure": ".engine.annotations",
+    "apause_flow_run": ".engine.flow_runs",
+    "aresume_flow_run": ".engine.flow_runs",
+    "arun_deployment": ".engine.deployments",
+    "asuspend_flow_run": ".engine.flow_runs",
+    "await_for_flow_run": ".engine.flow_runs",
+    "cancel_flow_run": ".engine.flow_runs",
+    "deploy": ".server.serving",
     "emit": ".bus.emit",
     "exponential_backoff": ".engine.tasks",
     "flow": ".engine.flows",
     "get_run_context": ".engine.context",
     "get_run_logger": ".engine.logging",
+    "pause_flow_run": ".engine.flow_runs",
     "quote": ".engine.annotations",
+    "resume_flow_run": ".engine.flow_runs",
+    "run_deployment": ".engine.deployments",
+    "serve": ".server.serving",
+    "sleep": ".engine.sleeping",
+    "suspend_flow_run": ".engine.flow_runs",
     "tags": ".engine.context",
     "task": ".engine.tasks",
     "unmapped": ".engine.annotations",
+    "wait_for_flow_run": ".engine.flow_runs",
 }
 
 __all__ = [
-    "Abort", "Event", "Flow", "Hark", "Skip", "State", "Task", "allow_failure", "emit", "exponential_backoff", "flow",
-    "get_run_context", "get_run_logger", "quote", "runtime", "tags", "task", "unmapped",
+    "Abort", "Event", "Flow", "Hark", "RunInput", "Skip", "State", "Task", "acancel_flow_run",
+    "allow_failure", "apause_flow_run", "aresume_flow_run", "arun_deployment", "asuspend_flow_run",
+    "await_for_flow_run", "cancel_flow_run", "deploy", "emit", "exponential_backoff", "flow",
+    "get_run_context", "get_run_logger", "pause_flow_run", "quote", "resume_flow_run", "run_deployment",
+    "runtime", "serve", "sleep", "suspend_flow_run", "tags", "task", "unmapped", "wait_for_flow_run",
 ]  # fmt: skip
 
 

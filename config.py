@@ -85,6 +85,9 @@ class EngineConfig(_Section):
     cancel_grace_s: float = Field(
         10.0, ge=0, le=3600, description="between asking a run to stop and killing it"
     )
+    suspend_after_s: float = Field(
+        30.0, ge=0, description="a wait of a run that lasts longer than this holds no worker"
+    )
     inline_result_bytes: int = Field(
         65_536, ge=0, le=1 << 20, description="results up to this size travel in the event"
     )

@@ -28,11 +28,13 @@ from ..errors import (
 from ..vocabulary import FlowRunId, JsonObject, StateType, new_id
 from .deployment import BUCKET as DEPLOYMENTS
 from .deployment import Deployment, is_name
+from .pause import NEVER_RESUMED, PauseSpec
 from .pool import BUCKET as POOLS
 from .pool import Pool, QueueSpec
 from .run import Cause, FlowRun, RunRequest
 from .run_log import MAX_TRIES, RunLog
-from .states import Cancelled, Cancelling, Resuming, Scheduled, State, Suspended
+from .schema_check import problems_in
+from .states import Cancelled, Cancelling, Failed, Resuming, Scheduled, State, Suspended
 
 __all__ = ["Control", "cancelled_state", "check_parameters"]
 
@@ -64,43 +66,11 @@ def check_parameters(deployment: Deployment, parameters: Mapping[str, Any]) -> N
     schema = deployment.parameter_schema
     if not schema:
         return
-    properties: Mapping[str, Any] = schema.get("properties") or {}
-    problems: list[str] = []
-    if schema.get("additionalProperties") is not True:
-        unknown = sorted(parameters.keys() - properties.keys())
-        problems.extend(str(UnknownName("parameter", name, known=list(properties))) for name in unknown)
-    missing = [name for name in schema.get("required") or () if name not in parameters]
-    if missing:
-        problems.append(f"missing: {', '.join(missing)}")
-    for name, value in parameters.items():
-        expected = (properties.get(name) or {}).get("type")
-        if isinstance(expected, str) and not _fits(value, expected):
-            problems.append(f"{name!r} takes {_article(expected)}, got {value!r}")
+    problems = problems_in(parameters, schema)
     if problems:
         raise ParameterError(
             f"deployment {deployment.name!r} cannot run with these parameters: {'; '.join(problems)}"
         )
-
-
-def _fits(value: object, expected: str) -> bool:
-    """Whether a JSON value may become what a schema asks for; lenient where pydantic is (numbers as text)."""
-    match expected:
-        case "integer" | "number":
-            return isinstance(value, int | float | str)
-        case "boolean":
-            return isinstance(value, bool | int | str)
-        case "string":
-            return isinstance(value, str)
-        case "array":
-            return isinstance(value, list)
-        case "object":
-            return isinstance(value, dict)
-        case _:
-            return True
-
-
-def _article(word: str) -> str:
-    return f"an {word}" if word[0] in "aeiou" else f"a {word}"
 
 
 class Control:
@@ -202,8 +172,18 @@ class Control:
 
     pause = suspend
 
-    async def resume(self, run_id: FlowRunId, *, cause: Cause | None = None) -> FlowRun:
-        """Have a suspended run go on after its last finished task. One that is not paused raises ``MoveRefused``."""
+    async def resume(
+        self, run_id: FlowRunId, *, run_input: JsonObject | None = None, cause: Cause | None = None
+    ) -> FlowRun:
+        """Have a paused or suspended run go on after its last finished task. One that waited too long fails instead.
+
+        Args:
+            run_input: what the run asked for when it paused (``wait_for_input``), by field.
+        Raises:
+            UnknownName: there is no such run.
+            MoveRefused: it is not paused.
+            ParameterError: the input does not fit what the run asked for.
+        """
         details = _by(cause)
 
         def decide(run: FlowRun) -> State | None:
@@ -211,7 +191,14 @@ class Control:
                 raise MoveRefused(
                     run.id, from_state=run.state_type, to_state="resumed", why="it is not paused"
                 )
-            return Resuming(details=details)
+            pause = PauseSpec.of(run)
+            if pause.expires_at is not None and pause.expires_at <= self._clock.now():
+                return Failed(message=NEVER_RESUMED, details=details)
+            given = pause.check(run.id, run_input)
+            more: JsonObject = {} if given is None else {"input": given}
+            if run.state_details.get("in_process"):
+                more["in_process"] = True
+            return Resuming(details={**details, **more})
 
         return await self.runs.change(run_id, decide, scheduled_at=self._clock.now())
 

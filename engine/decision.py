@@ -8,7 +8,7 @@ from typing import TypeAlias
 from ..vocabulary import FlowRunId, StateType
 from .waiting import Lane
 
-__all__ = ["Await", "Cancel", "Decision", "Drop", "Finish", "Late", "Start"]
+__all__ = ["Await", "Cancel", "Decision", "Drop", "Expire", "Finish", "Late", "Start"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +59,14 @@ class Cancel:
 
 
 @dataclass(frozen=True, slots=True)
+class Expire:
+    """Fail a run that paused and that nobody has resumed in time."""
+
+    run_id: FlowRunId
+    since: int
+
+
+@dataclass(frozen=True, slots=True)
 class Finish:
     """Write the end of a run whose process can no longer write it: it lived inside a run that has ended."""
 
@@ -67,4 +75,4 @@ class Finish:
     why: str
 
 
-Decision: TypeAlias = "Start | Await | Late | Drop | Cancel | Finish"
+Decision: TypeAlias = "Start | Await | Late | Drop | Cancel | Expire | Finish"

@@ -20,8 +20,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from ..vocabulary import FlowRunId, JsonObject, JsonValue, StateType
-from .decision import Await, Cancel, Decision, Drop, Finish, Late, Start
+from .decision import Await, Cancel, Decision, Drop, Expire, Finish, Late, Start
 from .deployment import ConcurrencySpec, Deployment
+from .pause import PauseSpec
 from .pool import Pool
 from .run import FlowRun
 from .waiting import LOOP, PROCESS, UNKNOWN, Lane, LineKey, Place, Row, RowKey, Waiting
@@ -34,7 +35,7 @@ LATE_AFTER_S = 15.0
 S = StateType
 _LATE_AFTER_US = int(LATE_AFTER_S * 1_000_000)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_FORMAT = 1
+_FORMAT = 2
 """Of the checkpoint; one with another number is not read, and the log is folded from its beginning."""
 
 
@@ -66,6 +67,8 @@ class _Known:
     """It asked for no later time: it is due whatever our clock says."""
     in_process: bool = False
     """Its process is waiting to try again by itself: it keeps its place, and nobody else may start it."""
+    expires_us: int = 0
+    """When it fails if it is still suspended; 0: never."""
     holds: tuple[tuple[str, ...], ...] = ()
 
 
@@ -88,6 +91,7 @@ class Dispatch:
         self._waiting = Waiting()
         self._timers: list[tuple[int, int, FlowRunId]] = []
         self._late: list[tuple[int, int, FlowRunId]] = []
+        self._pauses: list[tuple[int, int, FlowRunId]] = []
         self._dirty: set[str] = set()
         self._orders: list[Decision] = []
         self._late_paused: set[FlowRunId] = set()
@@ -131,6 +135,10 @@ class Dispatch:
         self._settle_place(known)
         if known.type is S.SCHEDULED and known.since == run.seq:
             self._set_timer(known)
+        expires_at = PauseSpec.of(run).expires_at if known.type is S.PAUSED else None
+        known.expires_us = _us(expires_at) if expires_at and not run.state_details.get("in_process") else 0
+        if known.expires_us:
+            heapq.heappush(self._pauses, (known.expires_us, known.seq, known.id))
         if known.type is S.CANCELLING:
             self._parent_moved(run.id, known.type)
         if is_new and known.parent:
@@ -224,6 +232,10 @@ class Dispatch:
                 heapq.heappop(heap)
             if heap:
                 firsts.append(heap[0][0])
+        while self._pauses and not self._pause_counts(self._pauses[0]):
+            heapq.heappop(self._pauses)
+        if self._pauses:
+            firsts.append(self._pauses[0][0])
         return _EPOCH + timedelta(microseconds=min(firsts)) if firsts else None
 
     def decide(self, now: datetime) -> list[Decision]:
@@ -250,6 +262,11 @@ class Dispatch:
                 # Who waits for a limit has said so already.
                 run.late_said = True
                 out.append(Late(run.id, run.since))
+        while self._pauses and self._pauses[0][0] <= now_us:
+            pause = heapq.heappop(self._pauses)
+            if self._pause_counts(pause):
+                self._runs[pause[2]].expires_us = 0
+                out.append(Expire(pause[2], pause[1]))
         return out
 
     # --- choosing ------------------------------------------------------------------------------------
@@ -468,6 +485,10 @@ class Dispatch:
         known = self._runs.get(timer[2])
         return known is not None and known.type is S.SCHEDULED and known.since == timer[1]
 
+    def _pause_counts(self, pause: tuple[int, int, FlowRunId]) -> bool:
+        known = self._runs.get(pause[2])
+        return known is not None and known.seq == pause[1] and known.expires_us == pause[0]
+
     def _enqueue(self, known: _Known) -> None:
         if known.granted or known.leaving or known.pool is None or known.id in self._waiting:
             return
@@ -512,7 +533,7 @@ class Dispatch:
             [
                 run.id, run.pool, run.queue, run.deployment, run.key, run.code, run.parent, run.type.value, run.name,
                 run.attempt, run.due_us, run.born, run.since, run.seq, run.lane, run.late, run.at_once,
-                run.in_process,
+                run.in_process, run.expires_us,
             ]
             for run in self._runs.values()
         ]  # fmt: skip
@@ -533,12 +554,14 @@ class Dispatch:
         self._ended = {FlowRunId(run_id): S(state) for run_id, state in stored["ended"].items()}
         for item in stored["runs"]:
             id_, pool, queue, deployment, key, code, parent, type_, name, *numbers = item
-            attempt, due_us, born, since, seq, lane, late, at_once, in_process = numbers
+            attempt, due_us, born, since, seq, lane, late, at_once, in_process, expires_us = numbers
             known = _Known(
                 id=id_, pool=pool, queue=queue, deployment=deployment, key=key, code=code, parent=parent, type=S(type_),
                 name=name, attempt=attempt, due_us=due_us, born=born, since=since, seq=seq, lane=lane, late=late,
-                at_once=at_once, in_process=in_process,
+                at_once=at_once, in_process=in_process, expires_us=expires_us,
             )  # fmt: skip
+            if expires_us:
+                heapq.heappush(self._pauses, (expires_us, seq, known.id))
             self._runs[known.id] = known
             if parent:
                 self._children[parent].add(known.id)

@@ -14,7 +14,7 @@ from ..errors import BusUnavailable, RunCrashed
 from .final_state import describe
 from .flow_life import Body, CallHooks, Drain, FlowEngine, Life, OnBus, ReadResult, Sleep, Step, WaitFor
 from .hooks import run_hooks, run_hooks_async
-from .signals import Interrupted
+from .signals import Interrupted, Suspend
 from .states import State
 from .task_engine import settle_futures
 from .timeouts import pause, raise_in_thread, within, within_async
@@ -115,11 +115,22 @@ async def drive_async(
 
 
 async def body_async(engine: FlowEngine) -> Any:
-    with engine.entering():
-        async with within_async(engine.flow.timeout_seconds, engine.limit_text):
-            value = await engine.call_function()
-            await settle_futures(value)
-            return value
+    task = asyncio.current_task()
+    asked = task.cancelling() if task is not None else 0
+    try:
+        with engine.entering():
+            async with within_async(engine.flow.timeout_seconds, engine.limit_text):
+                value = await engine.call_function()
+                await settle_futures(value)
+                return value
+    except asyncio.CancelledError:
+        raise
+    except BaseException:
+        # Before Python 3.13 a task group whose child failed leaves its own request to cancel standing, and the next
+        # scope around us would take it for one from outside.
+        while task is not None and task.cancelling() > asked:
+            task.uncancel()
+        raise
 
 
 async def body_in_thread(engine: FlowEngine) -> Any:
@@ -135,7 +146,7 @@ async def body_in_thread(engine: FlowEngine) -> Any:
             else:
                 # What is no Exception (sys.exit, say) may not leave a future: the loop would end with it.
                 outcome.set_exception(
-                    exc if isinstance(exc, Exception) else RunCrashed(describe(exc))
+                    exc if isinstance(exc, Exception | Suspend) else RunCrashed(describe(exc))
                 )
 
     def work() -> None:

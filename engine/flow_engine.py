@@ -132,6 +132,9 @@ def _engine_for(
         RunLog(session.bus),
         run,
         inline_bytes=load_settings().engine.inline_result_bytes,
+        suspend_after_s=above.tracker.suspend_after_s
+        if above is not None and above.tracker is not None
+        else load_settings().engine.suspend_after_s,
         leaves_interrupted=above is not None
         and above.tracker is not None
         and above.tracker.leaves_interrupted,
@@ -161,6 +164,7 @@ def _worker_engine(
         run_log or RunLog(session.bus),
         run,
         inline_bytes=(config or Defaults()).inline_result_bytes,
+        suspend_after_s=(config or Defaults()).suspend_after_s,
         leaves_interrupted=interrupted == "leave",
     )
     return FlowEngine(flow, run, parameters=None, tracker=tracker, retries=retries)

@@ -25,7 +25,7 @@ from .naming import render_name
 from .nested import replace_leaves
 from .results import RecordedResult
 from .run import FlowRun
-from .signals import Abort, Skip
+from .signals import Abort, Skip, Suspend, suspension_in
 from .states import (
     AwaitingRetry,
     Cancelled,
@@ -37,6 +37,7 @@ from .states import (
     Running,
     Scheduled,
     State,
+    Suspended,
 )  # fmt: skip
 from .task_call import resolve_inputs
 from .tracking import FlowTracker
@@ -202,6 +203,9 @@ class FlowEngine:
             yield Drain(STOPPING_S)
             raise
         except BaseException as exc:
+            suspend = suspension_in(exc)
+            if suspend is not None:
+                return (yield from self._leave(suspend))
             self.is_interrupted = True
             self.context.runner.stop(interrupt=True)
             try:
@@ -222,6 +226,26 @@ class FlowEngine:
         if now.state_type is not StateType.CANCELLING:
             return None
         return (yield from self._end(Cancelled(message=now.state_message or "cancelled")))
+
+    def _leave(self, suspend: Suspend) -> Generator[Step, Any, State]:
+        """Let the worker go: finish what was submitted, and write what the run waits for."""
+        tracker = self.tracker
+        assert tracker is not None, "only a tracked run can be taken up again"
+        yield Drain()
+        yield OnBus(tracker.barrier)
+        try:
+            if self.context.parent is not None:
+                # Part of its parent's process: the parent leaves, and takes it up again when it gets here.
+                wait = suspend.state
+                yield from self._move(Suspended(message=wait.message, details=wait.details))
+                raise suspend
+            yield from self._move(suspend.state, scheduled_at=suspend.due_at)
+        except MoveRefused:
+            cancelled = yield from self._cancelled_meanwhile()
+            if cancelled is None:
+                raise
+            return cancelled
+        return self.state
 
     def _begin(self) -> Generator[Step, Any, State | None]:
         """Go to RUNNING; return a state if the run is over before it could."""

@@ -7,6 +7,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import sha256
+from importlib import import_module
 from pathlib import Path
 from types import MethodType
 from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypedDict, TypeVar, cast, overload
@@ -22,6 +23,8 @@ from .tasks import HOOKS, Binds, check_options, check_retries, check_timeout, is
 
 if TYPE_CHECKING:
     from typing import Unpack
+
+    from .deployments import RunnerDeployment
 
 __all__ = ["Flow", "FlowOptions", "flow"]
 
@@ -198,6 +201,47 @@ class Flow(Generic[P, R]):
         new._binds = self._binds
         return new
 
+    # --- deployments ---------------------------------------------------------------------------------
+
+    def to_deployment(self, name: str, **options: Any) -> RunnerDeployment:
+        """Return the description of a deployment of this flow, for ``serve(…)`` or ``deploy(…)``.
+
+        The options are those of ``deployments.describe``: ``cron, interval, rrule, schedules, parameters, tags,
+        concurrency_limit, paused, work_pool_name, …``.
+        """
+        from .deployments import describe
+
+        return describe(self, name, **options)
+
+    def serve(
+        self,
+        name: str | None = None,
+        *,
+        limit: int | None = None,
+        pause_on_shutdown: bool = True,
+        **options: Any,
+    ) -> None:
+        """Make a deployment of this flow and run what is asked of it in this process, until it is stopped.
+
+        Uses the broker that is known, and starts everything (as ``hark up``) where none is. See ``hark.serve``.
+
+        Args:
+            name: default: the flow's.
+            limit: runs at once.
+            pause_on_shutdown: pause the schedules when it stops.
+            options: as of ``to_deployment``; ``global_limit`` is its ``concurrency_limit``.
+        """
+        if "global_limit" in options:
+            options["concurrency_limit"] = options.pop("global_limit")
+        described = self.to_deployment(name or self.name, **options)
+        _public("serve")(described, limit=limit, pause_on_shutdown=pause_on_shutdown)
+
+    def deploy(self, name: str, *, work_pool_name: str | None = None, **options: Any) -> Any:
+        """Make a deployment of this flow for the workers of a pool and return its name; awaited in async code."""
+        options["work_pool_name"] = work_pool_name
+        names = _public("deploy")(self.to_deployment(name, **options))
+        return _first_of(names) if inspect.isawaitable(names) else names[0]
+
     def on_running(self, fn: Hook) -> Hook:
         """Decorator: call ``fn(flow, flow_run, state)`` when a run, or a retry of it, begins."""
         self.hooks["on_running"].append(fn)
@@ -225,6 +269,16 @@ class Flow(Generic[P, R]):
 
     def __repr__(self) -> str:
         return f"<flow {self.name!r}>"
+
+
+def _public(name: str) -> Any:
+    """Return a name of the public face: of a room above this one, which only the face may know."""
+    return getattr(import_module(__package__.rpartition(".")[0]), name)
+
+
+async def _first_of(names: Any) -> str:
+    found: list[str] = await names
+    return found[0]
 
 
 async def _call_async(

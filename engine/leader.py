@@ -39,15 +39,16 @@ from ..errors import (
 from ..vocabulary import JsonObject, StateType
 from . import presence
 from .control import Control
-from .decision import Await, Cancel, Decision, Drop, Finish, Late, Start
+from .decision import Await, Cancel, Decision, Drop, Expire, Finish, Late, Start
 from .deployment import BUCKET as DEPLOYMENTS
 from .deployment import Deployment
 from .dispatch import Dispatch
+from .pause import NEVER_RESUMED
 from .pool import BUCKET as POOLS
 from .pool import Pool
 from .presence import WorkerInfo
 from .run import FlowRun
-from .states import AwaitingConcurrencySlot, Cancelled, State
+from .states import AwaitingConcurrencySlot, Cancelled, Failed, State
 from .states import Late as LateState
 from .ticket import Ticket
 from .waiting import LOOP, UNKNOWN
@@ -292,6 +293,10 @@ class Leader:
                 await runs.change(run_id, lambda run: _if_scheduled(run, Cancelled(message=why)))
             case Cancel(run_id=run_id, why=why):
                 await self._control.cancel(run_id, reason=why)
+            case Expire(run_id=run_id, since=since):
+                await runs.change(
+                    run_id, lambda run: Failed(message=NEVER_RESUMED) if run.seq == since else None
+                )
             case Finish(run_id=run_id, state=state, why=why):
                 await runs.change(run_id, lambda run: None if run.is_final else State(state, message=why))
             case Start():

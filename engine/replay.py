@@ -18,7 +18,7 @@ from ..bus.event import Recorded
 from ..bus.subject import STATE_HEADER
 from ..vocabulary import JsonObject
 
-__all__ = ["FinishedCall", "FinishedCalls", "attempt_starts", "begins_anew", "retries_made"]
+__all__ = ["FinishedCall", "FinishedCalls", "attempt_starts", "begins_anew", "noted_waits", "retries_made"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +59,33 @@ def begins_anew(history: Iterable[Recorded]) -> int:
         if isinstance(details, dict) and details.get("from_start"):
             anew = recorded.seq
     return anew
+
+
+def noted_waits(run_id: str, history: Iterable[Recorded]) -> dict[str, JsonObject]:
+    """Return what the log says of waits that the run's own code began, by their keys.
+
+    A wait that was a pause and has been resumed says so: ``resumed`` is true and ``input`` what was given.
+    """
+    waits: dict[str, JsonObject] = {}
+    pausing: JsonObject | None = None
+    for recorded in history:
+        data = recorded.event.data
+        state = data.get("state") if isinstance(data, dict) else None
+        if not isinstance(state, dict):
+            continue
+        details = state.get("details")
+        details = details if isinstance(details, dict) else {}
+        wait = details.get("wait")
+        if isinstance(wait, dict) and wait.get("run") == run_id:
+            known = waits.setdefault(str(wait.get("key")), {})
+            known.update(wait)
+            if state.get("type") == "PAUSED":
+                pausing = known
+        elif pausing is not None and state.get("type") != "PAUSED":
+            if state.get("name") == "Resuming":
+                pausing.update(resumed=True, input=details.get("input"))
+            pausing = None
+    return waits
 
 
 def _attempt_and_running(data: dict[str, Any]) -> tuple[int, bool]:

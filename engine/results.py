@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ..bus.session import Session
 
 __all__ = [
-    "NOT_KEPT", "InlineResult", "LargeResult", "RecordedResult", "decode_inline", "encode_result", "is_lossless",
+    "NOT_KEPT", "InlineResult", "LargeResult", "RecordedResult", "ResultOfRun", "decode_inline", "encode_result", "is_lossless",
     "read_result",
 ]  # fmt: skip
 
@@ -192,3 +192,27 @@ class RecordedResult(StoredResult):
         return await read_result(
             self._session.bus.objects.get, self._result, run_id=self._run_id, key=self._key
         )
+
+
+class ResultOfRun(StoredResult):
+    """What a run of anywhere returned, read through the session that is there when it is asked for."""
+
+    __slots__ = ("_result", "_run_id")
+
+    def __init__(self, result: JsonObject, *, run_id: str) -> None:
+        self._result, self._run_id = result, run_id
+
+    def read(self) -> Any:
+        if "object" not in self._result:
+            return decode_inline(self._result, run_id=self._run_id, key="flow result")
+        from .either import blocking_session
+
+        return self._recorded(blocking_session("reading a result")).read()
+
+    async def aread(self) -> Any:
+        from .either import session_here
+
+        return await self._recorded(session_here("reading a result")).aread()
+
+    def _recorded(self, session: Session) -> RecordedResult:
+        return RecordedResult(session, self._result, run_id=self._run_id, key="flow result")

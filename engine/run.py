@@ -113,6 +113,19 @@ class FlowRun:
     causationid: str | None
     causaldepth: int
     seq: int
+    result: JsonObject | None = field(default=None, repr=False, compare=False)
+    """How the last transition says what a COMPLETED run returned."""
+
+    @property
+    def state(self) -> State:
+        """The run's state; of a COMPLETED run, ``state.result()`` reads what it returned."""
+        from .results import ResultOfRun
+
+        data = ResultOfRun(self.result, run_id=self.id) if self.result is not None else None
+        return State(
+            self.state_type, self.state_name, self.state_message, data=data, timestamp=self.updated_at,
+            details=self.state_details, run_id=self.id,
+        )  # fmt: skip
 
     @property
     def is_final(self) -> bool:
@@ -163,7 +176,7 @@ class FlowRun:
             attempt=_int(run.get("attempt")), scheduled_at=_time(run.get("scheduled_at")),
             started_at=_time(run.get("started_at")), ended_at=_time(run.get("ended_at")), updated_at=event.time,
             correlationid=event.correlationid, causationid=event.causationid, causaldepth=event.causaldepth,
-            seq=recorded.seq,
+            seq=recorded.seq, result=_mapping(data.get("result")) or None,
         )  # fmt: skip
 
     def moved(
@@ -182,7 +195,7 @@ class FlowRun:
             self, state_type=state.type, state_name=state.name, state_message=state.message, state_details=state.details,
             attempt=self.attempt if attempt is None else attempt, name=name or self.name, started_at=started,
             scheduled_at=scheduled_at or self.scheduled_at,
-            ended_at=state.timestamp if state.type.is_terminal else None, updated_at=state.timestamp,
+            ended_at=state.timestamp if state.type.is_terminal else None, updated_at=state.timestamp, result=None,
         )  # fmt: skip
 
 

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-__all__ = ["Abort", "Interrupted", "Skip"]
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .states import State
+
+__all__ = ["Abort", "Interrupted", "Skip", "Suspend", "suspension_in"]
 
 
 class Abort(Exception):
@@ -19,3 +25,28 @@ class Interrupted(BaseException):
     Not an ``Exception``, so that ``except Exception`` in user code does not swallow it. What the run becomes is
     decided by what the log says of it: cancelled, lost to another worker, or left for one.
     """
+
+
+class Suspend(BaseException):
+    """Raised through a run's code to take the run off its worker; on its return the code is replayed up to here.
+
+    Attributes:
+        state: what the run becomes, with the wait noted in its details.
+        due_at: when it goes on by itself; None: when somebody says so.
+    """
+
+    def __init__(self, state: State, *, due_at: datetime | None = None) -> None:
+        super().__init__(f"the run leaves its worker: {state.message or state.name}")
+        self.state, self.due_at = state, due_at
+
+
+def suspension_in(exc: BaseException) -> Suspend | None:
+    """Return the suspension that ``exc`` is, or that is in it where task groups have wrapped it."""
+    if isinstance(exc, Suspend):
+        return exc
+    if isinstance(exc, BaseExceptionGroup):
+        for inner in exc.exceptions:
+            found = suspension_in(inner)
+            if found is not None:
+                return found
+    return None

@@ -99,6 +99,9 @@ def answer(
         case S.CANCELLING:
             # Nobody but us can have had this message, so nobody executes the run any more.
             return Answer.STOP if claim == ticket.token or claim is None else Answer.DISCARD
+        case S.PAUSED if run.state_details.get("in_process"):
+            # It paused without leaving its worker, which has died: whoever takes it up pauses it again.
+            return Answer.TAKE_OVER if claim == ticket.token else Answer.DISCARD
         case S.PAUSED:
             return Answer.DISCARD
         case _:

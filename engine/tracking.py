@@ -21,7 +21,7 @@ import orjson
 from ..bus.subject import STATE_HEADER, task_run_subject
 from ..errors import BufferFull, GuardFailed, HarkError, RunLost
 from ..vocabulary import TERMINAL, JsonObject, JsonValue, StateType, TaskRunId
-from .replay import FinishedCall, FinishedCalls, attempt_starts, begins_anew, retries_made
+from .replay import FinishedCall, FinishedCalls, attempt_starts, begins_anew, noted_waits, retries_made
 from .results import InlineResult, LargeResult, RecordedResult, encode_result
 from .run import SOURCE, FlowRun
 from .states import State, event_word
@@ -313,6 +313,7 @@ class FlowTracker:
         *,
         inline_bytes: int,
         leaves_interrupted: bool,
+        suspend_after_s: float = 30.0,
     ) -> None:
         self.session = session
         self.run_log = run_log
@@ -320,6 +321,10 @@ class FlowTracker:
         self.finished: dict[str, FinishedCall] = {}
         self.leaves_interrupted = leaves_interrupted
         self.retries_made = 0
+        self.suspend_after_s = suspend_after_s
+        """A wait longer than this holds no worker."""
+        self.waits: dict[str, JsonObject] = {}
+        """Waits that earlier attempts began, by key; see ``replay.noted_waits``."""
         self._inline_bytes = inline_bytes
         self.side = SideSession(session.bus)
         self.events = self._events_of(flow_run)
@@ -358,6 +363,17 @@ class FlowTracker:
             self.events.is_silent = True
             raise
 
+    async def adopt(self, run: FlowRun) -> None:
+        """Go on from what somebody else made of the run while it was ours to wait.
+
+        Raises:
+            RunLost: it is another worker's now, or over.
+        """
+        if run.attempt != self.flow_run.attempt or run.is_final:
+            self.events.is_silent = True
+            raise RunLost(run.id, reason=f"it is {run.state_name}, attempt {run.attempt}")
+        self._set(run)
+
     async def finish(self, state: State, *, result: JsonValue = None) -> None:
         """Append a final state, once all task events given before are stored."""
         await self.barrier()
@@ -380,6 +396,7 @@ class FlowTracker:
         history = await self.run_log.history(self.flow_run.id)
         anew = begins_anew(history)
         self.retries_made = retries_made(recorded for recorded in history if recorded.seq > anew)
+        self.waits = noted_waits(self.flow_run.id, (recorded for recorded in history if recorded.seq > anew))
         finished = FinishedCalls(attempt_starts(history))
         # Not as one list: of a run with many tasks, two thirds of the events are read only to be passed over.
         reading = self.session.bus.log.read([task_run_subject(self.flow_run.id)], after=anew)

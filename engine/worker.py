@@ -46,7 +46,7 @@ from .presence import WorkerInfo
 from .process_pool import ProcessPool
 from .run import FlowRun
 from .run_log import RunLog
-from .states import Cancelled, Crashed, Failed, Pending, Resuming, Running
+from .states import Cancelled, Crashed, Failed, Pending, Resuming, Running, Suspended
 from .ticket import Answer, Ticket, answer, losses
 from .waiting import LOOP, PROCESS, Lane
 
@@ -285,7 +285,7 @@ class Worker(AsyncContextManagerMixin):
             token: str | None = None
             lost = 0
             if run is not None and (
-                run.state_type in (S.PENDING, S.RUNNING, S.CANCELLING) or run.waits_in_process
+                run.state_type in (S.PENDING, S.RUNNING, S.CANCELLING, S.PAUSED) or run.waits_in_process
             ):
                 token, lost = losses(await self._runs.history(run.id))
             verdict = answer(ticket, run, deliveries=held.item.deliveries, claim=token, now=self._clock.now())
@@ -410,6 +410,12 @@ class Worker(AsyncContextManagerMixin):
 
     async def _settle_run(self, now: FlowRun, outcome: Outcome, held: _Held) -> FlowRun | None:
         """Write what an execution left unwritten; None if the run is to be executed again here."""
+        if now.state_type is S.PAUSED and now.state_details.get("in_process"):
+            # What paused in its process has none any more: whoever is to resume it needs a worker first.
+            details = {key: value for key, value in now.state_details.items() if key != "in_process"}
+            return await self._insist(
+                self._runs.move, now, Suspended(message=now.state_message, details=details)
+            )
         if now.is_final or now.state_type is S.PAUSED:
             return now
         if now.state_type is S.SCHEDULED and not now.waits_in_process:

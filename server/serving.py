@@ -1,0 +1,178 @@
+"""Deployments out of code: ``deploy`` stores them for workers of a pool, ``serve`` is itself the worker they run in."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from ..engine.deployments import RunnerDeployment, pool_for
+from ..engine.either import Either
+from ..errors import DefinitionError, GuardFailed, UnavailableError
+from ..triggers.schedule import StoredSchedule, parse_schedule
+
+if TYPE_CHECKING:
+    from ..bus import Bus
+    from ..bus.session import Session
+    from ..config import Settings
+    from .service import Service
+
+__all__ = ["deploy", "serve", "serving"]
+
+log = logging.getLogger("hark.serve")
+
+SCHEDULES = "schedules"
+_TRIES = 20
+
+
+@Either
+async def deploy(
+    session: Session, *deployments: RunnerDeployment, work_pool_name: str | None = None
+) -> list[str]:
+    """Store deployments for the workers of their pools; return their names. As ``await deploy(…)`` in async code.
+
+    What a deployment does not say any more (a schedule, say) is gone afterwards.
+
+    Args:
+        work_pool_name: for those that name none; default ``default``.
+    Raises:
+        DefinitionError: one of them is wrong; then none is stored.
+    """
+    return await store(session.bus, deployments, pool=work_pool_name or "default")
+
+
+adeploy = deploy.aio
+
+
+async def store(bus: Bus, deployments: Sequence[RunnerDeployment], *, pool: str) -> list[str]:
+    """Store deployments and their schedules; see ``deploy``."""
+    from ..engine.control import Control
+
+    if not deployments:
+        raise DefinitionError("there is nothing to deploy", hint="give it what flow.to_deployment(…) returns")
+    made = [(one.definition(pool=pool), _stored_schedules(one)) for one in deployments]
+    control = Control(bus)
+    for definition, schedules in made:
+        await control.put_deployment(definition)
+        bucket = bus.bucket(SCHEDULES)
+        wanted = {schedule.key: schedule for schedule in schedules}
+        for key, schedule in wanted.items():
+            raw = schedule.model_dump_json(exclude_defaults=True, by_alias=True).encode()
+            there = await bucket.get(key)
+            # An unchanged schedule keeps its place in time: a restart is no reason to skip or repeat a slot.
+            if there is None or there.value != raw:
+                await bucket.put(key, raw)
+        for key in await bucket.keys(f"{definition.name}/"):
+            if key not in wanted:
+                await bucket.delete(key)
+    return [definition.name for definition, _ in made]
+
+
+def _stored_schedules(described: RunnerDeployment) -> list[StoredSchedule]:
+    return [
+        StoredSchedule(deployment=described.name, name=str(number), schedule=parse_schedule(written))
+        for number, written in enumerate(described.schedules)
+    ]
+
+
+def serve(
+    *deployments: RunnerDeployment,
+    limit: int | None = None,
+    pause_on_shutdown: bool = True,
+    print_starting_message: bool = True,
+) -> None:
+    """Store deployments and run what is asked of them in this process, until it is stopped (Ctrl-C, TERM).
+
+    They get a pool of their own, so nobody else's workers take their runs. Where a broker is known, this process is
+    a worker on it; where none is, it starts everything, as ``hark up`` does, on ``HARK_HOME``.
+
+    Args:
+        limit: runs at once; default: the worker's settings.
+        pause_on_shutdown: pause their schedules when it stops.
+    Raises:
+        DefinitionError: one of them is wrong.
+        RefusedError: called from async code, whose loop it would hold for good.
+    """
+    from ..engine.either import is_async_here
+    from ..errors import RefusedError
+
+    if is_async_here():
+        raise RefusedError(
+            "serve() runs until it is stopped, and would hold this event loop",
+            hint="call it from sync code, or use `async with serving(…)`",
+        )
+    import anyio
+
+    async def run() -> None:
+        import signal
+
+        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            async with serving(*deployments, limit=limit, pause_on_shutdown=pause_on_shutdown) as service:
+                if print_starting_message:
+                    names = ", ".join(repr(one.name) for one in deployments)
+                    where = f", see {service.url}" if service.url else ""
+                    text = f"Serving {names}{where}. Ask for a run with `hark deployments run NAME`."
+                    print(text, flush=True)  # noqa: T201  it speaks to who started it
+                async for _ in signals:
+                    break
+
+    anyio.run(run)
+
+
+@asynccontextmanager
+async def serving(
+    *deployments: RunnerDeployment,
+    limit: int | None = None,
+    pause_on_shutdown: bool = True,
+    settings: Settings | None = None,
+) -> AsyncGenerator[Service]:
+    """Serve deployments while inside; see ``serve``."""
+    from ..bus import locate_broker
+    from ..config import load_settings
+    from .roles import ALL_ROLES, Role
+    from .service import Service
+
+    if not deployments:
+        raise DefinitionError("there is nothing to serve", hint="give it what flow.to_deployment(…) returns")
+    settings = settings or load_settings()
+    pool = pool_for(deployments)
+    changes: dict[str, Any] = {"pool": pool}
+    if limit is not None:
+        changes |= {"concurrency": limit, "processes": limit}
+    settings = settings.model_copy(update={"worker": settings.worker.model_copy(update=changes)})
+    # The dispatcher stands by where another one leads; beside a bare broker it is the only one.
+    alone = locate_broker(settings) is None
+    roles = ALL_ROLES if alone else frozenset({Role.WORKER, Role.DISPATCHER})
+    async with Service(settings, roles=roles) as service:
+        served = [_into(one, pool) for one in deployments]
+        names = await store(service.bus, served, pool=pool)
+        try:
+            yield service
+        finally:
+            if pause_on_shutdown:
+                await _pause_schedules(service.bus, names)
+
+
+def _into(described: RunnerDeployment, pool: str) -> RunnerDeployment:
+    if described.pool not in (None, pool):
+        raise DefinitionError(
+            f"deployment {described.name!r} names pool {described.pool!r}, and what is served runs in this process",
+            hint="leave work_pool_name out, or use deploy(…) and a worker of that pool",
+        )
+    return described
+
+
+async def _pause_schedules(bus: Bus, deployments: Sequence[str]) -> None:
+    """Pause schedules whose process goes away, so that no runs pile up which nobody takes."""
+    bucket = bus.bucket(SCHEDULES)
+    try:
+        for name in deployments:
+            for entry in await bucket.entries(f"{name}/"):
+                stored = StoredSchedule.model_validate_json(entry.value)
+                if not stored.is_paused:
+                    paused = stored.model_copy(update={"paused": True})
+                    raw = paused.model_dump_json(exclude_defaults=True, by_alias=True).encode()
+                    await bucket.update(entry.key, raw, revision=entry.revision)
+    except (UnavailableError, GuardFailed) as exc:
+        log.warning("serve.schedules_not_paused", extra={"error": str(exc)})

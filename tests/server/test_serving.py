@@ -1,0 +1,133 @@
+"""``serve`` and ``deploy``: from a flow in a file to runs of it, with a broker or without one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from hark.bus import Bus, EmbeddedBroker
+from hark.bus.session import use_session
+from hark.config import Settings
+from hark.engine.control import Control
+from hark.engine.deployments import run_deployment
+from hark.errors import DefinitionError, RefusedError
+from hark.server.serving import deploy, serve, serving
+from hark.triggers.schedule import StoredSchedule
+
+if TYPE_CHECKING:
+    from hark import Flow
+
+FILE = """
+from hark import flow
+
+@flow
+def double(n: int = 1):
+    return 2 * n
+
+@flow
+async def triple(n: int = 1):
+    return 3 * n
+
+if __name__ == "__main__":
+    double.serve("doubling", interval=3600)
+"""
+
+
+@pytest.fixture
+def flows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Flow[..., object]]:
+    """Flows of a file, as a script's author has them."""
+    import importlib
+
+    (tmp_path / "served_flows.py").write_text(FILE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    module = importlib.import_module("served_flows")
+    monkeypatch.delitem(sys.modules, "served_flows")
+    sys.modules["served_flows"] = module
+    return {"double": module.double, "triple": module.triple}
+
+
+async def schedules(bus: Bus) -> dict[str, StoredSchedule]:
+    found = await bus.bucket("schedules").entries()
+    return {entry.key: StoredSchedule.model_validate_json(entry.value) for entry in found}
+
+
+async def test_deployed_schedules_are_those_that_are_written(
+    bus: Bus, flows: dict[str, Flow[..., object]]
+) -> None:
+    """What is gone from the code is gone from the store; what stays is not written again."""
+    double = flows["double"]
+    with use_session(bus):
+        assert await deploy(
+            double.to_deployment("d", cron=["0 6 * * *", "0 7 * * *"]), work_pool_name="p"
+        ) == ["d"]
+        assert set(await schedules(bus)) == {"d/0", "d/1"}
+        first = await bus.bucket("schedules").get("d/0")
+        await deploy(double.to_deployment("d", cron="0 6 * * *"))
+        assert set(await schedules(bus)) == {"d/0"}
+        again = await bus.bucket("schedules").get("d/0")
+        assert first is not None
+        assert again is not None
+        assert first.revision == again.revision
+        assert (await Control(bus).deployment("d")).pool == "default"
+        with pytest.raises(DefinitionError, match="schedule"):
+            await deploy(double.to_deployment("d", cron="not one"))
+        with pytest.raises(DefinitionError, match="nothing to deploy"):
+            await deploy()
+
+
+async def test_serving_runs_what_is_asked_of_it_on_a_known_broker(
+    home: Path, broker: EmbeddedBroker, bus: Bus, flows: dict[str, Flow[..., object]]
+) -> None:
+    """Sync and async flows, in a pool of their own; on leaving, the schedules pause."""
+    settings = Settings(home=home)
+    served = [flows["double"].to_deployment("double", interval=3600), flows["triple"].to_deployment("triple")]
+    async with serving(*served, limit=2, settings=settings):
+        with use_session(bus):
+            assert (await run_deployment("double", parameters={"n": 4})).state.result() == 8
+            assert (await run_deployment("triple", parameters={"n": 4})).state.result() == 12
+        pool = (await Control(bus).deployment("double")).pool
+        assert pool == (await Control(bus).deployment("triple")).pool != "default"
+        assert not (await schedules(bus))["double/0"].is_paused
+    assert (await schedules(bus))["double/0"].is_paused
+
+
+async def test_serving_belongs_into_sync_code() -> None:
+    """It would hold the loop for good, and says so."""
+    with pytest.raises(RefusedError, match="hold this event loop"):
+        serve()
+
+
+def test_a_script_serves_its_flow_all_by_itself(tmp_path: Path, home: Path) -> None:
+    """Without any broker it starts everything; asked to stop, it ends in order."""
+    script = tmp_path / "script.py"
+    script.write_text(FILE)
+    environment = {**os.environ, "HARK_HOME": str(home), "HARK_SERVER__PORT": "0", "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(
+        [sys.executable, str(script)], env=environment, stdout=subprocess.PIPE, text=True
+    ) as process:
+        watchdog = threading.Timer(60, process.kill)
+        watchdog.start()
+        try:
+            assert process.stdout is not None
+            assert "Serving 'doubling'" in process.stdout.readline()
+            asking = "from hark import run_deployment; print(run_deployment('doubling', parameters={'n': 21}).state.result())"
+            done = subprocess.run(
+                [sys.executable, "-c", asking],
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=50,
+                check=False,
+            )
+            assert done.stdout.strip() == "42", done.stderr
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(30) == 0
+        finally:
+            watchdog.cancel()
+            process.kill()
