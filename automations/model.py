@@ -32,6 +32,7 @@ from .composite import (
     leaves_of,
 )
 from .condition import Node, parse_where
+from .eventbridge import with_pattern
 from .given import Expected, GivenEvent, RuleTest
 from .listening import Listening
 from .path import Path, parse_path
@@ -98,6 +99,11 @@ class Automation(Strict):
     do: tuple[AnyAction, ...] = Field((), max_length=50)
     on_resolve: tuple[AnyAction, ...] = Field((), max_length=50)
     tests: tuple[RuleTest, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _reads_event_patterns(cls, value: Any) -> Any:
+        return with_pattern(value)
 
     @field_validator("name")
     @classmethod
