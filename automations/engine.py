@@ -22,12 +22,13 @@ import orjson
 from anyio import AsyncContextManagerMixin
 from anyio.abc import TaskStatus
 
-from ..bus import Bus, Entry, Event, Recorded
-from ..bus.subject import PREFIX, STATE_HEADER
+from ..bus import Bus, Entry, Event
+from ..bus.subject import PREFIX
 from ..clock import SYSTEM_CLOCK, Clock
 from ..config import AutomationsConfig
 from ..errors import BusUnavailable, EventTooLarge, LogRewound
 from ..vocabulary import JsonObject, derived_id, new_id
+from .backtest import type_of_subject
 from .checkpoint import Checkpoints, Deposed
 from .decision import ADOPTED, DUE, RESOLVED, SOURCE, SUPPRESSED, TRIGGERED, Decision, decision_event
 from .fold import Fold, FoldConfig
@@ -226,7 +227,7 @@ class _Term:
                 decisions: list[Decision] = []
                 for record in batch.records:
                     recorded = record.recorded_at.timestamp()
-                    type_ = _type_of(record)
+                    type_ = type_of_subject(record.subject, record.headers)
                     if type_ is not None and not wants(type_):
                         decisions += fold.skip(seq=record.seq, recorded=recorded)
                     else:
@@ -467,14 +468,3 @@ def _within(event: Event, limit_bytes: int) -> Event:
 def _event_id(raw: bytes) -> str:
     value = orjson.loads(raw)
     return str(value.get("id", ""))
-
-
-def _type_of(record: Recorded) -> str | None:
-    """Return the event type a record's subject and headers tell, without parsing it; None if they do not."""
-    type_ = record.subject[len(PREFIX) :]
-    if type_.startswith("flow-run."):
-        return type_.rpartition(".")[0] if type_.count(".") == 2 else type_
-    if type_.startswith("task-run."):
-        state = record.headers.get(STATE_HEADER) if record.headers else None
-        return f"task-run.{state}" if state else None
-    return type_

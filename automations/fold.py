@@ -113,9 +113,10 @@ class Fold:
         rule = self._rules.get(name)
         return rule.revision if rule is not None else self._removed.get(name, 0)
 
-    def keys(self) -> int:
-        """Return how many keys have state, over all rules."""
-        return sum(rule.form.keys() for rule in self._rules.values() if rule.form is not None)
+    def keys(self, name: str | None = None) -> int:
+        """Return how many keys have state, over all rules or for one."""
+        rules = self._rules.values() if name is None else (self._rules[name],)
+        return sum(rule.form.keys() for rule in rules if rule.form is not None)
 
     def window(self, name: str, key: str) -> int:
         """Return how many events rule ``name`` has counted for a key."""

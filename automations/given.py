@@ -59,10 +59,11 @@ class Expected(Strict):
         Annotated[tuple[Duration, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else v)] | None
     ) = None
     suppressed: int | None = Field(None, ge=0)
+    resolved: int | None = Field(None, ge=0)
 
     @model_validator(mode="after")
     def _something(self) -> Self:
-        if self.fired is None and self.at is None and self.suppressed is None and self.count is None:
+        if all(v is None for v in (self.fired, self.at, self.suppressed, self.count, self.resolved)):
             raise ValueError("say what is expected: {fired: 1}, {fired: 0}, {at: 10m}, {suppressed: 2}")
         return self
 

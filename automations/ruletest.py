@@ -175,6 +175,9 @@ def _compare(expected: Expected, decisions: list[Decision]) -> list[str]:
                 )
     if expected.suppressed is not None and len(held) != expected.suppressed:
         problems.append(f"expected {_times(expected.suppressed)} suppressed{whom}, was {_times(len(held))}")
+    over = [d for d in mine if d.what == "resolved"]
+    if expected.resolved is not None and len(over) != expected.resolved:
+        problems.append(f"expected {_times(expected.resolved)} resolved{whom}, was {_times(len(over))}")
     return problems
 
 
@@ -210,10 +213,10 @@ def _notes(
     for decision in decisions:
         at = decision.at - START
         key = f" for key {decision.key!r}" if decision.key else ""
-        what = (
-            f"fired{key}, count {decision.count}"
-            if decision.what == "triggered"
-            else f"held back{key} by {decision.reason}"
-        )
+        what = {
+            "triggered": f"fired{key}, count {decision.count}",
+            "resolved": f"resolved{key} by {decision.reason}",
+            "suppressed": f"held back{key} by {decision.reason}",
+        }[decision.what]
         notes.append((at, 1, f"at {describe_offset(at)}: {what}"))
     return [text for _, _, text in sorted(notes, key=lambda n: n[:2])]

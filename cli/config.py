@@ -43,14 +43,22 @@ async def _load(hark: Hark, path: Path) -> Manifest:
     return manifest
 
 
-def plan(path: _Path = None, prune: _Prune = False, as_json: AsJson = False) -> None:
-    """Show what applying the configuration would change."""
+def plan(
+    path: _Path = None,
+    prune: _Prune = False,
+    impact: Annotated[
+        bool,
+        typer.Option("--impact/--no-impact", help="What changed rules would have done over the last 7 days."),
+    ] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Show what applying the configuration would change, and what changed rules would have done lately."""
     from ..server.plan import plan_text
 
     found = _find(path)
 
     async def call(hark: Hark) -> JsonObject:
-        return await hark.plan((await _load(hark, found)).to_json(), prune=prune)
+        return await hark.plan((await _load(hark, found)).to_json(), prune=prune, impact=impact)
 
     made = ask(call)
     show(made, plan_text(made), as_json=as_json)

@@ -21,6 +21,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "apply": ("config:apply", "Make live what the configuration says."),
     "lint": ("config:lint", "Check the configuration without a server."),
     "test": ("config:run_tests", "Run the tests written inside rules, in virtual time."),
+    "backtest": ("backtest:backtest", "Show what a rule would have done about what has happened."),
+    "explain": ("backtest:explain", "Show why rules acted on an event, or did not."),
     "events": ("events:events", "Events: ls, watch, show."),
     "runs": ("runs:runs", "Flow runs: ls, show, logs, watch, cancel, suspend, resume, retry."),
     "deployments": (
@@ -40,6 +42,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "alerts": ("alerts:alerts", "Open incidents of the notifications' routing: ls, show, ack."),
     "silences": ("silences:silences", "For a while, matching alerts are told to nobody: ls, add, expire."),
     "dlq": ("dlq:dlq", "Dead letters, actions that failed for good: ls, show, redrive, drop."),
+    "migrate": ("migrate:migrate", "Rules of other tools as a hark.yaml: prefect, eda."),
     "keys": ("values:keys", "Access keys: create, ls, revoke."),
     "status": ("service:status", "Show what the service is doing."),
     "rebuild": ("service:rebuild", "Fold the read model anew from the event log."),

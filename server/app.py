@@ -21,6 +21,7 @@ from .routes import (
     events,
     exchange,
     hooks,
+    judging,
     runs,
     silences,
     system,
@@ -100,6 +101,7 @@ def make_app(context: ServerContext) -> FastAPI:
     )
     for module in (
         alerts,
+        judging,
         silences,
         events,
         runs,

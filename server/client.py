@@ -344,6 +344,15 @@ class Hark:
     async def automations(self) -> list[JsonObject]:
         return _items(await self._get("/api/automations"))
 
+    async def backtest(self, body: JsonObject) -> JsonObject:
+        """Return what rules would have done: ``automation`` (a name) or ``rules`` (by name), ``since``, ``until``, ``limit``."""
+        path = "/api/automations/backtest"
+        return _object(await self.request("POST", path, json=body, timeout_s=330))
+
+    async def explain(self, body: JsonObject) -> JsonObject:
+        """Return why rules acted on an event: ``event`` (id or sequence), and ``automation`` for one rule only."""
+        return _object(await self.request("POST", "/api/automations/explain", json=body, timeout_s=90))
+
     async def automation(self, name: str) -> JsonObject:
         return _object(await self._get(f"/api/automations/{_part(name)}"))
 
@@ -477,10 +486,14 @@ class Hark:
     async def drop(self, id: str) -> JsonObject:
         return _object(await self.request("POST", f"/api/dlq/{_part(id)}/drop"))
 
-    async def plan(self, records: JsonObject, *, prune: bool = False) -> JsonObject:
-        """Return what applying compiled records (``Manifest.to_json``) would change."""
-        body: JsonObject = {"manifest": records, "prune": prune}
-        return _object(await self.request("POST", "/api/config/plan", json=body))
+    async def plan(self, records: JsonObject, *, prune: bool = False, impact: bool = False) -> JsonObject:
+        """Return what applying compiled records (``Manifest.to_json``) would change.
+
+        Args:
+            impact: also what each changed rule would have done over the last 7 days.
+        """
+        body: JsonObject = {"manifest": records, "prune": prune, "impact": impact}
+        return _object(await self.request("POST", "/api/config/plan", json=body, timeout_s=120))
 
     async def apply(self, records: JsonObject, *, prune: bool = False) -> JsonObject:
         body: JsonObject = {"manifest": records, "prune": prune}

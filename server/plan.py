@@ -56,6 +56,7 @@ class Step:
     Attributes:
         value: what the bucket will hold; None for a deletion.
         note: what a person should know, such as "window state is reset".
+        impact: what a rule would have done lately, before and after (``impact.py``).
     """
 
     bucket: str
@@ -64,11 +65,13 @@ class Step:
     value: JsonValue = None
     fields: tuple[FieldChange, ...] = ()
     note: str = ""
+    impact: JsonObject | None = None
 
     def to_json(self) -> JsonObject:
         return {
             "bucket": self.bucket, "key": self.key, "change": self.change.value,
             "fields": [f.to_json() for f in self.fields], "note": self.note or None,
+            **({"impact": self.impact} if self.impact is not None else {}),
         }  # fmt: skip
 
 
@@ -117,6 +120,14 @@ def plan_text(plan: JsonObject) -> str:
             for f in fields:
                 assert isinstance(f, dict)
                 lines.append(f"    {f['path']}: {_shown(f['before'])} → {_shown(f['after'])}")
+        impact = step.get("impact")
+        if isinstance(impact, dict):
+            from .impact import impact_text
+
+            lines.append(f"    {impact_text(impact)}")
+            lost = impact.get("keys")
+            if lost and "reset" in str(step.get("note")):
+                lines.append(f"    the state of {lost} keys is lost")
     warnings = plan.get("warnings")
     lines += [f"! {w}" for w in (warnings if isinstance(warnings, list) else [])]
     return "\n".join([*lines, str(plan.get("summary", ""))])

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
+import orjson
 from fastapi import APIRouter, Request, Response
 
 from ...vocabulary import JsonObject
 from ..answer import answer
 from ..apply import apply_manifest, names_besides_config, plan_manifest
 from ..body import read_object
-from ..context import context_of
+from ..context import ServerContext, context_of
 from ..manifest import Manifest
+from ..plan import Plan
 
 router = APIRouter(tags=["config"])
 
@@ -31,10 +35,35 @@ async def names(request: Request) -> Response:
 
 @router.post("/api/config/plan")
 async def plan(request: Request) -> Response:
-    """Return what applying would change: `{"manifest": {"records": […]}, "prune": false}`."""
+    """Return what applying would change: `{"manifest": {"records": […]}, "prune": false, "impact": false}`.
+
+    With `impact`, also what each changed rule would have done over the last 7 days.
+    """
     manifest, body = await _manifest(request)
-    made = await plan_manifest(context_of(request).bus, manifest, prune=bool(body.get("prune")))
+    context = context_of(request)
+    made = await plan_manifest(context.bus, manifest, prune=bool(body.get("prune")))
+    if body.get("impact"):
+        made = await _with_impact(context, made)
     return answer(made.to_json())
+
+
+async def _with_impact(context: ServerContext, made: Plan) -> Plan:
+    from ...automations.fold import FoldConfig
+    from ..impact import with_impact
+
+    config = context.settings.automations
+    live = {}
+    for entry in await context.bus.bucket("automations").entries():
+        with suppress(orjson.JSONDecodeError):
+            live["automations", entry.key] = orjson.loads(entry.value)
+    rules = context.services.running("rules")
+    return await with_impact(
+        context.bus, made, live, now=context.clock.now(), fold=rules.fold if rules is not None else None,
+        config=FoldConfig(
+            allowed_lateness_s=config.allowed_lateness_s, max_causal_depth=config.max_causal_depth,
+            budget=config.budget_per_minute,
+        ),
+    )  # fmt: skip
 
 
 @router.post("/api/config/apply")

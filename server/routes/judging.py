@@ -1,0 +1,148 @@
+"""``/api/automations/backtest`` and ``/explain``: what rules would have done, and why they did what they did."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from ...automations.model import Automation, parse_automation
+from ...errors import DefinitionError, UnknownName
+from ...vocabulary import JsonObject
+from ..answer import answer, moment
+from ..body import read_object
+from ..context import ServerContext, context_of
+from ..definition import all_defined, one_defined
+
+router = APIRouter(tags=["automations"])
+
+_MAX_BYTES = 4 << 20
+_LONGEST_S = 300.0
+
+
+async def _rules(context: ServerContext, body: JsonObject) -> list[Automation]:
+    """Return the rules a request names, or brings along under ``rules`` (by name, as they are written)."""
+    written = body.get("rules")
+    if isinstance(written, dict):
+        return [parse_automation(rule, name=name) for name, rule in written.items()]
+    name = body.get("automation")
+    if name is None:
+        return []
+    if not isinstance(name, str):
+        raise DefinitionError(
+            "`automation` is the name of a rule; a rule itself goes under `rules`, by its name"
+        )
+    found = await one_defined(context.bus, "automations", name)
+    if found.error:
+        raise DefinitionError(f"the automation {name!r} does not load: {found.error}")
+    rule: Automation = found.model
+    return [rule]
+
+
+def _fold_config(context: ServerContext) -> Any:
+    from ...automations.fold import FoldConfig
+
+    config = context.settings.automations
+    return FoldConfig(
+        allowed_lateness_s=config.allowed_lateness_s, max_causal_depth=config.max_causal_depth,
+        budget=config.budget_per_minute,
+    )  # fmt: skip
+
+
+@router.get("/api/automations/{name}/definition")
+async def definition(request: Request, name: str) -> Response:
+    """Return a rule as it is stored, to be written into a file or tried elsewhere."""
+    found = await one_defined(context_of(request).bus, "automations", name)
+    return answer({"name": name, "definition": found.fields})
+
+
+@router.post("/api/automations/backtest")
+async def backtest(request: Request) -> Response:
+    """Return what rules would have done: `{"automation": name}` or `{"rules": {name: {…}}}`, with `since`, `until`, `limit`.
+
+    Nothing is stored and nobody is told. `since` is a time or how long ago (7d by default).
+    """
+    from ...automations.backtest import KEEP, backtest_log
+
+    context = context_of(request)
+    body = await read_object(request, limit_bytes=_MAX_BYTES)
+    rules = await _rules(context, body)
+    if not rules:
+        raise DefinitionError("say which rule: `automation` is its name, or `rules` holds rules by name")
+    limit = body.get("limit")
+    if limit is not None and (
+        not isinstance(limit, int) or isinstance(limit, bool) or not 0 <= limit <= 10_000
+    ):
+        raise DefinitionError(
+            f"`limit` is how many decisions of a rule are listed, 0 to 10000, got {limit!r}"
+        )
+    now = datetime.now(UTC)
+    since = moment(_text(body, "since"), name="since") or now - timedelta(days=7)
+    made = await backtest_log(
+        context.bus, rules, since=since, until=moment(_text(body, "until"), name="until"), now=now,
+        config=_fold_config(context), longest_s=_LONGEST_S, keep=KEEP if limit is None else limit,
+    )  # fmt: skip
+    return answer(made.to_json())
+
+
+def _text(body: JsonObject, name: str) -> str | None:
+    value = body.get(name)
+    if value is not None and not isinstance(value, str):
+        raise DefinitionError(f"`{name}` is a time, or how long ago such as 7d, got {value!r}")
+    return value
+
+
+@router.post("/api/automations/explain")
+async def explain(request: Request) -> Response:
+    """Return why rules acted on an event or did not: `{"event": id or sequence, "automation": name}`; all rules without one.
+
+    Each condition with the value seen, how the window of the key stood before and after, and what held a firing back.
+    """
+    from ...automations.hindsight import explain_moment
+
+    context = context_of(request)
+    body = await read_object(request, limit_bytes=_MAX_BYTES)
+    wanted = body.get("event")
+    if (isinstance(wanted, int) and not isinstance(wanted, bool)) or (
+        isinstance(wanted, str) and wanted.isdecimal()
+    ):
+        seq = int(wanted)
+    elif isinstance(wanted, str) and wanted:
+        seq = (await context.queries.event(wanted)).seq
+    else:
+        raise DefinitionError("say which event: `event` is its id, or its sequence in the log")
+    record = await context.bus.log.get(seq)
+    if record is None:
+        raise UnknownName("event", str(wanted))
+    rules = await _rules(context, body)
+    if not rules:
+        rules = [d.model for d in await all_defined(context.bus, "automations") if d.model is not None]
+    judged = await explain_moment(context.bus, rules, record, config=_fold_config(context))
+    event = record.event
+    silenced = await _told(
+        context, [str(a["id"]) for j in judged for a in j.actual if a["what"] == "triggered"][:20]
+    )
+    return answer(
+        {
+            "event": {"id": event.id, "seq": record.seq, "type": event.type, "subject": event.subject,
+                      "recorded_at": record.recorded_at},
+            "rules": [j.to_json() for j in judged], "rules_looked_at": len(rules), "effects": silenced,
+        }
+    )  # fmt: skip
+
+
+async def _told(context: ServerContext, firings: list[str]) -> JsonObject:
+    """Return what became of firings, by id: their actions, and messages that were sent, grouped or silenced."""
+    out: JsonObject = {}
+    for firing in firings:
+        try:
+            found = await context.queries.firing(firing)
+        except UnknownName:
+            continue  # not in the read model yet, or no more
+        messages = [e for e in await context.queries.led_to(firing) if e.type.startswith("notification.")]
+        out[firing] = {
+            "actions": [{"kind": a.kind, "state": a.state, "error": a.error} for a in found.actions],
+            "messages": [e.type for e in messages],
+        }  # fmt: skip
+    return out
