@@ -91,12 +91,8 @@ def emit(
         BusUnavailable: no broker is known, or it does not answer.
         BufferFull: emitted on the bus's own loop faster than the broker takes; elsewhere the caller waits instead.
     """
-    check_type(type)
-    if is_own_type(type):
-        raise EventInvalid(
-            "type",
-            f"begins with {type.partition('.')[0]!r}, a word only Hark itself emits: choose another, got {type!r}",
-        )
+    if type.__class__ is not str or type not in _allowed:
+        _allow(type)
     _check_attributes(id, source, subject, partitionkey, time)
     session = current_session(tracking=False)
     if session is None:
@@ -135,6 +131,22 @@ def emit(
     if wait:
         session.call(publisher.barrier)
     return event
+
+
+_allowed: set[str] = set()  # types that were found right; a program has few
+
+
+def _allow(type_: str) -> None:
+    """Raise ``EventInvalid`` if user code may not emit this type; else remember it."""
+    check_type(type_)
+    if is_own_type(type_):
+        raise EventInvalid(
+            "type",
+            f"begins with {type_.partition('.')[0]!r}, a word only Hark itself emits: choose another, got {type_!r}",
+        )
+    if len(_allowed) >= 4096:
+        _allowed.clear()
+    _allowed.add(type_)
 
 
 # Without the detour over ``Emitted.__init__``, which hands its arguments on as a dict: emitting is done a lot.
