@@ -40,14 +40,14 @@ def subject_of(event: Event) -> str:
     ``flow-run.failed`` about ``flow-run/<id>`` goes to ``hark.ev.flow-run.failed.<id>``;
     a ``task-run.*`` event must carry ``flow_run_id`` in ``data["flow_run"]["id"]``.
     """
-    word, _, rest = event.type.partition(".")
-    if word == "flow-run" and event.subject and event.subject.startswith("flow-run/"):
-        return flow_run_subject(rest, event.subject[9:])
-    if word == "task-run" and isinstance(event.data, dict):
+    type_ = event.type
+    if type_.startswith("flow-run.") and event.subject and event.subject.startswith("flow-run/"):
+        return flow_run_subject(type_[9:], event.subject[9:])
+    if type_.startswith("task-run.") and isinstance(event.data, dict):
         parent = event.data.get("flow_run")
         if isinstance(parent, dict) and isinstance(parent.get("id"), str):
             return task_run_subject(str(parent["id"]))
-    return PREFIX + event.type
+    return PREFIX + type_
 
 
 def matches(pattern: str, type_: str) -> bool:
