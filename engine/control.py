@@ -28,6 +28,7 @@ from ..errors import (
 from ..vocabulary import FlowRunId, JsonObject, StateType, new_id
 from .deployment import BUCKET as DEPLOYMENTS
 from .deployment import Deployment, is_name
+from .loader import facts_of, find_source
 from .pause import NEVER_RESUMED, PauseSpec
 from .pool import BUCKET as POOLS
 from .pool import Pool, QueueSpec
@@ -56,14 +57,15 @@ def cancelled_state(run: FlowRun, *, reason: str = "", details: JsonObject | Non
 
 
 def check_parameters(deployment: Deployment, parameters: Mapping[str, Any]) -> None:
-    """Check parameters against the deployment's schema, where one is known: names, presence, and plain types.
+    """Check parameters against what the flow takes, where that is known: names, presence, and plain types.
 
-    What a schema cannot say is checked when the run begins, by the flow's own annotations.
+    Known is the schema that the deployment brings, else what the text of its function says, where the code can be read
+    from here. What that cannot say is checked when the run begins, by the flow's own annotations.
 
     Raises:
         ParameterError: names what is missing, unknown or of the wrong kind.
     """
-    schema = deployment.parameter_schema
+    schema = deployment.parameter_schema or _schema_in_code(deployment)
     if not schema:
         return
     problems = problems_in(parameters, schema)
@@ -71,6 +73,16 @@ def check_parameters(deployment: Deployment, parameters: Mapping[str, Any]) -> N
         raise ParameterError(
             f"deployment {deployment.name!r} cannot run with these parameters: {'; '.join(problems)}"
         )
+
+
+def _schema_in_code(deployment: Deployment) -> dict[str, Any] | None:
+    # Relative to no folder, the code is relative to the worker's own, which need not be ours.
+    if deployment.path is None:
+        return None
+    try:
+        return facts_of(find_source(deployment.flow, deployment.path)).parameter_schema
+    except DefinitionError:
+        return None  # the worker says what is wrong with it
 
 
 class Control:

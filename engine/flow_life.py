@@ -270,20 +270,15 @@ class FlowEngine:
             state = NotReady(message=str(exc), data=exc)
             yield from self._move(state)
             return state.replace(run_id=self.run.id)
+        except ParameterError as exc:
+            return (yield from self._end(_unfit(exc)))
         try:
             self._parameters = self.context.parameters = (
                 self.flow.shape.validate(given) if self.flow.should_validate_parameters else given
             )
             name = self._name()
         except Exception as exc:
-            # A parameter that does not fit, or a name that cannot be made: fails before it runs, without retries.
-            what = (
-                "Validation of flow parameters failed"
-                if isinstance(exc, ParameterError)
-                else "The run has no name"
-            )
-            state = Failed(message=f"{what}: {describe(exc)}", data=exc)
-            return (yield from self._end(state))
+            return (yield from self._end(_unfit(exc)))
         if self.run.state_type is not StateType.RUNNING:
             attempt = max(1, self.run.attempt)
             yield from self._move(Running(), attempt=attempt, name=name)
@@ -500,6 +495,14 @@ class FlowEngine:
     def state(self) -> State:
         run = self.run
         return State(run.state_type, name=run.state_name, message=run.state_message, run_id=run.id)
+
+
+def _unfit(exc: Exception) -> State:
+    """A parameter that does not fit, or a name that cannot be made: fails before it runs, without retries."""
+    what = (
+        "Validation of flow parameters failed" if isinstance(exc, ParameterError) else "The run has no name"
+    )
+    return Failed(message=f"{what}: {describe(exc)}", data=exc)
 
 
 def _shown(data: Any) -> BaseException | None:

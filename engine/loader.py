@@ -23,6 +23,7 @@ from typing import Any
 
 from ..errors import DefinitionError, UnknownName
 from .deployment import split_entrypoint
+from .signature import schema_of
 from .waiting import LOOP, PROCESS, Lane
 
 __all__ = ["Facts", "Loader", "Source", "facts_of", "find_source"]
@@ -94,10 +95,12 @@ class Facts:
         lane: ``LOOP`` if the function is written ``async def``. Whatever cannot be told by looking (a missing file, a
             flow made by calling something) is ``PROCESS``, where any flow can run and a failing import is reported.
         crash_retries: what its decorator says; None if it says nothing, or not with a plain number.
+        parameter_schema: what the function takes, as far as its text tells; None if it does not.
     """
 
     lane: Lane = PROCESS
     crash_retries: int | None = None
+    parameter_schema: dict[str, Any] | None = None
 
 
 def facts_of(source: Source) -> Facts:
@@ -116,6 +119,7 @@ def _facts_in(file: str, stamp: Stamp, what: str) -> Facts:
         return Facts()
     body: list[ast.stmt] = tree.body
     found: ast.stmt | None = None
+    is_method = "." in what
     for name in what.split("."):
         found = None
         for node in body:  # the last definition of a name is the one that counts
@@ -125,7 +129,9 @@ def _facts_in(file: str, stamp: Stamp, what: str) -> Facts:
     if not isinstance(found, ast.FunctionDef | ast.AsyncFunctionDef):
         return Facts()
     return Facts(
-        LOOP if isinstance(found, ast.AsyncFunctionDef) else PROCESS, _crash_retries(found.decorator_list)
+        LOOP if isinstance(found, ast.AsyncFunctionDef) else PROCESS,
+        _crash_retries(found.decorator_list),
+        None if is_method else schema_of(found),
     )
 
 

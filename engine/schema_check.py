@@ -36,7 +36,7 @@ def _fits(value: object, expected: str) -> bool:
     """Whether a JSON value may become what a schema asks for; lenient where pydantic is (numbers as text)."""
     match expected:
         case "integer" | "number":
-            return isinstance(value, int | float | str)
+            return isinstance(value, int | float) or (isinstance(value, str) and _is_number(value))
         case "boolean":
             return isinstance(value, bool | int | str)
         case "string":
@@ -47,6 +47,14 @@ def _fits(value: object, expected: str) -> bool:
             return isinstance(value, dict)
         case _:
             return True
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _article(word: str) -> str:

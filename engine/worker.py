@@ -10,7 +10,7 @@ import logging
 from asyncio import CancelledError
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from importlib import import_module
 from typing import ParamSpec, Self, TypeVar
@@ -351,7 +351,7 @@ class Worker(AsyncContextManagerMixin):
         except DefinitionError as exc:
             return deployment, Facts(), str(exc)
         if deployment is not None and deployment.executor == "process":
-            facts = Facts(PROCESS, facts.crash_retries)
+            facts = replace(facts, lane=PROCESS)
         return deployment, facts, None
 
     def _crash_retries(self, deployment: Deployment | None, facts: Facts) -> int:

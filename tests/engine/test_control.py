@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -87,6 +88,51 @@ def test_parameters_that_may_fit_are_left_to_the_flow() -> None:
     deployment = Deployment(name="d", flow="f.py:f", parameter_schema=SCHEMA)
     check_parameters(deployment, {"day": "mon", "n": "5", "full": "yes", "any": None})
     check_parameters(Deployment(name="d", flow="f.py:f"), {"whatever": 1})
+
+
+@pytest.mark.parametrize(
+    ("parameters", "says"),
+    [
+        ({}, "missing: day"),
+        ({"day": "mon", "dya": 1}, "did you mean 'day'"),
+        ({"day": 5}, "'day' takes a string, got 5"),
+        ({"day": "mon", "n": "many"}, "'n' takes an integer, got 'many'"),
+    ],
+)
+async def test_what_a_flow_takes_is_read_from_its_text(
+    bus: Bus, tmp_path: Path, parameters: Any, says: str
+) -> None:
+    """Nothing is imported, and a change of the file counts from the next request on."""
+    file = tmp_path / "flows.py"
+    head = "raise SystemExit\n@hark.flow(name='x')\n"
+    file.write_text(head + "def etl(day: str, n: int = 3, *, at: datetime | None = None):\n    pass\n")
+    control = Control(bus)
+    await control.put_deployment(Deployment(name="nightly", flow="flows.py:etl", path=str(tmp_path)))
+    with pytest.raises(ParameterError, match=says):
+        await control.run_deployment("nightly", cause=CAUSE, parameters=parameters)
+    good: list[Any] = [{"day": "mon"}, {"day": "mon", "n": "5", "at": None}]
+    for each in good:
+        await control.run_deployment("nightly", cause=CAUSE, parameters=each)
+    file.write_text(head + "async def etl(**anything):\n    pass\n")
+    await control.run_deployment("nightly", cause=CAUSE, parameters=parameters)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "@cached\n@flow\ndef etl(day): pass",
+        "@ours\ndef etl(day): pass",
+        "class etl:\n    pass",
+        "etl = make()",
+        "def etl(",
+        None,
+    ],
+)
+def test_what_the_text_of_a_flow_does_not_tell_is_left_to_the_flow(tmp_path: Path, text: str | None) -> None:
+    """What wraps a function may change what it takes."""
+    if text is not None:
+        (tmp_path / "flows.py").write_text(text)
+    check_parameters(Deployment(name="d", flow="flows.py:etl", path=str(tmp_path)), {"whatever": 1})
 
 
 async def test_a_key_that_cannot_be_made_refuses_the_request(bus: Bus) -> None:

@@ -61,6 +61,27 @@ async def test_parameters_of_the_request_go_over_those_of_the_deployment(stage: 
 
 
 @pytest.mark.parametrize("kind", ["async def", "def"])
+async def test_parameters_that_do_not_fit_fail_the_run_before_it_runs(stage: Stage, kind: str) -> None:
+    """Where the text of a flow does not tell what it takes, the flow itself does: FAILED, and no traceback."""
+    stage.write(
+        f"import functools\nours = functools.partial(flow, retries=2)\n\n@ours()\n{kind} f(day: int):\n    say('ran')\n"
+    )
+    await stage.deploy("f")
+    async with stage.working():
+        for parameters, says in (
+            ({}, "flow 'f' needs the parameter 'day'"),
+            ({"day": 1, "dya": 2}, "flow 'f' takes no parameter 'dya'"),
+            ({"day": "monday"}, "day: Input should be a valid integer"),
+        ):
+            run = await stage.run("f", parameters=parameters)
+            assert run.state_type is StateType.FAILED
+            assert says in (run.state_message or "")
+            assert "Traceback" not in (run.state_message or "")
+            assert await stage.states(run) == ["scheduled", "pending", "failed"]
+    assert not await stage.said()
+
+
+@pytest.mark.parametrize("kind", ["async def", "def"])
 async def test_a_flow_that_does_not_import_fails_its_run_with_the_traceback(stage: Stage, kind: str) -> None:
     """The run says why; the worker lives, and the flow runs once it is mended."""
     stage.write(f"import no_such_module\n\n@flow\n{kind} broken():\n    pass\n")
