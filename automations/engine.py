@@ -23,6 +23,7 @@ from anyio import AsyncContextManagerMixin
 from anyio.abc import TaskStatus
 
 from ..bus import Bus, Entry, Event
+from ..bus.event import readable
 from ..bus.subject import PREFIX
 from ..clock import SYSTEM_CLOCK, Clock
 from ..config import AutomationsConfig
@@ -203,7 +204,7 @@ class _Term:
                 self.fold.seq = state.last_seq
             async with self._bus.log.read(_DECISIONS, after=self.fold.seq) as batches:
                 async for batch in batches:
-                    self._decided.update(_event_id(r.raw) for r in batch.records)
+                    self._decided.update(r.event.id for r in readable(batch.records))
         else:
             if restored is not None:
                 log.warning(
@@ -284,7 +285,7 @@ class _Term:
     async def _landed(self, *, after: int) -> set[str]:
         try:
             async with self._bus.log.read(_DECISIONS, after=after) as batches:
-                return {_event_id(r.raw) async for batch in batches for r in batch.records}
+                return {r.event.id async for batch in batches for r in readable(batch.records)}
         except BusUnavailable:
             return set()
 
@@ -463,8 +464,3 @@ def _within(event: Event, limit_bytes: int) -> Event:
     if len(event.to_json()) < limit_bytes - 2048 or not isinstance(event.data, dict):
         return event
     return event.replace(data={k: v for k, v in event.data.items() if k != "event"})
-
-
-def _event_id(raw: bytes) -> str:
-    value = orjson.loads(raw)
-    return str(value.get("id", ""))

@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 import orjson
 
+from ..bus.event import lacking
 from ..vocabulary import JsonObject, derived_id
 from .catalogue import form_of
 from .decision import ADOPTED, SOURCE, Decision
@@ -159,12 +160,12 @@ class Fold:
     # --- deciding -------------------------------------------------------------------------------------
 
     def step_raw(self, raw: bytes, *, seq: int, recorded: float) -> list[Decision]:
-        """``step`` for the stored bytes. What is not a JSON object moves time on and no more."""
+        """``step`` for the stored bytes. What is no event moves time on and no more."""
         try:
             row = orjson.loads(raw)
         except orjson.JSONDecodeError:
             row = None
-        if not isinstance(row, dict) or not isinstance(row.get("type"), str):
+        if lacking(row) is not None:
             return self.skip(seq=seq, recorded=recorded)
         return self.step(row, seq=seq, recorded=recorded)
 

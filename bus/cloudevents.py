@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from datetime import datetime
 from email.message import Message
 from urllib.parse import quote, unquote_to_bytes
 
@@ -19,7 +20,7 @@ from .event import MAX_TYPE_CHARS, Event
 
 __all__ = [
     "BATCH", "STRUCTURED", "decode_http", "decode_nats", "encode_http_batch", "encode_http_binary",
-    "encode_http_structured", "encode_nats_binary", "encode_nats_structured", "plain_type",
+    "encode_http_structured", "encode_nats_binary", "encode_nats_structured", "plain_type", "stored_json",
 ]  # fmt: skip
 
 STRUCTURED = "application/cloudevents+json"
@@ -76,6 +77,22 @@ def decode_nats(headers: Mapping[str, str] | None, payload: bytes, *, source: st
     if not media.startswith("application/cloudevents") and "ce-specversion" in named:
         return _binary(named, media, charset, payload)
     return _one(_parse(payload, charset), source=source)
+
+
+def stored_json(headers: Mapping[str, str], payload: bytes, recorded_at: datetime) -> bytes:
+    """Return a message of the log in the form all of Hark reads: a CloudEvent in binary mode as JSON, all else as it is.
+
+    Others publish under ``hark.ev.`` too. What cannot be read stays as it is, and is no event to anybody. The same
+    message gives the same bytes whenever it is read.
+    """
+    named = {name.lower(): value for name, value in headers.items()}
+    if "ce-specversion" not in named:
+        return payload
+    try:
+        event = decode_nats(named, payload)
+        return (event if "ce-time" in named else event.replace(time=recorded_at)).to_json()
+    except EventInvalid:
+        return payload
 
 
 def plain_type(type_: str) -> str:

@@ -7,8 +7,9 @@ recorded time, expiry time). ``causaldepth``, ``replayof`` and ``replayid`` are 
 from __future__ import annotations
 
 import base64
+import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, ClassVar, Self
@@ -18,7 +19,11 @@ import orjson
 from ..errors import EventInvalid
 from ..vocabulary import JsonObject, JsonValue, new_id
 
-__all__ = ["OWN_WORDS", "Event", "Recorded", "check_type", "format_time", "parse_time", "is_own_type"]
+__all__ = [
+    "OWN_WORDS", "Event", "Recorded", "check_type", "format_time", "is_own_type", "lacking", "parse_time", "readable",
+]  # fmt: skip
+
+log = logging.getLogger(__name__)
 
 OWN_WORDS = frozenset({
     "flow-run", "task-run", "deployment", "schedule", "webhook", "automation", "action", "notification",
@@ -57,6 +62,28 @@ _checked_types: set[str] = set()  # a program emits few types, many times; a loo
 
 def _not_a_type(type_: object) -> EventInvalid:
     return EventInvalid("type", f"must be lower-case dotted words such as 'order.paid', got {type_!r:.300}")
+
+
+def lacking(row: object) -> str | None:
+    """Return why what was read from the log is no event; None if it is one.
+
+    An event has a type, a source and an id. This is the one place that decides it: what is no event here is one to
+    nobody, neither to rules nor to the read model. Whatever else is wrong with it is left out when it is read.
+    """
+    if not isinstance(row, dict):
+        return f"it is not a JSON object but a {type(row).__name__}"
+    get = row.get
+    type_, id_, source = get("type"), get("id"), get("source")
+    if not (id_.__class__ is str and source.__class__ is str and id_ and source):
+        return "it needs the attributes id and source, both texts"
+    if type_.__class__ is not str or type_ not in _checked_types:
+        try:
+            check_type(type_)
+        except EventInvalid as exc:
+            return str(exc)
+    if "specversion" in row and row["specversion"] != "1.0":
+        return f"its specversion is {row['specversion']!r}, not '1.0'"
+    return None
 
 
 def is_own_type(type_: str) -> bool:
@@ -333,7 +360,10 @@ class Recorded(QuicklyMade):
         seq: its place in the one total order, from 1.
         subject: the bus subject it was stored under (not the event's own ``subject``).
         recorded_at: when the broker stored it (aware, UTC).
-        raw: the stored bytes; ``event`` parses them on first use, so that who only forwards never pays.
+        raw: the event as JSON; ``event`` parses it on first use, so that who only forwards never pays.
+
+    Anybody may publish under ``hark.ev.``, so what was stored need not be an event: who reads events asks
+    ``readable`` for them.
     """
 
     seq: int
@@ -362,8 +392,59 @@ class Recorded(QuicklyMade):
 
     @property
     def event(self) -> Event:
-        """The event that ``raw`` holds; always the same object."""
+        """The event that ``raw`` holds; always the same object. Raises ``EventInvalid`` if it is none (see ``lacking``)."""
         if self._event is None:
-            object.__setattr__(self, "_event", Event.from_json(self.raw))
+            object.__setattr__(self, "_event", _event_in_log(self.raw, self.recorded_at))
         assert self._event is not None
         return self._event
+
+
+def readable(records: Iterable[Recorded]) -> Iterator[Recorded]:
+    """Yield the records that are events. Of the others each is told once in this process's own log."""
+    for recorded in records:
+        try:
+            recorded.event  # noqa: B018 - parsed here, so that nobody after this has to expect an error
+        except EventInvalid as exc:
+            _tell_unreadable(recorded, exc)
+        else:
+            yield recorded
+
+
+def _event_in_log(raw: bytes, recorded_at: datetime) -> Event:
+    try:
+        row = orjson.loads(raw)
+    except orjson.JSONDecodeError as exc:
+        raise EventInvalid("data", f"the event is not JSON: {exc}") from exc
+    try:
+        event = Event.from_dict(row)
+    except EventInvalid:
+        if lacking(row) is not None:
+            raise
+        event = Event.from_dict(_sound_part(row))
+    # Without a time of its own it occurred when it was stored, whenever it is read.
+    return event if event.time.__class__ is datetime and "time" in row else event.replace(time=recorded_at)
+
+
+def _sound_part(row: JsonObject) -> JsonObject:
+    """Return an event without the attributes that break the specification."""
+    sound = {name: row[name] for name in ("type", "source", "id")}
+    kept = dict(sound)
+    for name, item in row.items():
+        try:
+            Event.from_dict({**sound, name: item})
+        except EventInvalid:
+            continue
+        kept[name] = item
+    return kept
+
+
+def _tell_unreadable(recorded: Recorded, why: EventInvalid) -> None:
+    if recorded.seq in _told:
+        return
+    if len(_told) >= 10_000:
+        _told.clear()
+    _told.add(recorded.seq)
+    log.warning("log.not_an_event", extra={"seq": recorded.seq, "subject": recorded.subject, "why": str(why)})
+
+
+_told: set[int] = set()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -29,7 +29,7 @@ from .wire import Wire, frame
 if TYPE_CHECKING:
     from nats.aio.subscription import Subscription
 
-__all__ = ["Batch", "Feed", "covers", "distinct_filters", "recorded_of"]
+__all__ = ["Batch", "Feed", "covers", "distinct_filters", "record_of", "recorded_of"]
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +66,15 @@ def distinct_filters(filters: Iterable[str]) -> list[str]:
     return kept
 
 
+def record_of(
+    seq: int, subject: str, recorded_at: datetime, payload: bytes, headers: Mapping[str, str]
+) -> Recorded:
+    """Return a message of the log as a record: a CloudEvent that came in binary mode as JSON."""
+    from .cloudevents import stored_json
+
+    return Recorded(seq, subject, recorded_at, stored_json(headers, payload, recorded_at), headers)
+
+
 def recorded_of(msg: Arrival) -> tuple[Recorded, int, int, int]:
     """Return what a delivered message holds: the record, its deliveries, its consumer sequence, and how many wait.
 
@@ -79,7 +88,10 @@ def recorded_of(msg: Arrival) -> tuple[Recorded, int, int, int]:
         deliveries, seq, number, at_ns, pending = words[6:11]
     # Whole microseconds first, or the float would round where a look-up of the same event truncates.
     recorded_at = datetime.fromtimestamp(int(at_ns) // 1000 / 1e6, UTC)
-    record = Recorded(int(seq), msg.subject, recorded_at, msg.data, msg.headers)
+    if msg.parsed is None and b"\nce-" not in msg.block.lower():
+        record = Recorded(int(seq), msg.subject, recorded_at, msg.data, msg.headers)
+    else:
+        record = record_of(int(seq), msg.subject, recorded_at, msg.data, msg.headers)
     return record, int(deliveries), int(number), int(pending)
 
 

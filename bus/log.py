@@ -17,7 +17,7 @@ from .arrival import Arrival
 from .connection import Connection
 from .consumer import Consumer
 from .event import Event, Recorded
-from .feed import Batch, Feed
+from .feed import Batch, Feed, record_of
 from .replies import Refusal, Replies, refusal_in
 from .subject import ALL_EVENTS, STATE_HEADER, STREAM, flow_run_filter, subject_of
 from .wire import check_subject, header_lines, message_id
@@ -357,7 +357,7 @@ def _direct_record(msg: Arrival) -> Recorded | None:
     if "Nats-Sequence" not in headers:
         return None
     own = {name: value for name, value in headers.items() if name not in _DIRECT_HEADERS}
-    return Recorded(
+    return record_of(
         int(headers["Nats-Sequence"]),
         headers["Nats-Subject"],
         _moment(headers["Nats-Time-Stamp"]),
@@ -393,7 +393,7 @@ def _leader_record(msg: Arrival) -> Recorded | None:
         name, colon, value = line.partition(":")
         if colon:
             headers[name] = value.strip()
-    return Recorded(
+    return record_of(
         int(found["seq"]),
         found["subject"],
         _moment(found["time"]),

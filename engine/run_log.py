@@ -7,6 +7,7 @@ its own (``RunLost``) or that the move no longer exists (``MoveRefused``).
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
@@ -14,15 +15,17 @@ from datetime import datetime
 import anyio
 
 from ..bus import Bus
-from ..bus.event import Recorded
+from ..bus.event import Recorded, readable
 from ..bus.subject import flow_run_filter, task_run_subject
 from ..clock import SYSTEM_CLOCK, Clock
-from ..errors import GuardFailed, MoveRefused, RunLost, UnknownName
+from ..errors import EventInvalid, GuardFailed, MoveRefused, RunLost, UnknownName
 from ..vocabulary import FlowRunId, JsonValue, StateType
 from .run import FlowRun, RunRequest, transition_event
 from .states import State, move_allowed
 
-__all__ = ["RunLog", "still_holds"]
+__all__ = ["RunLog", "readable_run", "still_holds"]
+
+log = logging.getLogger(__name__)
 
 MAX_TRIES = 20
 """Guards lost in a row before giving up: each loss means somebody else's append landed, so this many
@@ -183,7 +186,15 @@ class RunLog:
     async def get(self, run_id: FlowRunId) -> FlowRun | None:
         """Return the run as its last transition tells it; None if there is none in the log."""
         last = await self._bus.log.last(flow_run_filter(run_id))
-        return FlowRun.from_recorded(last) if last else None
+        if last is None:
+            return None
+        run = readable_run(last)
+        if run is None:
+            # Somebody's message on the run's subject: it says nothing of the run, but appends are guarded by it.
+            for recorded in reversed(await self.history(run_id)):
+                if (before := readable_run(recorded)) is not None:
+                    return replace(before, seq=last.seq)
+        return run
 
     async def history(self, run_id: FlowRunId) -> list[Recorded]:
         """Return every transition of the run, oldest first."""
@@ -197,7 +208,7 @@ class RunLog:
         records: list[Recorded] = []
         async with self._bus.log.read([filter_]) as batches:
             async for batch in batches:
-                records.extend(batch.records)
+                records.extend(readable(batch.records))
         return records
 
     async def wait(
@@ -222,7 +233,19 @@ class RunLog:
             async with self._bus.log.follow([flow_run_filter(run_id)], after=run.seq) as batches:
                 async for batch in batches:
                     for recorded in batch.records:
-                        run = FlowRun.from_recorded(recorded)
+                        run = readable_run(recorded) or run
                         if until(run):
                             return run
         raise TimeoutError(f"the log ended before run {run_id} did")
+
+
+def readable_run(recorded: Recorded) -> FlowRun | None:
+    """Return the run a transition tells of; None if the record is no transition of ours."""
+    try:
+        return FlowRun.from_recorded(recorded)
+    except (EventInvalid, KeyError, ValueError, TypeError) as exc:
+        log.warning(
+            "run.unreadable_event",
+            extra={"seq": recorded.seq, "subject": recorded.subject, "error": repr(exc)},
+        )
+        return None

@@ -13,6 +13,7 @@ from anyio import AsyncContextManagerMixin
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST, generate_latest
 
+from ..bus.event import readable
 from ..bus.subject import FLOW_RUNS
 from ..errors import HarkError
 from ..vocabulary import TERMINAL, StateType
@@ -155,5 +156,5 @@ class MetricsFeed(AsyncContextManagerMixin):
     async def _follow(self) -> None:
         async with self._bus.log.follow([FLOW_RUNS]) as batches:
             async for batch in batches:
-                for recorded in batch.records:
+                for recorded in readable(batch.records):
                     self._metrics.saw(recorded)

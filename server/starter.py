@@ -15,6 +15,7 @@ from anyio.abc import TaskGroup
 from ..bus.subject import FLOW_RUNS
 from ..clock import SYSTEM_CLOCK, Clock
 from ..engine.run import Cause, FlowRun
+from ..engine.run_log import readable_run
 from ..errors import BusUnavailable
 from ..triggers.scheduler import NotStarted, Started
 from ..vocabulary import FlowRunId, JsonObject, StateType
@@ -62,7 +63,7 @@ class ActiveRuns(AsyncContextManagerMixin):
         newest = await self._bus.log.last(FLOW_RUNS)
         while newest is not None and self._seq < newest.seq:
             await self._moved.wait()
-        runs = [FlowRun.from_recorded(r) for r in list(self._active.values())]
+        runs = [run for r in list(self._active.values()) if (run := readable_run(r)) is not None]
         return sorted(
             (r for r in runs if r.deployment == deployment and _was_due(r, now)), key=lambda r: r.id
         )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 from starlette.responses import Response
 
-from ..bus.event import Recorded, format_time
+from ..bus.event import Recorded, format_time, readable
 from ..bus.subject import matches
 from ..errors import LimitError
 
@@ -61,11 +61,14 @@ class Wanted:
 
 
 def frame(recorded: Recorded) -> bytes:
-    """Return one event of the stream; the stored JSON goes through without being parsed."""
+    """Return one event of the stream; the stored JSON goes through as it is."""
     at = format_time(recorded.recorded_at)
-    # The stored JSON has no line breaks outside of strings, and inside they are escaped.
+    raw = recorded.raw
+    if b"\n" in raw or b"\r" in raw:
+        # Ours has no line breaks outside of strings, and inside they are escaped; somebody else's may.
+        raw = recorded.event.to_json()
     return b'id: %d\ndata: {"seq":%d,"recorded_at":"%s","event":%s}\n\n' % (
-        recorded.seq, recorded.seq, at.encode(), recorded.raw,
+        recorded.seq, recorded.seq, at.encode(), raw,
     )  # fmt: skip
 
 
@@ -116,7 +119,7 @@ class EventStream(Response):
     async def _read(self, after: int, give: anyio.abc.ObjectSendStream[bytes]) -> None:
         async with give, self._context.bus.log.follow(self._filters, after=after, batch=_BATCH) as batches:
             async for batch in batches:
-                chunk = b"".join(frame(r) for r in batch.records if self._wanted.takes(r))
+                chunk = b"".join(frame(r) for r in readable(batch.records) if self._wanted.takes(r))
                 if chunk:
                     await give.send(chunk)
 

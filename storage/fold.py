@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeAlias
 
 import orjson
 
-from ..bus.event import format_time, parse_time
+from ..bus.event import format_time, lacking, parse_time
 from ..errors import EventInvalid
 from ..vocabulary import StateType
 
@@ -87,10 +87,10 @@ def fold(messages: Iterable[Message]) -> Changes:
         recorded_at = f"{message.recorded_at.isoformat(timespec='microseconds')[:26]}Z"
         try:
             event = loads(raw)
+            if (why := lacking(event)) is not None:
+                raise _Odd(why)
             get = event.get
             type_, id_, source = event["type"], event["id"], event["source"]
-            if not (type(type_) is type(id_) is type(source) is str and type_ and id_ and source):
-                raise _Odd("its type, id and source are not texts")
             time = _moment(get("time")) or recorded_at
             add_event((
                 seq, id_, type_, source, _text(get("subject")), time, recorded_at, _text(get("correlationid")),

@@ -16,7 +16,7 @@ from datetime import datetime
 import orjson
 
 from ..bus import Bus
-from ..bus.event import Event
+from ..bus.event import Event, readable
 from ..bus.subject import subject_of
 from ..errors import AlreadyHeld, HarkError, UnavailableError
 
@@ -91,7 +91,7 @@ class Deliveries:
         """Return whether the event was appended since its delivery was claimed."""
         async with self._bus.log.read([subject_of(event)], since=since) as batches:
             async for batch in batches:
-                for record in batch.records:
+                for record in readable(batch.records):
                     if record.event.id == event.id and record.event.source == event.source:
                         return True
         return False

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import anyio
 
 from ..bus import Bus
-from ..bus.event import Event
+from ..bus.event import Event, readable
 from ..bus.subject import FLOW_RUNS
 from ..vocabulary import TERMINAL, JsonObject, JsonValue, StateType
 
@@ -70,7 +70,7 @@ class RunWaits:
             with anyio.move_on_after(within_s):
                 async with self._bus.log.follow([FLOW_RUNS], after=seq) as batches:
                     async for batch in batches:
-                        for record in batch.records:
+                        for record in readable(batch.records):
                             outcome = outcome_of(record.event, story=story)
                             if outcome is not None:
                                 return outcome

@@ -24,7 +24,7 @@ from anyio.abc import TaskGroup, TaskStatus
 from pydantic import ValidationError
 
 from ..bus import Bus, Entry
-from ..bus.event import Event
+from ..bus.event import Event, readable
 from ..clock import SYSTEM_CLOCK, Clock
 from ..config import TriggersConfig
 from ..errors import AlreadyHeld, EventInvalid, GuardFailed, HarkError, UnavailableError
@@ -451,7 +451,7 @@ class _Term:
             found: set[str] = set()
             async with self.bus.log.read(_FILTERS, since=since) as batches:
                 async for batch in batches:
-                    found.update(record.event.id for record in batch.records)
+                    found.update(record.event.id for record in readable(batch.records))
             return frozenset(found)
 
         return await self._insist(read)

@@ -267,3 +267,46 @@ async def test_webhooks_take_signed_requests_only(start: Start) -> None:
             "/hooks/open", json={"kind": "x"}, headers={"host": "tunnel.example", "origin": "http://evil"}
         )
         assert ok.status_code == 202
+
+
+async def test_messages_of_others_on_the_log_stop_nobody(start: Start) -> None:
+    """What is no event is passed over by streams, rules and the read model alike; binary mode is taken by all."""
+    config = """
+        automations:
+          paid: {on: shop.paid, do: [{emit: shop.seen, subject: "{{ event.id }}"}]}
+          moved: {on: "flow-run.>", do: [{emit: shop.moved}]}
+    """
+    binary = {"ce-specversion": "1.0", "ce-id": "b", "ce-source": "/till", "ce-type": "shop.paid"}
+    binary["content-type"] = "application/json"
+    pretty = orjson.dumps({**CE, "type": "shop.paid"}, option=orjson.OPT_INDENT_2)
+    async with start(config=config) as (service, http):
+        put = service.bus.publisher.publish_raw
+        await put("hark.ev.shop.paid", b"junk\n\n", "m1")
+        await put("hark.ev.shop.paid", b'{"type": "shop.paid", "data": 1}', "m2")
+        for subject in ("flow-run.running.r", "task-run.r", "automation.triggered", "notification.sent"):
+            await put(f"hark.ev.{subject}", b"junk", f"m-{subject}")
+        await put("hark.ev.shop.paid", pretty, "m3")
+        await put("hark.ev.shop.paid", b'{"n": 2}', "m4", binary)
+        await service.bus.publisher.barrier()
+        for query in ("type=shop.>", "source=/till", ""):
+            seen: dict[str, Any] = {}
+            with anyio.fail_after(20):
+                async with http.stream(
+                    "GET", f"/api/events/stream?{query}", headers={"last-event-id": "0"}
+                ) as answer:
+                    async for frame in frames(answer):
+                        event = orjson.loads(frame["data"])["event"] if "data" in frame else {}
+                        seen[event.get("id", "")] = event
+                        if event.get("id") == "b":
+                            break
+            assert seen["b"]["data"] == {"n": 2}
+            assert ("1" in seen) == (query != "source=/till")
+        fired: list[Any] = []
+        with anyio.fail_after(20):
+            while len(fired) < 2:
+                fired = (await http.get("/api/events?type=shop.seen")).json()["items"]
+        assert sorted(e["event"]["subject"] for e in fired) == ["1", "b"]
+        listed = (await http.get("/api/events?type=shop.paid")).json()["items"]
+        assert sorted(e["event"]["id"] for e in listed) == ["1", "b"]
+        # All is as it was: a run can be asked for and comes to its end.
+        assert (await http.get("/health/ready")).status_code == 200
