@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .automations.event_wait import await_for_event, wait_for_event
     from .bus.emit import emit
     from .bus.event import Event
     from .engine import runtime
@@ -51,6 +52,7 @@ _WHERE = {
     "aresume_flow_run": ".engine.flow_runs",
     "arun_deployment": ".engine.deployments",
     "asuspend_flow_run": ".engine.flow_runs",
+    "await_for_event": ".automations.event_wait",
     "await_for_flow_run": ".engine.flow_runs",
     "cancel_flow_run": ".engine.flow_runs",
     "deploy": ".server.serving",
@@ -69,15 +71,16 @@ _WHERE = {
     "tags": ".engine.context",
     "task": ".engine.tasks",
     "unmapped": ".engine.annotations",
+    "wait_for_event": ".automations.event_wait",
     "wait_for_flow_run": ".engine.flow_runs",
 }
 
 __all__ = [
     "Abort", "Event", "Flow", "Hark", "RunInput", "Skip", "State", "Task", "acancel_flow_run",
     "allow_failure", "apause_flow_run", "aresume_flow_run", "arun_deployment", "asuspend_flow_run",
-    "await_for_flow_run", "cancel_flow_run", "deploy", "emit", "exponential_backoff", "flow",
+    "await_for_event", "await_for_flow_run", "cancel_flow_run", "deploy", "emit", "exponential_backoff", "flow",
     "get_run_context", "get_run_logger", "pause_flow_run", "quote", "resume_flow_run", "run_deployment",
-    "runtime", "serve", "sleep", "suspend_flow_run", "tags", "task", "unmapped", "wait_for_flow_run",
+    "runtime", "serve", "sleep", "suspend_flow_run", "tags", "task", "unmapped", "wait_for_event", "wait_for_flow_run",
 ]  # fmt: skip
 
 

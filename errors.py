@@ -34,6 +34,7 @@
         ├── RunUnfinished          its result was asked for before it ended
         ├── RunTimedOut            it took longer than its `timeout_seconds`; also a TimeoutError
         ├── PauseTimedOut          a paused run was not resumed in time; also a TimeoutError
+        ├── EventWaitTimedOut      the event a run waited for did not come in time; also a TimeoutError
         ├── UpstreamFailed         a task was not run, because what it waits for did not complete
         ├── ResultMissing          a recorded result cannot be read back
         └── ReplayDiverged         the code no longer makes the calls the log recorded
@@ -297,6 +298,10 @@ class RunTimedOut(RunError, TimeoutError):
 
 class PauseTimedOut(RunError, TimeoutError):
     """A run paused, and nobody resumed it in time."""
+
+
+class EventWaitTimedOut(RunError, TimeoutError):
+    """The event somebody waited for did not come in time."""
 
 
 class UpstreamFailed(RunError):

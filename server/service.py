@@ -161,6 +161,7 @@ class Service(AsyncContextManagerMixin):
     # --- wiring ---------------------------------------------------------------------------------------
 
     async def _wire(self, stack: AsyncExitStack) -> None:
+        from ..automations.approval import ApprovalLinks
         from ..engine.control import Control
         from ..notifications.ack import AckLinks
 
@@ -171,6 +172,7 @@ class Service(AsyncContextManagerMixin):
         late = LateValues(bus, secrets)
         control = self._control = Control(bus, self.clock)
         self.links = AckLinks(secret_key(self.home, given), base_url=self._public_url())
+        self.approval_links = ApprovalLinks(secret_key(self.home, given), base_url=self._public_url())
         parts: list[Part] = []
         keys = AccessKeys(bus, extra_key=settings.api_key.get_secret_value() if settings.api_key else None)
         if Role.SERVER in self.roles:
@@ -295,6 +297,11 @@ class Service(AsyncContextManagerMixin):
 
             return Forwarder(self.bus, late, self.settings.automations, self.clock)
 
+        def waker() -> Any:
+            from ..automations.waker import Waker
+
+            return Waker(self.bus, self.clock, name=self.name)
+
         def outbox() -> Any:
             from ..automations.outbox import Outbox
             from ..automations.perform import Performers
@@ -304,8 +311,9 @@ class Service(AsyncContextManagerMixin):
             @asynccontextmanager
             async def both() -> AsyncGenerator[Outbox, None]:
                 performers = Performers(
-                    self.bus, control, late, config, notifier=self._running_notifier, clock=self.clock
-                )
+                    self.bus, control, late, config, notifier=self._running_notifier, clock=self.clock,
+                    links=self.approval_links,
+                )  # fmt: skip
                 async with performers, Outbox(self.bus, performers, config, self.clock) as box:
                     yield box
 
@@ -323,6 +331,7 @@ class Service(AsyncContextManagerMixin):
             # Stops before the notifier: what it has decided and not sent is put down and sent by the next.
             Part("router", router, stop_rank=STOP_DECIDERS),
             Part("rules", rules, stop_rank=STOP_DECIDERS),
+            Part("waker", waker, stop_rank=STOP_DECIDERS),
             Part("outbox", outbox, stop_rank=STOP_EFFECTS, stop_s=15),
             Part("sinks", sinks, stop_rank=STOP_EFFECTS, stop_s=15),
         ]
@@ -375,7 +384,7 @@ class Service(AsyncContextManagerMixin):
         await stack.enter_async_context(server)
         self.url = context.url
         if self.links is not None and self.settings.server.public_url is None:
-            self.links.base_url = self.url
+            self.links.base_url = self.approval_links.base_url = self.url
         context.is_public = not is_loopback(self.settings.server.host)
         stack.enter_context(announced(self.home, self.url))
 

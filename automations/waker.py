@@ -1,0 +1,262 @@
+"""Waking runs that wait for an event without a worker (``event_wait.py``).
+
+One leads, by a lease. Which runs wait is folded from their transitions, with a checkpoint; events are read from the log
+from where each wait has looked already. Runs that wait for the same types share one reader. Waking is one guarded
+append, and only of a run that still waits for just that, so two wakers do no harm.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Self
+
+import anyio
+import orjson
+from anyio import AsyncContextManagerMixin
+from anyio.abc import TaskGroup
+
+from ..bus import Bus
+from ..bus.event import Recorded
+from ..bus.subject import FLOW_RUNS
+from ..clock import SYSTEM_CLOCK, Clock
+from ..engine.run import FlowRun
+from ..engine.run_log import RunLog
+from ..engine.states import Resuming, State
+from ..errors import BusUnavailable, HarkError, LogRewound, RefusedError, UnknownName
+from ..vocabulary import FlowRunId, JsonObject, StateType, new_id
+from .event_wait import AWAITING_EVENT, EventPattern, pattern_in
+
+__all__ = ["Waker"]
+
+log = logging.getLogger(__name__)
+
+LEASE = "event-waits"
+CHECKPOINTS, CHECKPOINT = "checkpoints", "event-waits"
+CHECKPOINT_S = 5.0
+_BACK_OFF_S = (0.1, 0.2, 0.5, 1.0, 2.0)
+
+
+@dataclass(eq=False, slots=True)
+class _Waiter:
+    """A run that waits, as its last transition says."""
+
+    run_id: FlowRunId
+    key: str
+    pattern: EventPattern
+    after: int
+    details: JsonObject
+    is_woken: bool = False
+
+
+class Waker(AsyncContextManagerMixin):
+    """The service. Enter it to stand for election; leave it to hand the lease back."""
+
+    def __init__(self, bus: Bus, clock: Clock = SYSTEM_CLOCK, *, name: str | None = None) -> None:
+        self._bus, self._clock = bus, clock
+        self._name = name or f"waker-{new_id()[-12:]}"
+        self._term: _Term | None = None
+        self._led = anyio.Event()
+
+    @property
+    def waiting(self) -> int:
+        """How many runs wait, as far as this one knows; 0 on a standby."""
+        return len(self._term.waiters) if self._term else 0
+
+    async def leading(self) -> None:
+        """Wait until this one leads and has caught up."""
+        while self._term is None:
+            await self._led.wait()
+
+    @asynccontextmanager
+    async def __asynccontextmanager__(self) -> AsyncGenerator[Self]:
+        async with anyio.create_task_group() as tg:
+            tg.start_soon(self._stand)
+            try:
+                yield self
+            finally:
+                tg.cancel_scope.cancel()
+
+    async def _stand(self) -> None:
+        tries = 0
+        while True:
+            try:
+                async with self._bus.lease(LEASE, holder=self._name).held():
+                    tries = 0
+                    try:
+                        await _Term(self._bus, self._clock).lead(self._set_term)
+                    finally:
+                        self._term, self._led = None, anyio.Event()
+            except* (BusUnavailable, LogRewound) as group:
+                log.warning("waker.waits_for_broker", extra={"error": str(group.exceptions[0])})
+            await anyio.sleep(_BACK_OFF_S[min(tries, len(_BACK_OFF_S) - 1)])
+            tries += 1
+
+    def _set_term(self, term: _Term) -> None:
+        self._term = term
+        self._led.set()
+
+
+class _Term:
+    """One term of office."""
+
+    def __init__(self, bus: Bus, clock: Clock) -> None:
+        self._bus, self._clock = bus, clock
+        self._runs = RunLog(bus, clock)
+        self._bucket = bus.bucket(CHECKPOINTS)
+        self.waiters: dict[FlowRunId, _Waiter] = {}
+        self._seq = 0
+        self._groups: dict[tuple[str, ...], _Group] = {}
+        self._changed = anyio.Event()
+        self._tg: TaskGroup
+
+    async def lead(self, on_ready: Any) -> None:
+        await self._restore()
+        async with anyio.create_task_group() as tg:
+            self._tg = tg
+            tg.start_soon(self._keep_checkpoint)
+            caught_up = False
+            try:
+                async with self._bus.log.follow([FLOW_RUNS], after=self._seq) as batches:
+                    async for batch in batches:
+                        for recorded in batch.records:
+                            self._fold(recorded)
+                        if batch.records:
+                            self._seq = batch.records[-1].seq
+                            self._changed.set()
+                        if not caught_up and batch.pending == 0:
+                            caught_up = True
+                            on_ready(self)
+                        if caught_up:
+                            self._arrange()
+            finally:
+                with anyio.move_on_after(2, shield=True):
+                    await self._save()
+
+    def _fold(self, recorded: Recorded) -> None:
+        # Only `scheduled` can be a wait; of the others the subject says all there is to know.
+        rest, _, run_id = recorded.subject.rpartition(".")
+        self.waiters.pop(FlowRunId(run_id), None)
+        if not rest.endswith(".scheduled"):
+            return
+        try:
+            run = FlowRun.from_recorded(recorded)
+        except (HarkError, KeyError, ValueError, TypeError) as exc:
+            log.error("waker.unreadable_event", extra={"seq": recorded.seq, "error": repr(exc)})
+            return
+        if run.state_name == AWAITING_EVENT:
+            self._add(run.id, run.state_details)
+
+    def _add(self, run_id: FlowRunId, details: JsonObject) -> None:
+        found = pattern_in(details)
+        if found is None:
+            log.error("waker.unreadable_wait", extra={"run_id": run_id})
+            return
+        key, pattern, after = found
+        self.waiters[run_id] = _Waiter(run_id, key, pattern, after, {"wait": details.get("wait")})
+
+    def _arrange(self) -> None:
+        """Have each waiter read for, and each reader be needed."""
+        wanted: dict[tuple[str, ...], dict[FlowRunId, _Waiter]] = {}
+        for waiter in self.waiters.values():
+            wanted.setdefault(waiter.pattern.filters, {})[waiter.run_id] = waiter
+        for filters in [filters for filters in self._groups if filters not in wanted]:
+            self._groups.pop(filters).scope.cancel()
+        for filters, members in wanted.items():
+            group = self._groups.get(filters)
+            if group is None:
+                group = self._groups[filters] = _Group(members)
+                self._tg.start_soon(self._read_for, filters, group)
+                continue
+            new = [waiter for run_id, waiter in members.items() if group.members.get(run_id) is not waiter]
+            # First among the members, then the catching up: between the two nothing can pass by.
+            group.members = members
+            for waiter in new:
+                self._tg.start_soon(self._catch_up, waiter)
+
+    async def _read_for(self, filters: tuple[str, ...], group: _Group) -> None:
+        after = min(waiter.after for waiter in group.members.values())
+        with group.scope:
+            async with self._bus.log.follow(filters, after=after) as batches:
+                async for batch in batches:
+                    for recorded in batch.records:
+                        for waiter in list(group.members.values()):
+                            if recorded.seq > waiter.after and waiter.pattern.fits(recorded):
+                                self._begin_waking(waiter, recorded)
+
+    async def _catch_up(self, waiter: _Waiter) -> None:
+        async with self._bus.log.read(waiter.pattern.filters, after=waiter.after) as batches:
+            async for batch in batches:
+                found = waiter.pattern.first(batch.records)
+                if found is not None:
+                    self._begin_waking(waiter, found)
+                    return
+
+    def _begin_waking(self, waiter: _Waiter, recorded: Recorded) -> None:
+        """Wake a run, apart: the reader that found its event may be cancelled when nobody needs it any more."""
+        if not waiter.is_woken:
+            waiter.is_woken = True
+            self._tg.start_soon(self._wake, waiter, recorded)
+
+    async def _wake(self, waiter: _Waiter, recorded: Recorded) -> None:
+        def decide(run: FlowRun) -> State | None:
+            found = pattern_in(run.state_details)
+            waits = run.state_type is StateType.SCHEDULED and found is not None and found[0] == waiter.key
+            if not waits:
+                return None
+            event = recorded.event
+            return Resuming(
+                message=f"event {event.type} has come", details={"event": event.id, "seq": recorded.seq}
+            )
+
+        try:
+            await self._runs.change(waiter.run_id, decide, scheduled_at=self._clock.now())
+        except (RefusedError, UnknownName) as exc:
+            # It has moved on, which is all that waking could have asked for.
+            log.debug("waker.moot", extra={"run_id": waiter.run_id, "why": str(exc)})
+
+    # --- checkpoint -----------------------------------------------------------------------------------
+
+    async def _restore(self) -> None:
+        entry = await self._bucket.get(CHECKPOINT)
+        if entry is None:
+            return
+        try:
+            value: Any = orjson.loads(entry.value)
+            seq, waits = int(value["seq"]), dict(value["waits"])
+        except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as exc:
+            log.warning("waker.checkpoint_unreadable", extra={"error": repr(exc)})
+            return
+        if seq > await self._bus.log.head():
+            return  # of another log: somebody removed or restored it
+        self._seq = seq
+        for run_id, details in waits.items():
+            self._add(FlowRunId(run_id), details)
+
+    async def _keep_checkpoint(self) -> None:
+        while True:
+            self._changed = anyio.Event()
+            await self._changed.wait()
+            await anyio.sleep(CHECKPOINT_S)
+            await self._save()
+
+    async def _save(self) -> None:
+        """Put down what is known; what is not put down is folded again from the log."""
+        value = {
+            "seq": self._seq,
+            "waits": {run_id: waiter.details for run_id, waiter in self.waiters.items()},
+        }
+        try:
+            await self._bucket.put(CHECKPOINT, orjson.dumps(value))
+        except HarkError as exc:
+            log.warning("waker.no_checkpoint", extra={"error": str(exc)})
+
+
+class _Group:
+    """The waiters that one reader reads for."""
+
+    def __init__(self, members: dict[FlowRunId, _Waiter]) -> None:
+        self.members = members
+        self.scope = anyio.CancelScope()
