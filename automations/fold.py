@@ -259,6 +259,8 @@ class Fold:
                     self._resolved(rule, key, ended, firing.at, recorded, reason="figure", extra=firing.extra)
                 )
             return
+        if automation.paused:
+            return  # its windows go on as they would, so that it is right about them when it is resumed
         if resolving is not None:
             resolving.heard(key, recorded, firing=True)
         if firing.depth >= config.max_causal_depth:
@@ -417,7 +419,6 @@ class Fold:
         keeps = (
             old is not None
             and old.form is not None
-            and not automation.paused
             and old.automation.matching_version == automation.matching_version
         )
         actions = _written(automation, "do")
@@ -452,10 +453,7 @@ class Fold:
         automation = rule.automation
         self._rules[automation.name] = rule
         self._removed.pop(automation.name, None)
-        if automation.paused:
-            return
         name = automation.name
-
         lateness = self.config.allowed_lateness_s
         rule.form = form_of(automation, lateness_s=lateness, arm=self._arming(name, quiet=False))
         for index, listening in enumerate(automation.listens):

@@ -22,6 +22,7 @@ from pydantic import ValidationError
 from ..bus import Bus, Entry, Event
 from ..bus.consumer import Item
 from ..bus.foreign import Foreign, durable_name
+from ..bus.event import readable
 from ..bus.subject import PREFIX, STREAM
 from ..clock import SYSTEM_CLOCK, Clock
 from ..config import AutomationsConfig
@@ -182,7 +183,7 @@ class Forwarder(AsyncContextManagerMixin):
                                 task_status.started()
                             tg.start_soon(self._keep_alive, line)
                             async for item in consumer:
-                                if not check(item.recorded.event.to_dict()):
+                                if not any(check(r.event.to_dict()) for r in readable([item.recorded])):
                                     await item.ack()
                                     continue
                                 line.in_hand.add(item)

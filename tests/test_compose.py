@@ -45,6 +45,12 @@ def test_each_role_is_a_service_on_replicated_streams(compose: dict[str, Any]) -
         )
 
 
+def test_every_service_of_ours_has_the_key(compose: dict[str, Any]) -> None:
+    """The server refuses to listen beyond loopback without one, so compose asks for it before anything starts."""
+    for role in ROLES:
+        assert compose["services"][role]["environment"]["HARK_API_KEY"].startswith("${HARK_API_KEY:?")
+
+
 def test_nothing_is_published_beyond_loopback(compose: dict[str, Any]) -> None:
     """A person who tries this on a laptop in a café opens nothing to the room."""
     ports = [p for s in compose["services"].values() for p in s.get("ports", [])]

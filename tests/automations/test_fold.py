@@ -411,6 +411,39 @@ def test_a_paused_rule_does_nothing_and_forgets_what_it_waited_for() -> None:
     assert len(log.wait(3000)) == 1
 
 
+@pytest.mark.parametrize("via", ["live", "restored"])
+def test_pausing_a_rule_keeps_its_windows(via: str) -> None:
+    """It goes on counting and says nothing; what came due meanwhile is not said later."""
+    counting = {"on": "a.b", "count": 3, "within": "10m"}
+    log = Log()
+    adopt(log, 0, "r", 1, counting)
+    log.say(1)
+    adopt(log, 2, "r", 2, {**counting, "paused": True})
+    assert log.fold.keys() == 1
+    assert log.say(3) == []
+    if via == "restored":
+        log.fold = Fold.restore(log.fold.dump_definitions(), log.fold.dump_state())
+    adopt(log, 4, "r", 3, counting)
+    assert len(log.say(5)) == 1
+    adopt(log, 6, "r", 4, {**counting, "paused": True})
+    for at in (7, 8, 9):
+        assert log.say(at) == []
+    adopt(log, 10, "r", 5, counting)
+    assert log.say(11) == [], "three came while it was paused: that firing is over"
+
+
+def test_what_came_while_a_rule_was_paused_is_not_missed_later() -> None:
+    """The expected event arrives during the pause: there is nothing to alarm about after it."""
+    absence = {"after": "a.b", "expect": "c.d", "within": "1m"}
+    log = Log()
+    adopt(log, 0, "r", 1, absence)
+    log.say(1)
+    adopt(log, 2, "r", 2, {**absence, "paused": True})
+    log.say(3, "c.d")
+    adopt(log, 4, "r", 3, absence)
+    assert log.wait(1000) == []
+
+
 def test_a_shadow_rule_decides_and_does_nothing() -> None:
     """Its decisions are recorded without actions."""
     log = Log({"on": "a.b", "mode": "shadow", "do": [{"notify": "x"}]})
