@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .call import AsJson, ago, ask, group, pairs, plain, show, table
+from .call import AsJson, ago, ask, group, pairs, show, table
 
 automations = group("Rules: when this pattern of events, do these actions: ls, show, pause, resume.")
 
@@ -40,12 +40,21 @@ def show_one(name: _Name, as_json: AsJson = False) -> None:
     firings = item.get("firings")
     if isinstance(firings, list) and firings:
         rows = [
-            [f.get("triggered_at"), f.get("key"), f.get("count"), plain(f.get("actions"))]
+            [f.get("triggered_at"), f.get("decision"), f.get("key"), f.get("count"), _done(f.get("actions"))]
             for f in firings
             if isinstance(f, dict)
         ]
-        text += "\n\n" + table(["FIRED", "KEY", "COUNT", "ACTIONS"], rows)
+        text += "\n\n" + table(["AT", "DECISION", "KEY", "COUNT", "ACTIONS"], rows)
     show(item, text, as_json=as_json)
+
+
+def _done(actions: object) -> str:
+    """Return what became of a firing's actions: ``notify executed, run failed``."""
+    return ", ".join(
+        f"{a.get('kind')} {a.get('state')}"
+        for a in (actions if isinstance(actions, list) else [])
+        if isinstance(a, dict)
+    )
 
 
 @automations.command("pause")

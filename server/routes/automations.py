@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from ...errors import NotificationFailed
+from ...errors import NotificationFailed, UnknownName
 from ...notifications import Delivery, Message, Severity
 from ...vocabulary import JsonObject, JsonValue, new_id
 from ..answer import answer, listing
@@ -46,6 +46,10 @@ async def show_automation(request: Request, name: str) -> Response:
     context = context_of(request)
     found = await one_defined(context.bus, "automations", name)
     firings = await context.queries.firings(name, limit=20)
+    done: dict[str, list[JsonObject]] = {}
+    for a in (await context.queries.actions(automation=name, limit=200)).items:
+        if a.firing is not None:
+            done.setdefault(a.firing, []).append({"kind": a.kind, "state": a.state, "error": a.error})
     shown = [
         {
             "id": f.id,
@@ -54,6 +58,7 @@ async def show_automation(request: Request, name: str) -> Response:
             "key": f.key,
             "count": f.count,
             "reason": f.reason,
+            "actions": [*reversed(done.get(f.id, []))],
         }
         for f in firings.items
     ]
@@ -64,6 +69,8 @@ async def show_automation(request: Request, name: str) -> Response:
 async def show_firing(request: Request, name: str, firing_id: str) -> Response:
     """Show one firing: what led to it and what became of its actions."""
     found = await context_of(request).queries.firing(firing_id)
+    if found.firing.automation != name:
+        raise UnknownName(f"firing of {name!r}", firing_id)
     return answer(
         {
             "firing": found.firing, "actions": found.actions, "runs": found.runs,
