@@ -208,8 +208,8 @@ def _bounded_composer(file: str) -> Any:
     return Bounded
 
 
-def parse_yaml(text: str, file: str) -> Source:
-    """Return what ``text`` says; never raises for anything the text holds."""
+def parse_yaml(text: str, file: str, *, is_config: bool = True) -> Source:
+    """Return what ``text`` says; never raises for anything the text holds. A configuration has a mapping at its root."""
     from ruamel.yaml import YAML
     from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
@@ -247,7 +247,7 @@ def parse_yaml(text: str, file: str) -> Source:
         )
     except YAMLError as exc:
         return Source(file, None, (Fault(start, f"not YAML: {' '.join(str(exc).split())}"),))
-    if not isinstance(root.value, dict):
+    if is_config and not isinstance(root.value, dict):
         fault = Fault(root.at, "the file must be a mapping of sections such as `automations:`")
         return Source(file, None, (*builder.faults, fault))
     return Source(file, root, tuple(builder.faults))
