@@ -22,6 +22,7 @@ __all__ = [
     "ACTIONS",
     "Action",
     "AnyAction",
+    "Approve",
     "Call",
     "Cancel",
     "Emit",
@@ -296,14 +297,58 @@ class Emit(Action):
         return value
 
 
+def _branch(value: Any) -> Any:
+    return [value] if isinstance(value, Mapping) else value
+
+
+Branch: TypeAlias = "Annotated[tuple[AnyAction, ...], BeforeValidator(_branch), Field(max_length=50)]"
+
+
+class Approve(Action):
+    """Ask people, with one-time links, and go on as they answer: ``yes``, ``no``, or nobody in time."""
+
+    word = "approve"
+    main = "to"
+    approve: Annotated[tuple[Template, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else v)] = (
+        Field(min_length=1)
+    )
+    title: Template = "{{ automation.name }}{% if key %}: {{ key }}{% endif %}?"
+    body: Template | None = None
+    severity: Annotated[
+        Literal["info", "success", "warning", "error", "critical"], BeforeValidator(_severity)
+    ] = "warning"
+    wait: Duration = Field(86_400.0, gt=0, le=30 * 86_400, description="how long an answer can be given")
+    yes: Branch = ()
+    no: Branch = ()
+    otherwise: Literal["yes", "no"] | Branch = Field("no", description="what nobody answering means")
+
+    @field_validator("otherwise", mode="before")
+    @classmethod
+    def _word(cls, value: Any) -> Any:
+        # YAML 1.1 habits: `otherwise: no` unquoted is text in 1.2, a bool where somebody sends JSON.
+        return ("yes" if value else "no") if isinstance(value, bool) else value
+
+    @property
+    def branches(self) -> dict[str, Any]:
+        """The actions as written, by how it may end."""
+        written = self.model_dump(mode="json", by_alias=True)
+        lapsed = written["otherwise"]
+        return {
+            "yes": written["yes"],
+            "no": written["no"],
+            "expired": written[lapsed] if isinstance(lapsed, str) else lapsed,
+        }
+
+
 ACTIONS: dict[str, type[Action]] = {
-    c.word: c for c in (Run, Cancel, Suspend, Retry, SetState, Pause, Resume, Notify, Call, Emit)
+    c.word: c for c in (Run, Cancel, Suspend, Retry, SetState, Pause, Resume, Notify, Call, Emit, Approve)
 }
 _FOREIGN = {
     "run_deployment": "run", "run-deployment": "run", "start": "run", "trigger": "run", "send_notification": "notify",
     "send-notification": "notify", "alert": "notify", "message": "notify", "webhook": "call", "http": "call",
     "post": "call", "request": "call", "event": "emit", "publish": "emit", "cancel_flow_run": "cancel",
     "pause_deployment": "pause", "resume_deployment": "resume", "stop": "cancel", "disable": "pause", "enable": "resume",
+    "ask": "approve", "approval": "approve", "confirm": "approve",
 }  # fmt: skip
 
 
@@ -410,6 +455,7 @@ def _written(action: Action) -> dict[str, Any]:
 
 AnyAction: TypeAlias = Annotated[Action, BeforeValidator(parse_action), PlainSerializer(_written)]
 """Any one of the actions, told apart by its word."""
+Approve.model_rebuild()
 
 
 def wait_before_retry_s(retry: int, *, base_s: float, cap_s: float, jitter: float) -> float:

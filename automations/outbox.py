@@ -35,6 +35,7 @@ from ..config import AutomationsConfig
 from ..errors import AlreadyHeld, BusUnavailable, GuardFailed, HarkError
 from ..vocabulary import JsonObject, derived_id, new_id
 from .action import Action, parse_action, wait_before_retry_s
+from .approval import ANSWERED, EXPIRED, Approvals
 from .decision import RESOLVED, TRIGGERED
 from .expression import compile_expression
 from .perform import ActionFailed, Firing, failure_of
@@ -155,6 +156,7 @@ class Outbox(AsyncContextManagerMixin):
     ) -> None:
         self._bus, self._performers, self._config, self._clock = bus, performers, config, clock
         self._bucket = bus.bucket(BUCKET)
+        self._approvals = Approvals(bus, clock)
         self._ack_wait_s = ack_wait_s
         self._name = new_id()
         self._slots = anyio.CapacityLimiter(config.action_concurrency)
@@ -173,7 +175,7 @@ class Outbox(AsyncContextManagerMixin):
 
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncGenerator[Self]:
-        filters = [PREFIX + TRIGGERED, PREFIX + RESOLVED, PREFIX + REDRIVEN]
+        filters = [PREFIX + type_ for type_ in (TRIGGERED, RESOLVED, REDRIVEN, *ANSWERED, EXPIRED)]
         async with (
             self._bus.log.consume(
                 DURABLE, filters, ack_wait_s=self._ack_wait_s, max_ack_pending=MAX_WAITING
@@ -237,6 +239,10 @@ class Outbox(AsyncContextManagerMixin):
         event = recorded.event
         if event.type == REDRIVEN:
             return await self._redriven(event)
+        if event.type == EXPIRED and not await self._approvals.expire(
+            str(event.subject or "").removeprefix("action/")
+        ):
+            return None  # somebody had answered
         firing = Firing.of(event, recorded.seq)
         actions = firing.data.get("actions") or []
         if len(actions) == 1:

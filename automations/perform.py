@@ -35,7 +35,8 @@ from ..notifications.alert import ROUTES, raise_alert
 from ..notifications.message import Delivery, Message, Severity
 from ..template import render, render_value
 from ..vocabulary import FlowRunId, JsonObject, JsonValue, StateType, derived_id
-from .action import Action, Call, Cancel, Emit, Notify, Pause, Resume, Retry, Run, SetState, Suspend
+from .action import Action, Approve, Call, Cancel, Emit, Notify, Pause, Resume, Retry, Run, SetState, Suspend
+from .approval import ApprovalLinks, Approvals
 from .facts import facts_of
 from .http import AddressRefused, Caller, CallFailed, retry_after_s, sign_standard_webhook
 
@@ -114,8 +115,10 @@ class Performers(AsyncContextManagerMixin):
         *,
         notifier: Callable[[], Teller],
         clock: Clock = SYSTEM_CLOCK,
+        links: ApprovalLinks | None = None,
     ) -> None:
         self._bus, self._control, self._late, self._config = bus, control, late, config
+        self._links = links
         self._notifier, self._clock = notifier, clock
         self._caller = Caller(allow_private=config.allow_private_addresses)
 
@@ -144,6 +147,8 @@ class Performers(AsyncContextManagerMixin):
                 return await self._run(action, firing, context, key)
             case Notify():
                 return await self._notify(action, firing, context, key)
+            case Approve():
+                return await self._approve(action, firing, context, key)
             case Call():
                 return await self._call(action, firing, context, key)
             case Emit():
@@ -289,6 +294,36 @@ class Performers(AsyncContextManagerMixin):
             cause=firing.event,
         )
         return {"alert": raised.id, "outcome": "resolved" if raised.resolved else "raised"}
+
+    async def _approve(
+        self, action: Approve, firing: Firing, context: Mapping[str, Any], key: str
+    ) -> JsonObject:
+        links, notifier = self._links, self._notifier()
+        if links is None:
+            raise ActionFailed("no server is known that answers could go to", again=False)
+        yes, no = links.link(key, "yes"), links.link(key, "no")
+        body = render(action.body, context) if action.body is not None else _default_body(context)
+        asked = await Approvals(self._bus, self._clock).open(
+            key,
+            firing,
+            title=render(action.title, context),
+            body=body,
+            wait_s=action.wait,
+            branches=action.branches,
+        )
+        until = asked.expires_at.strftime("%Y-%m-%d %H:%M UTC")
+        message = Message(
+            title=asked.title,
+            body=f"{asked.body}\n\nYes: {yes}\nNo: {no}\n\nOpen until {until}.".lstrip(),
+            severity=Severity(action.severity),
+        )
+        sent: list[JsonValue] = []
+        for i, template in enumerate(action.approve):
+            deliveries = await notifier.send(
+                render(template, context), message, key=f"{key}/{i}" if i else key, cause=firing.event
+            )
+            sent += [{"channel": d.channel, "kind": d.kind, "outcome": d.outcome} for d in deliveries]
+        return {"approval": asked.id, "expires_at": asked.to_json()["expires_at"], "deliveries": sent}
 
     async def _call(self, action: Call, firing: Firing, context: Mapping[str, Any], key: str) -> JsonObject:
         url = render(action.call, context)

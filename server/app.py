@@ -13,6 +13,7 @@ from .access import cross_site, host_allowed, token_of
 from .problem import install, problem, problem_of
 from .routes import (
     alerts,
+    approvals,
     automations,
     backfills,
     config,
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = ["make_app"]
 
-_OPEN_PATHS = ("/health/", "/hooks/", "/ack/")
+_OPEN_PATHS = ("/health/", "/hooks/", "/ack/", "/approve/")
 """Health says nothing worth hiding; every webhook verifies its own senders; a link to acknowledge is its own key."""
 
 
@@ -101,6 +102,7 @@ def make_app(context: ServerContext) -> FastAPI:
     )
     for module in (
         alerts,
+        approvals,
         judging,
         silences,
         events,

@@ -13,6 +13,7 @@ from ..errors import UnavailableError
 if TYPE_CHECKING:
     from starlette.requests import Request
 
+    from ..automations.approval import ApprovalLinks
     from ..automations.dead_letter import DeadLetters
     from ..bus import Bus, SecretStore
     from ..clock import Clock
@@ -50,6 +51,7 @@ class ServerContext:
     metrics: Metrics
     started_at: datetime
     links: AckLinks | None = None
+    approval_links: ApprovalLinks | None = None
     url: str = ""
     is_public: bool = False
     streams: int = 0

@@ -371,6 +371,7 @@ class Service(AsyncContextManagerMixin):
         self.context = ServerContext(
             settings=self.settings, bus=self.bus, clock=self.clock, keys=keys, queries=queries, control=control,
             secrets=secrets, services=self.parts, metrics=Metrics(), started_at=self.clock.now(), links=self.links,
+            approval_links=self.approval_links,
         )  # fmt: skip
         return self.context
 
