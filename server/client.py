@@ -198,8 +198,12 @@ class Hark:
 
     async def emit_many(self, events: Sequence[Event]) -> list[str]:
         """Store events, in order, all or none answered; return their ids."""
-        body = b"[" + b",".join(e.to_json() for e in events) + b"]"
-        headers = {"content-type": "application/cloudevents-batch+json"}
+        if len(events) == 1:  # so that what is wrong with it is not told as that of a batch's first
+            body, media = events[0].to_json(), "application/cloudevents+json"
+        else:
+            body = b"[" + b",".join(e.to_json() for e in events) + b"]"
+            media = "application/cloudevents-batch+json"
+        headers = {"content-type": media}
         answer = await self.request("POST", "/api/events", content=body, headers=headers)
         return [str(i) for i in answer["ids"]]
 

@@ -72,7 +72,8 @@ def change_event(bucket: str, entry: Entry, before: Seen | None, *, gone: bool =
     if entry.deleted or gone:
         word = "deleted"
     elif before is None:
-        word = "created"
+        # A pool is there before anybody writes it down, so writing it down paused is pausing it.
+        word = "paused" if bucket == "pools" and paused else "created"
     elif before.paused != paused:
         word = "paused" if paused else "resumed"
     else:

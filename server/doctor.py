@@ -30,7 +30,7 @@ __all__ = ["Finding", "Verdict", "examine"]
 
 MIN_PYTHON = (3, 11)
 MIN_BROKER = (2, 10)
-FULL_BROKER = (2, 12)
+FULL_BROKER = (2, 14)
 _LOW_DISK_BYTES = 2 << 30
 _LONE_DISK_BYTES = 256 << 20
 _SKEW_S = 2.0
@@ -115,9 +115,8 @@ def _version(what: str, text: str, said: str) -> Finding:
     if version < MIN_BROKER:
         return Finding(what, Verdict.BAD, said, "Hark needs NATS 2.10 or later")
     if version < FULL_BROKER:
-        return Finding(
-            what, Verdict.NOTE, said, "2.12 and later publish faster and keep timers in the broker"
-        )
+        faster = "2.12 and later keep far timers in the broker, 2.14 and later publish several times faster"
+        return Finding(what, Verdict.NOTE, said, faster)
     return Finding(what, Verdict.OK, said)
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
+from ..engine.signature import schema_of
 from ..errors import DefinitionError
 from ..vocabulary import JsonObject
 
@@ -173,12 +174,7 @@ def _decorated_name(node: ast.FunctionDef | ast.AsyncFunctionDef) -> str | None:
 def _parameters(
     node: ast.FunctionDef | ast.AsyncFunctionDef,
 ) -> tuple[frozenset[str] | None, frozenset[str]]:
-    args = node.args
-    if args.kwarg is not None or len(node.decorator_list) > 1:
-        # Takes anything, or another decorator may have changed what it takes.
+    schema = schema_of(node)
+    if schema is None or schema["additionalProperties"]:
         return None, frozenset()
-    positional = [a.arg for a in (*args.posonlyargs, *args.args)]
-    optional = set(positional[len(positional) - len(args.defaults) :]) if args.defaults else set()
-    optional |= {a.arg for a, d in zip(args.kwonlyargs, args.kw_defaults, strict=True) if d is not None}
-    names = frozenset(positional) | {a.arg for a in args.kwonlyargs}
-    return names, frozenset(names - optional)
+    return frozenset(schema["properties"]), frozenset(schema["required"])

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import UnknownName
-from ..vocabulary import JsonObject
+from ..vocabulary import JsonObject, JsonValue
 from .fault import Fault
 from .manifest import Manifest
 
@@ -15,26 +15,26 @@ __all__ = ["lint_manifest", "run_rule_tests"]
 
 def lint_manifest(manifest: Manifest) -> list[Fault]:
     """Return warnings about a configuration that is right."""
+    from ..automations.lint import lint_automation
+    from ..automations.model import parse_automation
+
     found: list[Fault] = []
 
     def warn(record: Any, message: str, suggestion: str) -> None:
         found.append(Fault(record.at, message, f"{record.bucket}.{record.key}", suggestion, is_warning=True))
 
     used_channels: set[str] = set()
-    for (bucket, _), record in manifest.records.items():
+    for (bucket, key), record in manifest.records.items():
         value: Any = record.value
         if bucket == "automations":
-            if "if" in value:
-                warn(
-                    record,
-                    "`if` is not indexed: it is evaluated for every event of its types",
-                    "prefer `where`",
-                )
-            if not value.get("do"):
-                warn(record, "the rule does nothing when it fires", "add `do:`")
-            for action in value.get("do", ()):
-                to = action.get("notify", ())
-                used_channels.update([to] if isinstance(to, str) else to)
+            # Names that do not exist are faults, and have been told as such.
+            for warned in lint_automation(parse_automation(value, name=key)):
+                path = ".".join(map(str, (bucket, key, *warned.loc)))
+                place = record.place_of(warned.loc)
+                found.append(Fault(place, warned.message, path, warned.hint, is_warning=True))
+            used_channels |= _texts_at(value, "notify")
+        elif bucket == "notifications":
+            used_channels |= _texts_at(value, "to")
         elif bucket == "webhooks":
             verify = value.get("verify")
             preset = verify.get("preset") if isinstance(verify, dict) else verify
@@ -45,6 +45,21 @@ def lint_manifest(manifest: Manifest) -> list[Fault]:
             if name not in used_channels:
                 warn(manifest.records["channels", name], f"no rule tells the channel {name!r} anything", "")
     return sorted(found, key=lambda f: f.at)
+
+
+def _texts_at(value: JsonValue, word: str) -> set[str]:
+    """Return the texts that stand under a key, however deep it lies."""
+    found: set[str] = set()
+    if isinstance(value, dict):
+        for key, below in value.items():
+            if key == word:
+                found |= {
+                    text for text in (below if isinstance(below, list) else [below]) if isinstance(text, str)
+                }
+            found |= _texts_at(below, word)
+    elif isinstance(value, list):
+        found = found.union(*(_texts_at(item, word) for item in value))
+    return found
 
 
 def run_rule_tests(manifest: Manifest, *, rules: Sequence[str] | None = None) -> list[JsonObject]:

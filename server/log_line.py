@@ -44,4 +44,7 @@ def setup_logging(*, verbose: bool = False) -> None:
     logging.getLogger("hark").setLevel(logging.DEBUG if verbose else logging.INFO)
     # Every request in the log would drown the outcomes; /metrics counts them.
     logging.getLogger("uvicorn.access").disabled = True
+    for name in ("httpx", "httpcore"):
+        # Also where somebody lowers the root: at INFO they tell whole addresses, which may hold tokens.
+        logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # errors are logged by our own handler

@@ -53,7 +53,7 @@ class Record:
 
     Attributes:
         written: the keys that stood in the file; what was not written (such as ``paused``) may be kept from live.
-        at: where it stands; not part of what is sent to a server.
+        at: where it stands; node: the text below it, with the places of its parts. Not part of what is sent to a server.
     """
 
     bucket: str
@@ -61,6 +61,19 @@ class Record:
     value: JsonValue
     written: frozenset[str] = frozenset()
     at: Position = field(default=Position("", 0, 0), compare=False)
+    node: Node | None = field(default=None, compare=False, repr=False)
+
+    def place_of(self, loc: Sequence[str | int]) -> Position:
+        """Return where the part at ``loc`` stands, or the nearest one around it that was written."""
+        at, node = self.at, self.node
+        for part in loc:
+            if node is None or (isinstance(part, int) and part not in node.children):
+                continue  # one that is written without its list
+            if part not in node.children:
+                break
+            at = node.keys[part] if isinstance(part, str) and part in node.keys else node.children[part].at
+            node = node.children[part]
+        return at
 
 
 @dataclass(frozen=True, slots=True)
@@ -432,7 +445,7 @@ class _Reader:
         return (self.root / Path(file).expanduser()).read_text()
 
     def _keep(self, record: Record, node: Node) -> None:
-        self.records[record.bucket, record.key] = record
+        self.records[record.bucket, record.key] = replace(record, node=node)
         self.nodes[record.bucket, record.key] = node
 
     def _fault(

@@ -7,6 +7,7 @@ batch boundary, and the next one goes on from there.
 from __future__ import annotations
 
 import hashlib
+import os
 import sqlite3
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -87,6 +88,9 @@ class Store:
                 await db.close()
 
     async def _open(self) -> None:
+        # Events may hold what is nobody else's business. Its journal files get the mode of the file itself.
+        os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
+        os.chmod(self._path, 0o600)
         with anyio.CancelScope(shield=True):  # a connection half made would leave its thread behind
             self._db = db = await aiosqlite.connect(self._path, isolation_level=None)
         # 8 KiB pages hold a few event bodies each. NORMAL: a power cut may undo the last commits, whole, and the

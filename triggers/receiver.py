@@ -497,7 +497,7 @@ class WebhookReceiver(AsyncContextManagerMixin):
     ) -> Answer:
         trace.is_told = self._tell(name, request, why, remote)
         problem: JsonObject = {
-            "type": "about:blank",
+            "type": f"urn:hark:problem:webhook-{why.reason}",
             "title": _TITLES.get(why.status, "Error"),
             "status": why.status,
             "detail": why.detail,

@@ -238,6 +238,23 @@ async def test_without_a_server_it_says_how_to_start_one(hark: Run) -> None:
     del os.environ["HARK_API_URL"]
 
 
+LIKELY_WRONG = """\
+channels:
+  used: {urls: ["json://localhost"]}
+  lost: {urls: ["json://localhost"]}
+automations:
+  any:
+    cooldown: 1m
+    on: "a.*"
+    do:
+      - emit: a.c
+      - notify: used
+  nothing:
+    on: b.c
+    for_each: device
+"""
+
+
 async def test_lint_and_rule_tests_need_no_server(project: Path, hark: Run) -> None:
     """Every fault with its place, and the tests written inside rules, in virtual time."""
     good = await hark("lint")
@@ -256,6 +273,16 @@ async def test_lint_and_rule_tests_need_no_server(project: Path, hark: Run) -> N
     assert bad.exit_code == 1
     [fault] = [f for f in json.loads(bad.stdout) if f["severity"] == "error"]
     assert (fault["line"], fault["suggestion"]) == (10, "did you mean 'etl'?")
+    (project / "hark.yaml").write_text(LIKELY_WRONG)
+    warned = await hark("lint", "--json")
+    assert warned.exit_code == 0
+    told = {(f["line"], f["column"], f["path"]): f["message"] for f in json.loads(warned.stdout)}
+    assert "one cooldown for all events" in told[6, 5, "automations.any.cooldown"]
+    assert "which it reacts to itself" in told[9, 9, "automations.any.do.0.emit"]
+    assert "the rule does nothing" in told[11, 3, "automations.nothing.do"]
+    assert "no usual event attribute" in told[13, 5, "automations.nothing.for_each"]
+    assert "'lost' anything" in told[3, 3, "channels.lost"]
+    assert len(told) == 5
     (project / "hark.yaml").unlink()
     nothing = await hark("lint")
     assert (nothing.exit_code, "no hark.yaml here" in nothing.stderr) == (2, True)

@@ -38,6 +38,9 @@ def test_what_a_change_is_called() -> None:
         word("deployments", entry(6, None, deleted=True), Seen(6, False), gone=True)
         == "deployment.deleted deployments-6-gone"
     )
+    assert word("deployments", entry(3, paused), None) == "deployment.created deployments-3"
+    assert word("pools", entry(3, paused), None) == "work-pool.paused pools-3"
+    assert word("pools", entry(3, plain), None) == "work-pool.created pools-3"
     assert word("variables", Entry("v", b"not json", 9, AT), None) == "variable.created variables-9"
 
 
