@@ -166,7 +166,9 @@ class Sink(Strict):
         patterns = self.on
 
         def wanted(event: Any) -> bool:
-            return any(matches(p, event["type"]) for p in patterns) and where(event)
+            return (
+                any(matches(p, event["type"]) for p in patterns) and not _is_of_sinks(event) and where(event)
+            )
 
         return wanted
 
@@ -226,6 +228,12 @@ def outgoing(sink: Sink, event: Event, context: Mapping[str, Any], *, now: datet
     if target.secret is not None:
         headers |= sign_standard_webhook(render(target.secret, seen), id=_quoted(event.id), at=now, body=body)
     return Outgoing(to, headers, body)
+
+
+def _is_of_sinks(event: Any) -> bool:
+    """Whether an event tells of a forwarding: a sink that fails must not be asked to forward that it has failed."""
+    data = event.get("data")
+    return event["type"].startswith("action.") and isinstance(data, dict) and data.get("kind") == "forward"
 
 
 def _quoted(text: str) -> str:

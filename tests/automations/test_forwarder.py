@@ -142,6 +142,15 @@ def test_a_sink_that_cannot_be_meant_is_refused(value: Any, says: str) -> None:
         sink(**value)
 
 
+def test_a_sink_of_everything_does_not_forward_that_it_has_failed() -> None:
+    """Else each dead letter would be the next one's cause, for ever."""
+    wanted = sink(on=">", nats={"subject": "a"}).check()
+    told = Event(type="action.dead-lettered", source="/hark/actions", data={"kind": "forward"})
+    assert not wanted(told.to_dict())
+    assert wanted(told.replace(data={"kind": "run"}).to_dict())
+    assert wanted(paid().to_dict())
+
+
 # --- sending -----------------------------------------------------------------------------------------------------
 
 
