@@ -215,7 +215,15 @@ def _looks_like(scheme: str) -> str:
     return f"it looks like {' or '.join(templates)}; see {plugin.setup_url}"
 
 
-def send(url: str, message: Message, *, timeout_s: float, redactor: Redactor, delivered: set[Any]) -> Tried:
+def send(
+    url: str,
+    message: Message,
+    *,
+    timeout_s: float,
+    redactor: Redactor,
+    delivered: set[Any],
+    body_format: str = "text",
+) -> Tried:
     """Send ``message`` to one address and return what came of it. Blocks, mostly for at most ``timeout_s``.
 
     Args:
@@ -228,7 +236,7 @@ def send(url: str, message: Message, *, timeout_s: float, redactor: Redactor, de
             plugin = _plugin(url)
         except DefinitionError as exc:
             return Tried(False, f"{exc}; {exc.hint}", is_final=True)
-        _bound(plugin, url, timeout_s)
+        _bound(plugin, url, timeout_s, files=len(message.attach))
         port: Apprise = load().Apprise(asset=plugin.asset)
         port.add(plugin)
         _share_tracker(delivered)
@@ -241,7 +249,7 @@ def send(url: str, message: Message, *, timeout_s: float, redactor: Redactor, de
                     title=title,
                     body=message.title if bare else message.body,
                     notify_type=_TYPES[message.severity.value],
-                    body_format="text",
+                    body_format=body_format,
                     attach=list(message.attach) or None,
                 )
             )
@@ -259,7 +267,7 @@ _TYPES = {
 }
 
 
-def _bound(plugin: NotifyBase, url: str, timeout_s: float) -> None:
+def _bound(plugin: NotifyBase, url: str, timeout_s: float, *, files: int) -> None:
     """Make the plugin's sockets give up within ``timeout_s``, and its texts fit what the service takes."""
     written = url.partition("?")[2].lower()
     # Apprise waits 4 s by default, which a slow receiver exceeds: it would be told again what it was busy taking.
@@ -270,7 +278,8 @@ def _bound(plugin: NotifyBase, url: str, timeout_s: float) -> None:
     if "overflow=" not in written:
         from apprise.common import OverflowMode
 
-        plugin.overflow_mode = OverflowMode.TRUNCATE
+        # Truncating, Apprise would send the first of several files only.
+        plugin.overflow_mode = OverflowMode.TRUNCATE if files < 2 else OverflowMode.SPLIT
 
 
 def _share_tracker(delivered: set[Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
@@ -11,10 +11,34 @@ from ..duration import RateSpec
 from ..errors import DefinitionError, TemplateError
 from ..template import check_template
 
-__all__ = ["Channel"]
+__all__ = ["Channel", "Template"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*")
 _LITERAL_SCHEME = re.compile(r"\s*([A-Za-z][A-Za-z0-9+]{0,31})://")
+
+
+class Template(BaseModel):
+    """How one kind of service is written to. ``format`` is what the body is, for services that can show it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    title: str | None = None
+    body: str | None = None
+    format: Literal["text", "markdown", "html"] = "text"
+
+    @field_validator("title", "body")
+    @classmethod
+    def _parses(cls, value: str | None) -> str | None:
+        if value is not None:
+            _check_template(value)
+        return value
+
+
+def _family(kind: str) -> str:
+    """Return the kind a secure or renamed form of it belongs to: ``mailtos`` is written to like ``mailto``."""
+    return {"mailtos": "mailto", "jsons": "json", "slack+http": "slack", "slack+https": "slack"}.get(
+        kind.lower(), kind.lower()
+    )
 
 
 class Channel(BaseModel):
@@ -37,7 +61,21 @@ class Channel(BaseModel):
     )
     title: str | None = Field(None, description="template of the title, from title, body, severity, event")
     body: str | None = Field(None, description="template of the body, from title, body, severity, event")
+    templates: dict[str, Template] = Field(
+        default_factory=dict,
+        description="title, body and format for one kind of service, by the scheme of its address",
+    )
     description: str = ""
+
+    @field_validator("templates")
+    @classmethod
+    def _kinds(cls, value: dict[str, Template]) -> dict[str, Template]:
+        return {kind.lower(): template for kind, template in value.items()}
+
+    def template_for(self, kind: str) -> Template:
+        """Return what is written for a kind of service, filled up with what is written for all."""
+        own = self.templates.get(kind.lower()) or self.templates.get(_family(kind)) or Template()
+        return Template(title=own.title or self.title, body=own.body or self.body, format=own.format)
 
     @field_validator("name")
     @classmethod

@@ -79,6 +79,7 @@ class Member:
     Attributes:
         ready: from when on it may be told; infinite while something without a known end holds it back.
         told_at: when it was first told; None while it waits.
+        is_news: it is only to be told once. What was a problem stays one, whatever is said of it later.
         acked: somebody has taken it on: it is not repeated.
         held: what holds it back: ``silence <id>``, ``inhibited``, or nothing.
     """
@@ -92,6 +93,7 @@ class Member:
     acked: bool = False
     resolved_at: float | None = None
     held: str = ""
+    is_news: bool = False
 
     @property
     def waits(self) -> bool:
@@ -99,7 +101,7 @@ class Member:
 
     @property
     def is_open_problem(self) -> bool:
-        return self.resolved_at is None and not self.alert.is_news
+        return self.resolved_at is None and not self.is_news
 
     @property
     def wants_repeat(self) -> bool:
@@ -118,14 +120,14 @@ class Member:
         return {
             "alert": self.alert.to_json(), "since": self.since, "last": self.last, "ready": _finite(self.ready),
             "count": self.count, "told_at": self.told_at, "acked": self.acked, "resolved_at": self.resolved_at,
-            "held": self.held,
+            "held": self.held, "news": self.is_news,
         }  # fmt: skip
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
         return cls(
             Alert.from_json(value["alert"]), float(value["since"]), float(value["last"]), _back(value["ready"]),
-            int(value["count"]), value["told_at"], bool(value["acked"]), value["resolved_at"], str(value["held"]),
+            int(value["count"]), value["told_at"], bool(value["acked"]), value["resolved_at"], str(value["held"]), bool(value["news"]),
         )  # fmt: skip
 
 

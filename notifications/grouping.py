@@ -153,7 +153,9 @@ class Grouping:
             if kept and not old.members and old.key not in self.groups:
                 self.groups[old.key] = old
                 self._wake_at(old, old.due)
-        for group in self.groups.values():
+        for alert_id in self._where:
+            self._note_source(alert_id)
+        for group in list(self.groups.values()):
             group.muted = ""
             for member in group.members.values():
                 if member.held:
@@ -179,8 +181,6 @@ class Grouping:
         if member.alert.id not in group.members:
             group.members[member.alert.id] = member
         self._where.setdefault(member.alert.id, set()).add(key)
-        if member.is_open_problem:
-            self._sources.add(member.alert)
 
     # --- alerts ---------------------------------------------------------------------------------------
 
@@ -189,13 +189,23 @@ class Grouping:
         if not routes:
             self._unrouted(alert)
             return
-        if not alert.is_news:
-            self._sources.discard(alert.id)
-            self._sources.add(alert)
         for route in routes:
             self._join(alert, route)
+        self._note_source(alert.id)
         if len(self._where) > self._max_open:
             self._evict(keep=alert.id)
+        if len(self.groups) > 2 * self._max_open:
+            # Empty ones only remember when they were last told; a flood may cost that.
+            for group in [g for g in self.groups.values() if not g.members]:
+                self._forget(group)
+
+    def _note_source(self, alert_id: str) -> None:
+        """Let an alert hold others back by what was last said of it, if it is an open problem anywhere."""
+        members = [self.groups[key].members[alert_id] for key in sorted(self._where.get(alert_id, ()))]
+        problems = [m for m in members if m.is_open_problem]
+        self._sources.discard(alert_id)
+        if problems:
+            self._sources.add(max(problems, key=lambda m: m.last).alert)
 
     def _unrouted(self, alert: Alert) -> None:
         reason = "no route that matches says whom to tell; give the root of `notifications:` a `to:`"
@@ -215,6 +225,7 @@ class Grouping:
             member.last, member.alert = now, alert
             # It came back before its end was told: for those who were told, it never ended.
             member.resolved_at = None
+            member.is_news = member.is_news and alert.is_news
             self._schedule(group)
             return
         if not group.members:
@@ -229,7 +240,7 @@ class Grouping:
             ready = now + route.group_wait
         else:
             ready = max(now, group.flushed_at + route.group_interval)
-        group.members[alert.id] = Member(alert, now, now, ready)
+        group.members[alert.id] = Member(alert, now, now, ready, is_news=alert.is_news)
         self._where.setdefault(alert.id, set()).add(key)
         self._wake_at(group, min(group.due, ready))
         data: JsonObject = {
@@ -252,7 +263,7 @@ class Grouping:
                     continue
                 route = self.tree.route(group.route)
                 assert route is not None
-                if member.waits or not route.send_resolved or member.alert.is_news:
+                if member.waits or not route.send_resolved or member.is_news:
                     reason = "resolved before it was told" if member.waits else "resolved"
                     self._close(group, member, reason, told=not member.waits)
                 else:
@@ -340,9 +351,7 @@ class Grouping:
             if again > self.now:
                 self._wake_at(group, again)  # what comes until then is told then, not after a new wait
                 return
-            group.due = math.inf
-            self._ids.pop(group.id, None)
-            self.groups.pop(group.key, None)
+            self._forget(group)
             return
         due, repeats = math.inf, False
         for member in group.members.values():
@@ -356,6 +365,11 @@ class Grouping:
         if repeats and group.unacked_since is not None and group.escalated < len(route.escalate):
             due = min(due, max(group.unacked_since + route.escalate[group.escalated].after, escalate_at))
         self._wake_at(group, max(due, not_before))
+
+    def _forget(self, group: Group) -> None:
+        group.due = math.inf
+        self._ids.pop(group.id, None)
+        self.groups.pop(group.key, None)
 
     def _route(self, group: Group) -> Route:
         route = self.tree.route(group.route)
@@ -408,7 +422,7 @@ class Grouping:
                 (fresh if member.waits else recovered).append(member)
                 continue
             word, ref, until = held
-            dropped = member.alert.is_news or member.resolved_at is not None
+            dropped = member.is_news or member.resolved_at is not None
             label = f"silence {ref}" if word == "silenced" else word
             if member.held != label or dropped:
                 data: JsonObject = {
@@ -456,7 +470,7 @@ class Grouping:
             if repeated
             else "recovered"
         )
-        problems = [m for m in fresh if not m.alert.is_news]
+        problems = [m for m in fresh if not m.is_news]
         open_ = [
             m
             for m in group.members.values()
@@ -473,7 +487,7 @@ class Grouping:
                 group.unacked_since, group.escalated = now, 0
             group.acked_at, group.acked_by = None, ""
         for receiver in dict.fromkeys(to):
-            self._send(group, receiver, kind, shown, recovered)
+            self._send(group, receiver, kind, shown, recovered, new=[m.alert.id for m in fresh])
         if recovered:
             for receiver in told:
                 if receiver not in to:
@@ -482,7 +496,7 @@ class Grouping:
             group.flushed_at = now
         group.sent_at = now
         group.sends += 1
-        for member in [*recovered, *(m for m in fresh if m.alert.is_news)]:
+        for member in [*recovered, *(m for m in fresh if m.is_news)]:
             self._close(group, member, "", told=True)
 
     def _escalate(self, group: Group, route: Route) -> float:
@@ -526,10 +540,12 @@ class Grouping:
         recovered: list[Member],
         *,
         waited_s: float = 0.0,
+        new: Iterable[str] = (),
     ) -> None:
         message = compose(
             kind, group.labels, firing=[m.line() for m in firing], recovered=[m.line() for m in recovered],
             at=self.now, waited_s=waited_s, group=group.id,
+            new=tuple(new),
         )  # fmt: skip
         key = derived_id("notify", group.id, str(group.opened_at), str(group.sends), kind, to)
         cause = (firing or recovered)[0].alert.cause
@@ -563,9 +579,9 @@ class Grouping:
                 made._ids[group.id] = group.key
             for member in group.members.values():
                 made._where.setdefault(member.alert.id, set()).add(group.key)
-                if member.is_open_problem:
-                    made._sources.add(member.alert)
             made._wake_at(group, group.due)
+        for alert_id in made._where:
+            made._note_source(alert_id)
         if any(tree.route(g.route) is None for g in made.groups.values()):
             made._out += made.adopt(tree, made.now)
         return made

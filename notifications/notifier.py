@@ -24,8 +24,9 @@ from ..clock import SYSTEM_CLOCK, Clock
 from ..config import NotificationsConfig
 from ..errors import DefinitionError, HarkError, LimitError, NotificationFailed, UnknownName
 from ..template import render
-from ..vocabulary import JsonObject, derived_id, new_id
-from .channel import Channel
+from ..vocabulary import JsonObject, JsonValue, derived_id, new_id
+from .attachment import Attachments
+from .channel import Channel, Template
 from .held import Group, HeldMessages
 from .message import Delivery, Message, clipped
 from .rate import TokenBucket, backoff_s
@@ -46,11 +47,13 @@ _BARE = "bare-address"
 
 @dataclass(frozen=True, slots=True)
 class _Address:
-    """One address, rendered; ``url`` is a secret."""
+    """One address, rendered, and what is said to it; ``url`` is a secret."""
 
     index: int
     kind: str
     url: str
+    message: Message
+    format: str = "text"
 
     def __repr__(self) -> str:
         return f"_Address({self.index}, {self.kind!r})"
@@ -67,6 +70,7 @@ class _Job:
     redactor: Redactor
     cause: Event | None
     grouped: int = 0
+    files: tuple[str, ...] = ()
 
     @property
     def shown_as(self) -> str:
@@ -192,21 +196,33 @@ class Notifier(AsyncContextManagerMixin):
             ) from None
 
     async def _prepare(self, channel: Channel, message: Message, id_: str, cause: Event | None) -> _Job:
-        context = await self._late.context(list(channel.urls), channel.title or "", channel.body or "")
+        templates: list[JsonValue] = [
+            t or "" for kind in channel.templates.values() for t in (kind.title, kind.body)
+        ]
+        context = await self._late.context(
+            list(channel.urls), channel.title or "", channel.body or "", templates
+        )
         urls = [render(url, context) for url in channel.urls]
         redactor = self._late.redactor.also(urls)
         said: dict[str, Any] = {
-            **context, "title": message.title, "body": message.body, "severity": message.severity.value,
+            **message.context, **context, "title": message.title, "body": message.body, "severity": message.severity.value,
             "channel": channel.name, "event": cause.to_dict() if cause is not None else {},
         }  # fmt: skip
-        title = render(channel.title, said) if channel.title is not None else message.title
-        body = render(channel.body, said) if channel.body is not None else message.body
         from .apprise_port import kind_of
 
-        addresses = tuple(_Address(i, kind_of(url), url) for i, url in enumerate(urls))
+        def written(template: Template) -> Message:
+            title = render(template.title, said) if template.title is not None else message.title
+            body = render(template.body, said) if template.body is not None else message.body
+            return clipped(replace(message, title=title, body=body))
+
+        addresses = []
+        for i, url in enumerate(urls):
+            kind = kind_of(url)
+            template = channel.template_for(kind)
+            addresses.append(_Address(i, kind, url, written(template), template.format))
         return _Job(
-            id=id_, channel=None if channel.name == _BARE else channel.name, addresses=addresses, redactor=redactor, cause=cause,
-            message=clipped(replace(message, title=title, body=body)),
+            id=id_, channel=None if channel.name == _BARE else channel.name, addresses=tuple(addresses),
+            redactor=redactor, cause=cause, message=written(Template(title=channel.title, body=channel.body)),
         )  # fmt: skip
 
     async def _done(self, job: _Job, parts: list[str]) -> set[str]:
@@ -254,9 +270,11 @@ class Notifier(AsyncContextManagerMixin):
             except HarkError as exc:  # must not cancel what is being sent to the other addresses
                 errors.append(exc)
 
-        async with anyio.create_task_group() as tg:
-            for address in job.addresses:
-                tg.start_soon(one, address)
+        async with Attachments(self._bus, self._late.redactor).files(job.message.attach) as files:
+            job = replace(job, files=files)
+            async with anyio.create_task_group() as tg:
+                for address in job.addresses:
+                    tg.start_soon(one, address)
         if errors:
             raise errors[0]
         found.sort(key=lambda d: d.address)
@@ -279,10 +297,11 @@ class Notifier(AsyncContextManagerMixin):
             work = partial(
                 send,
                 address.url,
-                job.message,
+                replace(address.message, attach=job.files),
                 timeout_s=timeout_s,
                 redactor=job.redactor,
                 delivered=delivered,
+                body_format=address.format,
             )
             try:
                 tried = await self._threads.run(work, timeout_s=timeout_s)
@@ -320,6 +339,9 @@ class Notifier(AsyncContextManagerMixin):
             data["grouped"] = job.grouped
         if delivery.reason is not None:
             data["error"] = delivery.reason
+        about = job.message.context.get("group")
+        if isinstance(about, dict):
+            data["group"], data["about"] = about.get("id"), job.message.context.get("kind")
         await self._append(delivery.outcome, job, data)
 
     async def _append(self, word: str, job: _Job, data: JsonObject) -> None:
@@ -406,7 +428,7 @@ class Notifier(AsyncContextManagerMixin):
             tries += 1
             try:
                 # Its templates were applied to each message when it was held.
-                plain = channel.model_copy(update={"title": None, "body": None})
+                plain = channel.model_copy(update={"title": None, "body": None, "templates": {}})
                 id_ = derived_id("notification", group.key)
                 job = replace(
                     await self._prepare(plain, group.message, id_, None), grouped=len(group.members)

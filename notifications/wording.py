@@ -46,6 +46,7 @@ def compose(
     at: float,
     waited_s: float = 0.0,
     group: str = "",
+    new: Sequence[str] = (),
 ) -> Message:
     """Return the message of a group.
 
@@ -54,6 +55,7 @@ def compose(
         labels: what the alerts have in common.
         firing: the alerts that are open, new ones first; recovered: those that are over.
         waited_s: for how long nobody has acknowledged, for escalations.
+        new: ids of the alerts that are told for the first time.
     """
     lines = [*firing, *recovered]
     prefix = {
@@ -65,6 +67,7 @@ def compose(
     context: JsonObject = {
         "status": "firing" if firing else "resolved", "kind": kind, "group": {"id": group, "labels": labels},
         "alerts": [line.to_json() for line in lines[:100]], "firing": len(firing), "recovered": len(recovered),
+        "new": [*new],
     }  # fmt: skip
     if len(lines) == 1:
         [line] = lines
