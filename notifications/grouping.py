@@ -19,6 +19,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -179,7 +180,8 @@ class Grouping:
             self.groups[key] = group
             self._ids[id_] = key
         if member.alert.id not in group.members:
-            group.members[member.alert.id] = member
+            # A copy: with `continue` it goes to several groups, each of which tells it for itself.
+            group.members[member.alert.id] = replace(member)
         self._where.setdefault(member.alert.id, set()).add(key)
 
     # --- alerts ---------------------------------------------------------------------------------------
