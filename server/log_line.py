@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 
-__all__ = ["LineFormatter", "setup_logging"]
+__all__ = ["LineFormatter", "hide_in_logs", "setup_logging"]
 
 _PLAIN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
+
+
+_hide: list[Callable[[str], str]] = []
+"""What takes secrets out of a line. A traceback of somebody else's library shows whatever its arguments were."""
+
+
+def hide_in_logs(redact: Callable[[str], str]) -> Callable[[], None]:
+    """Pass every line of this process through ``redact`` before it is written; the answer takes that back."""
+    _hide.append(redact)
+    return lambda: _hide.remove(redact)
 
 
 class LineFormatter(logging.Formatter):
@@ -24,6 +35,8 @@ class LineFormatter(logging.Formatter):
         text = f"{at} {record.levelname:<7} {record.name.removeprefix('hark.')}  {record.getMessage()} {facts}".rstrip()
         if record.exc_info:
             text += "\n" + self.formatException(record.exc_info)
+        for redact in _hide:
+            text = redact(text)
         return text
 
 

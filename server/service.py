@@ -27,6 +27,7 @@ from ..errors import DefinitionError, HarkError
 from ..vocabulary import new_id
 from .access import AccessKeys, is_loopback
 from .definitions import DefinitionsFeed
+from .log_line import hide_in_logs
 from .lean import import_httpx
 from .roles import ALL_ROLES, Role
 from .supervisor import Part, Supervisor
@@ -170,6 +171,8 @@ class Service(AsyncContextManagerMixin):
         given = settings.secret_key.get_secret_value() if settings.secret_key else None
         secrets = SecretStore(bus, secret_key(self.home, given))
         late = LateValues(bus, secrets)
+        # The redactor grows with each value handed out, so it is asked for anew for every line.
+        stack.callback(hide_in_logs(lambda text: late.redactor.redact(text)))
         control = self._control = Control(bus, self.clock)
         self.links = AckLinks(secret_key(self.home, given), base_url=self._public_url())
         self.approval_links = ApprovalLinks(secret_key(self.home, given), base_url=self._public_url())
@@ -324,7 +327,12 @@ class Service(AsyncContextManagerMixin):
             from ..notifications.router import Router
 
             return Router(
-                self.bus, self._running_notifier, WhereLanguage(), self.clock, links=self.links, name=self.name
+                self.bus,
+                self._running_notifier,
+                WhereLanguage(),
+                self.clock,
+                links=self.links,
+                name=self.name,
             )
 
         return [
