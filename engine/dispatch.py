@@ -181,6 +181,10 @@ class Dispatch:
                 self._capacity[pool, lane] += size
             self._dirty.add(pool)
 
+    def plain_calls(self) -> list[FlowRunId]:
+        """Return the runs that no worker and no other run began: their processes called them."""
+        return [run.id for run in self._runs.values() if run.pool is None and run.parent is None]
+
     def knows_deployment(self, name: str) -> bool:
         return name in self._deployments
 

@@ -111,6 +111,7 @@ async def drive_async(
                     error = exc
         finally:
             if engine.tracker is not None and engine.owns_side:
+                engine.tracker.let_go()
                 await engine.tracker.side.aclose()
 
 

@@ -125,6 +125,7 @@ def _engine_for(
         )
         session = side.session()
     from ..config import load_settings
+    from .caller import BEATS
     from .run_log import RunLog
 
     tracker = FlowTracker(
@@ -138,6 +139,7 @@ def _engine_for(
         leaves_interrupted=above is not None
         and above.tracker is not None
         and above.tracker.leaves_interrupted,
+        beat_s=load_settings().engine.ack_wait_s / BEATS if above is None else None,
     )
     return FlowEngine(
         flow, run, parameters=parameters, tracker=tracker, parent=parent, wait_for=wait_for

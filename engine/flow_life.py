@@ -171,6 +171,7 @@ class FlowEngine:
 
     def close_side(self) -> None:
         if self.tracker is not None and self.owns_side:
+            self.tracker.let_go()
             self.tracker.side.close()
 
     # --- the life -------------------------------------------------------------------------------------

@@ -37,7 +37,9 @@ from ..errors import (
     UnknownName,
 )
 from ..vocabulary import JsonObject, StateType
+from . import caller as callers
 from . import presence
+from .caller import CallerInfo
 from .control import Control
 from .decision import Await, Cancel, Decision, Drop, Expire, Finish, Late, Start
 from .deployment import BUCKET as DEPLOYMENTS
@@ -48,7 +50,7 @@ from .pool import BUCKET as POOLS
 from .pool import Pool
 from .presence import WorkerInfo
 from .run import FlowRun
-from .states import AwaitingConcurrencySlot, Cancelled, Failed, State
+from .states import AwaitingConcurrencySlot, Cancelled, Crashed, Failed, State
 from .states import Late as LateState
 from .ticket import Ticket
 from .waiting import LOOP, UNKNOWN
@@ -92,6 +94,9 @@ class Leader:
         self._changed = anyio.Event()
         self._workers: dict[str, tuple[WorkerInfo, float]] = {}
         self._worker_came = anyio.Event()
+        self._callers: dict[str, tuple[CallerInfo, float, bool]] = {}
+        """By key: who calls flows, until when by our own clock, and whether that is its last beat."""
+        self._caller_came = anyio.Event()
         self._notes: MemoryObjectSendStream[Decision]
 
     async def lead(self, on_ready: Callable[[Leader], None]) -> None:
@@ -105,9 +110,11 @@ class Leader:
                 await tg.start(self._watch, DEPLOYMENTS, "", self._on_deployment)
                 await tg.start(self._watch, POOLS, "", self._on_pool)
                 await tg.start(self._watch, presence.BUCKET, presence.PREFIX, self._on_worker)
+                await tg.start(self._watch, callers.BUCKET, callers.PREFIX, self._on_caller)
                 await tg.start(self._follow)
                 self.dispatch.restore_grants(grants)
                 tg.start_soon(self._expire_workers)
+                tg.start_soon(self._expire_callers)
                 tg.start_soon(self._keep_checkpoint)
                 for _ in range(NOTES_AT_ONCE):
                     tg.start_soon(self._write_notes, notes.clone())
@@ -241,6 +248,59 @@ class Leader:
             for worker_id, (_, until) in list(self._workers.items()):
                 if until + 1.0 <= anyio.current_time() and self._bus.is_connected:
                     self._lose_worker(worker_id)
+
+    # --- processes that call flows themselves -----------------------------------------------------------
+
+    def _on_caller(self, entry: Entry) -> None:
+        info = None if entry.deleted else CallerInfo.from_json(entry.value)
+        if info is None:
+            self._callers.pop(entry.key, None)
+            return
+        # One beat before the last, so that one can be added for those whom the broker was away from as it was from us.
+        self._callers[entry.key] = (info, anyio.current_time() + (callers.BEATS - 1) * info.beat_s, False)
+        self._caller_came.set()
+
+    async def _expire_callers(self) -> None:
+        while True:
+            self._caller_came = anyio.Event()
+            if not self._callers:
+                await self._caller_came.wait()
+            await anyio.sleep_until(min((until for _, until, _ in self._callers.values()), default=0.0))
+            now = anyio.current_time()
+            for key, (info, until, is_last) in list(self._callers.items()):
+                if until > now:
+                    continue
+                if is_last and self._bus.is_connected:
+                    del self._callers[key]
+                    await self._lose_caller(info)
+                else:
+                    self._callers[key] = (info, now + info.beat_s, True)
+
+    async def _lose_caller(self, info: CallerInfo) -> None:
+        """End what a process was running that has died; a process that ended in order has left nothing running."""
+        runs = self._control.runs
+
+        def end(run: FlowRun) -> State | None:
+            if run.is_final:
+                return None
+            if run.state_type is StateType.CANCELLING:
+                return Cancelled(message=run.state_message or "cancelled")
+            return Crashed(message=f"its process died: {info.pid} on {info.host}")
+
+        for run_id in self.dispatch.plain_calls():
+            history = await self._insist(partial(runs.history, run_id))
+            if not any(_caller_in(recorded) == info.id for recorded in history[:1]):
+                continue
+            try:
+                await self._insist(partial(runs.change, run_id, end))
+            except HarkError as exc:
+                log.error("dispatcher.note_refused", extra={"run_id": run_id, "error": str(exc)})
+            else:
+                log.warning("caller.lost", extra={"run_id": run_id, "host": info.host, "pid": info.pid})
+        try:
+            await self._bus.bucket(callers.BUCKET).delete(info.key)
+        except HarkError as exc:
+            log.debug("dispatcher.caller_left", extra={"error": str(exc)})
 
     # --- carrying out ---------------------------------------------------------------------------------
 
@@ -417,3 +477,12 @@ def _if_waiting(run: FlowRun, state: State) -> State | None:
 
 def _if_scheduled(run: FlowRun, state: State) -> State | None:
     return state if run.state_type is StateType.SCHEDULED else None
+
+
+def _caller_in(recorded: Recorded) -> str | None:
+    """Return which process called a run, by its first transition."""
+    data = recorded.event.data
+    state = data.get("state") if isinstance(data, dict) else None
+    details = state.get("details") if isinstance(state, dict) else None
+    found = details.get(callers.DETAIL) if isinstance(details, dict) else None
+    return found if isinstance(found, str) else None

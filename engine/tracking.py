@@ -12,6 +12,7 @@ import asyncio
 import threading
 import time
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ import orjson
 from ..bus.subject import STATE_HEADER, task_run_subject
 from ..errors import BufferFull, GuardFailed, HarkError, RunLost
 from ..vocabulary import TERMINAL, JsonObject, JsonValue, StateType, TaskRunId
+from .caller import DETAIL, Caller, caller_of
 from .replay import FinishedCall, FinishedCalls, attempt_starts, begins_anew, noted_waits, retries_made
 from .results import InlineResult, LargeResult, RecordedResult, encode_result
 from .run import SOURCE, FlowRun
@@ -314,6 +316,7 @@ class FlowTracker:
         inline_bytes: int,
         leaves_interrupted: bool,
         suspend_after_s: float = 30.0,
+        beat_s: float | None = None,
     ) -> None:
         self.session = session
         self.run_log = run_log
@@ -326,6 +329,9 @@ class FlowTracker:
         self.waits: dict[str, JsonObject] = {}
         """Waits that earlier attempts began, by key; see ``replay.noted_waits``."""
         self._inline_bytes = inline_bytes
+        self._beat_s = beat_s
+        """For a run that no worker holds: how often its process says that it lives."""
+        self._caller: Caller | None = None
         self.side = SideSession(session.bus)
         self.events = self._events_of(flow_run)
 
@@ -340,6 +346,10 @@ class FlowTracker:
 
     async def begin(self, state: State) -> bool:
         """Append the first transition of a new run; return whether it is new. If not, ``flow_run`` is as it stands."""
+        if self._beat_s is not None:
+            self._caller = caller_of(self.session.bus, self._beat_s)
+            await self._caller.hold(self.flow_run.id)
+            state = state.replace(details={**state.details, DETAIL: self._caller.info.id})
         try:
             self._set(await self.run_log.begin(self.flow_run, state))
         except GuardFailed:
@@ -362,6 +372,19 @@ class FlowTracker:
         except RunLost:
             self.events.is_silent = True
             raise
+        if self.flow_run.is_final:
+            self.let_go()
+
+    def let_go(self) -> None:
+        """Stop saying that this process runs it. From any thread."""
+        caller, self._caller = self._caller, None
+        if caller is None:
+            return
+        if self.session.is_own_loop:
+            caller.release(self.flow_run.id)
+        else:
+            with suppress(RuntimeError):  # its loop is closed, and the beating with it
+                self.session.loop.call_soon_threadsafe(caller.release, self.flow_run.id)
 
     async def adopt(self, run: FlowRun) -> None:
         """Go on from what somebody else made of the run while it was ours to wait.
