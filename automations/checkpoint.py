@@ -13,6 +13,7 @@ import zlib
 from dataclasses import dataclass
 
 import orjson
+from anyio import to_thread
 
 from ..bus import Bus
 from ..errors import AlreadyHeld, GuardFailed, ObjectCorrupt, RefusedError, UnknownName
@@ -118,7 +119,12 @@ class Checkpoints:
         return self._definitions is None or self._definitions[0] != generation
 
     async def _pack(self, name: str, raw: bytes) -> JsonValue:
-        packed = zlib.compress(raw, 1)
+        # A million keys take half a second: not in the loop that decides.
+        packed = (
+            await to_thread.run_sync(zlib.compress, raw, 1)
+            if len(raw) > _INLINE_BYTES
+            else zlib.compress(raw, 1)
+        )
         if len(packed) <= _INLINE_BYTES:
             return {"inline": base64.b64encode(packed).decode()}
         await self._bus.objects.put(f"checkpoints/{name}", packed)

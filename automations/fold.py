@@ -38,6 +38,7 @@ from .where import Check
 __all__ = ["STATE_VERSION", "Fold", "FoldConfig", "key_values", "keys_of", "show_key"]
 
 STATE_VERSION = 1
+_REMEMBERED_BYTES = 64 * 1024
 _RESOLVE = -1  # the role of events that say a firing is over; told before all others
 _DAY_S = 86_400.0
 
@@ -69,8 +70,18 @@ class _Rule:
     budget_from: float = 0.0
     fired: int = 0
     held: int = 0  # held back by the budget since it was last told
+    dumped: bytes | None = None  # as it was last put down, if nothing has touched it since
 
-    def dump(self) -> JsonObject:
+    def dump_raw(self) -> bytes:
+        """Return the state as JSON; of many rules most are as they were at the last checkpoint."""
+        if self.dumped is not None:
+            return self.dumped
+        raw = orjson.dumps(self._dump())
+        if len(raw) <= _REMEMBERED_BYTES:
+            self.dumped = raw
+        return raw
+
+    def _dump(self) -> JsonObject:
         out: JsonObject = {}
         if self.form is not None and (self.form.keys() or self.automation.kind != "count"):
             out["form"] = self.form.dump()
@@ -189,6 +200,7 @@ class Fold:
             rule = self._rules.get(name)
             if rule is None or rule.form is None:
                 continue
+            rule.dumped = None
             if quiet:
                 ended = rule.resolving.due(key, at) if rule.resolving is not None else None
                 if ended is not None:
@@ -229,6 +241,7 @@ class Fold:
             rule = self._rules[name]
             if rule.form is None or name == own:
                 continue  # a rule does not react to its own firings and actions
+            rule.dumped = None
             for key in keys_of(rule.automation, row):
                 resolving = rule.resolving
                 if resolving is not None and key in resolving:
@@ -425,6 +438,7 @@ class Fold:
         if keeps and old is not None:
             old.automation, old.revision, old.actions = automation, revision, actions
             old.on_resolve = _written(automation, "on_resolve")
+            old.dumped = None
             return
         if old is not None:
             self._unlist(old)
@@ -511,7 +525,11 @@ class Fold:
 
     def dump_state(self) -> bytes:
         """Return the state by rule and key, with the place in the log it belongs to."""
-        rules = {name: dumped for name, rule in self._rules.items() if (dumped := rule.dump())}
+        rules = {
+            name: orjson.Fragment(raw)
+            for name, rule in self._rules.items()
+            if (raw := rule.dump_raw()) != b"{}"
+        }
         return orjson.dumps({"v": STATE_VERSION, "seq": self.seq, "now": self.now, "rules": rules})
 
     @classmethod

@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 import operator
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from .comparison import Comparison, Moment
 from .condition import Compare, Node
-from .path import MISSING, Path, follow, getter, values_of
+from .path import MISSING, Path, follow, values_of
 from .where import Check, compile_node, every_of, leaves
 
 __all__ = [
@@ -69,6 +69,34 @@ class Entry(Generic[T]):
 
 
 @dataclass(slots=True, eq=False)
+class Ranges(Generic[T]):
+    """Patterns with a limit on one path, in one direction, sorted by it."""
+
+    path: Path
+    op: str
+    limits: list[float]
+    entries: list[Entry[T]]
+
+    @property
+    def edge(self) -> float:
+        """The limit that is passed most easily."""
+        return self.limits[0] if self.op in _UPWARD else self.limits[-1]
+
+    def collect(self, value: Any, event: Row, hits: list[T]) -> None:
+        """Add the patterns whose limit a value passes; of an array, some element."""
+        if value.__class__ is list:
+            numbers = [v for v in values_of(value) if v.__class__ is float or v.__class__ is int]
+            if not numbers:
+                return
+            # The one that passes most limits decides.
+            value = max(numbers) if self.op in _UPWARD else min(numbers)
+        elif value.__class__ is not float and value.__class__ is not int:
+            return
+        passed = _passed(self.op, self.limits, self.entries, value)
+        hits += [entry.handle for entry in passed if entry.check is None or entry.check(event)]
+
+
+@dataclass(slots=True, eq=False)
 class Bucket(Generic[T]):
     """Patterns that share a lookup key.
 
@@ -81,7 +109,7 @@ class Bucket(Generic[T]):
     entries: dict[T, Entry[T]] = field(default_factory=dict)
     plain: tuple[T, ...] = ()
     checked: tuple[tuple[Check, T], ...] = ()
-    ranges: tuple[tuple[Callable[[Any], Any], str, list[float], list[Entry[T]]], ...] = ()
+    ranges: tuple[Ranges[T], ...] = ()
     dirty: bool = True
 
     def settle(self) -> None:
@@ -99,7 +127,7 @@ class Bucket(Generic[T]):
                 rest.extend(entries)
                 continue
             entries.sort(key=lambda e: (e.limit[2] if e.limit else 0.0, e.order))
-            ranges.append((getter(path), op, [e.limit[2] for e in entries if e.limit], entries))
+            ranges.append(Ranges(path, op, [e.limit[2] for e in entries if e.limit], entries))
         self.ranges = tuple(ranges)
         limit_check = {id(e): _limit_check(e.limit) for e in rest if e.limit is not None}
         self.plain = tuple(e.handle for e in rest if e.check is None and e.limit is None)
@@ -134,22 +162,8 @@ class Bucket(Generic[T]):
         for check, handle in self.checked:
             if check(event):
                 hits.append(handle)
-        for get, op, limits, entries in self.ranges:
-            value = get(event)
-            if value.__class__ is float or value.__class__ is int:
-                if not (limits[0] <= value if op in _UPWARD else limits[-1] >= value):
-                    continue
-                for entry in _passed(op, limits, entries, value):
-                    if entry.check is None or entry.check(event):
-                        hits.append(entry.handle)
-            elif value.__class__ is list:
-                numbers = [v for v in values_of(value) if v.__class__ is float or v.__class__ is int]
-                if numbers:
-                    # Some element: the one that passes most limits decides.
-                    extreme = max(numbers) if op in ("gt", "gte") else min(numbers)
-                    for entry in _passed(op, limits, entries, extreme):
-                        if entry.check is None or entry.check(event):
-                            hits.append(entry.handle)
+        for group in self.ranges:
+            group.collect(follow(event, group.path), event, hits)
 
 
 def _passed(op: str, limits: list[float], entries: list[Entry[T]], value: float) -> list[Entry[T]]:

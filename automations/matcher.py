@@ -100,6 +100,8 @@ class Matcher(Generic[T]):
             if table is None:
                 table = index.tables[found.signature] = Table(found.signature)
                 self._forget_plans(pattern)
+            elif not found.signature:
+                self._forget_plans(pattern)  # what is not looked up is written out in the plans
             entry = Entry(handle, found.check, found.limit, next(self._order))
             for key in found.keys:
                 bucket = table.buckets.get(key)
@@ -121,6 +123,8 @@ class Matcher(Generic[T]):
                 bucket.touch()
                 if not bucket.entries:
                     del table.buckets[key]
+            if not place.signature:
+                self._forget_plans(place.types)
             if not table.buckets:
                 del index.tables[place.signature]
                 self._forget_plans(place.types)

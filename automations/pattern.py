@@ -12,11 +12,10 @@ from typing import Annotated, Any, ClassVar, TypeAlias
 
 from pydantic import BeforeValidator, Field
 
-from ..bus.event import OWN_WORDS
 from .condition import Node, parse_where
 from .expression import compile_expression
 from .path import parse_path
-from .problem import Problem, Strict, did_you_mean, refuse
+from .problem import Problem, Strict, refuse
 
 __all__ = [
     "MAX_COUNT",
@@ -30,16 +29,10 @@ __all__ = [
 ]
 
 _WORD = re.compile(r"[a-z0-9-]+|\*|>")
-_COMMON_TYPES = (
-    *(
-        f"{kind}.{word}"
-        for kind in ("flow-run", "task-run")
-        for word in (
-            "scheduled", "pending", "running", "completed", "failed", "cancelled", "crashed", "paused", "late", "retrying",
-        )
-    ),
-    "automation.triggered", "deployment.created", "action.failed", "webhook.received", "schedule.fired", "worker.lost",
-)  # fmt: skip
+_NEVER_EMITTED = {
+    "started": "running", "finished": "completed", "succeeded": "completed", "success": "completed",
+    "error": "failed", "errored": "failed", "failure": "failed",
+}  # fmt: skip
 MAX_COUNT = 100_000
 MAX_PATTERNS = 50
 
@@ -68,21 +61,16 @@ def check_pattern(pattern: object) -> str:
             raise ValueError(
                 f"{pattern!r}: `>` stands for all the words that follow, so it can only come last"
             )
-    if len(words) > 1 and words[0] in OWN_WORDS and "*" not in words and ">" not in words:
-        hint = did_you_mean(pattern, _COMMON_TYPES)
-        if (
-            words[0] in ("flow-run", "task-run")
-            and pattern not in _COMMON_TYPES
-            and words[1] in ("started", "finished", "succeeded", "success", "error", "errored", "failure")
-        ):
-            meant = {
-                "started": "running",
-                "finished": "completed",
-                "succeeded": "completed",
-                "success": "completed",
-            }.get(words[1], "failed")
-            hint = f"; did you mean '{words[0]}.{meant}'?"
-            raise ValueError(f"Hark never emits {pattern!r}{hint}")
+    if (
+        len(words) > 1
+        and words[0] in ("flow-run", "task-run")
+        and words[1] in _NEVER_EMITTED
+        and "*" not in words
+        and ">" not in words
+    ):
+        raise ValueError(
+            f"Hark never emits {pattern!r}; did you mean '{words[0]}.{_NEVER_EMITTED[words[1]]}'?"
+        )
     return pattern
 
 

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
-from .index import Row, T, Table
+from .index import Bucket, Row, T, Table
 from .path import MISSING, Path, step
 
 __all__ = ["compile_plan"]
@@ -33,21 +33,16 @@ def compile_plan(tables: list[Table[T]]) -> Callable[[Row], list[T]]:
     names = _Names()
     lines = ["def plan(e):", " hits = []", " try:"]
     variables: dict[Path, str] = {(): "e"}
+    open_buckets = [table.buckets[()] for table in tables if not table.signature]
+    for bucket in open_buckets:
+        if bucket.dirty:
+            bucket.settle()
     for table in tables:
         for part in table.signature:
-            for n in range(1, len(part.path) + 1):
-                way = part.path[:n]
-                if way in variables:
-                    continue
-                parent = variables[way[:-1]]
-                variables[way] = f"v{len(variables)}"
-                key = names.bind(way[-1])
-                if n == 1:
-                    lines.append(f"  {variables[way]} = e.get({key}, MISSING)")
-                else:
-                    lines.append(
-                        f"  {variables[way]} = {parent}.get({key}, MISSING) if {parent}.__class__ is dict else step({parent}, {key})"
-                    )
+            _read(part.path, variables, names, lines)
+    for bucket in open_buckets:
+        for group in bucket.ranges:
+            _read(group.path, variables, names, lines)
     probe = [
         "if c is not None:",
         " if c.__class__ is tuple: hits += c",
@@ -56,17 +51,13 @@ def compile_plan(tables: list[Table[T]]) -> Callable[[Row], list[T]]:
         "   if check(e): hits.append(handle)",
         " else: c.collect(e, hits)",
     ]
+    for bucket in open_buckets:
+        lines += _open_bucket(bucket, variables, names)
     for table in tables:
         if not table.signature:
-            lines.append(f"  c = {names.bind(table.live)}.get(())")
-            lines += ["  " + line for line in probe]
             continue
         reads = [variables[part.path] for part in table.signature]
-        if len(reads) == 1 and table.signature[0].kind == "eq":
-            thorough = f"{names.bind(table.collect_array)}({reads[0]}, e, hits)"
-        else:
-            thorough = f"{names.bind(table.collect)}(e, hits)"
-        arrays = " or ".join(f"{v}.__class__ is list" for v in dict.fromkeys(reads))
+        get = names.bind(table.live.get)
         keys = []
         for part, v in zip(table.signature, reads, strict=True):
             if part.kind == "eq":
@@ -77,9 +68,21 @@ def compile_plan(tables: list[Table[T]]) -> Callable[[Row], list[T]]:
                 ]
                 keys.append(f"({v}{cut} if {v}.__class__ is str else MISSING)")
         key = keys[0] if len(keys) == 1 else f"({', '.join(keys)})"
-        lines.append(f"  if {arrays}: {thorough}")
+        if len(reads) == 1 and table.signature[0].kind == "eq":
+            (v,) = reads
+            # Most arrays hold nothing that anybody looks for: that is seen without leaving the plan.
+            lines += [
+                f"  if {v}.__class__ is list:",
+                f"   for x in {v}:",
+                f"    if x.__class__ is not str or {get}(x) is not None:",
+                f"     {names.bind(table.collect_array)}({v}, e, hits)",
+                "     break",
+            ]
+        else:
+            arrays = " or ".join(f"{v}.__class__ is list" for v in dict.fromkeys(reads))
+            lines.append(f"  if {arrays}: {names.bind(table.collect)}(e, hits)")
         lines.append("  else:")
-        lines.append(f"   c = {names.bind(table.live)}.get({key})")
+        lines.append(f"   c = {get}({key})")
         lines += ["   " + line for line in probe]
     # An object where a text was looked for cannot be hashed: rare, so nothing is spent on it above.
     lines += [
@@ -93,3 +96,45 @@ def compile_plan(tables: list[Table[T]]) -> Callable[[Row], list[T]]:
     exec(compile("\n".join(lines), "<matching plan>", "exec"), scope)  # noqa: S102  # see the docstring
     plan: Callable[[Row], list[T]] = scope["plan"]
     return plan
+
+
+def _read(path: Path, variables: dict[Path, str], names: _Names, lines: list[str]) -> None:
+    """Have a path read into a variable, once, together with the ways that lead to it."""
+    for n in range(1, len(path) + 1):
+        way = path[:n]
+        if way in variables:
+            continue
+        parent = variables[way[:-1]]
+        variables[way] = f"v{len(variables)}"
+        key = names.bind(way[-1])
+        if n == 1:
+            lines.append(f"  {variables[way]} = e.get({key}, MISSING)")
+        else:
+            lines.append(
+                f"  {variables[way]} = {parent}.get({key}, MISSING) if {parent}.__class__ is dict else step({parent}, {key})"
+            )
+
+
+def _open_bucket(bucket: Bucket[T], variables: dict[Path, str], names: _Names) -> list[str]:
+    """Return the code for patterns that nothing is looked up for: written out, since a change makes a new plan."""
+    lines: list[str] = []
+    if bucket.plain:
+        lines.append(f"  hits += {names.bind(bucket.plain)}")
+    if bucket.checked:
+        lines += [
+            f"  for check, handle in {names.bind(bucket.checked)}:",
+            "   if check(e): hits.append(handle)",
+        ]
+    for group in bucket.ranges:
+        v = variables[group.path]
+        edge = names.bind(group.edge)
+        # Whoever does not pass the easiest limit passes none.
+        lines += [
+            f"  if {v}.__class__ is float or {v}.__class__ is int:",
+            f"   if {v} {_SIGNS[group.op]} {edge}: {names.bind(group.collect)}({v}, e, hits)",
+            f"  elif {v}.__class__ is list: {names.bind(group.collect)}({v}, e, hits)",
+        ]
+    return lines
+
+
+_SIGNS = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
