@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .bus.event import Event
     from .engine import runtime
     from .engine.annotations import allow_failure, quote, unmapped
+    from .engine.concurrency import concurrency, rate_limit
     from .engine.context import get_run_context, tags
     from .engine.deployments import arun_deployment, run_deployment
     from .engine.flow_runs import (
@@ -55,6 +56,7 @@ _WHERE = {
     "await_for_event": ".automations.event_wait",
     "await_for_flow_run": ".engine.flow_runs",
     "cancel_flow_run": ".engine.flow_runs",
+    "concurrency": ".engine.concurrency",
     "deploy": ".server.serving",
     "emit": ".bus.emit",
     "exponential_backoff": ".engine.tasks",
@@ -63,6 +65,7 @@ _WHERE = {
     "get_run_logger": ".engine.logging",
     "pause_flow_run": ".engine.flow_runs",
     "quote": ".engine.annotations",
+    "rate_limit": ".engine.concurrency",
     "resume_flow_run": ".engine.flow_runs",
     "run_deployment": ".engine.deployments",
     "serve": ".server.serving",
@@ -78,8 +81,8 @@ _WHERE = {
 __all__ = [
     "Abort", "Event", "Flow", "Hark", "RunInput", "Skip", "State", "Task", "acancel_flow_run",
     "allow_failure", "apause_flow_run", "aresume_flow_run", "arun_deployment", "asuspend_flow_run",
-    "await_for_event", "await_for_flow_run", "cancel_flow_run", "deploy", "emit", "exponential_backoff", "flow",
-    "get_run_context", "get_run_logger", "pause_flow_run", "quote", "resume_flow_run", "run_deployment",
+    "await_for_event", "await_for_flow_run", "cancel_flow_run", "concurrency", "deploy", "emit", "exponential_backoff", "flow",
+    "get_run_context", "get_run_logger", "pause_flow_run", "quote", "rate_limit", "resume_flow_run", "run_deployment",
     "runtime", "serve", "sleep", "suspend_flow_run", "tags", "task", "unmapped", "wait_for_event", "wait_for_flow_run",
 ]  # fmt: skip
 

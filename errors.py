@@ -21,6 +21,8 @@
     ├── LimitError               a stated bound was reached
     │   ├── EventTooLarge          the encoded event is larger than the broker takes
     │   ├── BufferFull             the publisher's buffer is full; wait and try again
+    │   ├── SlotsTimedOut          the slots of a limit were not free in time; also a TimeoutError
+    │   ├── SlotsLost              the slots of a limit went to others while the code ran
     │   └── RateLimited            more per time than was agreed; carries ``retry_after_s``
     ├── UnavailableError         try later: broker, database or a service cannot be reached
     │   ├── BusUnavailable
@@ -194,6 +196,23 @@ class BufferFull(LimitError):
     def __init__(self, *, size: int) -> None:
         super().__init__(f"{size} events are waiting to be published, which is the bound")
         self.size = size
+
+
+class SlotsTimedOut(LimitError, TimeoutError):
+    """The slots of a named limit were not free in time."""
+
+    def __init__(self, name: str, *, occupy: int, timeout_s: float) -> None:
+        what = "a slot" if occupy == 1 else f"{occupy} slots"
+        super().__init__(f"{what} of limit {name!r} did not come free within {timeout_s:g} s")
+        self.name, self.occupy, self.timeout_s = name, occupy, timeout_s
+
+
+class SlotsLost(LimitError):
+    """The slots of limits went to others while the code that held them ran: this process was taken for dead."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        super().__init__(f"the slots of {', '.join(map(repr, names))} were lost while the code ran")
+        self.names = tuple(names)
 
 
 class RateLimited(LimitError):

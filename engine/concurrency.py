@@ -1,0 +1,230 @@
+"""``concurrency`` and ``rate_limit``: holding back code by named limits that all processes share.
+
+::
+
+    async with concurrency("warehouse", occupy=2):
+        ...
+    with concurrency(["warehouse", "api"], timeout_seconds=30):
+        ...
+    await rate_limit("api")
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from ..errors import SlotsLost, UnknownName
+from .either import blocking_session, is_async_here, session_here
+from .slots import slots_of
+
+if TYPE_CHECKING:
+    from ..bus.session import Session
+
+__all__ = ["concurrency", "rate_limit"]
+
+log = logging.getLogger("hark.limits")
+
+
+class concurrency:  # noqa: N801  a context manager, called like a function
+    """Hold slots of limits while inside; wait for them, in order, if they are not free. ``with`` and ``async with``.
+
+    They are given back on leaving, however that happens, and when this process dies.
+
+    Args:
+        names: of one limit or several; several are taken one after the other, in the order of their names.
+        occupy: how many slots of each.
+        timeout_seconds: how long to wait at most; None: for as long as it takes.
+        strict: a limit that does not exist is an error, and so is losing slots while inside (the connection was lost
+            for so long that others hold them now; the body of an ``async with`` is cancelled then). Otherwise both are
+            logged, and the code runs on.
+    Raises (on entering):
+        SlotsTimedOut: the slots were not free in time; also a ``TimeoutError``.
+        UnknownName: ``strict``, and there is no such limit.
+        DefinitionError: the limit is one per time, or has fewer slots in all.
+        BusUnavailable: no broker is known.
+    """
+
+    def __init__(
+        self,
+        names: str | Sequence[str],
+        occupy: int = 1,
+        *,
+        timeout_seconds: float | None = None,
+        strict: bool = False,
+    ) -> None:
+        _check_occupy(occupy)
+        self._names = _sorted(names)
+        self._occupy, self._timeout_s, self._strict = occupy, timeout_seconds, strict
+        self._stack: list[tuple[Session, list[Any]]] = []
+        self._guards: list[asyncio.Task[None] | None] = []
+
+    # --- sync -----------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Self:
+        if not self._names:
+            self._stack.append((None, []))  # type: ignore[arg-type]
+            return self
+        session = blocking_session("concurrency()")
+        self._stack.append((session, session.call(self._acquire, session)))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        session, held = self._stack.pop()
+        if held:
+            session.call(_release, held)
+        if kind is None:
+            self._complain(held)
+
+    # --- async ----------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        if not self._names:
+            self._stack.append((None, []))  # type: ignore[arg-type]
+            self._guards.append(None)
+            return self
+        session = session_here("concurrency()")
+        held = await session.acall(self._acquire, session)
+        self._stack.append((session, held))
+        self._guards.append(self._guard(session, held) if self._strict and held else None)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        session, held = self._stack.pop()
+        guard = self._guards.pop()
+        if guard is not None:
+            guard.cancel()
+            await asyncio.wait([guard])
+        if held:
+            await session.acall(_release, held)
+        lost = any(one.is_lost for one in held)
+        if kind is None or (self._strict and lost and kind is asyncio.CancelledError):
+            if kind is not None and (task := asyncio.current_task()) is not None:
+                task.uncancel()
+            self._complain(held)
+
+    def _guard(self, session: Session, held: list[Any]) -> asyncio.Task[None]:
+        """Cancel the body if the slots are lost."""
+        body = asyncio.current_task()
+
+        async def watch() -> None:
+            await session.acall(_until_lost, held)
+            if body is not None:
+                body.cancel("the slots of a limit were lost")
+
+        return asyncio.get_running_loop().create_task(watch())
+
+    # --- both -----------------------------------------------------------------------------------------
+
+    async def _acquire(self, session: Session) -> list[Any]:
+        slots = slots_of(session)
+        held: list[Any] = []
+        deadline = None if self._timeout_s is None else time.monotonic() + self._timeout_s
+        try:
+            for name in self._names:
+                left_s = None if deadline is None else max(0.0, deadline - time.monotonic())
+                one = await slots.acquire(name, self._occupy, timeout_s=left_s)
+                if one is not None:
+                    held.append(one)
+                else:
+                    missing(name, strict=self._strict)
+        except BaseException:
+            await _release(held)
+            raise
+        return held
+
+    def _complain(self, held: list[Any]) -> None:
+        lost = [one.name for one in held if one.is_lost]
+        if lost and self._strict:
+            raise SlotsLost(lost)
+
+
+async def _release(held: list[Any]) -> None:
+    for one in reversed(held):
+        await one.release()
+
+
+async def _until_lost(held: list[Any]) -> None:
+    waits = [asyncio.ensure_future(one.lost_event.wait()) for one in held]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
+        await asyncio.wait(waits)
+
+
+def rate_limit(
+    names: str | Sequence[str],
+    occupy: int = 1,
+    *,
+    timeout_seconds: float | None = None,
+    strict: bool = False,
+) -> Any:
+    """Wait until limits per time allow ``occupy`` more; as ``await rate_limit("api")`` in async code.
+
+    Who asks first goes first. The limits share the wall clocks of the machines that ask.
+
+    Args:
+        timeout_seconds: how long to wait at most; if it would be longer, it fails at once and counts for nothing.
+        strict: a limit that does not exist is an error; otherwise that is logged, and the code runs on.
+    Raises:
+        SlotsTimedOut: it would take longer; also a ``TimeoutError``.
+        UnknownName: ``strict``, and there is no such limit.
+        DefinitionError: the limit is one of slots, which nothing frees.
+    """
+    _check_occupy(occupy)
+    every = _sorted(names)
+    if is_async_here():
+        return _rate_limit(every, occupy, timeout_seconds, strict)
+    if not every:
+        return None
+    session = blocking_session("rate_limit()")
+    wait_s = session.call(_reserve, session, every, occupy, timeout_seconds, strict)
+    if wait_s > 0:
+        time.sleep(wait_s)
+    return None
+
+
+async def _rate_limit(names: list[str], occupy: int, timeout_s: float | None, strict: bool) -> None:
+    if names:
+        session = session_here("rate_limit()")
+        wait_s = await session.acall(_reserve, session, names, occupy, timeout_s, strict)
+        if wait_s > 0:
+            await asyncio.sleep(wait_s)
+
+
+async def _reserve(
+    session: Session, names: list[str], occupy: int, timeout_s: float | None, strict: bool
+) -> float:
+    longest = 0.0
+    for name in names:
+        wait_s = await slots_of(session).pace(name, occupy, timeout_s=timeout_s)
+        if wait_s is None:
+            missing(name, strict=strict)
+        longest = max(longest, wait_s or 0.0)
+    return longest
+
+
+def missing(name: str, *, strict: bool) -> None:
+    """Say that a limit does not exist: as an error if ``strict``."""
+    if strict:
+        raise UnknownName("limit", name)
+    log.warning("there is no limit %r, so nothing is held back", name)
+
+
+def _sorted(names: str | Sequence[str]) -> list[str]:
+    return sorted({names} if isinstance(names, str) else set(names))
+
+
+def _check_occupy(occupy: object) -> None:
+    if not isinstance(occupy, int) or isinstance(occupy, bool) or occupy < 1:
+        raise ValueError(f"occupy is a whole number >= 1, got {occupy!r}")
