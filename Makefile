@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test up check format bench clean
+.PHONY: help demo test chaos up check format bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -25,6 +25,9 @@ demo: $(STAMP)  ## the main job, end to end, on an embedded broker; exits by its
 
 test: $(STAMP)  ## the tests
 	$(BIN)/python -m pytest -q --numprocesses auto --dist worksteal
+
+chaos: $(STAMP)  ## kill processes at the worst moment, at length
+	CHAOS_ROUNDS=$${CHAOS_ROUNDS:-60} $(BIN)/python -m pytest -q -m chaos --timeout 3600
 
 up: $(STAMP)  ## serve on 127.0.0.1:4280, with hark.yaml of this folder if there is one
 	$(BIN)/hark up

@@ -27,8 +27,8 @@ from ..errors import DefinitionError, HarkError
 from ..vocabulary import new_id
 from .access import AccessKeys, is_loopback
 from .definitions import DefinitionsFeed
-from .log_line import hide_in_logs
 from .lean import import_httpx
+from .log_line import hide_in_logs
 from .roles import ALL_ROLES, Role
 from .supervisor import Part, Supervisor
 
@@ -171,8 +171,12 @@ class Service(AsyncContextManagerMixin):
         given = settings.secret_key.get_secret_value() if settings.secret_key else None
         secrets = SecretStore(bus, secret_key(self.home, given))
         late = LateValues(bus, secrets)
-        # The redactor grows with each value handed out, so it is asked for anew for every line.
-        stack.callback(hide_in_logs(lambda text: late.redactor.redact(text)))
+
+        def hide(text: str) -> str:
+            # The redactor grows with each value handed out, so it is asked for anew for every line.
+            return late.redactor.redact(text)
+
+        stack.callback(hide_in_logs(hide))
         control = self._control = Control(bus, self.clock)
         self.links = AckLinks(secret_key(self.home, given), base_url=self._public_url())
         self.approval_links = ApprovalLinks(secret_key(self.home, given), base_url=self._public_url())

@@ -61,3 +61,13 @@ def test_nothing_is_published_beyond_loopback(compose: dict[str, Any]) -> None:
 def test_mail_is_caught(compose: dict[str, Any]) -> None:
     """Alerts by mail go to a catcher, not to people."""
     assert "mail" in compose["services"]
+
+
+def test_what_it_serves_is_there() -> None:
+    """The folder that every role mounts holds a configuration that loads, and its rules' own tests pass."""
+    from hark.cli.main import app
+    from typer.testing import CliRunner
+
+    for command in ("lint", "test"):
+        ran = CliRunner().invoke(app, [command, str(ROOT / "examples" / "hark.yaml")])
+        assert ran.exit_code == 0, ran.output

@@ -16,6 +16,11 @@ from hark.bus import Recorded
 
 from tests.acceptance.conftest import Start, at, watching
 
+ROUNDS = int(os.environ.get("CHAOS_ROUNDS", "3"))
+"""How often the server is killed; `make chaos` asks for more."""
+
+pytestmark = pytest.mark.chaos
+
 FIVE_TASKS = """
     import os, time
     from pathlib import Path
@@ -110,7 +115,7 @@ async def test_an_action_happens_once_when_the_server_is_killed_after_the_decisi
 ) -> None:
     """kill -9 the moment a decision is in the log, again and again: each decision's actions happen, once each."""
     write(flows__py=QUICK, hark__yaml=RULES)
-    rounds = 4
+    rounds = ROUNDS
     for n in range(rounds):
         service = start()
         async with watching(tmp_path / "home") as watch:
