@@ -1,0 +1,54 @@
+"""Rules and channels over HTTP: what is shown of them is what happened."""
+
+from __future__ import annotations
+
+import stat
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+if TYPE_CHECKING:
+    from .conftest import Start
+
+CONFIG = """
+channels:
+  nowhere: {urls: ["json://127.0.0.1:1"]}
+automations:
+  paid: {on: shop.paid, do: [{emit: shop.seen}]}
+  other: {on: shop.other, do: [{emit: shop.seen}]}
+"""
+
+
+async def test_a_firing_is_shown_with_its_actions_under_its_own_rule(start: Start) -> None:
+    """The listing of a rule says what became of each firing's actions; another rule's name finds nothing."""
+    async with start(config=CONFIG) as (_, http):
+        await http.post("/api/events", json={"type": "shop.paid"})
+        firings: list[Any] = []
+        with anyio.fail_after(20):
+            while not (firings and firings[0]["actions"]):
+                firings = (await http.get("/api/automations/paid")).json()["firings"]
+        assert [(a["kind"], a["state"]) for a in firings[0]["actions"]] == [("emit", "executed")]
+        path = f"firings/{firings[0]['id']}"
+        assert (await http.get(f"/api/automations/paid/{path}")).status_code == 200
+        missing = await http.get(f"/api/automations/other/{path}")
+        assert (missing.status_code, "firing of 'other'" in missing.text) == (404, True)
+
+
+async def test_a_channels_test_tells_of_every_address_and_is_no_event(start: Start, home: Any) -> None:
+    """Also of those that failed; and the read model is for its owner's eyes."""
+    async with start(config=CONFIG) as (service, http):
+        head = await service.bus.log.head()
+        answer = (await http.post("/api/channels/nowhere/test", json={})).json()
+        assert (answer["ok"], answer["sent"]) == (False, 0)
+        [delivery] = answer["deliveries"]
+        assert delivery["outcome"] == "failed"
+        assert delivery["address"] is not None
+        assert delivery["duration_s"] is not None
+        async with service.bus.log.read(["hark.ev.notification.>"], after=head) as batches:
+            assert [r async for batch in batches for r in batch.records] == []
+        modes = {stat.S_IMODE(file.stat().st_mode) for file in home.glob("hark.sqlite*")}
+        assert modes == {0o600}
+        refused = await http.post("/hooks/none", json={})
+        assert refused.json()["type"] == "urn:hark:problem:webhook-unknown"
+        wrong = await http.post("/api/events", json={"type": "No"})
+        assert "[0]" not in wrong.json()["detail"]
