@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from ..bus.event import Event, Recorded
+from ..bus.event import Event, Recorded, readable
 from ..bus.subject import filters_for, matches
 from ..engine.context import FlowRunContext
 from ..engine.durable import Wait, now
@@ -72,6 +72,8 @@ class EventPattern:
         return tuple(sorted({found for type_ in self.types for found in filters_for(type_)}))
 
     def fits(self, recorded: Recorded) -> bool:
+        if not list(readable((recorded,))):
+            return False
         event = recorded.event
         if not any(matches(type_, event.type) for type_ in self.types):
             return False

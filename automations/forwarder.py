@@ -21,8 +21,8 @@ from pydantic import ValidationError
 
 from ..bus import Bus, Entry, Event
 from ..bus.consumer import Item
-from ..bus.foreign import Foreign, durable_name
 from ..bus.event import readable
+from ..bus.foreign import Foreign, durable_name
 from ..bus.subject import PREFIX, STREAM
 from ..clock import SYSTEM_CLOCK, Clock
 from ..config import AutomationsConfig

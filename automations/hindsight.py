@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from ..bus.event import format_time
+from ..bus.event import format_time, readable
 from ..bus.subject import PREFIX
 from ..vocabulary import JsonObject, JsonValue
 from .backtest import Replay, decision_json, filters_of, type_of_subject
@@ -224,7 +224,7 @@ async def _decided(bus: Bus, record: Recorded, row: dict[str, Any]) -> list[Json
     seen = 0
     async with bus.log.read(wanted, after=record.seq) as batches:
         async for batch in batches:
-            for one in batch.records:
+            for one in readable(batch.records):
                 event: Any = orjson.loads(one.raw)
                 data = event.get("data") or {}
                 refs: list[JsonValue] = data.get("events") or []

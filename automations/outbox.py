@@ -28,7 +28,7 @@ from pydantic import ValidationError
 
 from ..bus import Bus, Entry, Event, Recorded
 from ..bus.consumer import Consumer, Item
-from ..bus.event import format_time, parse_time
+from ..bus.event import format_time, parse_time, readable
 from ..bus.subject import PREFIX
 from ..clock import SYSTEM_CLOCK, Clock
 from ..config import AutomationsConfig
@@ -408,8 +408,8 @@ class Outbox(AsyncContextManagerMixin):
             [f"{PREFIX}action.executed"], since=found.at - timedelta(seconds=1)
         ) as batches:
             async for batch in batches:
-                for record in batch.records:
-                    data: Any = orjson.loads(record.raw).get("data")
+                for record in readable(batch.records):
+                    data: Any = record.event.data
                     if (
                         isinstance(data, dict)
                         and data.get("key") == key
@@ -513,7 +513,7 @@ class Outbox(AsyncContextManagerMixin):
                 [PREFIX + event.type], since=state.at - timedelta(seconds=1)
             ) as batches:
                 async for batch in batches:
-                    if any(orjson.loads(r.raw).get("id") == event.id for r in batch.records):
+                    if any(r.event.id == event.id for r in readable(batch.records)):
                         return
         await self._bus.log.append(event)
 

@@ -17,11 +17,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import anyio
-import orjson
 from anyio import AsyncContextManagerMixin
 from anyio.abc import TaskGroup, TaskStatus
 
-from ..bus.event import Event
+from ..bus.event import Event, readable
 from ..clock import SYSTEM_CLOCK, Clock
 from ..errors import BusUnavailable, DefinitionError, EventInvalid, GuardFailed, HarkError, LogRewound
 from ..vocabulary import JsonObject, new_id
@@ -240,7 +239,7 @@ class _Term:
             self.pending = {send.key: send for send in restored.pending}
             async with self._bus.log.read(_SAID, after=self._seq) as batches:
                 async for batch in batches:
-                    self._told.update(str(orjson.loads(r.raw).get("id")) for r in batch.records)
+                    self._told.update(r.event.id for r in readable(batch.records))
         self.fold.wake(now.timestamp())
         for send in self.pending.values():
             self._start(send)

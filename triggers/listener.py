@@ -23,7 +23,7 @@ from pydantic import ValidationError
 
 from ..bus import Bus, Entry
 from ..bus.consumer import Item
-from ..bus.event import Event
+from ..bus.event import Event, readable
 from ..bus.foreign import Foreign, ForeignMessage, durable_name
 from ..bus.subject import subject_of
 from ..clock import SYSTEM_CLOCK, Clock
@@ -289,7 +289,7 @@ class SourceListener(AsyncContextManagerMixin):
         """Return whether an event that was handed out before is in the log already."""
         async with self._bus.log.read([subject_of(event)], since=since) as batches:
             async for batch in batches:
-                if any(r.event.msg_id == event.msg_id for r in batch.records):
+                if any(r.event.msg_id == event.msg_id for r in readable(batch.records)):
                     return True
         return False
 
