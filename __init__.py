@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .bus.event import Event
     from .engine import runtime
     from .engine.annotations import allow_failure, quote, unmapped
+    from .engine.blocks import Block
     from .engine.concurrency import concurrency, rate_limit
     from .engine.context import get_run_context, tags
     from .engine.deployments import arun_deployment, run_deployment
@@ -36,17 +37,22 @@ if TYPE_CHECKING:
     from .engine.sleeping import sleep
     from .engine.states import State
     from .engine.tasks import Task, exponential_backoff, task
+    from .engine.values import Secret, Variable
     from .server.client import Hark
+    from .server.serving import deploy, serve
 
 _WHERE = {
     "Abort": ".engine.signals",
+    "Block": ".engine.blocks",
     "Event": ".bus.event",
     "Flow": ".engine.flows",
     "Hark": ".server.client",
     "RunInput": ".engine.run_input",
+    "Secret": ".engine.values",
     "Skip": ".engine.signals",
     "State": ".engine.states",
     "Task": ".engine.tasks",
+    "Variable": ".engine.values",
     "acancel_flow_run": ".engine.flow_runs",
     "allow_failure": ".engine.annotations",
     "apause_flow_run": ".engine.flow_runs",
@@ -79,11 +85,12 @@ _WHERE = {
 }
 
 __all__ = [
-    "Abort", "Event", "Flow", "Hark", "RunInput", "Skip", "State", "Task", "acancel_flow_run",
-    "allow_failure", "apause_flow_run", "aresume_flow_run", "arun_deployment", "asuspend_flow_run",
-    "await_for_event", "await_for_flow_run", "cancel_flow_run", "concurrency", "deploy", "emit", "exponential_backoff", "flow",
-    "get_run_context", "get_run_logger", "pause_flow_run", "quote", "rate_limit", "resume_flow_run", "run_deployment",
-    "runtime", "serve", "sleep", "suspend_flow_run", "tags", "task", "unmapped", "wait_for_event", "wait_for_flow_run",
+    "Abort", "Block", "Event", "Flow", "Hark", "RunInput", "Secret", "Skip", "State", "Task", "Variable",
+    "acancel_flow_run", "allow_failure", "apause_flow_run", "aresume_flow_run", "arun_deployment",
+    "asuspend_flow_run", "await_for_event", "await_for_flow_run", "cancel_flow_run", "concurrency",
+    "deploy", "emit", "exponential_backoff", "flow", "get_run_context", "get_run_logger", "pause_flow_run",
+    "quote", "rate_limit", "resume_flow_run", "run_deployment", "runtime", "serve", "sleep",
+    "suspend_flow_run", "tags", "task", "unmapped", "wait_for_event", "wait_for_flow_run",
 ]  # fmt: skip
 
 

@@ -160,6 +160,18 @@ class SecretStore:
         """Return the names there are, sorted."""
         return await self._bus.bucket("secrets").keys()
 
+    def seal(self, name: str, value: bytes) -> bytes:
+        """Return ``value`` encrypted, to be kept elsewhere; ``unseal`` opens it under the same name only."""
+        return self._cipher().encrypt(orjson.dumps({"name": name, "value": value.decode()}))
+
+    def unseal(self, name: str, sealed: bytes) -> bytes:
+        """Return what ``seal`` was given.
+
+        Raises:
+            SecretUnreadable: it was sealed with another key, or under another name.
+        """
+        return _open(self._cipher(), name, sealed).encode()
+
     def _cipher(self) -> MultiFernet:
         if self._fernet is None:
             self._fernet = _cipher(self._key)
