@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Annotated
 
 from pydantic import BeforeValidator, PlainSerializer
@@ -20,12 +21,14 @@ _WORDS = {
 
 
 def parse_duration(text: object) -> float:
-    """Return the seconds meant by ``text``, such as ``"30s"``, ``"1h30m"`` or ``"500ms"``.
+    """Return the seconds meant by ``text``, such as ``"30s"``, ``"1h30m"`` or ``"500ms"``; or a ``timedelta``.
 
     Raises:
         ValueError: not a duration; the message says what one looks like. Bare numbers are refused,
             because nobody can tell seconds from milliseconds by looking.
     """
+    if isinstance(text, timedelta) and text >= timedelta(0):
+        return text.total_seconds()
     if isinstance(text, bool) or not isinstance(text, str):
         shown = f"{text}s" if isinstance(text, int | float) and not isinstance(text, bool) else "30s"
         raise ValueError(f"{text!r} is not a duration: write a number with a unit, such as {shown!r}")

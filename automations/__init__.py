@@ -1,5 +1,18 @@
 """When, if, then: the rule model, the matcher, the fold, actions.
 
+Rules from Python are the models that YAML parses into::
+
+    from hark.automations import Automation, Notify, Step
+
+    rule = Automation(
+        name="deploy-then-errors",
+        sequence=[Step(as_="deploy", on="deploy.finished"),
+                  Step(on="app.error", where={"data.service": "{{ deploy.data.service }}"}, count=5)],
+        within="15m", do=[Notify(notify="oncall")],
+    )
+    async with Hark() as hark:
+        await hark.save_automation(rule)
+
 Names are loaded on first use, so that who needs an ``Automation`` does not pay for an HTTP client.
 """
 
@@ -9,32 +22,58 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .action import Approve, Call, Cancel, Emit, Notify, Pause, Resume, Retry, Run, SetState, Suspend
+    from .approval import Approval, ApprovalLinks, Approvals
+    from .backtest import Backtest, backtest_lines, backtest_log
+    from .composite import AnyOf, Branch, Debounce, Metric, Resolve, Step
     from .dead_letter import DeadLetter, DeadLetters
     from .engine import RuleEngine
     from .explain import Look, explain_event
     from .fold import Fold, FoldConfig
+    from .given import RuleTest
+    from .hindsight import Judgement, explain_moment
     from .lint import Warned, lint_automation
     from .matcher import Matcher
-    from .model import Automation, EventPattern, RuleTest, parse_automation
+    from .model import Automation, parse_automation
     from .outbox import Outbox
+    from .pattern import EventPattern
     from .perform import ActionFailed, Performers
     from .problem import Problem, RuleInvalid, problems_of
     from .ruletest import TestOutcome, run_tests
     from .where import Predicate, compile_where
 
-_WHERE = {
-    "DeadLetter": "dead_letter", "DeadLetters": "dead_letter", "RuleEngine": "engine", "Look": "explain",
-    "explain_event": "explain", "Fold": "fold", "FoldConfig": "fold", "Warned": "lint", "lint_automation": "lint",
-    "Matcher": "matcher", "Automation": "model", "EventPattern": "model", "RuleTest": "model",
-    "parse_automation": "model", "Outbox": "outbox", "ActionFailed": "perform", "Performers": "perform",
-    "Problem": "problem", "RuleInvalid": "problem", "problems_of": "problem", "TestOutcome": "ruletest",
-    "run_tests": "ruletest", "Predicate": "where", "compile_where": "where",
+_NAMES = {
+    "action": (
+        "Approve", "Call", "Cancel", "Emit", "Notify", "Pause", "Resume", "Retry", "Run", "SetState", "Suspend",
+    ),
+    "approval": ("Approval", "ApprovalLinks", "Approvals"),
+    "backtest": ("Backtest", "backtest_lines", "backtest_log"),
+    "composite": ("AnyOf", "Branch", "Debounce", "Metric", "Resolve", "Step"),
+    "dead_letter": ("DeadLetter", "DeadLetters"),
+    "engine": ("RuleEngine",),
+    "explain": ("Look", "explain_event"),
+    "fold": ("Fold", "FoldConfig"),
+    "given": ("RuleTest",),
+    "hindsight": ("Judgement", "explain_moment"),
+    "lint": ("Warned", "lint_automation"),
+    "matcher": ("Matcher",),
+    "model": ("Automation", "parse_automation"),
+    "outbox": ("Outbox",),
+    "pattern": ("EventPattern",),
+    "perform": ("ActionFailed", "Performers"),
+    "problem": ("Problem", "RuleInvalid", "problems_of"),
+    "ruletest": ("TestOutcome", "run_tests"),
+    "where": ("Predicate", "compile_where"),
 }  # fmt: skip
+_WHERE = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = [
-    "ActionFailed", "Automation", "DeadLetter", "DeadLetters", "EventPattern", "Fold", "FoldConfig", "Look", "Matcher",
-    "Outbox", "Performers", "Predicate", "Problem", "RuleEngine", "RuleInvalid", "RuleTest", "TestOutcome", "Warned",
-    "compile_where", "explain_event", "lint_automation", "parse_automation", "problems_of", "run_tests",
+    "ActionFailed", "AnyOf", "Approval", "ApprovalLinks", "Approvals", "Approve", "Automation", "Backtest", "Branch",
+    "Call", "Cancel", "DeadLetter", "DeadLetters", "Debounce", "Emit", "EventPattern", "Fold", "FoldConfig",
+    "Judgement", "Look", "Matcher", "Metric", "Notify", "Outbox", "Pause", "Performers", "Predicate", "Problem",
+    "Resolve", "Resume", "Retry", "RuleEngine", "RuleInvalid", "RuleTest", "Run", "SetState", "Step", "Suspend",
+    "TestOutcome", "Warned", "backtest_lines", "backtest_log", "compile_where", "explain_event", "explain_moment",
+    "lint_automation", "parse_automation", "problems_of", "run_tests",
 ]  # fmt: skip
 
 

@@ -112,7 +112,7 @@ def _contradictions(node: Node | None) -> Iterator[str]:
 
 
 def _actions(automation: Automation, known: Mapping[str, Collection[str]]) -> Iterator[Warned]:
-    if not automation.do:
+    if not automation.do and not automation.on_resolve:
         yield Warned(
             ("do",),
             "the rule does nothing when it fires",

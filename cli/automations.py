@@ -8,7 +8,7 @@ import typer
 
 from .call import AsJson, ago, ask, group, pairs, show, table
 
-automations = group("Rules: when this pattern of events, do these actions: ls, show, pause, resume.")
+automations = group("Rules: when this pattern of events, do these actions: ls, show, pause, resume, delete.")
 
 _Name = Annotated[str, typer.Argument(help="The rule.")]
 
@@ -67,3 +67,9 @@ def pause(name: _Name, as_json: AsJson = False) -> None:
 def resume(name: _Name, as_json: AsJson = False) -> None:
     """Let a rule fire again."""
     show(ask(lambda h: h.resume("automation", name)), f"{name} goes on", as_json=as_json)
+
+
+@automations.command("delete")
+def delete(name: _Name, as_json: AsJson = False) -> None:
+    """Take a rule and its windows away; one that stands in a configuration comes back with the next apply."""
+    show(ask(lambda h: h.delete_automation(name)), f"{name} is gone", as_json=as_json)

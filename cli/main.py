@@ -30,7 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "Flows that can be run by name: ls, show, run, pause, resume, backfill.",
     ),
     "backfills": ("backfills:backfills", "Slots of the past being run: ls, show, watch, cancel."),
-    "automations": ("automations:automations", "Rules: ls, show, pause, resume."),
+    "automations": ("automations:automations", "Rules: ls, show, pause, resume, delete."),
     "schedules": ("schedules:schedules", "When deployments run by themselves: ls, next, pause, resume."),
     "webhooks": ("webhooks:webhooks", "Requests that become events: ls, show, send, requests, redeliver, pause, resume."),
     "sources": ("exchange:sources", "NATS subjects of others that become events: ls, show, pause, resume."),

@@ -22,6 +22,7 @@ from .lean import import_httpx
 if TYPE_CHECKING:
     import httpx
 
+    from ..automations.model import Automation
     from ..config import Settings
 
 __all__ = ["ApiError", "Hark", "Page", "ServerUnreachable"]
@@ -347,6 +348,15 @@ class Hark:
 
     async def automations(self) -> list[JsonObject]:
         return _items(await self._get("/api/automations"))
+
+    async def save_automation(self, rule: Automation) -> JsonObject:
+        """Make a rule live, or change it."""
+        path = f"/api/automations/{_part(rule.name)}"
+        return _object(await self.request("PUT", path, json=rule.to_json()))
+
+    async def delete_automation(self, name: str) -> JsonObject:
+        """Take a rule away."""
+        return _object(await self.request("DELETE", f"/api/automations/{_part(name)}"))
 
     async def backtest(self, body: JsonObject) -> JsonObject:
         """Return what rules would have done: ``automation`` (a name) or ``rules`` (by name), ``since``, ``until``, ``limit``."""

@@ -32,7 +32,7 @@ def lint_manifest(manifest: Manifest) -> list[Fault]:
                 path = ".".join(map(str, (bucket, key, *warned.loc)))
                 place = record.place_of(warned.loc)
                 found.append(Fault(place, warned.message, path, warned.hint, is_warning=True))
-            used_channels |= _texts_at(value, "notify")
+            used_channels |= _texts_at(value, "notify") | _texts_at(value, "approve")
         elif bucket == "notifications":
             used_channels |= _texts_at(value, "to")
         elif bucket == "webhooks":

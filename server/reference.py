@@ -19,7 +19,7 @@ _TARGET = {
     "deployment": "deployments", "schedule": "schedules", "pool": "pools", "automation": "automations",
     "webhook": "webhooks",
 }  # fmt: skip
-_BRANCHES = ("do", "on_resolve", "yes", "no", "else", "timeout_do")
+_BRANCHES = ("do", "on_resolve", "yes", "no", "otherwise")
 
 
 def reference_faults(
@@ -80,11 +80,11 @@ def reference_faults(
                 yield from look(
                     "deployment", "deployments", _short(action, "run", "deployment"), (*path, "run")
                 )
-                notify = _short(action, "notify", "to")
-                for i, one in _each(notify):
-                    if isinstance(one.value, str) and ":" not in one.value and one.value != "routes":
-                        below = (*path, "notify") if i is None else (*path, "notify", i)
-                        yield from look("channel", "channels", one, below)
+                for word in ("notify", "approve"):
+                    for i, one in _each(_short(action, word, "to")):
+                        if isinstance(one.value, str) and ":" not in one.value and one.value != "routes":
+                            below = (*path, word) if i is None else (*path, word, i)
+                            yield from look("channel", "channels", one, below)
                 for verb in ("pause", "resume"):
                     target = action.children.get(verb)
                     for kind, place in target.children.items() if target else ():

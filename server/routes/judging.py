@@ -57,6 +57,24 @@ async def definition(request: Request, name: str) -> Response:
     return answer({"name": name, "definition": found.fields})
 
 
+@router.put("/api/automations/{name}")
+async def save(request: Request, name: str) -> Response:
+    """Make a rule live, or change it: the body is the rule as it is written. Windows stay where matching does."""
+    context = context_of(request)
+    rule = parse_automation(await read_object(request, limit_bytes=_MAX_BYTES), name=name)
+    revision = await context.bus.bucket("automations").put(name, rule.dumps())
+    return answer({"name": name, "version": rule.version, "revision": revision, "definition": rule.to_json()})
+
+
+@router.delete("/api/automations/{name}")
+async def remove(request: Request, name: str) -> Response:
+    """Take a rule and its windows away. One that stands in a configuration comes back with the next apply."""
+    context = context_of(request)
+    found = await one_defined(context.bus, "automations", name)
+    await context.bus.bucket("automations").delete(name, revision=found.revision)
+    return answer({"name": name, "deleted": True})
+
+
 @router.post("/api/automations/backtest")
 async def backtest(request: Request) -> Response:
     """Return what rules would have done: `{"automation": name}` or `{"rules": {name: {…}}}`, with `since`, `until`, `limit`.

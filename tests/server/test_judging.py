@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import anyio
 import orjson
+from hark.automations import Automation, Emit, Step, parse_automation
+from hark.server.client import Hark
 from hark.server.impact import impact_text
 
 from tests.server.conftest import Start
@@ -111,6 +114,26 @@ async def test_the_commands_say_it_in_words(start: Start, home: Path, tmp_path: 
     )
     assert code == 0, err
     assert "broke: 1 fired; 2 events" in out
+
+
+async def test_a_rule_from_python_is_made_live_and_taken_away(start: Start) -> None:
+    """The models that YAML parses into, and the client."""
+    async with start() as (service, _), Hark(service.url, "") as hark:
+        rule = Automation(
+            name="from-python",
+            sequence=[
+                Step(as_="deploy", on="deploy.finished"),
+                Step(on="app.error", where={"data.service": "{{ deploy.data.service }}"}, count=2),
+            ],
+            within=timedelta(minutes=15),
+            do=[Emit(emit="it.broke", data={"by": "{{ deploy.data.by }}"})],
+        )
+        await hark.save_automation(rule)
+        stored = await hark.request("GET", "/api/automations/from-python/definition")
+        assert parse_automation(stored["definition"], name="from-python") == rule
+        assert (await hark.automation("from-python"))["within"] == "15m"
+        await hark.delete_automation("from-python")
+        assert await hark.automations() == []
 
 
 def test_an_impact_is_one_line() -> None:
