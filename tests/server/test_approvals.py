@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from hark.automations.approval import Approvals
 from hark.automations.perform import Firing
 from hark.bus import Event
+from hark.vocabulary import JsonValue
 
 from tests.server.conftest import Start
 
@@ -20,7 +21,7 @@ async def test_a_link_shows_the_question_and_its_button_answers_it(start: Start)
             subject="automation/r",
             data={"key": "a", "automation": {"name": "r"}},
         )
-        actions = [{"emit": "it.was", "data": {"key": "{{ key }}"}}]
+        actions: list[JsonValue] = [{"emit": "it.was", "data": {"key": "{{ key }}"}}]
         id_ = "0199-x/0"
         await Approvals(service.bus).open(
             id_, Firing.of(cause, 1), title="Restart <a>?", body="It is & down.", wait_s=60,

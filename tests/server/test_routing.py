@@ -199,8 +199,8 @@ async def test_alerts_are_routed_silenced_and_acknowledged(start: Start) -> None
             await hark.raise_alert("the api says so", severity="critical", labels={"team": "ops"}, key="1")
             await hark.raise_alert("the api says so", severity="critical", labels={"team": "ops"}, key="1")
             await managers.wait_for(before + 1)
-            shown: Any = (await hark.events(type="notification.*", limit=100)).items
-            types = {str(e["event"]["type"]) for e in shown}
+            told: Any = (await hark.events(type="notification.*", limit=100)).items
+            types = {str(e["event"]["type"]) for e in told}
             assert {
                 "notification.raised", "notification.grouped", "notification.sent", "notification.escalated",
                 "notification.acknowledged", "notification.silenced",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -117,16 +118,17 @@ async def test_a_read_model_that_was_just_opening_leaves_no_thread(bus: Bus, hom
     """Another part that cannot start takes everything down at any moment; the process could not end otherwise."""
 
     @asynccontextmanager
-    async def broken() -> AsyncGenerator[None, None]:
+    async def broken(turns: int) -> AsyncGenerator[None, None]:
         for _ in range(turns):
             await anyio.lowlevel.checkpoint()
-        raise OSError("no room")
+        if turns >= 0:
+            raise OSError("no room")
         yield
 
     for turns in (0, 1, 2, 5, 10, 20, 40, 80):
         parts = [
             Part("projector", lambda: Projector(bus, home / "hark.sqlite", StorageConfig())),
-            Part("broken", broken),
+            Part("broken", partial(broken, turns)),
         ]
         with pytest.raises(BaseExceptionGroup):
             async with Supervisor(parts):
