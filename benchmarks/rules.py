@@ -4,24 +4,34 @@ The mix is the one of the design's figures: 60 % type, flow and duration; 15 % t
 alone; 10 % host with any type but one; 5 % type and a tag in an array. Events are about 930 bytes. The goals: with
 10 000 rules at least a third of the rate of ``orjson.loads``, and at most 1.3 times slower than with 10.
 
+Then what keeps state: count rules by key, with the memory of a million keys, what putting them down and taking them up
+costs, and a backtest over a file of events, reading included.
+
 Run: ``python -m benchmarks.rules``
 """
 
 from __future__ import annotations
 
 import random
+import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 
 import orjson
+from hark.automations.backtest import backtest_lines
 from hark.automations.condition import parse_where
+from hark.automations.fold import Fold, FoldConfig
 from hark.automations.matcher import Matcher
+from hark.automations.model import parse_automation
 
 EVENTS = 5_000
 COUNTS = (10, 1_000, 10_000)
 ROUNDS = 9
 GOAL_RATIO = 1 / 3
 GOAL_SLOWDOWN = 1.3
+KEYS = 1_000_000
+HISTORY = 200_000
 
 _STATES = ("scheduled", "pending", "running", "completed", "failed", "cancelled", "crashed")
 
@@ -147,6 +157,49 @@ def main() -> None:
         f"share of the parsing rate at {COUNTS[-1]:,} rules: {many / parse:.2f} (goal {GOAL_RATIO:.2f} or more)"
     )
     print(f"slower than with {COUNTS[0]} rules: {few / many:.2f} times (goal {GOAL_SLOWDOWN} or less)")
+    keyed()
+    history(raw)
+
+
+def keyed() -> None:
+    """Print what a million keys of a count rule cost."""
+    rule = {"on": "order.late", "for_each": "data.key", "count": 3, "within": "1d"}
+    fold = Fold(FoldConfig(budget=10**9))
+    fold.adopt(parse_automation(rule, name="r"))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    started = time.process_time()
+    for i in range(KEYS):
+        row = {"type": "order.late", "id": f"0199aaaa-{i:08x}", "data": {"key": f"key-{i}"}}
+        fold.step(row, seq=i + 1, recorded=1.7e9 + i / 1000)
+    took = time.process_time() - started
+    grown_mb = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    print(
+        f"count rule, {KEYS:,} keys: {KEYS / took:,.0f} events/s (goal 100,000), {grown_mb:.0f} MB (goal 400)"
+    )
+    started = time.process_time()
+    definitions, state = fold.dump_definitions(), fold.dump_state()
+    put_s = time.process_time() - started
+    started = time.process_time()
+    Fold.restore(definitions, state)
+    print(f"put down in {put_s:.2f} s, taken up in {time.process_time() - started:.1f} s (goal 5)")
+
+
+def history(raw: list[bytes]) -> None:
+    """Print how fast a rule is tried on a file of events."""
+    begin = datetime(2026, 1, 1, tzinfo=UTC).timestamp()
+
+    def lines() -> Iterator[bytes]:
+        for i in range(HISTORY):
+            stamp = datetime.fromtimestamp(begin + i, UTC).isoformat().encode()
+            yield raw[i % len(raw)].replace(b"2026-11-20T12:00:00.123456Z", stamp)
+
+    written = list(lines())
+    where = {"data.run.attempt": ">= 2"}
+    rule = {"on": "flow-run.failed", "where": where, "for_each": "data.flow.name", "count": 3, "within": "6h"}
+    started = time.process_time()
+    made = backtest_lines(written, [parse_automation(rule, name="r")])
+    rate = HISTORY / (time.process_time() - started)
+    print(f"backtest: {rate:,.0f} events/s (goal 100,000), {made.rules['r'].fired} firings")
 
 
 if __name__ == "__main__":

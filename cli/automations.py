@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .call import AsJson, ago, ask, group, pairs, show, table
+from .call import AsJson, ago, ask, group, pairs, plain, show, table
+
+if TYPE_CHECKING:
+    from ..vocabulary import JsonObject
 
 automations = group("Rules: when this pattern of events, do these actions: ls, show, pause, resume, delete.")
 
 _Name = Annotated[str, typer.Argument(help="The rule.")]
+
+
+def _about(rule: JsonObject) -> str:
+    """Return what a rule listens to, or the word of its form."""
+    if rule.get("debounce"):
+        return f"debounce {plain(rule.get('on'))}"
+    expect = rule.get("expect")
+    if isinstance(expect, dict):
+        return f"expect {plain(expect.get('on'))}"
+    on = rule.get("on")
+    if on:
+        return plain(", ".join(map(str, on)) if isinstance(on, list) else on)
+    metric = rule.get("metric")
+    if isinstance(metric, dict):
+        return f"{metric.get('measure')} {plain(rule.get('is'))}"
+    return next((word for word in ("sequence", "any_of", "all_of") if rule.get(word)), "-")
 
 
 @automations.command("ls")
@@ -20,7 +39,7 @@ def ls(as_json: AsJson = False) -> None:
     rows = [
         [
             a["name"],
-            a.get("on") or a.get("expect"),
+            _about(a),
             a.get("fired", 0),
             ago(a.get("last_fired_at")),
             a.get("paused"),
