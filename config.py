@@ -51,8 +51,24 @@ class BusConfig(_Section):
     max_age_days: float = Field(365.0, gt=0, description="age at which events leave the log")
     logs_max_bytes: int = Field(1 << 30, ge=1 << 20, description="size of the stream of run logs")
     logs_max_age_days: float = Field(14.0, gt=0, description="age at which run logs leave")
+    work_max_bytes: int = Field(
+        256 << 20,
+        ge=1 << 20,
+        description="size of the work waiting for workers; then new work is refused for now",
+    )
+    buckets_max_bytes: int = Field(
+        128 << 20,
+        ge=1 << 20,
+        description="size of each bucket (deployments, rules, secrets …); a full one refuses what is new",
+    )
+    objects_max_bytes: int = Field(
+        4 << 30, ge=1 << 20, description="size of the store of large results; a full one refuses what is new"
+    )
     requests_kept: int = Field(
-        50, ge=1, le=1000, description="webhook requests kept per webhook, so many accepted and so many refused"
+        50,
+        ge=1,
+        le=1000,
+        description="webhook requests kept per webhook, so many accepted and so many refused",
     )
     requests_max_age_s: float = Field(86_400.0, ge=1, description="age at which kept webhook requests leave")
     requests_max_bytes: int = Field(64 << 20, ge=1 << 20, description="size of all kept webhook requests")
@@ -113,7 +129,10 @@ class TriggersConfig(_Section):
 
     webhook_max_bytes: int = Field(1 << 20, ge=1024, le=64 << 20, description="largest webhook body")
     webhook_kept_bytes: int = Field(
-        65_536, ge=0, le=512 << 10, description="most bytes kept of a request's body, to be sent again; 0 keeps no requests"
+        65_536,
+        ge=0,
+        le=512 << 10,
+        description="most bytes kept of a request's body, to be sent again; 0 keeps no requests",
     )
     webhook_tolerance_s: float = Field(300.0, gt=0, description="largest age of a signed timestamp")
     webhook_dedupe_s: float = Field(

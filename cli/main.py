@@ -32,7 +32,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "backfills": ("backfills:backfills", "Slots of the past being run: ls, show, watch, cancel."),
     "automations": ("automations:automations", "Rules: ls, show, pause, resume, delete."),
     "schedules": ("schedules:schedules", "When deployments run by themselves: ls, next, pause, resume."),
-    "webhooks": ("webhooks:webhooks", "Requests that become events: ls, show, send, requests, redeliver, pause, resume."),
+    "webhooks": (
+        "webhooks:webhooks",
+        "Requests that become events: ls, show, send, requests, redeliver, pause, resume.",
+    ),
     "sources": ("exchange:sources", "NATS subjects of others that become events: ls, show, pause, resume."),
     "sinks": ("exchange:sinks", "Events forwarded to NATS or HTTP: ls, show, pause, resume."),
     "channels": ("channels:channels", "Named ways to tell people: ls, test."),

@@ -143,9 +143,7 @@ def test_all_faults_are_told_at_once_in_file_order(write: Write) -> None:
 
 def test_what_has_no_effect_yet_is_said(write: Write) -> None:
     """A section that nothing acts on is a warning with its place, and is not stored."""
-    manifest, faults = check_manifest(
-        write("limits: {warehouse: {slots: 4}}\n")
-    )
+    manifest, faults = check_manifest(write("limits: {warehouse: {slots: 4}}\n"))
     assert [(f.at.line, f.is_warning) for f in faults] == [(1, True)]
     assert "not yet supported" in faults[0].message
     assert manifest.records == {}

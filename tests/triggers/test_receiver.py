@@ -462,7 +462,14 @@ header_names = st.sampled_from(
 header_values = (
     st.text(max_size=50)
     | st.sampled_from(
-        ["application/json", "application/cloudevents+json", "application/cloudevents-batch+json", "multipart/form-data; boundary=b", "1.0", "1e9"]
+        [
+            "application/json",
+            "application/cloudevents+json",
+            "application/cloudevents-batch+json",
+            "multipart/form-data; boundary=b",
+            "1.0",
+            "1e9",
+        ]
     )
     | st.sampled_from(["application/x-www-form-urlencoded", "Bearer k", "\ud800", "9" * 400, "sha256="])
 )
