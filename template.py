@@ -1,14 +1,16 @@
 """Sandboxed Jinja2, for texts and parameters that people write into rules, webhooks and channels.
 
 A template cannot reach attributes of Python objects that begin with an underscore, cannot call anything but the
-filters and functions given here, and is bounded in the length of what it makes. Whole-value expressions keep
+filters and functions given here, and is bounded in its steps and in the length of what it makes: it is rendered in the
+loop that everything else runs in, often over data that strangers sent. Whole-value expressions keep
 their type: ``"{{ event.data.ids }}"`` gives a list, ``"n={{ event.data.n }}"`` gives text.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextvars import ContextVar
 from functools import lru_cache
 from typing import Any
 
@@ -16,7 +18,9 @@ import orjson
 from jinja2 import StrictUndefined, TemplateSyntaxError, Undefined, nodes
 from jinja2 import TemplateError as _JinjaError
 from jinja2.exceptions import SecurityError, UndefinedError
+from jinja2.filters import do_batch, do_indent, make_attrgetter, sync_do_slice
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.visitor import NodeTransformer
 
 from .errors import TemplateError
 from .vocabulary import JsonValue
@@ -27,12 +31,119 @@ MAX_OUTPUT_CHARS = 262_144
 """Longest text a template may make; far above any message, far below what hurts."""
 _MAX_SOURCE_CHARS = 65_536
 _MAX_REPEAT = 100_000
+_MAX_STEPS = 200_000
+"""Turns of loops, calls, and pieces of 64 characters made, of one rendering: some tens of milliseconds."""
+_CHARS_PER_STEP = 64
 
 _WHOLE = re.compile(r"\s*\{\{(?P<expr>(?:(?!\}\}|\{\{).)+)\}\}\s*", re.DOTALL)
 
 
+_steps: ContextVar[list[int]] = ContextVar("template_steps")
+
+
+def _spend(steps: int) -> None:
+    """Count what a rendering has done, and end it when that is too much."""
+    left = _steps.get(None)
+    if left is not None:
+        left[0] -= steps
+        if left[0] < 0:
+            raise SecurityError("it takes more steps than a template may")
+
+
+def _make(length: int) -> None:
+    """Refuse to make something longer than may come out, before it is made."""
+    if length > MAX_OUTPUT_CHARS:
+        raise SecurityError("it makes something too long on the way")
+    _spend(length // _CHARS_PER_STEP)
+
+
+def _turns(items: Iterable[Any]) -> Iterator[Any]:
+    for item in items:
+        _spend(1)
+        yield item
+
+
+def _joined(pieces: list[Any]) -> str:
+    texts = [str(piece) for piece in pieces]
+    _make(sum(map(len, texts)))
+    return "".join(texts)
+
+
+def _replace(text: Any, old: str, new: str, count: int | None = None) -> str:
+    text = str(text)
+    _make(len(text) + text.count(old) * len(new))
+    made: str = text.replace(old, new, -1 if count is None else count)
+    return made
+
+
+def _indent(text: Any, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
+    text = str(text)
+    _make(len(text) + (text.count("\n") + 1) * (width if isinstance(width, int) else len(width)))
+    return do_indent(text, width, first, blank)
+
+
+def _batch(value: Iterable[Any], linecount: int, fill_with: Any = None) -> Iterator[list[Any]]:
+    _make(linecount)
+    return do_batch(value, linecount, fill_with)
+
+
+def _join(value: Iterable[Any], d: str = "", attribute: str | int | None = None) -> str:
+    if attribute is not None:
+        value = map(make_attrgetter(_ENV, attribute), value)
+    pieces = [str(item) for item in value]
+    _make(sum(map(len, pieces)) + len(str(d)) * len(pieces))
+    return str(d).join(pieces)
+
+
+def _slice(value: Iterable[Any], slices: int, fill_with: Any = None) -> Iterator[list[Any]]:
+    _spend(slices)
+    return sync_do_slice(list(value), slices, fill_with)
+
+
+_PADDING = frozenset({"center", "ljust", "rjust", "zfill"})
+_CAN_MAKE_ANY_LENGTH = frozenset({"expandtabs", "format", "format_map", "to_bytes", "translate"})
+_STEPS_OF_A_CALL = 10
+
+
+class _Counting(NodeTransformer):
+    def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802 - jinja's own name
+        self.generic_visit(node)
+        node.iter = nodes.Filter(node.iter, "_turns", [], [], None, None, lineno=node.lineno)
+        return node
+
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802
+        self.generic_visit(node)
+        pieces = nodes.List(node.nodes, lineno=node.lineno)
+        return nodes.Filter(pieces, "_joined", [], [], None, None, lineno=node.lineno)
+
+
 class _Environment(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset({"*", "**", "+", "%"})
+
+    def _generate(
+        self, source: nodes.Template, name: str | None, filename: str | None, defer_init: bool = False
+    ) -> str:
+        """Compile, with a counter where a template can do much with little: in loops and concatenations."""
+        _Counting().visit(source)
+        source.set_environment(self)
+        return super()._generate(source, name, filename, defer_init)
+
+    def is_safe_callable(self, obj: Any) -> bool:
+        """Refuse methods that make a text of any length out of a short one."""
+        return getattr(obj, "__name__", None) not in _CAN_MAKE_ANY_LENGTH and super().is_safe_callable(obj)
+
+    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805 - jinja's own names
+        """Call, and count: macros can call themselves."""
+        _spend(_STEPS_OF_A_CALL)
+        text = getattr(__obj, "__self__", None)
+        if isinstance(text, str):
+            if __obj.__name__ == "replace":
+                return _replace(text, *args, **kwargs)
+            if __obj.__name__ == "join" and len(args) == 1:
+                return _join(args[0], text)
+            if __obj.__name__ in _PADDING and args and isinstance(args[0], int):
+                _make(args[0])
+        return super().call(__context, __obj, *args, **kwargs)
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """Run an operator, refusing the ones that make something huge out of something small."""
@@ -57,6 +168,9 @@ class _Environment(ImmutableSandboxedEnvironment):
                 and left.bit_length() + right.bit_length() > 4096
             ):
                 raise SecurityError("this product is too large for a template")
+        elif operator == "+":
+            if isinstance(left, str | list | tuple) and isinstance(right, str | list | tuple):
+                _make(len(left) + len(right))
         elif operator == "%" and isinstance(left, str):
             # "%999999999d" is a repetition in disguise.
             raise SecurityError(
@@ -85,7 +199,10 @@ def _environment() -> _Environment:
     ):
         if name not in ("filesizeformat", "indent"):
             env.filters.pop(name, None)
-    env.filters["tojson"] = _tojson
+    env.filters.update(
+        tojson=_tojson, replace=_replace, indent=_indent, batch=_batch, slice=_slice, join=_join,
+        _turns=_turns, _joined=_joined,
+    )  # fmt: skip
     env.globals.pop("lipsum", None)
     env.globals.pop("cycler", None)
     env.globals.pop("joiner", None)
@@ -210,9 +327,10 @@ def render(source: str, context: Mapping[str, Any]) -> str:
 
 def _evaluate(source: str, context: Mapping[str, Any]) -> Any:
     kind, thing = _compiled(source)
+    if kind == "literal":
+        return thing
+    token = _steps.set([_MAX_STEPS])
     try:
-        if kind == "literal":
-            return thing
         if kind == "expression":
             value = thing(**context)
             if isinstance(value, Undefined):
@@ -235,6 +353,8 @@ def _evaluate(source: str, context: Mapping[str, Any]) -> Any:
         raise TemplateError(f"template {source[:80]!r} nests too deeply") from exc
     except Exception as exc:  # a template is somebody else's code
         raise _explain(exc, source) from exc
+    finally:
+        _steps.reset(token)
 
 
 def render_value(value: JsonValue, context: Mapping[str, Any]) -> JsonValue:

@@ -109,7 +109,10 @@ def parse_time(text: str, *, field: str = "time") -> datetime:
         raise EventInvalid(field, f"must be an RFC 3339 time, got {text!r}") from exc
     if moment.tzinfo is None:
         raise EventInvalid(field, f"must carry a time zone offset, got {text!r}")
-    return moment if moment.tzinfo is UTC else moment.astimezone(UTC)
+    try:
+        return moment if moment.tzinfo is UTC else moment.astimezone(UTC)
+    except OverflowError as exc:
+        raise EventInvalid(field, f"is a time before the year 1 or after 9999 in UTC, got {text!r}") from exc
 
 
 _become = object.__dict__["__class__"].__set__

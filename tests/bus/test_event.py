@@ -71,6 +71,13 @@ def test_times_are_written_with_six_digits_whatever_they_are(moment: datetime) -
         assert format_time(moment.astimezone(timezone(timedelta(hours=5, minutes=30)))) == text
 
 
+@pytest.mark.parametrize("text", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"])
+def test_a_time_that_utc_has_no_words_for_is_refused(text: str) -> None:
+    """As any other that is not valid; it comes from strangers."""
+    with pytest.raises(EventInvalid, match="year"):
+        parse_time(text)
+
+
 def test_a_subclass_of_datetime_is_a_time_too() -> None:
     """Libraries bring their own; they are written as any other."""
 
