@@ -14,6 +14,7 @@ from typing import Any
 from ..errors import BufferFull, EventInvalid, RefusedError
 from ..vocabulary import JsonValue
 from .event import Event, check_type, is_own_type
+from .owner import Owner
 from .session import Session, current_session, no_broker
 
 __all__ = ["CauseAttrs", "Emitted", "current_cause", "emit"]
@@ -21,12 +22,16 @@ __all__ = ["CauseAttrs", "Emitted", "current_cause", "emit"]
 
 @dataclass(frozen=True, slots=True)
 class CauseAttrs:
-    """What an event takes over from the run it is emitted in. ``causaldepth`` is that of the new event."""
+    """What an event takes over from the run it is emitted in. ``causaldepth`` is that of the new event.
+
+    ``owner`` is the run as a publisher: it does not complete if the broker refuses what was emitted in it.
+    """
 
     correlationid: str | None = None
     causationid: str | None = None
     causaldepth: int = 0
     traceparent: str | None = None
+    owner: Owner | None = field(default=None, repr=False, compare=False)
 
 
 current_cause: ContextVar[Event | CauseAttrs | None] = ContextVar("hark_cause", default=None)
@@ -38,18 +43,22 @@ class Emitted(Event):
     """An event on its way. ``await`` it to be sure that it is stored; it is sent either way."""
 
     session: Session | None = field(default=None, repr=False, compare=False)
+    owner: Owner | None = field(default=None, repr=False, compare=False)
 
-    def __init__(self, *, session: Session | None = None, **attributes: Any) -> None:
+    def __init__(
+        self, *, session: Session | None = None, owner: Owner | None = None, **attributes: Any
+    ) -> None:
         # Not super(): the class that ``slots=True`` makes is another than the one this was written in.
         Event.__init__(self, **attributes)
         object.__setattr__(self, "session", session)
+        object.__setattr__(self, "owner", owner)
 
     def __await__(self) -> Generator[Any, None, Event]:
         return self._stored().__await__()
 
     async def _stored(self) -> Event:
         if self.session is not None:
-            await self.session.acall(self.session.bus.publisher.barrier)
+            await self.session.acall(self.session.bus.publisher.barrier, owner=self.owner)
         return self
 
 
@@ -113,7 +122,12 @@ def emit(
         causaldepth=cause.causaldepth,
         traceparent=cause.traceparent,
     )
+    around = cause if follows is None else current_cause.get()
+    owner = around.owner if isinstance(around, CauseAttrs) else None
+    if owner is None:
+        owner = Owner()  # outside of a run each event is its own matter
     _set_session(event, session)
+    _set_owner(event, owner)
     publisher = session.bus.publisher
     if wait and session.is_own_loop:
         raise RefusedError(
@@ -122,14 +136,14 @@ def emit(
         )
     while True:
         try:
-            publisher.publish_nowait(event)
+            publisher.publish_nowait(event, owner)
             break
         except BufferFull:
             if session.is_own_loop:
                 raise
             session.call(publisher.room)
     if wait:
-        session.call(publisher.barrier)
+        session.call(publisher.barrier, owner=owner)
     return event
 
 
@@ -152,6 +166,7 @@ def _allow(type_: str) -> None:
 # Without the detour over ``Emitted.__init__``, which hands its arguments on as a dict: emitting is done a lot.
 _new = object.__new__
 _set_session = vars(Emitted)["session"].__set__
+_set_owner = vars(Emitted)["owner"].__set__
 
 
 def _check_attributes(

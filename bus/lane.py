@@ -30,6 +30,7 @@ from .fast_ingest import (
     Refused,
     read_answer,
 )
+from .owner import Owner
 from .replies import Refusal, refusal_in
 from .wire import Wire
 
@@ -47,12 +48,18 @@ RETRY_S = 0.05
 
 
 class Outgoing:
-    """A message on its way. ``ordinal`` is its place among all that were given to the publisher."""
+    """A message on its way. ``ordinal`` is its place among all that were given to the publisher.
 
-    __slots__ = ("lines", "msg_id", "ordinal", "payload", "size", "subject")
+    ``owner`` is told if it is refused; None: those who share the publisher.
+    """
 
-    def __init__(self, subject: str, lines: str, payload: bytes, msg_id: str) -> None:
+    __slots__ = ("lines", "msg_id", "ordinal", "owner", "payload", "size", "subject")
+
+    def __init__(
+        self, subject: str, lines: str, payload: bytes, msg_id: str, owner: Owner | None = None
+    ) -> None:
         self.subject, self.lines, self.payload, self.msg_id = subject, lines, payload, msg_id
+        self.owner = owner
         self.size = len(lines) + len(payload) + 12
         self.ordinal = 0
 

@@ -28,6 +28,7 @@ from .connection import Connection
 from .event import Event
 from .lane import Lane, Outgoing
 from .log import headers_of
+from .owner import Owner
 from .subject import PREFIX, subject_of
 from .wire import Wire, check_subject, header_lines, message_id
 
@@ -36,7 +37,6 @@ __all__ = ["Publisher"]
 log = logging.getLogger(__name__)
 
 BUFFER_BYTES = 64 << 20  # beside config.publish_buffer, so that large events do not fill the memory
-MOST_REFUSALS = 100
 LOGS_PREFIX = "hark.log."
 
 
@@ -67,8 +67,7 @@ class Publisher(AsyncContextManagerMixin):
         self._settled: set[int] = set()  # beyond the floor
         self._barriers: deque[tuple[int, asyncio.Future[None]]] = deque()
         self._room: deque[asyncio.Future[None]] = deque()
-        self._refusals: deque[tuple[int, HarkError]] = deque(maxlen=MOST_REFUSALS)
-        self._refused = 0  # not yet reported by a barrier
+        self._shared = Owner()
         self._before_barrier: list[Callable[[], None]] = []
         self._lanes = [
             self._lane("hark.ev.end", fast),
@@ -145,45 +144,64 @@ class Publisher(AsyncContextManagerMixin):
         """How many messages were given and are not stored yet."""
         return self._waiting
 
-    def publish_nowait(self, event: Event) -> None:
+    def publish_nowait(self, event: Event, owner: Owner | None = None) -> None:
         """Give an event, from any thread. It will be stored, in the order given, unless a barrier says otherwise.
 
+        Args:
+            owner: at whose barrier a refusal is raised; None: at that of all who name none.
         Raises:
             BufferFull: ``config.publish_buffer`` events are waiting. EventTooLarge: larger than the broker takes.
             EventInvalid: it cannot be encoded. BusUnavailable: the publisher was closed.
         """
         type_ = event.type
         if type_.startswith("task-run."):
-            self.publish_raw_nowait(subject_of(event), event.to_json(), event.msg_id, headers_of(event))
+            self.publish_raw_nowait(
+                subject_of(event), event.to_json(), event.msg_id, headers_of(event), owner
+            )
         else:
-            self._give(self._outgoing(subject_of(event), event.to_json(), event.msg_id, None))
+            self._give(self._outgoing(subject_of(event), event.to_json(), event.msg_id, None, owner))
 
     def publish_raw_nowait(
-        self, subject: str, payload: bytes, msg_id: str, headers: Mapping[str, str] | None = None
+        self,
+        subject: str,
+        payload: bytes,
+        msg_id: str,
+        headers: Mapping[str, str] | None = None,
+        owner: Owner | None = None,
     ) -> None:
         """Give an encoded message, from any thread; see ``publish_nowait``. ``msg_id`` makes it stored once."""
-        self._give(self._outgoing(subject, payload, msg_id, headers))
+        self._give(self._outgoing(subject, payload, msg_id, headers, owner))
 
     async def publish(self, event: Event) -> None:
         """Give an event, waiting for room in the buffer. It is not stored yet on return: see ``barrier``."""
         await self.publish_raw(subject_of(event), event.to_json(), event.msg_id, headers_of(event) or None)
 
     async def publish_raw(
-        self, subject: str, payload: bytes, msg_id: str, headers: Mapping[str, str] | None = None
+        self,
+        subject: str,
+        payload: bytes,
+        msg_id: str,
+        headers: Mapping[str, str] | None = None,
+        owner: Owner | None = None,
     ) -> None:
         """Give an encoded message, waiting for room in the buffer (in the loop of the publisher)."""
-        message = self._outgoing(subject, payload, msg_id, headers)
+        message = self._outgoing(subject, payload, msg_id, headers, owner)
         while True:
             try:
                 return self._give(message)
             except BufferFull:
                 await self._settlement()
 
-    async def room(self) -> None:
-        """Wait until at most half of the buffer is in use, so that who fills it is not woken for every event."""
-        while not self._closed and (
-            self._waiting > self._most // 2 or self._waiting_bytes > BUFFER_BYTES // 2
-        ):
+    async def room(self, most: int | None = None) -> None:
+        """Wait until at most half of the buffer is in use, so that who fills it is not woken for every event.
+
+        Args:
+            most: wait until at most so many messages are waiting, if that is less.
+        Raises:
+            BusUnavailable: the publisher was closed meanwhile.
+        """
+        most = self._most // 2 if most is None else min(most, self._most // 2)
+        while not self._closed and (self._waiting > most or self._waiting_bytes > BUFFER_BYTES // 2):
             await self._settlement()
 
     async def _settlement(self) -> None:
@@ -197,12 +215,17 @@ class Publisher(AsyncContextManagerMixin):
                 self._room.remove(waiter)
 
     def _outgoing(
-        self, subject: str, payload: bytes, msg_id: str, headers: Mapping[str, str] | None
+        self,
+        subject: str,
+        payload: bytes,
+        msg_id: str,
+        headers: Mapping[str, str] | None,
+        owner: Owner | None,
     ) -> Outgoing:
         lines = f"Nats-Msg-Id: {message_id(msg_id)}\r\n"
         if headers:
             lines += header_lines(headers)
-        message = Outgoing(check_subject(subject), lines, payload, msg_id)
+        message = Outgoing(check_subject(subject), lines, payload, msg_id, owner)
         if message.size > self._limit:
             # The limit may have been taken from another broker, or from none yet.
             self._limit = self._connection.max_payload
@@ -285,8 +308,7 @@ class Publisher(AsyncContextManagerMixin):
         log.error(
             "bus.event-refused", extra={"subject": message.subject, "id": message.msg_id, "error": str(error)}
         )
-        self._refusals.append((message.ordinal, error))
-        self._refused += 1
+        (message.owner or self._shared).note(error)
         self._settled.add(message.ordinal)
         self._advance(1, message.size)
 
@@ -313,12 +335,14 @@ class Publisher(AsyncContextManagerMixin):
 
     # --- waiting --------------------------------------------------------------------------------------
 
-    async def barrier(self, *, timeout_s: float = 60.0) -> None:
+    async def barrier(self, *, owner: Owner | None = None, timeout_s: float = 60.0) -> None:
         """Wait until all that was given before this call is stored, across lost connections and restarts.
 
+        Args:
+            owner: whose refusals are raised; None: those of all that was given without an owner.
         Raises:
-            EventTooLarge, EventRefused: the broker refused something given before, for good; the rest is stored.
-                Each refusal is raised once, by the first barrier behind it.
+            EventTooLarge, EventRefused: the broker refused something this owner gave, for good; the rest is stored.
+                Each refusal is raised once, by the first barrier of its owner behind it.
             BusUnavailable: not all was stored in ``timeout_s``; it is still being tried.
         """
         for hook in self._before_barrier:
@@ -338,15 +362,4 @@ class Publisher(AsyncContextManagerMixin):
                 raise BusUnavailable(
                     f"{self._waiting} events were given to the broker and not all were stored in {timeout_s:g} s"
                 ) from exc
-        self._raise_refusals(target)
-
-    def _raise_refusals(self, target: int) -> None:
-        mine = [error for ordinal, error in self._refusals if ordinal <= target]
-        if not mine:
-            return
-        self._refusals = deque((item for item in self._refusals if item[0] > target), maxlen=MOST_REFUSALS)
-        count, self._refused = self._refused, len(self._refusals)
-        first = mine[0]
-        if count > 1:
-            first.add_note(f"and {count - 1} more events were refused; each is in the log of this process")
-        raise first
+        (owner or self._shared).raise_refusals()

@@ -24,6 +24,7 @@ from ..vocabulary import FlowRunId, JsonValue, TaskRunId, new_id
 from .connection import Connection
 from .event import Recorded
 from .feed import Feed
+from .owner import Owner
 from .publisher import Publisher
 from .subject import LOGS_STREAM
 
@@ -94,6 +95,9 @@ class RunLogs:
         self._loop = asyncio.get_running_loop()
         self._is_gathering = False
         self._id = new_id()
+        self._owner = (
+            Owner()
+        )  # no run fails because of a line that the broker refused: it stands in this process's log
         self._numbers = itertools.count(1)
         publisher.on_barrier(self.flush)
 
@@ -148,7 +152,9 @@ class RunLogs:
             if len(raw) > self._connection.max_payload - 1024:
                 lines[0] = _without_extra(lines[0])
                 raw = encode_lines(lines[:1])
-            self._publisher.publish_raw_nowait(log_subject(run_id), raw, f"{self._id}/{next(self._numbers)}")
+            self._publisher.publish_raw_nowait(
+                log_subject(run_id), raw, f"{self._id}/{next(self._numbers)}", None, self._owner
+            )
             del lines[:count]
 
     def _keep(self, lines: list[LogLine]) -> None:

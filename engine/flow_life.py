@@ -478,6 +478,7 @@ class FlowEngine:
                 correlationid=run.correlationid or run.id,
                 causationid=run.causationid,
                 causaldepth=run.causaldepth + 1,
+                owner=self.tracker.owner,
             )
             causes = current_cause.set(cause)
             stack.callback(current_cause.reset, causes)

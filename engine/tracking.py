@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from ..bus.owner import Owner
 from ..bus.subject import STATE_HEADER, task_run_subject
-from ..errors import BufferFull, GuardFailed, HarkError, RunLost
+from ..errors import BufferFull, GuardFailed, RunLost
 from ..vocabulary import TERMINAL, JsonObject, JsonValue, StateType, TaskRunId
 from .caller import DETAIL, Caller, caller_of
 from .replay import FinishedCall, FinishedCalls, attempt_starts, begins_anew, noted_waits, retries_made
@@ -42,7 +43,6 @@ CROWDED = 4_000
 Small enough that a run's memory does not grow with the number of its tasks, large enough that the sender always has
 work; far below the bound of the publisher's buffer.
 """
-_LOOK_AGAIN_S = 0.001
 _EVENTS_PER_TASK = 3
 
 
@@ -62,6 +62,7 @@ class TaskEvents:
         causationid: str | None,
         causaldepth: int,
         inline_bytes: int,
+        owner: Owner | None = None,
     ) -> None:
         self.session = session
         self.inline_bytes = inline_bytes
@@ -71,11 +72,12 @@ class TaskEvents:
         self._event_ids = IdSource()
         self._subject = task_run_subject(run_id)
         self._publisher = session.bus.publisher
+        self._owner = owner
         self._later: deque[_Message | _Upload] = deque()
         self._later_lock = threading.Lock()
         self._sender: asyncio.Task[None] | None = None
         self._turnstiles: dict[asyncio.AbstractEventLoop, deque[asyncio.Future[None]]] = {}
-        self._failed: HarkError | None = None
+        self._failed: Exception | None = None
         attributes = f'"correlationid":{_text(correlationid or run_id)},'
         if causationid:
             attributes += f'"causationid":{_text(causationid)},'
@@ -158,7 +160,7 @@ class TaskEvents:
     def _give(self, payload: bytes, event_id: str, headers: dict[str, str]) -> None:
         if not self._later:
             try:
-                self._publisher.publish_raw_nowait(self._subject, payload, event_id, headers)
+                self._publisher.publish_raw_nowait(self._subject, payload, event_id, headers, self._owner)
             except BufferFull:
                 pass
             else:
@@ -209,10 +211,8 @@ class TaskEvents:
         waiters.append(me)
         try:
             while True:
-                await asyncio.sleep(_LOOK_AGAIN_S)
+                await self.session.acall(self._half_room)
                 room = (CROWDED - self._publisher.waiting) // _EVENTS_PER_TASK
-                if room < CROWDED // (2 * _EVENTS_PER_TASK):
-                    continue
                 while len(waiters) > 1 and room > 0:
                     turn = waiters[1]
                     del waiters[1]
@@ -221,12 +221,17 @@ class TaskEvents:
                         room -= 1
                 if len(waiters) == 1:
                     return
+                await asyncio.sleep(0)  # those let through go first, and fill the room they were given
         finally:
             # Cancelled, it lets everybody through: each looks for itself again.
             for turn in waiters:
                 if not turn.done():
                     turn.set_result(None)
             waiters.clear()
+
+    async def _half_room(self) -> None:
+        """Wait, on the session's loop, until the broker has caught up by half."""
+        await self._publisher.room(CROWDED // 2)
 
     def _send_later(self, item: _Message | _Upload) -> None:
         with self._later_lock:
@@ -235,8 +240,12 @@ class TaskEvents:
                 return
         self.session.loop.call_soon_threadsafe(self._start_sender)
 
-    def _start_sender(self) -> None:
-        self._sender = asyncio.get_running_loop().create_task(self._send())
+    def _start_sender(self) -> asyncio.Task[None]:
+        """Return the task that sends what could not be given at once: at most one, and one that lives."""
+        sender = self._sender
+        if sender is None or sender.done():
+            sender = self._sender = asyncio.get_running_loop().create_task(self._send())
+        return sender
 
     async def _send(self) -> None:
         while self._later:
@@ -244,9 +253,9 @@ class TaskEvents:
             try:
                 message = item if isinstance(item, _Message) else await self._upload(item)
                 await self._publisher.publish_raw(
-                    message.subject, message.payload, message.id, message.headers
+                    message.subject, message.payload, message.id, message.headers, self._owner
                 )
-            except HarkError as exc:
+            except Exception as exc:  # whatever it is, it is raised by settle, and the others are sent
                 self._failed = self._failed or exc
             with self._later_lock:
                 self._later.popleft()
@@ -261,13 +270,11 @@ class TaskEvents:
         """Wait until everything has been given to the publisher. On the session's loop.
 
         Raises:
-            HarkError: something could not be stored, for good.
+            Exception: why something could not be stored, for good: a HarkError, unless it is a fault of Hark's.
         """
         while self._later:
-            if self._sender is not None and not self._sender.done():
-                await asyncio.wait([self._sender])
-            else:
-                await asyncio.sleep(0)
+            # Started here too: one that was cancelled has left something.
+            await asyncio.wait([self._start_sender()])
         if self._failed is not None:
             failed, self._failed = self._failed, None
             raise failed
@@ -333,13 +340,15 @@ class FlowTracker:
         """For a run that no worker holds: how often its process says that it lives."""
         self._caller: Caller | None = None
         self.side = SideSession(session.bus)
+        self.owner = Owner()
+        """Told of what the broker refuses of this run, and of no other."""
         self.events = self._events_of(flow_run)
 
     def _events_of(self, run: FlowRun) -> TaskEvents:
         return TaskEvents(
             self.session, run_id=run.id, run_name=run.name, attempt=run.attempt, flow_name=run.flow_name,
             deployment=run.deployment, correlationid=run.correlationid, causationid=run.causationid,
-            causaldepth=run.causaldepth, inline_bytes=self._inline_bytes,
+            causaldepth=run.causaldepth, inline_bytes=self._inline_bytes, owner=self.owner,
         )  # fmt: skip
 
     # The async methods below run on the session's loop (``session.call`` / ``acall``).
@@ -403,9 +412,13 @@ class FlowTracker:
         await self.move(state, result=result)
 
     async def barrier(self) -> None:
-        """Wait until every task event given so far is stored."""
+        """Wait until every task event given so far is stored.
+
+        Raises:
+            HarkError: one of this run's events was refused for good.
+        """
         await self.events.settle()
-        await self.session.bus.publisher.barrier()
+        await self.session.bus.publisher.barrier(owner=self.owner)
 
     async def look(self) -> FlowRun:
         """Return the run as the log has it now; if it is no longer ours, write nothing more."""

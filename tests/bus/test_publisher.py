@@ -14,6 +14,7 @@ from hark.bus import Bus, EmbeddedBroker, Event
 from hark.bus.arrival import Arrival, subscribe
 from hark.bus.connection import Connection
 from hark.bus.event import Recorded
+from hark.bus.owner import Owner
 from hark.bus.publisher import Publisher
 from hark.bus.wire import message_id
 from hark.config import BusConfig
@@ -380,3 +381,36 @@ async def test_publishers_of_several_processes_do_not_mix(bus: Bus, broker: Embe
     for who in range(4):
         mine = [int(record.raw) for record in records if record.subject == f"hark.ev.p{who}"]
         assert mine == list(range(total))
+
+
+@MODES
+async def test_a_refusal_is_told_to_the_owner_of_what_was_refused(
+    bus: Bus, connection: Connection, fast: bool
+) -> None:
+    """Whose barrier comes first does not matter; however many were refused, the first and their number are kept."""
+    info = await bus.connection.api("STREAM.INFO.HARK")
+    assert isinstance(info["config"], dict)
+    await bus.connection.api("STREAM.UPDATE.HARK", {**info["config"], "max_msg_size": 1000})
+    guilty, innocent = Owner(), Owner()
+    async with Publisher(connection, BusConfig(), fast=fast) as publisher:
+        for n in range(150):
+            publisher.publish_raw_nowait("hark.ev.poison", b"9" * 2000, f"poison{n}", None, guilty)
+            publisher.publish_raw_nowait("hark.ev.fine", b"%d" % n, str(n), None, innocent)
+        await publisher.barrier(owner=innocent)
+        await publisher.barrier()
+        with pytest.raises(EventTooLarge) as caught:
+            await publisher.barrier(owner=guilty)
+        assert "149 more" in "".join(caught.value.__notes__)
+        await publisher.barrier(owner=guilty)
+    assert sorted(await numbers_in(bus)) == list(range(150))
+
+
+async def test_room_is_made_down_to_what_is_asked_for(connection: Connection) -> None:
+    """Who waits for room is woken when few enough are waiting, without looking again and again."""
+    async with Publisher(connection, BusConfig()) as publisher:
+        for n in range(500):
+            publisher.publish_raw_nowait("hark.ev.many", b"%d" % n, str(n))
+        assert publisher.waiting == 500
+        with anyio.fail_after(10):
+            await publisher.room(50)
+        assert publisher.waiting <= 50

@@ -16,7 +16,7 @@ from hark.bus.session import Session, use_session
 from hark.bus.subject import STATE_HEADER, flow_run_filter, subject_of, task_run_subject
 from hark.engine import AsyncTaskRunner, FlowRun, FlowRunContext, RunLog, RunRequest, execute, execute_sync
 from hark.engine.states import Cancelling, Completed, Running, State
-from hark.errors import ParameterError, ResultMissing, RunLost
+from hark.errors import EventRefused, EventTooLarge, ParameterError, ResultMissing, RunLost
 from hark.vocabulary import FlowRunId, StateType
 
 T = TypeVar("T")
@@ -219,6 +219,60 @@ async def test_large_results_go_to_the_object_store(session: Session, bus: Bus) 
     assert len(stored) == 5
     for result in stored:
         assert len(await bus.objects.get(result["object"])) == result["size"] == 100_002
+
+
+async def test_a_refused_event_fails_the_run_it_belongs_to_and_no_other(session: Session, bus: Bus) -> None:
+    """Two runs at once in one worker: the one whose task event was refused does not complete; the other one does."""
+    info = await bus.connection.api("STREAM.INFO.HARK")
+    assert isinstance(info["config"], dict)
+    await bus.connection.api("STREAM.UPDATE.HARK", {**info["config"], "max_msg_size": 20_000})
+    bad_is_made, good_is_over = asyncio.Event(), asyncio.Event()
+
+    @task
+    async def large() -> str:
+        return "x" * 30_000
+
+    @flow
+    async def bad() -> None:
+        await large()
+        bad_is_made.set()
+        await good_is_over.wait()
+
+    @flow
+    async def good() -> int:
+        await bad_is_made.wait()
+        return await add(1)
+
+    failing = asyncio.create_task(bad(return_state=True))
+    assert (await good(return_state=True)).is_completed()
+    good_is_over.set()
+    with pytest.raises((EventTooLarge, EventRefused)):
+        await failing
+    ended = [FlowRun.from_recorded(r) for r in await events(bus, "hark.ev.flow-run.>")]
+    assert {run.flow_name for run in ended if run.state_type is StateType.COMPLETED} == {"good"}
+
+
+async def test_what_breaks_a_late_event_is_raised_and_holds_nobody_up(
+    session: Session, bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fault that is no error of Hark's ends the run, rather than the loop waiting for it for ever."""
+
+    async def broken(name: str, data: bytes) -> None:
+        raise ZeroDivisionError("a fault")
+
+    monkeypatch.setattr(bus.objects, "put", broken)
+
+    @task
+    async def large() -> str:
+        return "x" * 100_000
+
+    @flow
+    async def makes() -> None:
+        await large()
+
+    async with asyncio.timeout(10):
+        with pytest.raises(ZeroDivisionError):
+            await makes()
 
 
 async def test_tasks_outside_flows_are_tracked_under_their_own_id(session: Session, bus: Bus) -> None:
