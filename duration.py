@@ -9,7 +9,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, PlainSerializer
 
-__all__ = ["Duration", "Rate", "RateSpec", "format_duration", "parse_duration", "parse_rate"]
+__all__ = ["Duration", "Rate", "RateSpec", "format_duration", "parse_duration", "parse_rate", "seconds_of"]
 
 _UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)")
@@ -57,6 +57,23 @@ def format_duration(seconds: float) -> str:
         if n:
             out += f"{n}{unit}"
     return out
+
+
+def seconds_of(duration: object) -> float:
+    """Return seconds from a number of them, a ``timedelta``, or a text such as ``"2h"``.
+
+    Raises:
+        ValueError: it is none of these, or negative.
+    """
+    if isinstance(duration, timedelta):
+        seconds = duration.total_seconds()
+    elif isinstance(duration, int | float) and not isinstance(duration, bool):
+        seconds = float(duration)
+    else:
+        seconds = parse_duration(duration)
+    if not seconds >= 0:
+        raise ValueError(f"a duration is not negative, got {duration!r}")
+    return seconds
 
 
 Duration = Annotated[

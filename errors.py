@@ -5,6 +5,7 @@
     HarkError
     ├── DefinitionError          fix what you wrote (flow, rule, YAML, settings); trying again cannot help
     │   ├── ParameterError         a flow was called with parameters it does not take
+    │   ├── HashError              what a cache key is made of cannot be hashed
     │   ├── MappingError           `.map` was given iterables it cannot pair up
     │   ├── TemplateError          a template does not parse, or failed while rendering
     │   ├── UnknownName            a deployment, channel, secret, … that does not exist
@@ -21,6 +22,7 @@
     ├── LimitError               a stated bound was reached
     │   ├── EventTooLarge          the encoded event is larger than the broker takes
     │   ├── BufferFull             the publisher's buffer is full; wait and try again
+    │   ├── StreamFull             a stream, bucket or the object store of the broker holds as much as it may
     │   ├── SlotsTimedOut          the slots of a limit were not free in time; also a TimeoutError
     │   ├── SlotsLost              the slots of a limit went to others while the code ran
     │   └── RateLimited            more per time than was agreed; carries ``retry_after_s``
@@ -73,6 +75,10 @@ class ParameterError(DefinitionError):
 
 class ParameterBindError(ParameterError, TypeError):
     """The arguments of a call do not fit the function: one is missing, unknown, or given twice."""
+
+
+class HashError(DefinitionError, ValueError):
+    """A value that a cache key is made of can neither be written as JSON nor pickled."""
 
 
 class MappingError(DefinitionError):
@@ -196,6 +202,18 @@ class BufferFull(LimitError):
     def __init__(self, *, size: int) -> None:
         super().__init__(f"{size} events are waiting to be published, which is the bound")
         self.size = size
+
+
+class StreamFull(LimitError):
+    """What the broker keeps of this kind has reached its stated size; nothing more is taken until something leaves."""
+
+    def __init__(self, subject: str, *, why: str) -> None:
+        super().__init__(
+            f"the broker has no room for {subject!r}: {why}",
+            hint="remove what is no longer needed, or raise HARK_BUS__WORK_MAX_BYTES, HARK_BUS__BUCKETS_MAX_BYTES or "
+            "HARK_BUS__OBJECTS_MAX_BYTES",
+        )
+        self.subject, self.why = subject, why
 
 
 class SlotsTimedOut(LimitError, TimeoutError):

@@ -17,11 +17,11 @@ import anyio
 
 from ..bus.event import Event, Recorded, readable
 from ..bus.subject import filters_for, matches
+from ..duration import seconds_of
 from ..engine.context import FlowRunContext
 from ..engine.durable import Wait, now
 from ..engine.either import blocking_session, is_async_here, session_here
 from ..engine.replay import begins_anew
-from ..engine.sleeping import seconds_of
 from ..engine.states import Scheduled
 from ..errors import DefinitionError, EventWaitTimedOut, MissingContextError
 from ..vocabulary import FlowRunId, JsonObject, JsonValue

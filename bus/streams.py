@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 BUCKETS: Final = (
     "deployments", "schedules", "automations", "webhooks", "channels", "pools", "limits", "variables", "secrets",
     "keys", "blocks", "silences", "notifications", "checkpoints", "leases", "outbox",
-    "deliveries", "backfills", "approvals", "sources", "sinks",
+    "deliveries", "backfills", "cache", "approvals", "sources", "sinks",
 )  # fmt: skip
 BUCKET_PREFIX: Final = "hark_"
 """Before the name of every bucket, so that Hark can share a broker with others."""

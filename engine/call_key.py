@@ -19,9 +19,9 @@ import orjson
 
 from .serializers import pickled
 
-__all__ = ["CallCounter", "inputs_hash"]
+__all__ = ["OPTIONS", "CallCounter", "canonical", "inputs_hash"]
 
-_OPTIONS = (
+OPTIONS = (
     orjson.OPT_SORT_KEYS
     | orjson.OPT_NON_STR_KEYS
     | orjson.OPT_SERIALIZE_NUMPY
@@ -38,7 +38,7 @@ def inputs_hash(inputs: Mapping[str, Any], *, scope: bytes = b"") -> str:
         scope: what else tells calls apart: the key of the task run that makes the call.
     """
     try:
-        encoded = orjson.dumps(inputs, default=_canonical, option=_OPTIONS)
+        encoded = orjson.dumps(inputs, default=canonical, option=OPTIONS)
     except (TypeError, RecursionError):
         encoded = _slow(inputs)
     return blake2b(encoded, digest_size=8, key=scope[:64]).hexdigest()
@@ -74,14 +74,14 @@ def _slow(inputs: Mapping[str, Any]) -> bytes:
     parts: list[bytes] = []
     for name in sorted(inputs):
         try:
-            part = orjson.dumps(inputs[name], default=_canonical, option=_OPTIONS)
+            part = orjson.dumps(inputs[name], default=canonical, option=OPTIONS)
         except (TypeError, RecursionError):
             part = _pickled(inputs[name]).encode()
         parts.append(name.encode() + b"=" + part)
     return b"&".join(parts)
 
 
-def _canonical(value: Any) -> Any:
+def canonical(value: Any) -> Any:
     """Return something JSON that stands for ``value``; called for what JSON does not know."""
     kind = type(value)
     name = f"{kind.__module__}.{kind.__qualname__}"
@@ -90,7 +90,7 @@ def _canonical(value: Any) -> Any:
         return ["!call", key]
     if isinstance(value, set | frozenset):
         # The order of a set of strings differs from process to process.
-        items = sorted(orjson.dumps(item, default=_canonical, option=_OPTIONS) for item in value)
+        items = sorted(orjson.dumps(item, default=canonical, option=OPTIONS) for item in value)
         return [name, [item.decode() for item in items]]
     if isinstance(value, bytes | bytearray | memoryview):
         return [name, blake2b(bytes(value), digest_size=16).hexdigest()]

@@ -33,7 +33,7 @@ class FlowRunContext:
     """
 
     __slots__ = (
-        "calls", "flow", "flow_run", "log_prints", "memo", "parameters", "parent", "runner", "tracker",
+        "cached", "calls", "flow", "flow_run", "log_prints", "memo", "parameters", "parent", "runner", "tracker",
     )  # fmt: skip
 
     def __init__(
@@ -57,6 +57,8 @@ class FlowRunContext:
         self.parent = parent
         self.memo = memo
         self.calls = CallCounter()
+        self.cached: dict[str, Any] = {}
+        """Results by cache key, of tasks that say persist_result=True and no policy."""
 
     def renew(self) -> None:
         """Begin a new try: calls are counted anew, and submitted tasks run again."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from ..duration import format_duration
+from ..duration import format_duration, seconds_of
 from ..errors import MissingContextError, PauseTimedOut, RefusedError
 from ..vocabulary import FlowRunId, JsonObject, StateType
 from .context import FlowRunContext, TaskRunContext
@@ -14,7 +14,6 @@ from .durable import Wait, now
 from .either import Either, blocking_session, is_async_here
 from .pause import NEVER_RESUMED
 from .signals import Interrupted
-from .sleeping import seconds_of
 from .states import Paused, Running, Suspended
 
 if TYPE_CHECKING:

@@ -7,30 +7,13 @@ import time
 from datetime import datetime, timedelta
 from typing import Any
 
-from ..duration import format_duration, parse_duration
+from ..duration import format_duration, seconds_of
 from .durable import Wait, now
 from .either import is_async_here
 from .signals import Suspend
 from .states import Scheduled
 
-__all__ = ["seconds_of", "sleep"]
-
-
-def seconds_of(duration: object) -> float:
-    """Return seconds from a number of them, a ``timedelta``, or a text such as ``"2h"``.
-
-    Raises:
-        ValueError: it is none of these, or negative.
-    """
-    if isinstance(duration, timedelta):
-        seconds = duration.total_seconds()
-    elif isinstance(duration, int | float) and not isinstance(duration, bool):
-        seconds = float(duration)
-    else:
-        seconds = parse_duration(duration)
-    if not seconds >= 0:
-        raise ValueError(f"a duration is not negative, got {duration!r}")
-    return seconds
+__all__ = ["sleep"]
 
 
 def sleep(duration: float | str | timedelta) -> Any:

@@ -15,6 +15,7 @@ from .states import Completed, State, StateType
 from .task_run import IdSource, TaskRun
 
 if TYPE_CHECKING:
+    from .caching import CallCache
     from .tasks import Task
     from .tracking import TaskEvents
 
@@ -43,6 +44,8 @@ class TaskCall:
     wait_for: tuple[Any, ...] = ()
     recorded: RecordedResult | None = None
     settled: State | None = None
+    cache: CallCache | None = None
+    """Where its result is kept for other calls; set once it is clear that the call runs."""
 
     def __init__(
         self, task: Task[..., Any], run: TaskRun, flow: FlowRunContext | None, log_prints: bool

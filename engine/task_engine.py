@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..errors import UpstreamFailed
+from .caching import MISS, cache_of
 from .context import TaskRunContext, current_run
 from .final_state import state_of_crash, state_of_exception, state_of_value
 from .futures import TaskFuture, resolve_futures_to_states
@@ -24,8 +25,8 @@ from .nested import ATOMS, replace_leaves
 from .results import NOT_KEPT, InlineResult, LargeResult
 from .retry import jittered_s, retry_delay_s
 from .signals import Abort, Interrupted, Skip
-from .states import AwaitingRetry, Cancelled, Completed, NotReady, Retrying, Running, State, StateType
-from .task_call import TaskCall, resolve_inputs
+from .states import AwaitingRetry, Cached, Cancelled, Completed, NotReady, Retrying, Running, State, StateType
+from .task_call import TaskCall, announce, resolve_inputs
 from .task_run import TaskRun, stamp
 from .timeouts import pause, within, within_async
 
@@ -107,6 +108,18 @@ def succeeded(call: TaskCall, value: Any) -> tuple[State, InlineResult | LargeRe
     if events is None:
         return state, None
     return state, NOT_KEPT if call.task.persist_result is False else events.record(state.data)
+
+
+def cached(call: TaskCall, value: Any) -> tuple[State, InlineResult | LargeResult | None]:
+    """Return the final state of a call that did not run because its result was cached, and how that is recorded."""
+    if call.keeps_memo and call.flow is not None and call.flow.memo is not None:
+        call.flow.memo[call.run.call] = value
+    state = Cached(data=value, run_id=call.run.id)
+    if call.events is None:
+        return state, None
+    if not call.is_announced:
+        announce(call)
+    return state, call.events.record(value)
 
 
 def may_retry(call: TaskCall, exc: Exception) -> bool:
@@ -212,6 +225,10 @@ def run_sync(call: TaskCall) -> State:
             except Exception as exc:
                 state = state_of_exception(exc, what="Task run", run_id=call.run.id)
                 return finish_sync(call, state)
+            if call.task.cache is not None:
+                call.cache = cache_of(call)
+                if call.cache is not None and (kept := call.cache.read()) is not MISS:
+                    return finish_sync(call, *cached(call, kept))
             return _tries_sync(call)
     except BaseException as exc:
         if not isinstance(exc, Exception):
@@ -254,6 +271,8 @@ def _conclude_sync(call: TaskCall, value: Any) -> State:
     if type(value) not in ATOMS:
         value = resolve_futures_to_states(value)
     state, result = succeeded(call, value)
+    if call.cache is not None and state.type is StateType.COMPLETED:
+        call.cache.write(state.data)
     return finish_sync(call, state, result)
 
 
@@ -349,6 +368,10 @@ async def run_async(call: TaskCall) -> State:
             except Exception as exc:
                 state = state_of_exception(exc, what="Task run", run_id=call.run.id)
                 return await finish_async(call, state)
+            if call.task.cache is not None:
+                call.cache = cache_of(call)
+                if call.cache is not None and (kept := await call.cache.aread()) is not MISS:
+                    return await finish_async(call, *cached(call, kept))
             return await _tries_async(call)
     except BaseException as exc:
         if not isinstance(exc, Exception):
@@ -391,6 +414,8 @@ async def _conclude_async(call: TaskCall, value: Any) -> State:
     if type(value) not in ATOMS:
         await settle_futures(value)
     state, result = succeeded(call, value)
+    if call.cache is not None and state.type is StateType.COMPLETED:
+        await call.cache.awrite(state.data)
     return await finish_async(call, state, result)
 
 

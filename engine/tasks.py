@@ -7,6 +7,7 @@ import functools
 import inspect
 import io
 from collections.abc import Callable, Coroutine, Iterable, Sequence
+from datetime import timedelta
 from difflib import get_close_matches
 from hashlib import blake2b
 from types import MethodType
@@ -40,6 +41,8 @@ from .task_generator import run_generator, run_generator_async
 if TYPE_CHECKING:
     from typing import Unpack
 
+    from .cache_policies import CachePolicy
+    from .caching import TaskCache
     from .task_runners import TaskRunner
 
 __all__ = ["Task", "TaskOptions", "exponential_backoff", "task"]
@@ -60,7 +63,11 @@ class TaskOptions(TypedDict, total=False):
         a delay over ``delay * (1 ± factor)``. retry_condition_fn(task, task_run, state): False: do not retry this.
     timeout_seconds: for each try; see ``timeouts.py`` for what can be interrupted.
     persist_result: False: do not record the result; a resumed run then runs the task again. True: keep it for the
-        retries of a flow that is not tracked, too.
+        retries of a flow that is not tracked, and for equal calls in the same run, too.
+    cache_policy: what makes calls equal, whose results are kept for each other beyond the run (``cache_policies``).
+    cache_key_fn(context, parameters): a function that says the key instead; None: do not cache this call.
+    cache_expiration: how long a result counts: a ``timedelta``, seconds, or ``"1h"``. refresh_cache: run anyway, and keep
+        the new result.
     log_prints: send ``print`` to the run's log; None: as the flow does.
     on_running, on_completion, on_failure, on_cancellation, on_crashed: lists of ``hook(task, task_run, state)``.
     """
@@ -76,6 +83,10 @@ class TaskOptions(TypedDict, total=False):
     retry_condition_fn: Callable[..., Any] | None
     timeout_seconds: float | None
     persist_result: bool | None
+    cache_policy: CachePolicy | None
+    cache_key_fn: Callable[..., str | None] | None
+    cache_expiration: timedelta | float | str | None
+    refresh_cache: bool | None
     log_prints: bool | None
     on_running: Sequence[Hook] | None
     on_completion: Sequence[Hook] | None
@@ -138,8 +149,21 @@ class Task(Generic[P, R]):
         )
         """Whether a call needs more than its function to be called; see ``task_engine.call_sync``."""
         self.needs_care |= not self.shape.is_simple
+        self.cache = self._cache_of(options)
+        self.needs_care |= self.cache is not None
         self.on_running_hooks = self.hooks.setdefault("on_running", [])
         self._bound_shape: CallShape | None = None
+
+    def _cache_of(self, options: TaskOptions) -> TaskCache | None:
+        words = ("cache_policy", "cache_key_fn", "cache_expiration", "refresh_cache")
+        if not self.persist_result and all(options.get(word) is None for word in words):
+            return None
+        from .caching import TaskCache
+
+        return TaskCache.of(
+            self.name, policy=options.get("cache_policy"), key_fn=options.get("cache_key_fn"),
+            expiration=options.get("cache_expiration"), refresh=options.get("refresh_cache"), persist=self.persist_result,
+        )  # fmt: skip
 
     # --- being a method ------------------------------------------------------------------------------
 

@@ -11,11 +11,11 @@ from hark import flow, pause_flow_run, resume_flow_run, sleep, suspend_flow_run,
 from hark.bus import Bus
 from hark.bus.session import Session, use_session
 from hark.config import EngineConfig
+from hark.duration import seconds_of
 from hark.engine.control import Control
 from hark.engine.dispatcher import Dispatcher
 from hark.engine.durable import now
 from hark.engine.run import FlowRun
-from hark.engine.sleeping import seconds_of
 from hark.errors import MissingContextError, MoveRefused, ParameterError, PauseTimedOut, RefusedError
 from hark.vocabulary import StateType
 from hypothesis import given

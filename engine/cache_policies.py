@@ -1,0 +1,218 @@
+"""Cache policies: what makes two calls of a task the same, so that the second gets the result of the first.
+
+``DEFAULT`` is ``INPUTS + TASK_SOURCE + RUN_ID``; policies are added up, and ``INPUTS - "debug"`` leaves an argument out.
+A policy gives a key, or None for "do not cache this call". Keys hold across processes and machines.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any
+
+import orjson
+
+from ..errors import HashError
+from .call_key import OPTIONS, canonical
+
+__all__ = [
+    "DEFAULT", "FLOW_PARAMETERS", "INPUTS", "NONE", "NO_CACHE", "RUN_ID", "TASK_SOURCE", "CacheKeyFnPolicy", "CachePolicy",
+    "CompoundCachePolicy", "FlowParameters", "Inputs", "RunId", "TaskSource", "hash_objects", "task_input_hash",
+]  # fmt: skip
+
+MAX_KEY_CHARS = 2000
+
+
+def hash_objects(*values: Any) -> str:
+    """Return 32 hex digits that stand for the values, the same in every process.
+
+    Raises:
+        HashError: one of them can neither be written as JSON nor pickled.
+    """
+
+    def plain(value: Any) -> Any:
+        found = canonical(value)
+        if (
+            isinstance(found, list)
+            and found
+            and isinstance(found[-1], str)
+            and found[-1].startswith("!opaque")
+        ):
+            raise HashError(
+                f"a {type(value).__qualname__} cannot be hashed: it is no JSON and cannot be pickled"
+            )
+        return found
+
+    try:
+        encoded = orjson.dumps(values, default=plain, option=OPTIONS)
+    except (TypeError, RecursionError) as exc:
+        cause = exc.__cause__
+        if isinstance(cause, HashError):
+            raise cause from None
+        raise HashError(f"these values cannot be hashed: {exc}") from exc
+    return blake2b(encoded, digest_size=16).hexdigest()
+
+
+class CachePolicy:
+    """What the key of a call is made of. Subclasses say ``compute_key``."""
+
+    @classmethod
+    def from_cache_key_fn(cls, cache_key_fn: Callable[..., str | None]) -> CacheKeyFnPolicy:
+        """Return the policy that asks ``cache_key_fn(context, parameters)``."""
+        return CacheKeyFnPolicy(cache_key_fn=cache_key_fn)
+
+    def compute_key(
+        self, task_ctx: Any, inputs: Mapping[str, Any], flow_parameters: Mapping[str, Any], **kwargs: Any
+    ) -> str | None:
+        """Return the key of a call; None: do not cache it.
+
+        Args:
+            task_ctx: the context of the task run: ``.task``, ``.task_run``.
+            inputs: the arguments, by name.
+            flow_parameters: those of the flow run around it; empty outside one.
+        Raises:
+            HashError: something the key is made of cannot be hashed.
+        """
+        raise NotImplementedError
+
+    def __add__(self, other: CachePolicy) -> CachePolicy:
+        if not isinstance(other, CachePolicy):
+            return NotImplemented
+        if isinstance(other, _NoCache):
+            return self
+        mine = self.policies if isinstance(self, CompoundCachePolicy) else (self,)
+        theirs = other.policies if isinstance(other, CompoundCachePolicy) else (other,)
+        return CompoundCachePolicy((*mine, *theirs))
+
+    def __sub__(self, other: str) -> CachePolicy:
+        if not isinstance(other, str):
+            raise TypeError(f"only the name of an argument can be taken out of a cache policy, got {other!r}")
+        return CompoundCachePolicy((self, Inputs((other,))))
+
+
+@dataclass(frozen=True)
+class CacheKeyFnPolicy(CachePolicy):
+    """The key is what a function of the author's says."""
+
+    cache_key_fn: Callable[..., str | None]
+
+    def compute_key(
+        self, task_ctx: Any, inputs: Mapping[str, Any], flow_parameters: Mapping[str, Any], **kwargs: Any
+    ) -> str | None:
+        return self.cache_key_fn(task_ctx, dict(inputs))
+
+
+@dataclass(frozen=True)
+class CompoundCachePolicy(CachePolicy):
+    """The keys of several policies together; those that give none are passed over."""
+
+    policies: tuple[CachePolicy, ...] = ()
+
+    def compute_key(
+        self, task_ctx: Any, inputs: Mapping[str, Any], flow_parameters: Mapping[str, Any], **kwargs: Any
+    ) -> str | None:
+        keys = [policy.compute_key(task_ctx, inputs, flow_parameters, **kwargs) for policy in self.policies]
+        known = [key for key in keys if key is not None]
+        return hash_objects(*known) if known else None
+
+    def __sub__(self, other: str) -> CachePolicy:
+        if not isinstance(other, str):
+            raise TypeError(f"only the name of an argument can be taken out of a cache policy, got {other!r}")
+        if not any(isinstance(policy, Inputs) for policy in self.policies):
+            return CompoundCachePolicy((*self.policies, Inputs((other,))))
+        return CompoundCachePolicy(
+            tuple(policy - other if isinstance(policy, Inputs) else policy for policy in self.policies)
+        )
+
+
+class _NoCache(CachePolicy):
+    """No key: nothing is cached."""
+
+    def compute_key(
+        self, task_ctx: Any, inputs: Mapping[str, Any], flow_parameters: Mapping[str, Any], **kwargs: Any
+    ) -> str | None:
+        return None
+
+    def __add__(self, other: CachePolicy) -> CachePolicy:
+        return other
+
+    def __repr__(self) -> str:
+        return "NO_CACHE"
+
+
+@dataclass(frozen=True)
+class TaskSource(CachePolicy):
+    """The source of the task's function; not that of what it calls."""
+
+    def compute_key(
+        self, task_ctx: Any, inputs: Mapping[str, Any], flow_parameters: Mapping[str, Any], **kwargs: Any
+    ) -> str | None:
+        function = inspect.unwrap(task_ctx.task.fn)
+        try:
+            source = inspect.getsource(function)
+        except (OSError, TypeError):
+            # Typed into an interpreter, say: then what it was compiled to.
+            code = getattr(function, "__code__", None)
+            if code is None:
+                return None
+            source = code.co_code.hex() + repr(code.co_consts)
+        return hash_objects(source)
+
+
+@dataclass(frozen=True)
+class FlowParameters(CachePolicy):
+    """The parameters of the flow run."""
+
+    def compute_key(
+        self, task_ctx: Any, inputs: Mapping[str, Any], flow_parameters: Mapping[str, Any], **kwargs: Any
+    ) -> str | None:
+        return hash_objects(dict(flow_parameters)) if flow_parameters else None
+
+
+@dataclass(frozen=True)
+class RunId(CachePolicy):
+    """The flow run; of a task outside any, the task run."""
+
+    def compute_key(
+        self, task_ctx: Any, inputs: Mapping[str, Any], flow_parameters: Mapping[str, Any], **kwargs: Any
+    ) -> str | None:
+        run = task_ctx.task_run
+        return str(run.flow_run_id or run.id)
+
+
+@dataclass(frozen=True)
+class Inputs(CachePolicy):
+    """The arguments of the call, but for those in ``exclude``."""
+
+    exclude: tuple[str, ...] = ()
+
+    def compute_key(
+        self, task_ctx: Any, inputs: Mapping[str, Any], flow_parameters: Mapping[str, Any], **kwargs: Any
+    ) -> str | None:
+        if not inputs:
+            return None
+        return hash_objects({name: value for name, value in inputs.items() if name not in self.exclude})
+
+    def __sub__(self, other: str) -> CachePolicy:
+        if not isinstance(other, str):
+            raise TypeError(f"only the name of an argument can be taken out of a cache policy, got {other!r}")
+        return Inputs((*self.exclude, other))
+
+
+INPUTS = Inputs()
+TASK_SOURCE = TaskSource()
+FLOW_PARAMETERS = FlowParameters()
+RUN_ID = RunId()
+NO_CACHE = NONE = _NoCache()
+DEFAULT = INPUTS + TASK_SOURCE + RUN_ID
+
+
+def task_input_hash(context: Any, arguments: Mapping[str, Any]) -> str | None:
+    """Return a key of the task and its arguments: ``@task(cache_key_fn=task_input_hash)``."""
+    function = inspect.unwrap(context.task.fn)
+    code = getattr(function, "__code__", None)
+    return hash_objects(
+        context.task.task_key, code.co_code.hex() if code is not None else "", dict(arguments)
+    )
