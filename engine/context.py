@@ -30,10 +30,12 @@ class FlowRunContext:
         tracker: writes the log; None where nothing is tracked.
         memo: results by call key, kept in memory for retries of a flow that is not tracked; None if it has none.
         parent: the run that made this one, if it is a subflow.
+        left: tracked runs of subflows that were stopped on their way, as they were then: not over, and not going on.
     """
 
     __slots__ = (
-        "cached", "calls", "flow", "flow_run", "log_prints", "memo", "parameters", "parent", "runner", "tracker",
+        "cached", "calls", "flow", "flow_run", "left", "log_prints", "memo", "parameters", "parent", "runner",
+        "tracker",
     )  # fmt: skip
 
     def __init__(
@@ -56,6 +58,7 @@ class FlowRunContext:
         self.log_prints = log_prints
         self.parent = parent
         self.memo = memo
+        self.left: list[FlowRun] = []
         self.calls = CallCounter()
         self.cached: dict[str, Any] = {}
         """Results by cache key, of tasks that say persist_result=True and no policy."""

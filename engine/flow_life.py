@@ -184,6 +184,22 @@ class FlowEngine:
             BaseException: what interrupted the run, after its end was written.
         """
         try:
+            return (yield from self._life())
+        except BaseException:
+            self._tell_above()
+            raise
+
+    def _tell_above(self) -> None:
+        """Leave it to the run above to end this one, should it come to its own end without taking it up again."""
+        above = self.context.parent.flow_context if self.context.parent is not None else None
+        if above is None or above.tracker is None or self.tracker is None:
+            return
+        above.left.extend(self.context.left)
+        if not self.run.is_final:
+            above.left.append(self.run)
+
+    def _life(self) -> Life:
+        try:
             state = yield from self._begin()
             if state is None:
                 state = yield from self._tries()
@@ -387,6 +403,9 @@ class FlowEngine:
     def _end(self, state: State) -> Generator[Step, Any, State]:
         """Write the final state, and tell the hooks."""
         tracker = self.tracker
+        if tracker is not None and self.context.left:
+            # Before its own end, after which nobody would take them up or look after them.
+            yield OnBus(tracker.close, (tuple(self.context.left),))
         if state.type is StateType.FAILED:
             # Before the end is written, so that who sees the run over finds its last line too.
             self.log.error("%s", state.message, exc_info=_shown(state.data))

@@ -12,6 +12,7 @@ import asyncio
 import threading
 import time
 from collections import deque
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,13 +22,13 @@ import orjson
 
 from ..bus.owner import Owner
 from ..bus.subject import STATE_HEADER, task_run_subject
-from ..errors import BufferFull, GuardFailed, RunLost
+from ..errors import BufferFull, GuardFailed, MoveRefused, RunLost
 from ..vocabulary import TERMINAL, JsonObject, JsonValue, StateType, TaskRunId
 from .caller import DETAIL, Caller, caller_of
 from .replay import FinishedCall, FinishedCalls, attempt_starts, begins_anew, noted_waits, retries_made
 from .results import InlineResult, LargeResult, RecordedResult, encode_result
 from .run import SOURCE, FlowRun
-from .states import State, event_word
+from .states import Crashed, State, event_word
 from .task_run import IdSource, TaskRun, stamp
 
 if TYPE_CHECKING:
@@ -410,6 +411,17 @@ class FlowTracker:
         """Append a final state, once all task events given before are stored."""
         await self.barrier()
         await self.move(state, result=result)
+
+    async def close(self, left: Iterable[FlowRun]) -> None:
+        """End the runs of subflows that were stopped on their way, where nobody else has ended or taken them up."""
+        for run in left:
+            now = await self.run_log.get(run.id)
+            if now is None or now.is_final or now.attempt != run.attempt:
+                continue
+            with suppress(RunLost, MoveRefused):
+                await self.run_log.move(
+                    now, Crashed(message="it was stopped on its way, and its parent came to an end")
+                )
 
     async def barrier(self) -> None:
         """Wait until every task event given so far is stored.

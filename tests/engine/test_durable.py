@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -424,3 +425,54 @@ async def test_pausing_and_suspending_need_a_run_that_can(session: Session) -> N
 
     with pytest.raises(RefusedError, match="not started by a worker"):
         await plain()
+
+
+@pytest.mark.parametrize("lane", ["loop", "process"])
+async def test_a_subflow_that_was_stopped_ends_with_its_parent(stage: Stage, lane: str) -> None:
+    """Its parent goes on without it, and nobody would take it up: it must not stand there as running for ever."""
+    stage.write(
+        """
+        @flow
+        async def grandchild():
+            await asay("begun")
+            await asyncio.sleep(600)
+
+        @flow
+        async def child():
+            await grandchild()
+
+        @flow
+        async def failing():
+            async with asyncio.TaskGroup() as group:
+                group.create_task(child())
+                await asyncio.sleep(1)
+                raise ValueError("no")
+
+        @flow
+        async def patient():
+            try:
+                await asyncio.wait_for(child(), 1)
+            except TimeoutError:
+                return "went on"
+
+        @flow
+        def sync_child():
+            say("begun")
+            time.sleep(600)
+
+        @flow(timeout_seconds=1)
+        def hasty():
+            sync_child()
+        """
+    )
+    await stage.deploy("failing", "patient", "hasty", executor="process" if lane == "process" else "auto")
+    async with stage.working():
+        ends = {name: (await stage.run(name)).state_name for name in ("failing", "patient", "hasty")}
+    assert ends == {"failing": "Failed", "patient": "Completed", "hasty": "TimedOut"}
+    last: dict[str, str] = {}
+    async with stage.bus.log.read(["hark.ev.flow-run.>"]) as batches:
+        async for batch in batches:
+            last.update((recorded.event.subject or "", recorded.event.type) for recorded in batch.records)
+    assert Counter(last.values()) == {
+        "flow-run.failed": 1, "flow-run.completed": 1, "flow-run.timed-out": 1, "flow-run.crashed": 5,
+    }  # fmt: skip
