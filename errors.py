@@ -22,7 +22,7 @@
     ├── LimitError               a stated bound was reached
     │   ├── EventTooLarge          the encoded event is larger than the broker takes
     │   ├── BufferFull             the publisher's buffer is full; wait and try again
-    │   ├── StreamFull             a stream, bucket or the object store of the broker holds as much as it may
+    │   ├── StreamFull             the broker holds as much of this as it may; also a BusUnavailable
     │   ├── SlotsTimedOut          the slots of a limit were not free in time; also a TimeoutError
     │   ├── SlotsLost              the slots of a limit went to others while the code ran
     │   └── RateLimited            more per time than was agreed; carries ``retry_after_s``
@@ -204,18 +204,6 @@ class BufferFull(LimitError):
         self.size = size
 
 
-class StreamFull(LimitError):
-    """What the broker keeps of this kind has reached its stated size; nothing more is taken until something leaves."""
-
-    def __init__(self, subject: str, *, why: str) -> None:
-        super().__init__(
-            f"the broker has no room for {subject!r}: {why}",
-            hint="remove what is no longer needed, or raise HARK_BUS__WORK_MAX_BYTES, HARK_BUS__BUCKETS_MAX_BYTES or "
-            "HARK_BUS__OBJECTS_MAX_BYTES",
-        )
-        self.subject, self.why = subject, why
-
-
 class SlotsTimedOut(LimitError, TimeoutError):
     """The slots of a named limit were not free in time."""
 
@@ -250,6 +238,18 @@ class UnavailableError(HarkError):
 
 class BusUnavailable(UnavailableError):
     """The broker does not answer, or JetStream has no leader."""
+
+
+class StreamFull(LimitError, BusUnavailable):
+    """What the broker keeps of this kind has its stated size; nothing more is taken until something has left."""
+
+    def __init__(self, subject: str, *, why: str) -> None:
+        super().__init__(
+            f"the broker has no room for {subject!r}: {why}",
+            hint="remove what is no longer needed, or raise HARK_BUS__WORK_MAX_BYTES, HARK_BUS__BUCKETS_MAX_BYTES or "
+            "HARK_BUS__OBJECTS_MAX_BYTES",
+        )
+        self.subject, self.why = subject, why
 
 
 class BrokerStartFailed(UnavailableError):

@@ -132,7 +132,7 @@ class Bus(AsyncContextManagerMixin):
             self.work = WorkQueue(connection, self.config)
             self.run_logs = RunLogs(connection, self.publisher, self.config)
             self.captures = Captures(connection, self.publisher, self.config)
-            self.objects = Objects(connection, self.config)
+            self.objects = Objects(connection, self.config, message_ttl=features.message_ttl)
             self.timers = Timers(connection, self.config, clock=self.clock)
             try:
                 yield self

@@ -21,11 +21,12 @@ from nats.aio.subscription import Subscription
 from nats.js import JetStreamContext
 
 from ..config import BusConfig
-from ..errors import AccessDenied, BusUnavailable, EventTooLarge, HarkError
+from ..errors import AccessDenied, BusUnavailable, EventTooLarge, HarkError, StreamFull
 from ..vocabulary import JsonObject
 from .address import BrokerAddress, without_secret
 from .arrival import DirectClient
 from .creds import Credentials
+from .replies import Refusal
 
 __all__ = ["ApiError", "Connection", "ConnectionLost", "NotReady", "translated"]
 
@@ -450,6 +451,7 @@ def read_api_answer(what: str, raw: bytes) -> JsonObject:
 
     Raises:
         ApiError: it is a refusal. NotReady: JetStream cannot act now (no leader, shutting down).
+        StreamFull: what it should be stored in holds as much as it may.
     """
     try:
         value = orjson.loads(raw)
@@ -463,6 +465,8 @@ def read_api_answer(what: str, raw: bytes) -> JsonObject:
     if isinstance(error, dict):
         code, err_code = int(error.get("code", 0)), int(error.get("err_code", 0))
         text = str(error.get("description", ""))
+        if Refusal(code, err_code, text).is_full:
+            raise StreamFull(what, why=text)
         if code == 503:
             raise NotReady(f"JetStream cannot do {what} now: {text} (error {err_code})")
         raise ApiError(what, code=code, err_code=err_code, description=text)

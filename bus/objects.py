@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import anyio
@@ -39,15 +40,22 @@ class ObjectInfo:
 class Objects:
     """The object store. Every method raises ``BusUnavailable`` when the broker does not answer in time."""
 
-    def __init__(self, connection: Connection, config: BusConfig) -> None:
+    def __init__(self, connection: Connection, config: BusConfig, *, message_ttl: bool = True) -> None:
         self._connection = connection
         self._config = config
+        self._message_ttl = message_ttl
 
-    async def put(self, name: str, data: bytes) -> ObjectInfo:
+    async def put(self, name: str, data: bytes, *, keep: bool = False) -> ObjectInfo:
         """Store ``data`` under ``name``, in place of what was there. Readers see the old or the new, never a mix.
 
         A put that is cut short leaves the old object; its pieces are removed.
+
+        Args:
+            keep: until it is replaced or deleted. Otherwise it leaves at the age at which events leave the log.
+        Raises:
+            StreamFull: ``config.objects_max_bytes`` are stored.
         """
+        headers = {"Nats-TTL": "never"} if keep and self._message_ttl else {}
         before = await self._info(name)
         nuid = new_id().replace("-", "")
         pieces = [data[at : at + _CHUNK_BYTES] for at in range(0, len(data), _CHUNK_BYTES)]
@@ -56,11 +64,11 @@ class Objects:
         try:
             # One after the other in groups: the order of the pieces is the order in the stream.
             for at in range(0, len(pieces), _WINDOW):
-                await self._put_pieces(nuid, pieces[at : at + _WINDOW], at)
+                await self._put_pieces(nuid, pieces[at : at + _WINDOW], at, headers)
             await self._connection.insist(
                 _meta_subject(name),
                 _encode(info),
-                headers={"Nats-Rollup": "sub", "Nats-Msg-Id": f"{nuid}-meta"},
+                headers={**headers, "Nats-Rollup": "sub", "Nats-Msg-Id": f"{nuid}-meta"},
             )
             stored = True
         finally:
@@ -116,18 +124,23 @@ class Objects:
 
     # --- doing ----------------------------------------------------------------------------------------
 
-    async def _put_pieces(self, nuid: str, pieces: list[bytes], first: int) -> None:
+    async def _put_pieces(
+        self, nuid: str, pieces: list[bytes], first: int, headers: Mapping[str, str]
+    ) -> None:
         """Store a group of pieces, each with the number it must have."""
         subject = _pieces_subject(nuid)
 
         async def one(number: int, piece: bytes) -> None:
             await self._connection.insist(
-                f"{subject}", piece, headers={"Nats-Msg-Id": f"{nuid}-{number}", _NUMBER: str(number)}
+                subject, piece, headers={**headers, "Nats-Msg-Id": f"{nuid}-{number}", _NUMBER: str(number)}
             )
 
-        async with anyio.create_task_group() as tg:
-            for number, piece in enumerate(pieces, first):
-                tg.start_soon(one, number, piece)
+        try:
+            async with anyio.create_task_group() as tg:
+                for number, piece in enumerate(pieces, first):
+                    tg.start_soon(one, number, piece)
+        except ExceptionGroup as group:
+            raise group.exceptions[0] from None
 
     async def _read(self, info: ObjectInfo) -> bytes:
         """Return the pieces joined, as far as they are there."""

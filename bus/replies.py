@@ -26,6 +26,11 @@ _SWEEP_S = 0.25
 _PAUSE_S = 0.05  # between tries while the broker answers "not now": a stream recovers in 10 to 100 ms
 
 
+STORE_FAILED = (
+    10077  # with the reason in words: "maximum bytes exceeded", "maximum messages exceeded", a full disk …
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Refusal:
     """An error in a JetStream answer: HTTP-like ``code``, JetStream's own ``err_code``, and its words."""
@@ -35,8 +40,15 @@ class Refusal:
     description: str
 
     @property
+    def is_full(self) -> bool:
+        """Whether the stream holds as much as it may; the broker says that with a 503 too."""
+        return self.err_code == STORE_FAILED and self.description.startswith("maximum ")
+
+    @property
     def is_passing(self) -> bool:
         """Whether asking again may help: no leader, stream still recovering, too busy."""
+        if self.is_full:
+            return False
         return self.code >= 500 or self.code == 429 or self.err_code in (10167, 10168)
 
     def __str__(self) -> str:

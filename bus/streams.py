@@ -93,7 +93,9 @@ def losses_of(features: Features) -> tuple[str, ...]:
     if not features.schedules:
         lost.append("no scheduled messages: far timers are kept in memory and read again after a restart")
     if not features.message_ttl:
-        lost.append("no message TTL: expired leases and keys stay until somebody looks")
+        lost.append(
+            "no message TTL: expired leases and keys stay until somebody looks, and large results stay for good"
+        )
     return tuple(lost)
 
 
@@ -140,7 +142,9 @@ def stream_specs(config: BusConfig, features: Features) -> list[Spec]:
         "description": "Hark: runs waiting for a worker",
         "subjects": ["hark.work.>"],
         "retention": "workqueue",
-        "max_bytes": -1,
+        # Work is never forgotten to make room: it is refused, and pushed again later.
+        "discard": "new",
+        "max_bytes": config.work_max_bytes,
         "max_age": 0,
         "duplicate_window": int(config.dedup_window_s * _NS),
     }
@@ -172,7 +176,7 @@ def bucket_spec(name: str, config: BusConfig, features: Features) -> Spec:
         "max_consumers": -1,
         # Delivery ids come from outside, as many as senders please; the broker holds about 220 bytes for each.
         "max_msgs": 1_000_000 if name == "deliveries" else -1,
-        "max_bytes": -1,
+        "max_bytes": -1 if name == "deliveries" else config.buckets_max_bytes,
         "max_age": 0,
         "duplicate_window": int(min(config.dedup_window_s, 120.0) * _NS),
         "allow_rollup_hdrs": True,
@@ -186,9 +190,13 @@ def bucket_spec(name: str, config: BusConfig, features: Features) -> Spec:
     return spec
 
 
-def objects_spec(config: BusConfig) -> Spec:
-    """Return the configuration of the stream behind the object store: the layout of NATS object stores."""
-    return {
+def objects_spec(config: BusConfig, features: Features) -> Spec:
+    """Return the configuration of the stream behind the object store: the layout of NATS object stores.
+
+    Objects leave with the events that name them, except those put to be kept. A broker that cannot tell the two apart
+    keeps all until the store is full.
+    """
+    spec: Spec = {
         "name": OBJECTS_STREAM,
         "subjects": [f"$O.{OBJECTS_BUCKET}.C.>", f"$O.{OBJECTS_BUCKET}.M.>"],
         "retention": "limits",
@@ -197,18 +205,21 @@ def objects_spec(config: BusConfig) -> Spec:
         "discard": "new",
         "max_consumers": -1,
         "max_msgs": -1,
-        "max_bytes": -1,
-        "max_age": 0,
+        "max_bytes": config.objects_max_bytes,
+        "max_age": int(config.max_age_days * 86_400 * _NS) if features.message_ttl else 0,
         "allow_rollup_hdrs": True,
         "allow_direct": True,
         "compression": "none",
     }
+    if features.message_ttl:
+        spec["allow_msg_ttl"] = True
+    return spec
 
 
 def all_specs(config: BusConfig, features: Features) -> list[Spec]:
     """Return every stream there should be: streams, buckets, objects."""
     buckets = [bucket_spec(name, config, features) for name in BUCKETS]
-    return [*stream_specs(config, features), *buckets, objects_spec(config)]
+    return [*stream_specs(config, features), *buckets, objects_spec(config, features)]
 
 
 def changes(wanted: Mapping[str, Any], found: Mapping[str, Any], *, shrink_replicas: bool) -> Spec:
@@ -304,7 +315,10 @@ def _explain(
     name = spec["name"]
     hint = ""
     if exc.err_code in _NO_ROOM:
-        hint = "give JetStream more room, or set HARK_BUS__MAX_BYTES and HARK_BUS__LOGS_MAX_BYTES lower"
+        hint = (
+            "give JetStream more room, or set HARK_BUS__MAX_BYTES, HARK_BUS__LOGS_MAX_BYTES, HARK_BUS__OBJECTS_MAX_BYTES "
+            "or HARK_BUS__BUCKETS_MAX_BYTES lower"
+        )
     elif exc.err_code in _NO_REPLICAS:
         hint = (
             f"{spec['num_replicas']} copies need a cluster of as many servers; set HARK_BUS__REPLICAS lower"

@@ -10,7 +10,7 @@ from urllib.parse import quote, unquote
 import orjson
 
 from ..config import BusConfig
-from ..errors import EventRefused, EventTooLarge
+from ..errors import EventRefused, EventTooLarge, StreamFull
 from .arrival import Arrival
 from .connection import Connection
 from .intake import Held, Intake, Source
@@ -80,6 +80,7 @@ class WorkQueue:
 
         Raises:
             EventTooLarge: nothing was sent. EventRefused: the broker will not store it.
+            StreamFull: ``config.work_max_bytes`` of work are waiting; push it again later.
             BusUnavailable: no answer in ``config.request_timeout_s``; pushing it again is safe.
         """
         subject = work_subject(pool, queue)
@@ -94,6 +95,8 @@ class WorkQueue:
         body = orjson.loads(msg.data)
         refusal = refusal_in(body)
         if refusal is not None:
+            if refusal.is_full:
+                raise StreamFull(subject, why=refusal.description)
             raise EventRefused(subject, msg_id=msg_id, why=str(refusal))
         return not body.get("duplicate")
 

@@ -191,6 +191,11 @@ class Dispatch:
     def knows_pool(self, name: str) -> bool:
         return name in self._pools
 
+    def is_granted(self, run_id: FlowRunId, since: int) -> bool:
+        """Return whether a run has been given a place in this stint and is not yet seen to be taken up."""
+        known = self._runs.get(run_id)
+        return known is not None and known.granted and known.since == since
+
     def restore_grants(self, grants: Mapping[str, int]) -> None:
         """Take over places that an earlier leader gave away and whose runs nobody has taken up yet.
 

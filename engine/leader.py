@@ -16,7 +16,6 @@ from typing import TypeVar
 import anyio
 import orjson
 from anyio.abc import TaskStatus
-from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 from pydantic import BaseModel, ValidationError
 
 from ..bus import Bus
@@ -34,9 +33,10 @@ from ..errors import (
     HarkError,
     ObjectCorrupt,
     RefusedError,
+    StreamFull,
     UnknownName,
 )
-from ..vocabulary import JsonObject, StateType
+from ..vocabulary import FlowRunId, JsonObject, StateType
 from . import caller as callers
 from . import presence
 from .caller import CallerInfo
@@ -97,33 +97,37 @@ class Leader:
         self._callers: dict[str, tuple[CallerInfo, float, bool]] = {}
         """By key: who calls flows, until when by our own clock, and whether that is its last beat."""
         self._caller_came = anyio.Event()
-        self._notes: MemoryObjectSendStream[Decision]
+        self._notes: dict[FlowRunId, Decision] = {}
+        """Decisions to be written down, the newest of each run: no more than there are runs that have not ended."""
+        self._noted = anyio.Semaphore(0)
+        self._refused: dict[FlowRunId, Start] = {}
+        """Starts whose message found the queue of work full."""
+        self._was_refused = anyio.Event()
 
     async def lead(self, on_ready: Callable[[Leader], None]) -> None:
         """Catch up, then decide and carry out for as long as nobody stops us."""
         # Taking both keys over first: from now on a predecessor that does not know yet cannot write them.
         grants = _numbers(await self._grants.take_over())
         self.dispatch = await self._restore(await self._checkpoint.take_over())
-        self._notes, notes = anyio.create_memory_object_stream[Decision](float("inf"))
-        with self._notes, notes:
-            async with anyio.create_task_group() as tg:
-                await tg.start(self._watch, DEPLOYMENTS, "", self._on_deployment)
-                await tg.start(self._watch, POOLS, "", self._on_pool)
-                await tg.start(self._watch, presence.BUCKET, presence.PREFIX, self._on_worker)
-                await tg.start(self._watch, callers.BUCKET, callers.PREFIX, self._on_caller)
-                await tg.start(self._follow)
-                self.dispatch.restore_grants(grants)
-                tg.start_soon(self._expire_workers)
-                tg.start_soon(self._expire_callers)
-                tg.start_soon(self._keep_checkpoint)
-                for _ in range(NOTES_AT_ONCE):
-                    tg.start_soon(self._write_notes, notes.clone())
-                on_ready(self)
-                try:
-                    await self._decide()
-                finally:
-                    with anyio.move_on_after(2, shield=True):
-                        await self._last_save()
+        async with anyio.create_task_group() as tg:
+            await tg.start(self._watch, DEPLOYMENTS, "", self._on_deployment)
+            await tg.start(self._watch, POOLS, "", self._on_pool)
+            await tg.start(self._watch, presence.BUCKET, presence.PREFIX, self._on_worker)
+            await tg.start(self._watch, callers.BUCKET, callers.PREFIX, self._on_caller)
+            await tg.start(self._follow)
+            self.dispatch.restore_grants(grants)
+            tg.start_soon(self._expire_workers)
+            tg.start_soon(self._expire_callers)
+            tg.start_soon(self._keep_checkpoint)
+            tg.start_soon(self._push_refused)
+            for _ in range(NOTES_AT_ONCE):
+                tg.start_soon(self._write_notes)
+            on_ready(self)
+            try:
+                await self._decide()
+            finally:
+                with anyio.move_on_after(2, shield=True):
+                    await self._last_save()
 
     # --- deciding -------------------------------------------------------------------------------------
 
@@ -308,7 +312,7 @@ class Leader:
         starts = [decision for decision in decisions if isinstance(decision, Start)]
         for decision in decisions:
             if not isinstance(decision, Start):
-                self._notes.send_nowait(decision)
+                self._note_later(decision)
         if any(start.limited for start in starts):
             grants: JsonObject = {**self.dispatch.grants}
             await self._insist(lambda: self._grants.write(orjson.dumps(grants)))
@@ -325,22 +329,59 @@ class Leader:
         # Not the run's queue: its order has been decided here. Workers take from each lane what they can hold.
         lane = LOOP if start.lane == UNKNOWN else start.lane
         payload = ticket.to_json()
+
+        async def push() -> None:
+            try:
+                await self._bus.work.push(start.pool, lane, payload, msg_id=ticket.msg_id)
+            except StreamFull as exc:
+                # It has its place and gets its message once there is room; other decisions do not wait for that.
+                log.warning("dispatcher.work_full", extra={"run_id": start.run_id, "error": str(exc)})
+                self._refused[start.run_id] = start
+                self._was_refused.set()
+
         try:
-            await self._insist(lambda: self._bus.work.push(start.pool, lane, payload, msg_id=ticket.msg_id))
+            await self._insist(push)
         except HarkError as exc:
             log.error("dispatcher.push_refused", extra={"run_id": start.run_id, "error": str(exc)})
+            why = f"it could not be given to a worker: {exc}"
+            self._note_later(Finish(start.run_id, StateType.FAILED, why))
 
-    async def _write_notes(self, notes: MemoryObjectReceiveStream[Decision]) -> None:
+    async def _push_refused(self) -> None:
+        """Push again, with growing pauses, what found the queue of work full; what moved on meanwhile is let go."""
+        tries = 0
+        while True:
+            if not self._refused:
+                tries, self._was_refused = 0, anyio.Event()
+                await self._was_refused.wait()
+            await anyio.sleep(_BACK_OFF_S[min(tries, len(_BACK_OFF_S) - 1)])
+            tries += 1
+            for start in list(self._refused.values()):
+                del self._refused[start.run_id]
+                if self.dispatch.is_granted(start.run_id, start.since):
+                    await self._push(start)
+                if start.run_id in self._refused:
+                    break
+                tries = 0
+
+    def _note_later(self, decision: Decision) -> None:
+        """Have a decision that is not a start written down; it takes the place of an earlier one about the run."""
+        is_new = decision.run_id not in self._notes
+        self._notes[decision.run_id] = decision
+        if is_new:
+            self._noted.release()
+
+    async def _write_notes(self) -> None:
         """Carry out what is not a start, apart, so that a thousand waits written do not hold up one start."""
-        with notes:
-            async for decision in notes:
-                try:
-                    await self._insist(partial(self._note, decision))
-                except (RefusedError, UnknownName) as exc:
-                    # The run has moved on, which is all the decision could have asked for.
-                    log.debug("dispatcher.note_moot", extra={"run_id": decision.run_id, "why": str(exc)})
-                except HarkError as exc:
-                    log.error("dispatcher.note_refused", extra={"run_id": decision.run_id, "error": str(exc)})
+        while True:
+            await self._noted.acquire()
+            decision = self._notes.pop(next(iter(self._notes)))
+            try:
+                await self._insist(partial(self._note, decision))
+            except (RefusedError, UnknownName) as exc:
+                # The run has moved on, which is all the decision could have asked for.
+                log.debug("dispatcher.note_moot", extra={"run_id": decision.run_id, "why": str(exc)})
+            except HarkError as exc:
+                log.error("dispatcher.note_refused", extra={"run_id": decision.run_id, "error": str(exc)})
 
     async def _note(self, decision: Decision) -> None:
         runs = self._control.runs
@@ -408,7 +449,7 @@ class Leader:
             return
         # Two names in turn: a leader that dies halfway leaves the last whole one in place.
         name = f"checkpoints/dispatcher-{self._checkpoint.writes % 2}"
-        await self._bus.objects.put(name, packed)
+        await self._bus.objects.put(name, packed, keep=True)
         await self._checkpoint.write(_IN_OBJECT + name.encode())
 
     async def _last_save(self) -> None:

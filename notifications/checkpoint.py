@@ -98,7 +98,7 @@ class StateStore:
         if len(packed) > _INLINE_BYTES:
             # Two names in turn: a crash halfway leaves the last whole one.
             name = f"checkpoints/notifications-{self._turn % 2}"
-            await self._bus.objects.put(name, packed)
+            await self._bus.objects.put(name, packed, keep=True)
             where = {"object": name}
         head: JsonObject = {
             "turn": self._turn, "incarnation": state.incarnation, "seq": state.seq, "state": where,

@@ -59,6 +59,7 @@ STATUS: tuple[tuple[type[Exception], int], ...] = (
     (errors.AccessDenied, 401),
     (errors.RateLimited, 429),
     (errors.BufferFull, 503),
+    (errors.StreamFull, 503),
     (errors.LimitError, 429),
     (errors.GuardFailed, 409),
     (errors.RefusedError, 409),

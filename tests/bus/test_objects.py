@@ -47,6 +47,19 @@ async def test_a_new_value_replaces_the_old_one_whole(bus: Bus) -> None:
     assert await stored_messages(bus) == 2
 
 
+async def test_objects_leave_with_the_log_unless_they_are_kept(broker: EmbeddedBroker) -> None:
+    """A result goes when the events that name it do; what is still in use is put to be kept."""
+    async with Bus(broker.address, BusConfig(max_age_days=1 / 86_400, dedup_window_s=0.5)) as bus:
+        await bus.objects.put("results/a", b"1" * 300_000)
+        await bus.objects.put("checkpoints/a", b"2" * 300_000, keep=True)
+        with anyio.fail_after(10):
+            while await stored_messages(bus) > 4:
+                await anyio.sleep(0.1)
+        with pytest.raises(UnknownName):
+            await bus.objects.get("results/a")
+        assert await bus.objects.get("checkpoints/a") == b"2" * 300_000
+
+
 async def stored_messages(bus: Bus) -> int:
     state = (await bus.connection.api(f"STREAM.INFO.{OBJECTS_STREAM}"))["state"]
     assert isinstance(state, dict)

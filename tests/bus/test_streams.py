@@ -10,7 +10,7 @@ from hark.bus import BUCKETS, Bus, EmbeddedBroker, Event
 from hark.bus.connection import Connection
 from hark.bus.streams import Features, all_specs, changes, features_of, losses_of
 from hark.config import BusConfig
-from hark.errors import DefinitionError, UnknownName
+from hark.errors import DefinitionError, StreamFull, UnknownName
 
 DAY_NS = 86_400 * 10**9
 
@@ -113,6 +113,63 @@ async def test_a_stream_that_cannot_be_changed_is_said(broker: EmbeddedBroker) -
         async with Bus(broker.address, BusConfig()):
             pass
     assert "nats stream rm HARK_WORK" in caught.value.hint
+
+
+SMALL = BusConfig(work_max_bytes=1 << 20, buckets_max_bytes=1 << 20, objects_max_bytes=1 << 20)
+
+
+async def test_everything_on_the_broker_has_a_bound(broker: EmbeddedBroker) -> None:
+    """Streams made without one get theirs at the next start."""
+    async with Connection(broker.address, BusConfig()) as connection:
+        await connection.api(
+            "STREAM.CREATE.HARK_WORK",
+            {"name": "HARK_WORK", "subjects": ["hark.work.>"], "retention": "workqueue", "storage": "file"},
+        )
+        for spec in all_specs(BusConfig(), features_of((2, 14, 0), BusConfig())):
+            if spec["name"].startswith(("KV_", "OBJ_")):
+                await connection.api(
+                    f"STREAM.CREATE.{spec['name']}",
+                    {
+                        **spec,
+                        "max_bytes": -1,
+                        "max_age": 0,
+                        "allow_msg_ttl": False,
+                        "subject_delete_marker_ttl": 0,
+                    },
+                )
+    async with Bus(broker.address, SMALL) as bus:
+        for spec in all_specs(SMALL, features_of((2, 14, 0), SMALL)):
+            found = await config_of(bus, spec["name"])
+            assert found["max_bytes"] > 0 or found["max_msgs"] > 0, spec["name"]
+        work, objects = await config_of(bus, "HARK_WORK"), await config_of(bus, "OBJ_hark_objects")
+        assert (work["max_bytes"], work["discard"]) == (1 << 20, "new")
+        assert (objects["max_age"], objects["allow_msg_ttl"]) == (365 * DAY_NS, True)
+
+
+async def test_what_is_full_says_so_at_once_and_takes_more_when_something_has_left(
+    broker: EmbeddedBroker,
+) -> None:
+    """Work, buckets and objects refuse rather than forget."""
+    big = b"x" * 300_000
+    async with Bus(broker.address, SMALL) as bus:
+        blocks = bus.bucket("blocks")
+        for n in range(3):
+            await bus.work.push("p", "q", big, msg_id=str(n))
+            await blocks.put(f"k{n}", big)
+            await bus.objects.put(f"o{n}", big)
+        with pytest.raises(StreamFull, match="no room for 'hark.work.p.q'"):
+            await bus.work.push("p", "q", big, msg_id="more")
+        with pytest.raises(StreamFull, match="maximum bytes") as caught:
+            await blocks.put("more", big)
+        assert "HARK_BUS__BUCKETS_MAX_BYTES" in caught.value.hint
+        with pytest.raises(StreamFull):
+            await bus.objects.put("more", big)
+        await blocks.put("k0", b"y" * 300_000)
+        await blocks.delete("k0")
+        await blocks.put("more", big)
+        await bus.objects.delete("o0")
+        await bus.objects.put("more", big)
+        assert await bus.objects.get("more") == big
 
 
 async def test_subjects_taken_by_another_stream_are_said(broker: EmbeddedBroker) -> None:

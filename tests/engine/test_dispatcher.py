@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import anyio
 import pytest
 from hark.clock import ManualClock
-from hark.config import EngineConfig, WorkerConfig
+from hark.config import BusConfig, EngineConfig, WorkerConfig
 from hark.engine import leader, presence
 from hark.engine.control import Control
 from hark.engine.dispatcher import Dispatcher
@@ -18,7 +18,8 @@ from hark.engine.pool import Pool, QueueSpec
 from hark.engine.presence import WorkerInfo
 from hark.engine.run import FlowRun
 from hark.engine.worker import Worker
-from hark.vocabulary import StateType
+from hark.errors import StreamFull
+from hark.vocabulary import StateType, new_id
 
 if TYPE_CHECKING:
     from .conftest import Stage
@@ -172,6 +173,53 @@ async def test_a_paused_deployment_or_pool_starts_nothing_until_resumed(stage: S
         assert (await stage.states(run)) == ["scheduled"]
         await control.resume_pool("default")
         assert (await stage.end(run)).state_type is StateType.COMPLETED
+
+
+class TestLittleRoom:
+    """With a queue of work that is soon full."""
+
+    @pytest.fixture
+    def bus_config(self) -> BusConfig:
+        return BusConfig(work_max_bytes=1 << 20)
+
+    async def test_a_run_waits_for_room_in_the_queue_and_then_runs(
+        self, stage: Stage, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Its message is refused while the queue is full and goes out once it is not; others are decided meanwhile."""
+        stage.write(GATED)
+        await stage.deploy("gated")
+        await stage.control.put_pool(Pool(name="default", concurrency=1))
+        for size in (300_000, 10_000, 100, 1):
+            with suppress(StreamFull):
+                while True:
+                    await stage.bus.work.push("elsewhere", "q", b"x" * size, msg_id=new_id())
+        let_go(stage, "a", "b")
+        async with stage.working(processes=0):
+            first = await stage.ask("gated", parameters={"name": "a"})
+            second = await stage.ask("gated", parameters={"name": "b"})
+            # Decided while the first one's message has no room.
+            await in_state(stage, second, "AwaitingConcurrencySlot")
+            assert await stage.states(first) == ["scheduled"]
+            assert any(record.getMessage() == "dispatcher.work_full" for record in caplog.records)
+            await stage.bus.connection.api("STREAM.PURGE.HARK_WORK", {"filter": "hark.work.elsewhere.>"})
+            for run in (first, second):
+                assert (await stage.end(run)).state_type is StateType.COMPLETED
+
+
+async def test_a_run_whose_message_is_refused_for_good_fails_and_says_why(stage: Stage) -> None:
+    """It does not keep its place with nobody to run it."""
+    stage.write(GATED)
+    await stage.deploy("gated", concurrency={"limit": 1})
+    config = (await stage.bus.connection.api("STREAM.INFO.HARK_WORK"))["config"]
+    assert isinstance(config, dict)
+    await stage.bus.connection.api("STREAM.UPDATE.HARK_WORK", {**config, "max_msg_size": 10})
+    let_go(stage, "a", "b")
+    async with stage.working(processes=0):
+        refused = await stage.run("gated", parameters={"name": "a"})
+        assert refused.state_type is StateType.FAILED
+        assert "could not be given to a worker" in (refused.state_message or "")
+        await stage.bus.connection.api("STREAM.UPDATE.HARK_WORK", config)
+        assert (await stage.run("gated", parameters={"name": "b"})).state_type is StateType.COMPLETED
 
 
 async def test_a_run_starts_when_it_is_due(stage: Stage) -> None:
