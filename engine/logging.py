@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .run import FlowRun
     from .task_run import TaskRun
 
-__all__ = ["RunLogger", "flow_run_logger", "get_logger", "get_run_logger", "printing", "task_run_logger"]
+__all__ = ["RunLogger", "get_logger", "get_run_logger", "printing"]
 
 MAX_MESSAGE_CHARS = 100_000
 """A log line longer than this is cut: one line must fit one message of the broker."""
@@ -162,35 +162,6 @@ def get_run_logger(context: FlowRunContext | TaskRunContext | None = None, **ext
             run.task_run, flow.flow_run if flow else None, tracker.session if tracker else None, extra
         )
     return logger_of_flow_run(run.flow_run, run.tracker.session if run.tracker else None, extra)
-
-
-def flow_run_logger(flow_run: FlowRun, flow: object = None, **extra: Any) -> RunLogger:
-    """Return the logger of a flow run one knows, in a hook for instance."""
-    run = current_run.get()
-    context = run.flow_context if run else None
-    tracker = context.tracker if context and context.flow_run.id == flow_run.id else None
-    return logger_of_flow_run(flow_run, tracker.session if tracker else _session(), extra)
-
-
-def task_run_logger(
-    task_run: TaskRun, task: object = None, flow_run: FlowRun | None = None, **extra: Any
-) -> RunLogger:
-    """Return the logger of a task run one knows, in a hook for instance."""
-    run = current_run.get()
-    context = run.flow_context if run else None
-    return logger_of_task_run(
-        task_run, flow_run or (context.flow_run if context else None), _session(), extra
-    )
-
-
-def _session() -> Session | None:
-    run = current_run.get()
-    context = run.flow_context if run else None
-    if context is not None:
-        return context.tracker.session if context.tracker else None
-    from ..bus.session import current_session
-
-    return current_session()
 
 
 def logger_of_flow_run(

@@ -138,11 +138,6 @@ class ProcessPool(AsyncContextManagerMixin):
     def server_pid(self) -> int | None:
         return self._server.process.pid if self._server else None
 
-    def pid_of(self, run_id: FlowRunId) -> int | None:
-        """Return the process that executes a run; None if none does."""
-        child = self._busy.get(run_id)
-        return child.pid if child else None
-
     async def run(self, job: Job, *, stop: anyio.Event | None = None, grace_s: float = 10.0) -> Outcome:
         """Execute a job and return how it ended, once it has.
 

@@ -16,7 +16,7 @@ import anyio
 
 from ..bus import Bus
 from ..bus.event import Recorded, readable
-from ..bus.subject import flow_run_filter, task_run_subject
+from ..bus.subject import flow_run_filter
 from ..clock import SYSTEM_CLOCK, Clock
 from ..errors import EventInvalid, GuardFailed, MoveRefused, RunLost, UnknownName
 from ..vocabulary import FlowRunId, JsonValue, StateType
@@ -199,10 +199,6 @@ class RunLog:
     async def history(self, run_id: FlowRunId) -> list[Recorded]:
         """Return every transition of the run, oldest first."""
         return await self._read(flow_run_filter(run_id))
-
-    async def task_history(self, run_id: FlowRunId) -> list[Recorded]:
-        """Return every transition of the task runs of a flow run, oldest first."""
-        return await self._read(task_run_subject(run_id))
 
     async def _read(self, filter_: str) -> list[Recorded]:
         records: list[Recorded] = []

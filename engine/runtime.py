@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from ..config import runtime_override
-from .context import FlowRunContext, TaskRunContext, current_run
+from .context import FlowRunContext, TaskRunContext
 
 __all__ = ["deployment", "flow_run", "task_run"]
 
@@ -165,8 +165,3 @@ class _DeploymentFacts(_Facts):
 flow_run = _FlowRunFacts()
 task_run = _TaskRunFacts()
 deployment = _DeploymentFacts()
-
-
-def is_in_run() -> bool:
-    """Return whether the code is in a flow or task run."""
-    return current_run.get() is not None

@@ -185,10 +185,6 @@ class State:
     def replace(self, **changes: Any) -> Self:
         return replace(self, **changes)
 
-    def fresh_copy(self) -> Self:
-        """Return the same state as if made by hand now: no run, no data, a new timestamp."""
-        return replace(self, data=None, run_id=None, timestamp=datetime.now(UTC))
-
     def result(self, raise_on_failure: bool = True) -> Any:
         """Return what the run came to: its value, or for a run that did not complete, its exception.
 
