@@ -2,7 +2,7 @@
 
 One key of the bucket ``checkpoints``, written under guard: each write names the one before, so a leader that has been
 deposed cannot write over its successor. Definitions and state are stored apart, because definitions change rarely; what
-is large goes to the object store, under names used in turn, so that a crash halfway leaves the last whole one.
+is large goes to the object store, each time under a new name, so that nothing the key names is ever written over.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import orjson
 from anyio import to_thread
 
 from ..bus import Bus
+from ..bus.large_value import LargeValues
 from ..errors import AlreadyHeld, GuardFailed, ObjectCorrupt, RefusedError, UnknownName
 from ..vocabulary import JsonObject, JsonValue
 from .fold import Fold, FoldConfig
@@ -46,6 +47,7 @@ class Checkpoints:
     def __init__(self, bus: Bus, config: FoldConfig) -> None:
         self._bus, self._config = bus, config
         self._bucket = bus.bucket("checkpoints")
+        self._large = LargeValues(self._bucket, bus.objects, owner=KEY)
         self._revision = 0
         self._turn = 0
         self._definitions: tuple[int, JsonValue] | None = None
@@ -60,6 +62,7 @@ class Checkpoints:
             try:
                 if entry is None:
                     self._revision = await self._bucket.create(KEY, b"{}")
+                    await self._large.sweep(())
                     return None
                 self._revision = await self._bucket.update(KEY, entry.value, revision=entry.revision)
                 break
@@ -68,6 +71,7 @@ class Checkpoints:
         try:
             head = orjson.loads(entry.value)
             self._turn = int(head.get("turn", 0))
+            await self._large.sweep(_objects_of(head))
             if not head.get("state"):
                 return None
             definitions = await self._unpack(head["definitions"])
@@ -99,26 +103,24 @@ class Checkpoints:
         self._turn += 1
         if self._definitions is None or self._definitions[0] != generation:
             assert definitions is not None
-            self._definitions = (
-                generation,
-                await self._pack(f"automations-rules-{self._turn % 2}", definitions),
-            )
+            self._definitions = (generation, await self._pack(definitions))
         head: JsonObject = {
             "turn": self._turn,
             "incarnation": incarnation,
             "definitions": self._definitions[1],
-            "state": await self._pack(f"automations-state-{self._turn % 2}", state),
+            "state": await self._pack(state),
         }
         try:
             self._revision = await self._bucket.update(KEY, orjson.dumps(head), revision=self._revision)
         except GuardFailed as exc:
             raise Deposed("another rule engine has taken over the checkpoint") from exc
+        await self._large.settle(_objects_of(head))
 
     def needs_definitions(self, generation: int) -> bool:
         """Return whether the next ``write`` has to be given the definitions."""
         return self._definitions is None or self._definitions[0] != generation
 
-    async def _pack(self, name: str, raw: bytes) -> JsonValue:
+    async def _pack(self, raw: bytes) -> JsonValue:
         # A million keys take half a second: not in the loop that decides.
         packed = (
             await to_thread.run_sync(zlib.compress, raw, 1)
@@ -127,10 +129,15 @@ class Checkpoints:
         )
         if len(packed) <= _INLINE_BYTES:
             return {"inline": base64.b64encode(packed).decode()}
-        await self._bus.objects.put(f"checkpoints/{name}", packed)
-        return {"object": f"checkpoints/{name}"}
+        return {"object": await self._large.put(packed)}
 
     async def _unpack(self, where: JsonObject) -> bytes:
         if "inline" in where:
             return zlib.decompress(base64.b64decode(str(where["inline"])))
         return zlib.decompress(await self._bus.objects.get(str(where["object"])))
+
+
+def _objects_of(head: JsonObject) -> list[str]:
+    """Return the names of the objects a checkpoint consists of."""
+    parts = (head.get("definitions"), head.get("state"))
+    return [str(part["object"]) for part in parts if isinstance(part, dict) and "object" in part]

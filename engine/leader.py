@@ -21,6 +21,7 @@ from pydantic import BaseModel, ValidationError
 from ..bus import Bus
 from ..bus.bucket import Bucket, Entry
 from ..bus.event import Recorded
+from ..bus.large_value import LargeValues
 from ..bus.subject import FLOW_RUNS
 from ..clock import Clock
 from ..config import EngineConfig
@@ -89,6 +90,7 @@ class Leader:
         self._bucket: Bucket = bus.bucket(CHECKPOINTS)
         self._grants = _Guarded(self._bucket, GRANTS)
         self._checkpoint = _Guarded(self._bucket, CHECKPOINT)
+        self._large = LargeValues(self._bucket, bus.objects, owner=CHECKPOINT)
         self.dispatch = Dispatch()
         self._wake = anyio.Event()
         self._changed = anyio.Event()
@@ -108,7 +110,9 @@ class Leader:
         """Catch up, then decide and carry out for as long as nobody stops us."""
         # Taking both keys over first: from now on a predecessor that does not know yet cannot write them.
         grants = _numbers(await self._grants.take_over())
-        self.dispatch = await self._restore(await self._checkpoint.take_over())
+        checkpoint = await self._checkpoint.take_over()
+        await self._large.sweep([checkpoint[1:].decode()] if checkpoint[:1] == _IN_OBJECT else ())
+        self.dispatch = await self._restore(checkpoint)
         async with anyio.create_task_group() as tg:
             await tg.start(self._watch, DEPLOYMENTS, "", self._on_deployment)
             await tg.start(self._watch, POOLS, "", self._on_pool)
@@ -446,11 +450,11 @@ class Leader:
         packed = zlib.compress(orjson.dumps(self.dispatch.dump()), 1)
         if len(packed) <= INLINE_BYTES:
             await self._checkpoint.write(_INLINE + packed)
+            await self._large.settle(())
             return
-        # Two names in turn: a leader that dies halfway leaves the last whole one in place.
-        name = f"checkpoints/dispatcher-{self._checkpoint.writes % 2}"
-        await self._bus.objects.put(name, packed, keep=True)
+        name = await self._large.put(packed)
         await self._checkpoint.write(_IN_OBJECT + name.encode())
+        await self._large.settle([name])
 
     async def _last_save(self) -> None:
         try:
@@ -469,7 +473,6 @@ class _Guarded:
         self._bucket, self._key = bucket, key
         self._revision = 0
         self._lock = anyio.Lock()
-        self.writes = 0
 
     async def take_over(self) -> bytes:
         """Return the value, written again by us: whoever wrote it before cannot any more."""
@@ -491,7 +494,6 @@ class _Guarded:
                 self._revision = await self._bucket.update(self._key, value, revision=self._revision)
             except GuardFailed as exc:
                 raise Deposed(self._key) from exc
-            self.writes += 1
 
 
 def _parsed(model: type[ModelT], entry: Entry) -> ModelT | None:

@@ -308,6 +308,28 @@ async def test_a_dispatcher_that_starts_again_goes_on_from_its_checkpoint(
     assert await order_of_starts(stage) == [run.id for run in runs]
 
 
+async def test_a_deposed_dispatcher_does_not_write_over_its_successors_checkpoint(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own write is refused; the object the live checkpoint names is the one that was put for it."""
+    monkeypatch.setattr(leader, "INLINE_BYTES", 10)
+    old, new, last = (leader.Leader(stage.bus, EngineConfig(), ManualClock()) for _ in range(3))
+    await old._checkpoint.take_over()
+    await old._save()
+    await new._checkpoint.take_over()
+    for seq in (11, 12):
+        new.dispatch.seq = seq
+        await new._save()
+        old.dispatch.seq = 666
+        with pytest.raises(leader.Deposed):
+            await old._save()
+        raw = await last._checkpoint.take_over()
+        stored = await stage.bus.objects.get(raw[1:].decode())
+        assert leader.Dispatch.load(leader.orjson.loads(leader.zlib.decompress(stored))).seq == seq
+        new = last
+        last = leader.Leader(stage.bus, EngineConfig(), ManualClock())
+
+
 async def test_an_unreadable_checkpoint_costs_time_and_nothing_else(stage: Stage) -> None:
     """The log is folded from its beginning instead."""
     stage.write(GATED)

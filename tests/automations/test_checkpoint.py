@@ -1,0 +1,69 @@
+"""Checkpoints on a real broker: what the live one names is never written over, and nothing is left lying about."""
+
+from __future__ import annotations
+
+import pytest
+from hark.automations import checkpoint
+from hark.automations.checkpoint import Checkpoints, Deposed
+from hark.automations.fold import Fold, FoldConfig
+from hark.bus import Bus
+
+CONFIG = FoldConfig()
+
+
+@pytest.fixture(autouse=True)
+def everything_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "_INLINE_BYTES", 10)
+
+
+async def put_down(checkpoints: Checkpoints, *, seq: int) -> None:
+    fold = Fold(CONFIG)
+    fold.seq = seq
+    definitions = fold.dump_definitions() if checkpoints.needs_definitions(fold.generation) else None
+    await checkpoints.write(
+        generation=fold.generation, definitions=definitions, state=fold.dump_state(), incarnation="log"
+    )
+
+
+async def found(bus: Bus) -> int:
+    restored = await Checkpoints(bus, CONFIG).take_over()
+    assert restored is not None
+    return restored.fold.seq
+
+
+@pytest.mark.parametrize("writes", [1, 2, 3])
+async def test_a_deposed_leader_does_not_write_over_its_successors_objects(bus: Bus, writes: int) -> None:
+    """Its own write is refused, and what the successor put down is what the next one reads."""
+    old, new = Checkpoints(bus, CONFIG), Checkpoints(bus, CONFIG)
+    await old.take_over()
+    await put_down(old, seq=1)
+    await new.take_over()
+    for n in range(writes):
+        await put_down(new, seq=10 + n)
+    for _ in range(2):
+        with pytest.raises(Deposed):
+            await put_down(old, seq=666)
+    assert await found(bus) == 9 + writes
+
+
+async def test_objects_that_nothing_names_are_removed(bus: Bus) -> None:
+    """The one before when the next is stored; what a crash has left when somebody takes over."""
+    first = Checkpoints(bus, CONFIG)
+    await first.take_over()
+    for seq in (1, 2, 3):
+        await put_down(first, seq=seq)
+        assert len(first._large._known) == 2  # definitions and state
+    left = await first._large.put(b"put, and then it died")
+    second = Checkpoints(bus, CONFIG)
+    restored = await second.take_over()
+    assert restored is not None
+    assert restored.fold.seq == 3
+    assert not await bus.objects.exists(left)
+    before = set(second._large._known)
+    assert len(before) == 2
+    await put_down(second, seq=4)
+    assert [
+        name for name in sorted(before | second._large._known) if await bus.objects.exists(name)
+    ] == sorted(second._large._known)
+    assert await found(bus) == 4
+    assert len(await bus.bucket("checkpoints").keys("automations.state.objects.")) == 1
