@@ -74,10 +74,13 @@ class DeadLetters:
         event = action_event(
             "redriven", firing, key=key, kind=_kind(firing, key), state=again, now=self._clock.now()
         )
-        return (await self._bus.log.append(event)).seq
+        return (await self._bus.log.append_once(event, after=state.seq)).seq
 
     async def drop(self, key: str) -> int:
-        """Give the action up for good; return the sequence of ``action.dropped``. Errors as ``redrive``."""
+        """Give the action up for good; return the sequence of ``action.dropped``. Errors as ``redrive``.
+
+        The log says so first: of a crash in between, what is left is a dead letter that can be dropped again.
+        """
         state, revision, firing = await self._find(key)
         event = action_event(
             "dropped", firing, key=key, kind=_kind(firing, key), state=state, now=self._clock.now()
@@ -85,11 +88,14 @@ class DeadLetters:
         dropped = replace(
             state, state="dropped", at=self._clock.now(), outcome=event.to_dict(), decision=None
         )
+        seq = (await self._bus.log.append_once(event, after=state.seq)).seq
         try:
             await self._bucket.update(key, dropped.to_json(), revision=revision, ttl_s=KEEP_S)
         except GuardFailed as exc:
-            raise RefusedError(f"the dead letter {key!r} is being tried again at this moment") from exc
-        return (await self._bus.log.append(event)).seq
+            entry = await self._bucket.get(key)
+            if entry is None or ActionState.from_json(entry.value).state != "dropped":
+                raise RefusedError(f"the dead letter {key!r} is being tried again at this moment") from exc
+        return seq
 
     async def _find(self, key: str) -> tuple[ActionState, int, Firing]:
         entry = await self._bucket.get(key) if _is_key(key) else None

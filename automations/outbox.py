@@ -7,18 +7,22 @@ pauses; the decision stays with the broker meanwhile, so a wait outlives every p
 dead letter, until somebody redrives or drops it.
 
 Crashes: an action that was claimed and not finished is done again by whoever gets the decision next, under the same
-key. The receiving side can tell (see ``perform.py``); one that cannot may see it twice, across a crash only.
+key. The receiving side can tell (see ``perform.py``); one that cannot may see it twice: when the process that did it
+died, was stopped, or was cut off from the broker for longer than its claim holds, before it could note the outcome. A
+process that is not stopped insists on noting what it has done, and does not do it again, however long the broker is away.
+
+A decision or action that nobody can make sense of becomes a dead letter of its own, and does not stop the others.
 """
 
 from __future__ import annotations
 
 import logging
 import random
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, TypeVar
 
 import anyio
 import orjson
@@ -32,7 +36,7 @@ from ..bus.event import format_time, parse_time, readable
 from ..bus.subject import PREFIX
 from ..clock import SYSTEM_CLOCK, Clock
 from ..config import AutomationsConfig
-from ..errors import AlreadyHeld, BusUnavailable, GuardFailed, HarkError
+from ..errors import AlreadyHeld, BusUnavailable, DefinitionError, GuardFailed, HarkError
 from ..vocabulary import JsonObject, derived_id, new_id
 from .action import Action, parse_action, wait_before_retry_s
 from .approval import ANSWERED, EXPIRED, Approvals
@@ -55,12 +59,18 @@ MAX_WAITING = 10_000
 """Decisions in hand or waiting for a retry, over all outboxes; beyond, new ones wait in the log."""
 KEEP_S = 2 * 86400
 """How long a finished action is remembered: longer than any repeat of its decision can come."""
-_DEDUP_SURE_S = 60.0
+BEGIN_BACK_S = KEEP_S / 2
+"""How far back the very first outbox begins. The rule engine may have decided before it; whatever has been done since
+is remembered."""
+_MAX_RESULT_BYTES = 64 * 1024
+_INSIST_S = (0.1, 0.2, 0.5, 1.0, 2.0)
 _BACKOFF_S = 2.0
 _LONGEST_BACKOFF_S = 15 * 60.0
 _GRACE_S = 5.0
 _DEATHS = 5
 """Tries that ended in nobody knowing how, beyond the retries, after which an action is given up."""
+
+T = TypeVar("T")
 
 
 class Doer(Protocol):
@@ -138,6 +148,14 @@ def action_event(
     )  # fmt: skip
 
 
+@dataclass(slots=True)
+class _Share:
+    """The places of one rule, for as long as any of its actions has or wants one."""
+
+    limiter: anyio.CapacityLimiter
+    users: int = 0
+
+
 class Outbox(AsyncContextManagerMixin):
     """The service: any number may run side by side. Leaving gives running actions a few seconds to finish.
 
@@ -162,7 +180,7 @@ class Outbox(AsyncContextManagerMixin):
         self._slots = anyio.CapacityLimiter(config.action_concurrency)
         # One rule whose target hangs must leave places for the others.
         self._share = max(1, config.action_concurrency // 2)
-        self._rule_slots: dict[str, anyio.CapacityLimiter] = {}
+        self._shares: dict[str, _Share] = {}
         self._in_hand: dict[str, Item] = {}
         self._running: set[str] = set()
         self._idle = anyio.Event()
@@ -178,7 +196,11 @@ class Outbox(AsyncContextManagerMixin):
         filters = [PREFIX + type_ for type_ in (TRIGGERED, RESOLVED, REDRIVEN, *ANSWERED, EXPIRED)]
         async with (
             self._bus.log.consume(
-                DURABLE, filters, ack_wait_s=self._ack_wait_s, max_ack_pending=MAX_WAITING
+                DURABLE,
+                filters,
+                ack_wait_s=self._ack_wait_s,
+                max_ack_pending=MAX_WAITING,
+                deliver_since=self._clock.now() - timedelta(seconds=BEGIN_BACK_S),
             ) as consumer,
             anyio.create_task_group() as tg,
         ):
@@ -223,9 +245,10 @@ class Outbox(AsyncContextManagerMixin):
             with anyio.CancelScope(shield=True):
                 await item.nak()  # another outbox need not wait for our silence to be noticed
             raise
-        except Exception:
+        except Exception as exc:
             # One decision that cannot be read must not stop all the others.
             log.exception("outbox.unreadable", extra={"seq": item.recorded.seq})
+            await self._unreadable(item.recorded, exc)
             await item.term("it cannot be read")
         finally:
             self._in_hand.pop(mark, None)
@@ -245,24 +268,27 @@ class Outbox(AsyncContextManagerMixin):
             return None  # somebody had answered
         firing = Firing.of(event, recorded.seq)
         actions = firing.data.get("actions") or []
+        if not isinstance(actions, list):
+            raise DefinitionError(f"the actions of a decision are a list, not {type(actions).__name__}")
         if len(actions) == 1:
             return await self._action(firing, actions[0], 0)
         waits: list[float] = []
+        away: list[BusUnavailable] = []
 
         async def one(i: int, written: Any) -> None:
-            wait_s = await self._action(firing, written, i)
+            try:
+                wait_s = await self._action(firing, written, i)
+            except BusUnavailable as exc:
+                away.append(exc)  # the others are in the middle of something, perhaps
+                return
             if wait_s is not None:
                 waits.append(wait_s)
 
-        failed: BusUnavailable | None = None
-        try:
-            async with anyio.create_task_group() as tg:
-                for i, written in enumerate(actions):
-                    tg.start_soon(one, i, written)
-        except* BusUnavailable as group:
-            failed = _first(group)
-        if failed is not None:
-            raise failed
+        async with anyio.create_task_group() as tg:
+            for i, written in enumerate(actions):
+                tg.start_soon(one, i, written)
+        if away:
+            raise away[0]
         return min(waits) if waits else None
 
     async def _redriven(self, event: Event) -> float | None:
@@ -289,15 +315,84 @@ class Outbox(AsyncContextManagerMixin):
         """Bring one action forward; return when to come back, None when it is over."""
         key = f"{firing.event.id}/{index}"
         kind = _kind_of(written)
-        claim = await self._claim(key, firing, round=round)
-        if isinstance(claim, float) or claim is None:
-            return claim
-        state, revision = claim
-        self._running.add(key)
         try:
-            return await self._attempt(key, kind, written, firing, state, revision)
+            claim = await self._claim(key, firing, round=round)
+            if isinstance(claim, float) or claim is None:
+                return claim
+            state, revision = claim
+            if state.attempt > 1 or state.round:
+                firing = replace(firing, repeated=True)
+            self._running.add(key)
+            try:
+                return await self._attempt(key, kind, written, firing, state, revision)
+            finally:
+                self._running.discard(key)
+        except BusUnavailable:
+            raise
+        except Exception as exc:  # what stands in the way is this action's, not its siblings'
+            log.exception("outbox.action_unmanageable", extra={"key": key})
+            await self._bury(key, kind, firing, exc, round=round)
+            return None
+
+    async def _bury(self, key: str, kind: str, firing: Firing, exc: Exception, *, round: int) -> None:
+        """Make a dead letter of an action that could not even be claimed, or its outcome not be noted."""
+        now, error = self._clock.now(), self._error_of(exc)
+        dead = ActionState("dead", 1, round, self._name, now, firing.seq, error=error)
+        event = action_event(
+            "dead-lettered", firing, key=key, kind=kind, state=dead, now=now, error=error, duration_s=0.0
+        )
+        await self._say(event, after=firing.seq, again=True)
+        dead = replace(dead, outcome=event.to_dict(), decision=_bounded(firing.event))
+
+        async def keep() -> None:
+            entry = await self._bucket.get(key)
+            if entry is None or not _is_over(entry):
+                await self._bucket.put(key, dead.to_json())
+
+        try:
+            await self._insist(keep, key=key)
+        except HarkError as refused:
+            # Such as a key that no bucket takes: the log has said it, and there is nothing to try again.
+            log.error("outbox.no_dead_letter", extra={"key": key, "error": str(refused)})
+
+    async def _unreadable(self, recorded: Recorded, exc: Exception) -> None:
+        """Say in the log that a decision cannot be read."""
+        seq = recorded.seq
+        try:
+            firing = Firing.of(recorded.event, seq)
+        except (HarkError, ValueError):
+            firing = Firing(Event(type=TRIGGERED, source=ACTION_SOURCE, id=f"unreadable-{seq}"), seq, "", {})
+        now, error = self._clock.now(), self._error_of(exc)
+        key = f"{firing.event.id}/0"
+        dead = ActionState("dead", 0, 0, self._name, now, seq, error=error)
+        event = action_event(
+            "dead-lettered", firing, key=key, kind="unknown", state=dead, now=now, error=error,
+            duration_s=0.0, seq=seq,
+        )  # fmt: skip
+        try:
+            await self._say(event, after=seq, again=True)
+        except HarkError as refused:
+            log.error("outbox.not_said", extra={"seq": seq, "error": str(refused)})
+
+    def _error_of(self, exc: Exception) -> str:
+        if isinstance(exc, HarkError):
+            error = f"{exc}{f' ({exc.hint})' if exc.hint else ''}"
+        else:
+            error = f"{type(exc).__name__}: {exc}"
+        return self._performers.redact(error)[:2000]
+
+    @asynccontextmanager
+    async def _place(self, rule: str) -> AsyncGenerator[None]:
+        """Wait for a place, of the rule's and of all."""
+        share = self._shares.setdefault(rule, _Share(anyio.CapacityLimiter(self._share)))
+        share.users += 1
+        try:
+            async with share.limiter, self._slots:
+                yield
         finally:
-            self._running.discard(key)
+            share.users -= 1
+            if not share.users:
+                del self._shares[rule]
 
     async def _attempt(
         self, key: str, kind: str, written: Any, firing: Firing, state: ActionState, revision: int
@@ -321,8 +416,7 @@ class Outbox(AsyncContextManagerMixin):
                     key, replace(state, state="skipped", outcome=event.to_dict()), revision, event
                 )
                 return None
-            rule_slots = self._rule_slots.setdefault(firing.automation, anyio.CapacityLimiter(self._share))
-            async with rule_slots, self._slots:
+            async with self._place(firing.automation):
                 began = anyio.current_time()
                 with anyio.fail_after(action.timeout or self._config.action_timeout_s):
                     result = await self._performers.perform(action, firing, key=key)
@@ -335,7 +429,7 @@ class Outbox(AsyncContextManagerMixin):
             )
         event = action_event(
             "executed", firing, key=key, kind=kind, state=state, now=self._clock.now(),
-            duration_s=round_s(anyio.current_time() - began), result=result,
+            duration_s=round_s(anyio.current_time() - began), result=_bounded_result(result),
         )  # fmt: skip
         log.info(
             "action.executed",
@@ -377,7 +471,7 @@ class Outbox(AsyncContextManagerMixin):
                     continue
             found = ActionState.from_json(entry.value)
             if found.is_over and not (found.state == "dead" and found.round < round):
-                await self._say_again(found, entry)
+                await self._say_again(found)
                 return None
             if found.state == "waiting" and found.next_at is not None and found.next_at > now:
                 return (found.next_at - now).total_seconds()
@@ -422,12 +516,45 @@ class Outbox(AsyncContextManagerMixin):
 
     async def _finish(self, key: str, state: ActionState, revision: int, event: Event) -> None:
         state = replace(state, at=self._clock.now())
-        try:
-            await self._bucket.update(key, state.to_json(), revision=revision, ttl_s=KEEP_S)
-        except GuardFailed:
+        if not await self._note(key, state, revision, ttl_s=KEEP_S):
             # We were thought dead and somebody took it over; it has been done, so the log shall say so once.
             log.warning("outbox.taken_over", extra={"key": key})
-        await self._bus.log.append(event)
+        await self._say(event, after=state.seq)
+
+    async def _note(self, key: str, state: ActionState, revision: int, *, ttl_s: float | None = None) -> bool:
+        """Write how far an action has got; return False if somebody else has it now. Waits for the broker."""
+        value = state.to_json()
+
+        async def write() -> bool:
+            try:
+                await self._bucket.update(key, value, revision=revision, ttl_s=ttl_s)
+            except GuardFailed:
+                entry = await self._bucket.get(key)
+                return entry is not None and entry.value == value  # by ourselves: the answer was lost
+            return True
+
+        return await self._insist(write, key=key)
+
+    async def _say(self, event: Event, *, after: int, again: bool = False) -> None:
+        """Append an event once; ``again``: it may have been tried before. Waits for the broker."""
+
+        async def say() -> None:
+            nonlocal again
+            look, again = again, True
+            await (self._bus.log.append_once(event, after=after) if look else self._bus.log.append(event))
+
+        await self._insist(say, key=event.subject or "")
+
+    async def _insist(self, act: Callable[[], Awaitable[T]], *, key: str) -> T:
+        """Do it until the broker has answered: what was done and is not noted would be done again."""
+        tries = 0
+        while True:
+            try:
+                return await act()
+            except BusUnavailable as exc:
+                log.warning("outbox.waits_to_note", extra={"key": key, "error": str(exc)})
+            await anyio.sleep(_INSIST_S[min(tries, len(_INSIST_S) - 1)])
+            tries += 1
 
     async def _failed(
         self,
@@ -444,12 +571,10 @@ class Outbox(AsyncContextManagerMixin):
         again, asked_s = failure_of(exc)
         if isinstance(exc, TimeoutError):
             error = f"not done within {_timeout_of(written, self._config):g} s"
-        elif isinstance(exc, HarkError):
-            error = f"{exc}{f' ({exc.hint})' if exc.hint else ''}"
         else:
-            error = f"{type(exc).__name__}: {exc}"
-            log.error("outbox.action_broke", exc_info=exc, extra={"key": key})
-        error = self._performers.redact(error)[:2000]
+            error = self._error_of(exc)
+            if not isinstance(exc, HarkError):
+                log.error("outbox.action_broke", exc_info=exc, extra={"key": key})
         retries = _number_of(written, "retries", self._config.action_retries)
         now = self._clock.now()
         more: JsonObject = {"error": error, "duration_s": round_s(took_s)}
@@ -467,26 +592,22 @@ class Outbox(AsyncContextManagerMixin):
                 "action.failed",
                 extra={"automation": firing.automation, "kind": kind, "key": key, "error": error},
             )
-            try:
-                await self._bucket.update(key, waiting.to_json(), revision=revision)
-            except GuardFailed:
+            if not await self._note(key, waiting, revision):
                 return self._ack_wait_s
-            await self._bus.log.append(
-                action_event(
-                    "failed",
-                    firing,
-                    key=key,
-                    kind=kind,
-                    state=state,
-                    now=now,
-                    next_at=format_time(next_at),
-                    **more,
-                )
+            event = action_event(
+                "failed",
+                firing,
+                key=key,
+                kind=kind,
+                state=state,
+                now=now,
+                next_at=format_time(next_at),
+                **more,
             )
+            await self._say(event, after=firing.seq)
             return wait_s
-        await self._bus.log.append(
-            action_event("failed", firing, key=key, kind=kind, state=state, now=now, next_at=None, **more)
-        )
+        event = action_event("failed", firing, key=key, kind=kind, state=state, now=now, next_at=None, **more)
+        await self._say(event, after=firing.seq)
         event = action_event("dead-lettered", firing, key=key, kind=kind, state=state, now=now, **more)
         log.error(
             "action.dead_lettered",
@@ -495,36 +616,33 @@ class Outbox(AsyncContextManagerMixin):
         dead = replace(
             state, state="dead", at=now, error=error, outcome=event.to_dict(), decision=_bounded(firing.event)
         )
-        try:
-            await self._bucket.update(key, dead.to_json(), revision=revision)
-        except GuardFailed:
+        if not await self._note(key, dead, revision):
             return self._ack_wait_s
-        await self._bus.log.append(event)
+        await self._say(event, after=firing.seq)
         return None
 
-    async def _say_again(self, state: ActionState, entry: Entry) -> None:
+    async def _say_again(self, state: ActionState) -> None:
         """Make sure that the log says how an action ended, if a crash came between the two."""
-        if state.outcome is None:
-            return
-        event = Event.from_dict(state.outcome)
-        if (self._clock.now() - state.at).total_seconds() > _DEDUP_SURE_S:
+        if state.outcome is not None:
             # The broker may have forgotten the id by now.
-            async with self._bus.log.read(
-                [PREFIX + event.type], since=state.at - timedelta(seconds=1)
-            ) as batches:
-                async for batch in batches:
-                    if any(r.event.id == event.id for r in readable(batch.records)):
-                        return
-        await self._bus.log.append(event)
+            await self._bus.log.append_once(Event.from_dict(state.outcome), after=state.seq)
 
 
 def round_s(seconds: float) -> float:
     return round(seconds, 6)
 
 
-def _first(group: BaseExceptionGroup[BusUnavailable]) -> BusUnavailable:
-    inner = group.exceptions[0]
-    return _first(inner) if isinstance(inner, BaseExceptionGroup) else inner
+def _is_over(entry: Entry) -> bool:
+    try:
+        return ActionState.from_json(entry.value).is_over
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _bounded_result(result: JsonObject) -> JsonObject:
+    """Return what an action gave, or that it is too large to be kept: the outcome has to fit into one event."""
+    size = len(orjson.dumps(result, default=str))
+    return result if size <= _MAX_RESULT_BYTES else {"omitted_bytes": size}
 
 
 def _kind_of(written: Any) -> str:

@@ -75,12 +75,16 @@ class Teller(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Firing:
-    """The decision an action belongs to: the stored event and its place in the log."""
+    """The decision an action belongs to: the stored event and its place in the log.
+
+    ``repeated``: an earlier try of the action may have done it, and nobody could note that.
+    """
 
     event: Event
     seq: int
     automation: str
     data: Mapping[str, Any] = field(repr=False)
+    repeated: bool = False
 
     @classmethod
     def of(cls, event: Event, seq: int) -> Firing:
@@ -292,6 +296,7 @@ class Performers(AsyncContextManagerMixin):
             about=context["event"],
             resolved=resolved if resolved is not None else firing.event.type == "automation.resolved",
             cause=firing.event,
+            tried_after=firing.seq if firing.repeated else None,
         )
         return {"alert": raised.id, "outcome": "resolved" if raised.resolved else "raised"}
 
@@ -391,7 +396,12 @@ class Performers(AsyncContextManagerMixin):
             partitionkey=render(action.partitionkey, context) if action.partitionkey is not None else None,
             **cause.caused(),
         )
-        appended = await self._bus.log.append(event)
+        # An earlier try may lie further back than the broker remembers ids.
+        appended = await (
+            self._bus.log.append_once(event, after=firing.seq)
+            if firing.repeated
+            else self._bus.log.append(event)
+        )
         return {"event": {"id": event.id, "type": type_, "seq": appended.seq}}
 
 

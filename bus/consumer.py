@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
+from datetime import datetime
 from typing import cast
 
 from ..config import BusConfig
 from ..vocabulary import JsonObject
 from .arrival import Arrival
 from .connection import Connection
-from .event import Recorded
+from .event import Recorded, format_time
 from .feed import distinct_filters, recorded_of
 from .intake import Held, Intake, Source
 
@@ -44,6 +45,7 @@ class Consumer(Intake[Item]):
         ack_wait_s: float,
         max_ack_pending: int,
         deliver_after: int | None,
+        deliver_since: datetime | None = None,
     ) -> AsyncGenerator[Consumer]:
         """Create the durable if need be and pull from it while inside."""
         settings: JsonObject = {
@@ -52,7 +54,7 @@ class Consumer(Intake[Item]):
             "max_ack_pending": max_ack_pending,
             "num_replicas": config.replicas,
         }
-        settings |= await _start_of(connection, stream, durable, deliver_after)
+        settings |= await _start_of(connection, stream, durable, deliver_after, deliver_since)
         kept = distinct_filters(filters)
         settings |= {"filter_subject": kept[0]} if len(kept) == 1 else {"filter_subjects": list(kept)}
         consumer = cls(
@@ -63,7 +65,9 @@ class Consumer(Intake[Item]):
             yield consumer
 
 
-async def _start_of(connection: Connection, stream: str, durable: str, after: int | None) -> JsonObject:
+async def _start_of(
+    connection: Connection, stream: str, durable: str, after: int | None, since: datetime | None
+) -> JsonObject:
     """Return where the durable begins; the place of one that exists cannot be changed, and is not."""
     from .connection import ApiError
 
@@ -72,6 +76,8 @@ async def _start_of(connection: Connection, stream: str, durable: str, after: in
     except ApiError as exc:
         if exc.code != 404:
             raise
+        if since is not None:
+            return {"deliver_policy": "by_start_time", "opt_start_time": format_time(since)}
         if after is None:
             return {"deliver_policy": "new"}
         return {"deliver_policy": "by_start_sequence", "opt_start_seq": after + 1}

@@ -89,6 +89,22 @@ class EventLog:
         self._check_size(subject, lines, payload)
         return await self._store(event, subject, lines, payload, after=after, guard=guard)
 
+    async def append_once(self, event: Event, *, after: int) -> Appended:
+        """Store an event that an earlier try may have stored, longer ago than the broker remembers ids.
+
+        Args:
+            after: the earlier try, if there was one, came behind this sequence.
+        Raises:
+            As ``append``; LogRewound: the log ends before ``after``.
+        """
+        wanted = message_id(event.msg_id)
+        async with self.read([check_subject(subject_of(event))], after=after) as batches:
+            async for batch in batches:
+                for record in batch.records:
+                    if record.headers.get("Nats-Msg-Id") == wanted:
+                        return Appended(record.seq, duplicate=True)
+        return await self.append(event)
+
     async def append_many(self, events: Sequence[Event]) -> list[Appended]:
         """Store events, pipelined; return their places in the same order once the broker has all.
 
@@ -302,6 +318,7 @@ class EventLog:
         ack_wait_s: float = 30,
         max_ack_pending: int = 1000,
         deliver_after: int | None = None,
+        deliver_since: datetime | None = None,
     ) -> AbstractAsyncContextManager[Consumer]:
         """Share the log among consumers of one name: each event goes to one of them, again until acknowledged.
 
@@ -309,10 +326,12 @@ class EventLog:
             durable: name the broker keeps the position under.
             ack_wait_s: an event not acknowledged for this long is handed out again.
             deliver_after: where a new durable begins (None: from now on); an existing one keeps its place.
+            deliver_since: the (broker) time at which a new durable begins instead.
         """
         return Consumer.open(
             self._connection, self._config, stream=self._stream, durable=durable, filters=filters,
             ack_wait_s=ack_wait_s, max_ack_pending=max_ack_pending, deliver_after=deliver_after,
+            deliver_since=deliver_since,
         )  # fmt: skip
 
 

@@ -151,6 +151,7 @@ async def raise_alert(
     about: JsonObject | None = None,
     resolved: bool = False,
     cause: Event | None = None,
+    tried_after: int | None = None,
 ) -> Alert:
     """Store an alert in the log and return it; the router tells who is to be told. Twice with one ``key`` is once.
 
@@ -162,6 +163,8 @@ async def raise_alert(
         about: the event this is about, in its JSON form.
         resolved: the trouble is over.
         cause: the event that led to this.
+        tried_after: an earlier call with this ``key`` may have stored it behind this sequence, longer ago than the
+            broker remembers ids.
     Raises:
         DefinitionError: a label's name cannot be used.
         BusUnavailable: it is not stored.
@@ -183,5 +186,8 @@ async def raise_alert(
         time=now.astimezone(UTC), data={**data, "name": named[:_MAX_TEXT]},
         **(cause.caused() if cause is not None else {}),
     )  # fmt: skip
-    await bus.log.append(event)
+    if tried_after is None:
+        await bus.log.append(event)
+    else:
+        await bus.log.append_once(event, after=tried_after)
     return Alert(made.id, message, facts, resolved, Cause.of(event))

@@ -6,7 +6,7 @@ import logging
 import os
 import random
 import socket
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,7 +22,14 @@ from ..bus.event import Event, format_time
 from ..bus.secret import LateValues, Redactor
 from ..clock import SYSTEM_CLOCK, Clock
 from ..config import NotificationsConfig
-from ..errors import DefinitionError, HarkError, LimitError, NotificationFailed, UnknownName
+from ..errors import (
+    BusUnavailable,
+    DefinitionError,
+    HarkError,
+    LimitError,
+    NotificationFailed,
+    UnknownName,
+)
 from ..template import render
 from ..vocabulary import JsonObject, JsonValue, derived_id, new_id
 from .attachment import Attachments
@@ -41,6 +48,8 @@ log = logging.getLogger(__name__)
 
 SOURCE = "/hark/notifications"
 _GROUP_TRIES = 8
+_MAX_UNNOTED = 10_000
+_INSIST_S = (0.1, 0.2, 0.5, 1.0, 2.0)
 _BARE = "bare-address"
 """Name of the channel that is made up around a bare Apprise URL; it has no rate and is never shown."""
 
@@ -91,6 +100,8 @@ class Notifier(AsyncContextManagerMixin):
         self._held = HeldMessages(bus)
         self._buckets: dict[str, TokenBucket] = {}
         self._sending: dict[str, anyio.Lock] = {}
+        # What an address has taken and the broker does not know yet; whoever asked may have stopped waiting for that.
+        self._unnoted: dict[str, Delivery] = {}
         self._flushing: set[str] = set()
         self._waiting: dict[str, int] = {}
         self._tasks: TaskGroup | None = None
@@ -116,8 +127,9 @@ class Notifier(AsyncContextManagerMixin):
         """Send a message and return what became of it at each address.
 
         Addresses that took the message are remembered under ``key``, so calling again with the same key tries only the
-        others. (A crash between an address taking it and our noting so can repeat it there.) Over the channel's rate the
-        message is kept, and comes with the next summary.
+        others. (A crash between an address taking it and our noting so can repeat it there. While the broker is away this
+        waits until it can be noted; who stops waiting and calls again finds that the address has it.) Over the channel's
+        rate the message is kept, and comes with the next summary.
 
         Args:
             to: name of a channel, or an Apprise URL (with ``{{ secrets.x }}`` in it or not).
@@ -142,12 +154,13 @@ class Notifier(AsyncContextManagerMixin):
         channel = await self._channel(to)
         job = await self._prepare(channel, message, id_, cause)
         done = await self._done(job, [str(a.index) for a in job.addresses])
-        if channel.rate is not None and len(done) < len(job.addresses):
+        begun = done | {str(a.index) for a in job.addresses if f"{id_}.{a.index}" in self._unnoted}
+        if channel.rate is not None and len(begun) < len(job.addresses):
             if await self._done(job, ["held"]) or await self._held.has(channel.name, id_):
                 self._flush_soon(channel.name)
                 return _held(job)
             # What was begun is finished without asking the rate again.
-            if not done and not self._bucket(channel).take(now=self._clock.monotonic()):
+            if not begun and not self._bucket(channel).take(now=self._clock.monotonic()):
                 return await self._hold(channel, job)
         return await self._deliver(job, done, tries=self._config.retries + 1)
 
@@ -243,6 +256,17 @@ class Notifier(AsyncContextManagerMixin):
             f"notify.{job.id}.{part}", b"", ttl_s=self._config.remember_days * 86_400
         )
 
+    async def _insist(self, act: Callable[[], Awaitable[None]]) -> None:
+        """Do it until the broker has answered."""
+        tries = 0
+        while True:
+            try:
+                return await act()
+            except BusUnavailable as exc:
+                log.warning("notification.waits_to_note", extra={"error": str(exc)})
+            await anyio.sleep(_INSIST_S[min(tries, len(_INSIST_S) - 1)])
+            tries += 1
+
     def _bucket(self, channel: Channel) -> TokenBucket:
         assert channel.rate is not None
         bucket = self._buckets.get(channel.name)
@@ -257,16 +281,25 @@ class Notifier(AsyncContextManagerMixin):
         errors: list[HarkError] = []
 
         async def one(address: _Address) -> None:
-            if str(address.index) in done:
+            mark = f"{job.id}.{address.index}"
+            delivery = self._unnoted.get(mark)
+            if delivery is None and str(address.index) in done:
                 found.append(Delivery(job.channel, address.index, address.kind, "already-sent"))
                 return
-            delivery = await self._try_address(job, address, tries=tries)
+            if delivery is None:
+                delivery = await self._try_address(job, address, tries=tries)
             found.append(delivery)
             try:
                 if delivery.outcome == "sent":
+                    self._unnoted[mark] = delivery
+                    if len(self._unnoted) > _MAX_UNNOTED:
+                        del self._unnoted[next(iter(self._unnoted))]
                     # Noted before the event is: a repeat of the event does no harm, one of the message does.
-                    await self._note(job, str(address.index))
-                await self._record(job, delivery)
+                    await self._insist(partial(self._note, job, str(address.index)))
+                    await self._insist(partial(self._record, job, delivery))
+                    self._unnoted.pop(mark, None)
+                else:
+                    await self._record(job, delivery)
             except HarkError as exc:  # must not cancel what is being sent to the other addresses
                 errors.append(exc)
 

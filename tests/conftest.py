@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import gc
 import inspect
+import logging
 import os
+import signal
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
-from hark.bus import Bus, EmbeddedBroker
+from hark.bus import Bus, EmbeddedBroker, Event
 from hark.config import BusConfig, load_settings
 from hypothesis import HealthCheck, settings
 
@@ -103,6 +106,66 @@ async def bus(broker: EmbeddedBroker, bus_config: BusConfig) -> AsyncIterator[Bu
     """A connected bus on a fresh real broker."""
     async with Bus(broker.address, bus_config, name="test") as connected:
         yield connected
+
+
+@pytest.fixture
+def forgets(bus: Bus) -> Callable[[], Awaitable[None]]:
+    """Waits until the broker has forgotten the ids it has seen by now; for a short ``dedup_window_s``."""
+
+    async def wait() -> None:
+        probe = Event(type="probe.sent", source="/test")
+        await bus.log.append(probe)
+        while (await bus.log.append(probe)).duplicate:
+            pass
+
+    return wait
+
+
+@pytest.fixture
+def hears() -> Iterator[Callable[[str, str], asyncio.Event]]:
+    """``hears("hark.bus", "some.word")``: an event that is set when that logger says this."""
+    added: list[tuple[logging.Logger, logging.Handler]] = []
+
+    def listen(name: str, word: str) -> asyncio.Event:
+        heard = asyncio.Event()
+
+        class Ear(logging.Handler):
+            def emit(self, record: logging.LogRecord) -> None:
+                if record.msg == word:
+                    heard.set()
+
+        logger, ear = logging.getLogger(name), Ear()
+        logger.addHandler(ear)
+        added.append((logger, ear))
+        return heard
+
+    yield listen
+    for logger, ear in added:
+        logger.removeHandler(ear)
+
+
+@pytest.fixture
+def frozen(broker: EmbeddedBroker) -> Callable[[], AbstractContextManager[None]]:
+    """Freezes the broker while inside: connections stay, nothing is answered."""
+
+    @contextmanager
+    def freeze() -> Iterator[None]:
+        pid = broker.pid
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            # Its threads stop one by one; until the last has, an answer may still come.
+            while not all(_is_stopped(task) for task in Path(f"/proc/{pid}/task").iterdir()):
+                time.sleep(0.001)
+            yield
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
+    return freeze
+
+
+def _is_stopped(task: Path) -> bool:
+    return (task / "stat").read_text().rpartition(")")[2].split()[0] in "TX"
 
 
 def _is_pooled(name: str) -> bool:

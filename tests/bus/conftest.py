@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
+from collections.abc import Awaitable, Callable
 
 import anyio
 import pytest
@@ -28,30 +25,6 @@ def kill(broker: EmbeddedBroker) -> Callable[[], Awaitable[None]]:
                 await anyio.sleep(0.005)
 
     return kill_it
-
-
-@pytest.fixture
-def frozen(broker: EmbeddedBroker) -> Callable[[], AbstractContextManager[None]]:
-    """Freezes the broker while inside: connections stay, nothing is answered."""
-
-    @contextmanager
-    def freeze() -> Iterator[None]:
-        pid = broker.pid
-        assert pid is not None
-        os.kill(pid, signal.SIGSTOP)
-        try:
-            # Its threads stop one by one; until the last has, an answer may still come.
-            while not all(_is_stopped(task) for task in Path(f"/proc/{pid}/task").iterdir()):
-                time.sleep(0.001)
-            yield
-        finally:
-            os.kill(pid, signal.SIGCONT)
-
-    return freeze
-
-
-def _is_stopped(task: Path) -> bool:
-    return (task / "stat").read_text().rpartition(")")[2].split()[0] in "TX"
 
 
 @pytest.fixture
