@@ -18,7 +18,7 @@ import orjson
 from ..bus import Bus
 from ..bus.event import Event, readable
 from ..bus.subject import subject_of
-from ..errors import AlreadyHeld, HarkError, UnavailableError
+from ..errors import AlreadyHeld, HarkError, StreamFull
 
 __all__ = ["Deliveries", "Stored"]
 
@@ -69,9 +69,7 @@ class Deliveries:
             return None
         except AlreadyHeld:
             pass
-        except UnavailableError:
-            raise
-        except HarkError as exc:
+        except StreamFull as exc:
             # The bucket is full: refusing deliveries would be worse than recognising repeats for minutes only.
             log.warning("webhook.deliveries_full", extra={"error": str(exc)})
             return None

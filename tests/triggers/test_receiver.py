@@ -241,6 +241,17 @@ async def test_get_is_taken_only_where_it_is_written(bus: Bus) -> None:
     assert [e.type for e in await stored(bus, "ping.>")] == ["ping.door"]
 
 
+async def test_a_full_memory_of_deliveries_refuses_none(bus: Bus) -> None:
+    """Recognising repeats for minutes only is better than losing what comes."""
+    config = (await bus.connection.api("STREAM.INFO.KV_hark_deliveries"))["config"]
+    assert isinstance(config, dict)
+    await bus.connection.api("STREAM.UPDATE.KV_hark_deliveries", {**config, "max_msgs": 1})
+    await define(bus, "github", GITHUB)
+    async with receiving(bus) as receiver:
+        for delivery in ("d-1", "d-2", "d-3"):
+            assert (await post(receiver, "github", PUSH, **push(delivery))).status == 202
+
+
 async def test_a_changed_definition_is_taken_up_at_once(bus: Bus) -> None:
     """New, changed, broken, gone: as soon as the bucket says so, without a restart."""
     async with receiving(bus) as receiver:
