@@ -226,6 +226,12 @@ class ServerConfig(_Section):
         (), description="names the server may be called by, besides loopback; checked while access is open"
     )
     drain_s: float = Field(10.0, ge=0, description="how long open requests may finish when the server stops")
+    stop_limit_s: float = Field(
+        75.0,
+        ge=1,
+        le=3600,
+        description="a service that was asked to stop and has not by then is ended the hard way",
+    )
 
 
 class Settings(BaseSettings):

@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field, PlainSerializer, field_validator
 
 from ..duration import Duration
 from ..errors import TemplateError
-from ..template import check_template
+from ..template import check_template, template_names
 from ..vocabulary import JsonValue
 from .expression import compile_expression
 from .problem import Problem, Strict, did_you_mean, refuse
@@ -68,6 +68,25 @@ Json: TypeAlias = Annotated[JsonValue, BeforeValidator(_checked)]
 """A JSON value whose texts may hold ``{{ … }}``."""
 
 
+def _public(value: Any) -> Any:
+    """Refuse templates that read secrets where what they make is stored in the log, for everybody to read."""
+    if isinstance(value, str):
+        roots = {name.partition(".")[0] for name in template_names(value)}
+        if hidden := roots & {"secrets", "env"}:
+            raise ValueError(
+                f"template {value[:80]!r} reads {min(hidden)!r}, which would then stand in the log for everybody to read; "
+                "let the flow read it itself"
+            )
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            _public(key)
+            _public(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _public(item)
+    return value
+
+
 class Action(Strict):
     """What all actions share: a condition, and how failures are met."""
 
@@ -106,6 +125,11 @@ class Run(Action):
     queue: Template | None = None
     delay: Duration | None = None
     key: Template | None = Field(None, description="runs asked for with the same key are one run")
+
+    @field_validator("parameters", "tags", "key")
+    @classmethod
+    def _no_secrets(cls, value: Any) -> Any:
+        return _public(value)
 
     @field_validator("parameters")
     @classmethod
@@ -277,6 +301,11 @@ class Emit(Action):
     source: Template | None = None
     partitionkey: Template | None = None
     data: Json = None
+
+    @field_validator("emit", "subject", "source", "partitionkey", "data")
+    @classmethod
+    def _no_secrets(cls, value: Any) -> Any:
+        return _public(value)
 
     @field_validator("emit")
     @classmethod

@@ -434,6 +434,23 @@ def _without_threads(code: int) -> int:
     return code
 
 
+def _end_by_force(limit_s: float) -> None:
+    """End this process if it is still there in ``limit_s`` seconds.
+
+    An async flow that swallows its cancellation runs in this very loop, and nothing but the end of the process stops it.
+    That is what kill -9 does, which everything recovers from: the run is taken up by another worker.
+    """
+
+    def end() -> None:
+        log.error("hark.stopped_by_force", extra={"after_s": limit_s})
+        logging.shutdown()
+        os._exit(1)
+
+    timer = threading.Timer(limit_s, end)
+    timer.daemon = True
+    timer.start()
+
+
 async def _serve(service: Service, announce: Callable[[str], None]) -> int:
     import gc
     import signal
@@ -446,6 +463,7 @@ async def _serve(service: Service, announce: Callable[[str], None]) -> int:
                 log.warning("hark.killed", extra={"why": "asked to stop a second time"})
                 os._exit(130)
             asked.set()
+            _end_by_force(service.settings.server.stop_limit_s)
             if not is_up:
                 starting.cancel("asked to stop while starting")
 

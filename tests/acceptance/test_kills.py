@@ -197,3 +197,33 @@ async def test_nothing_acknowledged_is_lost_when_the_broker_is_killed_under_load
     assert set(ids.values()) == {1}
     assert set(ends.values()) == {1}
     assert len(ends) == len(ids)
+
+
+async def test_a_flow_that_will_not_be_cancelled_does_not_keep_the_service_from_stopping(
+    write: Callable[..., None], start: Start, folder: Path
+) -> None:
+    """TERM ends the service within its limit, though an async flow in its loop swallows every cancellation."""
+    write(
+        flows__py="""
+            import asyncio
+            from pathlib import Path
+            from hark import flow
+
+            @flow
+            async def stubborn(folder: str) -> None:
+                Path(folder, "reached").touch()
+                while True:
+                    try:
+                        await asyncio.sleep(60)
+                    except asyncio.CancelledError:
+                        pass
+            """,
+        hark__yaml='deployments: {stubborn: {flow: "flows.py:stubborn"}}',
+    )
+    service = start(environment={"HARK_SERVER__STOP_LIMIT_S": "2"})
+    async with httpx.AsyncClient(base_url=service.url) as http:
+        asked = await http.post("/api/deployments/stubborn/run", json={"parameters": {"folder": str(folder)}})
+        assert asked.is_success, asked.text
+        await _exists(folder / "reached")
+    assert await anyio.to_thread.run_sync(service.stop) == 1
+    assert "hark.stopped_by_force" in service.log()

@@ -197,3 +197,17 @@ def test_what_is_no_rule_at_all_is_refused(raw: bytes) -> None:
     """Whatever stands in the bucket, reading it gives a rule or a clear error."""
     with pytest.raises(RuleInvalid):
         parse_automation(raw, name="x")
+
+
+@pytest.mark.parametrize(
+    "action",
+    [
+        {"emit": "a.b", "subject": "{{ secrets.token }}"},
+        {"emit": "a.b", "data": {"deep": ["{{ env.HOME }}"]}},
+        {"run": "nightly", "parameters": {"token": "{{ secrets.token }}"}},
+    ],
+)
+def test_a_secret_does_not_get_into_the_log(action: dict[str, Any]) -> None:
+    """Events and parameters are stored and shown to everybody; a template that would put a secret there is refused."""
+    with pytest.raises(RuleInvalid, match="stand in the log"):
+        parse_automation({"on": "x.y", "do": [action]}, name="leak")
