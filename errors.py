@@ -297,7 +297,8 @@ class ObjectCorrupt(DataError):
 
     def __init__(self, name: str, *, why: str) -> None:
         super().__init__(
-            f"object {name!r} is damaged: {why}", hint="restore it from a backup, or make it again and delete it"
+            f"object {name!r} is damaged: {why}",
+            hint="restore it from a backup, or make it again and delete it",
         )
         self.name, self.why = name, why
 

@@ -157,7 +157,7 @@ async def test_what_is_full_says_so_at_once_and_takes_more_when_something_has_le
             await bus.work.push("p", "q", big, msg_id=str(n))
             await blocks.put(f"k{n}", big)
             await bus.objects.put(f"o{n}", big)
-        with pytest.raises(StreamFull, match="no room for 'hark.work.p.q'"):
+        with pytest.raises(StreamFull, match=r"no room for 'hark\.work\.p\.q'"):
             await bus.work.push("p", "q", big, msg_id="more")
         with pytest.raises(StreamFull, match="maximum bytes") as caught:
             await blocks.put("more", big)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import zlib
 from collections import Counter
 from contextlib import AsyncExitStack, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import anyio
+import orjson
 import pytest
 from hark.clock import ManualClock
 from hark.config import BusConfig, EngineConfig, WorkerConfig
 from hark.engine import leader, presence
 from hark.engine.control import Control
+from hark.engine.dispatch import Dispatch
 from hark.engine.dispatcher import Dispatcher
 from hark.engine.pool import Pool, QueueSpec
 from hark.engine.presence import WorkerInfo
@@ -325,7 +328,9 @@ async def test_a_deposed_dispatcher_does_not_write_over_its_successors_checkpoin
             await old._save()
         raw = await last._checkpoint.take_over()
         stored = await stage.bus.objects.get(raw[1:].decode())
-        assert leader.Dispatch.load(leader.orjson.loads(leader.zlib.decompress(stored))).seq == seq
+        picture = Dispatch.load(orjson.loads(zlib.decompress(stored)))
+        assert picture is not None
+        assert picture.seq == seq
         new = last
         last = leader.Leader(stage.bus, EngineConfig(), ManualClock())
 
