@@ -8,7 +8,8 @@ from datetime import datetime
 from ..bus import Bus, Event
 from ..clock import SYSTEM_CLOCK, Clock
 from ..errors import GuardFailed, RefusedError, UnknownName
-from .outbox import BUCKET, KEEP_S, ActionState, _kind_of, action_event
+from .action_state import ActionState, action_event, kind_of
+from .outbox import BUCKET, KEEP_S
 from .perform import Firing
 
 __all__ = ["SINK_KEY", "DeadLetter", "DeadLetters", "forward_firing"]
@@ -125,4 +126,4 @@ def _kind(firing: Firing, key: str) -> str:
         return "forward"
     actions = firing.data.get("actions") or []
     index = int(key.rpartition("/")[2])
-    return _kind_of(actions[index]) if index < len(actions) else "unknown"
+    return kind_of(actions[index]) if index < len(actions) else "unknown"

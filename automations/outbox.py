@@ -21,7 +21,7 @@ import random
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any, Protocol, Self, TypeVar
 
 import anyio
@@ -32,26 +32,26 @@ from pydantic import ValidationError
 
 from ..bus import Bus, Entry, Event, Recorded
 from ..bus.consumer import Consumer, Item
-from ..bus.event import format_time, parse_time, readable
+from ..bus.event import format_time, readable
 from ..bus.subject import PREFIX
 from ..clock import SYSTEM_CLOCK, Clock
 from ..config import AutomationsConfig
 from ..errors import AlreadyHeld, BusUnavailable, DefinitionError, GuardFailed, HarkError
-from ..vocabulary import JsonObject, derived_id, new_id
+from ..vocabulary import JsonObject, new_id
 from .action import Action, parse_action, wait_before_retry_s
+from .action_state import ACTION_SOURCE, ActionState, action_event, backoff_of, kind_of, number_of, timeout_of
 from .approval import ANSWERED, EXPIRED, Approvals
 from .decision import RESOLVED, TRIGGERED
 from .expression import compile_expression
 from .perform import ActionFailed, Firing, failure_of
 from .problem import problems_of
 
-__all__ = ["ACTION_SOURCE", "ActionState", "Doer", "Outbox", "action_event"]
+__all__ = ["Doer", "Outbox"]
 
 log = logging.getLogger(__name__)
 
 DURABLE = "outbox"
 BUCKET = "outbox"
-ACTION_SOURCE = "/hark/actions"
 REDRIVEN = "action.redriven"
 ACK_WAIT_S = 6.0
 """A process that has been silent for this long has lost its decisions to others."""
@@ -64,7 +64,6 @@ BEGIN_BACK_S = KEEP_S / 2
 is remembered."""
 _MAX_RESULT_BYTES = 64 * 1024
 _INSIST_S = (0.1, 0.2, 0.5, 1.0, 2.0)
-_BACKOFF_S = 2.0
 _LONGEST_BACKOFF_S = 15 * 60.0
 _GRACE_S = 5.0
 _DEATHS = 5
@@ -81,71 +80,6 @@ class Doer(Protocol):
     async def context(self, firing: Firing, action: Action) -> dict[str, Any]: ...
 
     def redact(self, text: str) -> str: ...
-
-
-@dataclass(frozen=True, slots=True)
-class ActionState:
-    """How far an action has got.
-
-    Attributes:
-        state: claimed, waiting, done, skipped, dead or dropped.
-        attempt: tries begun since it was last redriven; round: how often it has been.
-        outcome: the event that says how it ended, for whoever finds it unsaid after a crash.
-        seq: of the decision in the log; decision: a copy of it, kept with a dead letter.
-    """
-
-    state: str
-    attempt: int
-    round: int
-    by: str
-    at: datetime
-    seq: int
-    next_at: datetime | None = None
-    error: str | None = None
-    outcome: JsonObject | None = None
-    decision: JsonObject | None = None
-
-    @property
-    def is_over(self) -> bool:
-        return self.state in ("done", "skipped", "dead", "dropped")
-
-    def to_json(self) -> bytes:
-        out: JsonObject = {
-            "state": self.state, "attempt": self.attempt, "round": self.round, "by": self.by,
-            "at": format_time(self.at), "seq": self.seq,
-        }  # fmt: skip
-        if self.next_at is not None:
-            out["next_at"] = format_time(self.next_at)
-        for name in ("error", "outcome", "decision"):
-            if getattr(self, name) is not None:
-                out[name] = getattr(self, name)
-        return orjson.dumps(out)
-
-    @classmethod
-    def from_json(cls, raw: bytes) -> ActionState:
-        value = orjson.loads(raw)
-        next_at = value.get("next_at")
-        return cls(
-            state=str(value["state"]), attempt=int(value["attempt"]), round=int(value["round"]), by=str(value["by"]),
-            at=parse_time(value["at"]), seq=int(value["seq"]), next_at=parse_time(next_at) if next_at else None,
-            error=value.get("error"), outcome=value.get("outcome"), decision=value.get("decision"),
-        )  # fmt: skip
-
-
-def action_event(
-    word: str, firing: Firing, *, key: str, kind: str, state: ActionState, now: datetime, **more: Any
-) -> Event:
-    """Return the event that says what became of an action. Its id belongs to the key, the try and the word."""
-    data: JsonObject = {
-        "key": key, "firing": firing.event.id, "automation": firing.automation, "kind": kind,
-        "index": int(key.rpartition("/")[2]), "attempt": state.attempt, **more,
-    }  # fmt: skip
-    if state.round:
-        data["round"] = state.round
-    return Event(
-        type=f"action.{word}", source=ACTION_SOURCE, id=derived_id("action", key, word, str(state.round), str(state.attempt)),
-        subject=f"action/{key}", time=now, data=data, **firing.event.caused(),
-    )  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -314,7 +248,7 @@ class Outbox(AsyncContextManagerMixin):
     async def _action(self, firing: Firing, written: Any, index: int, *, round: int = 0) -> float | None:
         """Bring one action forward; return when to come back, None when it is over."""
         key = f"{firing.event.id}/{index}"
-        kind = _kind_of(written)
+        kind = kind_of(written)
         try:
             claim = await self._claim(key, firing, round=round)
             if isinstance(claim, float) or claim is None:
@@ -399,7 +333,7 @@ class Outbox(AsyncContextManagerMixin):
     ) -> float | None:
         began = anyio.current_time()
         try:
-            if state.attempt > _number_of(written, "retries", self._config.action_retries) + 1 + _DEATHS:
+            if state.attempt > number_of(written, "retries", self._config.action_retries) + 1 + _DEATHS:
                 raise ActionFailed(
                     "every process that tried it died, or lost the broker, while it did", again=False
                 )
@@ -570,18 +504,18 @@ class Outbox(AsyncContextManagerMixin):
         """Note a failed try; return when the next one is due, None if there is none."""
         again, asked_s = failure_of(exc)
         if isinstance(exc, TimeoutError):
-            error = f"not done within {_timeout_of(written, self._config):g} s"
+            error = f"not done within {timeout_of(written, self._config):g} s"
         else:
             error = self._error_of(exc)
             if not isinstance(exc, HarkError):
                 log.error("outbox.action_broke", exc_info=exc, extra={"key": key})
-        retries = _number_of(written, "retries", self._config.action_retries)
+        retries = number_of(written, "retries", self._config.action_retries)
         now = self._clock.now()
         more: JsonObject = {"error": error, "duration_s": round_s(took_s)}
         if again and state.attempt <= retries:
             wait_s = wait_before_retry_s(
                 state.attempt,
-                base_s=_backoff_of(written),
+                base_s=backoff_of(written),
                 cap_s=_LONGEST_BACKOFF_S,
                 jitter=random.random(),  # noqa: S311
             )
@@ -643,38 +577,6 @@ def _bounded_result(result: JsonObject) -> JsonObject:
     """Return what an action gave, or that it is too large to be kept: the outcome has to fit into one event."""
     size = len(orjson.dumps(result, default=str))
     return result if size <= _MAX_RESULT_BYTES else {"omitted_bytes": size}
-
-
-def _kind_of(written: Any) -> str:
-    from .action import ACTIONS
-
-    return (
-        next((word for word in written if word in ACTIONS), "unknown")
-        if isinstance(written, dict)
-        else "unknown"
-    )
-
-
-def _timeout_of(written: Any, config: AutomationsConfig) -> float:
-    return _seconds_of(written, "timeout") or config.action_timeout_s
-
-
-def _backoff_of(written: Any) -> float:
-    return _seconds_of(written, "backoff") or _BACKOFF_S
-
-
-def _seconds_of(written: Any, name: str) -> float | None:
-    from ..duration import parse_duration
-
-    try:
-        return parse_duration(written.get(name)) if isinstance(written, dict) and written.get(name) else None
-    except ValueError:
-        return None
-
-
-def _number_of(written: Any, name: str, default: int) -> int:
-    value = written.get(name) if isinstance(written, dict) else None
-    return value if isinstance(value, int) and not isinstance(value, bool) else default
 
 
 def _bounded(event: Event) -> JsonObject | None:

@@ -83,7 +83,7 @@ async def test_every_listing_answers_and_definitions_are_told(start: Start) -> N
         assert (await http.post("/api/pools/default/resume")).json()["paused"] is False
         wanted = {
             "deployment.created", "deployment.paused", "deployment.resumed", "schedule.created", "schedule.paused",
-            "variable.created", "work-pool.created",
+            "variable.created", "work-pool.paused",
         }  # fmt: skip
         seen: dict[str, str] = {}
         with anyio.fail_after(10):
