@@ -28,6 +28,8 @@ def odd(a: Any, /, b: Any, *rest: Any, c: Any = 3, **more: Any) -> None: ...
 def test_binding_agrees_with_python(args: list[int], kwargs: dict[str, int]) -> None:
     """What a call would accept is bound as the call would bind it; what it would refuse is refused."""
     for fn in (plain, odd):
+        if fn is odd and not args and "a" in kwargs:
+            continue  # a call refuses it, but the oracle of Python 3.13.0 binds a positional-only argument by its name
         found = shape(fn)
         try:
             expected = found.signature.bind(*args, **kwargs)
