@@ -42,7 +42,10 @@ class ThreadPool:
         self._max = max_workers
         self._name = name
         self._work: deque[Callable[[], object]] = deque()
-        self._changed = threading.Condition(threading.Lock())
+        # Taken as a lock, never through the condition: an exception raised in the thread (``interrupt``) may come
+        # between the condition's Python code taking the lock and its block beginning, and the lock would stay taken.
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._threads: set[threading.Thread] = set()
         self._idle = 0
         self._waiting = 0
@@ -51,7 +54,7 @@ class ThreadPool:
 
     def submit(self, fn: Callable[[], object]) -> None:
         """Run ``fn`` in a thread, soon. ``fn`` deals with its own errors."""
-        with self._changed:
+        with self._lock:
             if self._closed:
                 raise RuntimeError("this pool of threads is closed")
             self._work.append(fn)
@@ -61,7 +64,7 @@ class ThreadPool:
 
     def close(self, *, wait: bool = True) -> None:
         """Let the threads end once all that was submitted is done, and wait for that unless told not to."""
-        with self._changed:
+        with self._lock:
             self._closed = True
             self._changed.notify_all()
             threads = list(self._threads) if wait else []
@@ -90,7 +93,7 @@ class ThreadPool:
         except Interrupted:
             return  # it came after the work was done
         finally:
-            with self._changed:
+            with self._lock:
                 self._working.discard(threading.get_ident())
                 self._threads.discard(threading.current_thread())
             loop, _local.loop = _local.loop, None
@@ -99,7 +102,7 @@ class ThreadPool:
                 loop.close()
 
     def _next(self) -> Callable[[], object] | None:
-        with self._changed:
+        with self._lock:
             self._working.discard(threading.get_ident())
             if len(self._threads) - self._waiting > self._max:
                 # One too many, since somebody who waited works again.
@@ -117,18 +120,19 @@ class ThreadPool:
             return self._work.popleft()
 
     def interrupt(self) -> None:
-        """Raise ``Interrupted`` in every thread that works, between two of its instructions."""
-        with self._changed:
+        """Raise ``Interrupted`` in every thread that works, between two of its instructions; once for each function."""
+        with self._lock:
             for thread_id in self._working:
                 raise_in_thread(thread_id, Interrupted)
+            self._working.clear()
 
     def begin_waiting(self) -> None:
-        with self._changed:
+        with self._lock:
             self._waiting += 1
             self._start_if_short()
 
     def end_waiting(self) -> None:
-        with self._changed:
+        with self._lock:
             self._waiting -= 1
 
 

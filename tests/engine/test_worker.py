@@ -227,9 +227,12 @@ async def test_a_sync_flow_that_does_not_stop_is_killed_after_the_grace(stage: S
         """
         @flow
         def stubborn():
-            say("began")
+            began = False
             while True:
                 try:
+                    if not began:
+                        began = True
+                        say("began")
                     time.sleep(1000)
                 except BaseException:
                     pass

@@ -57,5 +57,5 @@ def test_a_leak_fails_the_test_that_made_it(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
     )
-    failed = re.findall(r"^ERROR .*::test_(\w+)$", done.stdout, re.MULTILINE)
+    failed = re.findall(r"^ERROR \S*::test_(\w+)\b", done.stdout, re.MULTILINE)
     assert sorted(failed) == ["child", "task", "thread"], done.stdout
