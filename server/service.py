@@ -27,6 +27,7 @@ from ..errors import DefinitionError, HarkError
 from ..vocabulary import new_id
 from .access import AccessKeys, is_loopback
 from .definitions import DefinitionsFeed
+from .door import bound
 from .lean import import_httpx
 from .log_line import hide_in_logs
 from .roles import ALL_ROLES, Role
@@ -103,12 +104,15 @@ class Service(AsyncContextManagerMixin):
             # Importing is a third of a second of pure CPU; most of the broker's start is waiting for it.
             warming.start_soon(to_thread.run_sync, self._import_rooms)
             address = await self._address(stack)
+            server = self.settings.server
+            # Behind the home, which knows better who has it, and before all that takes time.
+            door = stack.enter_context(bound(server.host, server.port)) if Role.SERVER in self.roles else None
             bus = Bus(
                 address, self.settings.bus, name=f"hark {','.join(sorted(self.roles))}", clock=self.clock
             )
             self._bus = await stack.enter_async_context(bus)
             stack.callback(self._forget)
-            await self._wire(stack)
+            await self._wire(stack, door)
             self.took_s = time.monotonic() - began
             log.info(
                 "hark.ready",
@@ -161,7 +165,7 @@ class Service(AsyncContextManagerMixin):
 
     # --- wiring ---------------------------------------------------------------------------------------
 
-    async def _wire(self, stack: AsyncExitStack) -> None:
+    async def _wire(self, stack: AsyncExitStack, door: socket.socket | None) -> None:
         from ..automations.approval import ApprovalLinks
         from ..engine.control import Control
         from ..notifications.ack import AckLinks
@@ -203,10 +207,10 @@ class Service(AsyncContextManagerMixin):
             await feed.apply()
             parts.append(Part("config", lambda: feed, stop_rank=STOP_DOORS))
         supervisor = self._supervisor = Supervisor(parts, clock=self.clock)
-        if Role.SERVER in self.roles:
+        if door is not None:
             context = await self._open_server(stack, keys=keys, secrets=secrets, control=control)
             await stack.enter_async_context(supervisor)
-            await self._open_door(stack, context)
+            await self._open_door(stack, context, door)
         else:
             await stack.enter_async_context(supervisor)
 
@@ -387,13 +391,13 @@ class Service(AsyncContextManagerMixin):
         )  # fmt: skip
         return self.context
 
-    async def _open_door(self, stack: AsyncExitStack, context: ServerContext) -> None:
+    async def _open_door(self, stack: AsyncExitStack, context: ServerContext, door: socket.socket) -> None:
         from .address import announced
         from .metrics import MetricsFeed
         from .web import HttpServer
 
         await stack.enter_async_context(MetricsFeed(self.bus, context.metrics))
-        server = HttpServer(context, self.settings.server)
+        server = HttpServer(context, self.settings.server, door)
         await stack.enter_async_context(server)
         self.url = context.url
         if self.links is not None and self.settings.server.public_url is None:

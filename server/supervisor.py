@@ -2,7 +2,8 @@
 
 A part is anything with a life (an async context manager). One that crashes is logged and started again; while it is
 down, ``is_ready`` is False and readiness says which part it is. One that cannot be started the first time stops the
-whole service: starting is when a wrong setting shows.
+whole service: starting is when a wrong setting shows. A broker that is slow to answer is no wrong setting: a part that
+finds something unavailable tries again for a while first.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import anyio
 from anyio import AsyncContextManagerMixin
 
 from ..clock import SYSTEM_CLOCK, Clock
+from ..errors import LimitError, UnavailableError
 from ..vocabulary import JsonObject
 
 __all__ = ["Part", "PartState", "Supervisor"]
@@ -27,6 +29,8 @@ log = logging.getLogger("hark.service")
 _PAUSES_S = (0.2, 1.0, 2.0, 5.0, 10.0, 30.0)
 _STEADY_S = 60.0
 """A part that ran this long starts with the shortest pause again."""
+_FIRST_START_S = 60.0
+"""For how long the first start of a part is tried again while what it needs is unavailable."""
 
 
 class PartState(StrEnum):
@@ -66,12 +70,17 @@ class _Kept:
 class Supervisor(AsyncContextManagerMixin):
     """Keeps parts running. Entered means all of them are; left means all are gone, in order of their rank.
 
-    Raises (on entering): what a part raised when it was started the first time.
+    Args:
+        first_start_s: for how long a first start is tried again that finds something unavailable.
+    Raises (on entering): what a part raised when it was started the first time; ``UnavailableError`` only after
+        ``first_start_s``.
     """
 
-    def __init__(self, parts: Sequence[Part], *, clock: Clock = SYSTEM_CLOCK) -> None:
+    def __init__(
+        self, parts: Sequence[Part], *, clock: Clock = SYSTEM_CLOCK, first_start_s: float = _FIRST_START_S
+    ) -> None:
         self._parts = {p.name: _Kept(p) for p in parts}
-        self._clock = clock
+        self._clock, self._first_start_s = clock, first_start_s
         self._moved = anyio.Event()
 
     async def changed(self) -> None:
@@ -115,7 +124,7 @@ class Supervisor(AsyncContextManagerMixin):
         await tg.start(self._keep, kept)
 
     async def _keep(self, kept: _Kept, *, task_status: anyio.abc.TaskStatus[None]) -> None:
-        first = True
+        first, entered_s = True, self._clock.monotonic()
         try:
             with kept.scope:
                 while not kept.stop.is_set():
@@ -139,9 +148,10 @@ class Supervisor(AsyncContextManagerMixin):
                                 "part.stop_failed", extra={"part": kept.part.name, "error": _words(exc)}
                             )
                             return
-                        if first:
+                        waited_s = self._clock.monotonic() - entered_s
+                        if first and not (_is_unavailable(exc) and waited_s < self._first_start_s):
                             raise
-                        self._note(kept, PartState.DOWN, error=_words(exc))
+                        self._note(kept, PartState.STARTING if first else PartState.DOWN, error=_words(exc))
                         await self._pause(kept, exc, ran_s=self._clock.monotonic() - began)
                     else:
                         if not kept.stop.is_set():
@@ -161,16 +171,13 @@ class Supervisor(AsyncContextManagerMixin):
             kept.restarts = 0
         pause_s = _PAUSES_S[min(kept.restarts, len(_PAUSES_S) - 1)]
         kept.restarts += 1
-        log.error(
-            "part.crashed",
-            exc_info=exc,
-            extra={
-                "part": kept.part.name,
-                "error": kept.error,
-                "again_in_s": pause_s,
-                "restarts": kept.restarts,
-            },
-        )
+        facts = {
+            "part": kept.part.name, "error": kept.error, "again_in_s": pause_s, "restarts": kept.restarts,
+        }  # fmt: skip
+        if kept.state is PartState.STARTING:
+            log.warning("part.start_delayed", extra=facts)
+        else:
+            log.error("part.crashed", exc_info=exc, extra=facts)
         with anyio.move_on_after(pause_s):
             await kept.stop.wait()
 
@@ -191,6 +198,13 @@ class Supervisor(AsyncContextManagerMixin):
         log.warning("part.stop_cut_short", extra={"part": kept.part.name, "after_s": kept.part.stop_s})
         kept.scope.cancel("took too long to stop")
         await kept.ended.wait()
+
+
+def _is_unavailable(exc: BaseException) -> bool:
+    """Return whether all that went wrong is that something cannot be reached now. A full stream does not get emptier."""
+    if isinstance(exc, BaseExceptionGroup):
+        return all(_is_unavailable(one) for one in exc.exceptions)
+    return isinstance(exc, UnavailableError) and not isinstance(exc, LimitError)
 
 
 def _words(exc: BaseException) -> str:

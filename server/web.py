@@ -13,8 +13,8 @@ import uvicorn
 from anyio import AsyncContextManagerMixin
 from anyio.abc import TaskStatus
 
-from ..errors import DefinitionError
 from .app import make_app
+from .door import listen
 
 if TYPE_CHECKING:
     from ..config import ServerConfig
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 __all__ = ["HttpServer"]
 
 log = logging.getLogger("hark.server")
-
-_BACKLOG = 2048
 
 
 class _Server(uvicorn.Server):
@@ -52,16 +50,19 @@ class _Server(uvicorn.Server):
 class HttpServer(AsyncContextManagerMixin):
     """Serves ``context``. Entered means it answers at ``context.url``; left means every connection is closed.
 
+    Args:
+        sock: bound and not listening; see ``door.bound``.
     Raises:
         DefinitionError: on entering, when the address cannot be listened on.
     """
 
-    def __init__(self, context: ServerContext, config: ServerConfig) -> None:
-        self._context, self._config = context, config
+    def __init__(self, context: ServerContext, config: ServerConfig, sock: socket.socket) -> None:
+        self._context, self._config, self._sock = context, config, sock
 
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncGenerator[Self, None]:
-        sock = _listen(self._config.host, self._config.port)
+        sock = self._sock
+        listen(sock)
         port = sock.getsockname()[1]
         host = self._config.host
         shown = "127.0.0.1" if host in ("0.0.0.0", "::", "") else f"[{host}]" if ":" in host else host  # noqa: S104
@@ -73,40 +74,17 @@ class HttpServer(AsyncContextManagerMixin):
                 timeout_keep_alive=30, h11_max_incomplete_event_size=64 << 10,
             )
         )  # fmt: skip
-        try:
-            async with anyio.create_task_group() as tg:
-                try:
-                    # Inside: when we are cancelled while it starts, it must be told to stop all the same.
-                    await tg.start(self._run, server, sock)
-                    yield self
-                finally:
-                    self._context.closing.set()
-                    server.stop()
-        finally:
-            sock.close()
+        async with anyio.create_task_group() as tg:
+            try:
+                # Inside: when we are cancelled while it starts, it must be told to stop all the same.
+                await tg.start(self._run, server, sock)
+                yield self
+            finally:
+                self._context.closing.set()
+                server.stop()
 
     @staticmethod
     async def _run(server: _Server, sock: socket.socket, *, task_status: TaskStatus[None]) -> None:
         # Stopping is asked for by `stop`; a cancelled scope must not cut answers short.
         with anyio.CancelScope(shield=True):
             await server.run_on(sock, task_status)
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        sock = socket.socket(family, kind, proto)
-        try:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.bind(address)
-            sock.listen(_BACKLOG)
-            sock.setblocking(False)
-        except BaseException:
-            sock.close()
-            raise
-    except OSError as exc:
-        raise DefinitionError(
-            f"cannot listen on {host}:{port}: {exc.strerror or exc}",
-            hint="choose another port with --port, or 0 for a free one",
-        ) from exc
-    return sock

@@ -13,6 +13,7 @@ import pytest
 from hark.bus import Bus
 from hark.clock import ManualClock
 from hark.config import StorageConfig
+from hark.errors import BusUnavailable, StreamFull
 from hark.server.supervisor import Part, Supervisor
 from hark.storage import Projector
 
@@ -94,6 +95,68 @@ async def test_a_part_that_cannot_start_stops_all() -> None:
             pytest.fail("it must not come up")
     assert caught.group_contains(OSError, match="no room")
     assert told in ([], ["steady up", "steady down"])
+
+
+async def test_a_first_start_that_finds_something_unavailable_is_tried_again() -> None:
+    """A broker that is slow to answer is no wrong setting, and no reason to give up."""
+    tries = 0
+
+    @asynccontextmanager
+    async def slow() -> AsyncGenerator[None, None]:
+        nonlocal tries
+        tries += 1
+        if tries == 1:
+            raise BusUnavailable("the broker did not answer in 5 s")
+        if tries == 2:
+            raise ExceptionGroup("loops", [BusUnavailable("the broker did not answer in 5 s")])
+        yield
+
+    with anyio.fail_after(10):
+        async with Supervisor([Part("slow", slow)]) as supervisor:
+            assert supervisor.is_ready
+    assert tries == 3
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ExceptionGroup("loops", [BusUnavailable("no answer"), ValueError("boom")]),
+        StreamFull("hark.ev", why="maximum bytes exceeded"),
+    ],
+)
+async def test_a_first_start_that_waiting_does_not_help_is_not_tried_again(error: Exception) -> None:
+    """Something else went wrong as well, or what is full stays full."""
+    tries = 0
+
+    @asynccontextmanager
+    async def broken() -> AsyncGenerator[None, None]:
+        nonlocal tries
+        tries += 1
+        if tries:
+            raise error
+        yield
+
+    with pytest.raises(BaseExceptionGroup):
+        async with Supervisor([Part("broken", broken)]):
+            pytest.fail("it must not come up")
+    assert tries == 1
+
+
+async def test_a_first_start_is_not_tried_again_for_ever() -> None:
+    """After its time the error comes out, for whoever started the service to see."""
+
+    errors = [BusUnavailable("no answer")]
+
+    @asynccontextmanager
+    async def gone() -> AsyncGenerator[None, None]:
+        for error in errors:
+            raise error
+        yield
+
+    with pytest.raises(BaseExceptionGroup) as caught:
+        async with Supervisor([Part("gone", gone)], first_start_s=0.1):
+            pytest.fail("it must not come up")
+    assert caught.group_contains(BusUnavailable, match="no answer")
 
 
 async def test_a_part_that_will_not_stop_is_cut_short() -> None:
