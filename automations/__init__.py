@@ -27,6 +27,13 @@ if TYPE_CHECKING:
     from .backtest import Backtest, backtest_lines, backtest_log
     from .composite import AnyOf, Branch, Debounce, Metric, Resolve, Step
     from .dead_letter import DeadLetter, DeadLetters
+    from .deployment_trigger import (
+        DeploymentCompoundTrigger,
+        DeploymentEventTrigger,
+        DeploymentMetricTrigger,
+        DeploymentSequenceTrigger,
+        DeploymentTrigger,
+    )
     from .engine import RuleEngine
     from .explain import Look, explain_event
     from .fold import Fold, FoldConfig
@@ -50,6 +57,10 @@ _NAMES = {
     "backtest": ("Backtest", "backtest_lines", "backtest_log"),
     "composite": ("AnyOf", "Branch", "Debounce", "Metric", "Resolve", "Step"),
     "dead_letter": ("DeadLetter", "DeadLetters"),
+    "deployment_trigger": (
+        "DeploymentCompoundTrigger", "DeploymentEventTrigger", "DeploymentMetricTrigger", "DeploymentSequenceTrigger",
+        "DeploymentTrigger",
+    ),
     "engine": ("RuleEngine",),
     "explain": ("Look", "explain_event"),
     "fold": ("Fold", "FoldConfig"),
@@ -69,7 +80,8 @@ _WHERE = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = [
     "ActionFailed", "AnyOf", "Approval", "ApprovalLinks", "Approvals", "Approve", "Automation", "Backtest", "Branch",
-    "Call", "Cancel", "DeadLetter", "DeadLetters", "Debounce", "Emit", "EventPattern", "Fold", "FoldConfig",
+    "Call", "Cancel", "DeadLetter", "DeadLetters", "Debounce", "DeploymentCompoundTrigger", "DeploymentEventTrigger",
+    "DeploymentMetricTrigger", "DeploymentSequenceTrigger", "DeploymentTrigger", "Emit", "EventPattern", "Fold", "FoldConfig",
     "Judgement", "Look", "Matcher", "Metric", "Notify", "Outbox", "Pause", "Performers", "Predicate", "Problem",
     "Resolve", "Resume", "Retry", "RuleEngine", "RuleInvalid", "RuleTest", "Run", "SetState", "Step", "Suspend",
     "TestOutcome", "Warned", "backtest_lines", "backtest_log", "compile_where", "explain_event", "explain_moment",

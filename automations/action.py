@@ -31,6 +31,7 @@ __all__ = [
     "Resume",
     "Retry",
     "Run",
+    "RunOptions",
     "SetState",
     "Suspend",
     "TARGETS",
@@ -114,12 +115,9 @@ class Action(Strict):
         return value
 
 
-class Run(Action):
-    """Start a run of a deployment."""
+class RunOptions(Strict):
+    """How a run is asked for: of the ``run`` action, and of the triggers of a deployment."""
 
-    word = "run"
-    main = "deployment"
-    run: Template
     parameters: Json = Field(default_factory=dict)
     tags: tuple[Template, ...] = ()
     queue: Template | None = None
@@ -137,6 +135,14 @@ class Run(Action):
         if not isinstance(value, dict | str):
             raise ValueError(f"parameters are a mapping, got {value!r:.60}")
         return value
+
+
+class Run(RunOptions, Action):
+    """Start a run of a deployment."""
+
+    word = "run"
+    main = "deployment"
+    run: Template
 
 
 class _OnFlowRun(Action):

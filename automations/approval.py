@@ -190,6 +190,22 @@ class Approvals:
         found, _ = await self._find(id)
         return found
 
+    async def named(self, beginning: str) -> Approval:
+        """Return the question whose id is, or begins with, this.
+
+        Raises:
+            UnknownName: there is none. RefusedError: there are several.
+        """
+        found = [one for one in await self.list() if one.id.startswith(beginning)] if beginning else []
+        exact = [one for one in found if one.id == beginning]
+        if not found:
+            raise UnknownName("approval", beginning)
+        if len(exact or found) > 1:
+            raise RefusedError(
+                f"{len(found)} questions begin with {beginning!r}", hint="write more of its id"
+            )
+        return (exact or found)[0]
+
     async def list(self) -> list[Approval]:
         """Return all questions that are remembered, the newest first."""
         found = [Approval.loads(entry.value) for entry in await self._bucket.entries()]

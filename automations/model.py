@@ -75,6 +75,9 @@ class Automation(Strict):
     description: str = ""
     paused: bool = False
     mode: Literal["live", "shadow"] = "live"
+    owner: str | None = Field(
+        None, description="`deployment/<name>`: it is a trigger of it, and goes with it"
+    )
 
     on: Types | None = None
     where: Where | None = None
@@ -111,6 +114,15 @@ class Automation(Strict):
         if not _NAME.fullmatch(value):
             raise ValueError(
                 f"{value!r} is not a name: letters, digits, dots, dashes and underscores, beginning with a letter or digit, 100 at most"
+            )
+        return value
+
+    @field_validator("owner")
+    @classmethod
+    def _of_a_deployment(cls, value: str | None) -> str | None:
+        if value is not None and not (value.startswith("deployment/") and _NAME.fullmatch(value[11:])):
+            raise ValueError(
+                f"{value!r} owns no rules; `deployment/<name>` can, and it is written by the deployment"
             )
         return value
 
@@ -368,7 +380,9 @@ class Automation(Strict):
     @cached_property
     def version(self) -> str:
         """Short hash of all that the rule decides and does; tests and the description do not count."""
-        return _hash({k: v for k, v in self.to_json().items() if k not in ("tests", "description", "paused")})
+        return _hash(
+            {k: v for k, v in self.to_json().items() if k not in ("tests", "description", "paused", "owner")}
+        )
 
     @cached_property
     def matching_version(self) -> str:

@@ -11,7 +11,7 @@ from .backfills import backfill
 from .call import AsJson, ask, group, json_argument, key_values, pairs, plain, show, table
 
 deployments = group(
-    "Flows with a name, parameters, schedules and a pool: ls, show, run, pause, resume, backfill."
+    "Flows with a name, parameters, schedules and a pool: ls, show, run, pause, resume, delete, backfill."
 )
 deployments.command("backfill")(backfill)
 
@@ -87,3 +87,16 @@ def pause(name: _Name, as_json: AsJson = False) -> None:
 def resume(name: _Name, as_json: AsJson = False) -> None:
     """Start runs of a deployment again."""
     show(ask(lambda h: h.resume("deployment", name)), f"{name} goes on", as_json=as_json)
+
+
+@deployments.command("delete")
+def delete(name: _Name, as_json: AsJson = False) -> None:
+    """Take a deployment away, with its schedules and triggers; one that stands in a configuration comes back with it."""
+    result = ask(lambda h: h.delete_deployment(name))
+    triggers = result.get("triggers")
+    went = (
+        f", and so are its triggers: {', '.join(map(str, triggers))}"
+        if isinstance(triggers, list) and triggers
+        else ""
+    )
+    show(result, f"{name} is gone{went}", as_json=as_json)

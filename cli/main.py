@@ -44,6 +44,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "secrets": ("values:secrets", "Named values that are never shown: ls, set, rm."),
     "alerts": ("alerts:alerts", "Open incidents of the notifications' routing: ls, show, ack."),
     "silences": ("silences:silences", "For a while, matching alerts are told to nobody: ls, add, expire."),
+    "approvals": ("approvals:approvals", "Questions that rules ask people: ls, approve, reject."),
     "dlq": ("dlq:dlq", "Dead letters, actions that failed for good: ls, show, redrive, drop."),
     "migrate": ("migrate:migrate", "Rules of other tools as a hark.yaml: prefect, eda."),
     "keys": ("values:keys", "Access keys: create, ls, revoke."),

@@ -155,6 +155,7 @@ class RunnerDeployment:
 
     Attributes:
         schedules: as in ``hark.yaml``: mappings with one of ``cron, interval, rrule``.
+        triggers: rules that run it: mappings as in ``hark.yaml``, or the models of ``hark.automations``.
     """
 
     name: str
@@ -164,6 +165,7 @@ class RunnerDeployment:
     description: str | None = None
     version: str | None = None
     schedules: tuple[JsonObject, ...] = ()
+    triggers: tuple[object, ...] = ()
     paused: bool = False
     concurrency: JsonObject | None = None
     pool: str | None = None
@@ -212,6 +214,7 @@ def describe(
     rrule: str | Sequence[str] | None = None,
     schedule: Any = None,
     schedules: Iterable[Any] | None = None,
+    triggers: Iterable[object] | None = None,
     paused: bool = False,
     concurrency_limit: int | Mapping[str, Any] | None = None,
     parameters: Mapping[str, Any] | None = None,
@@ -231,6 +234,7 @@ def describe(
         name: ``"nightly"``; the file name of a script (``__file__``) counts by its stem.
         interval: seconds, a ``timedelta`` or ``"15m"``; or a list of them. cron, rrule: a text or a list.
         schedule, schedules: mappings as in ``hark.yaml``, or schedule models.
+        triggers: rules that run it, such as ``DeploymentEventTrigger(on="order.paid")`` of ``hark.automations``.
         paused: nothing of it starts until it is resumed.
         concurrency_limit: runs at once; or ``{"limit": 1, "on_conflict": "skip"}``. Prefect's ``collision_strategy``
             is understood: ENQUEUE waits, CANCEL_NEW skips.
@@ -251,7 +255,7 @@ def describe(
         description=description, version=version, schedules=tuple(_schedules(interval, cron, rrule, schedule, schedules)),
         paused=paused, concurrency=_concurrency(concurrency_limit), pool=work_pool_name,
         queue=work_queue_name or "default", retries=retries, crash_retries=crash_retries, executor=executor,
-        checks_parameters=enforce_parameter_schema,
+        checks_parameters=enforce_parameter_schema, triggers=tuple(triggers or ()),
     )  # fmt: skip
 
 

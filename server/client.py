@@ -17,6 +17,7 @@ from ..bus.event import Event, format_time
 from ..errors import HarkError, UnavailableError
 from ..vocabulary import JsonObject, JsonValue
 from .address import find_api
+from .client_people import PeopleCalls, _items, _object, _part
 from .lean import import_httpx
 
 if TYPE_CHECKING:
@@ -56,11 +57,7 @@ class Page:
     next: str | None
 
 
-def _part(name: str) -> str:
-    return quote(name, safe="")
-
-
-class Hark:
+class Hark(PeopleCalls):
     """A connection to a server. Use it as an async context manager::
 
         async with Hark() as hark:
@@ -346,6 +343,10 @@ class Hark:
             await self.request("POST", f"/api/backfills/{_part(name)}/cancel", json={"runs": runs})
         )
 
+    async def delete_deployment(self, name: str) -> JsonObject:
+        """Take a deployment away, with its schedules and triggers."""
+        return _object(await self.request("DELETE", f"/api/deployments/{_part(name)}"))
+
     async def automations(self) -> list[JsonObject]:
         return _items(await self._get("/api/automations"))
 
@@ -458,34 +459,6 @@ class Hark:
     async def revoke_key(self, id_or_name: str) -> JsonObject:
         return _object(await self.request("DELETE", f"/api/keys/{_part(id_or_name)}"))
 
-    # --- alerts and silences ---------------------------------------------------------------------------
-
-    async def raise_alert(self, title: str, **fields: JsonValue) -> JsonObject:
-        """Raise an alert for the routing tree, or end one: ``body, severity, labels, alert, resolved, key, attach``."""
-        return _object(await self.request("POST", "/api/alerts", json={"title": title, **fields}))
-
-    async def alerts(self) -> list[JsonObject]:
-        """List open incidents, oldest first."""
-        return _items(await self._get("/api/alerts"))
-
-    async def alert(self, incident: str) -> JsonObject:
-        return _object(await self._get(f"/api/alerts/{_part(incident)}"))
-
-    async def acknowledge(self, incident: str, *, by: str = "", note: str = "") -> JsonObject:
-        """Take on an incident: it is not repeated and not escalated until something new comes."""
-        body: JsonObject = {"by": by, "note": note}
-        return _object(await self.request("POST", f"/api/alerts/{_part(incident)}/ack", json=body))
-
-    async def silences(self, *, expired: bool = False) -> list[JsonObject]:
-        return _items(await self._get("/api/silences", expired=expired))
-
-    async def add_silence(self, body: JsonObject) -> JsonObject:
-        """Make a silence: ``match`` or ``matchers``, ``for`` or ``ends_at``, ``starts_at, created_by, comment``."""
-        return _object(await self.request("POST", "/api/silences", json=body))
-
-    async def expire_silence(self, id: str) -> JsonObject:
-        return _object(await self.request("POST", f"/api/silences/{_part(id)}/expire", json={}))
-
     # --- dead letters, configuration, the service ------------------------------------------------------
 
     async def dead_letters(self, **filters: Any) -> Page:
@@ -574,15 +547,6 @@ def _json_of(answer: httpx.Response) -> Any:
         problem = value if isinstance(value, dict) else {"detail": str(value)}
         raise ApiError(answer.status_code, problem)
     return value
-
-
-def _object(value: Any) -> JsonObject:
-    return value if isinstance(value, dict) else {"value": value}
-
-
-def _items(value: Any) -> list[JsonObject]:
-    items: list[JsonObject] = value["items"] if isinstance(value, dict) else value
-    return items
 
 
 async def _sse(lines: AsyncIterator[str]) -> AsyncIterator[tuple[int | None, str]]:

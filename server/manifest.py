@@ -346,6 +346,10 @@ class _Reader:
             place = node.keys["name"]
             self._fault(place, "the name is the key above it", f"{section}.{key}.name", "remove this line")
             return
+        if section == "automations" and "owner" in node.children:
+            place, hint = node.keys["owner"], "write the rule under `triggers:` of the deployment"
+            self._fault(place, "a rule cannot be given to a deployment here", f"{section}.{key}.owner", hint)
+            return
         written = frozenset(value)
         value["name"] = key
         here = Node(node.value, at if not node.children else node.at, node.children, node.keys)
@@ -373,6 +377,7 @@ class _Reader:
     def _deployment(self, key: str, node: Node, at: Position) -> None:
         value = dict(node.value) if isinstance(node.value, dict) else {}
         value.pop("schedules", None)
+        value.pop("triggers", None)
         if "path" not in value:
             value["path"] = str(self.root)
         elif isinstance(value["path"], str):
@@ -382,6 +387,9 @@ class _Reader:
         schedules = node.children.get("schedules")
         if schedules is not None:
             self._schedules(key, schedules)
+        triggers = node.children.get("triggers")
+        if triggers is not None:
+            self._triggers(key, triggers)
         given = node.children.get("parameters")
         if flow is not None and given is not None and isinstance(given.value, dict):
             wrong = flow.problem_with(given.value)
@@ -440,6 +448,37 @@ class _Reader:
             written = frozenset(child.value) if isinstance(child.value, dict) else frozenset()
             record = Record("schedules", stored.key, stored_form(stored), written, child.at)
             self._keep(record, child)
+
+    def _triggers(self, deployment: str, node: Node) -> None:
+        """Read the rules of a deployment: automations that run it, and are its own."""
+        from ..automations.deployment_trigger import DeploymentTrigger
+        from ..automations.problem import RuleInvalid
+
+        path: tuple[str | int, ...] = ("deployments", deployment, "triggers")
+        if not isinstance(node.value, list):
+            self._fault(node.at, "must be a list", dotted(path), "begin each trigger with `- `")
+            return
+        for index, child in node.children.items():
+            below = (*path, index)
+            value: JsonValue = {"on": child.value} if isinstance(child.value, str) else child.value
+            trigger, faults = shape(DeploymentTrigger, child, path=below, value=value)
+            self.faults.extend(faults)
+            if trigger is None:
+                continue
+            try:
+                rule = trigger.automation(deployment, int(index) + 1)
+            except RuleInvalid as exc:
+                self._fault(child.at, str(exc), dotted(below), "give the trigger a shorter `name`")
+                continue
+            first = self.records.get(("automations", rule.name))
+            if first is not None:
+                message = f"a rule named {rule.name!r} is already defined at {first.at}"
+                self._fault(
+                    (child.find(("name",)) or child).at, message, dotted(below), "give it another `name`"
+                )
+                continue
+            written = frozenset(child.value) if isinstance(child.value, dict) else frozenset({"on"})
+            self._keep(Record("automations", rule.name, stored_form(rule), written, child.at), child)
 
     def _text_of(self, file: str) -> str:
         return (self.root / Path(file).expanduser()).read_text()

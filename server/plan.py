@@ -186,10 +186,17 @@ def make_plan(
         )
     gone = [w for w in owned if w not in desired and w in live]
     for bucket, key in sorted(gone, key=_rank, reverse=True):
-        # A schedule is a line of its deployment: taken out there, it is gone, as any other line would be.
-        within = bucket == "schedules" and ("deployments", key.partition("/")[0]) in desired
+        # A schedule or trigger is a line of its deployment: taken out there, it is gone, as any other line.
+        of = key.partition("/")[0] if bucket == "schedules" else owner_of(live[bucket, key])
+        within = of is not None and ("deployments", of) in desired
         steps.append(Step(bucket, key, Change.DELETE if prune or within else Change.ORPHANED))
     return Plan(tuple(steps))
+
+
+def owner_of(rule: JsonValue) -> str | None:
+    """Return the deployment a stored rule is a trigger of; None if it is nobody's."""
+    owner = rule.get("owner") if isinstance(rule, dict) else None
+    return owner.removeprefix("deployment/") if isinstance(owner, str) else None
 
 
 def _rank(where: tuple[str, str]) -> tuple[int, str]:

@@ -32,7 +32,7 @@ async def deploy(
 ) -> list[str]:
     """Store deployments for the workers of their pools; return their names. As ``await deploy(…)`` in async code.
 
-    What a deployment does not say any more (a schedule, say) is gone afterwards.
+    What a deployment does not say any more (a schedule, a trigger) is gone afterwards.
 
     Args:
         work_pool_name: for those that name none; default ``default``.
@@ -46,27 +46,25 @@ adeploy = deploy.aio
 
 
 async def store(bus: Bus, deployments: Sequence[RunnerDeployment], *, pool: str) -> list[str]:
-    """Store deployments and their schedules; see ``deploy``."""
+    """Store deployments with their schedules and triggers; see ``deploy``."""
+    from ..automations.deployment_trigger import trigger_rules
     from ..engine.control import Control
+    from .ownership import check_triggers, store_schedules, store_triggers
 
     if not deployments:
         raise DefinitionError("there is nothing to deploy", hint="give it what flow.to_deployment(…) returns")
-    made = [(one.definition(pool=pool), _stored_schedules(one)) for one in deployments]
+    made = [
+        (one.definition(pool=pool), _stored_schedules(one), trigger_rules(one.name, one.triggers))
+        for one in deployments
+    ]
+    for definition, _, rules in made:
+        await check_triggers(bus, definition.name, rules)
     control = Control(bus)
-    for definition, schedules in made:
+    for definition, schedules, rules in made:
         await control.put_deployment(definition)
-        bucket = bus.bucket(SCHEDULES)
-        wanted = {schedule.key: schedule for schedule in schedules}
-        for key, schedule in wanted.items():
-            raw = schedule.model_dump_json(exclude_defaults=True, by_alias=True).encode()
-            there = await bucket.get(key)
-            # An unchanged schedule keeps its place in time: a restart is no reason to skip or repeat a slot.
-            if there is None or there.value != raw:
-                await bucket.put(key, raw)
-        for key in await bucket.keys(f"{definition.name}/"):
-            if key not in wanted:
-                await bucket.delete(key)
-    return [definition.name for definition, _ in made]
+        await store_schedules(bus, definition.name, schedules)
+        await store_triggers(bus, definition.name, rules)
+    return [definition.name for definition, _, _ in made]
 
 
 def _stored_schedules(described: RunnerDeployment) -> list[StoredSchedule]:

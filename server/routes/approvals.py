@@ -97,11 +97,13 @@ async def list_approvals(request: Request) -> Response:
 
 @router.post("/api/approvals/{id:path}")
 async def answer_approval(request: Request, id: str) -> Response:
-    """Answer a question: `{"answer": "yes" or "no", "by": …}`."""
+    """Answer a question (its id or the beginning of it): `{"answer": "yes" or "no", "by": …}`."""
     context = context_of(request)
     body = await read_object(request, limit_bytes=65_536)
     said: Any = body.get("answer")
     if said not in ("yes", "no"):
         raise DefinitionError(f"`answer` is yes or no, got {said!r}")
-    made = await Approvals(context.bus, context.clock).answer(id, said, by=str(body.get("by") or "api"))
+    approvals = Approvals(context.bus, context.clock)
+    found = await approvals.named(id)
+    made = await approvals.answer(found.id, said, by=str(body.get("by") or "api"))
     return answer(made.to_json())

@@ -18,6 +18,7 @@ from ..answer import answer, listing
 from ..body import read_object
 from ..context import context_of
 from ..definition import Defined, all_defined, one_defined, set_paused
+from ..ownership import delete_deployment, rules_of
 from .runs import run_json
 
 router = APIRouter(tags=["deployments"])
@@ -50,13 +51,22 @@ async def list_deployments(request: Request) -> Response:
 
 @router.get("/api/deployments/{name}")
 async def show_deployment(request: Request, name: str) -> Response:
-    """Show one deployment with its schedules."""
+    """Show one deployment with its schedules, and the names of the rules that are its triggers."""
     context = context_of(request)
     found = await one_defined(context.bus, "deployments", name)
     schedules = [
         _schedule(s, 1) for s in await all_defined(context.bus, "schedules") if s.key.startswith(name + "/")
     ]
-    return answer({**found.shown(), "name": name, "changed_at": found.changed_at, "schedules": schedules})
+    shown = {**found.shown(), "name": name, "changed_at": found.changed_at, "schedules": schedules}
+    return answer({**shown, "triggers": sorted(await rules_of(context.bus, name))})
+
+
+@router.delete("/api/deployments/{name}")
+async def remove_deployment(request: Request, name: str) -> Response:
+    """Take a deployment away with its schedules and triggers; its runs stay. One of a configuration comes back with it."""
+    bus = context_of(request).bus
+    found = await one_defined(bus, "deployments", name)
+    return answer({"name": name, "triggers": await delete_deployment(bus, name, revision=found.revision)})
 
 
 @router.post("/api/deployments/{name}/run", status_code=201)

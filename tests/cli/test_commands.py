@@ -351,3 +351,59 @@ def test_the_program_starts_quickly_and_speaks_to_the_right_streams(tmp_path: Pa
     assert run("nonsense").returncode == 2
     unreachable = run("status")
     assert (unreachable.returncode, unreachable.stdout) == (1, "")
+
+
+async def test_people_are_asked_told_and_left_alone(serve: Serve, hark: Run) -> None:
+    """Approvals, alerts and silences: listed, answered, taken on, ended; ids may be cut short."""
+    from hark.automations.approval import Approvals
+    from hark.automations.perform import Firing
+    from hark.bus import Event
+
+    async with serve() as service:
+        assert "nothing waits" in (await hark("approvals", "ls")).stdout
+        data: dict[str, Any] = {"key": "a", "automation": {"name": "r"}}
+        cause = Event(type="automation.triggered", source="/t", subject="automation/r", data=data)
+        for number in (1, 2):
+            await Approvals(service.bus).open(
+                f"019{number}-x/0", Firing.of(cause, number), title=f"Restart {number}?", body="", wait_s=60,
+                branches={"yes": [], "no": [], "expired": []},
+            )  # fmt: skip
+        assert "Restart 1?" in (await hark("approvals", "ls")).stdout
+        several = await hark("approvals", "approve", "019")
+        assert (several.exit_code, "2 questions begin with" in several.stderr) == (1, True)
+        said = as_json(await hark("approvals", "approve", "0191", "--by", "ann", "--json"))
+        assert (said["id"], said["state"], said["by"]) == ("0191-x/0", "yes", "ann")
+        assert "is no" in (await hark("approvals", "reject", "0192-x/0")).stdout
+        assert (await hark("approvals", "reject", "0191")).exit_code == 1
+        assert as_json(await hark("approvals", "ls", "--json")) == []
+        assert len(as_json(await hark("approvals", "ls", "--all", "--json"))) == 2
+
+        made = as_json(
+            await hark("silences", "add", "severity=info", "--for", "2h", "--comment", "quiet", "--json")
+        )
+        assert made["id"] in (await hark("silences", "ls")).stdout
+        assert "is over" in (await hark("silences", "expire", made["id"])).stdout
+        assert as_json(await hark("silences", "ls", "--json")) == []
+        (over,) = as_json(await hark("silences", "ls", "--expired", "--json"))
+        assert (over["state"], over["comment"]) == ("expired", "quiet")
+        wrong = await hark("silences", "add", "nonsense")
+        assert "is no matcher" in wrong.stderr
+
+        assert "nothing is open" in (await hark("alerts", "ls")).stdout
+        nobody = await hark("alerts", "ack", "0")
+        assert nobody.exit_code == 2
+
+
+async def test_a_deployment_goes_with_its_triggers(serve: Serve, hark: Run, project: Path) -> None:
+    """Its triggers are rules that name it as their owner; deleting it takes them along."""
+    text = CONFIG.replace(
+        'schedules: [{cron: "0 6 * * *"}]}', "triggers: [{on: file.arrived, name: arrived}]}"
+    )
+    (project / "hark.yaml").write_text(text)
+    async with serve():
+        assert as_json(await hark("automations", "show", "arrived", "--json"))["owner"] == "deployment/etl"
+        assert as_json(await hark("deployments", "show", "etl", "--json"))["triggers"] == ["arrived"]
+        gone = await hark("deployments", "delete", "etl")
+        assert gone.stdout.strip() == "etl is gone, and so are its triggers: arrived"
+        assert (await hark("automations", "show", "arrived")).exit_code == 2
+        assert (await hark("deployments", "delete", "etl")).exit_code == 2

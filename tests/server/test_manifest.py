@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from hark.server.fault import ManifestInvalid
 from hark.server.manifest import Manifest, check_manifest, load_manifest
+from hark.server.plan import Change, make_plan
+from hark.vocabulary import JsonValue
 
 Write = Callable[[str], Path]
 
@@ -204,3 +206,50 @@ def test_records_from_elsewhere_are_checked_anew(write: Write) -> None:
     records[0]["value"] = {"name": "x", "nope": 1}
     with pytest.raises(ManifestInvalid):
         Manifest.from_json(form)
+
+
+TRIGGERED = """
+deployments:
+  nightly:
+    flow: flows/etl.py:etl
+    parameters: {source: a}
+    triggers:
+      - file.arrived
+      - {name: on-paid, on: order.paid, where: {data.n: "> 2"}, parameters: {source: "{{ event.data.id }}"}}
+"""
+
+
+def test_triggers_of_a_deployment_are_rules_of_its_own(write: Write) -> None:
+    """Each becomes an automation that the deployment owns; its faults have their places in the file."""
+    manifest = load_manifest(write(TRIGGERED))
+    assert manifest.names("automations") == ["nightly__automation_1", "on-paid"]
+    stored = manifest.records["automations", "on-paid"].value
+    assert isinstance(stored, dict)
+    assert stored["owner"] == "deployment/nightly"
+    assert stored["do"] == [{"run": "nightly", "parameters": {"source": "{{ event.data.id }}"}}]
+    for old, new, told in (
+        ("order.paid", "Order Paid", (8, "did you mean 'order-paid'")),
+        ("on: order", "onn: order", (8, "did you mean 'on'")),
+        ("name: on-paid", "name: nightly__automation_1", (8, "already defined at hark.yaml:7")),
+        ('parameters: {source: "{{', 'params: {source: "{{', (8, "'parameters'")),
+    ):
+        _, faults = check_manifest(write(TRIGGERED.replace(old, new)))
+        assert [(f.at.line, told[1] in f"{f.message} {f.suggestion}") for f in faults] == [(told[0], True)], (
+            faults
+        )
+    _, faults = check_manifest(write("automations: {a: {on: a.b, owner: deployment/x}}"))
+    assert "`triggers:` of the deployment" in faults[0].suggestion
+
+
+def test_a_trigger_taken_out_of_its_deployment_is_gone_without_pruning() -> None:
+    """Like a schedule, it is a line of the deployment; with the deployment gone too, pruning decides."""
+    where = ("automations", "d__automation_1")
+    live: dict[tuple[str, str], JsonValue] = {
+        ("deployments", "d"): {"name": "d"},
+        where: {"name": where[1], "owner": "deployment/d"},
+    }
+    written = {key: frozenset[str]() for key in live}
+    kept = make_plan({("deployments", "d"): {"name": "d"}}, live, owned=written, written=written)
+    assert [(s.key, s.change) for s in kept.changes] == [(where[1], Change.DELETE)]
+    gone = make_plan({}, live, owned=written, written=written)
+    assert not gone.changes

@@ -17,6 +17,7 @@ from hark.config import Settings
 from hark.engine.control import Control
 from hark.engine.deployments import run_deployment
 from hark.errors import DefinitionError, RefusedError
+from hark.server.definition import set_paused
 from hark.server.serving import deploy, serve, serving
 from hark.triggers.schedule import StoredSchedule
 
@@ -131,3 +132,34 @@ def test_a_script_serves_its_flow_all_by_itself(tmp_path: Path, home: Path) -> N
         finally:
             watchdog.cancel()
             process.kill()
+
+
+async def test_triggers_come_and_go_with_their_deployment(
+    bus: Bus, flows: dict[str, Flow[..., object]]
+) -> None:
+    """They are rules of its own: written once, held while paused, gone from the code gone from the store."""
+    from hark.automations import DeploymentEventTrigger
+    from hark.server.ownership import delete_deployment, rules_of
+
+    double, rules = flows["double"], bus.bucket("automations")
+    paid = DeploymentEventTrigger(on="order.paid", parameters={"n": "{{ event.data.n }}"})
+    with use_session(bus):
+        await deploy(double.to_deployment("d", triggers=[paid, {"on": "order.late", "name": "late"}]))
+        first = await rules_of(bus, "d")
+        assert set(first) == {"d__automation_1", "late"}
+        await deploy(double.to_deployment("d", triggers=[paid]))
+        again = await rules_of(bus, "d")
+        assert {k: e.revision for k, e in again.items()} == {
+            "d__automation_1": first["d__automation_1"].revision
+        }
+        await set_paused(bus, "automations", "d__automation_1", True)
+        held = await rules.get("d__automation_1")
+        await deploy(double.to_deployment("d", triggers=[paid]))
+        assert await rules.get("d__automation_1") == held
+        await rules.put("mine", b'{"name":"mine","on":["a.b"]}')
+        with pytest.raises(DefinitionError, match="not its own"):
+            await deploy(double.to_deployment("d", triggers=[{"on": "a.b", "name": "mine"}]))
+        found = await bus.bucket("deployments").get("d")
+        assert found is not None
+        assert await delete_deployment(bus, "d", revision=found.revision) == ["d__automation_1"]
+        assert await rules.keys() == ["mine"]

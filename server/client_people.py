@@ -1,0 +1,70 @@
+"""What the client asks of the parts that speak to people: alerts, silences, questions of rules."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import quote
+
+from ..vocabulary import JsonObject, JsonValue
+
+__all__ = ["PeopleCalls"]
+
+
+def _part(name: str) -> str:
+    return quote(name, safe="")
+
+
+def _object(value: Any) -> JsonObject:
+    return value if isinstance(value, dict) else {"value": value}
+
+
+def _items(value: Any) -> list[JsonObject]:
+    items: list[JsonObject] = value["items"] if isinstance(value, dict) else value
+    return items
+
+
+class PeopleCalls:
+    """Alerts, silences and approvals; ``Hark`` has these methods."""
+
+    async def request(self, method: str, path: str, *, json: JsonValue = None) -> Any:
+        """Return the JSON of one answer."""
+        raise NotImplementedError
+
+    async def _get(self, path: str, **params: Any) -> Any:
+        raise NotImplementedError
+
+    async def raise_alert(self, title: str, **fields: JsonValue) -> JsonObject:
+        """Raise an alert for the routing tree, or end one: ``body, severity, labels, alert, resolved, key, attach``."""
+        return _object(await self.request("POST", "/api/alerts", json={"title": title, **fields}))
+
+    async def alerts(self) -> list[JsonObject]:
+        """List open incidents, oldest first."""
+        return _items(await self._get("/api/alerts"))
+
+    async def alert(self, incident: str) -> JsonObject:
+        return _object(await self._get(f"/api/alerts/{_part(incident)}"))
+
+    async def acknowledge(self, incident: str, *, by: str = "", note: str = "") -> JsonObject:
+        """Take on an incident: it is not repeated and not escalated until something new comes."""
+        body: JsonObject = {"by": by, "note": note}
+        return _object(await self.request("POST", f"/api/alerts/{_part(incident)}/ack", json=body))
+
+    async def silences(self, *, expired: bool = False) -> list[JsonObject]:
+        return _items(await self._get("/api/silences", expired=expired))
+
+    async def add_silence(self, body: JsonObject) -> JsonObject:
+        """Make a silence: ``match`` or ``matchers``, ``for`` or ``ends_at``, ``starts_at, created_by, comment``."""
+        return _object(await self.request("POST", "/api/silences", json=body))
+
+    async def expire_silence(self, id: str) -> JsonObject:
+        return _object(await self.request("POST", f"/api/silences/{_part(id)}/expire", json={}))
+
+    async def approvals(self) -> list[JsonObject]:
+        """List questions that rules ask: those open, and those that ended lately, the newest first."""
+        return _items(await self._get("/api/approvals"))
+
+    async def answer_approval(self, id: str, answer: str, *, by: str = "") -> JsonObject:
+        """Answer a question with ``yes`` or ``no``; the first answer counts. ``id``: or the beginning of one."""
+        return _object(
+            await self.request("POST", f"/api/approvals/{quote(id)}", json={"answer": answer, "by": by})
+        )
