@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Self
 
@@ -72,6 +72,7 @@ class Bus(AsyncContextManagerMixin):
         self._drain_s = drain_s
         self._info: BrokerInfo | None = None
         self._buckets: dict[str, Bucket] = {}
+        self._stack: AsyncExitStack | None = None
 
     @property
     def info(self) -> BrokerInfo:
@@ -84,6 +85,12 @@ class Bus(AsyncContextManagerMixin):
     def is_connected(self) -> bool:
         """Whether the broker is reachable, as far as we know."""
         return self._info is not None and self.connection.is_connected
+
+    def on_close(self, close: Callable[[], Awaitable[None]]) -> None:
+        """Call ``close`` before the connection is: for what watches the broker for as long as there is one. Once entered."""
+        if self._stack is None:
+            raise BusUnavailable("the bus has not been entered")
+        self._stack.push_async_callback(close)
 
     def bucket(self, name: str) -> Bucket:
         """Return the bucket ``name``, one of ``BUCKETS``.
@@ -135,7 +142,8 @@ class Bus(AsyncContextManagerMixin):
             self.objects = Objects(connection, self.config, message_ttl=features.message_ttl)
             self.timers = Timers(connection, self.config, clock=self.clock)
             try:
-                yield self
+                async with AsyncExitStack() as self._stack:
+                    yield self
             finally:
-                self._info = None
+                self._stack = self._info = None
                 self._buckets.clear()

@@ -40,6 +40,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "sinks": ("exchange:sinks", "Events forwarded to NATS or HTTP: ls, show, pause, resume."),
     "channels": ("channels:channels", "Named ways to tell people: ls, test."),
     "pools": ("channels:pools", "Where runs execute: ls, show, pause, resume."),
+    "limits": ("limits:limits", "So many at once, or per time: ls, show, create, set, rm, reset."),
     "variables": ("values:variables", "Named values: ls, get, set, rm."),
     "secrets": ("values:secrets", "Named values that are never shown: ls, set, rm."),
     "alerts": ("alerts:alerts", "Open incidents of the notifications' routing: ls, show, ack."),

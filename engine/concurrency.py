@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from ..errors import SlotsLost, UnknownName
+from .context import TaskRunContext, current_run
 from .either import blocking_session, is_async_here, session_here
 from .slots import slots_of
 
@@ -39,6 +40,7 @@ class concurrency:  # noqa: N801  a context manager, called like a function
         names: of one limit or several; several are taken one after the other, in the order of their names.
         occupy: how many slots of each.
         timeout_seconds: how long to wait at most; None: for as long as it takes.
+        max_retries: give up once slots were given back so often without its being our turn; 0: do not wait at all.
         strict: a limit that does not exist is an error, and so is losing slots while inside (the connection was lost
             for so long that others hold them now; the body of an ``async with`` is cancelled then). Otherwise both are
             logged, and the code runs on.
@@ -55,11 +57,15 @@ class concurrency:  # noqa: N801  a context manager, called like a function
         occupy: int = 1,
         *,
         timeout_seconds: float | None = None,
+        max_retries: int | None = None,
         strict: bool = False,
     ) -> None:
         _check_occupy(occupy)
+        if max_retries is not None and (isinstance(max_retries, bool) or max_retries < 0):
+            raise ValueError(f"max_retries is a whole number >= 0 or None, got {max_retries!r}")
         self._names = _sorted(names)
         self._occupy, self._timeout_s, self._strict = occupy, timeout_seconds, strict
+        self._max_retries = max_retries
         self._stack: list[tuple[Session, list[Any]]] = []
         self._guards: list[asyncio.Task[None] | None] = []
 
@@ -127,11 +133,14 @@ class concurrency:  # noqa: N801  a context manager, called like a function
     async def _acquire(self, session: Session) -> list[Any]:
         slots = slots_of(session)
         held: list[Any] = []
+        holder = run_here()
         deadline = None if self._timeout_s is None else time.monotonic() + self._timeout_s
         try:
             for name in self._names:
                 left_s = None if deadline is None else max(0.0, deadline - time.monotonic())
-                one = await slots.acquire(name, self._occupy, timeout_s=left_s)
+                one = await slots.acquire(
+                    name, self._occupy, timeout_s=left_s, holder=holder, max_retries=self._max_retries
+                )
                 if one is not None:
                     held.append(one)
                 else:
@@ -145,6 +154,14 @@ class concurrency:  # noqa: N801  a context manager, called like a function
         lost = [one.name for one in held if one.is_lost]
         if lost and self._strict:
             raise SlotsLost(lost)
+
+
+def run_here() -> str | None:
+    """Return the run the code is in, as the subject of its events: who holds the slots, for people."""
+    run = current_run.get()
+    if run is None:
+        return None
+    return f"task-run/{run.task_run.id}" if isinstance(run, TaskRunContext) else f"flow-run/{run.flow_run.id}"
 
 
 async def _release(held: list[Any]) -> None:

@@ -16,9 +16,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ..duration import Rate, RateSpec
 
-__all__ = ["BUCKET", "Limit", "Ticket", "holders", "key_of", "reserve"]
+__all__ = ["BUCKET", "TAG_PREFIX", "Limit", "Ticket", "holders", "key_of", "name_of", "reserve"]
 
 BUCKET = "limits"
+TAG_PREFIX = "tag:"
+"""Begins the name of a limit for tasks that carry a tag."""
 MAX_NAME_CHARS = 200
 _PLAIN = re.compile(r"[A-Za-z0-9_-]")
 
@@ -64,6 +66,12 @@ def key_of(name: str) -> str:
     if not name or len(name) > MAX_NAME_CHARS:
         raise ValueError(f"a limit's name has 1 to {MAX_NAME_CHARS} characters, got {name!r}")
     return "".join(c if _PLAIN.fullmatch(c) else "".join(f"={b:02X}" for b in c.encode()) for c in name)
+
+
+def name_of(key: str) -> str:
+    """Return the name a bucket key was made of by ``key_of``."""
+    raw = re.sub(rb"=([0-9A-F]{2})", lambda found: bytes.fromhex(found[1].decode()), key.encode())
+    return raw.decode(errors="replace")
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,8 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -22,14 +24,14 @@ from pydantic import ValidationError
 
 from ..bus.bucket import Entry
 from ..errors import BusUnavailable, DefinitionError, GuardFailed, HarkError, SlotsTimedOut
-from ..vocabulary import new_id
+from ..vocabulary import JsonObject, new_id
 from .limit import BUCKET, Limit, Ticket, holders, key_of, reserve
 
 if TYPE_CHECKING:
     from ..bus import Bus
     from ..bus.session import Session
 
-__all__ = ["Slots", "delete_limit", "limit_named", "put_limit", "slots_of"]
+__all__ = ["Slots", "Standing", "delete_limit", "limit_named", "put_limit", "reset", "slots_of", "standing"]
 
 log = logging.getLogger("hark.limits")
 
@@ -77,12 +79,21 @@ class Slots:
         self._begun: asyncio.Future[None] | None = None
 
     async def acquire(
-        self, name: str, occupy: int, *, timeout_s: float | None, on_wait: Callable[[], None] | None = None
+        self,
+        name: str,
+        occupy: int,
+        *,
+        timeout_s: float | None,
+        on_wait: Callable[[], None] | None = None,
+        holder: str | None = None,
+        max_retries: int | None = None,
     ) -> _Held | None:
         """Wait for slots and return what holds them; None if there is no such limit.
 
         Args:
             on_wait: called once if they are not free at once.
+            holder: shown to people: who has them, such as ``task-run/<id>``.
+            max_retries: give up once slots were given back so often without its being our turn; 0: do not wait.
         Raises:
             SlotsTimedOut: they were not free within ``timeout_s``.
             DefinitionError: the limit is one per time, or has fewer slots than that.
@@ -91,7 +102,7 @@ class Slots:
         if line is None:
             line = self._lines[name] = _Line(self, name)
         line.uses += 1
-        held = _Held(self, line, name, occupy)
+        held = _Held(self, line, name, occupy, holder)
         try:
             self._count += 1
             # One after the other, so that those who ask in one process come in the order in which they did.
@@ -109,9 +120,10 @@ class Slots:
                 await self._be_alive()
                 await line.watched()
                 await held.ask()
+            held.tries_left = max_retries
             with anyio.move_on_after(timeout_s) as scope:
                 await line.until_granted(held, on_wait)
-            if scope.cancelled_caught:
+            if scope.cancelled_caught or held.gave_up:
                 raise SlotsTimedOut(name, occupy=occupy, timeout_s=timeout_s or 0.0)
         except BaseException:
             await held.release()
@@ -203,10 +215,13 @@ class Slots:
 class _Held:
     """Slots that were asked for. ``release`` gives them back, whether they were granted or not."""
 
-    def __init__(self, slots: Slots, line: _Line, name: str, occupy: int) -> None:
+    def __init__(self, slots: Slots, line: _Line, name: str, occupy: int, holder: str | None = None) -> None:
         self._slots, self._line = slots, line
         self.id = new_id()
-        self.name, self.occupy = name, occupy
+        self.name, self.occupy, self.holder = name, occupy, holder
+        self.tries_left: int | None = None
+        """How often slots may still be given back without its being its turn; None: as often as they like."""
+        self.gave_up = False
         self.is_lost = False
         """Set when somebody has taken them for left by the dead: others may hold them now."""
         self._key = f"slot.{key_of(name)}.{self.id}"
@@ -219,7 +234,7 @@ class _Held:
 
     async def ask(self) -> None:
         self._asked, self._process = True, self._slots.process
-        value = orjson.dumps({"occupy": self.occupy, "process": self._process})
+        value = orjson.dumps({"occupy": self.occupy, "process": self._process, "holder": self.holder})
         self._line.mine[self.id] = self
         order = await self._slots._bucket.create(self._key, value)
         self._line.note(Ticket(self.id, order, self.occupy, self._process))
@@ -286,6 +301,9 @@ class _Line:
     async def until_granted(self, held: _Held, on_wait: Callable[[], None] | None) -> None:
         """Wait until a ticket holds its slots, or there is no limit any more."""
         self._look()
+        if held.tries_left == 0 and not held.turn.is_set():
+            held.gave_up = True
+            return
         while not held.turn.is_set():
             if on_wait is not None:
                 on_wait()
@@ -312,13 +330,24 @@ class _Line:
             if granted is None or held.id in granted:
                 held.turn.set()
 
+    def _left(self, ticket_id: str) -> None:
+        """Note that a ticket is gone: the next may have their turn, and some have waited for it often enough."""
+        if self._tickets.pop(ticket_id, None) is None:
+            return
+        self._look()
+        for held in self.mine.values():
+            if held.tries_left is not None and not held.turn.is_set():
+                held.tries_left -= 1
+                if held.tries_left <= 0:
+                    held.gave_up = True
+                    held.turn.set()
+
     def note(self, ticket: Ticket) -> None:
         if ticket.order > self._gone.get(ticket.id, 0):
             self._tickets[ticket.id] = ticket
 
     def forget(self, ticket_id: str) -> None:
-        if self._tickets.pop(ticket_id, None) is not None:
-            self._look()
+        self._left(ticket_id)
 
     # --- watching -------------------------------------------------------------------------------------
 
@@ -379,7 +408,7 @@ class _Line:
                     self._gone[ticket_id] = entry.revision
                     if len(self._gone) > 10_000:
                         self._gone.pop(next(iter(self._gone)))
-                    self._tickets.pop(ticket_id, None)
+                    self._left(ticket_id)
                     if (held := self.mine.get(ticket_id)) is not None:
                         held.lose()
                 else:
@@ -423,6 +452,60 @@ class _Line:
                 )
             except GuardFailed:
                 continue  # another has removed it
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Who has asked for slots of a limit, in order, as of one look.
+
+    Attributes:
+        process: where the ticket lives: ``{"pid", "host"}``; empty if it says so no more.
+        holds: whether it has its slots; else it waits for them.
+    """
+
+    occupy: int
+    holds: bool
+    holder: str | None
+    process: JsonObject
+    since: datetime
+
+
+async def standing(bus: Bus, name: str, limit: Limit) -> list[Standing]:
+    """Return who holds slots of a limit and who waits for them, the first to ask first."""
+    prefix = f"slot.{key_of(name)}."
+    bucket = bus.bucket(LEASES)
+    entries = {entry.key.removeprefix(prefix): entry for entry in await bucket.entries(prefix)}
+    if not entries:
+        return []
+    values: dict[str, Any] = {id_: orjson.loads(entry.value) for id_, entry in entries.items()}
+    tickets = [
+        Ticket(id_, entry.revision, values[id_]["occupy"], values[id_]["process"])
+        for id_, entry in entries.items()
+    ]
+    held = holders(tickets, limit.slots or 0)
+    alive = {
+        entry.key.removeprefix("slots."): orjson.loads(entry.value)
+        for entry in await bucket.entries("slots.")
+    }
+    return [
+        Standing(
+            ticket.occupy, ticket.id in held, values[ticket.id].get("holder"), alive.get(ticket.process, {}),
+            entries[ticket.id].created_at,
+        )
+        for ticket in sorted(tickets, key=lambda ticket: ticket.order)
+    ]  # fmt: skip
+
+
+async def reset(bus: Bus, name: str) -> int:
+    """Take every slot of a limit from whoever has it, and forget what was reserved; return how many tickets there were.
+
+    Those who wait ask again; code that runs inside goes on, and is told that it lost its slots.
+    """
+    bucket = bus.bucket(LEASES)
+    found = await bucket.keys(f"slot.{key_of(name)}.")
+    for key in (*found, f"rate.{key_of(name)}"):
+        await bucket.delete(key)
+    return len(found)
 
 
 _of_session: WeakKeyDictionary[Session, Slots] = WeakKeyDictionary()

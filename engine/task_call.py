@@ -15,6 +15,7 @@ from .states import Completed, State, StateType
 from .task_run import IdSource, TaskRun
 
 if TYPE_CHECKING:
+    from ..bus.session import Session
     from .caching import CallCache
     from .tasks import Task
     from .tracking import TaskEvents
@@ -44,6 +45,10 @@ class TaskCall:
     wait_for: tuple[Any, ...] = ()
     recorded: RecordedResult | None = None
     settled: State | None = None
+    limited: tuple[str, ...] | None = ()
+    """Which of its tags are limited; None where that is not known yet."""
+    held: tuple[Session, list[Any]] | None = None
+    """The slots of limits it has."""
     cache: CallCache | None = None
     """Where its result is kept for other calls; set once it is clear that the call runs."""
 
@@ -129,6 +134,8 @@ def prepare(
         run.call, run.index = parent.calls.key(task.name, parameters, salt=task.key_salt)
         if run.call in flow.memo:
             call.settled = Completed(data=flow.memo[run.call], run_id=id_)
+    if tags and call.events is not None:
+        call.limited = call.events.limited(tags)
     return call
 
 

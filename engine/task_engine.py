@@ -26,6 +26,7 @@ from .results import NOT_KEPT, InlineResult, LargeResult
 from .retry import jittered_s, retry_delay_s
 from .signals import Abort, Interrupted, Skip
 from .states import AwaitingRetry, Cached, Cancelled, Completed, NotReady, Retrying, Running, State, StateType
+from .tag_limits import give_back, give_back_async, take, take_async
 from .task_call import TaskCall, announce, resolve_inputs
 from .task_run import TaskRun, stamp
 from .timeouts import pause, within, within_async
@@ -178,6 +179,7 @@ def call_sync(call: TaskCall) -> Any:
         or not call.is_plain
         or call.recorded is not None
         or call.is_settled
+        or call.limited != ()
     ):
         return (run_sync(call)).result()
     token = current_run.set(TaskRunContext(task, run, run.parameters, call.flow, False))
@@ -238,6 +240,8 @@ def run_sync(call: TaskCall) -> State:
                 run_hooks(hooks, call.task, call.run, state)
         raise
     finally:
+        if call.held is not None:  # stopped between having them and calling the function
+            give_back(call)
         current_run.reset(token)
 
 
@@ -245,6 +249,8 @@ def _tries_sync(call: TaskCall, failure: Exception | None = None) -> State:
     """Try until it works or no retries are left; the first try may have been made, and have come to ``failure``."""
     task, run, events = call.task, call.run, call.events
     while True:
+        if failure is None and call.limited != ():
+            failure = take(call)
         if failure is None:
             if events is not None and events.is_crowded:
                 events.give_way()
@@ -259,6 +265,9 @@ def _tries_sync(call: TaskCall, failure: Exception | None = None) -> State:
                 return _conclude_sync(call, value)
             except Exception as exc:
                 failure = exc
+            finally:
+                if call.held is not None:
+                    give_back(call)
         state = state_of_exception(failure, what="Task run", run_id=run.id)
         if not may_retry(call, failure) or not wants_retry_sync(call, state):
             return finish_sync(call, state)
@@ -319,6 +328,7 @@ async def call_async(call: TaskCall) -> Any:
         or not call.is_plain
         or call.recorded is not None
         or call.is_settled
+        or call.limited != ()
     ):
         return (await run_async(call)).result()
     token = current_run.set(TaskRunContext(task, run, run.parameters, call.flow, False))
@@ -382,12 +392,16 @@ async def run_async(call: TaskCall) -> State:
         raise
     finally:
         current_run.reset(token)
+        if call.held is not None:  # stopped between having them and calling the function
+            await give_back_async(call)
 
 
 async def _tries_async(call: TaskCall, failure: Exception | None = None) -> State:
     """Try until it works or no retries are left; the first try may have been made, and have come to ``failure``."""
     task, run, events = call.task, call.run, call.events
     while True:
+        if failure is None and call.limited != ():
+            failure = await take_async(call)
         if failure is None:
             if events is not None and events.is_crowded:
                 await events.give_way_async()
@@ -402,6 +416,9 @@ async def _tries_async(call: TaskCall, failure: Exception | None = None) -> Stat
                 return await _conclude_async(call, value)
             except Exception as exc:
                 failure = exc
+            finally:
+                if call.held is not None:
+                    await give_back_async(call)
         state = state_of_exception(failure, what="Task run", run_id=run.id)
         if not may_retry(call, failure) or not await wants_retry_async(call, state):
             return await finish_async(call, state)

@@ -12,6 +12,7 @@ from typing import Any
 
 from .context import current_run
 from .final_state import state_of_exception
+from .tag_limits import give_back, give_back_async, take, take_async
 from .task_call import TaskCall
 from .task_engine import (
     await_retry,
@@ -43,6 +44,10 @@ def run_generator(call: TaskCall) -> Generator[Any, None, Any]:
         token = current_run.set(context)
         try:
             give_name(call)
+            refused = take(call) if call.limited != () else None
+            if refused is not None:
+                finish_sync(call, state_of_exception(refused, what="Task run", run_id=run.id))
+                raise refused
             begin_try(call)
             args, kwargs = task.shape.spread(run.parameters)
             generator = fn(*args, **kwargs)
@@ -76,6 +81,9 @@ def run_generator(call: TaskCall) -> Generator[Any, None, Any]:
         except BaseException as exc:
             crashed(call, exc)
             raise
+        finally:
+            if call.held is not None:
+                give_back(call)
 
 
 async def run_generator_async(call: TaskCall) -> AsyncGenerator[Any, None]:
@@ -89,6 +97,10 @@ async def run_generator_async(call: TaskCall) -> AsyncGenerator[Any, None]:
         token = current_run.set(context)
         try:
             give_name(call)
+            refused = await take_async(call) if call.limited != () else None
+            if refused is not None:
+                await finish_async(call, state_of_exception(refused, what="Task run", run_id=run.id))
+                raise refused
             begin_try(call)
             args, kwargs = task.shape.spread(run.parameters)
             generator = fn(*args, **kwargs)
@@ -122,3 +134,6 @@ async def run_generator_async(call: TaskCall) -> AsyncGenerator[Any, None]:
         except BaseException as exc:
             crashed(call, exc)
             raise
+        finally:
+            if call.held is not None:
+                await give_back_async(call)

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from ..bus import Bus
     from ..bus.session import Session, SessionThread
     from .run_log import RunLog
+    from .tag_limits import TagLimits
 
 __all__ = ["FlowTracker", "SideSession", "TaskEvents", "standalone_events"]
 
@@ -79,6 +80,7 @@ class TaskEvents:
         self._sender: asyncio.Task[None] | None = None
         self._turnstiles: dict[asyncio.AbstractEventLoop, deque[asyncio.Future[None]]] = {}
         self._failed: Exception | None = None
+        self._tag_limits: TagLimits | None = None
         attributes = f'"correlationid":{_text(correlationid or run_id)},'
         if causationid:
             attributes += f'"causationid":{_text(causationid)},'
@@ -178,6 +180,15 @@ class TaskEvents:
         tail = f'"upstream":{_texts(run.upstream)},"tags":{_texts(run.tags)}}}}}'
         run.pieces = (about, f'"call":{call},', tail)
         return run.pieces
+
+    def limited(self, tags: frozenset[str]) -> tuple[str, ...] | None:
+        """Return which of these tags are limited; None if that is not known yet. See ``tag_limits.py``."""
+        limits = self._tag_limits
+        if limits is None:
+            from .tag_limits import tag_limits_of
+
+            limits = self._tag_limits = tag_limits_of(self.session.bus)
+        return limits.among(tags)
 
     @property
     def is_crowded(self) -> bool:

@@ -17,7 +17,8 @@ from ..bus.event import Event, format_time
 from ..errors import HarkError, UnavailableError
 from ..vocabulary import JsonObject, JsonValue
 from .address import find_api
-from .client_people import PeopleCalls, _items, _object, _part
+from .client_people import _items, _object, _part
+from .client_values import ValueCalls
 from .lean import import_httpx
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class Page:
     next: str | None
 
 
-class Hark(PeopleCalls):
+class Hark(ValueCalls):
     """A connection to a server. Use it as an async context manager::
 
         async with Hark() as hark:
@@ -423,41 +424,6 @@ class Hark(PeopleCalls):
 
     async def pools(self) -> list[JsonObject]:
         return _items(await self._get("/api/pools"))
-
-    # --- variables, secrets, keys ----------------------------------------------------------------------
-
-    async def variables(self) -> list[JsonObject]:
-        return _items(await self._get("/api/variables"))
-
-    async def variable(self, name: str) -> JsonValue:
-        value: JsonValue = (await self._get(f"/api/variables/{_part(name)}"))["value"]
-        return value
-
-    async def set_variable(self, name: str, value: JsonValue) -> None:
-        await self.request("PUT", f"/api/variables/{_part(name)}", json={"value": value})
-
-    async def remove_variable(self, name: str) -> None:
-        await self.request("DELETE", f"/api/variables/{_part(name)}")
-
-    async def secrets(self) -> list[str]:
-        """Return the names; values never leave the server."""
-        return [str(i["name"]) for i in _items(await self._get("/api/secrets"))]
-
-    async def set_secret(self, name: str, value: str) -> None:
-        await self.request("PUT", f"/api/secrets/{_part(name)}", json={"value": value})
-
-    async def remove_secret(self, name: str) -> None:
-        await self.request("DELETE", f"/api/secrets/{_part(name)}")
-
-    async def keys(self) -> list[JsonObject]:
-        return _items(await self._get("/api/keys"))
-
-    async def create_key(self, name: str) -> JsonObject:
-        """Make an access key; the answer's ``token`` is shown this once."""
-        return _object(await self.request("POST", "/api/keys", json={"name": name}))
-
-    async def revoke_key(self, id_or_name: str) -> JsonObject:
-        return _object(await self.request("DELETE", f"/api/keys/{_part(id_or_name)}"))
 
     # --- dead letters, configuration, the service ------------------------------------------------------
 

@@ -20,6 +20,7 @@ from anyio import AsyncContextManagerMixin
 
 from ..bus.event import Event
 from ..clock import SYSTEM_CLOCK, Clock
+from ..engine.limit import name_of
 from ..errors import EventInvalid, EventTooLarge, GuardFailed, UnavailableError
 from ..vocabulary import JsonObject, JsonValue
 
@@ -78,13 +79,14 @@ def change_event(bucket: str, entry: Entry, before: Seen | None, *, gone: bool =
         word = "paused" if paused else "resumed"
     else:
         word = "updated"
-    data: JsonObject = {"name": entry.key, "bucket": bucket, "revision": entry.revision}
+    name = name_of(entry.key) if bucket == "limits" else entry.key
+    data: JsonObject = {"name": name, "bucket": bucket, "revision": entry.revision}
     if isinstance(value, dict) and bucket not in _HIDDEN and len(entry.value) <= _MAX_DATA_BYTES:
         data["definition"] = value
     kind = WORDS[bucket]
     return Event(
         type=f"{kind}.{word}", source=SOURCE, id=f"{bucket}-{entry.revision}" + ("-gone" if gone else ""),
-        subject=f"{kind}/{entry.key}", time=entry.created_at, data=data,
+        subject=f"{kind}/{name}", time=entry.created_at, data=data,
     )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ..engine.limit import name_of
 from ..errors import UnknownName
 from ..vocabulary import JsonObject, JsonValue
 from .fault import Fault
@@ -40,6 +41,8 @@ def lint_manifest(manifest: Manifest) -> list[Fault]:
             preset = verify.get("preset") if isinstance(verify, dict) else verify
             if preset == "none":
                 warn(record, "the webhook accepts requests from anybody", "give it a preset with a secret")
+        elif bucket == "limits" and value.get("slots") == 0:
+            warn(record, f"limit {name_of(key)!r} has no slots: nobody who asks for one goes on", "")
     if not any("{{" in name for name in used_channels):
         for name in manifest.names("channels"):
             if name not in used_channels:

@@ -30,19 +30,14 @@ __all__ = ["BUCKETS", "Manifest", "Record", "check_manifest", "load_manifest", "
 
 BUCKETS = (
     "deployments", "schedules", "webhooks", "automations", "channels", "notifications", "pools", "variables",
-    "sources", "sinks",
+    "sources", "sinks", "limits",
 )  # fmt: skip
 """The buckets a configuration writes."""
 
-SECTIONS = frozenset(BUCKETS) - {"schedules"} | {"limits"}
+SECTIONS = frozenset(BUCKETS) - {"schedules"}
 
 ROUTES = "routes"
 """The one key of the bucket `notifications`: the section is one thing, not a mapping of names."""
-
-NOT_YET = {
-    "limits": "named limits are not yet supported; a deployment's own `concurrency:` is",
-}
-"""Sections of the format that nothing acts on yet: said at every check, never taken in silence."""
 
 _NAME = re.compile(r"(?=.{1,100}$)[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*")
 
@@ -184,6 +179,10 @@ def model_of(bucket: str) -> type[BaseModel] | None:
             from ..automations.sink import Sink
 
             return Sink
+        case "limits":
+            from ..engine.limit import Limit
+
+            return Limit
         case _:
             return None
 
@@ -300,14 +299,16 @@ class _Reader:
                 )
             elif section == "notifications":
                 self._routing(node, at)
-            elif section in NOT_YET:
-                self._fault(at, NOT_YET[section], section, "it has no effect", is_warning=True)
             else:
                 for key, child in node.children.items():
                     self._entry(section, str(key), child, node.keys[str(key)])
 
     def _entry(self, section: str, key: str, node: Node, at: Position) -> None:
-        if not _NAME.fullmatch(key):
+        if section == "limits" and key.isprintable() and 0 < len(key.strip()) <= 200:
+            from ..engine.limit import key_of
+
+            key = key_of(key)  # tags have names of any kind
+        elif not _NAME.fullmatch(key):
             message = f"{key!r} is not a name: use letters, digits, '.', '_' and '-', 100 at most"
             self._fault(at, message, f"{section}.{key}", "begin with a letter or digit")
             return
@@ -342,7 +343,7 @@ class _Reader:
     def _model(self, section: str, key: str, node: Node, at: Position, value: JsonObject) -> None:
         model_class = model_of(section)
         assert model_class is not None
-        if "name" in node.children:
+        if "name" in node.children and "name" in model_class.model_fields:
             place = node.keys["name"]
             self._fault(place, "the name is the key above it", f"{section}.{key}.name", "remove this line")
             return
@@ -351,7 +352,8 @@ class _Reader:
             self._fault(place, "a rule cannot be given to a deployment here", f"{section}.{key}.owner", hint)
             return
         written = frozenset(value)
-        value["name"] = key
+        if "name" in model_class.model_fields:
+            value["name"] = key
         here = Node(node.value, at if not node.children else node.at, node.children, node.keys)
         model, faults = shape(model_class, here, path=(section, key), value=value)
         self.faults.extend(faults)

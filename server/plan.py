@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from ..engine.limit import name_of
 from ..vocabulary import JsonObject, JsonValue
 
 __all__ = ["Change", "FieldChange", "Plan", "Step", "differences", "make_plan"]
@@ -29,7 +30,7 @@ _SIGN = {
     Change.ORPHANED: "!",
 }
 _ORDER = (
-    "pools", "variables", "channels", "notifications", "deployments", "schedules", "webhooks", "sources", "automations",
+    "pools", "limits", "variables", "channels", "notifications", "deployments", "schedules", "webhooks", "sources", "automations",
     "sinks",
 )  # fmt: skip
 """What is referred to stands before what refers to it."""
@@ -114,7 +115,8 @@ def plan_text(plan: JsonObject) -> str:
             continue
         bucket = str(step["bucket"])
         note = f"  ({step['note']})" if step.get("note") else ""
-        lines.append(f"{_SIGN[change]} {bucket.removesuffix('s')} {step['key']}{note}")
+        name = name_of(str(step["key"])) if bucket == "limits" else step["key"]
+        lines.append(f"{_SIGN[change]} {bucket.removesuffix('s')} {name}{note}")
         fields = step.get("fields")
         if change is Change.UPDATE and isinstance(fields, list):
             for f in fields:

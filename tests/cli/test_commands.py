@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from anyio import to_thread
+from hark.bus.session import use_session
 from hark.cli.main import app, command_paths
 from hark.config import Settings, load_settings
+from hark.engine.slots import slots_of
 from hark.server.service import Service
 from typer.testing import CliRunner, Result
 
@@ -407,3 +410,63 @@ async def test_a_deployment_goes_with_its_triggers(serve: Serve, hark: Run, proj
         assert gone.stdout.strip() == "etl is gone, and so are its triggers: arrived"
         assert (await hark("automations", "show", "arrived")).exit_code == 2
         assert (await hark("deployments", "delete", "etl")).exit_code == 2
+
+
+async def test_limits_are_made_watched_and_removed(serve: Serve, hark: Run) -> None:
+    """Made once, changed as often as you like; who holds slots is shown, and can be sent away."""
+    async with serve() as service:
+        assert (await hark("limits", "create", "tag:db/eu", "--slots", "1")).stdout == "tag:db/eu is made\n"
+        again = await hark("limits", "create", "tag:db/eu", "--slots", "1")
+        assert again.exit_code != 0
+        assert "exists" in again.output
+        assert (await hark("limits", "set", "api", "--rate", "100/m")).exit_code == 0
+        assert (await hark("limits", "set", "api", "--inactive")).exit_code == 0
+        shown = as_json(await hark("limits", "show", "api", "--json"))
+        assert (shown["rate"], shown["active"]) == ("100/m", False)
+        neither = await hark("limits", "create", "none")
+        assert neither.exit_code == 2
+        assert "either `slots` or a `rate`" in neither.output
+        async with AsyncExitStack() as stack:
+            session = stack.enter_context(use_session(service.bus))
+            slots = slots_of(session)
+            held = await slots.acquire("tag:db/eu", 1, timeout_s=None, holder="task-run/1")
+            assert held is not None
+            stack.push_async_callback(held.release)
+            waiting = asyncio.ensure_future(
+                slots.acquire("tag:db/eu", 1, timeout_s=None, holder="task-run/2")
+            )
+            while (line := as_json(await hark("limits", "ls", "--json"))[1])["waiting"] == 0:
+                pass
+            assert (line["name"], line["occupied"], line["waiting"]) == ("tag:db/eu", 1, 1)
+            text = (await hark("limits", "show", "tag:db/eu")).stdout
+            assert text.index("task-run/1") < text.index("task-run/2")
+            assert (await hark("limits", "set", "tag:db/eu", "--slots", "2")).exit_code == 0
+            second = await waiting
+            assert second is not None
+            await second.release()
+            assert "1 slots" in (await hark("limits", "reset", "tag:db/eu")).stdout
+        assert (await hark("limits", "rm", "tag:db/eu")).exit_code == 0
+        assert (await hark("limits", "show", "tag:db/eu")).exit_code == 2
+        async with service.bus.log.follow(["hark.ev.limit.>"], after=0) as batches:
+            told: list[tuple[str, str | None]] = []
+            async for batch in batches:
+                told += [(r.event.type, r.event.subject) for r in batch.records]
+                if ("limit.deleted", "limit/tag:db/eu") in told:
+                    break
+        assert told[0] == ("limit.created", "limit/tag:db/eu")
+
+
+async def test_limits_of_a_configuration_are_applied(serve: Serve, hark: Run, project: Path) -> None:
+    """Planned by their names, made live, pruned when they are gone from it."""
+    async with serve():
+        # Not the file that the service itself watches: it would have applied it by now.
+        config = project / "limits.yaml"
+        config.write_text("limits: {'tag:db': {slots: 3}}\n")
+        assert "+ limit tag:db" in (await hark("plan", str(config))).stdout
+        assert (await hark("apply", str(config))).exit_code == 0
+        assert [one["name"] for one in as_json(await hark("limits", "ls", "--json"))] == ["tag:db"]
+        config.write_text("limits: {'tag:db': {slots: 4}}\n")
+        assert "slots: 3 → 4" in (await hark("plan", str(config))).stdout
+        config.write_text("variables: {region: eu}\n")
+        assert (await hark("apply", str(config), "--prune")).exit_code == 0
+        assert as_json(await hark("limits", "ls", "--json")) == []

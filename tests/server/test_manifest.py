@@ -7,7 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hark.engine.limit import key_of
 from hark.server.fault import ManifestInvalid
+from hark.server.lint import lint_manifest
 from hark.server.manifest import Manifest, check_manifest, load_manifest
 from hark.server.plan import Change, make_plan
 from hark.vocabulary import JsonValue
@@ -143,12 +145,20 @@ def test_all_faults_are_told_at_once_in_file_order(write: Write) -> None:
     assert "hark.yaml:8:20" in str(caught.value)
 
 
-def test_what_has_no_effect_yet_is_said(write: Write) -> None:
-    """A section that nothing acts on is a warning with its place, and is not stored."""
-    manifest, faults = check_manifest(write("limits: {warehouse: {slots: 4}}\n"))
-    assert [(f.at.line, f.is_warning) for f in faults] == [(1, True)]
-    assert "not yet supported" in faults[0].message
-    assert manifest.records == {}
+def test_limits_are_of_slots_or_per_time_and_may_be_of_a_tag(write: Write) -> None:
+    """Each is checked at its place; the names of tags may be of any kind; one without slots is warned of."""
+    manifest, faults = check_manifest(
+        write("limits: {warehouse: {slots: 4}, 'tag:db/eu': {slots: 0}, api: {rate: 100/m}}\n")
+    )
+    assert faults == []
+    stored = {key: record.value for (_, key), record in manifest.records.items()}
+    assert stored == {"warehouse": {"slots": 4}, key_of("tag:db/eu"): {"slots": 0}, "api": {"rate": "100/m"}}
+    [warned] = lint_manifest(manifest)
+    assert "'tag:db/eu' has no slots" in warned.message
+    _, faults = check_manifest(write("limits:\n  a: {slots: 4, rate: 1/s}\n  b: {slts: 4}\n"))
+    assert [f.at.line for f in faults] == [2, 3]
+    assert "either `slots` or a `rate`" in faults[0].message
+    assert "slots" in faults[1].suggestion
 
 
 def test_names_of_several_files_are_one_space(write: Write, tmp_path: Path) -> None:
