@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any
 
 import orjson
-from fastapi import FastAPI
-from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
@@ -20,10 +18,11 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
 __all__ = [
+    "HANDLERS",
     "BodyTooLarge",
     "MalformedBody",
     "UnsupportedBody",
-    "install",
+    "not_valid",
     "problem",
     "problem_of",
     "status_of",
@@ -131,36 +130,36 @@ _TITLES = {
 }  # fmt: skip
 
 
-def install(app: FastAPI) -> None:
-    """Make every error an application answers with a problem document."""
+async def _of_hark(request: Request, exc: Exception) -> Response:
+    assert isinstance(exc, errors.HarkError)
+    if status_of(exc) >= 500:
+        log.warning("request.failed", extra={"path": request.url.path, "error": str(exc)})
+    return problem_of(exc)
 
-    @app.exception_handler(errors.HarkError)
-    async def _hark(request: Request, exc: errors.HarkError) -> Response:
-        if status_of(exc) >= 500:
-            log.warning("request.failed", extra={"path": request.url.path, "error": str(exc)})
-        return problem_of(exc)
 
-    @app.exception_handler(HTTPException)
-    async def _http(request: Request, exc: HTTPException) -> Response:
-        title = _TITLES.get(exc.status_code, "Error")
-        return problem(
-            exc.status_code,
-            title,
-            detail=str(exc.detail),
-            headers=exc.headers,
-            extra={"path": request.url.path},
-        )
+async def _of_http(request: Request, exc: Exception) -> Response:
+    assert isinstance(exc, HTTPException)
+    title = _TITLES.get(exc.status_code, "Error")
+    return problem(
+        exc.status_code, title, detail=str(exc.detail), headers=exc.headers, extra={"path": request.url.path}
+    )
 
-    @app.exception_handler(RequestValidationError)
-    async def _validation(request: Request, exc: RequestValidationError) -> Response:
-        faults: list[Any] = [
-            {"at": ".".join(str(p) for p in e["loc"]), "message": e["msg"]} for e in exc.errors()[:50]
-        ]
-        detail = "; ".join(f"{f['at']}: {f['message']}" for f in faults[:5])
-        return problem(422, _TITLES[422], detail=detail, kind="request-not-valid", extra={"faults": faults})
 
-    @app.exception_handler(Exception)
-    async def _other(request: Request, exc: Exception) -> Response:
-        log.error("request.crashed", exc_info=exc, extra={"path": request.url.path})
-        # The text of an unforeseen error may hold anything, secrets included: it goes to the log alone.
-        return problem(500, _TITLES[500], detail="the server's log has the details", kind="internal")
+async def _of_the_unforeseen(request: Request, exc: Exception) -> Response:
+    log.error("request.crashed", exc_info=exc, extra={"path": request.url.path})
+    # The text of an unforeseen error may hold anything, secrets included: it goes to the log alone.
+    return problem(500, _TITLES[500], detail="the server's log has the details", kind="internal")
+
+
+def not_valid(faults: list[JsonObject]) -> Response:
+    """Return the problem document of a request whose parameters break their rules: ``{"at", "message"}`` each."""
+    detail = "; ".join(f"{f['at']}: {f['message']}" for f in faults[:5])
+    return problem(422, _TITLES[422], detail=detail, kind="request-not-valid", extra={"faults": list(faults)})
+
+
+HANDLERS: dict[int | type[Exception], Callable[[Request, Exception], Coroutine[Any, Any, Response]]] = {
+    errors.HarkError: _of_hark,
+    HTTPException: _of_http,
+    Exception: _of_the_unforeseen,
+}
+"""What makes every error an application answers with a problem document, for its ``exception_handlers``."""

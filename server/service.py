@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from ..engine.control import Control
     from ..notifications import AckLinks, Notifier
     from .context import ServerContext
+    from .web import HttpServer
 
 __all__ = ["Service", "serve"]
 
@@ -80,6 +81,7 @@ class Service(AsyncContextManagerMixin):
         self._supervisor: Supervisor | None = None
         self._control: Control | None = None
         self.context: ServerContext | None = None
+        self._http: HttpServer | None = None
         self.links: AckLinks | None = None
 
     @property
@@ -127,14 +129,20 @@ class Service(AsyncContextManagerMixin):
                 log.info("hark.stopping")
                 warming.cancel_scope.cancel("service closing")
 
+    async def load(self) -> None:
+        """Load what a start does without, the framework of most HTTP routes above all. Only while entered."""
+        if self._http is not None:
+            await self._http.load()
+
     def _forget(self) -> None:
+        self._http = None
         self._bus = self._supervisor = self._control = self.context = None
 
     def _import_rooms(self) -> None:
         """Import what will be needed, in a thread, while the broker starts."""
         import_httpx()
         if Role.SERVER in self.roles:
-            from . import app, web  # noqa: F401
+            from . import metrics, web  # noqa: F401
         from ..automations import engine, outbox  # noqa: F401
         from ..engine import dispatcher, worker  # noqa: F401
         from ..notifications import Notifier  # noqa: F401
@@ -399,6 +407,7 @@ class Service(AsyncContextManagerMixin):
         await stack.enter_async_context(MetricsFeed(self.bus, context.metrics))
         server = HttpServer(context, self.settings.server, door)
         await stack.enter_async_context(server)
+        self._http = server
         self.url = context.url
         if self.links is not None and self.settings.server.public_url is None:
             self.links.base_url = self.approval_links.base_url = self.url
@@ -478,16 +487,17 @@ async def _serve(service: Service, announce: Callable[[str], None]) -> int:
                     tg.start_soon(listen, signals, starting)
                     async with service:
                         is_up = True
-                        # What start has made lives as long as the process: never look at it again when collecting.
-                        gc.collect()
-                        gc.freeze()
-                        gc.enable()
                         if service.url:
                             announce(f"Hark is ready at {service.url} (home {service.home})")
                         if service.context is not None and service.context.keys.is_open:
                             announce(
                                 "Access is open to everyone on this machine; `hark keys create NAME` closes it."
                             )
+                        await service.load()
+                        # What start has made lives as long as the process: never look at it again when collecting.
+                        gc.collect()
+                        gc.freeze()
+                        gc.enable()
                         await asked.wait()
                 tg.cancel_scope.cancel("stopped")
     except BaseExceptionGroup as group:

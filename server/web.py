@@ -13,8 +13,8 @@ import uvicorn
 from anyio import AsyncContextManagerMixin
 from anyio.abc import TaskStatus
 
-from .app import make_app
 from .door import listen
+from .gate import Gate
 
 if TYPE_CHECKING:
     from ..config import ServerConfig
@@ -58,6 +58,7 @@ class HttpServer(AsyncContextManagerMixin):
 
     def __init__(self, context: ServerContext, config: ServerConfig, sock: socket.socket) -> None:
         self._context, self._config, self._sock = context, config, sock
+        self._gate: Gate | None = None
 
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncGenerator[Self, None]:
@@ -67,9 +68,10 @@ class HttpServer(AsyncContextManagerMixin):
         host = self._config.host
         shown = "127.0.0.1" if host in ("0.0.0.0", "::", "") else f"[{host}]" if ":" in host else host  # noqa: S104
         self._context.url = f"http://{shown}:{port}"
+        gate = self._gate = Gate(self._context)
         server = _Server(
             uvicorn.Config(
-                make_app(self._context), log_config=None, access_log=False, lifespan="off", ws="none",
+                gate, log_config=None, access_log=False, lifespan="off", ws="none",
                 server_header=False, date_header=False, timeout_graceful_shutdown=max(1, int(self._config.drain_s)),
                 timeout_keep_alive=30, h11_max_incomplete_event_size=64 << 10,
             )
@@ -82,6 +84,11 @@ class HttpServer(AsyncContextManagerMixin):
             finally:
                 self._context.closing.set()
                 server.stop()
+
+    async def load(self) -> None:
+        """Load what is loaded late anyway, so that nobody's request waits for it. Only while entered."""
+        if self._gate is not None:
+            await self._gate.load()
 
     @staticmethod
     async def _run(server: _Server, sock: socket.socket, *, task_status: TaskStatus[None]) -> None:

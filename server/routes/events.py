@@ -9,39 +9,14 @@ from fastapi import APIRouter, Query, Request, Response
 from ...bus.subject import ALL_EVENTS, filters_for, flow_run_filter
 from ...storage import EventFilter, EventRow
 from ..answer import answer, moment, page
-from ..body import read_body
 from ..context import context_of
-from ..ingest import events_in
+from ..intake import store_events
 from ..stream import EventStream, Wanted
 
 router = APIRouter(tags=["events"])
 
 
-@router.post("/api/events", status_code=202)
-async def store_events(request: Request) -> Response:
-    """Store one event or a batch: CloudEvents (binary, structured, batch) or plain `{"type": …, "data": …}`.
-
-    Answered 202 with the ids once every event is in the log; an event whose source and id are known is not stored
-    again.
-    """
-    context = context_of(request)
-    config = context.settings.server
-    body = await read_body(request, limit_bytes=config.max_body_bytes)
-    events = events_in(request.headers, body, max_events=config.max_batch_events)
-    if len(events) == 1:
-        stored = [await context.bus.log.append(events[0])]
-    else:
-        stored = await context.bus.log.append_many(events)
-    context.metrics.received(len(events))
-    return answer(
-        {
-            "ids": [e.id for e in events],
-            "stored": sum(not s.duplicate for s in stored),
-            "duplicates": sum(s.duplicate for s in stored),
-            "seq": max((s.seq for s in stored), default=0),
-        },
-        202,
-    )
+router.post("/api/events", status_code=202)(store_events)
 
 
 def shown(row: EventRow) -> dict[str, object]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import orjson
-from fastapi import Request, Response
+from starlette.requests import Request
+from starlette.responses import Response
 
 from ..body import read_at_most
 from ..context import context_of

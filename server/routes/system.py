@@ -17,38 +17,15 @@ from ...errors import HarkError
 from ...storage import RunFilter
 from ..answer import answer
 from ..context import ServerContext, context_of
+from ..health import live, not_ready, ready
 from ..metrics import CONTENT_TYPE_LATEST
 from ..problem import problem
 
 router = APIRouter(tags=["system"])
 
 
-@router.get("/health/live")
-async def live() -> Response:
-    """Answer 200 while the process runs."""
-    return answer({"status": "live"})
-
-
-@router.get("/health/ready")
-async def ready(request: Request) -> Response:
-    """Answer 200 while every part runs and the broker is reachable; 503 says what does not."""
-    context = context_of(request)
-    wrong = _not_ready(context)
-    if wrong:
-        return problem(
-            503, "Not ready", detail="; ".join(wrong), kind="not-ready", headers={"Retry-After": "1"}
-        )
-    return answer({"status": "ready"})
-
-
-def _not_ready(context: ServerContext) -> list[str]:
-    wrong = [] if context.bus.is_connected else ["the broker is not reachable"]
-    if context.closing.is_set():
-        wrong.append("the server is stopping")
-    for name, part in context.services.report().items():
-        if isinstance(part, dict) and part["state"] != "running":
-            wrong.append(f"{name} is {part['state']}" + (f" ({part['error']})" if part.get("error") else ""))
-    return wrong
+router.get("/health/live")(live)
+router.get("/health/ready")(ready)
 
 
 @router.get("/metrics")
@@ -67,7 +44,7 @@ async def _status(context: ServerContext) -> dict[str, Any]:
     now = context.clock.now()
     out: dict[str, Any] = {
         "version": _version(),
-        "ready": not _not_ready(context),
+        "ready": not not_ready(context),
         "started_at": context.started_at,
         "url": context.url,
         "home": str(context.settings.home_path),
@@ -139,7 +116,7 @@ async def home(request: Request) -> Response:
         return problem(503, "Not available now", detail=str(exc), kind="read-model")
     html = _pages().get_template("status.html").render(
         status=shown, runs=runs, firings=firings, dead_letters=letters, is_open=context.keys.is_open,
-        now=context.clock.now(), wrong=_not_ready(context),
+        now=context.clock.now(), wrong=not_ready(context),
     )  # fmt: skip
     return HTMLResponse(html, headers=_PAGE_HEADERS)
 
