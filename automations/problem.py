@@ -88,7 +88,7 @@ class Strict(BaseModel):
     ``foreign_words`` maps words of other tools to ours.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True, populate_by_name=True)
     foreign_words: ClassVar[Mapping[str, str]] = {}
 
     @model_validator(mode="before")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Self, cast
@@ -435,6 +436,17 @@ class Connection(AsyncContextManagerMixin):
         if task is not None and task is not asyncio.current_task():
             task.cancel()
             await asyncio.wait({task}, timeout=2.0)
+
+    async def flush(self) -> None:
+        """Return once the broker has read all that was written before, subscriptions included.
+
+        The client writes its PING past what still waits in its buffer, so one answer says nothing of that; once the
+        buffer has been empty, the next answer does.
+        """
+        limit_s = math.ceil(self.config.request_timeout_s)
+        while self.nc.pending_data_size:
+            await self.nc.flush(limit_s)
+        await self.nc.flush(limit_s)
 
     def new_inbox(self) -> str:
         """Return a subject nobody else listens on."""

@@ -7,7 +7,6 @@ what came while nobody listened is read later, and what was not settled is hande
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -113,7 +112,7 @@ class Foreign:
         await self._connection.connected(self._connection.config.request_timeout_s)
         with translated(f"sending to {subject}"):
             await nc.publish(subject, payload, headers=dict(headers) if headers else None)
-            await nc.flush(math.ceil(self._connection.config.request_timeout_s))
+            await self._connection.flush()
 
     async def store(self, subject: str, payload: bytes, headers: Mapping[str, str], *, msg_id: str) -> None:
         """Send a message to a stream of theirs; it is stored when this returns, and once for its id.
@@ -163,7 +162,7 @@ class Foreign:
                 stack.push_async_callback(self._connection.unsubscribe, subscription)
             with translated(f"listen to {', '.join(subjects)}"):
                 # Entered means listening: the broker has read the subscriptions once it answers this.
-                await nc.flush(math.ceil(self._connection.config.request_timeout_s))
+                await self._connection.flush()
             yield Listening(take)
 
     @asynccontextmanager

@@ -72,7 +72,7 @@ Entrypoint = Annotated[str, AfterValidator(_check_entrypoint)]
 class ConcurrencySpec(BaseModel):
     """How many runs of one deployment (or of one ``key`` of it) may be in progress at once."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     limit: int = Field(ge=1, description="runs in progress at once, for each key")
     key: str | None = Field(None, description="template over `parameters` and `tags`; one limit per value")
@@ -103,7 +103,7 @@ class Deployment(BaseModel):
         parameter_schema: JSON schema of the flow's parameters, where known; requests are checked against it.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     name: Name
     flow: Entrypoint

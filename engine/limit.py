@@ -35,7 +35,7 @@ class Limit(BaseModel):
         active: False: as if it were not there.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     slots: int | None = Field(None, ge=0)
     rate: RateSpec | None = None

@@ -18,7 +18,7 @@ DEFAULT_PRIORITY = 100
 class QueueSpec(BaseModel):
     """One queue of a pool. ``priority`` 1 is served first; equal priorities are served by due time."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     priority: int = Field(DEFAULT_PRIORITY, ge=1, description="1 is served first")
     concurrency: int | None = Field(None, ge=0, description="runs of this queue in progress at once")
@@ -28,7 +28,7 @@ class QueueSpec(BaseModel):
 class Pool(BaseModel):
     """A pool. One that nobody defined exists all the same, without limits."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     name: Name
     type: Literal["process"] = "process"

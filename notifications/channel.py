@@ -20,7 +20,7 @@ _LITERAL_SCHEME = re.compile(r"\s*([A-Za-z][A-Za-z0-9+]{0,31})://")
 class Template(BaseModel):
     """How one kind of service is written to. ``format`` is what the body is, for services that can show it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     title: str | None = None
     body: str | None = None
@@ -50,7 +50,7 @@ class Channel(BaseModel):
     """
 
     # Pydantic would quote the input, which holds the token, in the text of its errors.
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True, hide_input_in_errors=True)
 
     name: str = Field(description="how rules and `send` call it")
     urls: tuple[str, ...] = Field(

@@ -101,7 +101,7 @@ def _spans(names: tuple[str, ...], low: int, high: int, what: str) -> Any:
 class MuteTime(BaseModel):
     """When it is quiet: what is written must all hold; a list holds when one of it does. Nothing written is always."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     timezone: Zone = "UTC"
     times: Annotated[tuple[Annotated[str, BeforeValidator(_time_range)], ...], BeforeValidator(_listed)] = (

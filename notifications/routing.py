@@ -80,7 +80,7 @@ Words = Annotated[tuple[str, ...], BeforeValidator(_listed)]
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True, populate_by_name=True)
 
 
 class Escalation(_Model):

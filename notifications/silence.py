@@ -25,7 +25,7 @@ _MATCHER = re.compile(r"\s*(?P<path>[^=!~\s]+)\s*(?P<sign>=~|!~|!=|=)\s*(?P<valu
 class Silence(BaseModel):
     """Who silenced what, from when to when, and why."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     id: str
     match: dict[str, JsonValue] = Field(

@@ -70,7 +70,7 @@ class Backfill(BaseModel):
         round: how often it was taken up after it was cancelled or had failed.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     name: str = Field(pattern=f"^{NAME_PATTERN}$")
     deployment: str = Field(pattern=f"^{NAME_PATTERN}$")

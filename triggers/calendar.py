@@ -34,7 +34,7 @@ class Span(BaseModel):
     Naive moments are read in the schedule's time zone, so that a holiday is a holiday where the schedule lives.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     begin: datetime
     end: datetime

@@ -63,7 +63,7 @@ Overlap: TypeAlias = Literal["skip", "queue", "allow", "cancel-running"]
 class CatchUpWithin(BaseModel):
     """Catch up the missed slots that are not older than this."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     within: Duration
 
@@ -135,7 +135,7 @@ class _Schedule(BaseModel):
         parameters: laid over the deployment's own for runs of this schedule.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     name: str | None = Field(None, pattern=f"^{NAME_PATTERN}$")
     description: str = ""
@@ -275,7 +275,7 @@ class StoredSchedule(BaseModel):
     ``since``: slots up to this moment are none of ours; without it, the moment the definition was stored counts.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     deployment: str = Field(pattern=f"^{NAME_PATTERN}$")
     name: str = Field(pattern=f"^{NAME_PATTERN}$")

@@ -52,7 +52,7 @@ class Source(BaseModel):
         dedupe: template of what a repeat has in common; recognised for as long as deliveries of webhooks are.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     description: str = ""

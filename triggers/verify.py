@@ -111,7 +111,7 @@ Secrets: TypeAlias = Annotated[
 
 class _Verify(BaseModel):
     # A secret may be written out where a template belongs, and an error message must not repeat it.
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True, hide_input_in_errors=True)
 
     tolerance: Duration | None = Field(None, description="largest age of a signed timestamp, either way")
 

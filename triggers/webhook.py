@@ -78,7 +78,7 @@ class EventMapping(BaseModel):
         id: makes the event's id; a repeated one is a repeated delivery.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     type: str = Field(min_length=1)
     subject: str | None = None
@@ -153,7 +153,7 @@ class Webhook(BaseModel):
         paused: requests get 409, which senders that try again will do. ``retired``: 410, which tells them to stop.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True, hide_input_in_errors=True)
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     description: str = ""
