@@ -449,7 +449,7 @@ async def test_async_flows_run_tasks_in_their_own_loop() -> None:
     begun = time.monotonic()
     states = await many()
     assert [state.result() for state in states] == [1, 3]
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 30
 
     @flow(task_runner=AsyncTaskRunner())
     def from_sync() -> list[int]:

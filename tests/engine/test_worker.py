@@ -216,7 +216,7 @@ async def test_cancelling_a_sync_flow_raises_in_its_main_thread(stage: Stage) ->
         started = time.monotonic()
         await stage.control.cancel(run.id)
         run = await stage.end(run)
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 60
     assert run.state_type is StateType.CANCELLED
     assert await stage.said() == {"began": 1, "cleaned-up": 1}
 
@@ -337,7 +337,7 @@ async def test_a_process_that_dies_takes_only_its_run_with_it_and_the_run_goes_o
     async with stage.working():
         started = time.monotonic()
         run = await stage.run("fragile", parameters={"marker": str(stage.root / "marker")})
-        assert time.monotonic() - started < 10, "without waiting for any timeout"
+        assert time.monotonic() - started < 25, "without waiting for any timeout"
     assert run.state_type is StateType.COMPLETED, run.state_message
     assert run.attempt == 2
     assert await stage.said() == {"step-1": 1, "step-2": 1, "step-3": 1, "dies": 1}

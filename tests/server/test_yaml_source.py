@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pytest
@@ -82,14 +81,12 @@ def test_a_fault_says_where_and_what_to_do(text: str, fault: str) -> None:
     assert faults_of(text)[0].startswith(fault)
 
 
-def test_a_billion_laughs_are_refused_quickly() -> None:
-    """Aliases of aliases expand to at most a stated number of values, and take no time."""
+def test_a_billion_laughs_are_refused_before_they_are_expanded() -> None:
+    """Aliases of aliases expand to at most a stated number of values; all of them would fill the memory."""
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 12)]
-    began = time.monotonic()
     faults = faults_of("\n".join(lines))
     assert "more than 200000 values once its aliases are expanded" in faults[0]
-    assert time.monotonic() - began < 10
 
 
 @pytest.mark.parametrize("depth", [60, 5000])
