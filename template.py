@@ -19,13 +19,22 @@ from jinja2 import StrictUndefined, TemplateSyntaxError, Undefined, nodes
 from jinja2 import TemplateError as _JinjaError
 from jinja2.exceptions import SecurityError, UndefinedError
 from jinja2.filters import do_batch, do_indent, make_attrgetter, sync_do_slice
+from jinja2.meta import find_undeclared_variables
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
 from .errors import TemplateError
 from .vocabulary import JsonValue
 
-__all__ = ["MAX_OUTPUT_CHARS", "check_template", "render", "render_value", "template_names", "template_paths"]
+__all__ = [
+    "MAX_OUTPUT_CHARS",
+    "check_template",
+    "render",
+    "render_value",
+    "template_names",
+    "template_paths",
+    "template_roots",
+]
 
 MAX_OUTPUT_CHARS = 262_144
 """Longest text a template may make; far above any message, far below what hurts."""
@@ -239,9 +248,24 @@ def _compiled(source: str) -> tuple[str, Any]:
                 return "expression", _ENV.compile_expression(whole["expr"].strip(), undefined_to_none=False)
             except TemplateSyntaxError:
                 pass  # such as "{{ '}}' }}": let the whole parser have its say
+        if _OTHERS.search(source):
+            _refuse_others(source)
         return "template", _ENV.from_string(source)
     except (_JinjaError, RecursionError, ValueError, SyntaxError) as exc:
         raise _explain(exc, source) from exc
+
+
+_OTHERS = re.compile(r"\b(include|import|extends)\b")
+
+
+def _refuse_others(source: str) -> None:
+    """Raise ``TemplateError`` if a template reads others: there are none beside it."""
+    for node in _ENV.parse(source).find_all((nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)):
+        word = {"FromImport": "import"}.get(type(node).__name__, type(node).__name__.lower())
+        raise TemplateError(
+            f"template {source[:80]!r}: there are no other templates that `{word}` could read",
+            hint="write out what it would bring",
+        )
 
 
 def check_template(source: str) -> None:
@@ -264,6 +288,15 @@ def template_names(source: str) -> frozenset[str]:
         if isinstance(item.node, nodes.Name) and isinstance(item.arg, nodes.Const):
             names.add(f"{item.node.name}.{item.arg.value}")
     return frozenset(names)
+
+
+@lru_cache(maxsize=4096)
+def template_roots(source: str) -> frozenset[str]:
+    """Return the names a template reads from its context, and does not set itself."""
+    try:
+        return frozenset(find_undeclared_variables(_ENV.parse(source)) - _ENV.globals.keys())
+    except _JinjaError as exc:
+        raise _explain(exc, source) from exc
 
 
 @lru_cache(maxsize=4096)

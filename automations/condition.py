@@ -36,6 +36,11 @@ _FOREIGN = {
 }  # fmt: skip
 _EQUALS = frozenset({"eq", "equals", "equal", "is", "=="})
 _SIGNED = re.compile(r"(>=|<=|==|!=|>|<)(\s*)(.*)", re.DOTALL)
+_MISSPELT = re.compile(r"(=>|=<|=!|<>|>>|<<|===|≥|≤|≠|=)\s*(?![=<>!])(.*)", re.DOTALL)
+_MEANT = {
+    "=>": ">=", "=<": "<=", "=!": "!=", "<>": "!=", ">>": ">", "<<": "<", "===": "==", "≥": ">=", "≤": "<=", "≠": "!=",
+    "=": "==",
+}  # fmt: skip
 _SIGN = {">": "gt", ">=": "gte", "<": "lt", "<=": "lte"}
 MAX_NODES = 500
 MAX_DEPTH = 12
@@ -161,6 +166,7 @@ class _Parser:
 
     def text(self, path: Path, want: str, loc: Loc, *, ignore_case: bool) -> Node:
         """Parse a text: an operator with a limit, such as ``">= 2"``, or the text itself."""
+        self._misspelt(want, loc)
         signed = _SIGNED.fullmatch(want)
         if signed:
             sign, space, rest = signed[1], signed[2], signed[3].strip()
@@ -172,10 +178,29 @@ class _Parser:
             try:
                 return Compare(path, (Comparison(_SIGN[sign], (parse_limit(rest),)),))
             except ValueError as exc:
-                # "<none>" is a text; ">= two" is a mistake.
-                if space or not rest:
-                    raise self.fault(loc, f"{want!r}: {exc}") from None
+                # "<none>" is a text; ">= two" and ">3 and <5" are mistakes.
+                if space or not rest or rest[0].isdigit():
+                    two = (
+                        "; for two bounds write {gt: 3, lt: 5}, or {between: [3, 5]}"
+                        if rest[:1].isdigit()
+                        else ""
+                    )
+                    raise self.fault(loc, f"{want!r}: {exc}{two}") from None
         return Compare(path, (Comparison("in", (want,), ignore_case),))
+
+    def _misspelt(self, want: str, loc: Loc) -> None:
+        """Refuse a sign that is none before a number, duration or time: equal to that very text, nothing ever is."""
+        found = _MISSPELT.fullmatch(want)
+        if found is None:
+            return
+        try:
+            parse_limit(found[2])
+        except ValueError:
+            return
+        meant = f"{_MEANT[found[1]]} {found[2].strip()}"
+        raise self.fault(
+            loc, f"{want!r} is no comparison (for that very text: {'== ' + want!r}); did you mean {meant!r}?"
+        )
 
     def alternatives(
         self, path: Path, items: list[object], loc: Loc, *, depth: int, ignore_case: bool

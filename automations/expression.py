@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from .problem import did_you_mean
 if TYPE_CHECKING:
     from cel import Program
 
-__all__ = ["Expression", "Outcome", "compile_expression"]
+__all__ = ["Expression", "Outcome", "compile_expression", "odd_names"]
 
 MAX_CHARS = 2000
 MAX_NESTING = 40
@@ -30,6 +31,13 @@ _STRINGS = re.compile(
     r"""[rRbB]*('''.*?'''|\"\"\".*?\"\"\"|'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")""", re.DOTALL
 )
 _EXTRA = frozenset({"event", "key", "count", "events", "automation"})
+_FUNCTIONS = frozenset({
+    "size", "contains", "startsWith", "endsWith", "matches", "timestamp", "duration", "int", "uint", "double", "string",
+    "bytes", "type", "dyn", "getFullYear", "getMonth", "getDate", "getDayOfMonth", "getDayOfWeek", "getDayOfYear",
+    "getHours", "getMinutes", "getSeconds", "getMilliseconds", "of", "none", "ofNonZeroValue", "hasValue", "value",
+    "orValue", "or",
+})  # fmt: skip
+"""The functions there are; operators go by other names (``_+_``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,14 +156,31 @@ def compile_expression(source: str) -> Expression:
     try:
         program = cel.compile(source)
         names = frozenset(program.variables())
+        called = [one for one in program.functions() if one.isidentifier() and one[0] != "_"]
     except Exception as exc:  # the parser reports in several types
         lines = [line for line in str(exc).splitlines() if line.strip()]
         raise ValueError(
             f"{source!r:.80} does not parse: {lines[0].partition('ERROR: <input>:')[2] or lines[0]}"
         ) from exc
+    for one in called:
+        if one not in _FUNCTIONS:
+            hint = did_you_mean(one, _FUNCTIONS) or f"; there are {', '.join(sorted(_FUNCTIONS))}"
+            raise ValueError(f"there is no function {one!r}{hint}")
     unknown = sorted(names - ATTRIBUTES - _EXTRA)
     if unknown and not loops and len(unknown[0]) > 20:
         raise ValueError(f"{unknown[0]!r} is no attribute of an event")
-    if unknown and not loops and (hint := did_you_mean(unknown[0], ATTRIBUTES | _EXTRA)):
-        raise ValueError(f"{unknown[0]!r} is no attribute of an event{hint}")
-    return Expression(source, program, names, loops)
+    if (
+        unknown
+        and not loops
+        and (near := get_close_matches(unknown[0], ATTRIBUTES | _EXTRA, n=1, cutoff=0.75))
+    ):
+        raise ValueError(f"{unknown[0]!r} is no attribute of an event; did you mean {near[0]!r}?")
+    made = Expression(source, program, names, loops)
+    if not names and (note := made.decide({}).note):
+        raise ValueError(f"{source!r:.80} never holds: it {note}; compare something, such as data.total > 10")
+    return made
+
+
+def odd_names(expression: Expression) -> list[str]:
+    """Return names an expression reads that no event has, unless whoever emits it adds them."""
+    return [] if expression.loops else sorted(expression.names - ATTRIBUTES - _EXTRA)

@@ -88,7 +88,12 @@ class RuleTest(Strict):
                     [
                         Problem(
                             ("given", i, "same"),
-                            f"`same: {given.same}` has to name an earlier event, from 0 to {i - 1}",
+                            f"`same: {given.same}` repeats an earlier event of `given`, "
+                            + (
+                                f"by its place from 0 to {i - 1}"
+                                if i
+                                else "and this is the first; give it a `type`"
+                            ),
                         )
                     ],
                 )

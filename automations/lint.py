@@ -5,16 +5,21 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
-from .action import Emit, Notify, Run
+from ..template import template_paths, template_roots
+from ..vocabulary import JsonValue
+from .action import Call, Emit, Notify, Run
 from .comparison import Comparison
 from .condition import Compare, Exists, Node, Not
+from .expression import compile_expression, odd_names
 from .matcher import indexed_by, pattern_covers
 from .model import Automation
+from .own_event import never_emitted
 from .path import ATTRIBUTES, Path, parse_path, show_path
 from .problem import Loc, did_you_mean
+from .reference import RESERVED
 from .where import leaves
 
-__all__ = ["Warned", "lint_automation"]
+__all__ = ["Warned", "lint_automation", "templates_in"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +43,12 @@ def lint_automation(
     Args:
         known: names that exist, by bucket (``deployments``, ``channels``); a bucket that is not given is not checked.
     """
-    return [*_matching(automation), *_actions(automation, known or {}), *_timing(automation)]
+    return [
+        *_matching(automation),
+        *_actions(automation, known or {}),
+        *_texts(automation),
+        *_timing(automation),
+    ]
 
 
 def _matching(automation: Automation) -> Iterator[Warned]:
@@ -56,6 +66,17 @@ def _matching(automation: Automation) -> Iterator[Warned]:
                 "nothing to look this rule up by: it is checked for every event of every type",
                 "name the event types, or a value that has to be equal",
             )
+        for type_ in types:
+            if hint := never_emitted(type_):
+                place = loc if loc[-1:] == ("on",) else (*loc, "on")
+                yield Warned(place, f"Hark never emits {type_!r}", hint)
+        for text in listening.ifs:
+            for name in odd_names(compile_expression(text)):
+                yield Warned(
+                    ("if",) if automation.if_ is not None else (*loc, "if"),
+                    f"{name!r} is no usual event attribute",
+                    f"fields of the payload begin with data: data.{name}",
+                )
         for message in _contradictions(node):
             yield Warned(("where",), message, "the rule can never fire")
     for path in automation.key_paths:
@@ -141,6 +162,14 @@ def _actions(automation: Automation, known: Mapping[str, Collection[str]]) -> It
                             f"there is no channel named {name!r}",
                             did_you_mean(name, known["channels"]).removeprefix("; "),
                         )
+                    elif "://" in name and "{{" not in name:
+                        yield from _scheme(name, ("do", i, "notify"))
+            case Call(secret=str(secret)) if "{{" not in secret:
+                yield Warned(
+                    ("do", i, "secret"),
+                    "the secret is written out in the rule, where it can be read",
+                    "keep it with `hark secrets set NAME` and write {{ secrets.NAME }}",
+                )
             case Emit(emit=type_) if (
                 "{{" not in type_ and automation.on and any(pattern_covers(p, type_) for p in automation.on)
             ):
@@ -149,6 +178,56 @@ def _actions(automation: Automation, known: Mapping[str, Collection[str]]) -> It
                     f"the rule emits {type_!r}, which it reacts to itself",
                     "it stops at the causal depth limit; use another type, or a `where` that leaves it out",
                 )
+
+
+def _scheme(url: str, loc: Loc) -> Iterator[Warned]:
+    from ..errors import DefinitionError
+    from ..notifications.apprise_port import check_scheme
+
+    try:
+        check_scheme(url.partition("://")[0])
+    except DefinitionError as exc:
+        message, _, near = str(exc).partition("; ")
+        yield Warned(loc, message, near or exc.hint)
+
+
+def _texts(automation: Automation) -> Iterator[Warned]:
+    """Yield the names that templates of actions read and nothing gives."""
+    named = {step.as_ for step in automation.sequence or () if step.as_}
+    known = RESERVED | named
+    for word, actions in (("do", automation.do), ("on_resolve", automation.on_resolve)):
+        for i, action in enumerate(actions):
+            written = action.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+            for loc, text in templates_in(written, (word, i)):
+                for root in sorted(template_roots(text) - known):
+                    hint = (
+                        did_you_mean(root, known).removeprefix("; ")
+                        or f"there are {', '.join(sorted(known))}"
+                    )
+                    yield Warned(loc, f"templates know no {root!r}", hint)
+                for chain in sorted(template_paths(text)):
+                    if chain[0] in {"event", *named} and len(chain) > 1 and chain[1] not in ATTRIBUTES:
+                        shown = ".".join(chain[:2])
+                        hint = did_you_mean(chain[1], ATTRIBUTES).removeprefix("; ")
+                        yield Warned(
+                            loc,
+                            f"{shown!r}: {chain[1]!r} is no usual event attribute",
+                            hint or f"fields of the payload begin with data: {chain[0]}.data.{chain[1]}",
+                        )
+
+
+def templates_in(value: JsonValue, loc: Loc) -> Iterator[tuple[Loc, str]]:
+    """Yield the texts inside a JSON value that are templates, with their places."""
+    if isinstance(value, str):
+        if "{{" in value or "{%" in value:
+            yield loc, value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from templates_in(key, loc)
+            yield from templates_in(item, (*loc, key))
+    elif isinstance(value, list):
+        for i, item in enumerate(value):
+            yield from templates_in(item, (*loc, i))
 
 
 def _timing(automation: Automation) -> Iterator[Warned]:

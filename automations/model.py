@@ -136,7 +136,13 @@ class Automation(Strict):
     @field_validator("do", "on_resolve", mode="before")
     @classmethod
     def _one_or_list(cls, value: Any) -> Any:
-        return [value] if isinstance(value, Mapping) else value
+        if isinstance(value, Mapping):
+            return [value]
+        if not isinstance(value, list | tuple):
+            raise ValueError(
+                f"an action, or a list of them, such as [{{notify: oncall}}] or [{{run: nightly-etl}}]; got {value!r:.60}"
+            )
+        return value
 
     @field_validator("within", "cooldown")
     @classmethod

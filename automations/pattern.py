@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from difflib import get_close_matches
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, TypeAlias
 
@@ -33,6 +34,11 @@ _NEVER_EMITTED = {
     "started": "running", "finished": "completed", "succeeded": "completed", "success": "completed",
     "error": "failed", "errored": "failed", "failure": "failed",
 }  # fmt: skip
+RUN_WORDS = (
+    "scheduled", "late", "pending", "running", "retrying", "awaiting-retry", "awaiting-concurrency-slot", "paused",
+    "suspended", "resuming", "cancelling", "completed", "cached", "failed", "timed-out", "cancelled", "crashed",
+)  # fmt: skip
+"""What flow runs and task runs can be said to be: the last words of their events."""
 MAX_COUNT = 100_000
 MAX_PATTERNS = 50
 
@@ -61,17 +67,20 @@ def check_pattern(pattern: object) -> str:
             raise ValueError(
                 f"{pattern!r}: `>` stands for all the words that follow, so it can only come last"
             )
-    if (
-        len(words) > 1
-        and words[0] in ("flow-run", "task-run")
-        and words[1] in _NEVER_EMITTED
-        and "*" not in words
-        and ">" not in words
-    ):
-        raise ValueError(
-            f"Hark never emits {pattern!r}; did you mean '{words[0]}.{_NEVER_EMITTED[words[1]]}'?"
-        )
+    if words[0] in ("flow-run", "task-run") and "*" not in words and ">" not in words:
+        _check_run_word(pattern, words)
     return pattern
+
+
+def _check_run_word(pattern: str, words: list[str]) -> None:
+    rest = ".".join(words[1:])
+    if rest in RUN_WORDS:
+        return
+    meant = _NEVER_EMITTED.get(rest) or next(iter(get_close_matches(rest, RUN_WORDS, n=1)), "")
+    raise ValueError(
+        f"Hark never emits {pattern!r}; "
+        + (f"did you mean '{words[0]}.{meant}'?" if meant else f"there are {', '.join(RUN_WORDS)}")
+    )
 
 
 def _patterns(value: Any) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from ..errors import DefinitionError
 from ..template import check_template, render
@@ -92,6 +92,10 @@ class ConcurrencySpec(BaseModel):
         return value
 
 
+def _limit_alone(value: Any) -> Any:
+    return {"limit": value} if isinstance(value, int) and not isinstance(value, bool) else value
+
+
 class Deployment(BaseModel):
     """A flow that can be run by name.
 
@@ -117,7 +121,7 @@ class Deployment(BaseModel):
     tags: tuple[str, ...] = ()
     pool: Name = "default"
     queue: Name = "default"
-    concurrency: ConcurrencySpec | None = None
+    concurrency: Annotated[ConcurrencySpec, BeforeValidator(_limit_alone)] | None = None
     retries: int | None = Field(None, ge=0, le=1000, description="overrides the flow's own retries")
     crash_retries: int | None = Field(
         None, ge=0, le=100, description="how often a run whose process died is taken up again"

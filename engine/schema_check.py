@@ -25,11 +25,16 @@ def problems_in(
     missing = [name for name in schema.get("required") or () if name not in values]
     if missing:
         problems.append(f"missing: {', '.join(missing)}")
-    for name, value in values.items():
-        expected = (properties.get(name) or {}).get("type")
-        if isinstance(expected, str) and not _fits(value, expected):
-            problems.append(f"{name!r} takes {_article(expected)}, got {value!r}")
+    problems.extend(said for name, value in values.items() if (said := problem_with(name, value, properties)))
     return problems
+
+
+def problem_with(name: str, value: object, properties: Mapping[str, Any]) -> str:
+    """Return why a value is not of the kind its parameter takes, in words; empty if it may be."""
+    expected = (properties.get(name) or {}).get("type")
+    if isinstance(expected, str) and not _fits(value, expected):
+        return f"{name!r} takes {_article(expected)}, got {value!r}"
+    return ""
 
 
 def _fits(value: object, expected: str) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -28,11 +28,13 @@ class FlowSource:
     Attributes:
         flow_name: the name its decorator gives it, None when it gives none or cannot be read.
         parameters: names it takes, None when they cannot be known; required: those without a default.
+        properties: the JSON schema of each parameter, as far as it tells.
     """
 
     flow_name: str | None
     parameters: frozenset[str] | None
     required: frozenset[str]
+    properties: JsonObject = field(default_factory=dict)
 
     def problem_with(self, given: JsonObject) -> str:
         """Return what is wrong with calling it with these parameters, or nothing."""
@@ -173,8 +175,8 @@ def _decorated_name(node: ast.FunctionDef | ast.AsyncFunctionDef) -> str | None:
 
 def _parameters(
     node: ast.FunctionDef | ast.AsyncFunctionDef,
-) -> tuple[frozenset[str] | None, frozenset[str]]:
+) -> tuple[frozenset[str] | None, frozenset[str], JsonObject]:
     schema = schema_of(node)
     if schema is None or schema["additionalProperties"]:
-        return None, frozenset()
-    return frozenset(schema["properties"]), frozenset(schema["required"])
+        return None, frozenset(), {}
+    return frozenset(schema["properties"]), frozenset(schema["required"]), schema["properties"]

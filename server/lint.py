@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ..engine.limit import name_of
 from ..errors import UnknownName
+from ..template import template_roots
 from ..vocabulary import JsonObject, JsonValue
-from .fault import Fault
-from .manifest import Manifest
+from .fault import Fault, did_you_mean
+from .manifest import Manifest, Record
 
 __all__ = ["lint_manifest", "run_rule_tests"]
+
+
+WEBHOOK_NAMES = frozenset({"headers", "body", "form", "query", "method", "webhook"})
+SOURCE_NAMES = frozenset({"subject", "words", "headers", "body", "cloudevent", "source"})
 
 
 def lint_manifest(manifest: Manifest) -> list[Fault]:
@@ -41,6 +46,19 @@ def lint_manifest(manifest: Manifest) -> list[Fault]:
             preset = verify.get("preset") if isinstance(verify, dict) else verify
             if preset == "none":
                 warn(record, "the webhook accepts requests from anybody", "give it a preset with a secret")
+            if isinstance(verify, dict) and any("{{" not in s for s in _each_text(verify.get("secret"))):
+                at = record.place_of(("verify", "secret"))
+                path = f"{bucket}.{key}.verify.secret"
+                message = "the secret is written out in the file, where it can be read"
+                hint = f"keep it with `hark secrets set {key}` and write {{{{ secrets.{key} }}}}"
+                found.append(Fault(at, message, path, hint, is_warning=True))
+            found.extend(_unknown_names(record, ("event",), WEBHOOK_NAMES))
+            found.extend(_unknown_names(record, ("dedupe",), WEBHOOK_NAMES))
+        elif bucket == "sources":
+            found.extend(_unknown_names(record, ("event",), SOURCE_NAMES))
+            found.extend(_unknown_names(record, ("dedupe",), SOURCE_NAMES))
+        elif bucket == "deployments":
+            found.extend(_unknown_names(record, ("concurrency", "key"), frozenset({"parameters", "tags"})))
         elif bucket == "limits" and value.get("slots") == 0:
             warn(record, f"limit {name_of(key)!r} has no slots: nobody who asks for one goes on", "")
     if not any("{{" in name for name in used_channels):
@@ -48,6 +66,26 @@ def lint_manifest(manifest: Manifest) -> list[Fault]:
             if name not in used_channels:
                 warn(manifest.records["channels", name], f"no rule tells the channel {name!r} anything", "")
     return sorted(found, key=lambda f: f.at)
+
+
+def _each_text(value: JsonValue) -> list[str]:
+    return [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, str)]
+
+
+def _unknown_names(record: Record, loc: tuple[str, ...], known: frozenset[str]) -> Iterator[Fault]:
+    """Yield the names that the templates at a place of a record read, and nothing gives."""
+    from ..automations.lint import templates_in
+
+    value: JsonValue = record.value
+    for part in loc:
+        value = value.get(part) if isinstance(value, dict) else None
+    for inner, text in templates_in(value, loc):
+        for root in sorted(template_roots(text) - known):
+            hint = did_you_mean(root, known) or f"there are {', '.join(sorted(known))}"
+            path = ".".join(map(str, (record.bucket, record.key, *inner)))
+            yield Fault(
+                record.place_of(inner), f"templates here know no {root!r}", path, hint, is_warning=True
+            )
 
 
 def _texts_at(value: JsonValue, word: str) -> set[str]:

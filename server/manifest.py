@@ -20,8 +20,9 @@ from pydantic import BaseModel
 from ..errors import DefinitionError
 from ..template import template_names
 from ..vocabulary import JsonObject, JsonValue
-from .entrypoint import inspect_entrypoint
+from .entrypoint import FlowSource, inspect_entrypoint
 from .fault import Fault, ManifestInvalid, Position, did_you_mean
+from .parameter import parameter_faults
 from .reference import Names, reference_faults
 from .shape import dotted, shape
 from .yaml_source import MAX_FILES, Node, Source, config_files, read_source
@@ -251,14 +252,16 @@ def check_sources(
         reader.faults.extend(source.faults)
         if source.root is not None:
             reader.read(source.root)
+    stored = {k: r.value for k, r in reader.records.items()}
     reader.faults.extend(
         reference_faults(
-            {k: r.value for k, r in reader.records.items()},
+            stored,
             reader.nodes,
             live=live or {},
             broken=reader.broken,
         )
     )
+    reader.faults.extend(parameter_faults(stored, reader.nodes, reader.flows))
     faults = sorted(set(reader.faults), key=lambda f: (f.at, f.message))
     warnings = tuple(f for f in faults if f.is_warning)
     return Manifest(reader.records, warnings, tuple(s.file for s in sources)), faults
@@ -280,6 +283,7 @@ class _Reader:
         self.faults: list[Fault] = []
         self.records: dict[tuple[str, str], Record] = {}
         self.nodes: dict[tuple[str, str], Node] = {}
+        self.flows: dict[str, FlowSource] = {}
         self.broken: dict[str, set[str]] = {}
         """Names that are defined but wrong: who refers to them is not told that they are missing."""
 
@@ -392,14 +396,8 @@ class _Reader:
         triggers = node.children.get("triggers")
         if triggers is not None:
             self._triggers(key, triggers)
-        given = node.children.get("parameters")
-        if flow is not None and given is not None and isinstance(given.value, dict):
-            wrong = flow.problem_with(given.value)
-            if wrong:
-                message, _, tail = wrong.partition("; ")
-                bad = next((k for k in given.keys if repr(k) in message), None)
-                spot = given.keys[bad] if bad else given.at
-                self._fault(spot, message, f"deployments.{key}.parameters", tail)
+        if flow is not None:
+            self.flows[key] = flow
 
     def _flow(self, key: str, node: Node, value: JsonObject) -> tuple[JsonObject, Any]:
         flow = node.children.get("flow")

@@ -34,7 +34,7 @@ _ORDER = (
     "sinks",
 )  # fmt: skip
 """What is referred to stands before what refers to it."""
-_HIDDEN = {("channels", "urls")}
+_HIDDEN = {("channels", "urls"), ("webhooks", "verify"), ("sinks", "secret"), ("sinks", "headers")}
 """Fields that may hold a token, written out by somebody: shown as changed, never with their value."""
 
 
@@ -218,8 +218,14 @@ def _kept(
 def _hide(bucket: str, change: FieldChange) -> FieldChange:
     first = change.path.partition(".")[0].partition("[")[0]
     if (bucket, first) in _HIDDEN:
-        return FieldChange(change.path, "(hidden)", "(hidden)")
+        return FieldChange(change.path, _unless_template(change.before), _unless_template(change.after))
     return change
+
+
+def _unless_template(value: JsonValue) -> JsonValue:
+    # A template tells the name of a secret and not what it is.
+    whole = isinstance(value, str) and value.startswith("{{") and value.endswith("}}")
+    return value if value is None or whole else "(hidden)"
 
 
 def _note(bucket: str, before: JsonValue, after: JsonValue) -> str:

@@ -10,7 +10,7 @@ from .fault import Fault, did_you_mean
 from .shape import dotted
 from .yaml_source import Node
 
-__all__ = ["Names", "reference_faults"]
+__all__ = ["Names", "actions_in", "reference_faults", "short_form"]
 
 Names: TypeAlias = Mapping[str, Collection[str]]
 """Names that exist, by bucket."""
@@ -76,12 +76,12 @@ def reference_faults(
 
             yield from receiver_faults(node, known.get("channels", set()))
         elif bucket == "automations":
-            for path, action in _actions(node, (bucket, key)):
+            for path, action in actions_in(node, (bucket, key)):
                 yield from look(
-                    "deployment", "deployments", _short(action, "run", "deployment"), (*path, "run")
+                    "deployment", "deployments", short_form(action, "run", "deployment"), (*path, "run")
                 )
                 for word in ("notify", "approve"):
-                    for i, one in _each(_short(action, word, "to")):
+                    for i, one in _each(short_form(action, word, "to")):
                         if isinstance(one.value, str) and ":" not in one.value and one.value != "routes":
                             below = (*path, word) if i is None else (*path, word, i)
                             yield from look("channel", "channels", one, below)
@@ -92,7 +92,7 @@ def reference_faults(
                             yield from look(str(kind), _TARGET[str(kind)], place, (*path, verb, kind))
 
 
-def _short(action: Node, word: str, main: str) -> Node | None:
+def short_form(action: Node, word: str, main: str) -> Node | None:
     """Return the node of an action's object in either form: ``run: x`` or ``run: {deployment: x}``."""
     given = action.children.get(word)
     return given.children.get(main) if given is not None and isinstance(given.value, dict) else given
@@ -108,7 +108,7 @@ def _each(node: Node | None) -> Iterator[tuple[int | None, Node]]:
         yield None, node
 
 
-def _actions(node: Node, path: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], Node]]:
+def actions_in(node: Node, path: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], Node]]:
     """Yield every action of a rule, those in branches of actions included."""
     for branch in _BRANCHES:
         actions = node.children.get(branch)
@@ -118,4 +118,4 @@ def _actions(node: Node, path: tuple[str | int, ...]) -> Iterator[tuple[tuple[st
             below = (*path, branch) if i is None else (*path, branch, i)
             if isinstance(action.value, dict):
                 yield below, action
-                yield from _actions(action, below)
+                yield from actions_in(action, below)

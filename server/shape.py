@@ -102,7 +102,10 @@ def _fault(error: Any, model: type[BaseModel], node: Node, path: Sequence[str | 
             place = inside.at
     if "did you mean" in message:
         message, _, tail = message.partition("did you mean")
-        message, suggestion = message.rstrip(" ;,("), f"did you mean{tail}".rstrip(")")
+        message, suggestion = (
+            message.rstrip(" ;,("),
+            f"did you mean{tail if '(' in tail else tail.rstrip(')')}",
+        )
     return Fault(place, message, dotted(walked if kind != "missing" else [*walked, last]), suggestion)
 
 
