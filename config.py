@@ -222,6 +222,15 @@ class ServerConfig(_Section):
     )
     max_body_bytes: int = Field(8 << 20, ge=1024, description="largest body of an API request")
     max_batch_events: int = Field(1000, ge=1, description="most events in one batch")
+    read_timeout_s: float = Field(
+        20.0,
+        gt=0,
+        le=600,
+        description="a request whose head, or next part of its body, has not come by then is given up with 408",
+    )
+    body_timeout_s: float = Field(
+        120.0, gt=0, le=3600, description="longest time all of a request's body may take to come"
+    )
     allowed_hosts: tuple[str, ...] = Field(
         (), description="names the server may be called by, besides loopback; checked while access is open"
     )

@@ -1,44 +1,55 @@
-"""Reading a request body with the limit held while it is read, so that a large one is never in memory."""
+"""Reading a request body with the limits held while it is read, so that a large one is never in memory.
+
+What a request says of its size is believed when it says too much: it is refused at once, unread. A body that stops
+coming is given up, with 408, so that nobody holds a connection by sending nothing.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 import anyio
-import orjson
 
+from ..bus.exact import loads
 from ..vocabulary import JsonObject
-from .problem import BodyTooLarge, MalformedBody
+from .context import context_of
+from .problem import BodyStalled, BodyTooLarge, MalformedBody
 
 if TYPE_CHECKING:
     from starlette.requests import Request
 
-__all__ = ["read_at_most", "read_body", "read_object"]
+__all__ = ["declared_bytes", "read_at_most", "read_body", "read_object"]
 
-_DISCARD_BYTES = 64 << 20
-_DISCARD_S = 5.0
+
+def declared_bytes(request: Request) -> int:
+    """Return how long the request says its body is; 0 when it does not say."""
+    declared = request.headers.get("content-length", "")
+    return int(declared) if declared.isascii() and declared.isdigit() and len(declared) < 16 else 0
 
 
 async def read_at_most(request: Request, *, limit_bytes: int) -> bytes:
-    """Return the raw body, cut off one byte past the limit if it is longer.
+    """Return the raw body, cut off one byte past the limit if it is longer, or empty if it says that it is.
 
-    The rest is read on into nothing for a while: most clients write all of a body before they read, and would see a
-    broken connection instead of the answer.
+    Raises:
+        BodyStalled: nothing came for ``server.read_timeout_s``, or not all in ``server.body_timeout_s``.
     """
+    if declared_bytes(request) > limit_bytes:
+        return b""
+    config = context_of(request).settings.server
     parts: list[bytes] = []
-    kept = size = 0
-    with anyio.CancelScope() as discarding:
+    size, now_s = 0, anyio.current_time()
+    ends_at_s = now_s + config.body_timeout_s
+    with anyio.CancelScope(deadline=min(ends_at_s, now_s + config.read_timeout_s)) as reading:
         async for part in request.stream():
+            if not part:
+                continue
+            parts.append(part[: limit_bytes + 1 - size])
             size += len(part)
-            if kept <= limit_bytes:
-                part = part[: limit_bytes + 1 - kept]
-                parts.append(part)
-                kept += len(part)
-            if kept > limit_bytes:
-                if discarding.deadline == float("inf"):
-                    discarding.deadline = anyio.current_time() + _DISCARD_S
-                if size > _DISCARD_BYTES:
-                    break
+            if size > limit_bytes:
+                break
+            reading.deadline = min(ends_at_s, anyio.current_time() + config.read_timeout_s)
+    if reading.cancelled_caught:
+        raise BodyStalled(after_s=anyio.current_time() - now_s, got_bytes=size)
     return b"".join(parts)
 
 
@@ -46,14 +57,10 @@ async def read_body(request: Request, *, limit_bytes: int) -> bytes:
     """Return the raw body.
 
     Raises:
-        BodyTooLarge: more than ``limit_bytes``.
+        BodyTooLarge: more than ``limit_bytes``. BodyStalled: it stopped coming.
     """
-    declared = request.headers.get("content-length", "")
-    waits_for_us = request.headers.get("expect", "").lower() == "100-continue"
-    if waits_for_us and declared.isdigit() and int(declared) > limit_bytes:
-        raise BodyTooLarge(limit_bytes=limit_bytes)
     body = await read_at_most(request, limit_bytes=limit_bytes)
-    if len(body) > limit_bytes:
+    if max(len(body), declared_bytes(request)) > limit_bytes:
         raise BodyTooLarge(limit_bytes=limit_bytes)
     return body
 
@@ -62,14 +69,14 @@ async def read_object(request: Request, *, limit_bytes: int) -> JsonObject:
     """Return the JSON object in the body, empty when there is no body.
 
     Raises:
-        BodyTooLarge, MalformedBody.
+        BodyTooLarge, BodyStalled, MalformedBody.
     """
     raw = await read_body(request, limit_bytes=limit_bytes)
     if not raw.strip():
         return {}
     try:
-        value = orjson.loads(raw)
-    except orjson.JSONDecodeError as exc:
+        value = loads(raw)
+    except ValueError as exc:
         raise MalformedBody(f"the body is not JSON: {exc}") from exc
     if not isinstance(value, dict):
         raise MalformedBody(f"the body must be a JSON object, got {type(value).__name__}")

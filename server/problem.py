@@ -6,8 +6,10 @@ import logging
 from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import orjson
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from .. import errors
@@ -16,10 +18,13 @@ from .fault import ManifestInvalid
 
 if TYPE_CHECKING:
     from starlette.requests import Request
+    from starlette.types import Receive, Scope, Send
 
 __all__ = [
     "HANDLERS",
+    "BodyStalled",
     "BodyTooLarge",
+    "Lingering",
     "MalformedBody",
     "UnsupportedBody",
     "not_valid",
@@ -30,6 +35,9 @@ __all__ = [
 
 log = logging.getLogger("hark.server")
 
+_DISCARD_BYTES = 64 << 20
+_DISCARD_S = 5.0
+
 
 class BodyTooLarge(errors.LimitError):
     """A request body passed the limit while it was being read."""
@@ -37,6 +45,17 @@ class BodyTooLarge(errors.LimitError):
     def __init__(self, *, limit_bytes: int) -> None:
         super().__init__(f"the body is larger than {limit_bytes} bytes", hint="send less at a time")
         self.limit_bytes = limit_bytes
+
+
+class BodyStalled(errors.UnavailableError):
+    """A request body stopped coming."""
+
+    def __init__(self, *, after_s: float, got_bytes: int) -> None:
+        super().__init__(
+            f"the body did not come: {got_bytes} bytes in {after_s:.0f} s, then nothing more for too long",
+            hint="send all of it; HARK_SERVER__READ_TIMEOUT_S and HARK_SERVER__BODY_TIMEOUT_S are how long it may take",
+        )
+        self.after_s, self.got_bytes = after_s, got_bytes
 
 
 class MalformedBody(errors.DefinitionError):
@@ -50,6 +69,7 @@ class UnsupportedBody(errors.DefinitionError):
 STATUS: tuple[tuple[type[Exception], int], ...] = (
     # The first class that fits decides, so the narrow ones stand before the wide.
     (BodyTooLarge, 413),
+    (BodyStalled, 408),
     (errors.EventTooLarge, 413),
     (MalformedBody, 400),
     (UnsupportedBody, 415),
@@ -67,6 +87,28 @@ STATUS: tuple[tuple[type[Exception], int], ...] = (
     (errors.RunError, 502),
 )
 """What an error of the tree is in HTTP."""
+
+
+class Lingering(Response):
+    """An answer to a request whose body is not wanted. It is sent at once, and the connection closed a while later.
+
+    Most senders write all of a body before they read: closed at once, the connection would break under them and the
+    answer be lost. So what still comes is read into nothing, for 5 s and 64 MiB at most.
+    """
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.headers["Connection"] = "close"
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": self.body, "more_body": True})
+        size, more = 0, True
+        # Who waits to be told to go on has been told not to.
+        waits = any(name == b"expect" for name, _ in scope["headers"])
+        with anyio.move_on_after(0 if waits else _DISCARD_S):
+            while more and size < _DISCARD_BYTES:
+                message = await receive()
+                size += len(message.get("body", b""))
+                more = bool(message.get("more_body", False))
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 def status_of(exc: Exception) -> int:
@@ -118,9 +160,14 @@ def problem_of(exc: errors.HarkError) -> Response:
     if isinstance(exc, ManifestInvalid):
         extra["faults"] = [f.to_json() for f in exc.faults]
     kind = _kind(exc)
-    return problem(
+    if status == 408:
+        headers["Connection"] = "close"  # what else comes on it is the rest of this body
+    made = problem(
         status, _TITLES.get(status, "Error"), detail=str(exc), kind=kind, headers=headers, extra=extra
     )
+    if isinstance(exc, BodyTooLarge):
+        return Lingering(made.body, status, {**headers}, made.media_type)
+    return made
 
 
 _TITLES = {
@@ -145,6 +192,11 @@ async def _of_http(request: Request, exc: Exception) -> Response:
     )
 
 
+async def _of_those_who_left(request: Request, exc: Exception) -> Response:
+    log.debug("request.left", extra={"path": request.url.path})
+    return Response(status_code=400)  # nobody is there to read it
+
+
 async def _of_the_unforeseen(request: Request, exc: Exception) -> Response:
     log.error("request.crashed", exc_info=exc, extra={"path": request.url.path})
     # The text of an unforeseen error may hold anything, secrets included: it goes to the log alone.
@@ -160,6 +212,7 @@ def not_valid(faults: list[JsonObject]) -> Response:
 HANDLERS: dict[int | type[Exception], Callable[[Request, Exception], Coroutine[Any, Any, Response]]] = {
     errors.HarkError: _of_hark,
     HTTPException: _of_http,
+    ClientDisconnect: _of_those_who_left,
     Exception: _of_the_unforeseen,
 }
 """What makes every error an application answers with a problem document, for its ``exception_handlers``."""

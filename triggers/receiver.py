@@ -231,7 +231,8 @@ class WebhookReceiver(AsyncContextManagerMixin):
         Args:
             name: the webhook, from the address.
             headers: names in any case.
-            body: the raw bytes; may be cut off one byte past ``limit_of(name)``.
+            body: the raw bytes; may be cut off one byte past ``limit_of(name)``, and left out where the header
+                Content-Length says more than that.
             remote: the sender's address, for ``webhook.rejected``.
         """
         request = Request(
@@ -276,7 +277,7 @@ class WebhookReceiver(AsyncContextManagerMixin):
             allow = ", ".join(webhook.methods)
             raise _Rejected(405, "method", f"this webhook takes {allow}", headers={"Allow": allow})
         limit = self.limit_of(name)
-        if len(request.body) > limit:
+        if request.size > limit:
             raise _Rejected(413, "too-large", f"the body is larger than {limit} bytes")
         now = self._clock.now()
         verdict = verify(

@@ -80,7 +80,7 @@ class Rejections:
                 "detail": detail[:500].encode("utf-8", "replace").decode(),
                 "method": request.method[:20].encode("ascii", "replace").decode(),
                 "remote": remote,
-                "size": _size_of(request),
+                "size": request.size,
                 "content_type": media_type(request.headers).encode("ascii", "replace").decode() or None,
                 "suppressed": tally.suppressed,
             },
@@ -93,10 +93,3 @@ class Rejections:
             log.warning("webhook.rejection_untold", extra={"webhook": shown, "error": str(exc)})
             return False
         return True
-
-
-def _size_of(request: Request) -> int:
-    """Return the size of the body, or what the request says it is where reading it was cut off."""
-    said = request.headers.get("content-length", "")
-    length = int(said) if said.isascii() and said.isdigit() and len(said) < 16 else 0
-    return max(length, len(request.body))

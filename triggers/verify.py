@@ -62,6 +62,13 @@ class Request:
     query: Mapping[str, str]
     body: bytes = field(repr=False)
 
+    @property
+    def size(self) -> int:
+        """Bytes of the body, or what the request says they are where it was not read to its end."""
+        said = self.headers.get("content-length", "")
+        length = int(said) if said.isascii() and said.isdigit() and len(said) < 16 else 0
+        return max(length, len(self.body))
+
 
 @dataclass(frozen=True, slots=True)
 class Keys:
