@@ -27,6 +27,7 @@ __all__ = [
     "TERMINAL",
     "new_id",
     "derived_id",
+    "sendable",
 ]
 
 FlowRunId = NewType("FlowRunId", str)
@@ -108,6 +109,20 @@ if hasattr(os, "register_at_fork"):
 def _uuid_text(value: int) -> str:
     text = f"{value:032x}"
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+def sendable(text: str) -> str:
+    """Return a text as it can be stored and sent, with a ``?`` for each half character (lone surrogate) in it.
+
+    Python makes such texts of bytes that are no UTF-8, and they turn up in the messages of exceptions.
+    """
+    if text.isascii():
+        return text
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "replace").decode()
+    return text
 
 
 def derived_id(*cause: str) -> str:

@@ -18,7 +18,7 @@ import orjson
 from anyio import AsyncContextManagerMixin
 
 from ..bus import Bus, Event
-from ..bus.event import check_type, is_own_type
+from ..bus.event import check_type, checked, is_own_type
 from ..clock import SYSTEM_CLOCK, Clock
 from ..config import AutomationsConfig
 from ..engine.run import Cause, run_id_for
@@ -396,6 +396,7 @@ class Performers(AsyncContextManagerMixin):
             partitionkey=render(action.partitionkey, context) if action.partitionkey is not None else None,
             **cause.caused(),
         )
+        checked(event)
         # An earlier try may lie further back than the broker remembers ids.
         appended = await (
             self._bus.log.append_once(event, after=firing.seq)

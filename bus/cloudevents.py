@@ -17,6 +17,7 @@ import orjson
 from ..errors import EventInvalid
 from ..vocabulary import JsonObject, JsonValue, new_id
 from .event import MAX_TYPE_CHARS, Event
+from .exact import loads
 
 __all__ = [
     "BATCH", "STRUCTURED", "decode_http", "decode_nats", "encode_http_batch", "encode_http_binary",
@@ -225,8 +226,8 @@ def _text(body: bytes, charset: str) -> str:
 def _parse(body: bytes, charset: str) -> JsonValue:
     raw: bytes | str = body if charset.lower() in ("utf-8", "utf8", "us-ascii") else _text(body, charset)
     try:
-        value: JsonValue = orjson.loads(raw)
-    except orjson.JSONDecodeError as exc:
+        value: JsonValue = loads(raw)
+    except ValueError as exc:
         raise EventInvalid("data", f"is not JSON: {exc}") from exc
     return value
 

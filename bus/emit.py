@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import BufferFull, EventInvalid, RefusedError
 from ..vocabulary import JsonValue
-from .event import Event, check_type, is_own_type
+from .event import Event, check_text, check_type, is_own_type
 from .owner import Owner
 from .session import Session, current_session, no_broker
 
@@ -172,12 +172,15 @@ _set_owner = vars(Emitted)["owner"].__set__
 def _check_attributes(
     id: object, source: object, subject: object, partitionkey: object, time: object
 ) -> None:
-    """Raise ``EventInvalid`` for what a type checker would have refused, and for empty texts."""
+    """Raise ``EventInvalid`` for what a type checker would have refused, and for texts that are empty or hold control characters."""
     for text in (id, source, subject, partitionkey):
-        if text is not None and (not isinstance(text, str) or not text):
-            given = {"id": id, "source": source, "subject": subject, "partitionkey": partitionkey}
-            name = next(name for name, value in given.items() if value is text)
+        if text is None or (isinstance(text, str) and text and text.isprintable()):
+            continue
+        given = {"id": id, "source": source, "subject": subject, "partitionkey": partitionkey}
+        name = next(name for name, value in given.items() if value is text)
+        if not isinstance(text, str) or not text:
             raise EventInvalid(name, f"must be a non-empty string, got {text!r}")
+        check_text(name, text)
     if time is not None and (not isinstance(time, datetime) or time.tzinfo is None):
         raise EventInvalid("time", f"must be a datetime with a time zone, got {time!r}")
 

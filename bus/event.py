@@ -18,9 +18,10 @@ import orjson
 
 from ..errors import EventInvalid
 from ..vocabulary import JsonObject, JsonValue, new_id
+from .exact import loads
 
 __all__ = [
-    "OWN_WORDS", "Event", "Recorded", "check_type", "format_time", "is_own_type", "lacking", "parse_time", "readable",
+    "OWN_WORDS", "Event", "Recorded", "check_text", "check_type", "checked", "format_time", "is_own_type", "lacking", "parse_time", "readable",
 ]  # fmt: skip
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,13 @@ _STRINGS = frozenset({
     "partitionkey", "replayof", "replayid",
 })  # fmt: skip
 _TIMES = frozenset({"time", "recordedtime", "expirytime"})
+_NOT_IN_TEXT = re.compile(
+    "[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef"
+    + "".join(chr(plane << 16 | last) for plane in range(17) for last in (0xFFFE, 0xFFFF))
+    + "]"
+)
+"""What a text of CloudEvents may not hold: control characters, surrogates, and what is no character at all."""
+MOST_DEPTH = 2**31 - 1
 _READ = frozenset({"specversion", "id", "source", "type", "data", "data_base64"})
 """What ``from_dict`` has read before it looks at the rest."""
 
@@ -64,6 +72,26 @@ def _not_a_type(type_: object) -> EventInvalid:
     return EventInvalid("type", f"must be lower-case dotted words such as 'order.paid', got {type_!r:.300}")
 
 
+def check_text(field: str, text: str) -> str:
+    """Return ``text`` if an attribute may hold it; raise ``EventInvalid`` naming the character if not."""
+    if not text.isprintable() and (wrong := _NOT_IN_TEXT.search(text)):
+        raise EventInvalid(
+            field,
+            f"may not hold the character U+{ord(wrong[0]):04X} (at {wrong.start()}): control characters and half "
+            "characters belong in `data`, if anywhere",
+        )
+    return text
+
+
+def checked(event: Event) -> Event:
+    """Return an event made of other people's texts, if its attributes may hold them; raise ``EventInvalid`` if not."""
+    for name in ("id", "source", "subject", "partitionkey"):
+        text = getattr(event, name)
+        if text is not None:
+            check_text(name, text)
+    return event
+
+
 def lacking(row: object) -> str | None:
     """Return why what was read from the log is no event; None if it is one.
 
@@ -76,6 +104,10 @@ def lacking(row: object) -> str | None:
     type_, id_, source = get("type"), get("id"), get("source")
     if not (id_.__class__ is str and source.__class__ is str and id_ and source):
         return "it needs the attributes id and source, both texts"
+    if not (id_.isprintable() and source.isprintable()) and (
+        _NOT_IN_TEXT.search(id_) or _NOT_IN_TEXT.search(source)
+    ):
+        return "its id or source holds control characters"
     if type_.__class__ is not str or type_ not in _checked_types:
         try:
             check_type(type_)
@@ -285,6 +317,7 @@ class Event(QuicklyMade):
         try:
             return orjson.dumps(self._with_time(time), option=orjson.OPT_UTC_Z)
         except TypeError as exc:
+            checked(self)
             raise EventInvalid("data", f"must be JSON: {exc}") from exc
 
     @classmethod
@@ -295,8 +328,8 @@ class Event(QuicklyMade):
             EventInvalid: not JSON, not an object, or an attribute breaks the specification.
         """
         try:
-            value = orjson.loads(raw)
-        except orjson.JSONDecodeError as exc:
+            value = loads(raw)
+        except ValueError as exc:
             raise EventInvalid("data", f"the event is not JSON: {exc}") from exc
         return cls.from_dict(value)
 
@@ -312,7 +345,7 @@ class Event(QuicklyMade):
             text = value.get(name)
             if not isinstance(text, str) or not text:
                 raise EventInvalid(name, "must be a non-empty string")
-            kwargs[name] = text
+            kwargs[name] = text if text.isprintable() else check_text(name, text)
         extra: dict[str, str | int | bool] = {}
         for (
             name,
@@ -322,22 +355,22 @@ class Event(QuicklyMade):
                 continue
             if name in _STRINGS:
                 if isinstance(item, str):
-                    kwargs[name] = item
+                    kwargs[name] = item if item.isprintable() else check_text(name, item)
                 elif item is not None:
                     raise EventInvalid(name, f"must be a string, got {item!r}")
             elif name in _TIMES:
                 if item is not None:
                     kwargs[name] = parse_time(item, field=name)
             elif name == "causaldepth":
-                if isinstance(item, bool) or not isinstance(item, int) or item < 0:
-                    raise EventInvalid(name, f"must be a whole number from 0, got {item!r}")
+                if isinstance(item, bool) or not isinstance(item, int) or not 0 <= item <= MOST_DEPTH:
+                    raise EventInvalid(name, f"must be a whole number from 0 to {MOST_DEPTH}, got {item!r}")
                 kwargs[name] = item
             elif not _EXTENSION.fullmatch(name):
                 raise EventInvalid(
                     name, "is not a CloudEvents attribute name (lower-case letters and digits, 20 at most)"
                 )
             elif isinstance(item, str | int | bool):
-                extra[name] = item
+                extra[name] = check_text(name, item) if isinstance(item, str) else item
             elif item is not None:
                 raise EventInvalid(
                     name,

@@ -190,9 +190,9 @@ def key_values(items: Sequence[str]) -> JsonObject:
     """Return ``["a=1", "b=text"]`` as an object; values that are JSON keep their type.
 
     Raises:
-        typer.BadParameter: an item without ``=``.
+        typer.BadParameter: an item without ``=``, or with a number that would lose digits.
     """
-    import orjson
+    from ..bus.exact import NotExact, loads
 
     out: JsonObject = {}
     for item in items:
@@ -200,8 +200,10 @@ def key_values(items: Sequence[str]) -> JsonObject:
         if not sep or not key:
             raise typer.BadParameter(f"{item!r} is not NAME=VALUE")
         try:
-            out[key] = orjson.loads(text)
-        except orjson.JSONDecodeError:
+            out[key] = loads(text)
+        except NotExact as exc:
+            raise typer.BadParameter(f"{key}: {exc}") from exc
+        except ValueError:
             out[key] = text
     return out
 
@@ -212,13 +214,11 @@ def json_argument(text: str | None) -> JsonValue:
     Raises:
         typer.BadParameter: it does not parse.
     """
-    import orjson
+    from ..bus.exact import loads
 
     if text is None:
         return None
-    raw = sys.stdin.read() if text == "-" else text
     try:
-        value: JsonValue = orjson.loads(raw)
-    except orjson.JSONDecodeError as exc:
+        return loads(sys.stdin.buffer.read() if text == "-" else text)
+    except ValueError as exc:
         raise typer.BadParameter(f"not JSON: {exc}") from exc
-    return value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import Annotated, Any
 
@@ -117,6 +118,13 @@ def command_paths() -> list[tuple[str, ...]]:
 
 def main() -> None:
     """Run the command line."""
+    for text in sys.argv[1:]:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            # Nothing of what Hark stores or sends could hold it, so it is told here rather than in the middle of things.
+            typer.echo(f"error: the argument {text!a} is not UTF-8 text", err=True)
+            sys.exit(2)
     app()
 
 

@@ -39,13 +39,16 @@ def variables_set(
     name: _Name, value: Annotated[str, typer.Argument(help="The value; JSON keeps its type, - reads stdin.")]
 ) -> None:
     """Set a variable."""
-    import orjson
+    from ..bus.exact import NotExact, loads
 
     text = sys.stdin.read() if value == "-" else value
+    parsed: JsonValue = text
     try:
-        parsed = orjson.loads(text)
-    except orjson.JSONDecodeError:
-        parsed = text
+        parsed = loads(text)
+    except NotExact as exc:
+        raise typer.BadParameter(str(exc)) from exc
+    except ValueError:
+        pass  # then it is a text
     ask(lambda h: h.set_variable(name, parsed))
     typer.echo(f"{name} is set")
 

@@ -17,7 +17,7 @@ from ..bus.event import Event, Recorded
 from ..bus.subject import subject_of
 from ..config import EngineConfig
 from ..errors import BusUnavailable, DefinitionError, HarkError, RunLost
-from ..vocabulary import JsonObject
+from ..vocabulary import JsonObject, sendable
 from .deployment import split_entrypoint
 from .loader import Loader
 from .run import FlowRun, transition_event
@@ -154,7 +154,8 @@ async def _failed_to_load(job: Job, session: Session, text: str) -> Outcome:
 
 
 def _cut(text: str) -> str:
-    """Keep the end, where the cause is, within what an event can carry beside the parameters."""
+    """Keep the end, where the cause is, within what an event can carry beside the parameters, and what can be sent."""
+    text = sendable(text)
     return text if len(text) <= MAX_TEXT_CHARS else f"…{text[-MAX_TEXT_CHARS:]}"
 
 

@@ -8,6 +8,7 @@ from string import Formatter
 from typing import Any
 
 from ..errors import DefinitionError
+from ..vocabulary import sendable
 
 __all__ = ["check_name", "check_template", "default_run_name", "flow_name_of", "render_name"]
 
@@ -55,7 +56,7 @@ def check_name(kind: str, name: object) -> str:
     """
     if not isinstance(name, str) or not name.strip() or len(name) > 200:
         raise DefinitionError(f"the name of a {kind} must be a text of 1 to 200 characters, got {name!r}")
-    bad = sorted({c for c in name if c in "/%&><\"'" or ord(c) < 32})
+    bad = sorted({c for c in name if c in "/%&><\"'" or ord(c) < 32 or 0xD800 <= ord(c) <= 0xDFFF})
     if bad:
         raise DefinitionError(
             f"the name {name!r} of a {kind} contains {' '.join(repr(c) for c in bad)}",
@@ -91,7 +92,7 @@ def render_name(argument: str, template: str | Callable[..., str], parameters: M
     """
     if isinstance(template, str):
         try:
-            return template.format(**parameters)
+            return sendable(template.format(**parameters))
         except (KeyError, IndexError, AttributeError, ValueError) as exc:
             raise DefinitionError(
                 f"{argument} {template!r} cannot be filled: {exc}",
@@ -103,4 +104,4 @@ def render_name(argument: str, template: str | Callable[..., str], parameters: M
     name = template(parameters=dict(parameters)) if "parameters" in takes else template()
     if not isinstance(name, str):
         raise TypeError(f"{argument} must return a text, and {template!r} returned {name!r}")
-    return name
+    return sendable(name)

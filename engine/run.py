@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any, Self
 
 from ..bus.event import Event, Recorded, format_time, parse_time
-from ..vocabulary import FlowRunId, JsonObject, JsonValue, StateType, derived_id, new_id
+from ..vocabulary import FlowRunId, JsonObject, JsonValue, StateType, derived_id, new_id, sendable
 from .states import State
 
 __all__ = ["Cause", "FlowRun", "RunRequest", "SOURCE", "run_id_for", "transition_event"]
@@ -223,11 +223,12 @@ def transition_event(
             "ended_at": _stamp(run.ended_at), "duration_s": duration,
         },
         "state": {
-            "type": run.state_type.value, "name": run.state_name, "message": run.state_message,
+            "type": run.state_type.value, "name": run.state_name,
+            "message": None if run.state_message is None else sendable(run.state_message),
             **({"details": run.state_details} if run.state_details else {}),
         },
         "previous": previous.value if previous else None,
-        "parameters": run.parameters, "tags": list(run.tags), "pool": run.pool, "queue": run.queue,
+        "parameters": run.parameters, "tags": [sendable(tag) for tag in run.tags], "pool": run.pool, "queue": run.queue,
         "cause": run.cause.to_json() if run.cause else None,
     }  # fmt: skip
     if run.concurrency_key is not None:

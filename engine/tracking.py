@@ -23,7 +23,7 @@ import orjson
 from ..bus.owner import Owner
 from ..bus.subject import STATE_HEADER, task_run_subject
 from ..errors import BufferFull, GuardFailed, MoveRefused, RunLost
-from ..vocabulary import TERMINAL, JsonObject, JsonValue, StateType, TaskRunId
+from ..vocabulary import TERMINAL, JsonObject, JsonValue, StateType, TaskRunId, sendable
 from .caller import DETAIL, Caller, caller_of
 from .replay import FinishedCall, FinishedCalls, attempt_starts, begins_anew, noted_waits, retries_made
 from .results import InlineResult, LargeResult, RecordedResult, encode_result
@@ -556,9 +556,10 @@ def _known(type_: StateType, name: str) -> tuple[str, str, dict[str, str]]:
 
 @lru_cache(maxsize=4096)
 def _text(value: str | None) -> str:
-    return orjson.dumps(value).decode() if value is not None else "null"
+    return orjson.dumps(sendable(value)).decode() if value is not None else "null"
 
 
 @lru_cache(maxsize=1024)
 def _texts(values: tuple[str, ...] | frozenset[str]) -> str:
-    return orjson.dumps(sorted(values) if isinstance(values, frozenset) else list(values)).decode()
+    texts = [sendable(value) for value in values]
+    return orjson.dumps(sorted(texts) if isinstance(values, frozenset) else texts).decode()

@@ -13,8 +13,8 @@ from urllib.parse import quote
 import anyio
 import orjson
 
-from ..bus.event import Event, format_time
-from ..errors import HarkError, UnavailableError
+from ..bus.event import Event, checked, format_time
+from ..errors import DefinitionError, HarkError, UnavailableError
 from ..vocabulary import JsonObject, JsonValue
 from .address import find_api
 from .client_people import _items, _object, _part
@@ -132,7 +132,7 @@ class Hark(ValueCalls):
         sent = dict(headers or {})
         body = content
         if json is not None:
-            body = orjson.dumps(json, default=str)
+            body = _encoded(json)
             sent.setdefault("content-type", "application/json")
         query = _query(params or {})
         try:
@@ -192,6 +192,7 @@ class Hark(ValueCalls):
         event = Event(
             type=type, source=source, subject=subject, data=data, partitionkey=partitionkey, **extra
         )
+        checked(event)
         await self.emit_many([event])
         return event
 
@@ -476,6 +477,16 @@ class Hark(ValueCalls):
         except orjson.JSONDecodeError:
             value = {"body": answer.text[:1000]}
         return answer.status_code, value if isinstance(value, dict) else {"body": value}
+
+
+def _encoded(value: JsonValue) -> bytes:
+    try:
+        return orjson.dumps(value, default=str)
+    except TypeError as exc:  # a number beyond 64 bits, half a character, a key that is no text
+        raise DefinitionError(
+            f"this cannot be sent as JSON: {exc}",
+            hint="give texts of whole characters, and large numbers as texts",
+        ) from exc
 
 
 def _why(exc: Exception) -> str:

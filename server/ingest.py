@@ -10,9 +10,8 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import unquote
 
-import orjson
-
 from ..bus.event import OWN_WORDS, Event, is_own_type
+from ..bus.exact import loads
 from ..errors import EventInvalid, LimitError
 from ..vocabulary import JsonValue, new_id
 from .problem import MalformedBody, UnsupportedBody
@@ -65,8 +64,8 @@ def events_in(headers: Mapping[str, str], body: bytes, *, max_events: int) -> li
 
 def _json(body: bytes) -> Any:
     try:
-        return orjson.loads(body)
-    except orjson.JSONDecodeError as exc:
+        return loads(body)
+    except ValueError as exc:
         raise MalformedBody(f"the body is not JSON: {exc}") from exc
 
 

@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ..vocabulary import JsonValue
+from ..vocabulary import JsonValue, sendable
 from .fault import Fault, Position
 
 __all__ = ["MAX_BYTES", "MAX_FILES", "Node", "Source", "config_files", "parse_yaml", "read_source"]
@@ -30,7 +30,7 @@ MAX_FILES = 1000
 
 _T = "tag:yaml.org,2002:"
 _INT = re.compile(r"[-+]?[0-9][0-9_]*|0o[0-7_]+|0x[0-9a-fA-F_]+")
-_MAX_DIGITS = 30
+_MAX_CHARS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +121,7 @@ class _Builder:
                 merged.extend(self._merged(raw_value, key_at, path, depth))
                 continue
             # `1: x` and `true: x` are words here: every name in the configuration is text.
-            key = str(raw_key.value)
+            key = self._text(str(raw_key.value), key_at, path)
             below = f"{path}.{key}" if path else key
             if key in keys:
                 first = keys[key]
@@ -155,20 +155,38 @@ class _Builder:
         if str(raw.tag) != _T + want:
             self.fault(at, f"the tag {raw.tag} is not used here", path, "write the plain value")
 
+    def _text(self, text: str, at: Position, path: str) -> str:
+        whole = sendable(text)
+        if whole != text:
+            self.fault(
+                at,
+                "holds half a character (\\ud800 to \\udfff), which is no text",
+                path,
+                "write the whole one",
+            )
+        return whole
+
     def _scalar(self, raw: Any, at: Position, path: str) -> JsonValue:
         tag, text = str(raw.tag), str(raw.value)
         match tag.removeprefix(_T):
             # Dates stay text: JSON has none, and the fields that want one parse it themselves.
             case "str" | "timestamp" | "merge":
-                return text
+                return self._text(text, at, path)
             case "null":
                 return None
             case "bool":
                 return text.lower() == "true"
             case "int":
-                if not _INT.fullmatch(text) or len(text) > _MAX_DIGITS:
+                if not _INT.fullmatch(text):
                     return text
-                return int(text.replace("_", ""), 0 if text[:2] in ("0o", "0x") else 10)
+                base = 0 if text[:2] in ("0o", "0x") else 10
+                whole = 2**64 if len(text) > _MAX_CHARS else int(text.replace("_", ""), base)
+                if not -(2**63) <= whole < 2**64:
+                    self.fault(
+                        at, f"{text[:40]} is beyond 64 bits and would lose digits", path, "quote it as a text"
+                    )
+                    return None
+                return whole
             case "float":
                 try:
                     number = float(text.replace("_", ""))

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl
 
-import orjson
-
+from ..bus.exact import NotExact, loads
 from ..vocabulary import JsonObject, JsonValue
 
 __all__ = ["Body", "BodyError", "media_type", "parse_body"]
@@ -73,8 +72,10 @@ def parse_body(headers: Mapping[str, str], raw: bytes) -> Body:
 
 def _json(raw: bytes) -> JsonValue:
     try:
-        value: JsonValue = orjson.loads(raw)
-    except orjson.JSONDecodeError as exc:
+        value: JsonValue = loads(raw)
+    except NotExact as exc:
+        raise BodyError(400, "broken-json", str(exc)) from exc
+    except ValueError as exc:
         raise BodyError(400, "broken-json", f"the body is not JSON: {exc}") from exc
     return value
 

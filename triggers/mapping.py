@@ -30,9 +30,8 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import unquote
 
-import orjson
-
-from ..bus.event import Event, check_type, is_own_type, parse_time
+from ..bus.event import Event, check_type, checked, is_own_type, parse_time
+from ..bus.exact import loads
 from ..errors import EventInvalid, TemplateError
 from ..template import render, render_value
 from ..vocabulary import JsonObject, JsonValue, derived_id, new_id
@@ -233,7 +232,14 @@ def _by_templates(webhook: Webhook, request: Request, body: Body, now: datetime)
         partitionkey=_optional("event.partitionkey", mapping.partitionkey, context),
         data=data,
     )
-    return Mapped(event, _preset_delivery(webhook, request, body))
+    return Mapped(_checked(event), _preset_delivery(webhook, request, body))
+
+
+def _checked(event: Event) -> Event:
+    try:
+        return checked(event)
+    except EventInvalid as exc:
+        raise MappingFailed("not-an-event", str(exc)) from exc
 
 
 def _checked_type(text: str) -> str:
@@ -287,8 +293,8 @@ def _payload_of(webhook: Webhook, body: Body) -> JsonValue:
     """Return the body; of Slack's interactive requests and GitHub's forms the JSON in the field ``payload``."""
     if isinstance(webhook.verify, SlackVerify | GithubVerify) and isinstance(body.form.get("payload"), str):
         try:
-            value: JsonValue = orjson.loads(str(body.form["payload"]))
-        except orjson.JSONDecodeError as exc:
+            value: JsonValue = loads(str(body.form["payload"]))
+        except ValueError as exc:
             raise MappingFailed("broken-json", f"the field `payload` is not JSON: {exc}", status=400) from exc
         return value
     return body.value
@@ -359,7 +365,7 @@ def _by_preset(webhook: Webhook, request: Request, body: Body, now: datetime) ->
         time=moment or now,
         data=value,
     )
-    return Mapped(event, _preset_delivery(webhook, request, body))
+    return Mapped(_checked(event), _preset_delivery(webhook, request, body))
 
 
 def _named(kind: str, name: str) -> str:

@@ -25,7 +25,8 @@ import orjson
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from ..bus.cloudevents import decode_nats
-from ..bus.event import Event, is_own_type
+from ..bus.event import Event, checked, is_own_type
+from ..bus.exact import NotExact, loads
 from ..bus.foreign import check_foreign_subject
 from ..errors import DefinitionError, EventInvalid, TemplateError
 from ..template import render, render_value
@@ -151,6 +152,7 @@ def event_of(source: Source, message: Message, *, now: datetime) -> SourceEvent:
                 raise NotAnEvent("dedupe", f"a delivery id of {len(delivery)} characters is too long")
             if delivery and (source.event is None or source.event.id is None) and not isinstance(read, Event):
                 event = event.replace(id=derived_id("source", source.name, delivery))
+        checked(event)
     except TemplateError as exc:
         raise NotAnEvent("template", str(exc)) from exc
     except EventInvalid as exc:
@@ -173,7 +175,7 @@ def _read(source: Source, message: Message, headers: Mapping[str, str], *, is_ce
         if isinstance(event.data, bytes) and source.format == "auto" and event.datacontenttype is None:
             # Senders leave the content type out where it is JSON, as the CloudEvents SDK does.
             with contextlib.suppress(orjson.JSONDecodeError):
-                event = event.replace(data=orjson.loads(event.data))
+                event = event.replace(data=_exact(event.data))
         # One round of sources and sinks is one step: so a loop through others' hands comes to an end.
         return event.replace(causaldepth=event.causaldepth + 1)
     if source.format == "bytes":
@@ -188,13 +190,20 @@ def _read(source: Source, message: Message, headers: Mapping[str, str], *, is_ce
     if not message.data:
         return None
     try:
-        value: JsonValue = orjson.loads(message.data)
-    except orjson.JSONDecodeError as exc:
+        value: JsonValue = loads(message.data)
+    except ValueError as exc:
         raise NotAnEvent("broken-json", f"the payload is not JSON: {exc}") from exc
     if isinstance(value, dict) and "specversion" in value and "type" in value and "source" in value:
         event = decode_nats({"content-type": "application/cloudevents+json"}, message.data)
         return event.replace(causaldepth=event.causaldepth + 1)
     return value
+
+
+def _exact(raw: bytes) -> JsonValue:
+    try:
+        return loads(raw)
+    except NotExact as exc:
+        raise NotAnEvent("broken-json", str(exc)) from exc
 
 
 def _context(

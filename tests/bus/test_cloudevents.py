@@ -24,7 +24,11 @@ from hypothesis import strategies as st
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_size=30)
 # Blanks at the ends of a header value belong to nobody, so attributes are compared without them.
-ATTRIBUTE = TEXT.map(str.strip).filter(bool)
+ATTRIBUTE = (
+    st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cn")), max_size=30)
+    .map(str.strip)
+    .filter(bool)
+)
 JSON = st.recursive(
     st.none()
     | st.booleans()

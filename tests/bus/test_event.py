@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from hark.bus.emit import Emitted
-from hark.bus.event import Event, check_type, format_time, parse_time
+from hark.bus.event import Event, check_type, format_time, lacking, parse_time
 from hark.errors import EventInvalid
 from hark.vocabulary import new_id
 from hypothesis import given
@@ -28,7 +28,8 @@ FULL = Event(
     extensions={"shop": "eu", "n": 1, "ok": True},
 )  # fmt: skip
 
-TEXTS = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20)
+# Whatever CloudEvents lets a text hold: no control characters, and no code points that are no characters.
+TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cn")), min_size=1, max_size=20)
 MOMENTS = st.datetimes(datetime(1900, 1, 1), timezones=st.just(UTC))
 JSON: st.SearchStrategy[Any] = st.recursive(
     st.none()
@@ -214,3 +215,35 @@ def test_a_forked_child_makes_ids_of_its_own() -> None:
     mine, theirs = ({text[i : i + 23] for i in range(0, len(text), 36)} for text in told.stdout.split())
     assert theirs
     assert not mine & theirs
+
+
+@pytest.mark.parametrize(
+    "character", ["\x00", "\n", "\x7f", "\x9f", "\ud800", "\ufdd0", "\uffff", "\U0010ffff"]
+)
+@pytest.mark.parametrize("name", ["id", "source", "subject", "partitionkey", "traceparent", "shop"])
+def test_characters_that_cloudevents_forbids_are_refused(name: str, character: str) -> None:
+    """In every attribute that is a text, with the character named: it would break headers, logs and terminals."""
+    row = {"type": "order.paid", "source": "/shop", "id": "1", name: f"a{character}b"}
+    with pytest.raises(EventInvalid, match=rf"{name!r} may not hold the character U\+{ord(character):04X}"):
+        Event.from_dict(row)
+
+
+@pytest.mark.parametrize("text", ["a b", "über", "日本\u3000語", "\U0001f469\u200d\U0001f4bb", "\ue000"])
+def test_all_other_characters_are_taken(text: str) -> None:
+    """Spaces of any script, joined emoji and private characters are text."""
+    event = Event.from_dict({"type": "order.paid", "source": text, "id": text, "subject": text})
+    assert Event.from_json(event.to_json()) == event
+
+
+def test_what_is_no_event_for_its_characters_is_none_to_anybody() -> None:
+    """Rules and the read model decide by `lacking`, readers of events by `from_dict`: they agree."""
+    row = {"type": "order.paid", "source": "/shop", "id": "a\nb"}
+    assert lacking(row) is not None
+    assert lacking({**row, "id": "a"}) is None
+
+
+@pytest.mark.parametrize("depth", [-1, 2**31, True, 1.5])
+def test_a_causal_depth_is_a_number_that_can_be_counted_on(depth: object) -> None:
+    """Larger ones fit no column and mean nothing."""
+    with pytest.raises(EventInvalid, match="causaldepth"):
+        Event.from_dict({"type": "order.paid", "source": "/shop", "id": "1", "causaldepth": depth})

@@ -118,3 +118,30 @@ def test_a_folder_is_its_yaml_files_in_order(tmp_path: Path) -> None:
     assert [str(p.relative_to(tmp_path)) for p in config_files(tmp_path)] == ["a.yml", "b.yaml", "sub/c.yaml"]
     with pytest.raises(FileNotFoundError):
         config_files(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    "number", ["18446744073709551616", "-9223372036854775809", "0xffffffffffffffffff", "9" * 5000]
+)
+def test_a_number_that_would_lose_digits_is_a_fault(number: str) -> None:
+    """JSON as it is stored and read holds 64 bits; quoted, it is a text like any other."""
+    source = parse_yaml(f"a:\n  b: {number}\n", "x.yaml")
+    [fault] = source.faults
+    assert (fault.at.line, fault.at.column) == (2, 6)
+    assert "beyond 64 bits" in fault.message
+    assert "quote it" in fault.suggestion
+    assert not parse_yaml(f"a:\n  b: '{number}'\n", "x.yaml").faults
+
+
+def test_the_largest_numbers_that_are_held_are_taken() -> None:
+    """Up to the last bit."""
+    source = parse_yaml("{a: 18446744073709551615, b: -9223372036854775808}", "x.yaml")
+    assert source.root is not None
+    assert source.root.value == {"a": 2**64 - 1, "b": -(2**63)}
+
+
+@pytest.mark.parametrize("text", ['{a: "x\\ud800"}', '{"\\udfff": 1}', '[{a: ["\\ud83d"]}]'])
+def test_half_a_character_is_a_fault(text: str) -> None:
+    """Wherever a text may stand: nothing could store it."""
+    source = parse_yaml(text, "x.yaml", is_config=False)
+    assert ["half a character" in fault.message for fault in source.faults] == [True]
