@@ -34,6 +34,16 @@ def task_run_subject(flow_run_id: str) -> str:
     return f"hark.ev.task-run.{flow_run_id}"
 
 
+def hooks_subject(word: str, flow_run_id: str) -> str:
+    """``hark.ev.hark.hooks.<word>.<flow_run_id>``: what became of the hooks of a flow run and of its tasks."""
+    return f"hark.ev.hark.hooks.{word}.{flow_run_id}"
+
+
+def hooks_filter(flow_run_id: str) -> str:
+    """The filter that holds all that was said of the hooks of one flow run."""
+    return f"hark.ev.hark.hooks.*.{flow_run_id}"
+
+
 def subject_of(event: Event) -> str:
     """Return the subject an event is stored under, by its type and, for runs, its subject.
 
@@ -43,6 +53,8 @@ def subject_of(event: Event) -> str:
     type_ = event.type
     if type_.startswith("flow-run.") and event.subject and event.subject.startswith("flow-run/"):
         return flow_run_subject(type_[9:], event.subject[9:])
+    if type_.startswith("hark.hooks.") and event.subject and event.subject.startswith("flow-run/"):
+        return hooks_subject(type_[11:], event.subject[9:])
     if type_.startswith("task-run.") and isinstance(event.data, dict):
         parent = event.data.get("flow_run")
         if isinstance(parent, dict) and isinstance(parent.get("id"), str):
@@ -75,4 +87,7 @@ def filters_for(pattern: str) -> list[str]:
     if first == "flow-run":
         words = pattern.split(".")
         return [PREFIX + pattern] if words[-1] == ">" else [PREFIX + pattern + ".*"]
+    if first == "hark" and not pattern.endswith(">"):
+        # Notes about hooks carry the id of their run.
+        return [PREFIX + pattern, PREFIX + pattern + ".*"]
     return [PREFIX + pattern]

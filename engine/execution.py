@@ -19,6 +19,7 @@ from ..config import EngineConfig
 from ..errors import BusUnavailable, DefinitionError, HarkError, RunLost
 from ..vocabulary import JsonObject, sendable
 from .deployment import split_entrypoint
+from .hooks import call_owed_hooks, call_owed_hooks_async
 from .loader import Loader
 from .run import FlowRun, transition_event
 from .run_log import RunLog
@@ -59,6 +60,8 @@ class Job:
     entrypoint: str
     path: str | None = None
     retries: int | None = None
+    hooks: bool = False
+    """Only the hooks of the run's end are to be called: whoever wrote it could not."""
 
     @property
     def code(self) -> str:
@@ -67,9 +70,10 @@ class Job:
         return f"{self.run.deployment or ''}|{self.path or ''}|{where}"
 
     def to_json(self) -> JsonObject:
-        event = transition_event(self.run, previous=None).to_dict()
+        event = transition_event(self.run, previous=None, result=self.run.result).to_dict()
         return {
             "run": event, "seq": self.run.seq, "entrypoint": self.entrypoint, "path": self.path, "retries": self.retries,
+            "hooks": self.hooks,
         }  # fmt: skip
 
     @classmethod
@@ -78,8 +82,9 @@ class Job:
         event = Event.from_dict(message["run"])
         recorded = Recorded(message["seq"], subject_of(event), event.time, event.to_json())
         return cls(
-            FlowRun.from_recorded(recorded), message["entrypoint"], message["path"], message["retries"]
-        )
+            FlowRun.from_recorded(recorded), message["entrypoint"], message["path"], message["retries"],
+            message["hooks"],
+        )  # fmt: skip
 
 
 async def execute_in_loop(job: Job, loader: Loader, session: Session, engine: EngineConfig) -> Outcome:
@@ -94,6 +99,9 @@ async def execute_in_loop(job: Job, loader: Loader, session: Session, engine: En
     except Exception:
         return await _failed_to_load(job, session, traceback.format_exc())
     try:
+        if job.hooks:
+            await call_owed_hooks_async(flow, job.run, session)
+            return Outcome("ended")
         await execute(
             flow, job.run, session=session, run_log=RunLog(session.bus), retries=job.retries, config=engine
         )
@@ -116,6 +124,9 @@ def execute_in_process(job: Job, loader: Loader, session: Session, engine: Engin
         # Also sys.exit() at the top of a file: it must not look like the end of the process.
         return session.call(_failed_to_load, job, session, traceback.format_exc())
     try:
+        if job.hooks:
+            call_owed_hooks(flow, job.run, session)
+            return Outcome("ended")
         execute_sync(
             flow, job.run, session=session, run_log=RunLog(session.bus), retries=job.retries, config=engine
         )
@@ -146,6 +157,8 @@ def _load_async(job: Job, loader: Loader) -> Any:
 
 async def _failed_to_load(job: Job, session: Session, text: str) -> Outcome:
     message = f"flow {job.entrypoint} could not be loaded:\n{_cut(text)}"
+    if job.hooks:
+        return Outcome("error", message)
     try:
         await RunLog(session.bus).move(job.run, Failed(message=message))
     except HarkError as exc:

@@ -19,6 +19,7 @@ from ..vocabulary import StateType
 from .context import FlowRunContext, TaskRunContext, current_run, current_tags
 from .final_state import describe, state_of_crash, state_of_exception, state_of_value
 from .futures import TaskFuture, resolve_futures_to_states
+from .hook_log import HERE, is_owed, owing
 from .hooks import HOOK_OF_TYPE, Hook
 from .logging import RunLogger, logger_of_flow_run, printing
 from .naming import render_name
@@ -307,6 +308,9 @@ class FlowEngine:
         tracker = self.tracker
         assert tracker is not None
         run = self.run
+        hooks = self.flow.hooks.get(HOOK_OF_TYPE.get(run.state_type, ""), [])
+        if hooks and is_owed(run, HERE) and (yield OnBus(tracker.begin_hooks)):
+            yield from self._call_hooks(hooks, run.state)
         if run.state_type is StateType.COMPLETED:
             recorded = yield OnBus(tracker.recorded_flow_result)
             if recorded is None:
@@ -403,6 +407,10 @@ class FlowEngine:
     def _end(self, state: State) -> Generator[Step, Any, State]:
         """Write the final state, and tell the hooks."""
         tracker = self.tracker
+        hooks = self.flow.hooks.get(HOOK_OF_TYPE.get(state.type, ""), [])
+        if hooks and self._has_successor:
+            # Said with the end itself: should this process die before they have run, others know that they have not.
+            state = owing(state, HERE)
         if tracker is not None and self.context.left:
             # Before its own end, after which nobody would take them up or look after them.
             yield OnBus(tracker.close, (tuple(self.context.left),))
@@ -426,10 +434,24 @@ class FlowEngine:
         else:
             self._set(state)
         state = state if state.run_id == self.run.id else state.replace(run_id=self.run.id)
-        argument = HOOK_OF_TYPE.get(state.type)
-        if argument is not None:
-            yield CallHooks(self.flow.hooks[argument], state)
+        if hooks:
+            yield from self._call_hooks(hooks, state)
         return state
+
+    @property
+    def _has_successor(self) -> bool:
+        """Whether somebody takes the run up should this process die: a worker, or the next attempt of the run above."""
+        return self.tracker is not None and (self.run.pool is not None or self.context.parent is not None)
+
+    def _call_hooks(self, hooks: list[Hook], state: State) -> Generator[Step, Any, None]:
+        yield CallHooks(hooks, state)
+        if self.tracker is None or not self._has_successor:
+            return
+        try:
+            yield OnBus(self.tracker.note_hooks)
+        except HarkError as trouble:
+            # They have run, which is what counts; they may run once more.
+            self.log.warning("hooks have run, and it could not be noted: %s", trouble)
 
     def _interrupted(self, exc: BaseException) -> Generator[Step, Any, None]:
         """Write what the run became when it was stopped from outside, if that is ours to write."""

@@ -9,11 +9,18 @@ import asyncio
 import inspect
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .states import State, StateType
 
-__all__ = ["HOOK_OF_TYPE", "Hook", "call_blocking", "check_hooks", "run_hooks", "run_hooks_async"]
+if TYPE_CHECKING:
+    from ..bus.session import Session
+    from .run import FlowRun
+
+__all__ = [
+    "HOOK_OF_TYPE", "Hook", "call_blocking", "call_owed_hooks", "call_owed_hooks_async", "check_hooks", "run_hooks",
+    "run_hooks_async",
+]  # fmt: skip
 
 log = logging.getLogger("hark.engine")
 
@@ -64,6 +71,28 @@ async def run_hooks_async(hooks: Sequence[Hook], subject: Any, run: Any, state: 
                 await outcome
         except Exception:
             _report(hook, run)
+
+
+def call_owed_hooks(flow: Any, run: FlowRun, session: Session) -> None:
+    """Call the hooks of an end whose writer could not, and note it; in this thread. Those that ran are not repeated."""
+    from .hook_log import HookLog
+
+    hooks = flow.hooks.get(HOOK_OF_TYPE.get(run.state_type)) or ()
+    log_of_hooks = HookLog(session.bus)
+    if hooks and session.call(log_of_hooks.begin, run):
+        run_hooks(hooks, flow, run, run.state)
+        session.call(log_of_hooks.note, run, "ran")
+
+
+async def call_owed_hooks_async(flow: Any, run: FlowRun, session: Session) -> None:
+    """As ``call_owed_hooks``, awaiting async hooks in this loop."""
+    from .hook_log import HookLog
+
+    hooks = flow.hooks.get(HOOK_OF_TYPE.get(run.state_type)) or ()
+    log_of_hooks = HookLog(session.bus)
+    if hooks and await session.acall(log_of_hooks.begin, run):
+        await run_hooks_async(hooks, flow, run, run.state)
+        await session.acall(log_of_hooks.note, run, "ran")
 
 
 def call_blocking(fn: Callable[..., Any], *args: Any) -> Any:

@@ -46,6 +46,7 @@ from .decision import Await, Cancel, Decision, Drop, Expire, Finish, Late, Start
 from .deployment import BUCKET as DEPLOYMENTS
 from .deployment import Deployment
 from .dispatch import Dispatch
+from .hook_duty import HookDuty
 from .pause import NEVER_RESUMED
 from .pool import BUCKET as POOLS
 from .pool import Pool
@@ -105,6 +106,7 @@ class Leader:
         self._refused: dict[FlowRunId, Start] = {}
         """Starts whose message found the queue of work full."""
         self._was_refused = anyio.Event()
+        self._hooks = HookDuty(bus, self._insist)
 
     async def lead(self, on_ready: Callable[[Leader], None]) -> None:
         """Catch up, then decide and carry out for as long as nobody stops us."""
@@ -124,6 +126,7 @@ class Leader:
             tg.start_soon(self._expire_callers)
             tg.start_soon(self._keep_checkpoint)
             tg.start_soon(self._push_refused)
+            tg.start_soon(self._hooks.serve)
             for _ in range(NOTES_AT_ONCE):
                 tg.start_soon(self._write_notes)
             on_ready(self)
@@ -185,6 +188,7 @@ class Leader:
             if run.pool and not self.dispatch.knows_pool(run.pool):
                 await self._look_up(POOLS, run.pool, self._on_pool)
         self.dispatch.observe(run)
+        self._hooks.observe(run)
 
     async def _look_up(self, bucket: str, key: str, take: Callable[[Entry], None]) -> None:
         entry = await self._insist(lambda: self._bus.bucket(bucket).get(key))
@@ -428,11 +432,14 @@ class Leader:
             if kind == _IN_OBJECT:
                 packed = await self._bus.objects.get(packed.decode())
             if packed:
-                found = Dispatch.load(orjson.loads(zlib.decompress(packed)))
+                stored = orjson.loads(zlib.decompress(packed))
+                found = Dispatch.load(stored)
+                self._hooks.load(stored.get("hooks", {}))
         except (ValueError, KeyError, TypeError, zlib.error, UnknownName, ObjectCorrupt) as exc:
             log.warning("dispatcher.checkpoint_unreadable", extra={"error": repr(exc)})
         if found is None or found.seq > await self._bus.log.head():
             # A log that is shorter than the checkpoint is another log: somebody removed or restored it.
+            self._hooks.load({})
             return Dispatch()
         return found
 
@@ -447,7 +454,7 @@ class Leader:
                 log.debug("dispatcher.broker_away", extra={"error": str(exc)})
 
     async def _save(self) -> None:
-        packed = zlib.compress(orjson.dumps(self.dispatch.dump()), 1)
+        packed = zlib.compress(orjson.dumps({**self.dispatch.dump(), "hooks": self._hooks.dump()}), 1)
         if len(packed) <= INLINE_BYTES:
             await self._checkpoint.write(_INLINE + packed)
             await self._large.settle(())

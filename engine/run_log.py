@@ -20,6 +20,7 @@ from ..bus.subject import flow_run_filter
 from ..clock import SYSTEM_CLOCK, Clock
 from ..errors import EventInvalid, GuardFailed, MoveRefused, RunLost, UnknownName
 from ..vocabulary import FlowRunId, JsonValue, StateType
+from .hook_log import ANYONE, owing
 from .run import FlowRun, RunRequest, transition_event
 from .states import State, move_allowed
 
@@ -170,6 +171,9 @@ class RunLog:
     ) -> FlowRun:
         if not move_allowed(run.state_type, state.type, retry=retry):
             raise MoveRefused(run.id, from_state=run.state_type, to_state=state.type)
+        if run.pool is not None and run.entrypoint is not None:
+            # Written by one who does not execute the run: somebody who has its code is to call the hooks.
+            state = owing(state, ANYONE)
         moved = run.moved(state, scheduled_at=scheduled_at, attempt=attempt)
         appended = await self._bus.log.append(transition_event(moved, previous=run.state_type), after=run.seq)
         return replace(moved, seq=appended.seq)

@@ -212,7 +212,11 @@ def run_sync(call: TaskCall) -> State:
         BaseException: what is no ``Exception`` (Ctrl-C, a cancelled loop) is recorded and goes on up.
     """
     if call.recorded is not None:
-        return _recorded(call, call.recorded.read())
+        state = _recorded(call, call.recorded.read())
+        if hooks := _owed_hooks(call):
+            run_hooks(hooks, call.task, call.run, state)
+            _hooked(call, state)
+        return state
     if call.settled is not None:
         return call.settled
     try:
@@ -298,6 +302,7 @@ def finish_sync(call: TaskCall, state: State, result: InlineResult | LargeResult
     hooks = _hooks_of(call, state)
     if hooks:
         run_hooks(hooks, call.task, run, state)
+        _hooked(call, state)
     return state
 
 
@@ -361,7 +366,11 @@ async def run_async(call: TaskCall) -> State:
         BaseException: what is no ``Exception`` (Ctrl-C, a cancelled loop) is recorded and goes on up.
     """
     if call.recorded is not None:
-        return _recorded(call, await call.recorded.aread())
+        state = _recorded(call, await call.recorded.aread())
+        if hooks := _owed_hooks(call):
+            await run_hooks_async(hooks, call.task, call.run, state)
+            _hooked(call, state)
+        return state
     if call.settled is not None:
         return call.settled
     for future in call.upstream:
@@ -451,6 +460,7 @@ async def finish_async(
     hooks = _hooks_of(call, state)
     if hooks:
         await run_hooks_async(hooks, call.task, run, state)
+        _hooked(call, state)
     return state
 
 
@@ -493,6 +503,19 @@ def _recorded(call: TaskCall, value: Any) -> State:
 def _hooks_of(call: TaskCall, state: State) -> list[Callable[..., Any]]:
     argument = HOOK_OF_TYPE.get(state.type)
     return call.task.hooks[argument] if argument is not None and argument in call.task.hooks else []
+
+
+def _owed_hooks(call: TaskCall) -> list[Callable[..., Any]]:
+    """Return the hooks of a call that an earlier attempt finished, if it died before they had run."""
+    hooks = call.task.hooks.get("on_completion")
+    tracker = call.flow.tracker if call.flow is not None else None
+    return hooks if hooks and tracker is not None and call.run.call not in tracker.hooked else []
+
+
+def _hooked(call: TaskCall, state: State) -> None:
+    """Note that the hooks of a completed call have run: a failed one runs again if the run is taken up, hooks and all."""
+    if call.events is not None and call.flow is not None and state.type is StateType.COMPLETED:
+        call.events.write_hooked(call.run)
 
 
 def _report_condition(call: TaskCall) -> None:

@@ -17,6 +17,7 @@ import orjson
 
 from ..bus.event import Recorded
 from ..vocabulary import FlowRunId, StateType, new_id
+from .hook_log import ANYONE, HERE, is_owed
 from .run import FlowRun
 
 __all__ = ["Answer", "Ticket", "answer", "losses"]
@@ -64,6 +65,8 @@ class Answer(StrEnum):
     """Go on with a run whose worker died."""
     STOP = "stop"
     """Write the end of a run that was to be cancelled when its worker died."""
+    HOOKS = "hooks"
+    """Call the hooks of an end whose writer has not."""
     DISCARD = "discard"
     """The run has moved on; the message is about the past."""
     LATER = "later"
@@ -104,6 +107,10 @@ def answer(
             return Answer.TAKE_OVER if claim == ticket.token else Answer.DISCARD
         case S.PAUSED:
             return Answer.DISCARD
+        case _ if is_owed(run, ANYONE) and ticket.since == run.seq:
+            return Answer.HOOKS
+        case _ if is_owed(run, HERE) and claim in (ticket.token, None):
+            return Answer.HOOKS
         case _:
             return Answer.DISCARD
 

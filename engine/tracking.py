@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from ..bus.owner import Owner
-from ..bus.subject import STATE_HEADER, task_run_subject
+from ..bus.subject import STATE_HEADER, hooks_subject, task_run_subject
 from ..errors import BufferFull, GuardFailed, MoveRefused, RunLost
 from ..vocabulary import TERMINAL, JsonObject, JsonValue, StateType, TaskRunId, sendable
 from .caller import DETAIL, Caller, caller_of
+from .hook_log import HookLog
 from .replay import FinishedCall, FinishedCalls, attempt_starts, begins_anew, noted_waits, retries_made
 from .results import InlineResult, LargeResult, RecordedResult, encode_result
 from .run import SOURCE, FlowRun
@@ -159,6 +160,30 @@ class TaskEvents:
             _RUNNING_HEADERS,
         )
         run.previous = StateType.RUNNING
+
+    def write_hooked(self, run: TaskRun) -> None:
+        """Write that the hooks of a completed call have run, so that a resumed run does not call them again."""
+        if self.is_silent or not run.call:
+            return
+        run_id, event_id = self._subject.rpartition(".")[2], self._event_ids.draw()
+        payload = orjson.dumps(
+            {
+                "specversion": "1.0", "id": event_id, "source": SOURCE, "type": "hark.hooks.ran",
+                "time": stamp(time.time_ns()), "subject": f"flow-run/{run_id}",
+                "data": {"run": {"id": run_id}, "task_run": {"id": run.id, "name": run.name}, "call": run.call},
+            }
+        )  # fmt: skip
+        message = _Message(hooks_subject("ran", run_id), payload, event_id, {})
+        if not self._later:
+            try:
+                self._publisher.publish_raw_nowait(
+                    message.subject, message.payload, event_id, None, self._owner
+                )
+            except BufferFull:
+                pass
+            else:
+                return
+        self._send_later(message)
 
     def _give(self, payload: bytes, event_id: str, headers: dict[str, str]) -> None:
         if not self._later:
@@ -341,6 +366,8 @@ class FlowTracker:
         self.run_log = run_log
         self.flow_run = flow_run
         self.finished: dict[str, FinishedCall] = {}
+        self.hooked: set[str] = set()
+        """Keys of finished calls whose ``on_completion`` hooks have run."""
         self.leaves_interrupted = leaves_interrupted
         self.retries_made = 0
         self.suspend_after_s = suspend_after_s
@@ -463,6 +490,15 @@ class FlowTracker:
             async for batch in batches:
                 finished.add(batch.records)
         self.finished = finished.by_key
+        self.hooked = await HookLog(self.session.bus).calls(self.flow_run.id, after=anew)
+
+    async def begin_hooks(self) -> bool:
+        """Note that the hooks of the run's end are about to be called; False if they have run before."""
+        return await HookLog(self.session.bus).begin(self.flow_run)
+
+    async def note_hooks(self) -> None:
+        """Note that the hooks of the run's end have run."""
+        await HookLog(self.session.bus).note(self.flow_run, "ran")
 
     async def store_flow_result(self, value: Any) -> JsonValue:
         """Store a flow's return value if it is large; return what stands in its last event."""

@@ -41,6 +41,7 @@ from . import presence
 from .deployment import BUCKET as DEPLOYMENTS
 from .deployment import Deployment, is_name
 from .execution import Job, Outcome, execute_in_loop
+from .hook_log import HERE, TRIES, HookLog, is_owed, owing
 from .loader import Facts, Loader, facts_of, find_source
 from .presence import WorkerInfo
 from .process_pool import ProcessPool
@@ -285,7 +286,9 @@ class Worker(AsyncContextManagerMixin):
             token: str | None = None
             lost = 0
             if run is not None and (
-                run.state_type in (S.PENDING, S.RUNNING, S.CANCELLING, S.PAUSED) or run.waits_in_process
+                run.state_type in (S.PENDING, S.RUNNING, S.CANCELLING, S.PAUSED)
+                or run.waits_in_process
+                or is_owed(run, HERE)
             ):
                 token, lost = losses(await self._runs.history(run.id))
             verdict = answer(ticket, run, deliveries=held.item.deliveries, claim=token, now=self._clock.now())
@@ -304,23 +307,29 @@ class Worker(AsyncContextManagerMixin):
 
     async def _act(self, held: _Held, lane: Lane, run: FlowRun, verdict: Answer, lost: int) -> None:
         if verdict is Answer.STOP:
-            await self._runs.move_exactly(run, Cancelled(message=run.state_message or "cancelled"))
-            await self._settle(held.item.ack)
-            return
+            run = await self._runs.move_exactly(
+                run, owing(Cancelled(message=run.state_message or "cancelled"), HERE)
+            )
         deployment, facts, problem = await self._look_up(run)
         if facts.lane == PROCESS and lane == LOOP and problem is None:
             await self._forward(held)
             return
         details: JsonObject = {"lane": facts.lane, "worker": self.info.name, "token": held.ticket.token}
+        if run.is_final:
+            await self._call_hooks(held, lane, run, deployment, problem)
+            await self._settle(held.item.ack)
+            return
         if verdict is Answer.TAKE_OVER:
             run = await self._take_over(
                 run, details, lost=lost + 1, limit=self._crash_retries(deployment, facts)
             )
         else:
             run = await self._runs.move_exactly(run, Pending(details=details), attempt=run.attempt + 1)
-        if problem is not None:
+        if run.is_final:
+            await self._call_hooks(held, lane, run, deployment, problem)
+        elif problem is not None:
             run = await self._runs.move(run, Failed(message=problem))
-        if not run.is_final:
+        else:
             run = await self._execute(held, lane, run, deployment, facts)
         await self._settle(held.item.ack)
 
@@ -330,7 +339,7 @@ class Worker(AsyncContextManagerMixin):
         """Take up a run whose worker or process died, or end it if that has happened too often."""
         if lost > limit:
             message = f"{why}; that is {lost} time{'s' if lost > 1 else ''}, and it is taken up again {limit} times at most"
-            return await self._runs.move_exactly(run, Crashed(message=message))
+            return await self._runs.move_exactly(run, owing(Crashed(message=message), HERE))
         log.warning("worker.takes_over", extra={"run_id": run.id, "attempt": run.attempt + 1, "why": why})
         state = Running(message=why, details={**details, "lost": lost})
         return await self._runs.move_exactly(run, state, attempt=run.attempt + 1)
@@ -370,6 +379,27 @@ class Worker(AsyncContextManagerMixin):
 
     # --- executing ------------------------------------------------------------------------------------
 
+    async def _call_hooks(
+        self, held: _Held, lane: Lane, run: FlowRun, deployment: Deployment | None, problem: str | None = None
+    ) -> None:
+        """Call the hooks of an end whose writer has not, or not to their end. Raises ``RunLost`` to have another do it."""
+        path = deployment.path if deployment else None
+        job = Job(run, run.entrypoint or "", path, hooks=True)
+        outcome = Outcome("error", problem) if problem else Outcome("died")
+        # Of its own: what asked the run to stop has been heard, and does not stop its hooks.
+        held = replace(held, stop=anyio.Event())
+        for _ in range(TRIES + 1):  # the last one finds that it was tried often enough, and says so
+            if outcome.kind == "died":
+                outcome = await self._in_lane(held, lane, job)
+        if outcome.kind == "error":
+            log.error("worker.hooks_not_run", extra={"run_id": run.id, "why": outcome.detail})
+            await self._insist(HookLog(self._bus).note, run, "abandoned", why=outcome.detail)
+        elif outcome.kind != "ended":
+            raise RunLost(run.id, reason=f"its hooks have not run: {outcome.detail or outcome.kind}")
+
+    async def _in_lane(self, held: _Held, lane: Lane, job: Job) -> Outcome:
+        return await (self._in_loop(held, job) if lane == LOOP else self._in_process(held, job))
+
     async def _execute(
         self, held: _Held, lane: Lane, run: FlowRun, deployment: Deployment | None, facts: Facts
     ) -> FlowRun:
@@ -379,12 +409,14 @@ class Worker(AsyncContextManagerMixin):
                 run, run.entrypoint or "", deployment.path if deployment else None,
                 deployment.retries if deployment else None,
             )  # fmt: skip
-            outcome = await (self._in_loop(held, job) if lane == LOOP else self._in_process(held, job))
+            outcome = await self._in_lane(held, lane, job)
             now = await self._insist(self._runs.get, run.id)
             if now is None or not await self._is_ours(held, now):
                 raise RunLost(run.id, reason=outcome.detail or "another has it, or it has left the log")
             left = await self._settle_run(now, outcome, held)
             if left is not None:
+                if is_owed(left, HERE) and (outcome.kind != "ended" or left is not now):
+                    await self._call_hooks(held, lane, left, deployment)
                 return left
             # Its process died. This worker lives, so it takes the run up again itself, at once.
             why = outcome.detail or "it was interrupted, and nobody had asked for that"
@@ -394,6 +426,7 @@ class Worker(AsyncContextManagerMixin):
             limit = self._crash_retries(deployment, facts)
             run = await self._insist(self._take_over, now, details, lost=lost + 1, limit=limit, why=why)
             if run.is_final:
+                await self._call_hooks(held, lane, run, deployment)
                 return run
 
     async def _is_ours(self, held: _Held, now: FlowRun) -> bool:
@@ -423,13 +456,13 @@ class Worker(AsyncContextManagerMixin):
         if now.state_type is S.CANCELLING:
             how = f" ({outcome.detail})" if outcome.kind == "died" else ""
             return await self._insist(
-                self._runs.move, now, Cancelled(message=(now.state_message or "cancelled") + how)
+                self._runs.move, now, owing(Cancelled(message=(now.state_message or "cancelled") + how), HERE)
             )
         if not self._stopping and (outcome.kind == "died" or _stopped_itself(outcome, held)):
             return None
         if outcome.kind == "error":
             message = f"the run could not be seen to its end: {outcome.detail}"
-            return await self._insist(self._runs.move, now, Crashed(message=message))
+            return await self._insist(self._runs.move, now, owing(Crashed(message=message), HERE))
         # We stop, or the broker was away too long: others go on with it, through the dispatcher.
         why = (
             "its worker stopped"

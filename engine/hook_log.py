@@ -1,0 +1,112 @@
+"""What the log says of hooks: which ends of runs still owe theirs, who has begun to call them, and that they have run.
+
+An end that owes hooks says so in its ``details``: ``hooks: here`` when whoever wrote it holds the run's work message and
+calls them itself (if it dies, the message comes again, to a successor), ``hooks: anyone`` when nobody does, so that the
+dispatcher has a worker see to it. That they have run is an event, ``hark.hooks.ran``; a successor says ``hark.hooks.began``
+before each of its tries, so that a hook that kills its process is not called for ever. So a hook is called at least
+once for each state, and again only when the process died before it could say so.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from ..bus.event import Event
+from ..bus.subject import hooks_filter
+from ..vocabulary import JsonObject, JsonValue, new_id
+from .run import SOURCE, FlowRun
+from .states import State
+
+if TYPE_CHECKING:
+    from ..bus import Bus
+
+__all__ = ["ANYONE", "DETAIL", "HERE", "TRIES", "HookLog", "is_owed", "owing"]
+
+log = logging.getLogger(__name__)
+
+DETAIL = "hooks"
+HERE, ANYONE = "here", "anyone"
+TRIES = 3
+"""How often successors begin the hooks of one end before they give up: a hook that ends its process every time."""
+
+Word: TypeAlias = Literal["began", "ran", "abandoned"]
+
+
+def owing(state: State, whom: str) -> State:
+    """Return an end that says who is to call its hooks."""
+    if not state.type.is_terminal or DETAIL in state.details:
+        return state
+    return state.replace(details={**state.details, DETAIL: whom})
+
+
+def is_owed(run: FlowRun, whom: str) -> bool:
+    """Return whether the run's end says that ``whom`` is to call its hooks; whether they have run, ``HookLog`` knows."""
+    return run.is_final and run.state_details.get(DETAIL) == whom
+
+
+class HookLog:
+    """Reads and writes what became of hooks. Stateless."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+
+    async def is_settled(self, run: FlowRun) -> bool:
+        """Whether the hooks of the run's end have run, or have been given up."""
+        return any(_word(note) in ("ran", "abandoned") for note in await self._notes(run))
+
+    async def begin(self, run: FlowRun) -> bool:
+        """Note that we are about to call the hooks of the run's end; False if there is nothing left to call."""
+        words = [_word(note) for note in await self._notes(run)]
+        if "ran" in words or "abandoned" in words:
+            return False
+        if words.count("began") >= TRIES:
+            why = f"{TRIES} processes in a row died before these hooks had run"
+            log.error("hooks.abandoned", extra={"run_id": run.id, "state": run.state_name, "why": why})
+            await self.note(run, "abandoned", why=why)
+            return False
+        await self.note(run, "began")
+        return True
+
+    async def note(self, run: FlowRun, word: Word, *, why: str | None = None) -> None:
+        """Append what became of the hooks of the run's end."""
+        data: JsonObject = {
+            "run": {"id": run.id, "name": run.name}, "flow": {"name": run.flow_name}, "seq": run.seq,
+            "state": {"type": run.state_type.value, "name": run.state_name},
+        }  # fmt: skip
+        if why is not None:
+            data["why"] = why
+        await self._bus.log.append(
+            Event(
+                type=f"hark.hooks.{word}", source=SOURCE, id=new_id(), subject=f"flow-run/{run.id}", data=data,
+                correlationid=run.correlationid or run.id, causationid=run.causationid, causaldepth=run.causaldepth,
+            )
+        )  # fmt: skip
+
+    async def calls(self, run_id: str, *, after: int = 0) -> set[str]:
+        """Return the keys of the task calls of a run whose ``on_completion`` hooks have run."""
+        return {
+            call
+            for note in await self._read(run_id, after=after)
+            if isinstance(call := note.get("call"), str)
+        }
+
+    async def _notes(self, run: FlowRun) -> Iterable[JsonObject]:
+        # Those of another end, before a retry, say nothing of this one.
+        return [note for note in await self._read(run.id) if note.get("seq") == run.seq]
+
+    async def _read(self, run_id: str, *, after: int = 0) -> list[JsonObject]:
+        found: list[JsonObject] = []
+        async with self._bus.log.read([hooks_filter(run_id)], after=after) as batches:
+            async for batch in batches:
+                for recorded in batch.records:
+                    data = recorded.event.data
+                    if isinstance(data, dict):
+                        found.append({**data, "type": recorded.event.type})
+        return found
+
+
+def _word(note: JsonObject) -> JsonValue:
+    type_ = note.get("type")
+    return type_.rpartition(".")[2] if isinstance(type_, str) and "call" not in note else None

@@ -1,0 +1,312 @@
+"""Workers are killed with -9 at random points of many runs: every run comes out right, whatever was cut off."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import anyio
+import httpx
+import psutil
+import pytest
+from hark import concurrency
+from hark.bus import Event
+from hark.bus.session import use_session
+from hark.engine.limit import Limit
+from hark.engine.slots import put_limit
+from hark.server.child import HarkProcess
+
+from tests.acceptance.conftest import Start, Watch, at, watching
+
+RUNS = int(os.environ.get("CRASH_RUNS", "10"))
+"""`make chaos` asks for 200."""
+SEED = int(os.environ.get("CRASH_SEED", "0")) or random.randrange(1, 2**32)
+WORKERS = 2
+TERMINAL = {
+    "flow-run.completed",
+    "flow-run.failed",
+    "flow-run.crashed",
+    "flow-run.cancelled",
+    "flow-run.timed-out",
+}
+
+pytestmark = pytest.mark.chaos
+
+FLOWS = """
+    import asyncio, os, time
+    from hark import concurrency, flow, task
+
+    def note(folder, word, run):
+        # One write of one short line in append mode is whole or not there, whoever is killed meanwhile.
+        out = os.open(os.path.join(folder, "notes.txt"), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        os.write(out, f"{word} {run}\\n".encode())
+        os.close(out)
+
+    def told(flow, run, state):
+        note(run.parameters["folder"], f"hook-{state.type.value}-began", run.id)
+        time.sleep(0.02)
+        note(run.parameters["folder"], f"hook-{state.type.value}-ended", run.id)
+
+    async def atold(flow, run, state):
+        note(run.parameters["folder"], f"hook-{state.type.value}-began", run.id)
+        await asyncio.sleep(0.02)
+        note(run.parameters["folder"], f"hook-{state.type.value}-ended", run.id)
+
+    HOOKS = {name: [told] for name in ("on_completion", "on_failure", "on_cancellation", "on_crashed")}
+    AHOOKS = {name: [atold] for name in HOOKS}
+
+    def task_told(task, run, state):
+        note(run.parameters["folder"], f"task-hook-{run.parameters['n']}", run.parameters["n_run"])
+
+    @task(on_completion=[task_told])
+    def step(folder, n, n_run):
+        with concurrency("shared", timeout_seconds=60):
+            note(folder, f"step-{n}", n_run)
+            time.sleep(0.1)
+        return n
+
+    @task(on_completion=[task_told])
+    async def astep(folder, n, n_run):
+        note(folder, f"step-{n}", n_run)
+        await asyncio.sleep(0.1)
+        return n
+
+    def end(ends):
+        if ends == "fail":
+            raise ValueError("as asked")
+
+    @flow(crash_retries=100, **HOOKS)
+    def sync(folder, n, ends):
+        total = sum(step(folder, i, n) for i in range(5))
+        end(ends)
+        return total
+
+    @flow(crash_retries=100, **AHOOKS)
+    async def loop(folder, n, ends):
+        total = 0
+        for i in range(5):
+            total += await astep(folder, i, n)
+        end(ends)
+        return total
+    """
+CONFIG = """
+    deployments:
+      sync: {flow: "flows.py:sync", concurrency: {limit: 3}}
+      loop: {flow: "flows.py:loop", concurrency: {limit: 3}}
+    """
+
+
+async def test_every_run_ends_once_however_often_its_worker_is_killed(
+    folder: Path, write: Callable[..., None], start: Start, tmp_path: Path
+) -> None:
+    """One terminal state for each run; no task that finished ran twice; hooks were called; limits are free afterwards."""
+    draw = random.Random(SEED)  # the same seed gives the same kills, as far as machines do
+    write(flows__py=FLOWS, hark__yaml=CONFIG)
+    server = start(role="server")
+    start(role="dispatcher", home="home")
+    workers = [start(role="worker") for _ in range(WORKERS)]
+    asked: dict[str, dict[str, Any]] = {}
+    async with (
+        watching(tmp_path / "home") as watch,
+        httpx.AsyncClient(base_url=server.url, timeout=60) as http,
+    ):
+        await put_limit(watch.bus, "shared", Limit(slots=2))
+        for n in range(RUNS):
+            ends = draw.choices(["complete", "fail", "cancel"], [6, 2, 2])[0]
+            name = "sync" if n % 2 else "loop"
+            answer = await http.post(
+                f"/api/deployments/{name}/run",
+                json={"parameters": {"folder": str(folder), "n": n, "ends": ends}},
+            )
+            assert answer.is_success, answer.text
+            asked[answer.json()["id"]] = {"n": n, "ends": ends}
+        async with anyio.create_task_group() as group:
+            group.start_soon(_kill_at_random, workers, draw)
+            group.start_soon(_cancel_at_random, http, asked, draw)
+            await watch.until(lambda: _ended(watch) >= asked.keys(), within_s=60 + 6 * RUNS)
+            group.cancel_scope.cancel()
+        for worker in workers:
+            _revive(worker)
+        # Hooks of the last run may still be owed by a worker that was killed: it is back, and others take them up.
+        with anyio.fail_after(60):
+            while missing := _without_hooks(folder, watch, asked):
+                await _changed(folder)
+        assert not missing
+        await _limits_are_free(http, watch, folder)
+        print(f"seed {SEED}: {RUNS} runs, {_kills} kills, {_taken_over(watch)} takeovers")
+        _check(folder, watch, asked)
+
+
+_kills = 0
+
+
+def _ended(watch: Watch) -> set[str]:
+    return {str(r.event.subject).removeprefix("flow-run/") for r in watch.seen if r.event.type in TERMINAL}
+
+
+def _taken_over(watch: Watch) -> int:
+    return sum(1 for e in watch.events("flow-run.running") if at(e, "state__details__lost"))
+
+
+async def _kill_at_random(workers: list[HarkProcess], draw: random.Random) -> None:
+    """Kill a worker, or one of its processes, after a random while, and start it again beside the others."""
+    global _kills
+    async with anyio.create_task_group() as group:
+        alive = list(workers)
+
+        async def start_again(worker: HarkProcess) -> None:
+            await anyio.to_thread.run_sync(worker.start)
+            alive.append(worker)
+
+        while True:
+            await anyio.sleep(draw.uniform(0.02, 0.5))  # the random point: of the runs, not of the test
+            if not alive:
+                continue
+            worker = draw.choice(alive)
+            _kills += 1
+            children = psutil.Process(worker.pid).children(recursive=True)
+            if children and draw.random() < 0.6:
+                with suppress(ProcessLookupError):  # it may just have ended by itself
+                    os.kill(draw.choice(children).pid, signal.SIGKILL)
+            else:
+                worker.kill()
+                alive.remove(worker)
+                group.start_soon(start_again, worker)
+
+
+def _revive(worker: HarkProcess) -> None:
+    try:
+        alive = psutil.Process(worker.pid).is_running()
+    except Exception:
+        alive = False
+    if not alive:
+        worker.start()
+
+
+async def _cancel_at_random(http: httpx.AsyncClient, asked: dict[str, Any], draw: random.Random) -> None:
+    for run_id in [run_id for run_id, run in asked.items() if run["ends"] == "cancel"]:
+        await anyio.sleep(draw.uniform(0, 1.0))
+        answer = await http.post(f"/api/flow-runs/{run_id}/cancel", json={})
+        assert answer.status_code < 500, answer.text
+
+
+def _notes(folder: Path) -> Counter[tuple[str, str]]:
+    path = folder / "notes.txt"
+    words = (line.split() for line in path.read_text().splitlines()) if path.exists() else ()
+    return Counter((word, run) for word, run in words)
+
+
+def _ends(watch: Watch) -> dict[str, list[Event]]:
+    ends: dict[str, list[Event]] = defaultdict(list)
+    for recorded in watch.seen:
+        if recorded.event.type in TERMINAL:
+            ends[str(recorded.event.subject).removeprefix("flow-run/")].append(recorded.event)
+    return ends
+
+
+def _without_hooks(folder: Path, watch: Watch, asked: dict[str, Any]) -> list[str]:
+    notes = _notes(folder)
+    return [
+        run_id for run_id, (end, *_) in _ends(watch).items()
+        if run_id in asked and not notes[f"hook-{at(end, 'state__type')}-ended", run_id]
+    ]  # fmt: skip
+
+
+async def _changed(folder: Path) -> None:
+    from watchfiles import awatch
+
+    async for _ in awatch(folder, rust_timeout=200, yield_on_timeout=True):
+        return
+
+
+async def _limits_are_free(http: httpx.AsyncClient, watch: Watch, folder: Path) -> None:
+    """Leases of holders that died run out: all slots can be had at once, and so can all places of the deployments."""
+    with use_session(watch.bus):
+        async with concurrency("shared", occupy=2, timeout_seconds=60):
+            pass
+    before = len(watch.events("flow-run.completed"))
+    for n in range(6):
+        parameters = {"folder": str(folder), "n": f"after-{n}", "ends": "complete"}
+        name = "sync" if n % 2 else "loop"
+        answer = await http.post(f"/api/deployments/{name}/run", json={"parameters": parameters})
+        assert answer.is_success, answer.text
+    await watch.until(lambda: len(watch.events("flow-run.completed")) == before + 6, within_s=60)
+
+
+def _check(folder: Path, watch: Watch, asked: dict[str, dict[str, Any]]) -> None:
+    notes, ends = _notes(folder), _ends(watch)
+    finished: dict[str, list[tuple[int, str]]] = defaultdict(list)
+    for recorded in watch.seen:
+        if recorded.event.type == "task-run.completed":
+            finished[str(at(recorded.event, "flow_run__id"))].append(
+                (recorded.seq, str(at(recorded.event, "call")))
+            )
+    for run_id, run in asked.items():
+        told = f"seed {SEED}, run {run_id}: {run}"
+        assert len(ends[run_id]) == 1, told
+        state = at(ends[run_id][0], "state__type")
+        expected = {"complete": {"COMPLETED"}, "fail": {"FAILED"}, "cancel": {"CANCELLED", "COMPLETED"}}
+        assert state in expected[run["ends"]], f"{told}: {state} {at(ends[run_id][0], 'state__message')}"
+        if state == "COMPLETED":
+            assert at(ends[run_id][0], "result__inline") == 10, told
+        # A call is completed once in the log, so nobody ran it again after that.
+        calls = Counter(call for _, call in finished[run_id])
+        assert set(calls.values()) <= {1}, f"{told}: {calls}"
+        if state in ("COMPLETED", "FAILED"):
+            assert len(calls) == 5, told
+            for n in range(5):
+                assert notes[f"task-hook-{n}", str(run["n"])] >= 1, f"{told}: hook of task {n}"
+        assert notes[f"hook-{state}-ended", run_id] >= 1, told
+    # Where nothing was killed on the way, hooks are called once: most of them are.
+    hooks = [
+        count for (word, _), count in notes.items() if word.startswith("hook-") and word.endswith("-ended")
+    ]
+    assert sum(count == 1 for count in hooks) >= len(hooks) * 0.8, Counter(hooks)
+
+
+SLOW_HOOK = """
+    import asyncio, os
+    from pathlib import Path
+    from hark import flow
+
+    async def told(flow, run, state):
+        folder = Path(run.parameters["folder"])
+        (folder / f"began-{os.getpid()}").touch()
+        if not (folder / "go").exists():
+            (folder / "reached").touch()
+            await asyncio.sleep(60)  # held here until the test kills this process
+        (folder / "ended").write_text(f"{state.type.value} {state.result()}")
+
+    @flow(on_completion=[told])
+    async def five(folder: str) -> int:
+        return 5
+    """
+
+
+async def test_a_worker_that_is_killed_in_a_hook_has_it_called_by_the_next(
+    folder: Path, write: Callable[..., None], start: Start, tmp_path: Path
+) -> None:
+    """kill -9 of the whole worker in on_completion: the next worker calls it again, and the run keeps its one end."""
+    write(flows__py=SLOW_HOOK, hark__yaml='deployments: {five: {flow: "flows.py:five"}}')
+    server = start(role="server")
+    start(role="dispatcher")
+    first = start(role="worker")
+    async with watching(tmp_path / "home") as watch, httpx.AsyncClient(base_url=server.url) as http:
+        answer = await http.post("/api/deployments/five/run", json={"parameters": {"folder": str(folder)}})
+        assert answer.is_success, answer.text
+        with anyio.fail_after(30):
+            while not (folder / "reached").exists():
+                await _changed(folder)
+        (folder / "go").touch()
+        first.kill()
+        start(role="worker")
+        await watch.until(lambda: bool(watch.events("hark.hooks.ran")))
+    assert (folder / "ended").read_text() == "COMPLETED 5"
+    assert len(list(folder.glob("began-*"))) == 2
+    assert [r.event.type for r in watch.seen if r.event.type in TERMINAL] == ["flow-run.completed"]
