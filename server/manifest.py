@@ -216,8 +216,14 @@ def load_manifest(path: Path, *, live: Names | None = None) -> Manifest:
     return manifest
 
 
-def check_manifest(path: Path, *, live: Names | None = None) -> tuple[Manifest, list[Fault]]:
-    """Return what could be read of a configuration and everything that is wrong with it, in file order."""
+def check_manifest(
+    path: Path, *, live: Names | None = None, references: bool = True
+) -> tuple[Manifest, list[Fault]]:
+    """Return what could be read of a configuration and everything that is wrong with it, in file order.
+
+    Args:
+        references: whether what it refers to (deployments, channels) has to be defined.
+    """
     try:
         files = config_files(path)
     except FileNotFoundError:
@@ -240,11 +246,11 @@ def check_manifest(path: Path, *, live: Names | None = None) -> tuple[Manifest, 
         )
         return Manifest({}), [fault]
     root = path if path.is_dir() else path.parent
-    return check_sources([read_source(f) for f in files], root.absolute(), live=live)
+    return check_sources([read_source(f) for f in files], root.absolute(), live=live, references=references)
 
 
 def check_sources(
-    sources: Sequence[Source], root: Path, *, live: Names | None = None
+    sources: Sequence[Source], root: Path, *, live: Names | None = None, references: bool = True
 ) -> tuple[Manifest, list[Fault]]:
     """Like ``check_manifest``, of files that were read already; flows are looked for in ``root``."""
     reader = _Reader(root)
@@ -252,16 +258,10 @@ def check_sources(
         reader.faults.extend(source.faults)
         if source.root is not None:
             reader.read(source.root)
-    stored = {k: r.value for k, r in reader.records.items()}
-    reader.faults.extend(
-        reference_faults(
-            stored,
-            reader.nodes,
-            live=live or {},
-            broken=reader.broken,
-        )
-    )
-    reader.faults.extend(parameter_faults(stored, reader.nodes, reader.flows))
+    if references:
+        stored = {k: r.value for k, r in reader.records.items()}
+        reader.faults.extend(reference_faults(stored, reader.nodes, live=live or {}, broken=reader.broken))
+        reader.faults.extend(parameter_faults(stored, reader.nodes, reader.flows))
     faults = sorted(set(reader.faults), key=lambda f: (f.at, f.message))
     warnings = tuple(f for f in faults if f.is_warning)
     return Manifest(reader.records, warnings, tuple(s.file for s in sources)), faults

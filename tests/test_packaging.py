@@ -46,6 +46,11 @@ def test_the_wheel_holds_every_room_and_its_data(wheel: Path) -> None:
     }
     assert {f"hark/{name}" for name in tracked} <= names
     assert "hark/py.typed" in names
+    entry_points = next(n for n in names if n.endswith(".dist-info/entry_points.txt"))
+    assert (
+        "[pytest11]\nhark.testing.plugin = hark.testing.plugin"
+        in zipfile.ZipFile(wheel).read(entry_points).decode()
+    )
     assert not [n for n in names if n.startswith(("hark/tests", "hark/benchmarks", "tests", "benchmarks"))]
 
 

@@ -70,6 +70,10 @@ class Watch:
                 self._changed.set()
                 self._changed = anyio.Event()
 
+    async def more(self) -> None:
+        """Wait until something else has come."""
+        await self._changed.wait()
+
     async def until(self, enough: Callable[[], bool], *, within_s: float = 30) -> None:
         """Wait until ``enough()``, which is asked again whenever an event has arrived."""
         try:

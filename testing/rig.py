@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from collections.abc import AsyncGenerator, Generator
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..bus.broker import EmbeddedBroker
     from ..bus.bus import Bus
 
-__all__ = ["Harness", "harness"]
+__all__ = ["Harness", "hark_test_harness", "harness", "temporary_home"]
 
 
 class Harness:
@@ -88,12 +88,7 @@ class Harness:
     # --- both -----------------------------------------------------------------------------------------
 
     def _enter_home(self, stack: ExitStack | AsyncExitStack) -> None:
-        close_session()
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="hark-", ignore_cleanup_errors=True))
-        self.home = Path(folder)
-        before = {name: os.environ.get(name) for name in ("HARK_HOME", "HARK_NATS_URL")}
-        stack.callback(_set_environment, before)
-        _set_environment({"HARK_HOME": folder, "HARK_NATS_URL": None})
+        self.home = stack.enter_context(temporary_home())
 
     @asynccontextmanager
     async def _running(self) -> AsyncGenerator[Bus, None]:
@@ -116,9 +111,26 @@ def harness(config: BusConfig | None = None) -> Harness:
     ...     my_flow()                          # tracked
     ...     h.session.call(h.bus.log.head)     # the bus lives on another thread
 
-    Or as a pytest fixture of the same name: ``pytest_plugins = ["hark.testing.plugin"]``.
+    Or as a pytest fixture of the same name, which is there wherever Hark is installed.
     """
     return Harness(config)
+
+
+hark_test_harness = harness
+"""The same, by the name that people of the field look for."""
+
+
+@contextmanager
+def temporary_home() -> Generator[Path]:
+    """While inside, the home of this process and its children is a new folder, and no broker is known."""
+    close_session()
+    with tempfile.TemporaryDirectory(prefix="hark-", ignore_cleanup_errors=True) as folder:
+        before = {name: os.environ.get(name) for name in ("HARK_HOME", "HARK_NATS_URL")}
+        _set_environment({"HARK_HOME": folder, "HARK_NATS_URL": None})
+        try:
+            yield Path(folder)
+        finally:
+            _set_environment(before)
 
 
 def _set_environment(values: dict[str, str | None]) -> None:
