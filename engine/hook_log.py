@@ -10,19 +10,23 @@ once for each state, and again only when the process died before it could say so
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import orjson
 
 from ..bus.event import Event
 from ..bus.subject import hooks_filter
 from ..vocabulary import JsonObject, JsonValue, new_id
 from .run import SOURCE, FlowRun
 from .states import State
+from .task_run import TaskRun, stamp
 
 if TYPE_CHECKING:
     from ..bus import Bus
 
-__all__ = ["ANYONE", "DETAIL", "HERE", "TRIES", "HookLog", "is_owed", "owing"]
+__all__ = ["ANYONE", "DETAIL", "HERE", "TRIES", "HookLog", "hooked_payload", "is_owed", "owing"]
 
 log = logging.getLogger(__name__)
 
@@ -105,6 +109,17 @@ class HookLog:
                     if isinstance(data, dict):
                         found.append({**data, "type": recorded.event.type})
         return found
+
+
+def hooked_payload(run: TaskRun, *, run_id: str, event_id: str) -> bytes:
+    """Return the event that says that the hooks of a completed task call have run."""
+    return orjson.dumps(
+        {
+            "specversion": "1.0", "id": event_id, "source": SOURCE, "type": "hark.hooks.ran",
+            "time": stamp(time.time_ns()), "subject": f"flow-run/{run_id}",
+            "data": {"run": {"id": run_id}, "task_run": {"id": run.id, "name": run.name}, "call": run.call},
+        }
+    )  # fmt: skip
 
 
 def _word(note: JsonObject) -> JsonValue:

@@ -25,7 +25,7 @@ from ..bus.subject import STATE_HEADER, hooks_subject, task_run_subject
 from ..errors import BufferFull, GuardFailed, MoveRefused, RunLost
 from ..vocabulary import TERMINAL, JsonObject, JsonValue, StateType, TaskRunId, sendable
 from .caller import DETAIL, Caller, caller_of
-from .hook_log import HookLog
+from .hook_log import HookLog, hooked_payload
 from .replay import FinishedCall, FinishedCalls, attempt_starts, begins_anew, noted_waits, retries_made
 from .results import InlineResult, LargeResult, RecordedResult, encode_result
 from .run import SOURCE, FlowRun
@@ -166,34 +166,21 @@ class TaskEvents:
         if self.is_silent or not run.call:
             return
         run_id, event_id = self._subject.rpartition(".")[2], self._event_ids.draw()
-        payload = orjson.dumps(
-            {
-                "specversion": "1.0", "id": event_id, "source": SOURCE, "type": "hark.hooks.ran",
-                "time": stamp(time.time_ns()), "subject": f"flow-run/{run_id}",
-                "data": {"run": {"id": run_id}, "task_run": {"id": run.id, "name": run.name}, "call": run.call},
-            }
-        )  # fmt: skip
-        message = _Message(hooks_subject("ran", run_id), payload, event_id, {})
-        if not self._later:
-            try:
-                self._publisher.publish_raw_nowait(
-                    message.subject, message.payload, event_id, None, self._owner
-                )
-            except BufferFull:
-                pass
-            else:
-                return
-        self._send_later(message)
+        payload = hooked_payload(run, run_id=run_id, event_id=event_id)
+        self._give(payload, event_id, {}, subject=hooks_subject("ran", run_id))
 
-    def _give(self, payload: bytes, event_id: str, headers: dict[str, str]) -> None:
+    def _give(
+        self, payload: bytes, event_id: str, headers: dict[str, str], *, subject: str | None = None
+    ) -> None:
+        subject = subject or self._subject
         if not self._later:
             try:
-                self._publisher.publish_raw_nowait(self._subject, payload, event_id, headers, self._owner)
+                self._publisher.publish_raw_nowait(subject, payload, event_id, headers, self._owner)
             except BufferFull:
                 pass
             else:
                 return
-        self._send_later(_Message(self._subject, payload, event_id, headers))
+        self._send_later(_Message(subject, payload, event_id, headers))
 
     def _pieces(self, run: TaskRun) -> tuple[str, str, str]:
         """Return what is the same in all events of a task run: before the attempt, after the state, at the end."""
