@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import random
 import resource
+import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -24,6 +25,8 @@ from hark.automations.condition import parse_where
 from hark.automations.fold import Fold, FoldConfig
 from hark.automations.matcher import Matcher
 from hark.automations.model import parse_automation
+
+from benchmarks.goal import Goals
 
 EVENTS = 5_000
 COUNTS = (10, 1_000, 10_000)
@@ -121,8 +124,9 @@ def best_rates(work: dict[str, Callable[[], object]], n: int) -> dict[str, float
     return best
 
 
-def main() -> None:
-    """Print the table."""
+def main() -> int:
+    """Print the table; return 1 if a goal was missed."""
+    goals = Goals()
     raw = make_events(EVENTS)
     print(f"{EVENTS} events of {sum(map(len, raw)) // len(raw)} bytes on average")
 
@@ -153,15 +157,19 @@ def main() -> None:
     for name, rate in rates.items():
         print(f"{name:32} {rate:10,.0f} events/s   {notes[name]}")
     parse, few, *_, many = rates.values()
+    share, slower = many / parse, few / many
     print(
-        f"share of the parsing rate at {COUNTS[-1]:,} rules: {many / parse:.2f} (goal {GOAL_RATIO:.2f} or more)"
+        f"share of the parsing rate at {COUNTS[-1]:,} rules: {share:.2f}   {goals.at_least('share', share, GOAL_RATIO)}"
     )
-    print(f"slower than with {COUNTS[0]} rules: {few / many:.2f} times (goal {GOAL_SLOWDOWN} or less)")
-    keyed()
-    history(raw)
+    print(
+        f"slower than with {COUNTS[0]} rules: {slower:.2f} times   {goals.below('slowdown', slower, GOAL_SLOWDOWN)}"
+    )
+    keyed(goals)
+    history(raw, goals)
+    return goals.code
 
 
-def keyed() -> None:
+def keyed(goals: Goals) -> None:
     """Print what a million keys of a count rule cost."""
     rule = {"on": "order.late", "for_each": "data.key", "count": 3, "within": "1d"}
     fold = Fold(FoldConfig(budget=10**9))
@@ -173,18 +181,23 @@ def keyed() -> None:
         fold.step(row, seq=i + 1, recorded=1.7e9 + i / 1000)
     took = time.process_time() - started
     grown_mb = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    rate = KEYS / took
     print(
-        f"count rule, {KEYS:,} keys: {KEYS / took:,.0f} events/s (goal 100,000), {grown_mb:.0f} MB (goal 400)"
+        f"count rule, {KEYS:,} keys: {rate:,.0f} events/s   {goals.at_least('count rule', rate, 100_000)}; "
+        f"{grown_mb:.0f} MB   {goals.below('memory of keys', grown_mb, 400, ' MB')}"
     )
     started = time.process_time()
     definitions, state = fold.dump_definitions(), fold.dump_state()
     put_s = time.process_time() - started
     started = time.process_time()
     Fold.restore(definitions, state)
-    print(f"put down in {put_s:.2f} s, taken up in {time.process_time() - started:.1f} s (goal 5)")
+    up_s = time.process_time() - started
+    print(
+        f"put down in {put_s:.2f} s, taken up in {up_s:.1f} s   {goals.below('taking up keys', up_s, 5, ' s')}"
+    )
 
 
-def history(raw: list[bytes]) -> None:
+def history(raw: list[bytes], goals: Goals) -> None:
     """Print how fast a rule is tried on a file of events."""
     begin = datetime(2026, 1, 1, tzinfo=UTC).timestamp()
 
@@ -199,8 +212,9 @@ def history(raw: list[bytes]) -> None:
     started = time.process_time()
     made = backtest_lines(written, [parse_automation(rule, name="r")])
     rate = HISTORY / (time.process_time() - started)
-    print(f"backtest: {rate:,.0f} events/s (goal 100,000), {made.rules['r'].fired} firings")
+    verdict = goals.at_least("backtest", rate, 100_000)
+    print(f"backtest: {rate:,.0f} events/s, {made.rules['r'].fired} firings   {verdict}")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hark.bus.broker import find_program
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -71,3 +73,18 @@ def test_what_it_serves_is_there() -> None:
     for command in ("lint", "test"):
         ran = CliRunner().invoke(app, [command, str(ROOT / "examples" / "hark.yaml")])
         assert ran.exit_code == 0, ran.output
+
+
+def test_the_password_of_the_brokers_is_in_no_command_line(compose: dict[str, Any], tmp_path: Path) -> None:
+    """It comes to them in a file, which the broker itself finds to be in order."""
+    for name, service in compose["services"].items():
+        assert "PASSWORD" not in " ".join(service.get("command", [])), name
+    assert "--config=/etc/nats/hark.conf" in compose["services"]["nats-1"]["command"]
+    assert compose["services"]["nats-1"]["configs"] == [{"source": "nats", "target": "/etc/nats/hark.conf"}]
+    written = compose["configs"]["nats"]["content"]
+    assert written.count("${HARK_NATS_PASSWORD:-change-me}") == 1
+    file = tmp_path / "hark.conf"
+    file.write_text(written.replace("${HARK_NATS_PASSWORD:-change-me}", "0123 # $x"))
+    program = str(find_program())
+    done = subprocess.run([program, "-t", "-c", str(file)], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, done.stderr
