@@ -1,7 +1,7 @@
 """A lease: at most one holder at a time, taken over when the holder goes silent.
 
-The lease is a key in a bucket. The holder writes it again, under the guard of its last revision, every third of
-the TTL. A standby counts from the last write *it has seen*, by its own monotonic clock, and takes over with a
+The lease is a key in a bucket. The holder writes it again, under the guard of its last revision, about every third
+of the TTL. A standby counts from the last write *it has seen*, by its own monotonic clock, and takes over with a
 guarded write when the TTL has passed without another one; so no two clocks are ever compared. Brokers that can
 also let the key expire, so that a newcomer need not wait.
 
@@ -12,6 +12,7 @@ sent, which is earlier than anything a standby counts from.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import socket
 import sys
@@ -159,7 +160,7 @@ class _Keeper:
     async def run(self, tg: anyio.abc.TaskGroup) -> None:
         lease = self._lease
         value = lease._value()
-        pause_s = lease.ttl_s / 3
+        pause_s = _to_beat(lease.ttl_s / 3)
         why = "it could not be renewed in time"
         while True:
             deadline = self._renewed_at + lease.ttl_s
@@ -172,7 +173,7 @@ class _Keeper:
                     self.revision = await lease._bucket.update(
                         lease.name, value, revision=self.revision, ttl_s=lease.ttl_s
                     )
-                    self._renewed_at, pause_s = began, lease.ttl_s / 3
+                    self._renewed_at, pause_s = began, _to_beat(lease.ttl_s / 3)
             except GuardFailed:
                 why = "somebody else wrote it"
                 break
@@ -182,6 +183,16 @@ class _Keeper:
         self._grant.lost.set()
         log.warning("lease.lost", extra={"lease": lease.name, "holder": lease.holder, "why": why})
         tg.cancel_scope.cancel()
+
+
+def _to_beat(beat_s: float) -> float:
+    """Return the seconds to the next beat: a whole multiple of ``beat_s`` on the clock of this machine.
+
+    So all leases of a process are renewed at one moment, which wakes it and the broker once and not once for each.
+    A quarter of a beat at least lies before it, lest a timer that is a little early renews twice.
+    """
+    now_s = anyio.current_time()
+    return (math.floor(now_s / beat_s + 0.25) + 1) * beat_s - now_s
 
 
 def _holder_in(entry: Entry) -> str | None:

@@ -544,8 +544,9 @@ class Worker(AsyncContextManagerMixin):
         try:
             now = await self._runs.get(run_id)
             if now is not None and now.state_type is S.CANCELLING:
+                why = now.state_message or "cancelled"
                 await self._runs.move_exactly(
-                    now, Cancelled(message="cancelled; it has not stopped when asked to")
+                    now, Cancelled(message=f"{why}; it has not stopped when asked to")
                 )
         except (GuardFailed, MoveRefused, BusUnavailable) as exc:
             log.debug("worker.give_up", extra={"run_id": run_id, "error": str(exc)})

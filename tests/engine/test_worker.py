@@ -251,6 +251,29 @@ async def test_a_sync_flow_that_does_not_stop_is_killed_after_the_grace(stage: S
         assert (await stage.run("after")).state_type is StateType.COMPLETED
 
 
+async def test_an_async_flow_that_does_not_stop_is_told_of_with_the_reason(stage: Stage) -> None:
+    """Nothing can end it, so the run is CANCELLED after the grace; why it was to stop is still said."""
+    stage.write(
+        """
+        import anyio
+
+        @flow
+        async def stubborn():
+            await asay("began")
+            with anyio.CancelScope(shield=True):
+                await anyio.sleep(2)
+        """
+    )
+    await stage.deploy("stubborn")
+    async with stage.working(engine=EngineConfig(cancel_grace_s=0.2)):
+        run = await stage.ask("stubborn")
+        await stage.hear("said.began")
+        await stage.control.cancel(run.id, reason="no longer wanted")
+        run = await stage.end(run)
+        assert run.state_type is StateType.CANCELLED
+        assert run.state_message == "no longer wanted; it has not stopped when asked to"
+
+
 async def test_hooks_of_a_run_that_ends_itself_as_cancelled_are_not_cut_off(stage: Stage) -> None:
     """The worker hears its own event; that must not stop what follows it."""
     stage.write(
