@@ -9,6 +9,7 @@ from .form import Arm, Form
 from .group import Group
 from .metric import Measuring
 from .model import Automation
+from .queue_depth import QueueDepth
 from .sequence import Sequence
 
 __all__ = ["form_of"]
@@ -35,5 +36,7 @@ def form_of(automation: Automation, *, lateness_s: float, arm: Arm) -> Form:
             return Group(automation, lateness=lateness)
         case "debounce":
             return Debouncing(automation, arm=arm)
+        case "metric" if automation.metric is not None and automation.metric.measure == "queue_depth":
+            return QueueDepth(automation, arm=arm)
         case "metric":
             return Measuring(automation, arm=arm)

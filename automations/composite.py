@@ -135,7 +135,7 @@ class AnyOf(Strict):
 
 
 class Branch(Strict):
-    """One branch of ``any_of`` or ``all_of``: events, or again a group."""
+    """One branch of ``any_of`` or ``all_of``: events, a sequence of them, or again a group."""
 
     foreign_words: ClassVar[Mapping[str, str]] = _PATTERN_WORDS
 
@@ -145,14 +145,31 @@ class Branch(Strict):
     count: int | None = Field(None, ge=1, le=MAX_STEP_COUNT)
     any_of: Annotated[AnyOf, BeforeValidator(_any_of)] | None = None
     all_of: tuple[AnyBranch, ...] | None = None
+    sequence: tuple[AnyStep, ...] | None = None
 
     @model_validator(mode="after")
     def _one(self) -> Self:
-        given = [name for name in ("on", "any_of", "all_of") if getattr(self, name) is not None]
+        given = [name for name in ("on", "any_of", "all_of", "sequence") if getattr(self, name) is not None]
         if len(given) != 1:
             refuse(
-                "branch", [Problem((), "a branch is `on` (events), or `any_of`, or `all_of`: one of them")]
+                "branch",
+                [
+                    Problem(
+                        (), "a branch is `on` (events), or `any_of`, or `all_of`, or `sequence`: one of them"
+                    )
+                ],
             )
+        if self.sequence is not None:
+            faults = list(check_sequence(self.sequence)) or [
+                Problem(
+                    ("sequence", i, "where"),
+                    "inside a group a step cannot look back at an earlier one; a rule that is a `sequence` can",
+                )
+                for i, step in enumerate(self.sequence)
+                if step.linked.reads
+            ]
+            if faults:
+                refuse("branch", faults)
         if self.on is None:
             wrong = [
                 n
@@ -169,8 +186,8 @@ AnyOf.model_rebuild()
 Branch.model_rebuild()
 
 
-def leaves_of(branch: Branch, loc: Loc = (), depth: int = 0) -> Iterator[tuple[Loc, Branch]]:
-    """Yield the branches that are events, with their places, in the order they are written."""
+def leaves_of(branch: Branch, loc: Loc = (), depth: int = 0) -> Iterator[tuple[Loc, Branch | Step]]:
+    """Yield the branches that are events, and the steps of sequences, with their places, in the order they are written."""
     if depth > MAX_DEPTH:
         raise ValueError(f"groups nest deeper than {MAX_DEPTH}")
     if branch.on is not None:
@@ -178,6 +195,9 @@ def leaves_of(branch: Branch, loc: Loc = (), depth: int = 0) -> Iterator[tuple[L
     elif branch.any_of is not None:
         for i, inner in enumerate(branch.any_of.of):
             yield from leaves_of(inner, (*loc, "any_of", "of", i), depth + 1)
+    elif branch.sequence is not None:
+        for i, step in enumerate(branch.sequence):
+            yield (*loc, "sequence", i), step
     else:
         for i, inner in enumerate(branch.all_of or ()):
             yield from leaves_of(inner, (*loc, "all_of", i), depth + 1)
@@ -206,7 +226,7 @@ class Debounce(Strict):
 
 Measure: TypeAlias = Literal[
     "success_rate", "failure_rate", "p50_duration", "p95_duration", "p99_duration", "avg_duration", "lateness",
-    "count", "event_rate",
+    "count", "event_rate", "queue_depth",
 ]  # fmt: skip
 _FAILED = ("flow-run.failed", "flow-run.crashed", "flow-run.timed-out")
 _DONE = ("flow-run.completed", "flow-run.cached")
@@ -221,7 +241,8 @@ class Metric(Strict):
 
     ``success_rate`` and ``failure_rate`` are shares of finished flow runs; ``p50``, ``p95``, ``p99`` and
     ``avg_duration`` are of their durations, failed ones included; ``lateness`` is the 95th percentile of how late
-    runs start; ``count`` is how many events came and ``event_rate`` how many per second.
+    runs start; ``count`` is how many events came and ``event_rate`` how many per second. ``queue_depth`` is no matter of
+    a window: how many runs are due and wait to start.
     """
 
     foreign_words: ClassVar[Mapping[str, str]] = {
@@ -230,15 +251,30 @@ class Metric(Strict):
     }  # fmt: skip
 
     measure: Measure
-    over: Duration = Field(gt=0, description="the window")
+    over: Duration = Field(0.0, description="the window")
     flow: Annotated[tuple[str, ...], BeforeValidator(_names)] | None = None
     deployment: Annotated[tuple[str, ...], BeforeValidator(_names)] | None = None
+    pool: Annotated[tuple[str, ...], BeforeValidator(_names)] | None = None
+    queue: Annotated[tuple[str, ...], BeforeValidator(_names)] | None = None
     on: Types | None = Field(None, description="events to count; of runs, those that finish (or start)")
     where: Where | None = None
     at_least: int = Field(1, ge=1, le=10_000, description="fewer samples than this say nothing")
 
     @model_validator(mode="after")
     def _events(self) -> Self:
+        if self.measure == "queue_depth":
+            if self.over:
+                refuse(
+                    "metric",
+                    [
+                        Problem(
+                            ("over",),
+                            "`queue_depth` is how many wait now; write `for` beside `is` for how long",
+                        )
+                    ],
+                )
+        elif self.over <= 0:
+            refuse("metric", [Problem((), "a `metric` needs `over`: the window, such as over: 1h")])
         if self.measure in ("count", "event_rate"):
             if self.on is None and self.flow is None and self.deployment is None:
                 refuse("metric", [Problem(("measure",), f"`{self.measure}` needs `on`: the events to count")])
@@ -258,6 +294,8 @@ class Metric(Strict):
         """The event types it looks at."""
         if self.on is not None:
             return self.on
+        if self.measure == "queue_depth":
+            return ("flow-run.*",)
         return ("flow-run.running",) if self.measure == "lateness" else (*_DONE, *_FAILED)
 
     @property
@@ -268,6 +306,10 @@ class Metric(Strict):
             out["data.flow.name"] = list(self.flow)
         if self.deployment is not None:
             out["data.deployment.name"] = list(self.deployment)
+        if self.pool is not None:
+            out["data.pool"] = list(self.pool)
+        if self.queue is not None:
+            out["data.queue"] = list(self.queue)
         return out
 
     @property

@@ -32,6 +32,7 @@ __all__ = ["Judgement", "Standing", "explain_moment", "memory_s"]
 
 MAX_RULES = 50
 """Rules that are folded anew for one answer; of more, only the conditions are looked at."""
+_DAY_S = 86_400.0
 _LONGEST_S = 7 * 86_400.0
 _LOOK_AHEAD = 20_000
 
@@ -121,6 +122,8 @@ def memory_s(automation: Automation, config: FoldConfig) -> float:
     lateness = (
         automation.allowed_lateness if automation.allowed_lateness is not None else config.allowed_lateness_s
     )
+    if automation.metric is not None and automation.metric.measure == "queue_depth":
+        return _DAY_S  # a run that has waited longer was said to be late long ago
     own = (automation.within or 0.0) + automation.settles_s + lateness
     held = (automation.cooldown or 0.0) + config.budget_per_s
     return min(_LONGEST_S, 2 * own + held + 60.0)

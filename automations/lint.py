@@ -193,7 +193,7 @@ def _scheme(url: str, loc: Loc) -> Iterator[Warned]:
 
 def _texts(automation: Automation) -> Iterator[Warned]:
     """Yield the names that templates of actions read and nothing gives."""
-    named = {step.as_ for step in automation.sequence or () if step.as_}
+    named = automation.step_names
     known = RESERVED | named
     for word, actions in (("do", automation.do), ("on_resolve", automation.on_resolve)):
         for i, action in enumerate(actions):

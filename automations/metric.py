@@ -22,7 +22,7 @@ from .form import Arm, EventRef, Firing, Seen, Sweep
 from .model import Automation
 from .path import follow
 
-__all__ = ["Measuring", "sample_of"]
+__all__ = ["Key", "Measuring", "sample_of"]
 
 MAX_SAMPLES = 10_000
 _STEPS = 60
@@ -54,7 +54,7 @@ def sample_of(metric: Metric, row: dict[str, Any]) -> float | None:
     return float(value) if value.__class__ in (int, float) else None
 
 
-class _Key:
+class Key:
     """The samples of one key and how it stands."""
 
     __slots__ = ("armed", "began", "depth", "firing", "last", "ref", "samples", "since", "sorted", "total")
@@ -91,7 +91,7 @@ class _Key:
         return dumped
 
     @classmethod
-    def load(cls, state: Any) -> _Key:
+    def load(cls, state: Any) -> Key:
         key = cls(state[0])
         key.last, key.since, key.firing, key.armed, key.depth = state[1:6]
         key.ref = tuple(state[6])
@@ -104,6 +104,8 @@ class _Key:
 class Measuring:
     """``metric`` … ``is`` … ``for``."""
 
+    key_class = Key
+
     def __init__(self, automation: Automation, *, arm: Arm) -> None:
         assert automation.metric is not None
         assert automation.is_ is not None
@@ -114,41 +116,52 @@ class Measuring:
         self._for = automation.for_ or 0.0
         self._keyed = automation.for_each is not None
         self._arm = arm
-        self._known: dict[str, _Key] = {}
+        self._known: dict[str, Key] = {}
         self._sweep = Sweep()
 
     def start(self, now: float) -> None:
         if not self._keyed and "" not in self._known:
-            key = self._known[""] = _Key(now)
+            key = self._known[""] = self.key_class(now)
             self._plan("", key, now)
 
     def event(self, role: int, key: str, seen: Seen) -> Firing | None:
         value = sample_of(self._metric, seen.row)
         if value is None:
             return None
-        known = self._known.get(key)
-        if known is None or seen.recorded - known.last > _FORGET_S + self._over:
-            known = self._known[key] = _Key(seen.recorded)
-            if self._sweep.due(len(self._known)):
-                self._forget(seen.recorded)
-        known.last, known.depth, known.ref = seen.recorded, seen.depth, (seen.id, seen.seq, seen.time)
+        known = self._heard(key, seen)
         self._slide(known, seen.recorded)
         known.add(seen.recorded, value)
         return self._decide(key, known, seen.recorded, seen.row)
+
+    def _heard(self, key: str, seen: Seen) -> Key:
+        """Return the state of a key that an event was about."""
+        known = self._known.get(key)
+        if known is None or seen.recorded - known.last > _FORGET_S + self._over:
+            known = self._known[key] = self.key_class(seen.recorded)
+            if self._sweep.due(len(self._known)):
+                self._forget(seen.recorded)
+        known.last, known.depth, known.ref = seen.recorded, seen.depth, (seen.id, seen.seq, seen.time)
+        return known
+
+    def _count(self, known: Key, now: float) -> int:
+        """Return how many samples a figure rests on."""
+        return len(known.samples)
 
     def _forget(self, now: float) -> None:
         for key in [k for k, s in self._known.items() if now - s.last > _FORGET_S + self._over]:
             del self._known[key]
         self._sweep.done(len(self._known))
 
-    def _slide(self, known: _Key, now: float) -> None:
+    def _slide(self, known: Key, now: float) -> None:
         """Let samples go that have left the window, which moves in steps."""
+        if not self._step:
+            return
         # A moment that was planned as a step must count as one, whatever its last bits say.
         start = math.floor(now / self._step + 1e-6) * self._step - self._over
         while known.samples and known.samples[0][0] < start:
             known.drop()
 
-    def _figure(self, known: _Key, now: float) -> float | None:
+    def _figure(self, known: Key, now: float) -> float | None:
         """Return the figure, None if there is too little to say one."""
         metric, n = self._metric, len(known.samples)
         if metric.measure in ("count", "event_rate"):
@@ -162,7 +175,7 @@ class Measuring:
             return known.sorted[min(n - 1, max(0, math.ceil(quantile * n) - 1))]
         return math.fsum(known.sorted) / n if metric.measure == "avg_duration" else known.total / n
 
-    def _decide(self, key: str, known: _Key, now: float, row: dict[str, Any] | None) -> Firing | None:
+    def _decide(self, key: str, known: Key, now: float, row: dict[str, Any] | None) -> Firing | None:
         figure = self._figure(known, now)
         made: Firing | None = None
         if figure is None or not self._limit.holds(figure):
@@ -181,7 +194,7 @@ class Measuring:
 
     def _firing(
         self,
-        known: _Key,
+        known: Key,
         at: float,
         figure: float | None,
         row: dict[str, Any] | None,
@@ -190,19 +203,27 @@ class Measuring:
     ) -> Firing:
         id_, seq, time = known.ref
         shown = show_figure(self._metric, figure) if figure is not None else None
+        n = self._count(known, at)
         extra: JsonObject = {
             "metric": {
-                "measure": self._metric.measure, "value": figure, "shown": shown, "samples": len(known.samples),
+                "measure": self._metric.measure, "value": figure, "shown": shown, "samples": n,
                 "since": known.since,
             }
         }  # fmt: skip
         refs = (EventRef(id_, seq, time),) if seq else ()
-        return Firing(
-            at, len(known.samples), refs, row, known.depth, mark=f"{at:.6f}", extra=extra, is_over=is_over
-        )
+        return Firing(at, n, refs, row, known.depth, mark=f"{at:.6f}", extra=extra, is_over=is_over)
 
-    def _plan(self, key: str, known: _Key, now: float) -> None:
+    def _plan(self, key: str, known: Key, now: float) -> None:
         """Arm the next moment at which something may change without an event."""
+        moment = min((m for m in self._moments(known, now) if m > now), default=None)
+        if moment is None:
+            known.armed = None
+        elif known.armed is None or moment < known.armed or known.armed <= now:
+            known.armed = moment
+            self._arm(key, moment)
+
+    def _moments(self, known: Key, now: float) -> list[float]:
+        """Return moments at which something may change without an event."""
         moments: list[float] = []
         if known.since is not None and not known.firing:
             moments.append(known.since + self._for)
@@ -213,12 +234,7 @@ class Measuring:
             moments.append(step if step > now else now + self._step)
         if not self._limit.is_upward and now < known.began + self._over:
             moments.append(known.began + self._over)
-        moment = min((m for m in moments if m > now), default=None)
-        if moment is None:
-            known.armed = None
-        elif known.armed is None or moment < known.armed or known.armed <= now:
-            known.armed = moment
-            self._arm(key, moment)
+        return moments
 
     def due(self, key: str, at: float, now: float) -> Firing | None:
         known = self._known.get(key)
@@ -254,5 +270,5 @@ class Measuring:
         return {key: known.dump() for key, known in self._known.items()}
 
     def load(self, state: Any) -> None:
-        self._known = {key: _Key.load(s) for key, s in state.items()}
+        self._known = {key: self.key_class.load(s) for key, s in state.items()}
         self._sweep.done(len(self._known))

@@ -27,6 +27,7 @@ from .composite import (
     Limit,
     Metric,
     Resolve,
+    Step,
     _any_of,
     check_sequence,
     leaves_of,
@@ -240,12 +241,19 @@ class Automation(Strict):
         root = self.root
         if root is not None:
             try:
-                n = sum(1 for _ in leaves_of(root))
+                leaves = list(leaves_of(root))
+                n = len(leaves)
             except ValueError as exc:
                 yield Problem((self.form_word,), str(exc))
             else:
                 if n > 50:
                     yield Problem((self.form_word,), "more than 50 patterns in one group")
+                named: set[str] = set()
+                for loc, leaf in leaves:
+                    alias = leaf.as_ if isinstance(leaf, Step) else None
+                    if alias is not None and alias in named:
+                        yield Problem((*loc, "as"), f"{alias!r} names another step already")
+                    named |= {alias} if alias is not None else set()
 
     @property
     def _needs_window(self) -> bool:
@@ -263,7 +271,7 @@ class Automation(Strict):
         if self.any_of is None and self.all_of is None:
             return None
         return Branch.model_construct(
-            on=None, where=None, if_=None, count=None, any_of=self.any_of, all_of=self.all_of
+            on=None, where=None, if_=None, count=None, any_of=self.any_of, all_of=self.all_of, sequence=None
         )
 
     @property
@@ -331,7 +339,7 @@ class Automation(Strict):
         if self.root is not None:
             return tuple(
                 listen(
-                    _dotted(loc),
+                    (leaf.as_ if isinstance(leaf, Step) else None) or _dotted(loc),
                     loc,
                     leaf.on or (),
                     parse_where(leaf.where)[0] if leaf.where else None,
@@ -340,6 +348,16 @@ class Automation(Strict):
                 for loc, leaf in leaves_of(self.root)
             )
         return (listen("on", ("on",), self.on or (), None, None),)
+
+    @property
+    def step_names(self) -> frozenset[str]:
+        """The names steps give their events, which templates of its actions may read."""
+        root = self.root
+        steps = [
+            *(self.sequence or ()),
+            *(leaf for _, leaf in (leaves_of(root) if root is not None else ()) if isinstance(leaf, Step)),
+        ]
+        return frozenset(step.as_ for step in steps if step.as_ is not None)
 
     @cached_property
     def resolves(self) -> Listening | None:

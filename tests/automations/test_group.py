@@ -162,3 +162,106 @@ def test_the_order_of_events_in_time_does_not_matter() -> None:
     """Every permutation of three different regions fires once, at the second."""
     for order in itertools.permutations(("eu", "us", "ap")):
         assert fired(REGIONS, *[probe(i, region) for i, region in enumerate(order)]) == [(1, "", 2)]
+
+
+SUSPECT = {
+    "all_of": [
+        {
+            "sequence": [
+                {"as": "deploy", "on": "deploy.done"},
+                {"on": "app.error", "count": 2, "within": "20s"},
+            ]
+        },
+        {"on": "load.high"},
+    ],
+    "within": "1m",
+    "for_each": "data.service",
+}
+
+
+def test_a_sequence_may_be_one_branch_of_a_group() -> None:
+    """It counts when its steps have come in order within the window of the group; the other branch whenever."""
+
+    def event(at: float, type_: str, service: str = "web") -> tuple[float, dict[str, Any]]:
+        return given(at, type_, service=service)
+
+    deploy, high = event(10, "deploy.done"), event(5, "load.high")
+    (made,) = triggers(SUSPECT, high, deploy, event(12, "app.error"), event(20, "app.error"))
+    assert [ref.id for ref in made.refs] == ["load.high@5", "deploy.done@10", "app.error@12", "app.error@20"]
+    assert made.extra is not None
+    assert made.extra["steps"] == {"deploy": {"id": "deploy.done@10", "seq": made.refs[1].seq}}
+    wrong_order = [event(2, "app.error"), event(3, "app.error"), high, deploy]
+    assert fired(SUSPECT, *wrong_order) == []
+    too_far = [high, deploy, event(12, "app.error"), event(40, "app.error")]
+    assert fired(SUSPECT, *too_far) == []
+    others = [high, deploy, event(12, "app.error", "db"), event(13, "app.error", "db")]
+    assert fired(SUSPECT, *others) == []
+    again = [
+        event(0, "deploy.done"),
+        deploy,
+        event(12, "app.error"),
+        event(13, "app.error"),
+        event(65, "load.high"),
+    ]
+    assert fired(SUSPECT, *again) == [(65, "web", 4)]
+
+
+def test_either_of_two_sequences() -> None:
+    """A late event takes its place in the order in which things occurred."""
+    rule = {
+        "any_of": [{"sequence": ["a.begun", "a.stuck"]}, {"sequence": ["b.begun", "b.stuck"]}],
+        "within": "30s",
+    }
+    assert fired(rule, given(0, "a.begun"), given(1, "b.stuck"), given(2, "a.stuck")) == [(2, "", 2)]
+    assert fired(rule, given(3, "b.stuck"), given(5, "b.begun", late=4)) == [(3, "", 2)]
+    assert fired(rule, given(0, "a.begun"), given(31, "a.stuck")) == []
+
+
+@pytest.mark.parametrize(
+    ("step", "words"),
+    [
+        ({"on": "b.c", "where": {"data.x": "{{ one.data.x }}"}}, "cannot look back"),
+        ({"on": "b.c", "as": "one"}, "names an earlier step already"),
+        ({"on": "b.c", "as": "two"}, "names another step already"),
+    ],
+)
+def test_a_sequence_in_a_group_that_does_not_stand_says_why(step: dict[str, Any], words: str) -> None:
+    """Steps of a group have names of their own and know nothing of one another."""
+    inner = [{"on": "a.b", "as": "one"}, step]
+    other = [{"on": "x.y", "as": "two"}, "x.z"]
+    with pytest.raises(RuleInvalid, match=words):
+        parse_automation({"all_of": [{"sequence": inner}, {"sequence": other}], "within": "1m"}, name="r")
+
+
+@settings(max_examples=200)
+@examples(st.integers(0, 100_000))
+def test_sequences_in_groups_agree_with_trying_every_pair_by_hand(seed: int) -> None:
+    """Against a slow oracle that keeps every event and tries every pair, in and out of order."""
+    rng = random.Random(seed)
+    now, events = 0.0, []
+    for _ in range(rng.randrange(3, 30)):
+        now += rng.choice([0.5, 1.0, 4.0])
+        events.append((now, max(0.0, now - rng.choice([0, 0, 0, 1.25, 3.0])), rng.randrange(3)))
+    kept: list[tuple[float, int, int]] = []
+    expected: list[str] = []
+    touched = newest = None
+    for i, (recorded, time, kind) in enumerate(events):
+        if touched is not None and newest is not None and recorded - touched > 7.0:
+            kept, newest = [], None
+        if newest is not None and time < newest - 2.0:
+            continue
+        touched, newest = recorded, time if newest is None else max(newest, time)
+        kept.append((time, i, kind))
+        for end in sorted({t for t, _, _ in kept if time <= t <= time + 5.0}):
+            held = [k for k in kept if end - 5.0 <= k[0] <= end]
+            pairs = any(a[2] == 0 and b[2] == 1 and a < b for a in held for b in held)
+            if pairs and any(k[2] == 2 for k in held):
+                expected.append(str(i))
+                kept, touched, newest = [], None, None
+                break
+    rule = {
+        "all_of": [{"sequence": ["x.k0", "x.k1"]}, "x.k2"], "within": "5s", "allowed_lateness": "2s",
+        "budget": "1000/s",
+    }  # fmt: skip
+    history = [given(at, f"x.k{k}", late=at - time, id=str(i)) for i, (at, time, k) in enumerate(events)]
+    assert [d.row["id"] if d.row else "" for d in triggers(rule, *history)] == expected

@@ -1,0 +1,99 @@
+"""The metric ``queue_depth``: how many flow runs wait to start now, counted from what happens to them.
+
+A run waits from the moment it is due until a worker takes it, or it ends: late ones, those that wait for a limit and
+those that are to be tried again among them. The order is that of the log, which is the order of the transitions.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from ..vocabulary import JsonValue
+from .form import Firing, Seen
+from .metric import MAX_SAMPLES, Key, Measuring
+from .path import follow
+
+__all__ = ["QueueDepth", "due_of"]
+
+_WAITING = frozenset({"scheduled", "late", "awaiting-retry", "awaiting-concurrency-slot", "resuming"})
+
+
+def due_of(row: Mapping[str, Any], *, now: float) -> float | None:
+    """Return since when (or from when on) the run of an event waits, in seconds since 1970; None if it does not."""
+    if str(row["type"]).rpartition(".")[2] not in _WAITING:
+        return None
+    written = follow(dict(row), ("data", "run", "scheduled_at"))
+    try:
+        due = datetime.fromisoformat(written).timestamp() if isinstance(written, str) else now
+    except (ValueError, OverflowError, OSError):
+        return now
+    return due
+
+
+class _Depth(Key):
+    """The runs of one key that wait; ``sorted`` are the moments they are due at."""
+
+    __slots__ = ("waiting",)
+
+    def __init__(self, began: float) -> None:
+        super().__init__(began)
+        self.waiting: dict[str, float] = {}
+
+    def leave(self, run: str) -> None:
+        due = self.waiting.pop(run, None)
+        if due is not None:
+            del self.sorted[bisect_left(self.sorted, due)]
+
+    def wait(self, run: str, due: float) -> None:
+        self.leave(run)
+        if len(self.waiting) >= MAX_SAMPLES:
+            self.leave(next(iter(self.waiting)))
+        self.waiting[run] = due
+        insort(self.sorted, due)
+
+    def dump(self) -> JsonValue:
+        base: Any = super().dump()
+        waiting: JsonValue = [[run, due] for run, due in self.waiting.items()]
+        return [*base, waiting]
+
+    @classmethod
+    def load(cls, state: Any) -> _Depth:
+        key = super().load(state[:-1])
+        assert isinstance(key, cls)
+        key.waiting = dict(state[-1])
+        key.sorted = sorted(key.waiting.values())
+        return key
+
+
+class QueueDepth(Measuring):
+    """``metric: {measure: queue_depth}``. At most ``MAX_SAMPLES`` runs of a key are counted."""
+
+    key_class = _Depth
+
+    def event(self, role: int, key: str, seen: Seen) -> Firing | None:
+        known = self._heard(key, seen)
+        assert isinstance(known, _Depth)
+        run = str(seen.row.get("subject") or "")
+        due = due_of(seen.row, now=seen.recorded)
+        if due is None:
+            known.leave(run)
+        else:
+            known.wait(run, due)
+        return self._decide(key, known, seen.recorded, seen.row)
+
+    def _figure(self, known: Key, now: float) -> float | None:
+        return float(self._count(known, now))
+
+    def _count(self, known: Key, now: float) -> int:
+        return bisect_right(known.sorted, now)
+
+    def _moments(self, known: Key, now: float) -> list[float]:
+        following = bisect_right(known.sorted, now)
+        return [*super()._moments(known, now), *known.sorted[following : following + 1]]
+
+    def window(self, key: str) -> int:
+        known = self._known.get(key)
+        return len(known.sorted) if known is not None else 0
