@@ -4,9 +4,13 @@
 
     HarkError
     ├── DefinitionError          fix what you wrote (flow, rule, YAML, settings); trying again cannot help
-    │   ├── ParameterError         a flow was called with parameters it does not take
+    │   ├── ParameterError         a flow was called with parameters it does not take; ParameterBindError,
+    │   │                          ParameterTypeError and SignatureMismatchError say in which way
+    │   ├── ReservedArgumentError  a parameter has a name that calls keep for themselves; also a TypeError
+    │   ├── InvalidNameError       a name may not stand in events and addresses; also a ValueError
     │   ├── HashError              what a cache key is made of cannot be hashed
-    │   ├── MappingError           `.map` was given iterables it cannot pair up
+    │   ├── MappingError           `.map` was given iterables it cannot pair up: MappingMissingIterable,
+    │   │                          MappingLengthMismatch
     │   ├── TemplateError          a template does not parse, or failed while rendering
     │   ├── UnknownName            a deployment, channel, secret, … that does not exist
     │   └── EventInvalid           an event breaks a rule of the envelope
@@ -36,10 +40,11 @@
     └── RunError                 what running somebody's code came to
         ├── FlowFailed / TaskFailed / RunCrashed / RunCancelled
         ├── RunUnfinished          its result was asked for before it ended
+        │   ├── RunPaused            ... while it was paused
+        │   └── UpstreamFailed       a task was not run, because what it waits for did not complete
         ├── RunTimedOut            it took longer than its `timeout_seconds`; also a TimeoutError
         ├── PauseTimedOut          a paused run was not resumed in time; also a TimeoutError
         ├── EventWaitTimedOut      the event a run waited for did not come in time; also a TimeoutError
-        ├── UpstreamFailed         a task was not run, because what it waits for did not complete
         ├── ResultMissing          a recorded result cannot be read back
         └── ReplayDiverged         the code no longer makes the calls the log recorded
 
@@ -77,12 +82,36 @@ class ParameterBindError(ParameterError, TypeError):
     """The arguments of a call do not fit the function: one is missing, unknown, or given twice."""
 
 
+class ParameterTypeError(ParameterError):
+    """Parameters do not fit the type hints; the message names each with its value and what is wrong."""
+
+
+class SignatureMismatchError(ParameterError, TypeError):
+    """Parameters given by name are missing, or are none of the function's."""
+
+
+class ReservedArgumentError(DefinitionError, TypeError):
+    """A function has a parameter with a name that calls of flows and tasks keep for themselves."""
+
+
+class InvalidNameError(DefinitionError, ValueError):
+    """A name is empty, too long, or has characters that may not stand in events and addresses."""
+
+
 class HashError(DefinitionError, ValueError):
     """A value that a cache key is made of can neither be written as JSON nor pickled."""
 
 
 class MappingError(DefinitionError):
     """``.map`` was given nothing to iterate over, or iterables of different lengths."""
+
+
+class MappingMissingIterable(MappingError):
+    """``.map`` was given nothing to iterate over."""
+
+
+class MappingLengthMismatch(MappingError):
+    """``.map`` was given iterables of different lengths."""
 
 
 class TemplateError(DefinitionError):
@@ -330,8 +359,21 @@ class RunUnfinished(RunError):
     """The result of a run was asked for before it ended."""
 
 
+class RunPaused(RunUnfinished):
+    """The result of a run was asked for while it was paused."""
+
+
 class RunTimedOut(RunError, TimeoutError):
-    """A flow or task took longer than its ``timeout_seconds``."""
+    """A flow or task took longer than its ``timeout_seconds``.
+
+    Attributes:
+        seconds: the limit.
+        run_id: the run whose limit it was, once that has ended; others it passes through did not reach theirs.
+    """
+
+    def __init__(self, message: str, *, seconds: float | None = None, run_id: str | None = None) -> None:
+        super().__init__(message)
+        self.seconds, self.run_id = seconds, run_id
 
 
 class PauseTimedOut(RunError, TimeoutError):
@@ -342,7 +384,7 @@ class EventWaitTimedOut(RunError, TimeoutError):
     """The event somebody waited for did not come in time."""
 
 
-class UpstreamFailed(RunError):
+class UpstreamFailed(RunUnfinished):
     """A task was not run, because what it waits for did not complete."""
 
 

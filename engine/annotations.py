@@ -36,3 +36,6 @@ class quote(Annotation[T]):  # noqa: N801
     """``task(quote(value))``: do not look for futures inside ``value``; the task gets it as it is."""
 
     __slots__ = ()
+
+    def unquote(self) -> T:
+        return self.value

@@ -76,7 +76,12 @@ class TaskCache:
             raise TypeError(f"cache_key_fn must be a function, got {key_fn!r}")
         if policy is not None and not isinstance(policy, CachePolicy):
             raise TypeError(f"cache_policy must be a cache policy such as INPUTS, got {policy!r}")
-        expires_s = None if expiration is None else seconds_of(expiration)
+        expires_s = None
+        if isinstance(expiration, timedelta):
+            # One in the past is a result that never counts.
+            expires_s = max(0.0, expiration.total_seconds())
+        elif expiration is not None:
+            expires_s = seconds_of(expiration)
         chosen = policy
         if key_fn is not None:
             if policy is not None:
@@ -253,7 +258,7 @@ class CallCache:
             name = f"results/cache/{self._name}-{blake2b(encoded.data, digest_size=12).hexdigest()}"
             await session.bus.objects.put(name, encoded.data)
             encoded = encoded.reference(name)
-        await session.bus.bucket(BUCKET).put(self._name, self._record(encoded), ttl_s=self._cache.expires_s)
+        await session.bus.bucket(BUCKET).put(self._name, self._record(encoded), ttl_s=self._ttl_s)
 
     def _into_folder(self, folder: Path, value: Any) -> None:
         encoded = encode_result(value, inline_bytes=1 << 62)
@@ -268,6 +273,11 @@ class CallCache:
         expires = self._expires_at()
         about = {"key": self.key, "expires": format_time(expires) if expires else None}
         return orjson.dumps(about)[:-1] + b',"result":' + result.encode() + b"}"
+
+    @property
+    def _ttl_s(self) -> float | None:
+        seconds = self._cache.expires_s
+        return None if seconds is None else max(1.0, seconds)
 
     def _expires_at(self) -> datetime | None:
         seconds = self._cache.expires_s

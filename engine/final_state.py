@@ -7,7 +7,7 @@ from types import GeneratorType
 from typing import Any
 
 from ..errors import RunTimedOut
-from .signals import Abort, Skip
+from .signals import Abort, ReturnedFailure, Skip
 from .states import Completed, Crashed, Failed, Skipped, State, StateType, TimedOut
 
 __all__ = ["aggregate", "state_of_crash", "state_of_exception", "state_of_value"]
@@ -51,32 +51,48 @@ def aggregate(states: list[State], data: Any, *, run_id: str) -> State:
 
 
 def state_of_exception(exc: Exception, *, what: str, run_id: str) -> State:
-    """Return the final state of a run whose function raised; ``what`` is ``Flow run`` or ``Task run``."""
+    """Return the final state of a run whose function raised; ``what`` is ``Flow run`` or ``Task run``.
+
+    Any ``TimeoutError`` makes ``TimedOut``; one of the run's own limit is marked as this run's.
+    """
+    if isinstance(exc, ReturnedFailure):
+        return exc.state
     if isinstance(exc, Skip):
         return Skipped(message=str(exc) or None, run_id=run_id)
-    if isinstance(exc, RunTimedOut):
-        return TimedOut(message=str(exc), data=exc, run_id=run_id)
+    if isinstance(exc, RunTimedOut) and exc.seconds is not None and exc.run_id in (None, run_id):
+        exc.run_id = run_id
+        return TimedOut(
+            message=f"{what} exceeded timeout of {exc.seconds} second(s)", data=exc, run_id=run_id
+        )
+    if isinstance(exc, TimeoutError):
+        return TimedOut(message=f"{what} failed due to timeout: {exc!r}", data=exc, run_id=run_id)
     if isinstance(exc, Abort):
         return Failed(message=f"{what} was aborted: {exc}", data=exc, run_id=run_id)
-    return Failed(message=f"{what} encountered an exception: {describe(exc)}", data=exc, run_id=run_id)
+    # The field's words to the letter, with and without the colon: people match them.
+    colon = ":" if what == "Flow run" else ""
+    return Failed(message=f"{what} encountered an exception{colon} {describe(exc)}", data=exc, run_id=run_id)
 
 
 def state_of_crash(exc: BaseException, *, run_id: str) -> State:
     """Return the state of a run that something from outside ended: a cancelled loop, Ctrl-C, ``sys.exit``."""
     match type(exc).__name__:
         case "CancelledError":
-            why = "its execution was cancelled from outside"
+            message = "Execution was cancelled by the runtime environment."
         case "KeyboardInterrupt":
-            why = "it was interrupted from the keyboard"
-        case "Overrun":
-            why = "the time of the run it belongs to was up"
-        case "Interrupted":
-            why = "it was stopped from outside"
+            message = "Execution was aborted by an interrupt signal."
         case "SystemExit":
-            why = f"the process exited with {exc.args[0] if exc.args else 0!r}"
+            message = f"Execution was aborted by Python system exit call.{_code_of(exc)}"
+        case "Overrun":
+            message = "Execution was stopped: the time of the run it belongs to was up."
+        case "Interrupted":
+            message = "Execution was stopped from outside."
         case _:
-            why = describe(exc)
-    return Crashed(message=f"The run crashed: {why}", data=exc, run_id=run_id)
+            message = f"Execution was interrupted by an unexpected exception: {describe(exc)}"
+    return Crashed(message=message, data=exc, run_id=run_id)
+
+
+def _code_of(exc: BaseException) -> str:
+    return f" Exit code {exc.args[0]!r}." if exc.args and exc.args[0] else ""
 
 
 def describe(exc: BaseException) -> str:

@@ -94,7 +94,7 @@ def _engine_for(
         session = current_session()
     request = RunRequest(
         flow_name=flow.name, flow_version=flow.version, name=default_run_name(),
-        parameters=parameters_json(parameters) if session is not None else {}, tags=tags,
+        parameters=parameters_json(parameters) if session is not None else dict(parameters), tags=tags,
         parent=above.flow_run.id if above is not None else None,
         cause=Cause("flow-run", above.flow_run.flow_name) if above is not None else None,
     )  # fmt: skip

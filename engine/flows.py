@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypedDict, T
 from ..vocabulary import JsonObject
 from . import flow_engine
 from .hooks import Hook, check_hooks
+from .marked import Marked
 from .naming import check_name, check_template, flow_name_of
 from .parameters import CallShape
 from .task_call import as_tuple
@@ -71,7 +72,7 @@ class FlowOptions(TypedDict, total=False):
     on_crashed: Sequence[Hook] | None
 
 
-class Flow(Generic[P, R]):
+class Flow(Marked, Generic[P, R]):
     """A function marked with ``@flow``. ``flow.fn`` is the function itself.
 
     Raises:
@@ -113,6 +114,10 @@ class Flow(Generic[P, R]):
         self.isgenerator = inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn)
         self.isasync = is_async(fn)
         self._bound_shape: CallShape | None = None
+
+    @property
+    def on_running_hooks(self) -> list[Hook]:
+        return self.hooks["on_running"]
 
     @property
     def version(self) -> str | None:
@@ -195,8 +200,12 @@ class Flow(Generic[P, R]):
     def with_options(self, **options: Unpack[FlowOptions]) -> Flow[P, R]:
         """Return a copy with some options changed; what is not given stays, and None takes an option away."""
         merged = cast("FlowOptions", {**self._options, **options})
-        if "name" not in options:
+        if options.get("name") is None:
             merged["name"] = self.name
+        for argument, hooks in self.hooks.items():
+            # Also those that decorators have added since.
+            if argument not in options:
+                merged[argument] = list(hooks)  # type: ignore[literal-required]
         new = Flow(self.fn, **merged)
         new._binds = self._binds
         return new
@@ -289,7 +298,7 @@ async def _call_async(
 
 
 @overload
-def flow(fn: Callable[P, R], /) -> Flow[P, R]: ...
+def flow(fn: Callable[P, R], /, **options: Unpack[FlowOptions]) -> Flow[P, R]: ...
 
 
 @overload
@@ -299,6 +308,7 @@ def flow(fn: None = None, /, **options: Unpack[FlowOptions]) -> Callable[[Callab
 def flow(fn: Callable[P, R] | None = None, /, **options: Unpack[FlowOptions]) -> Any:
     """Mark a function as a flow: ``@flow`` or ``@flow(retries=3, …)``. The options are those of ``FlowOptions``."""
     if fn is None:
+        check_options("flow", options, FlowOptions)
         return lambda fn: Flow(fn, **options)
     return Flow(fn, **options)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from string import Formatter
 from typing import Any
 
-from ..errors import DefinitionError
+from ..errors import DefinitionError, InvalidNameError
 from ..vocabulary import sendable
 
 __all__ = ["check_name", "check_template", "default_run_name", "flow_name_of", "render_name"]
@@ -52,13 +52,13 @@ def check_name(kind: str, name: object) -> str:
     """Return a name that may stand in events and addresses.
 
     Raises:
-        DefinitionError: empty, longer than 200 characters, or with one of ``/ % & > < " '`` or a line break.
+        InvalidNameError: empty, longer than 200 characters, or with one of ``/ % & > < " '`` or a line break.
     """
     if not isinstance(name, str) or not name.strip() or len(name) > 200:
-        raise DefinitionError(f"the name of a {kind} must be a text of 1 to 200 characters, got {name!r}")
+        raise InvalidNameError(f"the name of a {kind} must be a text of 1 to 200 characters, got {name!r}")
     bad = sorted({c for c in name if c in "/%&><\"'" or ord(c) < 32 or 0xD800 <= ord(c) <= 0xDFFF})
     if bad:
-        raise DefinitionError(
+        raise InvalidNameError(
             f"the name {name!r} of a {kind} contains {' '.join(repr(c) for c in bad)}",
             hint="leave out / % & > < quotes and control characters",
         )

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from ..errors import DefinitionError, ParameterBindError, ParameterError
+from ..errors import ParameterBindError, ParameterTypeError, ReservedArgumentError, SignatureMismatchError
 from ..vocabulary import JsonObject
+from .docstring import parameter_descriptions
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -45,7 +46,7 @@ class CallShape:
         """Read the signature of ``fn``; ``label`` (``flow 'etl'``) begins the messages of errors.
 
         Raises:
-            DefinitionError: a parameter has a name that calls keep for themselves.
+            ReservedArgumentError: a parameter has a name that calls keep for themselves.
         """
         self._fn = fn
         self._label = label
@@ -53,7 +54,7 @@ class CallShape:
         parameters = self.signature.parameters
         taken = sorted(RESERVED & parameters.keys())
         if taken:
-            raise DefinitionError(
+            raise ReservedArgumentError(
                 f"{label} has a parameter named {taken[0]!r}, which calls keep for themselves",
                 hint="give the parameter another name",
             )
@@ -142,13 +143,13 @@ class CallShape:
         """Return bound parameters from names and values, as a deployment or a form gives them.
 
         Raises:
-            ParameterError: one is missing or unknown.
+            SignatureMismatchError: one is missing or unknown.
         """
         names = set(self._names)
         if self.varkw is None:
             unknown = [name for name in given if name not in names]
             if unknown:
-                raise ParameterError(
+                raise SignatureMismatchError(
                     f"{self._label} takes no parameter {unknown[0]!r}",
                     hint=f"it takes {', '.join(self._names) or 'none'}",
                 )
@@ -160,7 +161,7 @@ class CallShape:
             bound[self.varkw] = {**bound.get(self.varkw, {}), **extra}
         missing = [name for name in self._names if name not in bound]
         if missing:
-            raise ParameterError(
+            raise SignatureMismatchError(
                 f"{self._label} needs the parameter{'s' if len(missing) > 1 else ''} "
                 f"{', '.join(repr(name) for name in missing)}",
                 hint=f"it takes {self.signature}",
@@ -171,7 +172,7 @@ class CallShape:
         """Return the parameters checked against the type hints and coerced to them.
 
         Raises:
-            ParameterError: some do not fit; the message names each with its value and what is wrong.
+            ParameterTypeError: some do not fit; the message names each with its value and what is wrong.
         """
         from pydantic import ValidationError
 
@@ -185,7 +186,7 @@ class CallShape:
                 f"{'.'.join(str(p) for p in error['loc'])}: {error['msg']} (got {_short(error.get('input'))})"
                 for error in exc.errors(include_url=False)
             ]
-            raise ParameterError(
+            raise ParameterTypeError(
                 f"{self._label} was given parameters that do not fit: {'; '.join(lines)}"
             ) from exc
         return {name: getattr(checked, f"p{i}") for i, name in enumerate(self._names)}
@@ -194,7 +195,16 @@ class CallShape:
         """Return the JSON schema of the parameters, for forms and for checking a deployment before it runs."""
         if self._model is None:
             self._model = self._build_model()
-        return self._model.model_json_schema(by_alias=True)
+        schema = self._model.model_json_schema(by_alias=True)
+        described = parameter_descriptions(inspect.getdoc(self._fn))
+        for position, name in enumerate(self._names):
+            about = schema.get("properties", {}).get(name)
+            if about is not None:
+                # For forms: what to call it, where to show it, what it is for.
+                about.update(title=name, position=position)
+                if name in described:
+                    about.setdefault("description", described[name])
+        return schema
 
     def _build_model(self) -> type[BaseModel]:
         from pydantic import ConfigDict, Field, create_model

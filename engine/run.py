@@ -127,6 +127,35 @@ class FlowRun:
             details=self.state_details, run_id=self.id,
         )  # fmt: skip
 
+    # Under these names hooks that were written for Prefect read a run.
+    @property
+    def run_count(self) -> int:
+        return self.attempt
+
+    @property
+    def start_time(self) -> datetime | None:
+        return self.started_at
+
+    @property
+    def end_time(self) -> datetime | None:
+        return self.ended_at
+
+    @property
+    def expected_start_time(self) -> datetime | None:
+        return self.scheduled_at
+
+    @property
+    def deployment_id(self) -> str | None:
+        return self.deployment
+
+    @property
+    def flow_id(self) -> str:
+        return self.flow_name
+
+    @property
+    def parent_flow_run_id(self) -> FlowRunId | None:
+        return self.parent
+
     @property
     def is_final(self) -> bool:
         return self.state_type.is_terminal

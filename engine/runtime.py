@@ -95,6 +95,18 @@ class _FlowRunFacts(_Facts):
         return None
 
     @property
+    def parent_deployment_id(self) -> str | None:
+        """The deployment of the run this one is a subflow of."""
+        run = FlowRunContext.get()
+        above = run.parent.flow_context if run is not None and run.parent is not None else None
+        return above.flow_run.deployment if above is not None else None
+
+    @property
+    def job_variables(self) -> dict[str, Any] | None:
+        """Always None: what Hark's workers are given stands in the pool, not in the run."""
+        return None
+
+    @property
     def cause(self) -> dict[str, Any] | None:
         """What the run was started by: ``{"kind": …, "name": …, "event": …}``."""
         run = FlowRunContext.get()
@@ -149,6 +161,12 @@ class _DeploymentFacts(_Facts):
         return run.flow_run.deployment if run else None
 
     id = name
+
+    @property
+    def version(self) -> str | None:
+        """That of the deployment's flow."""
+        run = FlowRunContext.get()
+        return run.flow_run.flow_version if run and run.flow_run.deployment else None
 
     @property
     def parameters(self) -> dict[str, Any]:

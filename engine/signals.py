@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .states import State
 
-__all__ = ["Abort", "Interrupted", "Skip", "Suspend", "suspension_in"]
+__all__ = ["Abort", "Interrupted", "ReturnedFailure", "Skip", "Suspend", "suspension_in"]
 
 
 class Abort(Exception):
@@ -17,6 +17,14 @@ class Abort(Exception):
 
 class Skip(Exception):
     """``raise Skip("…")`` in a flow or task: it ends COMPLETED, named ``Skipped``, with no result."""
+
+
+class ReturnedFailure(Exception):
+    """A task returned a FAILED state and has tries left. Never leaves the engine."""
+
+    def __init__(self, state: State) -> None:
+        super().__init__(str(state))
+        self.state = state
 
 
 class Interrupted(BaseException):

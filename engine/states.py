@@ -10,18 +10,19 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Self
 
-from ..errors import FlowFailed, RunCancelled, RunCrashed, RunUnfinished, UpstreamFailed
+from ..errors import FlowFailed, RunCancelled, RunCrashed, RunPaused, RunUnfinished, UpstreamFailed
 from ..vocabulary import TERMINAL, JsonObject, StateType
+from .state_details import StateDetails, StateGroup, details_with
 
 __all__ = [
-    "MOVES", "State", "StateType", "StoredResult", "TERMINAL", "event_word", "get_state_exception", "move_allowed",
+    "MOVES", "State", "StateDetails", "StateGroup", "StateType", "StoredResult", "TERMINAL", "event_word", "get_state_exception", "move_allowed",
     "raise_state_exception",
     "AwaitingConcurrencySlot", "AwaitingRetry", "Cached", "Cancelled", "Cancelling", "Completed", "Crashed", "Failed",
-    "Late", "NotReady", "Paused", "Pending", "Resuming", "Retrying", "RolledBack", "Running", "Scheduled", "Skipped",
-    "Suspended", "TimedOut",
+    "InfrastructurePending", "Late", "NotReady", "Paused", "Pending", "Resuming", "Retrying", "RolledBack", "Running", "Scheduled", "Skipped",
+    "Submitting", "Suspended", "TimedOut",
 ]  # fmt: skip
 
 S = StateType
@@ -81,7 +82,7 @@ _WORDS: Mapping[str, str] = {
 
 _TYPE_OF_NAME: Mapping[str, StateType] = {
     "Scheduled": S.SCHEDULED, "Late": S.SCHEDULED, "AwaitingRetry": S.SCHEDULED, "AwaitingConcurrencySlot": S.SCHEDULED,
-    "Resuming": S.SCHEDULED, "Pending": S.PENDING, "NotReady": S.PENDING, "Running": S.RUNNING, "Retrying": S.RUNNING,
+    "Resuming": S.SCHEDULED, "Pending": S.PENDING, "Submitting": S.PENDING, "InfrastructurePending": S.PENDING, "NotReady": S.PENDING, "Running": S.RUNNING, "Retrying": S.RUNNING,
     "Paused": S.PAUSED, "Suspended": S.PAUSED, "Cancelling": S.CANCELLING, "Cancelled": S.CANCELLED,
     "Completed": S.COMPLETED, "Cached": S.COMPLETED, "RolledBack": S.COMPLETED, "Skipped": S.COMPLETED,
     "Failed": S.FAILED, "TimedOut": S.FAILED, "Crashed": S.CRASHED,
@@ -139,7 +140,7 @@ class State:
     message: str | None = None
     data: Any = field(default=None, repr=False, compare=False)
     timestamp: datetime = field(default_factory=lambda: datetime.now(UTC), compare=False)
-    details: JsonObject = field(default_factory=dict)
+    details: JsonObject = field(default_factory=dict, hash=False)
     run_id: str | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -182,8 +183,30 @@ class State:
     def event_word(self) -> str:
         return event_word(self.type, self.name)
 
+    @property
+    def state_details(self) -> StateDetails:
+        return StateDetails.of(self.details)
+
     def replace(self, **changes: Any) -> Self:
         return replace(self, **changes)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None) -> Self:
+        """Return the state with some fields changed, as pydantic models do it."""
+        return replace(self, **(update or {}))
+
+    def fresh_copy(self, **changes: Any) -> Self:
+        """Return the state as it would be had it just come about."""
+        return replace(self, **{"timestamp": datetime.now(UTC), **changes})
+
+    def __str__(self) -> str:
+        """``Completed()``, ``Failed('why')``, ``Mine('why', type=FAILED)``."""
+        said = [repr(self.message)] if self.message else []
+        if self.name != _DEFAULT_NAME[self.type]:
+            said.append(f"type={self.type.value}")
+        return f"{self.name}({', '.join(said)})"
+
+    def __repr__(self) -> str:
+        return f"{self.name}(message={self.message!r}, type={self.type.value}, result={self.data!r})"
 
     def result(self, raise_on_failure: bool = True) -> Any:
         """Return what the run came to: its value, or for a run that did not complete, its exception.
@@ -239,6 +262,8 @@ def get_state_exception(state: State) -> BaseException:
             return RunCancelled(message)
         case S.PENDING if state.name == "NotReady":
             return UpstreamFailed(message)
+        case S.PAUSED:
+            return RunPaused(f"the run is {state.name} and has no result yet")
         case _:
             return RunUnfinished(f"the run is {state.name} and has no result yet")
 
@@ -253,28 +278,72 @@ def _of(type_: StateType, name: str, kwargs: Mapping[str, Any]) -> State:
     return State(type_, **{"name": name, **kwargs})
 
 
-def Scheduled(**kw: Any) -> State:
-    return _of(S.SCHEDULED, "Scheduled", kw)
+def _due(name: str, scheduled_time: datetime | None, kwargs: Mapping[str, Any]) -> State:
+    if scheduled_time is None:
+        return _of(S.SCHEDULED, name, kwargs)
+    details = details_with(kwargs.get("details"), scheduled_time=scheduled_time)
+    return _of(S.SCHEDULED, name, {**kwargs, "details": details})
 
 
-def Late(**kw: Any) -> State:
-    return _of(S.SCHEDULED, "Late", kw)
+def _waiting(
+    name: str,
+    kwargs: Mapping[str, Any],
+    *,
+    timeout_seconds: float | None,
+    pause_expiration_time: datetime | None,
+    reschedule: bool,
+    pause_key: str | None,
+) -> State:
+    """Return a PAUSED state.
+
+    Raises:
+        ValueError: a time limit and its end are given both.
+    """
+    if timeout_seconds is not None:
+        if pause_expiration_time is not None:
+            raise ValueError("give timeout_seconds or pause_expiration_time of a pause, not both")
+        pause_expiration_time = datetime.now(UTC) + timedelta(seconds=timeout_seconds)
+    if pause_expiration_time is None and not reschedule and pause_key is None:
+        return _of(S.PAUSED, name, kwargs)
+    details = details_with(
+        kwargs.get("details"),
+        pause_timeout=pause_expiration_time,
+        pause_reschedule=reschedule or None,
+        pause_key=pause_key,
+    )
+    return _of(S.PAUSED, name, {**kwargs, "details": details})
 
 
-def AwaitingRetry(**kw: Any) -> State:
-    return _of(S.SCHEDULED, "AwaitingRetry", kw)
+def Scheduled(*, scheduled_time: datetime | None = None, **kw: Any) -> State:
+    return _due("Scheduled", scheduled_time, kw)
 
 
-def AwaitingConcurrencySlot(**kw: Any) -> State:
-    return _of(S.SCHEDULED, "AwaitingConcurrencySlot", kw)
+def Late(*, scheduled_time: datetime | None = None, **kw: Any) -> State:
+    return _due("Late", scheduled_time, kw)
 
 
-def Resuming(**kw: Any) -> State:
-    return _of(S.SCHEDULED, "Resuming", kw)
+def AwaitingRetry(*, scheduled_time: datetime | None = None, **kw: Any) -> State:
+    return _due("AwaitingRetry", scheduled_time, kw)
+
+
+def AwaitingConcurrencySlot(*, scheduled_time: datetime | None = None, **kw: Any) -> State:
+    return _due("AwaitingConcurrencySlot", scheduled_time, kw)
+
+
+def Resuming(*, scheduled_time: datetime | None = None, **kw: Any) -> State:
+    return _due("Resuming", scheduled_time, kw)
 
 
 def Pending(**kw: Any) -> State:
     return _of(S.PENDING, "Pending", kw)
+
+
+def Submitting(**kw: Any) -> State:
+    return _of(S.PENDING, "Submitting", kw)
+
+
+def InfrastructurePending(**kw: Any) -> State:
+    return _of(S.PENDING, "InfrastructurePending", kw)
 
 
 def NotReady(**kw: Any) -> State:
@@ -289,12 +358,31 @@ def Retrying(**kw: Any) -> State:
     return _of(S.RUNNING, "Retrying", kw)
 
 
-def Paused(**kw: Any) -> State:
-    return _of(S.PAUSED, "Paused", kw)
+def Paused(
+    *,
+    timeout_seconds: float | None = None,
+    pause_expiration_time: datetime | None = None,
+    reschedule: bool = False,
+    pause_key: str | None = None,
+    **kw: Any,
+) -> State:
+    return _waiting(
+        "Paused", kw, timeout_seconds=timeout_seconds, pause_expiration_time=pause_expiration_time,
+        reschedule=reschedule, pause_key=pause_key,
+    )  # fmt: skip
 
 
-def Suspended(**kw: Any) -> State:
-    return _of(S.PAUSED, "Suspended", kw)
+def Suspended(
+    *,
+    timeout_seconds: float | None = None,
+    pause_expiration_time: datetime | None = None,
+    pause_key: str | None = None,
+    **kw: Any,
+) -> State:
+    return _waiting(
+        "Suspended", kw, timeout_seconds=timeout_seconds, pause_expiration_time=pause_expiration_time,
+        reschedule=False, pause_key=pause_key,
+    )  # fmt: skip
 
 
 def Cancelling(**kw: Any) -> State:

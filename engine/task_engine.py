@@ -24,7 +24,7 @@ from .naming import render_name
 from .nested import ATOMS, replace_leaves
 from .results import NOT_KEPT, InlineResult, LargeResult
 from .retry import jittered_s, retry_delay_s
-from .signals import Abort, Interrupted, Skip
+from .signals import Abort, Interrupted, ReturnedFailure, Skip
 from .states import AwaitingRetry, Cached, Cancelled, Completed, NotReady, Retrying, Running, State, StateType
 from .tag_limits import give_back, give_back_async, take, take_async
 from .task_call import TaskCall, announce, resolve_inputs
@@ -103,6 +103,13 @@ def succeeded(call: TaskCall, value: Any) -> tuple[State, InlineResult | LargeRe
         state = Completed(data=value, run_id=run.id)
     run.state = state
     if state.type is not StateType.COMPLETED:
+        if (
+            state.type is StateType.FAILED
+            and run.run_count <= call.task.retries
+            and not call.task.isgenerator
+        ):
+            # To return a failure is to fail: it is tried again as if it had been raised.
+            raise ReturnedFailure(state)
         return state, None
     if call.keeps_memo and call.flow is not None and call.flow.memo is not None:
         call.flow.memo[run.call] = state.data

@@ -1,17 +1,20 @@
 """Running the calls of tasks that are generators: a try for the whole of it, the values passed on as they come.
 
-What has been yielded cannot be taken back, so a generator is not retried once it has yielded; and no recorded result
-stands in for it in a run that is taken up again.
+What has been yielded cannot be taken back: a generator that is tried again yields from its beginning, to the same
+reader. No recorded result stands in for it in a run that is taken up again. A time limit counts the time spent in the
+generator, not that of its reader.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Generator
 from typing import Any
 
 from .context import current_run
 from .final_state import state_of_exception
+from .hooks import run_hooks, run_hooks_async
 from .tag_limits import give_back, give_back_async, take, take_async
 from .task_call import TaskCall
 from .task_engine import (
@@ -23,24 +26,22 @@ from .task_engine import (
     finish_sync,
     give_name,
     may_retry,
+    running_state,
     succeeded,
     wants_retry_async,
     wants_retry_sync,
 )  # fmt: skip
-from .timeouts import pause
+from .timeouts import pause, within, within_async
 
 __all__ = ["run_generator", "run_generator_async"]
 
 
-def run_generator(call: TaskCall) -> Generator[Any, None, Any]:
-    """Run a generator task: a try for the whole of it, its values passed on as they come.
-
-    What has been yielded cannot be taken back, so a generator is not retried once it has yielded.
-    """
+def run_generator(call: TaskCall) -> Generator[Any, Any, Any]:
+    """Run a generator task: a try for the whole of it, its values passed on as they come."""
     context = begin(call)
     fn, task, run = call.task.fn, call.task, call.run
     while True:
-        yielded = False
+        left_s, sent = task.timeout_seconds, None
         token = current_run.set(context)
         try:
             give_name(call)
@@ -49,6 +50,9 @@ def run_generator(call: TaskCall) -> Generator[Any, None, Any]:
                 finish_sync(call, state_of_exception(refused, what="Task run", run_id=run.id))
                 raise refused
             begin_try(call)
+            if task.on_running_hooks:
+                run.state = running_state(run)
+                run_hooks(task.on_running_hooks, task, run, run.state)
             args, kwargs = task.shape.spread(run.parameters)
             generator = fn(*args, **kwargs)
         finally:
@@ -57,11 +61,13 @@ def run_generator(call: TaskCall) -> Generator[Any, None, Any]:
             while True:
                 token = current_run.set(context)
                 try:
-                    item = next(generator)
+                    began = time.monotonic()
+                    with within(left_s, f"task {task.name!r}"):
+                        item = generator.send(sent)
+                    left_s = _left(left_s, began)
                 finally:
                     current_run.reset(token)
-                yielded = True
-                yield item
+                sent = yield item
         except StopIteration as exc:
             state, result = succeeded(call, exc.value)
             finish_sync(call, state, result)
@@ -73,7 +79,7 @@ def run_generator(call: TaskCall) -> Generator[Any, None, Any]:
             raise
         except Exception as exc:
             state = state_of_exception(exc, what="Task run", run_id=run.id)
-            if not yielded and may_retry(call, exc) and wants_retry_sync(call, state):
+            if may_retry(call, exc) and wants_retry_sync(call, state):
                 pause(await_retry(call, state))
                 continue
             finish_sync(call, state)
@@ -86,14 +92,14 @@ def run_generator(call: TaskCall) -> Generator[Any, None, Any]:
                 give_back(call)
 
 
-async def run_generator_async(call: TaskCall) -> AsyncGenerator[Any, None]:
+async def run_generator_async(call: TaskCall) -> AsyncGenerator[Any, Any]:
     """Run an async generator task; see ``run_generator``."""
     for future in call.upstream:
         await future.wait_async()
     context = begin(call)
     fn, task, run = call.task.fn, call.task, call.run
     while True:
-        yielded = False
+        left_s, sent = task.timeout_seconds, None
         token = current_run.set(context)
         try:
             give_name(call)
@@ -102,6 +108,9 @@ async def run_generator_async(call: TaskCall) -> AsyncGenerator[Any, None]:
                 await finish_async(call, state_of_exception(refused, what="Task run", run_id=run.id))
                 raise refused
             begin_try(call)
+            if task.on_running_hooks:
+                run.state = running_state(run)
+                await run_hooks_async(task.on_running_hooks, task, run, run.state)
             args, kwargs = task.shape.spread(run.parameters)
             generator = fn(*args, **kwargs)
         finally:
@@ -110,11 +119,13 @@ async def run_generator_async(call: TaskCall) -> AsyncGenerator[Any, None]:
             while True:
                 token = current_run.set(context)
                 try:
-                    item = await anext(generator)
+                    began = time.monotonic()
+                    async with within_async(left_s, f"task {task.name!r}"):
+                        item = await generator.asend(sent)
+                    left_s = _left(left_s, began)
                 finally:
                     current_run.reset(token)
-                yielded = True
-                yield item
+                sent = yield item
         except StopAsyncIteration:
             state, result = succeeded(call, None)
             await finish_async(call, state, result)
@@ -126,7 +137,7 @@ async def run_generator_async(call: TaskCall) -> AsyncGenerator[Any, None]:
             raise
         except Exception as exc:
             state = state_of_exception(exc, what="Task run", run_id=run.id)
-            if not yielded and may_retry(call, exc) and await wants_retry_async(call, state):
+            if may_retry(call, exc) and await wants_retry_async(call, state):
                 await asyncio.sleep(await_retry(call, state))
                 continue
             await finish_async(call, state)
@@ -137,3 +148,8 @@ async def run_generator_async(call: TaskCall) -> AsyncGenerator[Any, None]:
         finally:
             if call.held is not None:
                 await give_back_async(call)
+
+
+def _left(left_s: float | None, began: float) -> float | None:
+    """Return what is left of a limit after a step that began then; never nothing, for the next step to raise."""
+    return None if left_s is None else max(1e-6, left_s - (time.monotonic() - began))

@@ -88,6 +88,15 @@ class TaskRun:
         return self.task.name
 
     @property
+    def task_inputs(self) -> dict[str, Any]:
+        """The parameters, by name."""
+        return dict(self.parameters)
+
+    @property
+    def state_name(self) -> str | None:
+        return self.state.name if self.state else None
+
+    @property
     def state_type(self) -> StateType | None:
         return self.state.type if self.state else None
 

@@ -26,10 +26,12 @@ from typing import (
 
 import orjson
 
-from ..errors import MappingError
+from ..errors import MappingLengthMismatch, MappingMissingIterable
 from .annotations import Annotation, allow_failure, unmapped
+from .cache_policies import task_input_hash
 from .futures import FutureList, TaskFuture
 from .hooks import Hook, check_hooks
+from .marked import Marked
 from .naming import check_template
 from .parameters import CallShape
 from .retry import RetryDelays, check_delays, exponential_backoff
@@ -45,7 +47,7 @@ if TYPE_CHECKING:
     from .caching import TaskCache
     from .task_runners import TaskRunner
 
-__all__ = ["Task", "TaskOptions", "exponential_backoff", "task"]
+__all__ = ["Task", "TaskOptions", "exponential_backoff", "task", "task_input_hash"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -99,7 +101,7 @@ Binds: TypeAlias = Literal["instance", "class", "nothing"]
 HOOKS = ("on_running", "on_completion", "on_failure", "on_cancellation", "on_crashed")
 
 
-class Task(Generic[P, R]):
+class Task(Marked, Generic[P, R]):
     """A function marked with ``@task``. ``task.fn`` is the function itself.
 
     Raises:
@@ -152,6 +154,11 @@ class Task(Generic[P, R]):
         self.cache = self._cache_of(options)
         self.needs_care |= self.cache is not None
         self.on_running_hooks = self.hooks.setdefault("on_running", [])
+        self.cache_policy, self.cache_key_fn = options.get("cache_policy"), options.get("cache_key_fn")
+        self.cache_expiration, self.refresh_cache = (
+            options.get("cache_expiration"),
+            options.get("refresh_cache"),
+        )
         self._bound_shape: CallShape | None = None
 
     def _cache_of(self, options: TaskOptions) -> TaskCache | None:
@@ -179,6 +186,11 @@ class Task(Generic[P, R]):
             self._bound_shape = CallShape(bound.fn, label=f"task {self.name!r}")
         bound.shape = self._bound_shape
         return bound
+
+    @property
+    def retry_delay_seconds(self) -> float | list[float]:
+        """The delays before retries: one for all, or a list of which the last repeats."""
+        return list(self.retry_delays) if isinstance(self.retry_delays, tuple) else self.retry_delays
 
     # --- calling -------------------------------------------------------------------------------------
 
@@ -287,8 +299,12 @@ class Task(Generic[P, R]):
     def with_options(self, **options: Unpack[TaskOptions]) -> Task[P, R]:
         """Return a copy with some options changed; what is not given stays, and None takes an option away."""
         merged = cast("TaskOptions", {**self._options, **options})
-        if "name" not in options:
+        if options.get("name") is None:
             merged["name"] = self.name
+        for argument, hooks in self.hooks.items():
+            # Also those that decorators have added since.
+            if argument not in options:
+                merged[argument] = list(hooks)  # type: ignore[literal-required]
         new = Task(self.fn, **merged)
         new._binds = self._binds
         return new
@@ -323,7 +339,7 @@ class Task(Generic[P, R]):
 
 
 @overload
-def task(fn: Callable[P, R], /) -> Task[P, R]: ...
+def task(fn: Callable[P, R], /, **options: Unpack[TaskOptions]) -> Task[P, R]: ...
 
 
 @overload
@@ -333,6 +349,7 @@ def task(fn: None = None, /, **options: Unpack[TaskOptions]) -> Callable[[Callab
 def task(fn: Callable[P, R] | None = None, /, **options: Unpack[TaskOptions]) -> Any:
     """Mark a function as a task: ``@task`` or ``@task(retries=3, …)``. The options are those of ``TaskOptions``."""
     if fn is None:
+        check_options("task", options, TaskOptions)
         return lambda fn: Task(fn, **options)
     return Task(fn, **options)
 
@@ -392,14 +409,14 @@ def map_calls(task: Task[..., Any], given: dict[str, Any]) -> list[dict[str, Any
         else:
             mapped[name] = values
     if not mapped:
-        raise MappingError(
+        raise MappingMissingIterable(
             f"task {task.name!r} was mapped over nothing: none of its arguments is iterable",
             hint="give at least one list, and call .submit for a single run",
         )
     lengths = {name: len(values) for name, values in mapped.items()}
     if len(set(lengths.values())) > 1:
         shown = ", ".join(f"{name}: {n}" for name, n in lengths.items())
-        raise MappingError(
+        raise MappingLengthMismatch(
             f"task {task.name!r} was mapped over iterables of different lengths ({shown})",
             hint="wrap what every call should get whole in unmapped(…)",
         )
@@ -469,11 +486,13 @@ def check_retries(retries: object) -> int:
 
 
 def check_timeout(seconds: object) -> float | None:
-    """Return a time limit in seconds, None for none; raise if it is neither."""
+    """Return a time limit in seconds, None for none, which 0 says too; raise if it is neither."""
     if seconds is None:
         return None
-    if not isinstance(seconds, int | float) or isinstance(seconds, bool) or seconds <= 0:
-        raise ValueError(f"timeout_seconds must be a number > 0, got {seconds!r}")
+    if not isinstance(seconds, int | float) or isinstance(seconds, bool) or not seconds >= 0:
+        raise ValueError(f"timeout_seconds must be a number >= 0, got {seconds!r}")
+    if seconds == 0:
+        return None
     return float(seconds)
 
 

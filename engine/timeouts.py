@@ -61,7 +61,7 @@ def within(seconds: float | None, what: str) -> Generator[None]:
 
 
 def _timed_out(what: str, seconds: float) -> RunTimedOut:
-    return RunTimedOut(f"{what} took longer than its {seconds:g} s")
+    return RunTimedOut(f"{what} took longer than its {seconds:g} s", seconds=seconds)
 
 
 @contextmanager

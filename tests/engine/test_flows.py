@@ -419,7 +419,7 @@ async def test_a_cancelled_flow_crashes_and_lets_go() -> None:
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
-    assert told == ["The run crashed: its execution was cancelled from outside"]
+    assert told == ["Execution was cancelled by the runtime environment."]
 
 
 async def test_async_flows_run_tasks_in_their_own_loop() -> None:

@@ -63,7 +63,7 @@ async def test_return_state_never_raises() -> None:
     """The state says what happened, and its result raises it."""
     state = broken(return_state=True)
     assert state.is_failed()
-    assert state.message == "Task run encountered an exception: ValueError: broken"
+    assert state.message == "Task run encountered an exception ValueError: broken"
     with pytest.raises(ValueError, match="broken"):
         state.result()
     assert (await double(1, return_state=True)).result() == 2
@@ -207,15 +207,18 @@ def test_a_limit_holds_for_each_try() -> None:
     assert slow_once() == 2
 
 
-async def test_a_timeout_of_the_code_itself_is_a_failure() -> None:
-    """Only the task's own limit makes TimedOut."""
+async def test_a_timeout_of_the_code_itself_is_told_apart_from_the_limit() -> None:
+    """Any TimeoutError makes TimedOut, and the message says whether it was the task's own limit."""
 
     @task(timeout_seconds=30)
     async def own() -> None:
         raise TimeoutError("mine")
 
     state = await own(return_state=True)
-    assert state.name == "Failed"
+    assert (state.name, state.message) == (
+        "TimedOut",
+        "Task run failed due to timeout: TimeoutError('mine')",
+    )
 
 
 def test_an_outer_limit_ends_an_inner_one() -> None:

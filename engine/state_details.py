@@ -1,0 +1,104 @@
+"""What is known of a state besides its type, name and message: a view of the JSON kept with it, and groups of states."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from ..vocabulary import JsonObject, StateType
+
+if TYPE_CHECKING:
+    from .states import State
+
+__all__ = ["StateDetails", "StateGroup"]
+
+
+@dataclass(frozen=True, slots=True)
+class StateDetails:
+    """Facts kept with a state; None for those it does not have.
+
+    Attributes:
+        scheduled_time: when a SCHEDULED run is due.
+        pause_timeout: when a PAUSED run stops waiting to be resumed.
+        pause_reschedule: whether a PAUSED run holds no worker.
+        pause_key: tells one pause of a run from another.
+        cache_key: the key under which a result was found or kept.
+    """
+
+    scheduled_time: datetime | None = None
+    pause_timeout: datetime | None = None
+    pause_reschedule: bool = False
+    pause_key: str | None = None
+    cache_key: str | None = None
+
+    @classmethod
+    def of(cls, details: Mapping[str, object]) -> StateDetails:
+        """Read them out of a state's ``details``."""
+        key, cache_key = details.get("pause_key"), details.get("cache_key")
+        return cls(
+            scheduled_time=_time(details.get("scheduled_time")),
+            pause_timeout=_time(details.get("pause_timeout")),
+            pause_reschedule=bool(details.get("pause_reschedule")),
+            pause_key=key if isinstance(key, str) else None,
+            cache_key=cache_key if isinstance(cache_key, str) else None,
+        )
+
+
+def details_with(details: Mapping[str, object] | None, **facts: object) -> JsonObject:
+    """Return the details of a state with these facts among them, as JSON; those that are None are left out."""
+    written: JsonObject = dict(details or {})  # type: ignore[arg-type]
+    for name, fact in facts.items():
+        if isinstance(fact, datetime):
+            written[name] = fact.isoformat()
+        elif isinstance(fact, str | bool):
+            written[name] = fact
+        elif fact is not None:
+            raise TypeError(f"{name} must be a moment, a text or a truth value, got {fact!r}")
+    return written
+
+
+def _time(value: object) -> datetime | None:
+    return datetime.fromisoformat(value) if isinstance(value, str) else None
+
+
+class StateGroup:
+    """Several states, counted by type."""
+
+    def __init__(self, states: Iterable[State]) -> None:
+        self.states = list(states)
+        self.type_counts = Counter(state.type for state in self.states)
+        self.total_count = len(self.states)
+        self.cancelled_count = self.type_counts[StateType.CANCELLED]
+        self.final_count = sum(state.is_final() for state in self.states)
+        self.not_final_count = self.total_count - self.final_count
+        self.paused_count = self.type_counts[StateType.PAUSED]
+
+    @property
+    def fail_count(self) -> int:
+        return self.type_counts[StateType.FAILED] + self.type_counts[StateType.CRASHED]
+
+    def all_completed(self) -> bool:
+        return self.type_counts[StateType.COMPLETED] == self.total_count
+
+    def any_cancelled(self) -> bool:
+        return self.cancelled_count > 0
+
+    def any_failed(self) -> bool:
+        return self.fail_count > 0
+
+    def all_final(self) -> bool:
+        return self.not_final_count == 0
+
+    def any_paused(self) -> bool:
+        return self.paused_count > 0
+
+    def counts_message(self) -> str:
+        """Return how many are in which state, such as ``total=3 COMPLETED=2 FAILED=1``."""
+        named = (f"{type_.value}={self.type_counts[type_]}" for type_ in StateType if self.type_counts[type_])
+        return " ".join((f"total={self.total_count}", *named))
+
+    def __repr__(self) -> str:
+        return f"StateGroup<{self.counts_message()}>"
