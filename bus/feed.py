@@ -3,6 +3,9 @@
 A feed is a push consumer of the broker with flow control (the broker stops at about 32 MB that we have not taken)
 and idle heartbeats (silence means a lost consumer). It counts what the broker says it sent; anything missing, and
 every reconnect, makes it begin anew behind the last record it handed out.
+
+Live feeds of one process and one filter share a consumer once they stand at the same place: what arrives for one is
+put into the buffers of the others too. Who falls behind is on its own again, so a slow reader holds up nobody.
 """
 
 from __future__ import annotations
@@ -36,6 +39,9 @@ log = logging.getLogger(__name__)
 HEARTBEAT_S = 5
 SILENCE_S = 2.5 * HEARTBEAT_S  # two lost beats and a half: the consumer is gone
 _RETRY_S = (0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
+SHARED_RECORDS, SHARED_BYTES = 5_000, 16 << 20
+"""Feeds that share a consumer part when one has this much waiting."""
+_NEAR = 1_000  # sequences by which the other may be behind when feeds come together
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +108,7 @@ class Feed:
         after: begin behind this sequence (0: at the beginning).
         since: begin at this time instead.
         live: go on for ever; else end at what is there at the start.
+        others: the live feeds of the same stream in this process, by filters, for sharing.
     """
 
     def __init__(
@@ -115,6 +122,7 @@ class Feed:
         since: datetime | None,
         batch: int,
         live: bool,
+        others: dict[tuple[str, ...], list[Feed]] | None = None,
     ) -> None:
         if batch < 1:
             raise ValueError(f"batch counts from 1, got {batch}")
@@ -137,6 +145,10 @@ class Feed:
         self._heard = 0.0
         self._watch: asyncio.TimerHandle | None = None
         self._unhook: Callable[[], object] | None = None
+        self._peers = others.setdefault(tuple(self._filters), []) if others is not None and live else []
+        self._source: Feed | None = None  # whose consumer feeds us
+        self._taps: list[Feed] = []  # whom our consumer feeds
+        self._weight = 0  # bytes waiting that came from another's consumer
 
     # --- life -----------------------------------------------------------------------------------------
 
@@ -149,6 +161,7 @@ class Feed:
         self._unhook = self._connection.on_disconnect(self._on_lost)
         deadline = asyncio.get_running_loop().time() + self._config.request_timeout_s
         await self._reopen(deadline=deadline)
+        self._peers.append(self)
 
     async def close(self) -> None:
         """Stop, and tell the broker; it forgets the consumer by itself should that not reach it."""
@@ -157,6 +170,9 @@ class Feed:
             self._unhook = None
         if self._watch is not None:
             self._watch.cancel()
+        if self in self._peers:
+            self._peers.remove(self)
+        self._part()
         consumer = self._consumer
         self._consumer = ""
         with anyio.CancelScope(shield=True):
@@ -196,6 +212,9 @@ class Feed:
                     log.warning("bus.feed-waits", extra={"stream": self._stream, "error": str(exc)})
                 await asyncio.sleep(_RETRY_S[min(tries, len(_RETRY_S) - 1)])
                 tries += 1
+            except BaseException:
+                self._broken = True  # cancelled half-way: whoever asks next opens it
+                raise
             else:
                 return
 
@@ -283,6 +302,8 @@ class Feed:
         waiter = self._waiter
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
+        if self._taps:
+            self._share(record)
 
     def _on_status(self, msg: Arrival) -> None:
         headers = msg.headers
@@ -314,18 +335,71 @@ class Feed:
         if not self._broken:
             log.debug("bus.feed-reopens", extra={"why": why, "seq": self._received})
         self._broken = True
+        self._part()
         self._wake()
 
     def _look(self) -> None:
         loop = asyncio.get_running_loop()
         silent = loop.time() - self._heard
-        if silent >= SILENCE_S and self._connection.is_connected and not self._buffer:
+        alone = self._source is None
+        if alone and silent >= SILENCE_S and self._connection.is_connected and not self._buffer:
             self._lost(f"silent for {silent:.0f} s")
         self._watch = loop.call_later(SILENCE_S, self._look)
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+    # --- sharing --------------------------------------------------------------------------------------
+
+    def _share(self, record: Recorded) -> None:
+        for tap in tuple(self._taps):
+            if record.seq > tap._received:
+                tap._received, tap._pending = record.seq, self._pending
+                tap._buffer.append(record)
+                tap._weight += len(record.raw)
+                tap._wake()
+                if len(tap._buffer) > SHARED_RECORDS or tap._weight > SHARED_BYTES:
+                    tap._lost("behind those it shared with")
+        if len(self._buffer) > SHARED_RECORDS:
+            # The broker is about to wait for us; the others must not.
+            for tap in tuple(self._taps):
+                tap._lost("who it shared with is behind")
+
+    def _part(self) -> None:
+        """Be on our own, and leave those who share with us on theirs."""
+        if self._source is not None:
+            self._source._taps.remove(self)
+            self._source = None
+        taps, self._taps = self._taps, []
+        for tap in taps:
+            tap._source = None
+            tap._lost("who it shared with has gone")
+
+    def _partner(self) -> Feed | None:
+        """Return a feed that stands where we stand and has a consumer of its own."""
+        if self._source is not None or self._taps or self._broken:
+            return None
+        for other in self._peers:
+            if other is self or other._source is not None or other._broken or not other._consumer:
+                continue
+            # All that came for it has come for us; what comes next comes for both.
+            if max(1, self._received - _NEAR) <= other._received <= self._received:
+                return other
+        return None
+
+    async def _join(self, other: Feed) -> None:
+        """Give up our own consumer for that of ``other``."""
+        other._taps.append(self)
+        self._source = other
+        self._buffer_reset()
+        # Without its name, what still comes from our own consumer is left aside.
+        consumer, self._consumer = self._consumer, ""
+        subscription, self._subscription = self._subscription, None
+        if subscription is not None:
+            await unsubscribe(subscription)
+        if self._connection.is_connected:
+            self._wire.send(frame(f"$JS.API.CONSUMER.DELETE.{self._stream}.{consumer}", "", "", b""))
 
     # --- what is handed out ---------------------------------------------------------------------------
 
@@ -335,6 +409,10 @@ class Feed:
     async def __anext__(self) -> Batch:
         while True:
             if self._buffer:
+                if len(self._peers) > 1 and (other := self._partner()) is not None:
+                    await self._join(
+                        other
+                    )  # before taking: who is cancelled here must not lose what was taken
                 taken = self._take()
                 if taken.records:
                     self._first = False
@@ -371,6 +449,8 @@ class Feed:
                 records.append(item)
         while buffer and isinstance(buffer[0], str):
             self._answer(str(buffer.popleft()))
+        if self._weight:
+            self._weight = max(0, self._weight - sum(len(record.raw) for record in records)) if buffer else 0
         pending = self._pending + len(buffer)
         if self._left is not None:
             self._left -= len(records)

@@ -58,6 +58,7 @@ class EventLog:
     def __init__(self, connection: Connection, config: BusConfig, *, stream: str = STREAM) -> None:
         self._connection, self._config, self._stream = connection, config, stream
         self._replies = Replies(connection, config)
+        self._feeds: dict[tuple[str, ...], list[Feed]] = {}
         # Several replicas: a direct get may be answered by one that lags, and a guard would be set on old news.
         self._direct = config.replicas == 1
 
@@ -302,7 +303,7 @@ class EventLog:
     ) -> AsyncGenerator[AsyncIterator[Batch]]:
         feed = Feed(
             self._connection, self._config, stream=self._stream, filters=filters, after=after,
-            since=since.astimezone(UTC) if since else None, batch=batch, live=live,
+            since=since.astimezone(UTC) if since else None, batch=batch, live=live, others=self._feeds,
         )  # fmt: skip
         try:
             await feed.start()
