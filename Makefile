@@ -18,6 +18,8 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(BIN)/python -m pip install --quiet --editable '.[demo]' --group test --group lint --group bench
 	@mkdir -p $(VENV)/types && ln -sfn ../.. $(VENV)/types/hark
+	@# pip compiles what it copies, not a tree it links to; where Python may not write bytecode, every start would do it anew.
+	@$(BIN)/python -m compileall -q -x '/(\.venv[^/]*|tests|benchmarks|build)/' .
 	@touch $(STAMP)
 
 demo: $(STAMP)  ## the main job, end to end, on an embedded broker; exits by itself
