@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,8 +37,9 @@ __all__ = ["Batch", "Feed", "covers", "distinct_filters", "record_of", "recorded
 
 log = logging.getLogger(__name__)
 
-HEARTBEAT_S = 5
+HEARTBEAT_S = 8
 SILENCE_S = 2.5 * HEARTBEAT_S  # two lost beats and a half: the consumer is gone
+_LOOK_S = SILENCE_S / 2
 _RETRY_S = (0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
 SHARED_RECORDS, SHARED_BYTES = 5_000, 16 << 20
 """Feeds that share a consumer part when one has this much waiting."""
@@ -245,7 +247,7 @@ class Feed:
         loop = asyncio.get_running_loop()
         self._heard = loop.time()
         if self._watch is None:
-            self._watch = loop.call_later(SILENCE_S, self._look)
+            self._look_later(loop)
         if self._expected == 1:  # nothing has arrived before this answer
             self._pending = waiting
         if not self._live:
@@ -344,7 +346,11 @@ class Feed:
         alone = self._source is None
         if alone and silent >= SILENCE_S and self._connection.is_connected and not self._buffer:
             self._lost(f"silent for {silent:.0f} s")
-        self._watch = loop.call_later(SILENCE_S, self._look)
+        self._look_later(loop)
+
+    def _look_later(self, loop: asyncio.AbstractEventLoop) -> None:
+        # All feeds of a process at one moment: an idle one has two dozen, and each would wake it by itself.
+        self._watch = loop.call_at((math.floor(loop.time() / _LOOK_S + 0.25) + 1) * _LOOK_S, self._look)
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
