@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from ..vocabulary import JsonObject, JsonValue
@@ -97,9 +97,20 @@ class Absence:
         return dumped
 
     def load(self, state: Any) -> None:
-        self._waiting = {key: tuple(w) for key, w in state["waiting"].items()}
-        self._answers = {key: tuple(a) for key, a in state["answers"].items()}
+        self._waiting.update((key, tuple(w)) for key, w in state["waiting"].items())
+        self._answers.update((key, tuple(a)) for key, a in state["answers"].items())
         self._sweep.done(len(self._answers))
+
+    def cells(self) -> list[Any]:
+        return [*self._waiting, *self._answers]
+
+    def dump_cells(self, cells: Iterable[Any]) -> JsonValue:
+        waiting: Any = {key: w for key in cells if (w := self._waiting.get(key)) is not None}
+        answers: Any = {key: a for key in cells if (a := self._answers.get(key)) is not None}
+        return {"waiting": waiting, "answers": answers}
+
+    def watch(self, before: Callable[[Any], None]) -> bool:
+        return False
 
 
 class Heartbeat:
@@ -167,4 +178,15 @@ class Heartbeat:
         return dumped
 
     def load(self, state: Any) -> None:
-        self._watched = {key: tuple(k) for key, k in state.items()}
+        self._watched.update((key, tuple(k)) for key, k in state.items())
+
+    def cells(self) -> list[Any]:
+        return list(self._watched)
+
+    def dump_cells(self, cells: Iterable[Any]) -> JsonValue:
+        found: Any = {key: state for key in cells if (state := self._watched.get(key)) is not None}
+        dumped: JsonValue = found
+        return dumped
+
+    def watch(self, before: Callable[[Any], None]) -> bool:
+        return False

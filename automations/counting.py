@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from ..vocabulary import JsonObject, JsonValue
@@ -95,8 +95,19 @@ class Counting:
         return state
 
     def load(self, state: Any) -> None:
-        self._windows = {
-            key: tuple(w) if not isinstance(w[1], list) else [w[0], *(tuple(e) for e in w[1:])]
+        self._windows.update(
+            (key, tuple(w) if w[1].__class__ is not list else [w[0], *(tuple(e) for e in w[1:])])
             for key, w in state.items()
-        }
+        )
         self._sweep.done(len(self._windows))
+
+    def cells(self) -> list[Any]:
+        return list(self._windows)
+
+    def dump_cells(self, cells: Iterable[Any]) -> JsonValue:
+        found: Any = {key: state for key in cells if (state := self._windows.get(key)) is not None}
+        dumped: JsonValue = found
+        return dumped
+
+    def watch(self, before: Callable[[Any], None]) -> bool:
+        return False

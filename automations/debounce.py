@@ -6,7 +6,7 @@ have come, the rule fires at once, and the next event begins anew.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from ..vocabulary import JsonObject, JsonValue
@@ -88,4 +88,15 @@ class Debouncing:
         return dumped
 
     def load(self, state: Any) -> None:
-        self._open = {key: [*w[:4], *(tuple(e) for e in w[4:])] for key, w in state.items()}
+        self._open.update((key, [*w[:4], *(tuple(e) for e in w[4:])]) for key, w in state.items())
+
+    def cells(self) -> list[Any]:
+        return list(self._open)
+
+    def dump_cells(self, cells: Iterable[Any]) -> JsonValue:
+        found: Any = {key: state for key in cells if (state := self._open.get(key)) is not None}
+        dumped: JsonValue = found
+        return dumped
+
+    def watch(self, before: Callable[[Any], None]) -> bool:
+        return False

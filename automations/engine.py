@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,6 +18,7 @@ from functools import partial
 from typing import Any, Self
 
 import anyio
+import anyio.lowlevel
 import orjson
 from anyio import AsyncContextManagerMixin
 from anyio.abc import TaskStatus
@@ -35,6 +36,7 @@ from .decision import ADOPTED, DUE, RESOLVED, SOURCE, SUPPRESSED, TRIGGERED, Dec
 from .fold import Fold, FoldConfig
 from .model import parse_automation
 from .problem import RuleInvalid
+from .snapshot import Snapshot
 
 __all__ = ["RuleEngine"]
 
@@ -45,6 +47,8 @@ _BACK_OFF_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 _DECISIONS = (PREFIX + TRIGGERED, PREFIX + SUPPRESSED, PREFIX + RESOLVED)
 _BATCH = 500
 _ROW_BYTES = 256 * 1024
+_SLICE_S = 0.004
+"""Of taking a checkpoint, before events have their turn again."""
 _LONGEST_SLEEP_S = 30.0
 _READY_S = 30.0
 _DEFINITIONS_AT_ONCE = 500
@@ -142,13 +146,12 @@ class RuleEngine(AsyncContextManagerMixin):
 
 
 @dataclass(frozen=True, slots=True)
-class _Snapshot:
+class _Taking:
     """The fold at one place of the log, to be put down. ``definitions`` is None when the stored ones still hold."""
 
-    seq: int
     generation: int
     definitions: bytes | None
-    state: bytes
+    snapshot: Snapshot
 
 
 class _Term:
@@ -173,7 +176,7 @@ class _Term:
         self._saved_seq = 0
         self._saved_at = 0.0
         self._save_cost_s = 0.0
-        self._snapshot: _Snapshot | None = None
+        self._taking: _Taking | None = None
 
     async def lead(self, on_ready: Callable[[], object]) -> None:
         """Catch up, then decide for as long as nobody stops us."""
@@ -215,7 +218,7 @@ class _Term:
                 self.fold.seq = state.last_seq
             self.fold.tick(self._clock.now().timestamp())
             # At once: events from here on count, also if we die before the first regular checkpoint.
-            await self._write(self._taken())
+            await self._write(self._begun())
         self._stored = self.fold.seq
 
     # --- folding --------------------------------------------------------------------------------------
@@ -238,8 +241,8 @@ class _Term:
                 if batch.records:
                     self._note_time(batch.records[-1].recorded_at)
                 self._stored = fold.seq
-                if self._is_worth_saving() and not self._saving.locked():
-                    self._snapshot = self._taken()
+                if self._is_worth_saving() and self._taking is None and not self._saving.locked():
+                    self._taking = self._begun()
                 progress, self._progress = self._progress, anyio.Event()
                 progress.set()
                 if not caught_up and batch.pending == 0:
@@ -395,16 +398,18 @@ class _Term:
     async def _keep_checkpoint(self) -> None:
         while True:
             progress = self._progress
-            snapshot = self._snapshot
-            if snapshot is None and self._stored == self.fold.seq and self._is_worth_saving():
-                snapshot = self._taken()  # nothing happens any more that would have taken it
-            if snapshot is not None:
-                self._snapshot = None
+            taking = self._taking
+            if taking is None and self._stored == self.fold.seq and self._is_worth_saving():
+                taking = self._begun()  # nothing happens any more that would have begun it
+            if taking is not None:
                 try:
-                    await self._write(snapshot)
+                    async with self._saving:
+                        await self._write(taking)
                 except BusUnavailable as exc:
                     log.warning("automations.no_checkpoint", extra={"error": str(exc)})
                     await anyio.sleep(1)
+                finally:
+                    self._taking = None
                 continue
             if self._stored > self._saved_seq:
                 with anyio.move_on_after(
@@ -424,32 +429,43 @@ class _Term:
             or self._stored - self._saved_seq >= self._config.checkpoint_events
         )
 
-    def _taken(self) -> _Snapshot:
-        """Return the state of this moment, when all that has been decided is stored."""
-        began = time.monotonic()
+    def _begun(self) -> _Taking:
+        """Begin to take the state of this moment, when all that has been decided is stored."""
         fold = self.fold
         definitions = (
             fold.dump_definitions() if self._checkpoints.needs_definitions(fold.generation) else None
         )
-        snapshot = _Snapshot(fold.seq, fold.generation, definitions, fold.dump_state())
-        self._save_cost_s = time.monotonic() - began
+        taking = _Taking(fold.generation, definitions, fold.snapshot())
         self._saved_at, self._saved_seq = time.monotonic(), fold.seq
-        return snapshot
+        return taking
 
-    async def _write(self, snapshot: _Snapshot) -> None:
-        async with self._saving:
+    async def _write(self, taking: _Taking) -> None:
+        try:
             await self._checkpoints.write(
-                generation=snapshot.generation, definitions=snapshot.definitions, state=snapshot.state,
-                incarnation=self._incarnation,
+                generation=taking.generation, definitions=taking.definitions,
+                state=_parts(taking.snapshot), incarnation=self._incarnation,
             )  # fmt: skip
+        finally:
+            self.fold.end_snapshot(taking.snapshot)
+        self._save_cost_s = taking.snapshot.took_s
 
     async def _last_save(self) -> None:
-        if self._stored != self.fold.seq:
-            return  # decisions are on their way; who comes next makes them again
-        try:
-            await self._write(self._taken())
-        except (BusUnavailable, Deposed) as exc:
-            log.debug("automations.no_last_checkpoint", extra={"error": repr(exc)})
+        async with self._saving:  # the regular one has been cancelled, and may still be ending
+            if self._stored != self.fold.seq:
+                return  # decisions are on their way; who comes next makes them again
+            try:
+                await self._write(self._begun())
+            except (BusUnavailable, Deposed) as exc:
+                log.debug("automations.no_last_checkpoint", extra={"error": repr(exc)})
+
+
+async def _parts(snapshot: Snapshot) -> AsyncIterator[bytes]:
+    """Take a snapshot in slices, between which events are folded."""
+    while not snapshot.is_done:
+        part = snapshot.take(_SLICE_S)
+        if part is not None:
+            yield part
+        await anyio.lowlevel.checkpoint()
 
 
 def _adopted(name: str, revision: int, definition: JsonObject | None) -> Event:

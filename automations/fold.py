@@ -11,34 +11,35 @@ order of their names.
 
 from __future__ import annotations
 
+import gc
 import heapq
 import itertools
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any
 
 import orjson
 
 from ..bus.event import lacking
-from ..vocabulary import JsonObject, derived_id
+from ..vocabulary import JsonObject
 from .catalogue import form_of
 from .decision import ADOPTED, SOURCE, Decision
 from .expression import compile_expression
-from .form import EventRef, Firing, Form, Seen
+from .form import Firing, Seen
+from .in_force import InForce
 from .key import key_values, keys_of, show_key
 from .listening import Listening
 from .matcher import Matcher
 from .model import Automation, parse_automation
 from .problem import RuleInvalid
-from .resolving import Ended, Resolving
+from .resolving import Resolving
+from .snapshot import STATE_VERSION, Snapshot, encode_part
 from .where import Check
 
 __all__ = ["STATE_VERSION", "Fold", "FoldConfig", "key_values", "keys_of", "show_key"]
 
-STATE_VERSION = 1
-_REMEMBERED_BYTES = 64 * 1024
 _RESOLVE = -1  # the role of events that say a firing is over; told before all others
 _DAY_S = 86_400.0
 
@@ -55,46 +56,6 @@ class FoldConfig:
     """Tell every suppression, as tests want it; live, they thin out as they repeat."""
 
 
-@dataclass(slots=True)
-class _Rule:
-    """A rule in force, with its state by key."""
-
-    automation: Automation
-    revision: int
-    form: Form | None
-    actions: tuple[JsonObject, ...]
-    on_resolve: tuple[JsonObject, ...] = ()
-    resolving: Resolving | None = None
-    cooling: dict[str, tuple[float, float, int]] = field(default_factory=dict)  # until, recorded, suppressed
-    cooling_sweep: int = 1024
-    budget_from: float = 0.0
-    fired: int = 0
-    held: int = 0  # held back by the budget since it was last told
-    dumped: bytes | None = None  # as it was last put down, if nothing has touched it since
-
-    def dump_raw(self) -> bytes:
-        """Return the state as JSON; of many rules most are as they were at the last checkpoint."""
-        if self.dumped is not None:
-            return self.dumped
-        raw = orjson.dumps(self._dump())
-        if len(raw) <= _REMEMBERED_BYTES:
-            self.dumped = raw
-        return raw
-
-    def _dump(self) -> JsonObject:
-        out: JsonObject = {}
-        if self.form is not None and (self.form.keys() or self.automation.kind != "count"):
-            out["form"] = self.form.dump()
-        if self.cooling:
-            cooling: Any = self.cooling
-            out["cooling"] = cooling
-        if self.resolving:
-            out["open"] = self.resolving.dump()
-        if self.fired or self.held:
-            out["budget"] = [self.budget_from, self.fired, self.held]
-        return out
-
-
 class Fold:
     """All rules in force and their state. Not thread-safe; one owner."""
 
@@ -103,7 +64,7 @@ class Fold:
         self.seq = 0
         self.now = 0.0
         self.errors: dict[str, str] = {}
-        self._rules: dict[str, _Rule] = {}
+        self._rules: dict[str, InForce] = {}
         self._matcher: Matcher[tuple[str, int]] = Matcher()
         self._heap: list[
             tuple[float, str, str, bool]
@@ -112,6 +73,7 @@ class Fold:
         self._removed: dict[str, int] = {}
         self.generation = 0
         """Grows with every change of the rules in force."""
+        self._snapshot: Snapshot | None = None
 
     # --- looking --------------------------------------------------------------------------------------
 
@@ -200,11 +162,13 @@ class Fold:
             rule = self._rules.get(name)
             if rule is None or rule.form is None:
                 continue
+            if self._snapshot is not None:
+                self._snapshot.before(name, key)
             rule.dumped = None
             if quiet:
                 ended = rule.resolving.due(key, at) if rule.resolving is not None else None
                 if ended is not None:
-                    decisions.append(self._resolved(rule, key, ended, at, now, reason="quiet"))
+                    decisions.append(rule.resolution(key, ended, at, now, reason="quiet"))
                 continue
             firing = rule.form.due(key, at, now)
             if firing is not None:
@@ -241,16 +205,18 @@ class Fold:
             rule = self._rules[name]
             if rule.form is None or name == own:
                 continue  # a rule does not react to its own firings and actions
-            rule.dumped = None
             for key in keys_of(rule.automation, row):
+                if self._snapshot is not None:
+                    self._snapshot.before(name, key)
+                rule.dumped = None
                 resolving = rule.resolving
                 if resolving is not None and key in resolving:
                     if role == _RESOLVE:
                         ended = resolving.over(key, time=seen.time, recorded=recorded)
                         if ended is not None:
                             decisions.append(
-                                self._resolved(
-                                    rule, key, ended, seen.time, recorded, reason="condition", seen=seen
+                                rule.resolution(
+                                    key, ended, seen.time, recorded, reason="condition", seen=seen
                                 )
                             )
                         continue
@@ -262,14 +228,14 @@ class Fold:
                     self._fire(rule, key, firing, recorded, decisions)
         return decisions
 
-    def _fire(self, rule: _Rule, key: str, firing: Firing, recorded: float, out: list[Decision]) -> None:
+    def _fire(self, rule: InForce, key: str, firing: Firing, recorded: float, out: list[Decision]) -> None:
         """Let a firing through, or hold it back: depth, then cooldown, then budget."""
         config, automation, resolving = self.config, rule.automation, rule.resolving
         if firing.is_over:
             ended = resolving.came_back(key, firing.at) if resolving is not None else None
             if ended is not None:
                 out.append(
-                    self._resolved(rule, key, ended, firing.at, recorded, reason="figure", extra=firing.extra)
+                    rule.resolution(key, ended, firing.at, recorded, reason="figure", extra=firing.extra)
                 )
             return
         if automation.paused:
@@ -279,7 +245,7 @@ class Fold:
         if firing.depth >= config.max_causal_depth:
             # Deeper ones are the echo of this; saying each would be the very storm this stops.
             if firing.depth == config.max_causal_depth:
-                out.append(self._decision(rule, key, firing, recorded, reason="depth", suppressed=1))
+                out.append(rule.decision(key, firing, recorded, reason="depth", suppressed=1))
             return
         before = 0
         if automation.cooldown is not None:
@@ -291,8 +257,7 @@ class Fold:
                     rule.cooling[key] = (until, since, before + 1)
                     if config.say_all or _worth_saying(before + 1):
                         out.append(
-                            self._decision(
-                                rule,
+                            rule.decision(
                                 key,
                                 firing,
                                 recorded,
@@ -315,8 +280,7 @@ class Fold:
             rule.held += 1
             if config.say_all or _worth_saying(rule.held):
                 out.append(
-                    self._decision(
-                        rule,
+                    rule.decision(
                         key,
                         firing,
                         recorded,
@@ -339,61 +303,10 @@ class Fold:
                     if recorded - c[1] <= keep + (_DAY_S if c[2] else 0.0)
                 }
                 rule.cooling_sweep = max(1024, 2 * len(rule.cooling))
-        decision = self._decision(rule, key, firing, recorded, suppressed=before)
+        decision = rule.decision(key, firing, recorded, suppressed=before)
         out.append(decision)
         if resolving is not None:
             resolving.fired(key, decision.id, at=firing.at, recorded=recorded, depth=firing.depth)
-
-    def _decision(
-        self,
-        rule: _Rule,
-        key: str,
-        firing: Firing,
-        recorded: float,
-        *,
-        suppressed: int,
-        reason: str = "",
-        until: float | None = None,
-    ) -> Decision:
-        automation = rule.automation
-        what = "suppressed" if reason else "triggered"
-        ids = [ref.id for ref in firing.refs]
-        keys = key_values(automation, key)
-        return Decision(
-            id=derived_id(f"automation.{what}", automation.name, automation.version, key, firing.mark, *ids),
-            what="suppressed" if reason else "triggered", automation=automation.name, version=automation.version,
-            key=show_key(keys), keys=keys, count=firing.count, at=firing.at, recorded=recorded, refs=firing.refs,
-            row=firing.row, depth=firing.depth,
-            actions=() if reason or automation.mode == "shadow" else rule.actions,
-            suppressed=suppressed, reason=reason, until=until, shadow=automation.mode == "shadow", kind=automation.kind,
-            extra=firing.extra,
-        )  # fmt: skip
-
-    def _resolved(
-        self,
-        rule: _Rule,
-        key: str,
-        ended: Ended,
-        at: float,
-        recorded: float,
-        *,
-        reason: str,
-        seen: Seen | None = None,
-        extra: JsonObject | None = None,
-    ) -> Decision:
-        """Return the decision that a firing is over."""
-        automation = rule.automation
-        keys = key_values(automation, key)
-        shadow = automation.mode == "shadow"
-        refs: tuple[EventRef, ...] = (seen.ref,) if seen is not None else ()
-        return Decision(
-            id=derived_id("automation.resolved", automation.name, automation.version, key, ended.decision),
-            what="resolved", automation=automation.name, version=automation.version, key=show_key(keys), keys=keys,
-            count=ended.firings, at=at, recorded=recorded, refs=refs, row=seen.row if seen is not None else None,
-            depth=seen.depth if seen is not None else ended.depth, actions=() if shadow else rule.on_resolve,
-            reason=reason, shadow=shadow, kind=automation.kind, extra=extra, firing=ended.decision,
-            fired_at=ended.fired_at,
-        )  # fmt: skip
 
     def in_another_log(self, *, seq: int) -> Fold:
         """Return a fold with these rules and no state, to begin in another log at ``seq``."""
@@ -434,15 +347,12 @@ class Fold:
             and old.form is not None
             and old.automation.matching_version == automation.matching_version
         )
-        actions = _written(automation, "do")
         if keeps and old is not None:
-            old.automation, old.revision, old.actions = automation, revision, actions
-            old.on_resolve = _written(automation, "on_resolve")
-            old.dumped = None
+            old.define(automation, revision)
             return
         if old is not None:
             self._unlist(old)
-        rule = _Rule(automation, revision, None, actions, _written(automation, "on_resolve"))
+        rule = InForce(automation, revision)
         if old is not None:
             rule.budget_from, rule.fired, rule.held = old.budget_from, old.fired, old.held
             if old.automation.matching_version == automation.matching_version:
@@ -463,7 +373,7 @@ class Fold:
             while len(self._removed) > 10_000:
                 del self._removed[next(iter(self._removed))]
 
-    def _enlist(self, rule: _Rule) -> None:
+    def _enlist(self, rule: InForce) -> None:
         automation = rule.automation
         self._rules[automation.name] = rule
         self._removed.pop(automation.name, None)
@@ -495,7 +405,9 @@ class Fold:
 
         return arm
 
-    def _unlist(self, rule: _Rule) -> None:
+    def _unlist(self, rule: InForce) -> None:
+        if self._snapshot is not None:
+            self._snapshot.before(rule.automation.name, "")
         for index in itertools.count():
             if (rule.automation.name, index) not in self._matcher:
                 break
@@ -516,72 +428,100 @@ class Fold:
 
     def dump_definitions(self) -> bytes:
         """Return the rules in force, for ``restore``. They change rarely and are large."""
-        rules: JsonObject = {
-            name: {"revision": rule.revision, "definition": rule.automation.to_json()}
-            for name, rule in self._rules.items()
-        }
-        removed: Any = self._removed
-        return orjson.dumps({"v": STATE_VERSION, "rules": rules, "removed": removed})
+        rules = {name: orjson.Fragment(rule.defined) for name, rule in self._rules.items()}
+        return orjson.dumps({"v": STATE_VERSION, "rules": rules, "removed": self._removed})
 
     def dump_state(self) -> bytes:
-        """Return the state by rule and key, with the place in the log it belongs to."""
-        rules = {
+        """Return the state by rule and key in one piece, with the place in the log it belongs to."""
+        rules: Any = {
             name: orjson.Fragment(raw)
             for name, rule in self._rules.items()
             if (raw := rule.dump_raw()) != b"{}"
         }
-        return orjson.dumps({"v": STATE_VERSION, "seq": self.seq, "now": self.now, "rules": rules})
+        return encode_part(self.seq, self.now, rules)
+
+    def snapshot(self) -> Snapshot:
+        """Begin to take the state of this moment bit by bit; an earlier snapshot is given up."""
+        if self._snapshot is not None:
+            self._snapshot.drop()
+        self._snapshot = Snapshot(self.seq, self.now, self._rules)
+        return self._snapshot
+
+    def end_snapshot(self, snapshot: Snapshot) -> None:
+        """Forget a snapshot, taken or not."""
+        snapshot.drop()
+        if self._snapshot is snapshot:
+            self._snapshot = None
 
     @classmethod
-    def restore(cls, definitions: bytes, state: bytes, config: FoldConfig | None = None) -> Fold:
-        """Return the fold that was dumped.
+    def restore(
+        cls, definitions: bytes, state: bytes | Iterable[bytes], config: FoldConfig | None = None
+    ) -> Fold:
+        """Return the fold that was dumped, in one piece or in parts.
 
         Raises:
             ValueError: the state was written by another version of this code.
         """
+        fold = cls.defined(definitions, config)
+        for part in (state,) if isinstance(state, bytes) else state:
+            fold.take_up(part)
+        fold.wind_up()
+        return fold
+
+    @classmethod
+    def defined(cls, definitions: bytes, config: FoldConfig | None = None) -> Fold:
+        """Return a fold with the rules that were dumped and none of their state: ``take_up`` its parts."""
         fold = cls(config)
-        defined, stated = orjson.loads(definitions), orjson.loads(state)
-        for part in (defined, stated):
-            if part.get("v") != STATE_VERSION:
-                raise ValueError(f"rule state of version {part.get('v')!r}, this is version {STATE_VERSION}")
-        fold.seq, fold.now = stated["seq"], stated["now"]
-        for name, entry in defined["rules"].items():
+        stated = orjson.loads(definitions)
+        _check_version(stated)
+        for name, entry in stated["rules"].items():
             try:
                 automation = parse_automation(entry["definition"], name=name)
             except RuleInvalid as exc:
                 fold.errors[name] = str(exc)
                 continue
-            rule = _Rule(
-                automation,
-                entry["revision"],
-                None,
-                _written(automation, "do"),
-                _written(automation, "on_resolve"),
-            )
-            fold._enlist(rule)
-            own = stated["rules"].get(name, {})
-            if rule.form is not None and "form" in own:
-                rule.form.load(own["form"])
-            if rule.resolving is not None and "open" in own:
-                rule.resolving.load(own["open"])
-            rule.cooling = {key: tuple(c) for key, c in own.get("cooling", {}).items()}
-            if "budget" in own:
-                rule.budget_from, rule.fired, rule.held = own["budget"]
-        fold._removed = dict(defined.get("removed", {}))
-        fold._heap = fold._open_deadlines()
-        heapq.heapify(fold._heap)
-        fold._heap_limit = max(1024, 2 * len(fold._heap))
+            fold._enlist(InForce(automation, entry["revision"]))
+        fold._removed = dict(stated.get("removed", {}))
         return fold
+
+    def take_up(self, part: bytes) -> None:
+        """Take up one part of the state that was dumped; of several, in any order."""
+        with _uncollected():
+            stated = orjson.loads(part)
+            _check_version(stated)
+            self.seq, self.now = stated["seq"], stated["now"]
+            rules = stated["rules"]
+            for name, own in rules.items() if isinstance(rules, dict) else rules:
+                rule = self._rules.get(name)
+                if rule is not None:
+                    rule.load(own)
+
+    def wind_up(self) -> None:
+        """Set the deadlines of the state that was taken up."""
+        self._heap = self._open_deadlines()
+        heapq.heapify(self._heap)
+        self._heap_limit = max(1024, 2 * len(self._heap))
+
+
+def _check_version(stated: JsonObject) -> None:
+    if stated.get("v") != STATE_VERSION:
+        raise ValueError(f"rule state of version {stated.get('v')!r}, this is version {STATE_VERSION}")
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Make many objects that stay, without the collector looking at all of them again and again."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _all(checks: tuple[Callable[[Any], bool], ...]) -> Check:
     return lambda e: all(check(e) for check in checks)
-
-
-def _written(automation: Automation, word: Literal["do", "on_resolve"]) -> tuple[JsonObject, ...]:
-    """Return the actions as they are written."""
-    actions: Any = automation.to_json().get(word) or ()
-    return tuple(actions)
 
 
 def _worth_saying(n: int) -> bool:

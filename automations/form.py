@@ -110,7 +110,21 @@ class Form(Protocol):
 
     def dump(self) -> JsonValue: ...
 
-    def load(self, state: Any) -> None: ...
+    def load(self, state: Any) -> None:
+        """Take up what ``dump`` or ``dump_cells`` returned, beside what is there."""
+        ...
+
+    def cells(self) -> list[Any]:
+        """Return what the state consists of: the keys, unless ``watch`` says otherwise. May name one twice."""
+        ...
+
+    def dump_cells(self, cells: Iterable[Any]) -> JsonValue:
+        """Return a part of what ``dump`` returns: those of the cells that there are."""
+        ...
+
+    def watch(self, before: Callable[[Any], None]) -> bool:
+        """Tell ``before`` of every cell that is about to change, and return True; False where the cells are the keys."""
+        ...
 
 
 _SWEEP_FROM = 1024

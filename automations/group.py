@@ -12,7 +12,7 @@ times at which the events occurred.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -234,7 +234,19 @@ class Group:
         return dumped
 
     def load(self, state: Any) -> None:
-        self._windows = {
-            key: [w[0], w[1], *([tuple(e) for e in entries] for entries in w[2:])] for key, w in state.items()
-        }
+        self._windows.update(
+            (key, [w[0], w[1], *([tuple(e) for e in entries] for entries in w[2:])])
+            for key, w in state.items()
+        )
         self._sweep.done(len(self._windows))
+
+    def cells(self) -> list[Any]:
+        return list(self._windows)
+
+    def dump_cells(self, cells: Iterable[Any]) -> JsonValue:
+        found: Any = {key: state for key in cells if (state := self._windows.get(key)) is not None}
+        dumped: JsonValue = found
+        return dumped
+
+    def watch(self, before: Callable[[Any], None]) -> bool:
+        return False

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, insort
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import datetime
 from typing import Any
@@ -270,5 +270,14 @@ class Measuring:
         return {key: known.dump() for key, known in self._known.items()}
 
     def load(self, state: Any) -> None:
-        self._known = {key: self.key_class.load(s) for key, s in state.items()}
+        self._known.update((key, self.key_class.load(s)) for key, s in state.items())
         self._sweep.done(len(self._known))
+
+    def cells(self) -> list[Any]:
+        return list(self._known)
+
+    def dump_cells(self, cells: Iterable[Any]) -> JsonValue:
+        return {key: known.dump() for key in cells if (known := self._known.get(key)) is not None}
+
+    def watch(self, before: Callable[[Any], None]) -> bool:
+        return False

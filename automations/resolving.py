@@ -136,5 +136,13 @@ class Resolving:
         return dumped
 
     def load(self, state: Any) -> None:
-        self._open = {key: list(known) for key, known in state.items()}
+        self._open.update((key, list(known)) for key, known in state.items())
         self._sweep.done(len(self._open))
+
+    def cells(self) -> list[Any]:
+        return list(self._open)
+
+    def dump_cells(self, cells: Iterable[Any]) -> JsonValue:
+        found: Any = {key: state for key in cells if (state := self._open.get(key)) is not None}
+        dumped: JsonValue = found
+        return dumped

@@ -10,7 +10,7 @@ Firing ends every wait of the same key that asks for the same values: the sequen
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from ..vocabulary import JsonObject, JsonValue
@@ -60,6 +60,10 @@ class _Wait:
         return cls(recorded, time, last, done, [tuple(ref) for ref in refs], known, named)
 
 
+def _unwatched(place: _Place) -> None:
+    """Nobody takes a snapshot."""
+
+
 class Sequence:
     """``sequence`` … ``within``."""
 
@@ -76,6 +80,7 @@ class Sequence:
         self._waits: dict[_Place, list[_Wait]] = {}
         self._sweep = Sweep()
         self._fired: tuple[str, int] = ("", 0)  # key and sequence: an event that fired begins nothing
+        self._before: Callable[[_Place], object] = _unwatched
 
     def start(self, now: float) -> None:
         pass
@@ -103,6 +108,7 @@ class Sequence:
     def _begin(self, key: str, seen: Seen) -> None:
         ref = (seen.time, seen.seq, seen.id)
         step, place = self._steps[0], (key, 0, "[]")
+        self._before(place)
         wait = _Wait(seen.recorded, seen.time, seen.time, 1, [ref], {}, {})
         if step.count > 1:
             # One wait collects; it begins with the first of the last so many.
@@ -134,6 +140,7 @@ class Sequence:
     def _carry_on(self, place: _Place, waits: list[_Wait], seen: Seen) -> Firing | None:
         key, i, _ = place
         step = self._steps[i]
+        self._before(place)
         complete: list[_Wait] = []
         for wait in waits:
             if (
@@ -172,7 +179,9 @@ class Sequence:
         if where is None:
             return  # what it would ask for is not there, so nothing can ever answer
         join, wait.check = where
-        waits = self._waits.setdefault((key, i + 1, _ANY if join is None else join), [])
+        place = (key, i + 1, _ANY if join is None else join)
+        self._before(place)
+        waits = self._waits.setdefault(place, [])
         waits.append(wait)
         if len(waits) > MAX_WAITS:
             del waits[0]
@@ -187,11 +196,14 @@ class Sequence:
 
     def _fire(self, key: str, wait: _Wait, seen: Seen) -> Firing:
         self._remember(len(self._steps) - 1, wait, seen)
-        self._waits.pop((key, 0, "[]"), None)
+        places = [(key, 0, "[]")]
         for i, step in enumerate(self._steps[1:], 1):
             where = step.linked.place(wait.known)
             if where is not None:
-                self._waits.pop((key, i, _ANY if where[0] is None else where[0]), None)
+                places.append((key, i, _ANY if where[0] is None else where[0]))
+        for place in places:
+            self._before(place)
+            self._waits.pop(place, None)
         self._fired = (key, seen.seq)
         refs = tuple(EventRef(id_, seq, time) for time, seq, id_ in wait.refs)
         extra: JsonObject | None = {"steps": wait.named} if wait.named else None
@@ -247,7 +259,6 @@ class Sequence:
         return [[*place, [w.dump() for w in waits]] for place, waits in self._waits.items()]
 
     def load(self, state: Any) -> None:
-        self._waits = {}
         for key, step, join, waits in state:
             loaded = [_Wait.load(wait) for wait in waits]
             if step:
@@ -256,3 +267,17 @@ class Sequence:
                     wait.check = where[1] if where is not None else None
             self._waits[key, step, join] = loaded
         self._sweep.done(len(self._waits))
+
+    def cells(self) -> list[Any]:
+        return list(self._waits)
+
+    def dump_cells(self, cells: Iterable[Any]) -> JsonValue:
+        return [
+            [*place, [w.dump() for w in waits]]
+            for place in cells
+            if (waits := self._waits.get(place)) is not None
+        ]
+
+    def watch(self, before: Callable[[Any], None]) -> bool:
+        self._before = before
+        return True

@@ -35,6 +35,9 @@ GOAL_RATIO = 1 / 3
 GOAL_SLOWDOWN = 1.3
 KEYS = 1_000_000
 HISTORY = 200_000
+REFERENCE_PARSE = 600_000
+"""How many such events the machine parses per second that the goals suppose."""
+_SPREAD = 7_919  # coprime to the keys: each comes once before any comes again, in no order of theirs
 
 _STATES = ("scheduled", "pending", "running", "completed", "failed", "cancelled", "crashed")
 
@@ -165,7 +168,7 @@ def main() -> int:
         f"slower than with {COUNTS[0]} rules: {slower:.2f} times   {goals.below('slowdown', slower, GOAL_SLOWDOWN)}"
     )
     keyed(goals)
-    history(raw, goals)
+    history(raw, goals, parse)
     return goals.code
 
 
@@ -175,30 +178,49 @@ def keyed(goals: Goals) -> None:
     fold = Fold(FoldConfig(budget=10**9))
     fold.adopt(parse_automation(rule, name="r"))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    def events(first: int, last: int) -> None:
+        for i in range(first, last):
+            row = {
+                "type": "order.late", "id": f"0199aaaa-{i:08x}", "data": {"key": f"key-{i * _SPREAD % KEYS}"},
+            }  # fmt: skip
+            fold.step(row, seq=i + 1, recorded=1.7e9 + i / 1000)
+
     started = time.process_time()
-    for i in range(KEYS):
-        row = {"type": "order.late", "id": f"0199aaaa-{i:08x}", "data": {"key": f"key-{i}"}}
-        fold.step(row, seq=i + 1, recorded=1.7e9 + i / 1000)
-    took = time.process_time() - started
+    events(0, KEYS)
+    rate = KEYS / (time.process_time() - started)
     grown_mb = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    rate = KEYS / took
     print(
         f"count rule, {KEYS:,} keys: {rate:,.0f} events/s   {goals.at_least('count rule', rate, 100_000)}; "
         f"{grown_mb:.0f} MB   {goals.below('memory of keys', grown_mb, 400, ' MB')}"
     )
+    pauses, parts, n = list[float](), list[bytes](), KEYS
+    definitions = fold.dump_definitions()
     started = time.process_time()
-    definitions, state = fold.dump_definitions(), fold.dump_state()
-    put_s = time.process_time() - started
-    started = time.process_time()
-    Fold.restore(definitions, state)
-    up_s = time.process_time() - started
+    snapshot = fold.snapshot()
+    pauses.append(time.process_time() - started)
+    while not snapshot.is_done:
+        started = time.process_time()
+        part = snapshot.take(0.004)
+        pauses.append(time.process_time() - started)
+        parts += [part] if part is not None else []
+        events(n, n + 100)  # others go on meanwhile, and change what has not been taken
+        n += 100
+    fold.end_snapshot(snapshot)
+    longest_ms = max(pauses) * 1000
     print(
-        f"put down in {put_s:.2f} s, taken up in {up_s:.1f} s   {goals.below('taking up keys', up_s, 5, ' s')}"
+        f"put down in {len(pauses)} slices, {sum(pauses):.2f} s together, while {n - KEYS:,} events went on: "
+        f"longest pause {longest_ms:.0f} ms   {goals.below('pause', longest_ms, 20, ' ms')}"
     )
+    started = time.process_time()
+    restored = Fold.restore(definitions, parts)
+    up_s = time.process_time() - started
+    print(f"taken up in {up_s:.1f} s   {goals.below('taking up keys', up_s, 5, ' s')}")
+    assert (restored.keys(), restored.seq) == (KEYS, KEYS), "what was taken is the state of one moment"
 
 
-def history(raw: list[bytes], goals: Goals) -> None:
-    """Print how fast a rule is tried on a file of events."""
+def history(raw: list[bytes], goals: Goals, parse: float) -> None:
+    """Print how fast a rule is tried on a file of events; ``parse``: how fast such events are parsed here."""
     begin = datetime(2026, 1, 1, tzinfo=UTC).timestamp()
 
     def lines() -> Iterator[bytes]:
@@ -212,8 +234,12 @@ def history(raw: list[bytes], goals: Goals) -> None:
     started = time.process_time()
     made = backtest_lines(written, [parse_automation(rule, name="r")])
     rate = HISTORY / (time.process_time() - started)
-    verdict = goals.at_least("backtest", rate, 100_000)
-    print(f"backtest: {rate:,.0f} events/s, {made.rules['r'].fired} firings   {verdict}")
+    # A million in ten seconds, on a machine that parses such events at 600,000/s.
+    verdict = goals.at_least("backtest", rate, 100_000 * min(1.0, parse / REFERENCE_PARSE))
+    print(
+        f"backtest of a file: {rate:,.0f} events/s, {rate / parse:.2f} of parsing alone,"
+        f" {made.rules['r'].fired} firings   {verdict}"
+    )
 
 
 if __name__ == "__main__":

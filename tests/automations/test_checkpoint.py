@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+
 import pytest
 from hark.automations import checkpoint
 from hark.automations.checkpoint import Checkpoints, Deposed
@@ -21,8 +23,16 @@ async def put_down(checkpoints: Checkpoints, *, seq: int) -> None:
     fold.seq = seq
     definitions = fold.dump_definitions() if checkpoints.needs_definitions(fold.generation) else None
     await checkpoints.write(
-        generation=fold.generation, definitions=definitions, state=fold.dump_state(), incarnation="log"
+        generation=fold.generation,
+        definitions=definitions,
+        state=in_parts(fold.dump_state()),
+        incarnation="log",
     )
+
+
+async def in_parts(*parts: bytes) -> AsyncIterator[bytes]:
+    for part in parts:
+        yield part
 
 
 async def found(bus: Bus) -> int:

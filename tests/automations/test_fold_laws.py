@@ -7,6 +7,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 import orjson
+import pytest
+from hark.automations import snapshot
 from hark.automations.decision import ADOPTED, SOURCE, Decision
 from hark.automations.fold import Fold, FoldConfig
 from hark.automations.model import parse_automation
@@ -271,3 +273,52 @@ def test_sweeping_old_keys_changes_no_decision() -> None:
         most = max(most, swept.keys())
     assert most < 8_000
     assert len(swept._heap) < 20_000
+
+
+@settings(max_examples=30)
+@given(histories(), st.data())
+def test_a_snapshot_taken_while_events_go_on_is_the_state_of_its_moment(
+    history: list[tuple[float, bytes]], data: st.DataObject
+) -> None:
+    """Cell by cell between later events, whatever they change: who takes it up goes on as from that very moment."""
+    at = data.draw(st.integers(0, len(history)))
+    fold = fresh()
+    folded(fold, history[:at])
+    parts: list[bytes] = []
+    behind: list[Decision] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(snapshot, "_SMALL_CELLS", data.draw(st.sampled_from([0, 1, 64])))
+        patch.setattr(snapshot, "_PART_BYTES", 400)
+        taken = fold.snapshot()
+        taken._chunk = 1
+        definitions, state = fold.dump_definitions(), fold.dump_state()
+        for n in range(at, len(history)):
+            for _ in range(data.draw(st.integers(0, 3))):
+                if not taken.is_done:
+                    parts += [part for part in [taken.take(1e-9)] if part is not None]
+            behind += fold.step_raw(history[n][1], seq=n + 1, recorded=history[n][0])
+        while not taken.is_done:
+            parts += [part for part in [taken.take(1e-9)] if part is not None]
+    fold.end_snapshot(taken)
+    restored = Fold.restore(definitions, parts, fold.config)
+    whole = Fold.restore(definitions, state, fold.config)
+    assert _sorted(restored.dump_state()) == _sorted(whole.dump_state())
+    assert folded(restored, history, at) == folded(whole, history, at) == behind
+
+
+def _sorted(state: bytes) -> bytes:
+    """Return a state with its keys in order: the order in which cells are taken says nothing."""
+    loaded = orjson.loads(state)
+    for rule in loaded["rules"].values():
+        if isinstance(rule.get("form"), list):
+            rule["form"].sort(key=orjson.dumps)
+    return orjson.dumps(loaded, option=orjson.OPT_SORT_KEYS)
+
+
+def test_a_snapshot_that_was_dropped_is_not_taken_for_whole() -> None:
+    """Another one has begun since: the first refuses to go on."""
+    fold = fresh()
+    first = fold.snapshot()
+    fold.snapshot()
+    with pytest.raises(RuntimeError, match="dropped"):
+        first.take(1.0)
