@@ -18,6 +18,7 @@ __all__ = [
     "Bucket",
     "Entry",
     "Indexing",
+    "Limits",
     "Part",
     "Row",
     "Signature",
@@ -96,16 +97,27 @@ class Ranges(Generic[T]):
         hits += [entry.handle for entry in passed if entry.check is None or entry.check(event)]
 
 
+class Limits(tuple[tuple[float, Any], ...]):
+    """(limit, handle) of a few patterns: compared in the plan itself, which has read the value already.
+
+    A check would be a call, and of ten thousand each lies in cold memory.
+    """
+
+    __slots__ = ()
+
+
 @dataclass(slots=True, eq=False)
 class Bucket(Generic[T]):
     """Patterns that share a lookup key.
 
     ``live`` is the dictionary the plans probe. Under ``key`` it holds this bucket; or, once its kind is known, the
-    tuple of its handles where nothing is left to check, or the list of (check, handle) where that is all there is.
+    tuple of its handles where nothing is left to check, the list of (check, handle) where that is all there is, or the
+    ``Limits`` where all have a limit of the table's ``usual`` path and direction.
     """
 
     live: dict[Any, Any]
     key: Any
+    usual: tuple[Path, str] | None = None
     entries: dict[T, Entry[T]] = field(default_factory=dict)
     plain: tuple[T, ...] = ()
     checked: tuple[tuple[Check, T], ...] = ()
@@ -140,6 +152,12 @@ class Bucket(Generic[T]):
         # Most buckets are of one of two plain kinds, which the plans deal with themselves.
         if not self.ranges and not self.checked:
             self.live[self.key] = self.plain
+        elif (
+            self.usual is not None
+            and all(e.limit is not None and e.limit[:2] == self.usual and e.check is None for e in rest)
+            and not self.ranges
+        ):
+            self.live[self.key] = Limits((e.limit[2], e.handle) for e in rest if e.limit is not None)
         elif not self.ranges and not self.plain:
             self.live[self.key] = list(self.checked)
         else:
@@ -321,6 +339,8 @@ class Table(Generic[T]):
     signature: Signature
     buckets: dict[Any, Bucket[T]] = field(default_factory=dict)
     live: dict[Any, Any] = field(default_factory=dict)
+    usual: tuple[Path, str] | None = None
+    """Path and direction of the first limit that came; most rules of a kind share it."""
 
     def collect_array(self, values: list[Any], event: Row, hits: list[T]) -> None:
         """Look up each element of an array, for a signature of one equality."""
@@ -341,6 +361,8 @@ class Table(Generic[T]):
                     found += c
                 elif c.__class__ is list:
                     found += [handle for check, handle in c if check(event)]
+                elif c.__class__ is Limits:
+                    self.buckets[value].collect(event, found)
                 else:
                     c.collect(event, found)
         if found:

@@ -102,11 +102,14 @@ class Matcher(Generic[T]):
                 self._forget_plans(pattern)
             elif not found.signature:
                 self._forget_plans(pattern)  # what is not looked up is written out in the plans
+            if found.limit is not None and table.usual is None and found.signature:
+                table.usual = found.limit[:2]
+                self._forget_plans(pattern)
             entry = Entry(handle, found.check, found.limit, next(self._order))
             for key in found.keys:
                 bucket = table.buckets.get(key)
                 if bucket is None:
-                    bucket = table.buckets[key] = Bucket(table.live, key)
+                    bucket = table.buckets[key] = Bucket(table.live, key, table.usual)
                 bucket.entries[handle] = entry
                 bucket.touch()
             places.append(_Place(pattern, found.signature, found.keys))

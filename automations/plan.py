@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
-from .index import Bucket, Row, T, Table
+from .index import Bucket, Limits, Row, T, Table
 from .path import MISSING, Path, step
 
 __all__ = ["compile_plan"]
@@ -16,7 +16,7 @@ class _Names:
     """Gives generated code its variables."""
 
     def __init__(self) -> None:
-        self.values: dict[str, Any] = {"MISSING": MISSING, "step": step}
+        self.values: dict[str, Any] = {"MISSING": MISSING, "step": step, "Limits": Limits}
         self._n = itertools.count()
 
     def bind(self, value: Any) -> str:
@@ -40,17 +40,11 @@ def compile_plan(tables: list[Table[T]]) -> Callable[[Row], list[T]]:
     for table in tables:
         for part in table.signature:
             _read(part.path, variables, names, lines)
+        if table.usual is not None:
+            _read(table.usual[0], variables, names, lines)
     for bucket in open_buckets:
         for group in bucket.ranges:
             _read(group.path, variables, names, lines)
-    probe = [
-        "if c is not None:",
-        " if c.__class__ is tuple: hits += c",
-        " elif c.__class__ is list:",
-        "  for check, handle in c:",
-        "   if check(e): hits.append(handle)",
-        " else: c.collect(e, hits)",
-    ]
     for bucket in open_buckets:
         lines += _open_bucket(bucket, variables, names)
     for table in tables:
@@ -83,7 +77,7 @@ def compile_plan(tables: list[Table[T]]) -> Callable[[Row], list[T]]:
             lines.append(f"  if {arrays}: {names.bind(table.collect)}(e, hits)")
         lines.append("  else:")
         lines.append(f"   c = {get}({key})")
-        lines += ["   " + line for line in probe]
+        lines += ["   " + line for line in _probe(table, key, variables, names)]
     # An object where a text was looked for cannot be hashed: rare, so nothing is spent on it above.
     lines += [
         " except TypeError:",
@@ -135,6 +129,31 @@ def _open_bucket(bucket: Bucket[T], variables: dict[Path, str], names: _Names) -
             f"  elif {v}.__class__ is list: {names.bind(group.collect)}({v}, e, hits)",
         ]
     return lines
+
+
+def _probe(table: Table[T], key: str, variables: dict[Path, str], names: _Names) -> list[str]:
+    """Return the code that collects what was found as ``c`` under a key."""
+    lines = [
+        "if c is not None:",
+        " if c.__class__ is tuple: hits += c",
+    ]
+    if table.usual is not None:
+        path, op = table.usual
+        v = variables[path]
+        lines += [
+            " elif c.__class__ is Limits:",
+            f"  if {v}.__class__ is float or {v}.__class__ is int:",
+            "   for limit, handle in c:",
+            f"    if {v} {_SIGNS[op]} limit: hits.append(handle)",
+            f"  elif {v}.__class__ is list: {names.bind(table.buckets)}[{key}].collect(e, hits)",
+        ]
+    return [
+        *lines,
+        " elif c.__class__ is list:",
+        "  for check, handle in c:",
+        "   if check(e): hits.append(handle)",
+        " else: c.collect(e, hits)",
+    ]
 
 
 _SIGNS = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
