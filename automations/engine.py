@@ -182,11 +182,12 @@ class _Term:
         """Catch up, then decide for as long as nobody stops us."""
         await self._restore()
         async with anyio.create_task_group() as tg:
+            # From the first batch on: who catches up with a long log and dies has got somewhere.
+            tg.start_soon(self._keep_checkpoint)
             await tg.start(self._follow)
             await tg.start(self._watch_definitions)
             on_ready()
             tg.start_soon(self._keep_time)
-            tg.start_soon(self._keep_checkpoint)
             try:
                 await anyio.sleep_forever()
             finally:
@@ -245,6 +246,8 @@ class _Term:
                     self._taking = self._begun()
                 progress, self._progress = self._progress, anyio.Event()
                 progress.set()
+                # What waits in memory comes without a pause, and the lease has to be renewed meanwhile.
+                await anyio.lowlevel.checkpoint()
                 if not caught_up and batch.pending == 0:
                     caught_up = True
                     self._decided.clear()
