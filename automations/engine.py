@@ -29,6 +29,7 @@ from ..bus.subject import PREFIX
 from ..clock import SYSTEM_CLOCK, Clock
 from ..config import AutomationsConfig
 from ..errors import BusUnavailable, EventTooLarge, LogRewound
+from ..tracing import begin_span
 from ..vocabulary import JsonObject, derived_id, new_id
 from .backtest import type_of_subject
 from .checkpoint import Checkpoints, Deposed
@@ -301,9 +302,9 @@ class _Term:
             record = await self._bus.log.get(decision.refs[-1].seq)
             if record is not None:
                 row = orjson.loads(record.raw)
-        event = decision_event(decision, row)
+        event = _traced(decision, decision_event(decision, row))
         if row is not None and decision.what != "suppressed" and len(orjson.dumps(row)) > _ROW_BYTES:
-            return decision_event(decision, row, with_row=False)
+            return decision_event(decision, row, with_row=False).replace(traceparent=event.traceparent)
         return event
 
     # --- time -----------------------------------------------------------------------------------------
@@ -483,3 +484,24 @@ def _within(event: Event, limit_bytes: int) -> Event:
     if len(event.to_json()) < limit_bytes - 2048 or not isinstance(event.data, dict):
         return event
     return event.replace(data={k: v for k, v in event.data.items() if k != "event"})
+
+
+def _traced(decision: Decision, event: Event) -> Event:
+    """Return a decision's event as the child of the event it rests on, with a span of its own, where that is traced."""
+    if decision.what == "suppressed":
+        return event
+    begun = begin_span(
+        f"rule {decision.automation}",
+        kind="consumer",
+        parent=event.traceparent,
+        attributes={
+            "hark.automation": decision.automation,
+            "hark.decision": decision.what,
+            "hark.key": decision.key,
+            "hark.count": decision.count,
+        },
+    )
+    if begun is None:
+        return event
+    begun.end()
+    return event.replace(traceparent=begun.traceparent)

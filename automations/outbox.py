@@ -37,6 +37,7 @@ from ..bus.subject import PREFIX
 from ..clock import SYSTEM_CLOCK, Clock
 from ..config import AutomationsConfig
 from ..errors import AlreadyHeld, BusUnavailable, DefinitionError, GuardFailed, HarkError
+from ..tracing import span
 from ..vocabulary import JsonObject, new_id
 from .action import Action, parse_action, wait_before_retry_s
 from .action_state import ACTION_SOURCE, ActionState, action_event, backoff_of, kind_of, number_of, timeout_of
@@ -352,7 +353,17 @@ class Outbox(AsyncContextManagerMixin):
                 return None
             async with self._place(firing.automation):
                 began = anyio.current_time()
-                with anyio.fail_after(action.timeout or self._config.action_timeout_s):
+                with (
+                    anyio.fail_after(action.timeout or self._config.action_timeout_s),
+                    span(
+                        f"action {kind}",
+                        parent=firing.event.traceparent,
+                        attributes={
+                            "hark.automation": firing.automation,
+                            "hark.action.attempt": state.attempt,
+                        },
+                    ),
+                ):
                     result = await self._performers.perform(action, firing, key=key)
         except BusUnavailable:
             # Ours, not the action's fault; the claim stays and is taken up again when the broker is back.

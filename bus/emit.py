@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from ..errors import BufferFull, EventInvalid, RefusedError
+from ..tracing import begin_span, current_traceparent, is_tracing
 from ..vocabulary import JsonValue
 from .event import Event, check_text, check_type, is_own_type
 from .owner import Owner
@@ -120,7 +121,7 @@ def emit(
         correlationid=cause.correlationid,
         causationid=cause.causationid,
         causaldepth=cause.causaldepth,
-        traceparent=cause.traceparent,
+        traceparent=_traced(type, subject, cause, follows) if is_tracing() else cause.traceparent,
     )
     around = cause if follows is None else current_cause.get()
     owner = around.owner if isinstance(around, CauseAttrs) else None
@@ -183,6 +184,21 @@ def _check_attributes(
         check_text(name, text)
     if time is not None and (not isinstance(time, datetime) or time.tzinfo is None):
         raise EventInvalid("time", f"must be a datetime with a time zone, got {time!r}")
+
+
+def _traced(type: str, subject: str | None, cause: CauseAttrs, follows: Event | None) -> str | None:
+    """Return the ``traceparent`` of a span of the event's own, from which all that follows from it descends."""
+    begun = begin_span(
+        f"emit {type}",
+        kind="producer",
+        # In a run the span the code is in is the closer one; what an event follows from was said by somebody.
+        parent=cause.traceparent if follows is not None or current_traceparent() is None else None,
+        attributes={"cloudevents.event_type": type, "cloudevents.event_subject": subject},
+    )
+    if begun is None:
+        return cause.traceparent
+    begun.end()
+    return begun.traceparent
 
 
 _NO_CAUSE = CauseAttrs()

@@ -11,6 +11,7 @@ from ..errors import MissingContextError
 from .call_key import CallCounter
 
 if TYPE_CHECKING:
+    from ..tracing import Span
     from .flows import Flow
     from .run import FlowRun
     from .task_run import TaskRun
@@ -35,7 +36,7 @@ class FlowRunContext:
 
     __slots__ = (
         "cached", "calls", "flow", "flow_run", "left", "log_prints", "memo", "parameters", "parent", "runner",
-        "tracker",
+        "span", "tracker",
     )  # fmt: skip
 
     def __init__(
@@ -59,6 +60,8 @@ class FlowRunContext:
         self.parent = parent
         self.memo = memo
         self.left: list[FlowRun] = []
+        self.span: Span | None = None
+        """The run in traces; None where nothing is traced."""
         self.calls = CallCounter()
         self.cached: dict[str, Any] = {}
         """Results by cache key, of tasks that say persist_result=True and no policy."""

@@ -25,6 +25,7 @@ from ..errors import (
     RefusedError,
     UnknownName,
 )
+from ..tracing import current_traceparent
 from ..vocabulary import FlowRunId, JsonObject, StateType, new_id
 from .deployment import BUCKET as DEPLOYMENTS
 from .deployment import Deployment, is_name
@@ -129,7 +130,7 @@ class Control:
                 flow_version=deployment.flow_version, deployment=deployment.name, entrypoint=deployment.flow,
                 parameters=merged, tags=all_tags, pool=deployment.pool, queue=queue or deployment.queue, parent=parent,
                 scheduled_at=scheduled_at, concurrency_key=deployment.concurrency_key(merged, all_tags), cause=cause,
-                trigger_event=trigger_event,
+                trigger_event=trigger_event, traceparent=current_traceparent(),
             )
         )  # fmt: skip
 

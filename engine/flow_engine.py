@@ -11,6 +11,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from ..tracing import current_traceparent
 from .context import current_run, current_tags
 from .flow_driver import (
     body_async,
@@ -97,6 +98,7 @@ def _engine_for(
         parameters=parameters_json(parameters) if session is not None else dict(parameters), tags=tags,
         parent=above.flow_run.id if above is not None else None,
         cause=Cause("flow-run", above.flow_run.flow_name) if above is not None else None,
+        traceparent=current_traceparent(),
     )  # fmt: skip
     if above is not None and parent is not None:
         # The child's id follows from its place in the parent, so that a resumed parent finds it again.

@@ -27,6 +27,7 @@ from .nested import replace_leaves
 from .results import RecordedResult
 from .run import FlowRun
 from .signals import Abort, Skip, Suspend, suspension_in
+from .spans import end_span, flow_span
 from .states import (
     AwaitingRetry,
     Cancelled,
@@ -184,11 +185,15 @@ class FlowEngine:
             RunLost: another worker has the run.
             BaseException: what interrupted the run, after its end was written.
         """
+        span = self.context.span = flow_span(self.flow, self.run)
         try:
-            return (yield from self._life())
-        except BaseException:
+            state = yield from self._life()
+        except BaseException as exc:
             self._tell_above()
+            end_span(span, None, exc)
             raise
+        end_span(span, state)
+        return state
 
     def _tell_above(self) -> None:
         """Leave it to the run above to end this one, should it come to its own end without taking it up again."""
@@ -520,9 +525,12 @@ class FlowEngine:
                 causationid=run.causationid,
                 causaldepth=run.causaldepth + 1,
                 owner=self.tracker.owner,
+                traceparent=run.traceparent,
             )
             causes = current_cause.set(cause)
             stack.callback(current_cause.reset, causes)
+        if self.context.span is not None:
+            stack.enter_context(self.context.span.attached())
         stack.enter_context(printing(self.context.log_prints))
         return stack
 

@@ -76,6 +76,8 @@ class RunRequest:
     concurrency_key: str | None = None
     cause: Cause | None = None
     trigger_event: Event | None = None
+    traceparent: str | None = None
+    """The span that asked for it; default: that of the trigger event."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +115,8 @@ class FlowRun:
     causationid: str | None
     causaldepth: int
     seq: int
+    traceparent: str | None = None
+    """What the run follows from, in traces."""
     result: JsonObject | None = field(default=None, repr=False, compare=False)
     """How the last transition says what a COMPLETED run returned."""
 
@@ -184,6 +188,7 @@ class FlowRun:
             correlationid=(trigger.correlationid or trigger.id) if trigger else None,
             causationid=trigger.id if trigger else (request.cause.event if request.cause else None),
             causaldepth=trigger.causaldepth + 1 if trigger else 0, seq=0,
+            traceparent=request.traceparent or (trigger.traceparent if trigger else None),
         )  # fmt: skip
 
     @classmethod
@@ -205,7 +210,7 @@ class FlowRun:
             attempt=_int(run.get("attempt")), scheduled_at=_time(run.get("scheduled_at")),
             started_at=_time(run.get("started_at")), ended_at=_time(run.get("ended_at")), updated_at=event.time,
             correlationid=event.correlationid, causationid=event.causationid, causaldepth=event.causaldepth,
-            seq=recorded.seq, result=_mapping(data.get("result")) or None,
+            seq=recorded.seq, traceparent=event.traceparent, result=_mapping(data.get("result")) or None,
         )  # fmt: skip
 
     def moved(
@@ -267,7 +272,7 @@ def transition_event(
     return Event(
         type=f"flow-run.{event_word(run.state_type, run.state_name)}", source=SOURCE, id=id or new_id(),
         subject=f"flow-run/{run.id}", time=run.updated_at, data=data, correlationid=run.correlationid or run.id,
-        causationid=run.causationid, causaldepth=run.causaldepth,
+        causationid=run.causationid, causaldepth=run.causaldepth, traceparent=run.traceparent,
     )  # fmt: skip
 
 

@@ -49,6 +49,8 @@ class TaskCall:
     """Which of its tags are limited; None where that is not known yet."""
     held: tuple[Session, list[Any]] | None = None
     """The slots of limits it has."""
+    is_traced = False
+    """Whether its flow run is a span, and it is to be one in that."""
     cache: CallCache | None = None
     """Where its result is kept for other calls; set once it is clear that the call runs."""
 
@@ -104,6 +106,8 @@ def prepare(
     call = TaskCall(
         task, run, flow, log_prints if log_prints is not None else parent is not None and parent.log_prints
     )
+    if flow is not None and flow.span is not None:
+        call.is_traced = True
     if wait_for is not None or not is_plain(parameters.values()):
         _look_for_upstream(call, parameters, wait_for)
     if tracker is not None:

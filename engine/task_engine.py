@@ -11,6 +11,7 @@ import asyncio
 import random
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 from ..errors import UpstreamFailed
@@ -25,6 +26,7 @@ from .nested import ATOMS, replace_leaves
 from .results import NOT_KEPT, InlineResult, LargeResult
 from .retry import jittered_s, retry_delay_s
 from .signals import Abort, Interrupted, ReturnedFailure, Skip
+from .spans import task_span
 from .states import AwaitingRetry, Cached, Cancelled, Completed, NotReady, Retrying, Running, State, StateType
 from .tag_limits import give_back, give_back_async, take, take_async
 from .task_call import TaskCall, announce, resolve_inputs
@@ -33,6 +35,7 @@ from .timeouts import pause, within, within_async
 
 __all__ = ["call_async", "call_sync", "cancel_unstarted", "run_async", "run_sync", "settle_futures"]
 
+_NO_SPAN = nullcontext()
 _PENDING, _RUNNING, _SCHEDULED = StateType.PENDING, StateType.RUNNING, StateType.SCHEDULED
 
 
@@ -187,6 +190,7 @@ def call_sync(call: TaskCall) -> Any:
         or call.recorded is not None
         or call.is_settled
         or call.limited != ()
+        or call.is_traced
     ):
         return (run_sync(call)).result()
     token = current_run.set(TaskRunContext(task, run, run.parameters, call.flow, False))
@@ -232,7 +236,7 @@ def run_sync(call: TaskCall) -> State:
         return _not_ready(call, exc)
     token = current_run.set(context)
     try:
-        with printing(call.log_prints):
+        with printing(call.log_prints), task_span(call) if call.is_traced else _NO_SPAN:
             try:
                 give_name(call)
             except Exception as exc:
@@ -341,6 +345,7 @@ async def call_async(call: TaskCall) -> Any:
         or call.recorded is not None
         or call.is_settled
         or call.limited != ()
+        or call.is_traced
     ):
         return (await run_async(call)).result()
     token = current_run.set(TaskRunContext(task, run, run.parameters, call.flow, False))
@@ -388,7 +393,7 @@ async def run_async(call: TaskCall) -> State:
         return _not_ready(call, exc)
     token = current_run.set(context)
     try:
-        with printing(call.log_prints):
+        with printing(call.log_prints), task_span(call) if call.is_traced else _NO_SPAN:
             try:
                 give_name(call)
             except Exception as exc:
