@@ -67,7 +67,7 @@ FLOWS = """
 
     @task(on_completion=[task_told])
     def step(folder, n, n_run):
-        with concurrency("shared", timeout_seconds=60):
+        with concurrency("shared"):
             note(folder, f"step-{n}", n_run)
             time.sleep(0.1)
         return n
