@@ -41,8 +41,19 @@ TARGETS = ("flow_run", "deployment", "schedule", "pool", "queue", "automation", 
 """What `pause` and `resume` can be about."""
 
 
+MAX_NESTING = 32
+"""How deep JSON in an action may nest: what reads it goes down one call for each level."""
+
+
 def _checked(value: Any) -> Any:
-    """Check every template inside a JSON value."""
+    """Check every template inside a JSON value, and how deep it nests."""
+    _check_texts(value, 0)
+    return value
+
+
+def _check_texts(value: Any, depth: int) -> None:
+    if depth > MAX_NESTING:
+        raise ValueError(f"nested deeper than {MAX_NESTING} levels")
     if isinstance(value, str):
         try:
             check_template(value)
@@ -50,12 +61,11 @@ def _checked(value: Any) -> Any:
             raise ValueError(str(exc)) from exc
     elif isinstance(value, Mapping):
         for key, item in value.items():
-            _checked(key)
-            _checked(item)
+            _check_texts(key, depth + 1)
+            _check_texts(item, depth + 1)
     elif isinstance(value, list | tuple):
         for item in value:
-            _checked(item)
-    return value
+            _check_texts(item, depth + 1)
 
 
 def _text(value: Any) -> Any:

@@ -104,7 +104,9 @@ def parse_limit(value: object) -> Limit:
     if isinstance(value, str):
         text = value.strip()
         if re.fullmatch(r"[+-]?\d+", text):
-            return int(text) if len(text) <= 30 else float(text)
+            if len(text) <= 30:
+                return int(text)
+            raise ValueError(f"{text[:30]}… is too large a number to compare with")
         if re.fullmatch(r"[+-]?(\d+\.\d*|\.\d+|\d+)([eE][+-]?\d+)?", text):
             number = float(text)
             if math.isfinite(number):

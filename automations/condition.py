@@ -44,6 +44,8 @@ _MEANT = {
 _SIGN = {">": "gt", ">=": "gte", "<": "lt", "<=": "lte"}
 MAX_NODES = 500
 MAX_DEPTH = 12
+MAX_ALTERNATIVES = 10_000
+"""Values in one list of "any of these"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +209,8 @@ class _Parser:
     ) -> Node:
         if not items:
             raise self.fault(loc, "an empty list of alternatives can never match")
+        if len(items) > MAX_ALTERNATIVES:
+            raise self.fault(loc, f"more than {MAX_ALTERNATIVES} alternatives in one list")
         nodes: list[Node] = []
         scalars: list[Any] = []
         for i, item in enumerate(items):
@@ -330,6 +334,9 @@ class _Parser:
         items = list(operand) if isinstance(operand, list | tuple) else [operand]
         if not items:
             raise self.fault(loc, f"`{op}` needs a text, or a list of texts of which one has to fit")
+        if op not in ("prefix", "suffix") and len(items) > MAX_NODES:
+            # Each of them goes through the whole text, which may be a megabyte.
+            raise self.fault(loc, f"more than {MAX_NODES} alternatives in one `{op}`")
         check = _CHECKS.get(op)
         for i, item in enumerate(items):
             here = (*loc, i) if isinstance(operand, list | tuple) else loc

@@ -26,6 +26,12 @@ MAX_CHARS = 2000
 MAX_NESTING = 40
 _MAX_LOOPS = 2
 _MAX_STEPS = 100_000
+_MAX_WORK = 100_000_000
+"""Steps of comprehensions times what one step may look through: a second or so, at a nanosecond to ten for each."""
+_MAX_JOINED = 8 << 20
+"""Characters that `+` may make: each makes a copy of all before it."""
+_NODE = 8
+"""What a number, an array or a field counts for beside the characters of texts."""
 _LOOP = re.compile(r"\.\s*(all|exists|exists_one|map|filter)\s*\(")
 _STRINGS = re.compile(
     r"""[rRbB]*('''.*?'''|\"\"\".*?\"\"\"|'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")""", re.DOTALL
@@ -50,12 +56,17 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Expression:
-    """A compiled expression; ``names`` are the variables it reads, ``loops`` how deep its comprehensions may nest."""
+    """A compiled expression; ``names`` are the variables it reads.
+
+    ``loops`` is how deep its comprehensions may nest, one more where it looks things up in arrays (``in``); ``joins`` how
+    often it puts texts or arrays together.
+    """
 
     source: str
     program: Program
     names: frozenset[str]
     loops: int
+    joins: int = 0
 
     def holds(self, event: Any, extra: Mapping[str, Any] | None = None) -> bool:
         """Return whether it holds; a missing field or a wrong type does not match, and never raises."""
@@ -71,8 +82,13 @@ class Expression:
                 context[name] = event
             elif name in event:
                 context[name] = event[name]
-        if self.loops and _longest(context) ** self.loops > _MAX_STEPS:
-            return Outcome(False, "the event's arrays are too large for a comprehension in `if`")
+        if self.loops or self.joins:
+            longest, size = _extent(context)
+            steps = longest**self.loops
+            if steps > _MAX_STEPS or (self.loops and steps * size > _MAX_WORK):
+                return Outcome(False, "the event's arrays are too large for a comprehension in `if`")
+            if self.joins * size > _MAX_JOINED:
+                return Outcome(False, "the event's texts are too large to put together in `if`")
         try:
             value = self.program.execute(context)
         except KeyError as exc:
@@ -89,19 +105,23 @@ class Expression:
         return Outcome(False, "" if value is False else f"gave {value!r:.60}, not true or false")
 
 
-def _longest(value: Any) -> int:
-    """Return the length of the longest array, object or text inside ``value``."""
-    longest = 1
+def _extent(value: Any) -> tuple[int, int]:
+    """Return the length of the longest array or object inside ``value``, and how much there is to look through at all."""
+    longest, size = 1, 0
     stack = [value]
     while stack:
         item = stack.pop()
+        size += _NODE
         if isinstance(item, dict):
             longest = max(longest, len(item))
+            size += sum(map(len, item))
             stack.extend(item.values())
         elif isinstance(item, list):
             longest = max(longest, len(item))
             stack.extend(item)
-    return longest
+        elif isinstance(item, str):
+            size += len(item)
+    return longest, size
 
 
 def _nesting(text: str) -> tuple[int, int]:
@@ -175,7 +195,10 @@ def compile_expression(source: str) -> Expression:
         and (near := get_close_matches(unknown[0], ATTRIBUTES | _EXTRA, n=1, cutoff=0.75))
     ):
         raise ValueError(f"{unknown[0]!r} is no attribute of an event; did you mean {near[0]!r}?")
-    made = Expression(source, program, names, loops)
+    joins = bare.count("+") if "_+_" in program.functions() else 0
+    made = Expression(
+        source, program, names, loops + (1 if loops and "@in" in program.functions() else 0), joins
+    )
     if not names and (note := made.decide({}).note):
         raise ValueError(f"{source!r:.80} never holds: it {note}; compare something, such as data.total > 10")
     return made

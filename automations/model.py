@@ -456,3 +456,5 @@ def parse_automation(value: object, *, name: str | None = None) -> Automation:
         return Automation.model_validate(fields)
     except ValidationError as exc:
         raise RuleInvalid(problems_of(exc), name=str(fields.get("name", ""))) from exc
+    except RecursionError as exc:
+        raise RuleInvalid([Problem((), "it nests too deep")], name=str(fields.get("name", ""))) from exc

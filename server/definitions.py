@@ -35,11 +35,16 @@ SOURCE = "/hark/definitions"
 WORDS: Mapping[str, str] = {
     "deployments": "deployment", "schedules": "schedule", "automations": "automation", "webhooks": "webhook",
     "pools": "work-pool", "limits": "limit", "variables": "variable",
-    "blocks": "block",
+    "blocks": "block", "channels": "hark.channel", "silences": "hark.silence",
+    "sources": "hark.source", "sinks": "hark.sink",
 }  # fmt: skip
 """From a bucket to the first word (or words) of its events' types."""
 _HIDDEN = frozenset({"variables", "blocks", "channels"})
 """Buckets whose values may hold what nobody should read in an event."""
+_SECRET = frozenset({
+    ("webhooks", "verify"), ("sinks", "secret"), ("sinks", "headers"), ("sinks", "url"),
+})  # fmt: skip
+"""Parts of others in which somebody may have written out a secret."""
 _MAX_DATA_BYTES = 64 << 10
 _AGAIN_S = 1.0
 
@@ -78,16 +83,24 @@ def change_event(bucket: str, entry: Entry, before: Seen | None, *, gone: bool =
     elif before.paused != paused:
         word = "paused" if paused else "resumed"
     else:
-        word = "updated"
+        word = "expired" if bucket == "silences" and _is_over(value, entry.created_at) else "updated"
     name = name_of(entry.key) if bucket == "limits" else entry.key
     data: JsonObject = {"name": name, "bucket": bucket, "revision": entry.revision}
     if isinstance(value, dict) and bucket not in _HIDDEN and len(entry.value) <= _MAX_DATA_BYTES:
-        data["definition"] = value
+        data["definition"] = {k: v for k, v in value.items() if (bucket, k) not in _SECRET}
     kind = WORDS[bucket]
     return Event(
         type=f"{kind}.{word}", source=SOURCE, id=f"{bucket}-{entry.revision}" + ("-gone" if gone else ""),
-        subject=f"{kind}/{name}", time=entry.created_at, data=data,
+        subject=f"{kind.removeprefix('hark.')}/{name}", time=entry.created_at, data=data,
     )  # fmt: skip
+
+
+def _is_over(silence: JsonValue, at: datetime) -> bool:
+    ends_at = silence.get("ends_at") if isinstance(silence, dict) else None
+    try:
+        return isinstance(ends_at, str) and datetime.fromisoformat(ends_at) <= at
+    except ValueError:
+        return False
 
 
 def seen_after(entry: Entry) -> Seen | None:

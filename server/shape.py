@@ -35,6 +35,8 @@ def shape(
         return None, _faults(exc, model, node, path)
     except HarkError as exc:
         return None, [Fault(node.at, str(exc), dotted(path), exc.hint)]
+    except RecursionError:
+        return None, [Fault(node.at, "it nests too deep", dotted(path), "take the innermost parts out")]
 
 
 def dotted(path: Sequence[str | int]) -> str:

@@ -44,6 +44,27 @@ def test_what_a_change_is_called() -> None:
     assert word("variables", Entry("v", b"not json", 9, AT), None) == "variable.created variables-9"
 
 
+def test_silences_channels_sources_and_sinks_are_told() -> None:
+    """Made, ended before their time, gone; without the addresses and secrets that may stand in them."""
+    lasting, over = {"ends_at": "2026-01-01T01:00:00Z"}, {"ends_at": "2026-01-01T00:00:00Z"}
+    assert word("silences", entry(3, lasting), None) == "hark.silence.created silences-3"
+    assert word("silences", entry(4, lasting), Seen(3, False)) == "hark.silence.updated silences-4"
+    assert word("silences", entry(4, over), Seen(3, False)) == "hark.silence.expired silences-4"
+    assert word("silences", entry(5, None, deleted=True), Seen(4, False)) == "hark.silence.deleted silences-5"
+    assert word("sources", entry(3, {"paused": True}), Seen(2, False)) == "hark.source.paused sources-3"
+    hidden = {
+        "channels": {"urls": ["slack://s3cret"]}, "sinks": {"url": "https://s3cret", "secret": "s3cret", "events": "a.>"},
+        "webhooks": {"verify": {"preset": "github", "secret": "s3cret"}, "rate": "1/s"},
+    }  # fmt: skip
+    for bucket, value in hidden.items():
+        event = change_event(bucket, entry(1, value), None)
+        assert event is not None
+        assert "s3cret" not in event.to_json().decode()
+    channel = change_event("channels", entry(1, {}), None)
+    assert channel is not None
+    assert (channel.type, channel.subject) == ("hark.channel.created", "channel/etl")
+
+
 def test_values_that_nobody_should_read_are_not_told() -> None:
     """A variable's value stays where it is; a deployment's definition travels."""
     variable = change_event("variables", entry(1, "s3cret"), None)
