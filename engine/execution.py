@@ -25,6 +25,7 @@ from .run import FlowRun, transition_event
 from .run_log import RunLog
 from .signals import Interrupted
 from .states import Failed
+from .user_frames import format_for_author
 
 if TYPE_CHECKING:
     from ..bus.session import Session
@@ -96,8 +97,8 @@ async def execute_in_loop(job: Job, loader: Loader, session: Session, engine: En
         if flow is None:
             # Importing may take seconds, and the loop holds other runs.
             flow = await to_thread.run_sync(_load_async, job, loader)
-    except Exception:
-        return await _failed_to_load(job, session, traceback.format_exc())
+    except Exception as exc:
+        return await _failed_to_load(job, session, format_for_author(exc))
     try:
         if job.hooks:
             await call_owed_hooks_async(flow, job.run, session)
@@ -120,9 +121,9 @@ def execute_in_process(job: Job, loader: Loader, session: Session, engine: Engin
         flow = loader.load(job.entrypoint, job.path)
     except Interrupted:
         return Outcome("interrupted")
-    except BaseException:
+    except BaseException as exc:
         # Also sys.exit() at the top of a file: it must not look like the end of the process.
-        return session.call(_failed_to_load, job, session, traceback.format_exc())
+        return session.call(_failed_to_load, job, session, format_for_author(exc))
     try:
         if job.hooks:
             call_owed_hooks(flow, job.run, session)

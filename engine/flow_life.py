@@ -43,6 +43,7 @@ from .states import (
 )  # fmt: skip
 from .task_call import resolve_inputs
 from .tracking import FlowTracker
+from .user_frames import shown_exception
 
 if TYPE_CHECKING:
     from .flows import Flow
@@ -421,7 +422,7 @@ class FlowEngine:
             yield OnBus(tracker.close, (tuple(self.context.left),))
         if state.type is StateType.FAILED:
             # Before the end is written, so that who sees the run over finds its last line too.
-            self.log.error("%s", state.message, exc_info=_shown(state.data))
+            self.log.error("%s", state.message, exc_info=shown_exception(state.data))
         if tracker is not None:
             result = None
             if state.type is StateType.COMPLETED and self.flow.persist_result is not False:
@@ -554,8 +555,3 @@ def _unfit(exc: Exception) -> State:
         "Validation of flow parameters failed" if isinstance(exc, ParameterError) else "The run has no name"
     )
     return Failed(message=f"{what}: {describe(exc)}", data=exc)
-
-
-def _shown(data: Any) -> BaseException | None:
-    """Return the exception whose traceback helps: not of what says all there is to say in its message."""
-    return data if isinstance(data, Exception) and not isinstance(data, Abort | HarkError) else None

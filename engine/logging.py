@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..errors import MissingContextError
 from .context import FlowRunContext, TaskRunContext, current_run
+from .user_frames import format_for_author
 
 if TYPE_CHECKING:
     from ..bus.session import Session
@@ -44,6 +45,11 @@ class RunLogger(logging.LoggerAdapter[logging.Logger]):
         return msg, kwargs
 
 
+def _traceback(record: logging.LogRecord) -> str:
+    exc = record.exc_info[1] if record.exc_info else None
+    return "" if exc is None else "\n" + format_for_author(exc)
+
+
 class _ToConsole(logging.Handler):
     """Writes to the standard error stream there is *now*, unless the program has set up logging of its own."""
 
@@ -57,8 +63,7 @@ class _ToConsole(logging.Handler):
                 what, kind = getattr(record, "flow_run_name", "-"), "Flow run"
             moment = datetime.fromtimestamp(record.created).astimezone().strftime("%H:%M:%S.%f")[:-3]
             line = f"{moment} | {record.levelname:7} | {kind} {what!r} - {record.getMessage()}"
-            if record.exc_info:
-                line += "\n" + logging.Formatter().formatException(record.exc_info)
+            line += _traceback(record)
             sys.stderr.write(line + "\n")
         except Exception:
             self.handleError(record)
@@ -77,8 +82,7 @@ class _ToRunLogs(logging.Handler):
             from ..errors import LimitError
 
             message = record.getMessage()
-            if record.exc_info:
-                message += "\n" + logging.Formatter().formatException(record.exc_info)
+            message += _traceback(record)
             if len(message) > MAX_MESSAGE_CHARS:
                 message = message[:MAX_MESSAGE_CHARS] + f"… ({len(message)} characters)"
             extra = {

@@ -32,6 +32,7 @@ from .tag_limits import give_back, give_back_async, take, take_async
 from .task_call import TaskCall, announce, resolve_inputs
 from .task_run import TaskRun, stamp
 from .timeouts import pause, within, within_async
+from .user_frames import note_where, shown_exception
 
 __all__ = ["call_async", "call_sync", "cancel_unstarted", "run_async", "run_sync", "settle_futures"]
 
@@ -305,7 +306,7 @@ def finish_sync(call: TaskCall, state: State, result: InlineResult | LargeResult
     run, events = call.run, call.events
     run.state = state
     if state.type is StateType.FAILED:
-        _logger(call).error("try %d of %d: %s", run.run_count, call.task.retries + 1, state.message)
+        report_failure(call, state)
     if events is not None:
         events.write(run, state.type, state.name, state.message, result)
         if isinstance(result, LargeResult):
@@ -464,7 +465,7 @@ async def finish_async(
     run, events = call.run, call.events
     run.state = state
     if state.type is StateType.FAILED:
-        _logger(call).error("try %d of %d: %s", run.run_count, call.task.retries + 1, state.message)
+        report_failure(call, state)
     if events is not None:
         events.write(run, state.type, state.name, state.message, result)
         if isinstance(result, LargeResult):
@@ -528,6 +529,16 @@ def _hooked(call: TaskCall, state: State) -> None:
     """Note that the hooks of a completed call have run: a failed one runs again if the run is taken up, hooks and all."""
     if call.events is not None and call.flow is not None and state.type is StateType.COMPLETED:
         call.events.write_hooked(call.run)
+
+
+def report_failure(call: TaskCall, state: State) -> None:
+    """Say in the run's log that a task failed, with the author's lines; and in its exception where that was."""
+    run, exc = call.run, state.data
+    tries = f"try {run.run_count} of {call.task.retries + 1}"
+    if isinstance(exc, Exception):
+        above = f" of flow run {call.flow.flow_run.name!r}" if call.flow is not None else ""
+        note_where(exc, f"{run.name!r}{above}, {tries}")
+    _logger(call).error("%s: %s", tries, state.message, exc_info=shown_exception(exc))
 
 
 def _report_condition(call: TaskCall) -> None:
