@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from .engine.sleeping import sleep
     from .engine.states import State
     from .engine.tasks import Task, exponential_backoff, task
+    from .engine.transactions import get_transaction, transaction
     from .engine.values import Secret, Variable
     from .server.client import Hark
     from .server.serving import deploy, serve
@@ -69,6 +70,7 @@ _WHERE = {
     "flow": ".engine.flows",
     "get_run_context": ".engine.context",
     "get_run_logger": ".engine.logging",
+    "get_transaction": ".engine.transactions",
     "pause_flow_run": ".engine.flow_runs",
     "quote": ".engine.annotations",
     "rate_limit": ".engine.concurrency",
@@ -79,6 +81,7 @@ _WHERE = {
     "suspend_flow_run": ".engine.flow_runs",
     "tags": ".engine.context",
     "task": ".engine.tasks",
+    "transaction": ".engine.transactions",
     "unmapped": ".engine.annotations",
     "wait_for_event": ".automations.event_wait",
     "wait_for_flow_run": ".engine.flow_runs",
@@ -88,9 +91,9 @@ __all__ = [
     "Abort", "Block", "Event", "Flow", "Hark", "RunInput", "Secret", "Skip", "State", "Task", "Variable",
     "acancel_flow_run", "allow_failure", "apause_flow_run", "aresume_flow_run", "arun_deployment",
     "asuspend_flow_run", "await_for_event", "await_for_flow_run", "cancel_flow_run", "concurrency",
-    "deploy", "emit", "exponential_backoff", "flow", "get_run_context", "get_run_logger", "pause_flow_run",
-    "quote", "rate_limit", "resume_flow_run", "run_deployment", "runtime", "serve", "sleep",
-    "suspend_flow_run", "tags", "task", "unmapped", "wait_for_event", "wait_for_flow_run",
+    "deploy", "emit", "exponential_backoff", "flow", "get_run_context", "get_run_logger", "get_transaction",
+    "pause_flow_run", "quote", "rate_limit", "resume_flow_run", "run_deployment", "runtime", "serve", "sleep",
+    "suspend_flow_run", "tags", "task", "transaction", "unmapped", "wait_for_event", "wait_for_flow_run",
 ]  # fmt: skip
 
 

@@ -107,6 +107,20 @@ class EngineConfig(_Section):
     inline_result_bytes: int = Field(
         65_536, ge=0, le=1 << 20, description="results up to this size travel in the event"
     )
+    persist_results: bool | None = Field(
+        None,
+        description="what `persist_result` is where neither flow nor task says; unset: recorded in tracked runs",
+    )
+    result_storage: str | None = Field(
+        None,
+        description='where results are kept: a URL ("s3://bucket/prefix"), a path, or a saved block ("slug/name"); '
+        "unset: the broker",
+    )
+    result_serializer: str | None = Field(
+        None,
+        description='how results are written: "pickle", "json", "compressed/pickle", "compressed/json"; '
+        "unset: JSON where the value survives that, else pickle",
+    )
     thread_workers: int = Field(32, ge=1, le=1024, description="threads of the thread-pool task runner")
     track: Literal["auto", "always", "never"] = Field(
         "auto",

@@ -32,6 +32,7 @@
     │   └── RateLimited            more per time than was agreed; carries ``retry_after_s``
     ├── UnavailableError         try later: broker, database or a service cannot be reached
     │   ├── BusUnavailable
+    │   ├── ResultStorageFailed    a storage of results could not be read or written
     │   ├── NotificationFailed     some addresses of a channel did not take the message
     │   └── BrokerStartFailed
     ├── DataError                what was stored cannot be used; giving up is all that is left
@@ -394,6 +395,14 @@ class ResultMissing(RunError):
     def __init__(self, run_id: str, key: str, *, why: str) -> None:
         super().__init__(f"the result of run {run_id} under key {key!r} cannot be read: {why}")
         self.run_id, self.key = run_id, key
+
+
+class ResultStorageFailed(UnavailableError):
+    """A storage of results could not be read or written; ``storage`` and ``key`` say which."""
+
+    def __init__(self, storage: str, key: str, *, doing: str, why: str) -> None:
+        super().__init__(f"{doing} the result {key!r} at {storage} failed: {why}")
+        self.storage, self.key = storage, key
 
 
 class ReplayDiverged(RunError):

@@ -150,6 +150,11 @@ async def _load(session: Session, cls: type[Block], name: str) -> Block:
         raise DefinitionError(f"block {key!r} does not fit {cls.__name__}: {exc}") from exc
 
 
+def load_blocking(name: str) -> Any:
+    """Return the block ``slug/name``, waiting for it, from sync and async code."""
+    return _load.blocking(Block, name)
+
+
 @Either
 async def _delete(session: Session, cls: type[Block], name: str) -> None:
     key = _key(cls, name)

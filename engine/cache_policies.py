@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 import orjson
 
 from ..errors import HashError
 from .call_key import OPTIONS, canonical
+
+if TYPE_CHECKING:
+    from .locking import LockManager
+    from .transactions import IsolationLevel
 
 __all__ = [
     "DEFAULT", "FLOW_PARAMETERS", "INPUTS", "NONE", "NO_CACHE", "RUN_ID", "TASK_SOURCE", "CacheKeyFnPolicy", "CachePolicy",
@@ -55,8 +59,35 @@ def hash_objects(*values: Any) -> str:
     return blake2b(encoded, digest_size=16).hexdigest()
 
 
+@dataclass(frozen=True)
 class CachePolicy:
-    """What the key of a call is made of. Subclasses say ``compute_key``."""
+    """What the key of a call is made of. Subclasses say ``compute_key``.
+
+    Attributes:
+        key_storage: where it is noted what there is under which key, if not beside the results.
+        isolation_level: ``SERIALIZABLE``: of several who compute a key at once, one does, and the others get its result.
+        lock_manager: who sees to that. Default: the broker, or this process where none is known.
+    """
+
+    key_storage: Any = field(default=None, kw_only=True)
+    isolation_level: str | None = field(default=None, kw_only=True)
+    lock_manager: LockManager | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        level = getattr(self.isolation_level, "value", self.isolation_level)
+        if level not in (None, "READ_COMMITTED", "SERIALIZABLE"):
+            raise ValueError(f"isolation_level is READ_COMMITTED or SERIALIZABLE, got {level!r}")
+        object.__setattr__(self, "isolation_level", level)
+
+    def configure(
+        self,
+        key_storage: Any = None,
+        lock_manager: LockManager | None = None,
+        isolation_level: IsolationLevel | str | None = None,
+    ) -> Self:
+        """Return a copy with what is given changed; see the attributes."""
+        given = {"key_storage": key_storage, "lock_manager": lock_manager, "isolation_level": isolation_level}
+        return replace(self, **{name: value for name, value in given.items() if value is not None})
 
     @classmethod
     def from_cache_key_fn(cls, cache_key_fn: Callable[..., str | None]) -> CacheKeyFnPolicy:
@@ -84,12 +115,29 @@ class CachePolicy:
             return self
         mine = self.policies if isinstance(self, CompoundCachePolicy) else (self,)
         theirs = other.policies if isinstance(other, CompoundCachePolicy) else (other,)
-        return CompoundCachePolicy((*mine, *theirs))
+        together = {}
+        for name, what in (
+            ("key_storage", "storage locations"),
+            ("isolation_level", "isolation levels"),
+            ("lock_manager", "lock implementations"),
+        ):
+            one, another = getattr(self, name), getattr(other, name)
+            if one is not None and another is not None and one != another:
+                raise ValueError(
+                    f"cache policies with different {what} cannot be added up: {one!r} and {another!r}"
+                )
+            together[name] = another if one is None else one
+        return CompoundCachePolicy((*mine, *theirs), **together)
 
     def __sub__(self, other: str) -> CachePolicy:
         if not isinstance(other, str):
             raise TypeError(f"only the name of an argument can be taken out of a cache policy, got {other!r}")
-        return CompoundCachePolicy((self, Inputs((other,))))
+        return CompoundCachePolicy((self, Inputs((other,))), **self._how())
+
+    def _how(self) -> dict[str, Any]:
+        return {
+            "key_storage": self.key_storage, "isolation_level": self.isolation_level, "lock_manager": self.lock_manager,
+        }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -121,12 +169,14 @@ class CompoundCachePolicy(CachePolicy):
         if not isinstance(other, str):
             raise TypeError(f"only the name of an argument can be taken out of a cache policy, got {other!r}")
         if not any(isinstance(policy, Inputs) for policy in self.policies):
-            return CompoundCachePolicy((*self.policies, Inputs((other,))))
+            return CompoundCachePolicy((*self.policies, Inputs((other,))), **self._how())
         return CompoundCachePolicy(
-            tuple(policy - other if isinstance(policy, Inputs) else policy for policy in self.policies)
+            tuple(policy - other if isinstance(policy, Inputs) else policy for policy in self.policies),
+            **self._how(),
         )
 
 
+@dataclass(frozen=True)
 class _NoCache(CachePolicy):
     """No key: nothing is cached."""
 
@@ -198,7 +248,7 @@ class Inputs(CachePolicy):
     def __sub__(self, other: str) -> CachePolicy:
         if not isinstance(other, str):
             raise TypeError(f"only the name of an argument can be taken out of a cache policy, got {other!r}")
-        return Inputs((*self.exclude, other))
+        return Inputs((*self.exclude, other), **self._how())
 
 
 INPUTS = Inputs()

@@ -1,39 +1,31 @@
-"""Results that outlive their run: looked up before a task runs, kept after it has.
+"""Results that outlive their call: looked up before a task runs, kept after it has, under a key.
 
-Where a broker is known they are kept there (bucket ``cache``, large ones in the object store), so every machine has them;
-otherwise in files under ``HARK_HOME/storage``. What cannot be looked up or kept is said in the log, and the task runs.
+They are kept in the storage that the task or its flow chose; else, where a broker is known, there, so that every machine has
+them; else in files under ``HARK_HOME/storage``. What cannot be looked up or kept is said in the log, and the task runs.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from hashlib import blake2b
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import orjson
-
-from ..bus.event import format_time, parse_time
-from ..errors import HarkError
-from ..vocabulary import JsonObject
-from .either import blocking_session, session_here
-from .results import LargeResult, RecordedResult, decode_inline, encode_result
+from ..errors import DefinitionError, HarkError
+from ..vocabulary import new_id
+from .result_store import ResultStore
+from .results import InlineResult, missing, reference_to
 
 if TYPE_CHECKING:
-    from ..bus.session import Session
     from .cache_policies import CachePolicy
+    from .keeping import Keeping
     from .task_call import TaskCall
 
-__all__ = ["MISS", "CallCache", "TaskCache", "cache_of"]
+__all__ = ["MISS", "CallCache", "TaskCache", "cache_of", "staged_copy", "store_elsewhere"]
 
 log = logging.getLogger("hark.cache")
 
-BUCKET = "cache"
-INLINE_BYTES = 64 * 1024
 MISS: Any = object()
 """What reading gives when there is nothing; None is a result like any other."""
 
@@ -99,16 +91,78 @@ class TaskCache:
 
 
 def cache_of(call: TaskCall) -> CallCache | None:
-    """Return where the call's result is looked up and kept; None if it is not cached. Inside the task's context."""
-    cache = call.task.cache
-    if cache is None or call.task.isgenerator:
+    """Return where the call's result is looked up and kept; None if it is neither. Inside the task's context.
+
+    Raises:
+        DefinitionError: its storage is none, or its ``result_storage_key`` cannot be made.
+    """
+    task, flow, keeping = call.task, call.flow, call.keeping
+    if task.isgenerator or (keeping is not None and keeping.persist is False):
         return None
+    persists = keeping is not None and bool(keeping.persist)
+    cache = task.cache or (_implied() if persists and not task.is_uncached else None)
+    storage = keeping.storage if keeping is not None and persists else None
+    expires_s = cache.expires_s if cache is not None else None
+    if task.result_storage_key is not None:
+        key: str | None = _named(task.result_storage_key)
+    else:
+        key = _key_of(call, cache) if cache is not None else None
+    if key is None:
+        # Under a name of its own: nobody looks for it but those who have the reference.
+        return CallCache(_store(call, storage), new_id(), looks_up=False) if call.is_stored else None
+    looks_up = not (task.cache is not None and task.cache.refreshes)
+    if cache is not None and cache.is_implied and storage is None and task.result_storage_key is None:
+        if flow is None:
+            return None
+        return CallCache(None, key, memory=flow.cached, expires_s=expires_s, looks_up=looks_up)
+    policy = cache.policy if cache is not None and task.result_storage_key is None else None
+    return CallCache(
+        _store(call, storage, policy), key, expires_s=expires_s, looks_up=looks_up,
+        is_exclusive=policy is not None and policy.isolation_level == "SERIALIZABLE",
+    )  # fmt: skip
+
+
+def _store(call: TaskCall, storage: object, policy: CachePolicy | None = None) -> ResultStore:
+    serializer = call.keeping.serializer if call.keeping is not None else None
+    locks = None
+    if policy is not None and policy.isolation_level == "SERIALIZABLE":
+        from .locking import default_lock_manager
+
+        locks = policy.lock_manager or default_lock_manager()
+    return ResultStore(
+        storage,
+        serializer=serializer,
+        lock_manager=locks,
+        metadata_storage=policy.key_storage if policy is not None else None,
+    )
+
+
+def staged_copy(call: TaskCall) -> CallCache | None:
+    """Return where the result of a call stands until it is committed; None if that is in the log."""
+    if not call.is_stored or call.keeping is None:
+        return None
+    return CallCache(_store(call, call.keeping.storage), f"staged/{call.run.id}", looks_up=False)
+
+
+async def store_elsewhere(value: Any, keeping: Keeping) -> InlineResult:
+    """Keep what a flow returned in the storage it chose; return what its last event says of it."""
+    kept = CallCache(ResultStore(keeping.storage, serializer=keeping.serializer), new_id(), looks_up=False)
+    if await kept.awrite(value):
+        return kept.reference()
+    return missing(f"it could not be kept in {keeping.storage!r}")
+
+
+def _implied() -> TaskCache:
+    from .cache_policies import DEFAULT
+
+    return TaskCache(DEFAULT, is_implied=True)
+
+
+def _key_of(call: TaskCall, cache: TaskCache) -> str | None:
     from .cache_policies import MAX_KEY_CHARS
     from .context import TaskRunContext
 
     flow = call.flow
-    if cache.is_implied and flow is None:
-        return None
     try:
         key: object = cache.policy.compute_key(
             TaskRunContext.get(), call.run.parameters, flow.parameters if flow is not None else {}
@@ -129,159 +183,133 @@ def cache_of(call: TaskCall) -> CallCache | None:
             MAX_KEY_CHARS,
         )
         return None
-    if cache.is_implied:
-        assert flow is not None
-        return CallCache(cache, key, memory=flow.cached)
-    if call.events is not None:
-        return CallCache(cache, key)
-    from ..config import load_settings
+    return key
 
-    return CallCache(cache, key, folder=load_settings().home_path / "storage")
+
+def _named(template: str) -> str:
+    """Return the key that a ``result_storage_key`` makes of the run: ``"{flow_run.name}/{parameters[day]}"``."""
+    from . import runtime
+
+    try:
+        return template.format(
+            flow_run=runtime.flow_run, task_run=runtime.task_run, deployment=runtime.deployment,
+            parameters=runtime.task_run.parameters,
+        )  # fmt: skip
+    except (LookupError, AttributeError, ValueError) as exc:
+        raise DefinitionError(
+            f"result_storage_key {template!r} cannot be made: {type(exc).__name__}: {exc}",
+            hint="it may use {flow_run.…}, {task_run.…}, {deployment.…} and {parameters[…]}",
+        ) from exc
 
 
 class CallCache:
-    """The cached result of one call: in a run's memory, in a folder, or (neither given) in the broker."""
+    """The kept result of one call: in a store, or in the memory of a run.
+
+    Attributes:
+        is_exclusive: who looks it up has to have the lock first.
+    """
 
     def __init__(
         self,
-        cache: TaskCache,
+        store: ResultStore | None,
         key: str,
         *,
         memory: dict[str, Any] | None = None,
-        folder: Path | None = None,
+        expires_s: float | None = None,
+        looks_up: bool = True,
+        is_exclusive: bool = False,
     ) -> None:
-        self._cache, self.key = cache, key
-        self._memory, self._folder = memory, folder
-        self._name = blake2b(key.encode(), digest_size=20).hexdigest()
+        self._store, self.key = store, key
+        self._memory, self._expires_s, self._looks_up = memory, expires_s, looks_up
+        self.is_exclusive = is_exclusive
+        self._holder = new_id()
+        self._has_lock = False
+
+    def reference(self) -> InlineResult:
+        """Return what an event says of a result that is kept here."""
+        assert self._store is not None
+        return reference_to(self._store.shelf.name, self.key)
 
     # --- reading --------------------------------------------------------------------------------------
 
     def read(self) -> Any:
-        """Return the cached result, ``MISS`` if there is none that counts."""
-        if self._cache.refreshes:
-            return MISS
+        """Return the kept result, ``MISS`` if there is none that counts."""
         if self._memory is not None:
             return self._from_memory()
+        assert self._store is not None
         try:
-            if self._folder is not None:
-                return self._from_folder(self._folder)
-            session = blocking_session("a cached result")
-            record = session.call(self._look_up, session)
-            return MISS if record is None else self._recorded(session, record).read()
+            if self.is_exclusive:
+                self._has_lock = self._store.acquire_lock(self.key, self._holder)
+            if self._looks_up and self._store.exists(self.key):
+                return self._store.read(self.key, self._holder).result
         except HarkError as exc:
-            return self._unreadable(exc)
+            self._unreadable(exc)
+        return MISS
 
     async def aread(self) -> Any:
         """Do what ``read`` does, without holding the loop."""
-        if self._cache.refreshes:
-            return MISS
         if self._memory is not None:
             return self._from_memory()
+        assert self._store is not None
         try:
-            if self._folder is not None:
-                return self._from_folder(self._folder)
-            session = session_here("a cached result")
-            record = await session.acall(self._look_up, session)
-            return MISS if record is None else await self._recorded(session, record).aread()
+            if self.is_exclusive:
+                self._has_lock = await self._store.aacquire_lock(self.key, self._holder)
+            if self._looks_up and await self._store.aexists(self.key):
+                return (await self._store.aread(self.key, self._holder)).result
         except HarkError as exc:
-            return self._unreadable(exc)
-
-    async def _look_up(self, session: Session) -> JsonObject | None:
-        entry = await session.bus.bucket(BUCKET).get(self._name)
-        return None if entry is None else self._valid(entry.value)
-
-    def _valid(self, raw: bytes) -> JsonObject | None:
-        """Return the result in a record, if it is that of our key and still counts."""
-        try:
-            record: Any = orjson.loads(raw)
-        except orjson.JSONDecodeError:
-            return None
-        expires = record.get("expires")
-        if record.get("key") != self.key or (expires and parse_time(expires) <= datetime.now(UTC)):
-            return None
-        result = record.get("result")
-        return result if isinstance(result, dict) and result.get("format") != "none" else None
-
-    def _recorded(self, session: Session, result: JsonObject) -> RecordedResult:
-        return RecordedResult(session, result, run_id="(cached)", key=self.key)
+            self._unreadable(exc)
+        return MISS
 
     def _from_memory(self) -> Any:
         assert self._memory is not None
-        value, expires = self._memory.get(self.key, (MISS, None))
+        value, expires = self._memory.get(self.key, (MISS, None)) if self._looks_up else (MISS, None)
         return MISS if expires is not None and expires <= datetime.now(UTC) else value
 
-    def _from_folder(self, folder: Path) -> Any:
-        try:
-            raw = (folder / self._name).read_bytes()
-        except OSError:
-            return MISS
-        result = self._valid(raw)
-        return MISS if result is None else decode_inline(result, run_id="(cached)", key=self.key)
-
-    def _unreadable(self, exc: HarkError) -> Any:
+    def _unreadable(self, exc: HarkError) -> None:
+        if isinstance(exc, DefinitionError):
+            raise exc  # what is to be fixed is no bad weather
         log.warning("a cached result cannot be read, so the task runs: %s", exc)
-        return MISS
 
     # --- keeping --------------------------------------------------------------------------------------
 
-    def write(self, value: Any) -> None:
-        """Keep a result."""
+    def write(self, value: Any) -> bool:
+        """Keep a result; return whether it is kept."""
         if self._memory is not None:
             self._memory[self.key] = value, self._expires_at()
-            return
+            return True
+        assert self._store is not None
         try:
-            if self._folder is not None:
-                self._into_folder(self._folder, value)
-                return
-            session = blocking_session("a cached result")
-            session.call(self._keep, session, encode_result(value, inline_bytes=INLINE_BYTES))
-        except (HarkError, OSError) as exc:
-            self._unkept(exc)
+            self._store.write(value, self.key, self._expires_at(), self._holder if self._has_lock else None)
+        except Exception as exc:  # what cannot be written raises whatever it likes
+            return self._unkept(exc)
+        return True
 
-    async def awrite(self, value: Any) -> None:
+    async def awrite(self, value: Any) -> bool:
         """Do what ``write`` does, without holding the loop."""
         if self._memory is not None:
             self._memory[self.key] = value, self._expires_at()
-            return
+            return True
+        assert self._store is not None
         try:
-            if self._folder is not None:
-                self._into_folder(self._folder, value)
-                return
-            session = session_here("a cached result")
-            await session.acall(self._keep, session, encode_result(value, inline_bytes=INLINE_BYTES))
-        except (HarkError, OSError) as exc:
-            self._unkept(exc)
+            await self._store.awrite(
+                value, self.key, self._expires_at(), self._holder if self._has_lock else None
+            )
+        except Exception as exc:  # what cannot be written raises whatever it likes
+            return self._unkept(exc)
+        return True
 
-    async def _keep(self, session: Session, encoded: str | LargeResult) -> None:
-        if isinstance(encoded, LargeResult):
-            # By its content: a result that is read while another is kept stays whole.
-            name = f"results/cache/{self._name}-{blake2b(encoded.data, digest_size=12).hexdigest()}"
-            await session.bus.objects.put(name, encoded.data)
-            encoded = encoded.reference(name)
-        await session.bus.bucket(BUCKET).put(self._name, self._record(encoded), ttl_s=self._ttl_s)
-
-    def _into_folder(self, folder: Path, value: Any) -> None:
-        encoded = encode_result(value, inline_bytes=1 << 62)
-        assert isinstance(encoded, str)
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        # Renamed into its place, so that nobody ever reads half of it.
-        temporary = folder / f".{self._name}.{os.getpid()}.{id(self):x}"
-        temporary.write_bytes(self._record(encoded))
-        temporary.replace(folder / self._name)
-
-    def _record(self, result: str) -> bytes:
-        expires = self._expires_at()
-        about = {"key": self.key, "expires": format_time(expires) if expires else None}
-        return orjson.dumps(about)[:-1] + b',"result":' + result.encode() + b"}"
-
-    @property
-    def _ttl_s(self) -> float | None:
-        seconds = self._cache.expires_s
-        return None if seconds is None else max(1.0, seconds)
+    def let_go(self) -> None:
+        """Give the lock back, if we have it. From any thread; never waits."""
+        if self._has_lock and self._store is not None:
+            self._has_lock = False
+            self._store.release_lock(self.key, self._holder)
 
     def _expires_at(self) -> datetime | None:
-        seconds = self._cache.expires_s
+        seconds = self._expires_s
         return None if seconds is None else datetime.now(UTC) + timedelta(seconds=seconds)
 
-    def _unkept(self, exc: Exception) -> None:
-        log.warning("a result could not be cached: %s", exc)
+    def _unkept(self, exc: Exception) -> bool:
+        if isinstance(exc, DefinitionError):
+            raise exc
+        log.warning("a result could not be kept under %r: %s", self.key, exc)
+        return False

@@ -13,9 +13,11 @@ from .call_key import CallCounter
 if TYPE_CHECKING:
     from ..tracing import Span
     from .flows import Flow
+    from .keeping import Keeping
     from .run import FlowRun
     from .task_run import TaskRun
     from .task_runners import TaskRunner
+    from .task_transaction import TaskTransaction
     from .tasks import Task
     from .tracking import FlowTracker
 
@@ -31,11 +33,12 @@ class FlowRunContext:
         tracker: writes the log; None where nothing is tracked.
         memo: results by call key, kept in memory for retries of a flow that is not tracked; None if it has none.
         parent: the run that made this one, if it is a subflow.
+        keeping: what has been said of results, here or around; None: nothing.
         left: tracked runs of subflows that were stopped on their way, as they were then: not over, and not going on.
     """
 
     __slots__ = (
-        "cached", "calls", "flow", "flow_run", "left", "log_prints", "memo", "parameters", "parent", "runner",
+        "cached", "calls", "flow", "flow_run", "keeping", "left", "log_prints", "memo", "parameters", "parent", "runner",
         "span", "tracker",
     )  # fmt: skip
 
@@ -50,6 +53,7 @@ class FlowRunContext:
         log_prints: bool,
         parent: FlowRunContext | TaskRunContext | None,
         memo: dict[str, Any] | None = None,
+        keeping: Keeping | None = None,
     ) -> None:
         self.flow = flow
         self.flow_run = flow_run
@@ -59,12 +63,16 @@ class FlowRunContext:
         self.log_prints = log_prints
         self.parent = parent
         self.memo = memo
+        self.keeping = keeping
         self.left: list[FlowRun] = []
         self.span: Span | None = None
         """The run in traces; None where nothing is traced."""
         self.calls = CallCounter()
         self.cached: dict[str, Any] = {}
         """Results by cache key, of tasks that say persist_result=True and no policy."""
+
+    transaction = None
+    """A flow run is no transaction; as of task runs."""
 
     def renew(self) -> None:
         """Begin a new try: calls are counted anew, and submitted tasks run again."""
@@ -87,9 +95,18 @@ class FlowRunContext:
 
 
 class TaskRunContext:
-    """The task run the code is in. ``flow_context`` is None for a task called outside any flow."""
+    """The task run the code is in.
 
-    __slots__ = ("_calls", "flow_context", "log_prints", "parameters", "task", "task_run", "tracker")
+    Attributes:
+        flow_context: the flow run around it; None for a task called outside any flow.
+        caller: the run whose code made the call.
+        keeping: what has been said of results, here or around; None: nothing.
+        transaction: that of the present try; None where nothing has asked for one yet.
+    """
+
+    __slots__ = (
+        "_calls", "caller", "flow_context", "keeping", "log_prints", "parameters", "task", "task_run", "transaction",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -98,6 +115,8 @@ class TaskRunContext:
         parameters: dict[str, Any],
         flow_context: FlowRunContext | None,
         log_prints: bool,
+        caller: FlowRunContext | TaskRunContext | None = None,
+        keeping: Keeping | None = None,
     ) -> None:
         self.task = task
         self.task_run = task_run
@@ -105,6 +124,9 @@ class TaskRunContext:
         self.flow_context = flow_context
         self.log_prints = log_prints
         self._calls: CallCounter | None = None
+        self.caller = caller
+        self.keeping = keeping
+        self.transaction: TaskTransaction | None = None
 
     @property
     def calls(self) -> CallCounter:

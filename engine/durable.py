@@ -19,7 +19,7 @@ from .context import FlowRunContext, current_run
 from .signals import Suspend
 from .states import State
 from .task_call import TaskCall, prepare
-from .task_engine import begin_try, succeeded
+from .task_engine import begin_try, recorded, succeeded
 from .tasks import Task
 
 __all__ = ["Wait"]
@@ -93,10 +93,9 @@ class Wait:
         """Record that it is over, and what it came to; return that."""
         call = self._call
         begin_try(call)
-        state, result = succeeded(call, value)
-        call.run.state = state
+        state = succeeded(call, value)
         if call.events is not None:
-            call.events.write(call.run, state.type, state.name, None, result)
+            call.events.write(call.run, state.type, state.name, None, recorded(call, state))
         return value
 
 

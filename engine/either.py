@@ -83,6 +83,11 @@ class Either(Generic[P, R]):
         session = blocking_session(self._what)
         return session.call(self._fn, session, *args, **kwargs)
 
+    def blocking(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Do it holding the thread, whatever kind of code calls."""
+        session = blocking_session(self._what)
+        return session.call(self._fn, session, *args, **kwargs)
+
     async def aio(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Do it from async code."""
         session = session_here(self._what)

@@ -25,9 +25,10 @@ from .flow_life import FlowEngine
 from .naming import default_run_name
 from .parameters import parameters_json
 from .run import Cause, FlowRun, RunRequest, run_id_for
+from .side_session import SideSession
 from .states import State
 from .timeouts import within_async
-from .tracking import FlowTracker, SideSession
+from .tracking import FlowTracker
 
 if TYPE_CHECKING:
     from ..bus.session import Session

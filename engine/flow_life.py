@@ -21,6 +21,7 @@ from .final_state import describe, state_of_crash, state_of_exception, state_of_
 from .futures import TaskFuture, resolve_futures_to_states
 from .hook_log import HERE, is_owed, owing
 from .hooks import HOOK_OF_TYPE, Hook
+from .keeping import keeping_of
 from .logging import RunLogger, logger_of_flow_run, printing
 from .naming import render_name
 from .nested import replace_leaves
@@ -155,6 +156,7 @@ class FlowEngine:
             log_prints=log_prints if log_prints is not None else parent is not None and parent.log_prints,
             parent=parent,
             memo={} if tracker is None and self.retries else None,
+            keeping=keeping_of(flow.keeping, parent),
         )
 
     @property
@@ -425,8 +427,9 @@ class FlowEngine:
             self.log.error("%s", state.message, exc_info=shown_exception(state.data))
         if tracker is not None:
             result = None
-            if state.type is StateType.COMPLETED and self.flow.persist_result is not False:
-                result = yield OnBus(tracker.store_flow_result, (state.data,))
+            keeping = self.context.keeping
+            if state.type is StateType.COMPLETED and (keeping is None or keeping.persist is not False):
+                result = yield OnBus(tracker.store_flow_result, (state.data, keeping))
             try:
                 yield OnBus(tracker.finish, (state,), {"result": result})
             except MoveRefused:

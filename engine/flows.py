@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypedDict, T
 from ..vocabulary import JsonObject
 from . import flow_engine
 from .hooks import Hook, check_hooks
+from .keeping import Keeping
 from .marked import Marked
 from .naming import check_name, check_template, flow_name_of
 from .parameters import CallShape
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from .deployments import RunnerDeployment
+    from .serializers import Serializer
 
 __all__ = ["Flow", "FlowOptions", "flow"]
 
@@ -46,7 +48,11 @@ class FlowOptions(TypedDict, total=False):
     timeout_seconds: for each try; see ``timeouts.py`` for what can be interrupted.
     task_runner: where submitted tasks run; a runner or its class. Default: ``ThreadPoolTaskRunner()``.
     validate_parameters: False: take parameters as they come.
-    persist_result: False: do not record the return value.
+    persist_result: False: do not record results, of the flow and of its tasks. True: keep them, also for the retries of a
+        flow that is not tracked and for equal calls. None: as the flow or task around; else recorded in tracked runs.
+    result_storage: where results are kept, of the flow and of its tasks: a URL, a path, a saved block (``"slug/name"``) or
+        a block. result_serializer: how they are written: ``"json"``, ``"compressed/pickle"``, …
+    cache_result_in_memory: False: read the return value from where it is kept, each time it is asked for.
     log_prints: send ``print`` to the run's log; None: as the parent flow does.
     tags: put on each of its runs and on what they call.
     on_running, on_completion, on_failure, on_cancellation, on_crashed: lists of ``hook(flow, flow_run, state)``.
@@ -63,6 +69,9 @@ class FlowOptions(TypedDict, total=False):
     task_runner: TaskRunner | type[TaskRunner] | None
     validate_parameters: bool | None
     persist_result: bool | None
+    result_storage: object
+    result_serializer: Serializer | str | None
+    cache_result_in_memory: bool | None
     log_prints: bool | None
     tags: Iterable[str] | None
     on_running: Sequence[Hook] | None
@@ -105,7 +114,14 @@ class Flow(Marked, Generic[P, R]):
             raise TypeError(f"task_runner must be a task runner, got {runner!r}")
         self.task_runner: TaskRunner = runner or ThreadPoolTaskRunner()
         self.should_validate_parameters = options.get("validate_parameters") is not False
-        self.persist_result = options.get("persist_result")
+        self.result_storage, self.result_serializer = (
+            options.get("result_storage"),
+            options.get("result_serializer"),
+        )
+        self.cache_result_in_memory = options.get("cache_result_in_memory") is not False
+        self.keeping = Keeping.of(options)
+        """What it says of its results, and of those of its tasks; None: nothing."""
+        self.persist_result = self.keeping.persist if self.keeping is not None else None
         self.log_prints = options.get("log_prints")
         self.tags = frozenset(options.get("tags") or ())
         self.hooks: dict[str, list[Hook]] = {

@@ -23,10 +23,11 @@ __all__ = ["FinishedCall", "FinishedCalls", "attempt_starts", "begins_anew", "no
 
 @dataclass(frozen=True, slots=True)
 class FinishedCall:
-    """A call that completed earlier: the task run that did it, and its result as recorded."""
+    """A call that completed earlier: the task run that did it, its result as recorded, what its transaction held."""
 
     task_run_id: str
     result: JsonObject
+    transaction: JsonObject | None = None
 
 
 def attempt_starts(history: Iterable[Recorded]) -> list[tuple[int, int]]:
@@ -98,7 +99,7 @@ def _attempt_and_running(data: dict[str, Any]) -> tuple[int, bool]:
 class FinishedCalls:
     """The finished calls of a flow run by their keys, folded from its task events in order.
 
-    Of several events with one key, the first that counts is kept.
+    Of several events with one key, the first that counts is kept; one that tells of a rollback takes it away again.
 
     Args:
         starts: what ``attempt_starts`` says of the run.
@@ -115,12 +116,20 @@ class FinishedCalls:
                 continue
             data = orjson.loads(recorded.raw)["data"]
             key = data.get("call")
-            if not key or key in self.by_key:
+            if not key:
+                continue
+            is_undone = data.get("state", _NULL).get("name") == "RolledBack"
+            if key in self.by_key and not is_undone:
                 continue
             attempt = data["flow_run"].get("attempt") or 0
             if any(newer > attempt and seq < recorded.seq for newer, seq in self._starts):
                 continue
-            self.by_key[key] = FinishedCall(data["run"]["id"], data.get("result") or _NULL)
+            if is_undone:
+                self.by_key.pop(key, None)
+                continue
+            self.by_key[key] = FinishedCall(
+                data["run"]["id"], data.get("result") or _NULL, data.get("transaction")
+            )
 
 
 _COMPLETED = frozenset({"completed", "cached"})

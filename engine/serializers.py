@@ -1,12 +1,17 @@
-"""Values to bytes and back: pickle, JSON, and either of them compressed."""
+"""Values to bytes and back: pickle, JSON, and either of them compressed.
+
+A serializer has a ``type``, which is written beside its bytes, so that whoever reads them finds the right one. A subclass
+with a ``type`` of its own is found by it too, once its module has been imported.
+"""
 
 from __future__ import annotations
 
-import zlib
+import builtins
+import json
 from abc import ABC, abstractmethod
-from typing import Any
-
-import orjson
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any, ClassVar
 
 __all__ = [
     "CompressedSerializer",
@@ -15,6 +20,7 @@ __all__ = [
     "Serializer",
     "pickled",
     "serializer_named",
+    "serializer_of",
     "unpickled",
 ]
 
@@ -35,9 +41,15 @@ def unpickled(data: bytes) -> Any:
 
 
 class Serializer(ABC):
-    """Turns a value into bytes and back; ``type`` is written beside the bytes."""
+    """Turns a value into bytes and back. Subclasses say a ``type``, and are found by it if they can be made without arguments."""
 
-    type: str
+    _known: ClassVar[dict[str, builtins.type[Serializer]]] = {}
+    type: str = ""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if cls.type:
+            Serializer._known.setdefault(cls.type, cls)
 
     @abstractmethod
     def dumps(self, value: Any) -> bytes:
@@ -47,70 +59,150 @@ class Serializer(ABC):
     def loads(self, data: bytes) -> Any:
         """Return the value that ``dumps`` was given."""
 
+    def __eq__(self, other: object) -> bool:
+        return other.__class__ is self.__class__ and vars(other) == vars(self)
+
+    def __hash__(self) -> int:
+        return hash(self.type)
+
 
 class PickleSerializer(Serializer):
-    """cloudpickle: nearly everything, functions and classes of ``__main__`` included."""
+    """cloudpickle: nearly everything, functions and classes of ``__main__`` included.
+
+    Args:
+        picklelib: another module with ``dumps`` and ``loads``. What it writes must be readable by cloudpickle.
+    """
 
     type = "pickle"
 
+    def __init__(self, picklelib: str = "cloudpickle") -> None:
+        self.picklelib = picklelib
+        _module_with(picklelib, "dumps", "loads")
+
     def dumps(self, value: Any) -> bytes:
-        return pickled(value)
+        data: bytes = _module_with(self.picklelib, "dumps", "loads").dumps(value)
+        return data
 
     def loads(self, data: bytes) -> Any:
-        return unpickled(data)
+        return _module_with(self.picklelib, "dumps", "loads").loads(data)
 
 
 class JSONSerializer(Serializer):
-    """JSON; dataclasses, dates and pydantic models are written and come back as plain JSON values."""
+    """JSON that people and other programs can read.
+
+    What JSON has no form for (dates, dataclasses, pydantic models, sets, bytes, exceptions, …) is written as
+    ``{"__class__": "module.Name", "data": …}`` and comes back as an object of that class. Tuples come back as lists, keys
+    as texts.
+
+    Args:
+        jsonlib: another module with ``dumps`` and ``loads``.
+        object_encoder, object_decoder: ``module.function`` instead of the ones that do the above; None for none.
+        dumps_kwargs, loads_kwargs: passed on to the library.
+    """
 
     type = "json"
 
+    def __init__(
+        self,
+        jsonlib: str = "json",
+        *,
+        object_encoder: str | None = "hark.engine.json_objects.encode",
+        object_decoder: str | None = "hark.engine.json_objects.decode",
+        dumps_kwargs: Mapping[str, Any] | None = None,
+        loads_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        _module_with(jsonlib, "dumps", "loads")
+        if dumps_kwargs and "default" in dumps_kwargs:
+            raise ValueError("dumps_kwargs takes no `default`; say object_encoder instead")
+        if loads_kwargs and "object_hook" in loads_kwargs:
+            raise ValueError("loads_kwargs takes no `object_hook`; say object_decoder instead")
+        self.jsonlib = jsonlib
+        self.object_encoder, self.object_decoder = object_encoder, object_decoder
+        self.dumps_kwargs, self.loads_kwargs = dict(dumps_kwargs or {}), dict(loads_kwargs or {})
+
     def dumps(self, value: Any) -> bytes:
-        return orjson.dumps(value, default=_json_form, option=orjson.OPT_SERIALIZE_NUMPY)
+        options = dict(self.dumps_kwargs)
+        if self.object_encoder:
+            options["default"] = _function(self.object_encoder)
+        library = json if self.jsonlib == "json" else import_module(self.jsonlib)
+        written: str | bytes = library.dumps(value, **options)
+        return written.encode("utf-8", "surrogatepass") if isinstance(written, str) else written
 
     def loads(self, data: bytes) -> Any:
-        return orjson.loads(data)
+        options = dict(self.loads_kwargs)
+        if self.object_decoder:
+            options["object_hook"] = _function(self.object_decoder)
+        library = json if self.jsonlib == "json" else import_module(self.jsonlib)
+        return library.loads(data.decode("utf-8", "surrogatepass"), **options)
 
 
 class CompressedSerializer(Serializer):
-    """Another serializer's bytes, through zlib."""
+    """Another serializer's bytes, compressed.
 
-    def __init__(self, serializer: Serializer | str = "pickle") -> None:
+    Args:
+        compressionlib: a module with ``compress`` and ``decompress``: ``zlib``, ``lzma``, ``bz2``, …
+    """
+
+    def __init__(self, serializer: Serializer | str = "pickle", compressionlib: str = "zlib") -> None:
         self.serializer = serializer_named(serializer) if isinstance(serializer, str) else serializer
-        self.type = f"compressed/{self.serializer.type}"
+        self.compressionlib = compressionlib
+        _module_with(compressionlib, "compress", "decompress")
+        by = "" if compressionlib == "zlib" else f":{compressionlib}"
+        self.type = f"compressed{by}/{self.serializer.type}"
 
     def dumps(self, value: Any) -> bytes:
-        return zlib.compress(self.serializer.dumps(value), level=3)
+        data: bytes = import_module(self.compressionlib).compress(self.serializer.dumps(value))
+        return data
 
     def loads(self, data: bytes) -> Any:
-        return self.serializer.loads(zlib.decompress(data))
+        return self.serializer.loads(import_module(self.compressionlib).decompress(data))
 
 
 def serializer_named(name: str) -> Serializer:
-    """Return the serializer called ``pickle``, ``json``, ``compressed/pickle`` or ``compressed/json``.
+    """Return the serializer of a type: ``pickle``, ``json``, ``compressed/pickle``, ``compressed:lzma/json``, one's own.
 
     Raises:
         ValueError: there is none of that name.
     """
-    match name:
-        case "pickle":
-            return PickleSerializer()
-        case "json":
-            return JSONSerializer()
-        case "compressed" | "compressed/pickle":
-            return CompressedSerializer(PickleSerializer())
-        case "compressed/json":
-            return CompressedSerializer(JSONSerializer())
-        case _:
-            raise ValueError(
-                f"there is no serializer {name!r}; take pickle, json, compressed/pickle or compressed/json"
-            )
+    first, slash, inner = name.partition("/")
+    word, _, library = first.partition(":")
+    if word == "compressed":
+        return CompressedSerializer(serializer_named(inner if slash else "pickle"), library or "zlib")
+    found = Serializer._known.get(name)
+    if found is None:
+        own = sorted(set(Serializer._known) - {"pickle", "json"})
+        raise ValueError(
+            f"there is no serializer {name!r}; take pickle, json, compressed/pickle or compressed/json"
+            + (f", or {', '.join(own)}" if own else "")
+        )
+    return found()
 
 
-def _json_form(value: Any) -> Any:
-    dump = getattr(value, "model_dump", None)
-    if dump is not None:
-        return dump(mode="json")
-    if isinstance(value, set | frozenset):
-        return list(value)
-    raise TypeError(f"{type(value).__qualname__} is not JSON")
+def serializer_of(given: Any) -> Serializer | None:
+    """Return what was said as ``result_serializer``: a serializer, its name, or None for "as it fits".
+
+    Raises:
+        ValueError: there is none of that name. TypeError: it is neither.
+    """
+    if given is None or isinstance(given, Serializer):
+        return given
+    if isinstance(given, str):
+        return serializer_named(given)
+    raise TypeError(f"result_serializer must be a serializer or its name, such as 'json', got {given!r}")
+
+
+def _module_with(name: str, *functions: str) -> Any:
+    try:
+        module = import_module(name)
+    except ImportError as exc:
+        raise ValueError(f"module {name!r} cannot be imported: {exc}") from exc
+    for function in functions:
+        if not callable(getattr(module, function, None)):
+            raise ValueError(f"module {name!r} has no function {function!r}")
+    return module
+
+
+def _function(path: str) -> Callable[..., Any]:
+    module, _, name = path.rpartition(".")
+    found: Callable[..., Any] = getattr(import_module(module), name)
+    return found

@@ -7,16 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import UpstreamFailed
 from .annotations import Annotation, allow_failure, quote, unmapped
-from .context import FlowRunContext, current_run, current_tags
+from .context import FlowRunContext, TaskRunContext, current_run, current_tags
 from .futures import TaskFuture
+from .keeping import keeping_of
 from .nested import is_plain, replace_leaves
 from .results import RecordedResult
 from .states import Completed, State, StateType
 from .task_run import IdSource, TaskRun
+from .transactions import current_block
 
 if TYPE_CHECKING:
     from ..bus.session import Session
     from .caching import CallCache
+    from .keeping import Keeping
     from .tasks import Task
     from .tracking import TaskEvents
 
@@ -53,6 +56,12 @@ class TaskCall:
     """Whether its flow run is a span, and it is to be one in that."""
     cache: CallCache | None = None
     """Where its result is kept for other calls; set once it is clear that the call runs."""
+    keeping: Keeping | None = None
+    """What has been said of its result; None: nothing, by nobody."""
+    caller: FlowRunContext | TaskRunContext | None = None
+    """The run whose code made the call."""
+    is_careful = False
+    """Whether it is part of a transaction, or something has been said of its result."""
 
     def __init__(
         self, task: Task[..., Any], run: TaskRun, flow: FlowRunContext | None, log_prints: bool
@@ -69,7 +78,20 @@ class TaskCall:
     @property
     def keeps_memo(self) -> bool:
         """Whether its result is kept in memory for a retry of its flow."""
-        return self.flow is not None and self.flow.memo is not None and bool(self.task.persist_result)
+        if self.flow is None or self.flow.memo is None:
+            return False
+        return self.keeping is not None and bool(self.keeping.persist)
+
+    @property
+    def is_unkept(self) -> bool:
+        """Whether somebody said that the result is not even recorded."""
+        return self.keeping is not None and self.keeping.persist is False
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether the result goes to a storage that somebody chose."""
+        keeping = self.keeping
+        return keeping is not None and bool(keeping.persist) and keeping.storage is not None
 
 
 def prepare(
@@ -102,12 +124,23 @@ def prepare(
         tags=tags,
         upstream=(),
     )
+    keeping = task.keeping
+    if keeping is not None or (parent is not None and parent.keeping is not None):
+        keeping = keeping_of(keeping, parent)
     log_prints = task.log_prints
     call = TaskCall(
         task, run, flow, log_prints if log_prints is not None else parent is not None and parent.log_prints
     )
     if flow is not None and flow.span is not None:
         call.is_traced = True
+    if parent is not None:
+        call.caller = parent
+    else:
+        keeping = keeping_of(task.keeping, None)
+    if keeping is not None:
+        call.keeping, call.is_careful = keeping, True
+    if current_block.get() is not None or (parent is not None and parent.transaction is not None):
+        call.is_careful = True
     if wait_for is not None or not is_plain(parameters.values()):
         _look_for_upstream(call, parameters, wait_for)
     if tracker is not None:
@@ -133,9 +166,10 @@ def prepare(
                 session, id_, inline_bytes=load_settings().engine.inline_result_bytes
             )
             announce(call)
-    elif flow.memo is not None and task.persist_result:
+    elif call.keeps_memo:
         assert parent is not None
         run.call, run.index = parent.calls.key(task.name, parameters, salt=task.key_salt)
+        assert flow.memo is not None
         if run.call in flow.memo:
             call.settled = Completed(data=flow.memo[run.call], run_id=id_)
     if tags and call.events is not None:

@@ -23,14 +23,24 @@ from .hooks import HOOK_OF_TYPE, call_blocking, run_hooks, run_hooks_async
 from .logging import RunLogger, logger_of_task_run, printing
 from .naming import render_name
 from .nested import ATOMS, replace_leaves
-from .results import NOT_KEPT, InlineResult, LargeResult
+from .results import InlineResult, LargeResult
 from .retry import jittered_s, retry_delay_s
 from .signals import Abort, Interrupted, ReturnedFailure, Skip
 from .spans import task_span
 from .states import AwaitingRetry, Cached, Cancelled, Completed, NotReady, Retrying, Running, State, StateType
+from .steps import take_steps, take_steps_async
 from .tag_limits import give_back, give_back_async, take, take_async
 from .task_call import TaskCall, announce, resolve_inputs
 from .task_run import TaskRun, stamp
+from .task_transaction import (
+    abandon,
+    conclude,
+    own_transaction,
+    replayed,
+    try_transaction,
+    undo_try,
+    values_of,
+)
 from .timeouts import pause, within, within_async
 from .user_frames import note_where, shown_exception
 
@@ -65,7 +75,7 @@ def begin(call: TaskCall) -> TaskRunContext:
     run, task = call.run, call.task
     if not call.is_plain:
         run.parameters = resolve_inputs(run.parameters, call.wait_for, what=f"task {task.name!r}")
-    return TaskRunContext(task, run, run.parameters, call.flow, call.log_prints)
+    return TaskRunContext(task, run, run.parameters, call.flow, call.log_prints, call.caller, call.keeping)
 
 
 def give_name(call: TaskCall) -> None:
@@ -97,29 +107,29 @@ def running_state(run: TaskRun) -> State:
     return Running(run_id=run.id) if run.run_count <= 1 else Retrying(run_id=run.id)
 
 
-def succeeded(call: TaskCall, value: Any) -> tuple[State, InlineResult | LargeResult | None]:
-    """Return the final state for what the function returned, and how its result is recorded."""
-    run, events = call.run, call.events
+def succeeded(call: TaskCall, value: Any) -> State:
+    """Return the final state for what the function returned."""
+    run = call.run
     if type(value) not in ATOMS:
         value = resolve_futures_to_states(value)
         state = state_of_value(value, run_id=run.id)
     else:
         state = Completed(data=value, run_id=run.id)
     run.state = state
-    if state.type is not StateType.COMPLETED:
-        if (
-            state.type is StateType.FAILED
-            and run.run_count <= call.task.retries
-            and not call.task.isgenerator
-        ):
-            # To return a failure is to fail: it is tried again as if it had been raised.
-            raise ReturnedFailure(state)
-        return state, None
-    if call.keeps_memo and call.flow is not None and call.flow.memo is not None:
+    if state.type is StateType.FAILED and run.run_count <= call.task.retries and not call.task.isgenerator:
+        # To return a failure is to fail: it is tried again as if it had been raised.
+        raise ReturnedFailure(state)
+    if state.type is StateType.COMPLETED and call.keeps_memo and call.flow is not None:
+        assert call.flow.memo is not None
         call.flow.memo[run.call] = state.data
-    if events is None:
-        return state, None
-    return state, NOT_KEPT if call.task.persist_result is False else events.record(state.data)
+    return state
+
+
+def recorded(call: TaskCall, state: State) -> InlineResult | LargeResult | None:
+    """Return how the result of a state is recorded, where nobody has said anything about that."""
+    if call.events is None or state.type is not StateType.COMPLETED:
+        return None
+    return call.events.record(state.data)
 
 
 def cached(call: TaskCall, value: Any) -> tuple[State, InlineResult | LargeResult | None]:
@@ -131,7 +141,9 @@ def cached(call: TaskCall, value: Any) -> tuple[State, InlineResult | LargeResul
         return state, None
     if not call.is_announced:
         announce(call)
-    return state, call.events.record(value)
+    if call.is_stored and call.cache is not None:
+        return state, call.cache.reference()
+    return state, call.events.record(value, call.keeping.serializer if call.keeping is not None else None)
 
 
 def may_retry(call: TaskCall, exc: Exception) -> bool:
@@ -188,29 +200,32 @@ def call_sync(call: TaskCall) -> Any:
         task.needs_care
         or call.log_prints
         or not call.is_plain
+        or call.is_careful
         or call.recorded is not None
         or call.is_settled
         or call.limited != ()
         or call.is_traced
     ):
         return (run_sync(call)).result()
-    token = current_run.set(TaskRunContext(task, run, run.parameters, call.flow, False))
+    context = TaskRunContext(task, run, run.parameters, call.flow, False, call.caller)
+    token = current_run.set(context)
     try:
         if events is not None and events.is_crowded:
             events.give_way()
         begin_try(call)
         try:
             value = task.body(**run.parameters)
-            if type(value) not in ATOMS or call.keeps_memo:
+            if type(value) not in ATOMS or context.transaction is not None:
                 return (_conclude_sync(call, value)).result()
         except Exception as exc:
             return (_tries_sync(call, exc)).result()
         if events is not None:
-            result = NOT_KEPT if task.persist_result is False else events.record(value)
-            events.write(run, StateType.COMPLETED, "Completed", None, result)
+            events.write(run, StateType.COMPLETED, "Completed", None, events.record(value))
         return value
     except BaseException as exc:
         if not isinstance(exc, Exception):
+            if context.transaction is not None:
+                take_steps(abandon(exc))
             crashed(call, exc)
         raise
     finally:
@@ -224,7 +239,9 @@ def run_sync(call: TaskCall) -> State:
         BaseException: what is no ``Exception`` (Ctrl-C, a cancelled loop) is recorded and goes on up.
     """
     if call.recorded is not None:
-        state = _recorded(call, call.recorded.read())
+        value = call.recorded.read()
+        take_steps(replayed(call, value))
+        state = _recorded(call, value)
         if hooks := _owed_hooks(call):
             run_hooks(hooks, call.task, call.run, state)
             _hooked(call, state)
@@ -240,16 +257,19 @@ def run_sync(call: TaskCall) -> State:
         with printing(call.log_prints), task_span(call) if call.is_traced else _NO_SPAN:
             try:
                 give_name(call)
+                kept = MISS
+                if call.task.cache is not None or call.keeping is not None:
+                    call.cache = cache_of(call)
+                    kept = call.cache.read() if call.cache is not None else MISS
             except Exception as exc:
                 state = state_of_exception(exc, what="Task run", run_id=call.run.id)
                 return finish_sync(call, state)
-            if call.task.cache is not None:
-                call.cache = cache_of(call)
-                if call.cache is not None and (kept := call.cache.read()) is not MISS:
-                    return finish_sync(call, *cached(call, kept))
+            if kept is not MISS:
+                return finish_sync(call, *cached(call, kept))
             return _tries_sync(call)
     except BaseException as exc:
         if not isinstance(exc, Exception):
+            take_steps(abandon(exc))
             state = crashed(call, exc)
             hooks = _hooks_of(call, state)
             if hooks:
@@ -259,6 +279,8 @@ def run_sync(call: TaskCall) -> State:
         if call.held is not None:  # stopped between having them and calling the function
             give_back(call)
         current_run.reset(token)
+        if call.cache is not None:
+            call.cache.let_go()
 
 
 def _tries_sync(call: TaskCall, failure: Exception | None = None) -> State:
@@ -274,6 +296,8 @@ def _tries_sync(call: TaskCall, failure: Exception | None = None) -> State:
             if task.on_running_hooks:
                 run.state = running_state(run)
                 run_hooks(task.on_running_hooks, task, run, run.state)
+            if call.is_careful or task.has_transaction_hooks:
+                try_transaction(call)
             args, kwargs = task.shape.spread(run.parameters)
             try:
                 with within(task.timeout_seconds, f"task {task.name!r}"):
@@ -286,7 +310,9 @@ def _tries_sync(call: TaskCall, failure: Exception | None = None) -> State:
                     give_back(call)
         state = state_of_exception(failure, what="Task run", run_id=run.id)
         if not may_retry(call, failure) or not wants_retry_sync(call, state):
+            take_steps(undo_try(is_last=True))
             return finish_sync(call, state)
+        take_steps(undo_try(is_last=False))
         pause(await_retry(call, state))
         failure = None
 
@@ -295,10 +321,10 @@ def _conclude_sync(call: TaskCall, value: Any) -> State:
     """End a call whose function returned; what making a result of its value raises counts as the function's."""
     if type(value) not in ATOMS:
         value = resolve_futures_to_states(value)
-    state, result = succeeded(call, value)
-    if call.cache is not None and state.type is StateType.COMPLETED:
-        call.cache.write(state.data)
-    return finish_sync(call, state, result)
+    state = succeeded(call, value)
+    if call.is_careful or call.cache is not None or own_transaction() is not None:
+        return take_steps(conclude(call, state, finish_sync, finish_async))
+    return finish_sync(call, state, recorded(call, state))
 
 
 def finish_sync(call: TaskCall, state: State, result: InlineResult | LargeResult | None = None) -> State:
@@ -308,7 +334,7 @@ def finish_sync(call: TaskCall, state: State, result: InlineResult | LargeResult
     if state.type is StateType.FAILED:
         report_failure(call, state)
     if events is not None:
-        events.write(run, state.type, state.name, state.message, result)
+        events.write(run, state.type, state.name, state.message, result, values_of(call))
         if isinstance(result, LargeResult):
             events.give_way()
     hooks = _hooks_of(call, state)
@@ -343,29 +369,32 @@ async def call_async(call: TaskCall) -> Any:
         task.needs_care
         or call.log_prints
         or not call.is_plain
+        or call.is_careful
         or call.recorded is not None
         or call.is_settled
         or call.limited != ()
         or call.is_traced
     ):
-        return (await run_async(call)).result()
-    token = current_run.set(TaskRunContext(task, run, run.parameters, call.flow, False))
+        return await (await run_async(call)).aresult()
+    context = TaskRunContext(task, run, run.parameters, call.flow, False, call.caller)
+    token = current_run.set(context)
     try:
         if events is not None and events.is_crowded:
             await events.give_way_async()
         begin_try(call)
         try:
             value = await task.body(**run.parameters)
-            if type(value) not in ATOMS or call.keeps_memo:
+            if type(value) not in ATOMS or context.transaction is not None:
                 return (await _conclude_async(call, value)).result()
         except Exception as exc:
             return (await _tries_async(call, exc)).result()
         if events is not None:
-            result = NOT_KEPT if task.persist_result is False else events.record(value)
-            events.write(run, StateType.COMPLETED, "Completed", None, result)
+            events.write(run, StateType.COMPLETED, "Completed", None, events.record(value))
         return value
     except BaseException as exc:
         if not isinstance(exc, Exception):
+            if context.transaction is not None:
+                await take_steps_async(abandon(exc))
             crashed(call, exc)
         raise
     finally:
@@ -379,7 +408,9 @@ async def run_async(call: TaskCall) -> State:
         BaseException: what is no ``Exception`` (Ctrl-C, a cancelled loop) is recorded and goes on up.
     """
     if call.recorded is not None:
-        state = _recorded(call, await call.recorded.aread())
+        value = await call.recorded.aread()
+        await take_steps_async(replayed(call, value))
+        state = _recorded(call, value)
         if hooks := _owed_hooks(call):
             await run_hooks_async(hooks, call.task, call.run, state)
             _hooked(call, state)
@@ -397,16 +428,19 @@ async def run_async(call: TaskCall) -> State:
         with printing(call.log_prints), task_span(call) if call.is_traced else _NO_SPAN:
             try:
                 give_name(call)
+                kept = MISS
+                if call.task.cache is not None or call.keeping is not None:
+                    call.cache = cache_of(call)
+                    kept = await call.cache.aread() if call.cache is not None else MISS
             except Exception as exc:
                 state = state_of_exception(exc, what="Task run", run_id=call.run.id)
                 return await finish_async(call, state)
-            if call.task.cache is not None:
-                call.cache = cache_of(call)
-                if call.cache is not None and (kept := await call.cache.aread()) is not MISS:
-                    return await finish_async(call, *cached(call, kept))
+            if kept is not MISS:
+                return await finish_async(call, *cached(call, kept))
             return await _tries_async(call)
     except BaseException as exc:
         if not isinstance(exc, Exception):
+            await take_steps_async(abandon(exc))
             state = crashed(call, exc)
             hooks = _hooks_of(call, state)
             if hooks:
@@ -416,6 +450,8 @@ async def run_async(call: TaskCall) -> State:
         current_run.reset(token)
         if call.held is not None:  # stopped between having them and calling the function
             await give_back_async(call)
+        if call.cache is not None:
+            call.cache.let_go()
 
 
 async def _tries_async(call: TaskCall, failure: Exception | None = None) -> State:
@@ -431,6 +467,8 @@ async def _tries_async(call: TaskCall, failure: Exception | None = None) -> Stat
             if task.on_running_hooks:
                 run.state = running_state(run)
                 await run_hooks_async(task.on_running_hooks, task, run, run.state)
+            if call.is_careful or task.has_transaction_hooks:
+                try_transaction(call)
             args, kwargs = task.shape.spread(run.parameters)
             try:
                 async with within_async(task.timeout_seconds, f"task {task.name!r}"):
@@ -443,7 +481,9 @@ async def _tries_async(call: TaskCall, failure: Exception | None = None) -> Stat
                     await give_back_async(call)
         state = state_of_exception(failure, what="Task run", run_id=run.id)
         if not may_retry(call, failure) or not await wants_retry_async(call, state):
+            await take_steps_async(undo_try(is_last=True))
             return await finish_async(call, state)
+        await take_steps_async(undo_try(is_last=False))
         await asyncio.sleep(await_retry(call, state))
         failure = None
 
@@ -452,10 +492,10 @@ async def _conclude_async(call: TaskCall, value: Any) -> State:
     """End a call whose function returned; what making a result of its value raises counts as the function's."""
     if type(value) not in ATOMS:
         await settle_futures(value)
-    state, result = succeeded(call, value)
-    if call.cache is not None and state.type is StateType.COMPLETED:
-        await call.cache.awrite(state.data)
-    return await finish_async(call, state, result)
+    state = succeeded(call, value)
+    if call.is_careful or call.cache is not None or own_transaction() is not None:
+        return await take_steps_async(conclude(call, state, finish_sync, finish_async))
+    return await finish_async(call, state, recorded(call, state))
 
 
 async def finish_async(
@@ -467,7 +507,7 @@ async def finish_async(
     if state.type is StateType.FAILED:
         report_failure(call, state)
     if events is not None:
-        events.write(run, state.type, state.name, state.message, result)
+        events.write(run, state.type, state.name, state.message, result, values_of(call))
         if isinstance(result, LargeResult):
             await events.give_way_async()
     hooks = _hooks_of(call, state)

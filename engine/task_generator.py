@@ -12,9 +12,10 @@ import time
 from collections.abc import AsyncGenerator, Generator
 from typing import Any
 
-from .context import current_run
+from .context import TaskRunContext, current_run, entered
 from .final_state import state_of_exception
 from .hooks import run_hooks, run_hooks_async
+from .steps import Steps, take_steps, take_steps_async
 from .tag_limits import give_back, give_back_async, take, take_async
 from .task_call import TaskCall
 from .task_engine import (
@@ -31,6 +32,7 @@ from .task_engine import (
     wants_retry_async,
     wants_retry_sync,
 )  # fmt: skip
+from .task_transaction import abandon, conclude, try_transaction, undo_try
 from .timeouts import pause, within, within_async
 
 __all__ = ["run_generator", "run_generator_async"]
@@ -53,6 +55,7 @@ def run_generator(call: TaskCall) -> Generator[Any, Any, Any]:
             if task.on_running_hooks:
                 run.state = running_state(run)
                 run_hooks(task.on_running_hooks, task, run, run.state)
+            try_transaction(call)
             args, kwargs = task.shape.spread(run.parameters)
             generator = fn(*args, **kwargs)
         finally:
@@ -69,22 +72,23 @@ def run_generator(call: TaskCall) -> Generator[Any, Any, Any]:
                     current_run.reset(token)
                 sent = yield item
         except StopIteration as exc:
-            state, result = succeeded(call, exc.value)
-            finish_sync(call, state, result)
+            _end(context, conclude(call, succeeded(call, exc.value), finish_sync, finish_async))
             return exc.value
         except GeneratorExit:
             generator.close()
-            state, result = succeeded(call, None)
-            finish_sync(call, state, result)
+            _end(context, conclude(call, succeeded(call, None), finish_sync, finish_async))
             raise
         except Exception as exc:
             state = state_of_exception(exc, what="Task run", run_id=run.id)
             if may_retry(call, exc) and wants_retry_sync(call, state):
+                _end(context, undo_try(is_last=False))
                 pause(await_retry(call, state))
                 continue
+            _end(context, undo_try(is_last=True))
             finish_sync(call, state)
             raise
         except BaseException as exc:
+            _end(context, abandon(exc))
             crashed(call, exc)
             raise
         finally:
@@ -111,6 +115,7 @@ async def run_generator_async(call: TaskCall) -> AsyncGenerator[Any, Any]:
             if task.on_running_hooks:
                 run.state = running_state(run)
                 await run_hooks_async(task.on_running_hooks, task, run, run.state)
+            try_transaction(call)
             args, kwargs = task.shape.spread(run.parameters)
             generator = fn(*args, **kwargs)
         finally:
@@ -127,22 +132,23 @@ async def run_generator_async(call: TaskCall) -> AsyncGenerator[Any, Any]:
                     current_run.reset(token)
                 sent = yield item
         except StopAsyncIteration:
-            state, result = succeeded(call, None)
-            await finish_async(call, state, result)
+            await _end_async(context, conclude(call, succeeded(call, None), finish_sync, finish_async))
             return
         except GeneratorExit:
             await generator.aclose()
-            state, result = succeeded(call, None)
-            finish_sync(call, state, result)
+            await _end_async(context, conclude(call, succeeded(call, None), finish_sync, finish_async))
             raise
         except Exception as exc:
             state = state_of_exception(exc, what="Task run", run_id=run.id)
             if may_retry(call, exc) and await wants_retry_async(call, state):
+                await _end_async(context, undo_try(is_last=False))
                 await asyncio.sleep(await_retry(call, state))
                 continue
+            await _end_async(context, undo_try(is_last=True))
             await finish_async(call, state)
             raise
         except BaseException as exc:
+            await _end_async(context, abandon(exc))
             crashed(call, exc)
             raise
         finally:
@@ -153,3 +159,14 @@ async def run_generator_async(call: TaskCall) -> AsyncGenerator[Any, Any]:
 def _left(left_s: float | None, began: float) -> float | None:
     """Return what is left of a limit after a step that began then; never nothing, for the next step to raise."""
     return None if left_s is None else max(1e-6, left_s - (time.monotonic() - began))
+
+
+def _end(context: TaskRunContext, steps: Steps[Any]) -> None:
+    """Take the steps inside the context of the run, which between two values is not entered."""
+    with entered(context):
+        take_steps(steps)
+
+
+async def _end_async(context: TaskRunContext, steps: Steps[Any]) -> None:
+    with entered(context):
+        await take_steps_async(steps)

@@ -31,6 +31,7 @@ from .annotations import Annotation, allow_failure, unmapped
 from .cache_policies import task_input_hash
 from .futures import FutureList, TaskFuture
 from .hooks import Hook, check_hooks
+from .keeping import Keeping
 from .marked import Marked
 from .naming import check_template
 from .parameters import CallShape
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 
     from .cache_policies import CachePolicy
     from .caching import TaskCache
+    from .serializers import Serializer
     from .task_runners import TaskRunner
 
 __all__ = ["Task", "TaskOptions", "exponential_backoff", "task", "task_input_hash"]
@@ -65,13 +67,18 @@ class TaskOptions(TypedDict, total=False):
         a delay over ``delay * (1 ± factor)``. retry_condition_fn(task, task_run, state): False: do not retry this.
     timeout_seconds: for each try; see ``timeouts.py`` for what can be interrupted.
     persist_result: False: do not record the result; a resumed run then runs the task again. True: keep it for the
-        retries of a flow that is not tracked, and for equal calls in the same run, too.
+        retries of a flow that is not tracked, and for equal calls in the same run, too. None: as the flow or task around.
+    result_storage: where it is kept: a URL, a path, a saved block (``"slug/name"``) or a block. result_serializer: how it is
+        written: ``"json"``, ``"compressed/pickle"``, … None, of both: as the flow or task around.
+    result_storage_key: what it is called there: ``"{flow_run.name}-{parameters[day]}"``; a later call with the same key
+        takes the result. cache_result_in_memory: False: read it from where it is kept, each time it is asked for.
     cache_policy: what makes calls equal, whose results are kept for each other beyond the run (``cache_policies``).
     cache_key_fn(context, parameters): a function that says the key instead; None: do not cache this call.
     cache_expiration: how long a result counts: a ``timedelta``, seconds, or ``"1h"``. refresh_cache: run anyway, and keep
         the new result.
     log_prints: send ``print`` to the run's log; None: as the flow does.
     on_running, on_completion, on_failure, on_cancellation, on_crashed: lists of ``hook(task, task_run, state)``.
+    on_commit, on_rollback: lists of ``hook(txn)``; see ``transactions.py``.
     """
 
     name: str | None
@@ -85,6 +92,10 @@ class TaskOptions(TypedDict, total=False):
     retry_condition_fn: Callable[..., Any] | None
     timeout_seconds: float | None
     persist_result: bool | None
+    result_storage: object
+    result_storage_key: str | None
+    result_serializer: Serializer | str | None
+    cache_result_in_memory: bool | None
     cache_policy: CachePolicy | None
     cache_key_fn: Callable[..., str | None] | None
     cache_expiration: timedelta | float | str | None
@@ -95,6 +106,8 @@ class TaskOptions(TypedDict, total=False):
     on_failure: Sequence[Hook] | None
     on_cancellation: Sequence[Hook] | None
     on_crashed: Sequence[Hook] | None
+    on_commit: Sequence[Hook] | None
+    on_rollback: Sequence[Hook] | None
 
 
 Binds: TypeAlias = Literal["instance", "class", "nothing"]
@@ -141,7 +154,19 @@ class Task(Marked, Generic[P, R]):
         if self.retry_condition_fn is not None and not callable(self.retry_condition_fn):
             raise TypeError(f"retry_condition_fn must be a function, got {self.retry_condition_fn!r}")
         self.timeout_seconds = check_timeout(options.get("timeout_seconds"))
-        self.persist_result = options.get("persist_result")
+        self.result_storage, self.result_serializer = (
+            options.get("result_storage"),
+            options.get("result_serializer"),
+        )
+        self.result_storage_key = options.get("result_storage_key")
+        if self.result_storage_key is not None and not isinstance(self.result_storage_key, str):
+            raise TypeError(f"result_storage_key must be a text, got {self.result_storage_key!r}")
+        self.cache_result_in_memory = options.get("cache_result_in_memory") is not False
+        self.keeping = Keeping.of(
+            options, key=self.result_storage_key is not None, asks=_asks_for_cache(options)
+        )
+        """What it says of its results; None: nothing."""
+        self.persist_result = self.keeping.persist if self.keeping is not None else None
         self.log_prints = options.get("log_prints")
         self.hooks: dict[str, list[Hook]] = {
             argument: hooks for argument in HOOKS if (hooks := check_hooks(argument, options.get(argument)))
@@ -151,6 +176,11 @@ class Task(Marked, Generic[P, R]):
         )
         """Whether a call needs more than its function to be called; see ``task_engine.call_sync``."""
         self.needs_care |= not self.shape.is_simple
+        self.on_commit_hooks = check_hooks("on_commit", options.get("on_commit"))
+        self.on_rollback_hooks = check_hooks("on_rollback", options.get("on_rollback"))
+        self.needs_care |= self.has_transaction_hooks
+        self.is_uncached = is_no_cache(options.get("cache_policy"))
+        """Whether it says NO_CACHE: what is said around it makes no cache for it either."""
         self.cache = self._cache_of(options)
         self.needs_care |= self.cache is not None
         self.on_running_hooks = self.hooks.setdefault("on_running", [])
@@ -161,15 +191,20 @@ class Task(Marked, Generic[P, R]):
         )
         self._bound_shape: CallShape | None = None
 
+    @property
+    def has_transaction_hooks(self) -> bool:
+        """Whether somebody wants to hear of its transaction."""
+        return bool(self.on_commit_hooks or self.on_rollback_hooks)
+
     def _cache_of(self, options: TaskOptions) -> TaskCache | None:
         words = ("cache_policy", "cache_key_fn", "cache_expiration", "refresh_cache")
-        if not self.persist_result and all(options.get(word) is None for word in words):
+        if not options.get("persist_result") and all(options.get(word) is None for word in words):
             return None
         from .caching import TaskCache
 
         return TaskCache.of(
             self.name, policy=options.get("cache_policy"), key_fn=options.get("cache_key_fn"),
-            expiration=options.get("cache_expiration"), refresh=options.get("refresh_cache"), persist=self.persist_result,
+            expiration=options.get("cache_expiration"), refresh=options.get("refresh_cache"), persist=options.get("persist_result"),
         )  # fmt: skip
 
     # --- being a method ------------------------------------------------------------------------------
@@ -307,10 +342,27 @@ class Task(Marked, Generic[P, R]):
                 merged[argument] = list(hooks)  # type: ignore[literal-required]
         new = Task(self.fn, **merged)
         new._binds = self._binds
+        if "on_commit" not in options:
+            new.on_commit_hooks = list(self.on_commit_hooks)
+        if "on_rollback" not in options:
+            new.on_rollback_hooks = list(self.on_rollback_hooks)
+        new.needs_care |= new.has_transaction_hooks
         return new
 
     def _hook(self, argument: str, fn: Hook) -> Hook:
         self.hooks.setdefault(argument, []).append(fn)
+        self.needs_care = True
+        return fn
+
+    def on_commit(self, fn: Hook) -> Hook:
+        """Decorator: call ``fn(txn)`` when the transaction that a run is part of is committed."""
+        self.on_commit_hooks.append(fn)
+        self.needs_care = True
+        return fn
+
+    def on_rollback(self, fn: Hook) -> Hook:
+        """Decorator: call ``fn(txn)`` to undo a run that completed, when the transaction it is part of is rolled back."""
+        self.on_rollback_hooks.append(fn)
         self.needs_care = True
         return fn
 
@@ -474,6 +526,20 @@ def check_options(kind: str, options: Any, known: Any) -> None:
             raise TypeError(
                 f"@{kind} has no option {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
             )
+
+
+def _asks_for_cache(options: TaskOptions) -> bool:
+    policy = options.get("cache_policy")
+    return options.get("cache_key_fn") is not None or (policy is not None and not is_no_cache(policy))
+
+
+def is_no_cache(policy: object) -> bool:
+    """Return whether a policy is NO_CACHE; its module is not loaded for those who use none."""
+    if policy is None:
+        return False
+    from .cache_policies import NO_CACHE
+
+    return policy is NO_CACHE
 
 
 def check_retries(retries: object) -> int:

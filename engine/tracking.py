@@ -29,16 +29,18 @@ from .hook_log import HookLog, hooked_payload
 from .replay import FinishedCall, FinishedCalls, attempt_starts, begins_anew, noted_waits, retries_made
 from .results import InlineResult, LargeResult, RecordedResult, encode_result
 from .run import SOURCE, FlowRun
+from .side_session import SideSession
 from .states import Crashed, State, event_word
 from .task_run import IdSource, TaskRun, stamp
 
 if TYPE_CHECKING:
-    from ..bus import Bus
-    from ..bus.session import Session, SessionThread
+    from ..bus.session import Session
+    from .keeping import Keeping
     from .run_log import RunLog
+    from .serializers import Serializer
     from .tag_limits import TagLimits
 
-__all__ = ["FlowTracker", "SideSession", "TaskEvents", "standalone_events"]
+__all__ = ["FlowTracker", "TaskEvents", "standalone_events"]
 
 CROWDED = 4_000
 """Events waiting for the broker from which async tasks wait until it has caught up by half.
@@ -100,11 +102,15 @@ class TaskEvents:
         name: str,
         message: str | None = None,
         result: InlineResult | LargeResult | None = None,
+        more: str = "",
     ) -> None:
         """Give one transition to the publisher. From any thread; never waits.
 
         What cannot be given now (the buffer is full, a large result has to be stored first) is sent in order as soon
         as it can be; ``settle`` waits for that.
+
+        Args:
+            more: further members of ``data``, as JSON text, each with a comma behind.
         """
         if self.is_silent:
             run.previous = type_
@@ -125,7 +131,7 @@ class TaskEvents:
         head = (
             f'{{"specversion":"1.0","id":"{event_id}","source":"{SOURCE}","type":"task-run.{word}",'
             f'"time":"{stamp(now)}",{about}"attempt":{run.run_count},"started_at":{timing}}},"state":{state},'
-            f'"previous":{_QUOTED[run.previous]},{call}'
+            f'"previous":{_QUOTED[run.previous]},{call}{more}'
         )
         run.previous = type_
         if isinstance(result, LargeResult):
@@ -160,6 +166,19 @@ class TaskEvents:
             _RUNNING_HEADERS,
         )
         run.previous = StateType.RUNNING
+
+    def write_committed(self, call: str) -> None:
+        """Say that a ``with transaction()`` block, known by its place in the run as a call is, has been committed."""
+        if self.is_silent:
+            return
+        event_id, run_id = self._event_ids.draw(), self._subject.rpartition(".")[2]
+        self._give(
+            f'{{"specversion":"1.0","id":"{event_id}","source":"{SOURCE}","type":"hark.transaction.committed",'
+            f'"time":"{stamp(time.time_ns())}","subject":"flow-run/{run_id}",{self._attributes}'
+            f'"run":{{"id":{_text(call)}}},"call":{_text(call)}}}}}'.encode(),
+            event_id,
+            _COMPLETED_HEADERS,
+        )
 
     def write_hooked(self, run: TaskRun) -> None:
         """Write that the hooks of a completed call have run, so that a resumed run does not call them again."""
@@ -303,9 +322,9 @@ class TaskEvents:
             failed, self._failed = self._failed, None
             raise failed
 
-    def record(self, value: Any) -> InlineResult | LargeResult:
+    def record(self, value: Any, serializer: Serializer | None = None) -> InlineResult | LargeResult:
         """Return how a task's result is recorded."""
-        return encode_result(value, inline_bytes=self.inline_bytes)
+        return encode_result(value, inline_bytes=self.inline_bytes, serializer=serializer)
 
 
 @dataclass(slots=True)
@@ -487,9 +506,18 @@ class FlowTracker:
         """Note that the hooks of the run's end have run."""
         await HookLog(self.session.bus).note(self.flow_run, "ran")
 
-    async def store_flow_result(self, value: Any) -> JsonValue:
-        """Store a flow's return value if it is large; return what stands in its last event."""
-        encoded = encode_result(value, inline_bytes=self._inline_bytes)
+    async def store_flow_result(self, value: Any, keeping: Keeping | None = None) -> JsonValue:
+        """Store a flow's return value if it is large, or told to; return what stands in its last event."""
+        if keeping is not None and keeping.persist and keeping.storage is not None:
+            from .caching import store_elsewhere
+
+            stored: JsonValue = orjson.loads(await store_elsewhere(value, keeping))
+            return stored
+        encoded = encode_result(
+            value,
+            inline_bytes=self._inline_bytes,
+            serializer=keeping.serializer if keeping is not None else None,
+        )
         if isinstance(encoded, LargeResult):
             name = f"results/{self.flow_run.id}/{self.flow_run.attempt}"
             await self.session.bus.objects.put(name, encoded.data)
@@ -509,7 +537,9 @@ class FlowTracker:
         call = self.finished.pop(key, None)
         if call is None:
             return None
-        recorded = RecordedResult(self.session, call.result, run_id=call.task_run_id, key=key)
+        recorded = RecordedResult(
+            self.session, call.result, run_id=call.task_run_id, key=key, transaction=call.transaction
+        )
         return recorded if recorded.is_kept else None
 
     def _set(self, run: FlowRun) -> None:
@@ -527,45 +557,9 @@ def standalone_events(session: Session, task_run_id: str, *, inline_bytes: int) 
     )  # fmt: skip
 
 
-class SideSession:
-    """A second session, on a thread of its own, for sync code that holds the loop the first one lives on.
-
-    A sync flow called inside an async one, in the worker's own loop, keeps that loop from turning while it runs, so
-    what it writes has to go out by another. Started when first needed; its owner closes it.
-    """
-
-    def __init__(self, bus: Bus) -> None:
-        self._bus = bus
-        self._thread: SessionThread | None = None
-        self._session: Session | None = None
-        self._lock = threading.Lock()
-
-    def session(self) -> Session:
-        """Return the session, connecting at the first call."""
-        from ..bus.session import SessionThread, open_bus
-
-        with self._lock:
-            if self._session is None:
-                bus = self._bus
-                self._thread = SessionThread(lambda: open_bus(bus.address, bus.config))
-                self._session = self._thread.start()
-            return self._session
-
-    def close(self) -> None:
-        """Wait until what it published is stored, and end its thread."""
-        with self._lock:
-            thread, self._thread, self._session = self._thread, None, None
-        if thread is not None:
-            thread.stop()
-
-    async def aclose(self) -> None:
-        """Close without holding the loop."""
-        if self._thread is not None:
-            await asyncio.to_thread(self.close)
-
-
 _PENDING_HEADERS = {STATE_HEADER: "pending"}
 _RUNNING_HEADERS = {STATE_HEADER: "running"}
+_COMPLETED_HEADERS = {STATE_HEADER: "completed"}
 _QUOTED: dict[StateType | None, str] = {None: "null", **{type_: f'"{type_.value}"' for type_ in StateType}}
 
 

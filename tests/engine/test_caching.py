@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 import threading
@@ -28,6 +29,8 @@ from hark.engine.cache_policies import (
     hash_objects,
     task_input_hash,
 )
+from hark.engine.locking import BrokerLockManager, MemoryLockManager
+from hark.engine.transactions import IsolationLevel
 from hark.errors import HashError
 from hypothesis import given
 from hypothesis import strategies as st
@@ -412,3 +415,127 @@ def test_policies_can_be_written() -> None:
     both = ByLength() + INPUTS - "word"
     assert both.compute_key(None, {"word": "ab"}, {}) == both.compute_key(None, {"word": "cd"}, {})
     assert both.compute_key(None, {"word": "ab"}, {}) != both.compute_key(None, {"word": "abc"}, {})
+
+
+# --- one at a time ------------------------------------------------------------------------------------
+
+
+async def test_two_who_compute_one_key_at_once_compute_it_once(anywhere: None) -> None:
+    """SERIALIZABLE: the second waits, and gets the result of the first; other keys do not wait."""
+    ran: list[int] = []
+    both = asyncio.Event()
+
+    @task(cache_policy=INPUTS.configure(isolation_level="SERIALIZABLE"))
+    async def slow(n: int) -> int:
+        ran.append(n)
+        if len(ran) == 2:
+            both.set()
+        await both.wait()
+        return n * 2
+
+    @flow
+    async def go(n: int) -> Any:
+        state = await slow(n, return_state=True)
+        return state.name, await state.aresult()
+
+    async with asyncio.timeout(30):
+        found = await asyncio.gather(go(1), go(2), go(1), go(1))
+    assert sorted(ran) == [1, 2]
+    assert sorted(found) == [("Cached", 2), ("Cached", 2), ("Completed", 2), ("Completed", 4)]
+
+
+async def test_the_next_one_computes_what_the_first_could_not(anywhere: None) -> None:
+    """A task that fails, or is cancelled, gives the lock back at once; in threads as well."""
+    ran: list[str] = []
+
+    @task(cache_policy=INPUTS.configure(isolation_level=IsolationLevel.SERIALIZABLE))
+    def once(n: int) -> int:
+        ran.append("try")
+        if len(ran) == 1:
+            raise ValueError("not yet")
+        return n
+
+    @flow
+    def go() -> list[str]:
+        return sorted(state.name for state in once.map([4, 4, 4], return_state=True))
+
+    assert await asyncio.to_thread(go) == ["Cached", "Completed", "Failed"]
+    assert ran == ["try", "try"]
+
+    began = asyncio.Event()
+
+    @task(cache_policy=INPUTS.configure(isolation_level="SERIALIZABLE"))
+    async def slow(n: int) -> int:
+        ran.append("slow")
+        if ran.count("slow") == 1:
+            began.set()
+            await asyncio.sleep(1000)
+        return n
+
+    first = asyncio.ensure_future(slow(1))
+    await began.wait()
+    first.cancel()
+    async with asyncio.timeout(5):
+        assert await slow(1) == 1
+
+
+def test_policies_that_differ_in_how_do_not_add_up() -> None:
+    """What one says holds for the sum; two that contradict each other are refused."""
+    serial = INPUTS.configure(isolation_level="SERIALIZABLE")
+    assert (serial + TASK_SOURCE).isolation_level == "SERIALIZABLE"
+    assert (serial - "n").isolation_level == "SERIALIZABLE"
+    assert INPUTS.isolation_level is None
+    with pytest.raises(ValueError, match="isolation levels"):
+        serial + TASK_SOURCE.configure(isolation_level="READ_COMMITTED")
+    with pytest.raises(ValueError, match="READ_COMMITTED or SERIALIZABLE"):
+        INPUTS.configure(isolation_level="sometimes")
+
+
+HOLDER = """
+import sys, time
+from hark.bus.session import current_session
+from hark.engine.locking import default_lock_manager
+locks = default_lock_manager()
+assert type(locks).__name__ == "BrokerLockManager"
+assert locks.acquire_lock("key", "holder")
+print("held", flush=True)
+time.sleep(1000)
+"""
+
+
+async def test_a_lock_in_the_broker_is_free_when_its_holder_dies(bus: Bus, home: Path) -> None:
+    """kill -9: whoever asks next on the machine has it at once; until then it is not to be had."""
+    with use_session(bus):
+        locks = BrokerLockManager()
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", HOLDER, stdout=subprocess.PIPE, env={**os.environ, "HARK_HOME": str(home)}
+        )
+        try:
+            assert process.stdout is not None
+            assert await process.stdout.readline() == b"held\n"
+            assert not await locks.aacquire_lock("key", "me", acquire_timeout=0.3)
+        finally:
+            process.kill()
+            await process.wait()
+        async with asyncio.timeout(30):
+            assert await locks.aacquire_lock("key", "me")
+        assert locks.is_lock_holder("key", "me")
+        with pytest.raises(ValueError, match="does not have the lock"):
+            locks.release_lock("key", "another")
+        locks.release_lock("key", "me")
+        assert await locks.await_for_lock("key", 10)
+
+
+def test_locks_in_memory_are_given_back() -> None:
+    """To one holder at a time; again for the same; for no longer than was said."""
+    locks = MemoryLockManager()
+    assert locks is MemoryLockManager()
+    assert locks.acquire_lock("m", "a")
+    assert locks.acquire_lock("m", "a")
+    assert not locks.acquire_lock("m", "b", acquire_timeout=0)
+    assert locks.is_locked("m")
+    locks.release_lock("m", "a")
+    assert locks.acquire_lock("m", "b", hold_timeout=0.05)
+    assert locks.wait_for_lock("m", 10)
+    with pytest.raises(ValueError, match="does not have the lock"):
+        locks.release_lock("m", "b")
