@@ -8,7 +8,6 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 import orjson
-from anyio import to_thread
 
 from ..errors import HarkError, ResultStorageFailed
 from .either import blocking_session, session_here
@@ -169,5 +168,7 @@ async def _in_thread(fn: Any, *args: Any) -> Any:
     """Call what may be sync, which must not hold the loop, or async."""
     if inspect.iscoroutinefunction(fn):
         return await fn(*args)
+    from anyio import to_thread
+
     outcome = await to_thread.run_sync(fn, *args)
     return await outcome if inspect.isawaitable(outcome) else outcome

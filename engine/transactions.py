@@ -25,8 +25,6 @@ from contextvars import ContextVar, Token
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Self
 
-import anyio
-
 from ..errors import DefinitionError, HarkError, RefusedError, RunLost
 from ..vocabulary import StateType, new_id
 from .context import FlowRunContext, TaskRunContext, current_run
@@ -514,6 +512,8 @@ def _is_cancelled(flow: FlowRunContext | None) -> bool:
 
 
 async def _is_cancelled_async() -> bool:
+    import anyio
+
     flow = FlowRunContext.get()
     with suppress(HarkError), anyio.CancelScope(shield=True, deadline=anyio.current_time() + ASKING_S):
         while flow is not None:

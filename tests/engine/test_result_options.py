@@ -264,9 +264,9 @@ def test_a_scheme_that_nobody_knows_says_what_to_install(place: Path) -> None:
         store.read("k")
     assert "pip install" in caught.value.hint
     with pytest.raises(DefinitionError, match="result_storage cannot be"):
-        task(lambda: 1, result_storage="results")  # type: ignore[call-overload]
+        task(lambda: 1, result_storage="results")
     with pytest.raises(ValueError, match="no serializer"):
-        flow(lambda: 1, result_serializer="yaml")  # type: ignore[call-overload]
+        flow(lambda: 1, result_serializer="yaml")
     with pytest.raises(ValueError, match="no path inside"):
         LocalFileSystem(basepath=str(place)).read_path("../x")
 

@@ -397,6 +397,7 @@ def order(how: str, marker: str):
         reserve(2)
         if not os.path.exists(marker):
             open(marker, "w").close()
+            say("dies")  # which is stored after what was said of the tasks before it
             os.kill(os.getpid(), signal.SIGKILL)
         charge(how)
 """
@@ -408,9 +409,10 @@ async def test_a_transaction_survives_the_death_of_its_process(stage: Stage, how
     stage.write(CRASHES)
     await stage.deploy("order")
     async with stage.working():
-        run = await stage.run("order", parameters={"how": how, "marker": str(stage.root / "marker")})
+        run = await stage.ask("order", parameters={"how": how, "marker": str(stage.root / "marker")})
+        run = await stage.control.wait(run.id, timeout_s=60)
     assert run.attempt == 2
     assert run.state_type.value == ("COMPLETED" if how == "works" else "FAILED"), run.state_message
     ends = {"keep-seat-1", "keep-seat-2"} if how == "works" else {"back-seat-1", "back-seat-2"}
-    once = {"reserve-0", "keep-seat-0", "reserve-1", "reserve-2", "charge", *ends}
+    once = {"dies", "reserve-0", "keep-seat-0", "reserve-1", "reserve-2", "charge", *ends}
     assert await stage.said() == dict.fromkeys(once, 1)
