@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test chaos up check format bench clean
+.PHONY: help demo test chaos up check format bench bench-peers clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -46,6 +46,9 @@ format: $(STAMP)  ## put the code in its house form
 
 bench: $(STAMP)  ## measure, with the broker's raw rate in the same run
 	$(BIN)/python -m benchmarks
+
+bench-peers: $(STAMP)  ## measure beside Prefect, which is installed into an environment of its own; some minutes
+	$(BIN)/python -m benchmarks.peers
 
 clean:  ## remove everything the targets made
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache
