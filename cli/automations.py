@@ -32,6 +32,10 @@ def _about(rule: JsonObject) -> str:
     return next((word for word in ("sequence", "any_of", "all_of") if rule.get(word)), "-")
 
 
+def _list(value: object) -> list[object]:
+    return value if isinstance(value, list) else []
+
+
 @automations.command("ls")
 def ls(as_json: AsJson = False) -> None:
     """List rules with how often they fired."""
@@ -43,11 +47,11 @@ def ls(as_json: AsJson = False) -> None:
             a.get("fired", 0),
             ago(a.get("last_fired_at")),
             a.get("paused"),
-            a.get("error") or "",
+            a.get("error") or "; ".join(map(str, _list(a.get("problems")))),
         ]
         for a in items
     ]
-    head = ["NAME", "ON", "FIRED", "LAST", "PAUSED", "ERROR"]
+    head = ["NAME", "ON", "FIRED", "LAST", "PAUSED", "PROBLEM"]
     show(items, table(head, rows, empty="no rules; write some into hark.yaml"), as_json=as_json)
 
 

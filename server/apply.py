@@ -92,7 +92,34 @@ async def plan_manifest(bus: Bus, manifest: Manifest, *, prune: bool = False) ->
         written={w: r.written for w, r in manifest.records.items()},
         prune=prune,
     )
-    return replace(plan, warnings=await _missing_secrets(bus, manifest))
+    return replace(
+        plan, warnings=(*await _missing_secrets(bus, manifest), *await _missing_targets(bus, plan))
+    )
+
+
+async def _missing_targets(bus: Bus, plan: Plan) -> tuple[str, ...]:
+    """Return what rules, those made elsewhere too, will need and not find when the plan is carried out."""
+    from ..automations.model import Automation
+    from ..automations.target import missing_targets
+
+    values = await _live(bus)
+    for step in plan.changes:
+        if step.change is Change.DELETE:
+            values.pop((step.bucket, step.key), None)
+        else:
+            values[step.bucket, step.key] = step.value
+    names: dict[str, set[str]] = {bucket: set() for bucket in BUCKETS}
+    for bucket, key in values:
+        names[bucket].add(key)
+    told: list[str] = []
+    for (bucket, key), value in sorted(values.items()):
+        if bucket == "automations":
+            try:
+                rule = Automation.model_validate(value)
+            except ValueError:
+                continue  # it is listed with its error
+            told += [f"rule {key!r}: {problem}" for problem in missing_targets(rule, names)]
+    return tuple(told)
 
 
 async def _missing_secrets(bus: Bus, manifest: Manifest) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ async def list_automations(request: Request) -> Response:
     context = context_of(request)
     found = await all_defined(context.bus, "automations")
     activity = await context.queries.automations(since=datetime.now(UTC) - timedelta(days=7))
+    names = await _names(context)
     items = []
     for one in found:
         known = activity.get(one.key)
@@ -31,6 +32,7 @@ async def list_automations(request: Request) -> Response:
             {
                 **one.shown(),
                 "name": one.key,
+                "problems": _problems(one, names),
                 "fired": known.triggered if known else 0,
                 "suppressed": known.suppressed if known else 0,
                 "dead_letters": known.dead_letters if known else 0,
@@ -42,7 +44,7 @@ async def list_automations(request: Request) -> Response:
 
 @router.get("/api/automations/{name}")
 async def show_automation(request: Request, name: str) -> Response:
-    """Show one rule with its latest firings."""
+    """Show one rule with its latest firings, and `problems`: what its actions need and is not there."""
     context = context_of(request)
     found = await one_defined(context.bus, "automations", name)
     firings = await context.queries.firings(name, limit=20)
@@ -62,7 +64,22 @@ async def show_automation(request: Request, name: str) -> Response:
         }
         for f in firings.items
     ]
-    return answer({**found.shown(), "name": name, "changed_at": found.changed_at, "firings": shown})
+    problems = _problems(found, await _names(context))
+    status = {"name": name, "changed_at": found.changed_at, "problems": problems, "firings": shown}
+    return answer({**found.shown(), **status})
+
+
+async def _names(context: ServerContext) -> dict[str, list[str]]:
+    """Return the names that exist of what actions can be about, by bucket."""
+    buckets = ("deployments", "schedules", "automations", "webhooks", "channels")
+    return {bucket: await context.bus.bucket(bucket).keys() for bucket in buckets}
+
+
+def _problems(one: Defined, names: dict[str, list[str]]) -> list[str]:
+    """Return what a rule needs and is not there: it would fire, and its actions would fail."""
+    from ...automations.target import missing_targets
+
+    return [str(p) for p in missing_targets(one.model, names)] if one.model is not None else []
 
 
 @router.get("/api/automations/{name}/firings/{firing_id}")

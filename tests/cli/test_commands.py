@@ -410,6 +410,10 @@ async def test_a_deployment_goes_with_its_triggers(serve: Serve, hark: Run, proj
         assert gone.stdout.strip() == "etl is gone, and so are its triggers: arrived"
         assert (await hark("automations", "show", "arrived")).exit_code == 2
         assert (await hark("deployments", "delete", "etl")).exit_code == 2
+        missing = "there is no deployment named 'etl'"
+        assert missing in (await hark("automations", "ls")).stdout
+        (problem,) = as_json(await hark("automations", "show", "told", "--json"))["problems"]
+        assert problem == f"do.0.run: {missing}"
 
 
 async def test_limits_are_made_watched_and_removed(serve: Serve, hark: Run) -> None:
