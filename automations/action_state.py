@@ -29,7 +29,7 @@ class ActionState:
     """How far an action has got.
 
     Attributes:
-        state: claimed, waiting, done, skipped, dead or dropped.
+        state: claimed, waiting, done, skipped, dead, dropping or dropped.
         attempt: tries begun since it was last redriven; round: how often it has been.
         outcome: the event that says how it ended, for whoever finds it unsaid after a crash.
         seq: of the decision in the log; decision: a copy of it, kept with a dead letter.
@@ -48,7 +48,7 @@ class ActionState:
 
     @property
     def is_over(self) -> bool:
-        return self.state in ("done", "skipped", "dead", "dropped")
+        return self.state in ("done", "skipped", "dead", "dropping", "dropped")
 
     def to_json(self) -> bytes:
         out: JsonObject = {

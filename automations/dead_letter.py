@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -21,6 +23,10 @@ SINK_KEY = "sink-"
 def forward_firing(sink: str, event: Event, seq: int) -> Firing:
     """Return the forwarding of an event to a sink, in the form of a rule's decision."""
     return Firing(event, seq, f"sink:{sink}", {"actions": [{"forward": sink}]})
+
+
+_DEAD = ("dead", "dropping")
+"""Dropping: given up by somebody who perhaps died before the log could say so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +53,13 @@ class DeadLetters:
         """Return the dead letters there are, oldest first."""
         found = []
         for entry in await self._bucket.entries():
-            state = ActionState.from_json(entry.value)
-            if state.state != "dead":
+            if not _is_key(entry.key):
+                continue  # what the notifier keeps in the same bucket
+            try:
+                state = ActionState.from_json(entry.value)
+            except (ValueError, KeyError, TypeError, AttributeError):
+                continue  # the outbox makes a dead letter of it when it comes to it
+            if state.state not in _DEAD:
                 continue
             outcome = state.outcome or {}
             data = outcome.get("data")
@@ -80,30 +91,34 @@ class DeadLetters:
     async def drop(self, key: str) -> int:
         """Give the action up for good; return the sequence of ``action.dropped``. Errors as ``redrive``.
 
-        The log says so first: of a crash in between, what is left is a dead letter that can be dropped again.
+        It is set aside first, then the log says so: of a crash in between, what is left can be dropped again.
         """
-        state, revision, firing = await self._find(key)
+        state, revision, firing = await self._find(key, _DEAD)
         event = action_event(
             "dropped", firing, key=key, kind=_kind(firing, key), state=state, now=self._clock.now()
         )
+        going = replace(state, state="dropping")
+        try:
+            # From here on nobody tries it again, so that what the log says next holds.
+            revision = await self._bucket.update(key, going.to_json(), revision=revision)
+        except GuardFailed as exc:
+            raise RefusedError(
+                f"the dead letter {key!r} is being tried again or dropped at this moment"
+            ) from exc
+        seq = (await self._bus.log.append_once(event, after=state.seq)).seq
         dropped = replace(
             state, state="dropped", at=self._clock.now(), outcome=event.to_dict(), decision=None
         )
-        seq = (await self._bus.log.append_once(event, after=state.seq)).seq
-        try:
+        with suppress(GuardFailed):  # somebody else has dropped it as well
             await self._bucket.update(key, dropped.to_json(), revision=revision, ttl_s=KEEP_S)
-        except GuardFailed as exc:
-            entry = await self._bucket.get(key)
-            if entry is None or ActionState.from_json(entry.value).state != "dropped":
-                raise RefusedError(f"the dead letter {key!r} is being tried again at this moment") from exc
         return seq
 
-    async def _find(self, key: str) -> tuple[ActionState, int, Firing]:
+    async def _find(self, key: str, states: Collection[str] = ("dead",)) -> tuple[ActionState, int, Firing]:
         entry = await self._bucket.get(key) if _is_key(key) else None
         if entry is None:
             raise UnknownName("dead letter", key, known=[letter.key for letter in await self.list()])
         state = ActionState.from_json(entry.value)
-        if state.state != "dead":
+        if state.state not in states:
             raise RefusedError(f"the action {key!r} is {state.state}, not a dead letter")
         if key.startswith(SINK_KEY) and state.decision is not None:
             name = str((state.outcome or {}).get("data", {}).get("sink", ""))  # type: ignore[union-attr]

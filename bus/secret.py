@@ -259,6 +259,18 @@ class LateValues:
             self._redactor = Redactor(self._handed_out)
         return self._redactor
 
+    def seal(self, name: str, value: bytes) -> bytes:
+        """Return what a template has been rendered to, encrypted as secrets are; ``unseal`` opens it."""
+        return self._secrets.seal(name, value)
+
+    def unseal(self, name: str, sealed: bytes) -> bytes:
+        """Return what ``seal`` was given.
+
+        Raises:
+            SecretUnreadable: it was sealed with another key, or under another name.
+        """
+        return self._secrets.unseal(name, sealed)
+
     async def context(self, *templates: JsonValue) -> dict[str, Values]:
         """Return ``{"secrets": …, "variables": …, "env": …}`` with exactly the names that ``templates`` read.
 

@@ -97,7 +97,7 @@ class Notifier(AsyncContextManagerMixin):
     ) -> None:
         self._bus, self._late, self._config, self._clock = bus, late, config, clock
         self._threads = SendThreads(config.threads)
-        self._held = HeldMessages(bus)
+        self._held = HeldMessages(bus, late)
         self._buckets: dict[str, TokenBucket] = {}
         self._sending: dict[str, anyio.Lock] = {}
         # What an address has taken and the broker does not know yet; whoever asked may have stopped waiting for that.

@@ -16,7 +16,7 @@ from hark.automations.outbox import Doer, Outbox
 from hark.automations.perform import Firing, Performers
 from hark.bus import Bus, Event, LateValues
 from hark.config import BusConfig
-from hark.errors import BusUnavailable
+from hark.errors import BusUnavailable, RefusedError
 from hark.vocabulary import JsonObject
 
 from .conftest import CONFIG, House, Receiver, at
@@ -110,6 +110,7 @@ class TestShortMemory:
         assert len(await house.events(made)) == 1
 
     @pytest.mark.parametrize("written", [False, True], ids=["before", "after"])
+    @pytest.mark.parametrize("step", [1, 2])
     async def test_a_drop_that_is_cut_short_is_in_the_log_or_can_be_done_again(
         self,
         house: House,
@@ -117,8 +118,9 @@ class TestShortMemory:
         forgets: Forgets,
         monkeypatch: pytest.MonkeyPatch,
         written: bool,
+        step: int,
     ) -> None:
-        """Killed on either side of the write to the bucket, then again: `action.dropped` once, and no dead letter."""
+        """Killed on either side of each write to the bucket, then again: `action.dropped` once, and no dead letter."""
         receiver.answers = [(410, "")]
         await decide(house, {"call": receiver.url})
         async with house.outbox():
@@ -126,23 +128,67 @@ class TestShortMemory:
         letters = DeadLetters(house.bus)
         (letter,) = await letters.list()
         update = letters._bucket.update
+        steps = 0
 
         async def cut(key: str, value: bytes, **more: Any) -> int:
-            if written:
-                await update(key, value, **more)
+            nonlocal steps
+            steps += 1
+            if steps < step or written:
+                revision = await update(key, value, **more)
+                if steps < step:
+                    return revision
             raise BusUnavailable("the process ends here")
 
         with monkeypatch.context() as patch:
             patch.setattr(letters._bucket, "update", cut)
             with pytest.raises(BusUnavailable):
                 await letters.drop(letter.key)
-        assert len(await house.events("action.dropped")) == 1
+        assert len(await house.events("action.dropped")) == step - 1
         again = DeadLetters(house.bus)
         if await again.list():
             await forgets()
             await again.drop(letter.key)
         assert await again.list() == []
         assert len(await house.events("action.dropped")) == 1
+
+
+async def test_a_drop_that_comes_while_somebody_redrives_is_refused_and_said_nowhere(
+    house: House, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log never says `action.dropped` of an action that is then carried out."""
+    receiver.answers = [(410, "")]
+    await decide(house, {"call": receiver.url})
+    letters, other = DeadLetters(house.bus), DeadLetters(house.bus)
+    update = letters._bucket.update
+
+    async def late(key: str, value: bytes, **more: Any) -> int:
+        monkeypatch.undo()  # others use the same bucket
+        await other.redrive(key)
+        await house.of_type("action.executed")
+        return await update(key, value, **more)
+
+    async with house.outbox():
+        await house.of_type("action.dead-lettered")
+        (letter,) = await letters.list()
+        monkeypatch.setattr(letters._bucket, "update", late)
+        with pytest.raises(RefusedError, match="at this moment"):
+            await letters.drop(letter.key)
+    assert await house.events("action.dropped") == []
+    assert len(receiver.requests) == 2
+
+
+async def test_what_else_is_in_the_bucket_does_not_hide_dead_letters(
+    house: House, receiver: Receiver
+) -> None:
+    """Marks of sent messages, held ones, and an entry that nobody can read."""
+    receiver.answers = [(410, "")]
+    await decide(house, {"call": receiver.url})
+    async with house.outbox():
+        await house.of_type("action.dead-lettered")
+    bucket = house.bus.bucket("outbox")
+    for key, value in (("notify.abc.0", b""), ("held.a.abc", b"gAAAA"), ("abc/0", b"nonsense")):
+        await bucket.put(key, value)
+    assert len(await DeadLetters(house.bus).list()) == 1
 
 
 class TestBrokerAway:

@@ -9,6 +9,7 @@ from typing import Any
 
 import anyio
 import pytest
+from cryptography.fernet import Fernet
 from hark.bus import Bus, LateValues, SecretStore
 from hark.bus.event import Event
 from hark.config import NotificationsConfig
@@ -260,12 +261,31 @@ async def test_held_messages_survive_a_restart(
         for n in range(3):
             [delivery] = await one.send("a.b", Message("later"), key=f"later-{n}")
             assert delivery.outcome == "held"
+    held = await bus.bucket("outbox").entries("held.")
+    assert len(held) == 3
+    assert not any(b"later" in entry.value for entry in held), "nobody reads them in the broker"
     await define("a.b", f"json://127.0.0.1:{receiver.port}", rate="100/s")
     async with Notifier(bus, late, config) as two:
         await receiver.wait_for(2)
         await nothing_held(two, "a.b")
     assert receiver.bodies[1]["title"] == "later and 2 more"
     assert "later (3x)" in receiver.bodies[1]["message"]
+
+
+async def test_held_messages_under_another_key_are_told_of(
+    bus: Bus, secrets: SecretStore, config: NotificationsConfig, define: Any, receiver: Any
+) -> None:
+    """Who changes the key and forgets the old one cannot read them any more, and hears that there were some."""
+    await define("a", f"json://127.0.0.1:{receiver.port}", rate="1/h")
+    async with Notifier(bus, LateValues(bus, secrets, environ={}), config) as one:
+        await one.send("a", Message("first"), key="1")
+        await one.send("a", Message("later"), key="2")
+    await define("a", f"json://127.0.0.1:{receiver.port}", rate="100/s")
+    other = LateValues(bus, SecretStore(bus, Fernet.generate_key()), environ={})
+    async with Notifier(bus, other, config) as two:
+        await receiver.wait_for(2)
+        await nothing_held(two, "a")
+    assert receiver.bodies[1]["title"] == "A message that cannot be read any more"
 
 
 async def test_too_many_held_messages_are_refused_and_a_gone_channel_is_recorded(
