@@ -108,12 +108,12 @@ def _engine_for(
     run = FlowRun.requested(request, now=datetime.now(UTC))
     if above is not None:
         above_run = above.flow_run
-        run = replace(
-            run, correlationid=above_run.correlationid or above_run.id, causationid=above_run.causationid,
+        run = run.changed(
+            correlationid=above_run.correlationid or above_run.id, causationid=above_run.causationid,
             causaldepth=above_run.causaldepth, attempt=1,
         )  # fmt: skip
     else:
-        run = replace(run, attempt=1)
+        run = run.changed(attempt=1)
     if session is None:
         return FlowEngine(
             flow, run, parameters=parameters, tracker=None, parent=parent, wait_for=wait_for

@@ -6,8 +6,8 @@ Everything here is pure. ``RunRequest`` -> first event; ``FlowRun.after(recorded
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any, Self
 
@@ -213,6 +213,18 @@ class FlowRun:
             seq=recorded.seq, traceparent=event.traceparent, result=_mapping(data.get("result")) or None,
         )  # fmt: skip
 
+    def changed(self, **changes: Any) -> Self:
+        """Return the run with some fields changed: what ``dataclasses.replace`` does, at half its price.
+
+        Every transition of a run makes two, and they are a seventh of what an empty flow costs.
+        """
+        new = object.__new__(type(self))
+        for read, write in _FIELDS.values():
+            write(new, read(self))
+        for name, value in changes.items():
+            _FIELDS[name][1](new, value)
+        return new
+
     def moved(
         self,
         state: State,
@@ -225,12 +237,19 @@ class FlowRun:
         started = self.started_at
         if state.type is StateType.RUNNING and started is None:
             started = state.timestamp
-        return replace(
-            self, state_type=state.type, state_name=state.name, state_message=state.message, state_details=state.details,
+        return self.changed(
+            state_type=state.type, state_name=state.name, state_message=state.message, state_details=state.details,
             attempt=self.attempt if attempt is None else attempt, name=name or self.name, started_at=started,
             scheduled_at=scheduled_at or self.scheduled_at,
             ended_at=state.timestamp if state.type.is_terminal else None, updated_at=state.timestamp, result=None,
         )  # fmt: skip
+
+
+_FIELDS: dict[str, tuple[Callable[[FlowRun], Any], Callable[[FlowRun, Any], None]]] = {
+    found.name: (FlowRun.__dict__[found.name].__get__, FlowRun.__dict__[found.name].__set__)
+    for found in fields(FlowRun)
+}
+"""How each field is read and written, past the lock of a frozen dataclass."""
 
 
 def transition_event(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import datetime
 
 import anyio
@@ -68,8 +67,8 @@ class RunLog:
                 raise
             return existing
         if appended.duplicate:
-            return await self.get(run.id) or replace(run, seq=appended.seq)
-        return replace(run, seq=appended.seq)
+            return await self.get(run.id) or run.changed(seq=appended.seq)
+        return run.changed(seq=appended.seq)
 
     async def begin(self, run: FlowRun, state: State) -> FlowRun:
         """Append the first transition of a run that nobody asked for before it began (a plain call).
@@ -82,7 +81,7 @@ class RunLog:
             raise MoveRefused(run.id, from_state="new", to_state=state.type)
         moved = run.moved(state)
         appended = await self._bus.log.append(transition_event(moved, previous=None), after=0)
-        return replace(moved, seq=appended.seq)
+        return moved.changed(seq=appended.seq)
 
     async def move(
         self,
@@ -127,7 +126,7 @@ class RunLog:
                     ) from None
                 run = now
                 continue
-            return replace(moved, seq=appended.seq)
+            return moved.changed(seq=appended.seq)
         raise RunLost(run.id, reason=f"{MAX_TRIES} others wrote first, one after the other")
 
     async def change(
@@ -176,7 +175,7 @@ class RunLog:
             state = owing(state, ANYONE)
         moved = run.moved(state, scheduled_at=scheduled_at, attempt=attempt)
         appended = await self._bus.log.append(transition_event(moved, previous=run.state_type), after=run.seq)
-        return replace(moved, seq=appended.seq)
+        return moved.changed(seq=appended.seq)
 
     async def move_exactly(self, run: FlowRun, state: State, *, attempt: int | None = None) -> FlowRun:
         """Append one transition if ``run`` is still as it was read, for decisions that hold only then.
@@ -197,7 +196,7 @@ class RunLog:
             # Somebody's message on the run's subject: it says nothing of the run, but appends are guarded by it.
             for recorded in reversed(await self.history(run_id)):
                 if (before := readable_run(recorded)) is not None:
-                    return replace(before, seq=last.seq)
+                    return before.changed(seq=last.seq)
         return run
 
     async def history(self, run_id: FlowRunId) -> list[Recorded]:
