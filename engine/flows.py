@@ -52,7 +52,7 @@ class FlowOptions(TypedDict, total=False):
         flow that is not tracked and for equal calls. None: as the flow or task around; else recorded in tracked runs.
     result_storage: where results are kept, of the flow and of its tasks: a URL, a path, a saved block (``"slug/name"``) or
         a block. result_serializer: how they are written: ``"json"``, ``"compressed/pickle"``, …
-    cache_result_in_memory: False: read the return value from where it is kept, each time it is asked for.
+    cache_result_in_memory: taken, and passed on to tasks; a value stays in memory while its state is held.
     log_prints: send ``print`` to the run's log; None: as the parent flow does.
     tags: put on each of its runs and on what they call.
     on_running, on_completion, on_failure, on_cancellation, on_crashed: lists of ``hook(flow, flow_run, state)``.

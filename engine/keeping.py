@@ -25,7 +25,7 @@ class Keeping:
     Attributes:
         persist: True: kept, and taken by equal calls of the same run. False: not even recorded.
         storage: as given; see ``filesystems.storage_at``.
-        in_memory: False: read from where it is kept each time it is asked for.
+        in_memory: what was said of it; nothing depends on it here.
     """
 
     persist: bool | None = None

@@ -71,7 +71,7 @@ class TaskOptions(TypedDict, total=False):
     result_storage: where it is kept: a URL, a path, a saved block (``"slug/name"``) or a block. result_serializer: how it is
         written: ``"json"``, ``"compressed/pickle"``, … None, of both: as the flow or task around.
     result_storage_key: what it is called there: ``"{flow_run.name}-{parameters[day]}"``; a later call with the same key
-        takes the result. cache_result_in_memory: False: read it from where it is kept, each time it is asked for.
+        takes the result. cache_result_in_memory: taken; a value stays in memory while its state is held.
     cache_policy: what makes calls equal, whose results are kept for each other beyond the run (``cache_policies``).
     cache_key_fn(context, parameters): a function that says the key instead; None: do not cache this call.
     cache_expiration: how long a result counts: a ``timedelta``, seconds, or ``"1h"``. refresh_cache: run anyway, and keep
