@@ -241,6 +241,8 @@ def is_database(path: Path) -> bool:
 
 
 def main() -> int:
+    # Being told to stop unwinds, so that the servers are stopped too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     theirs, ours = measure_prefect(), measure_hark()
     print(f"{'':28}{'Prefect ' + theirs.version:>16}{'Hark ' + ours.version:>16}{'ratio':>10}")
     reached = []
