@@ -76,22 +76,30 @@ class _Server:
 
 
 class ProcessPool(AsyncContextManagerMixin):
-    """Executes jobs in child processes. Entered means one child is warm; left means all are gone.
+    """Executes jobs in child processes. Entered means one child is warm, or becomes so; left means all are gone.
 
     Args:
         warm: children kept ready that no code has been loaded into.
         keep: children kept for the code they have loaded, while idle.
+        wait: whether entering waits for the first child; else a job that comes before it does.
     """
 
     def __init__(
-        self, address: BrokerAddress, bus_config: BusConfig, engine: EngineConfig, *, warm: int, keep: int
+        self,
+        address: BrokerAddress,
+        bus_config: BusConfig,
+        engine: EngineConfig,
+        *,
+        warm: int,
+        keep: int,
+        wait: bool = True,
     ) -> None:
         self._hello: JsonObject = {
             "address": encode_address(address),
             "bus": bus_config.model_dump(mode="json", exclude={"password", "token"}),
             "engine": engine.model_dump(mode="json"),
         }
-        self._warm, self._keep = warm, keep
+        self._warm, self._keep, self._wait = warm, keep, wait
         self._server: _Server | None = None
         self._forking = anyio.Lock()
         self._starting: list[_Child] = []
@@ -99,7 +107,8 @@ class ProcessPool(AsyncContextManagerMixin):
         self._idle: list[_Child] = []
         self._busy: dict[FlowRunId, _Child] = {}
         self._closing = False
-        self._warming = False
+        self._warming: anyio.CancelScope | None = None
+        self._warmed = anyio.Event()
         self._tg: TaskGroup | None = None
 
     @asynccontextmanager
@@ -108,7 +117,9 @@ class ProcessPool(AsyncContextManagerMixin):
             self._tg = tg
             try:
                 with anyio.fail_after(_START_S):
-                    if self._warm:
+                    if not self._wait:
+                        pass
+                    elif self._warm:
                         child = await self._new_child()
                         self._spare.append(child)
                     else:
@@ -118,6 +129,10 @@ class ProcessPool(AsyncContextManagerMixin):
             finally:
                 self._closing = True
                 with anyio.CancelScope(shield=True):
+                    if self._warming is not None:
+                        self._warming.cancel("the pool closes")
+                        with anyio.move_on_after(_STOP_S):
+                            await self._warmed.wait()
                     await self._stop()
                 tg.cancel_scope.cancel()
                 self._tg = None
@@ -238,19 +253,23 @@ class ProcessPool(AsyncContextManagerMixin):
     def _refill(self) -> None:
         if self._tg is None or self._closing or self._warming or len(self._spare) >= self._warm:
             return
-        self._warming = True
-        self._tg.start_soon(self._warm_up)
+        self._warming, self._warmed = anyio.CancelScope(), anyio.Event()
+        self._tg.start_soon(self._warm_up, self._warming)
 
-    async def _warm_up(self) -> None:
+    async def _warm_up(self, scope: anyio.CancelScope) -> None:
         try:
-            while len(self._spare) < self._warm and not self._closing:
-                child = await self._new_child()
-                self._spare.append(child)
+            with scope:
+                while len(self._spare) < self._warm and not self._closing:
+                    child = await self._new_child()
+                    self._spare.append(child)
         except UnavailableError as exc:
+            if self._closing:
+                return
             # The next run starts its own child, and reports if that cannot be done either.
             log.warning("worker.no_warm_process", extra={"error": str(exc)})
         finally:
-            self._warming = False
+            self._warming = None
+            self._warmed.set()
 
     def _retire(self, child: _Child) -> None:
         """Let a child that executes nothing end by itself."""
@@ -295,6 +314,9 @@ class ProcessPool(AsyncContextManagerMixin):
                 ready = await read_frame(child.reader)
         except TimeoutError:
             ready = None
+        except BaseException:
+            child.writer.close()  # which is what makes it end
+            raise
         finally:
             self._starting.remove(child)
         if ready is None:
@@ -319,13 +341,22 @@ class ProcessPool(AsyncContextManagerMixin):
         # Requests are small and answered one at a time, so writing past the loop never fills the buffer.
         control = ours.dup()
         control.setblocking(False)
-        reader, writer = await asyncio.open_connection(sock=ours)
-        server = _Server(process, control, reader, writer, asyncio.Queue())
+        writer: asyncio.StreamWriter | None = None
         try:
-            with anyio.fail_after(_START_S):
-                ready = await read_frame(reader)
-        except TimeoutError:
-            ready = None
+            reader, writer = await asyncio.open_connection(sock=ours)
+            server = _Server(process, control, reader, writer, asyncio.Queue())
+            try:
+                with anyio.fail_after(_START_S):
+                    ready = await read_frame(reader)
+            except TimeoutError:
+                ready = None
+        except BaseException:  # left while it starts: nobody would know of it any more
+            process.kill()
+            control.close()
+            (writer or ours).close()
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(process.wait)
+            raise
         if ready is None:
             self._lose_server(server)
             raise UnavailableError("the fork server did not start", hint="its own error output says why")

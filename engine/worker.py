@@ -161,7 +161,7 @@ class Worker(AsyncContextManagerMixin):
                 self._pool = await stack.enter_async_context(
                     ProcessPool(
                         self._bus.address, self._bus.config, self._engine,
-                        warm=min(self._config.warm, self._config.processes), keep=self._config.processes,
+                        warm=min(self._config.warm, self._config.processes), keep=self._config.processes, wait=False,
                     )
                 )  # fmt: skip
             async with anyio.create_task_group() as tg:
