@@ -86,7 +86,7 @@ async def run_deployment(
     elif parent is not None and parent.tracker is not None:
         run_id = await _id_in_parent(control, parent, deployment.name, values)
     cause = (
-        Cause("flow-run", parent.flow_run.name, event=parent.flow_run.causationid)
+        Cause("flow-run", parent.flow_run.name, event=parent.flow_run.event_id or parent.flow_run.causationid)
         if parent is not None
         else Cause("api", "run_deployment")
     )

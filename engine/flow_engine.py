@@ -104,13 +104,17 @@ def _engine_for(
     if above is not None and parent is not None:
         # The child's id follows from its place in the parent, so that a resumed parent finds it again.
         key, _ = parent.calls.key(f"flow:{flow.name}", parameters)
-        request = replace(request, id=run_id_for("subflow", above.flow_run.id, key))
+        # A parent that is run again from its start begins its children anew, too.
+        anew = above.tracker.anew if above.tracker is not None else 0
+        request = replace(
+            request, id=run_id_for("subflow", above.flow_run.id, key, *([str(anew)] if anew else []))
+        )
     run = FlowRun.requested(request, now=datetime.now(UTC))
     if above is not None:
         above_run = above.flow_run
         run = run.changed(
-            correlationid=above_run.correlationid or above_run.id, causationid=above_run.causationid,
-            causaldepth=above_run.causaldepth, attempt=1,
+            correlationid=above_run.correlationid or above_run.id,
+            causationid=above_run.event_id or above_run.causationid, causaldepth=above_run.causaldepth, attempt=1,
         )  # fmt: skip
     else:
         run = run.changed(attempt=1)

@@ -526,7 +526,7 @@ class FlowEngine:
         if self.tracker is not None:
             cause = CauseAttrs(
                 correlationid=run.correlationid or run.id,
-                causationid=run.causationid,
+                causationid=run.event_id or run.causationid,
                 causaldepth=run.causaldepth + 1,
                 owner=self.tracker.owner,
                 traceparent=run.traceparent,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping
+from hashlib import sha256
 from string import Formatter
 from typing import Any
 
 from ..errors import DefinitionError, InvalidNameError
 from ..vocabulary import sendable
 
-__all__ = ["check_name", "check_template", "default_run_name", "flow_name_of", "render_name"]
+__all__ = ["check_name", "check_template", "default_run_name", "flow_name_of", "name_of_run", "render_name"]
 
 
 def _words(text: str) -> list[str]:
@@ -40,6 +41,12 @@ _ANIMALS = _words(
 def default_run_name(pick: Callable[[list[str]], str] = random.choice) -> str:
     """Return two words, such as ``brave-otter``: for people to tell runs apart, not unique."""
     return f"{pick(_ADJECTIVES)}-{pick(_ANIMALS)}"
+
+
+def name_of_run(run_id: str) -> str:
+    """Return two words that follow from a run's id: asked for twice, a run has one name."""
+    drawn = int.from_bytes(sha256(run_id.encode()).digest()[:8])
+    return f"{_ADJECTIVES[drawn % len(_ADJECTIVES)]}-{_ANIMALS[drawn // len(_ADJECTIVES) % len(_ANIMALS)]}"
 
 
 def flow_name_of(fn: Callable[..., Any]) -> str:

@@ -13,6 +13,7 @@ from typing import Any, Self
 
 from ..bus.event import Event, Recorded, format_time, parse_time
 from ..vocabulary import FlowRunId, JsonObject, JsonValue, StateType, derived_id, new_id, sendable
+from .naming import name_of_run
 from .states import State
 
 __all__ = ["Cause", "FlowRun", "RunRequest", "SOURCE", "run_id_for", "transition_event"]
@@ -119,6 +120,8 @@ class FlowRun:
     """What the run follows from, in traces."""
     result: JsonObject | None = field(default=None, repr=False, compare=False)
     """How the last transition says what a COMPLETED run returned."""
+    event_id: str | None = field(default=None, repr=False, compare=False)
+    """Of its last transition, where it was appended or read here: what the run does meanwhile follows from that."""
 
     @property
     def state(self) -> State:
@@ -179,7 +182,7 @@ class FlowRun:
         """Return the run a request describes, before its first transition (``seq`` 0, state SCHEDULED)."""
         trigger = request.trigger_event
         return cls(
-            id=request.id, name=request.name or f"{request.flow_name}-{request.id[-6:]}", flow_name=request.flow_name,
+            id=request.id, name=request.name or name_of_run(request.id), flow_name=request.flow_name,
             flow_version=request.flow_version, deployment=request.deployment, entrypoint=request.entrypoint,
             parameters=request.parameters, tags=request.tags, pool=request.pool, queue=request.queue,
             parent=request.parent, cause=request.cause, concurrency_key=request.concurrency_key,
@@ -211,6 +214,7 @@ class FlowRun:
             started_at=_time(run.get("started_at")), ended_at=_time(run.get("ended_at")), updated_at=event.time,
             correlationid=event.correlationid, causationid=event.causationid, causaldepth=event.causaldepth,
             seq=recorded.seq, traceparent=event.traceparent, result=_mapping(data.get("result")) or None,
+            event_id=event.id,
         )  # fmt: skip
 
     def changed(self, **changes: Any) -> Self:

@@ -80,8 +80,9 @@ class RunLog:
         if not move_allowed(None, state.type):
             raise MoveRefused(run.id, from_state="new", to_state=state.type)
         moved = run.moved(state)
-        appended = await self._bus.log.append(transition_event(moved, previous=None), after=0)
-        return moved.changed(seq=appended.seq)
+        event = transition_event(moved, previous=None)
+        appended = await self._bus.log.append(event, after=0)
+        return moved.changed(seq=appended.seq, event_id=event.id)
 
     async def move(
         self,
@@ -126,7 +127,7 @@ class RunLog:
                     ) from None
                 run = now
                 continue
-            return moved.changed(seq=appended.seq)
+            return moved.changed(seq=appended.seq, event_id=event.id)
         raise RunLost(run.id, reason=f"{MAX_TRIES} others wrote first, one after the other")
 
     async def change(
@@ -174,8 +175,9 @@ class RunLog:
             # Written by one who does not execute the run: somebody who has its code is to call the hooks.
             state = owing(state, ANYONE)
         moved = run.moved(state, scheduled_at=scheduled_at, attempt=attempt)
-        appended = await self._bus.log.append(transition_event(moved, previous=run.state_type), after=run.seq)
-        return moved.changed(seq=appended.seq)
+        event = transition_event(moved, previous=run.state_type)
+        appended = await self._bus.log.append(event, after=run.seq)
+        return moved.changed(seq=appended.seq, event_id=event.id)
 
     async def move_exactly(self, run: FlowRun, state: State, *, attempt: int | None = None) -> FlowRun:
         """Append one transition if ``run`` is still as it was read, for decisions that hold only then.

@@ -1,18 +1,54 @@
 """Facts about the run the code is in: ``runtime.flow_run.name``, ``runtime.task_run.run_count``, ``runtime.deployment.name``.
 
 Outside a run, or where there is no such fact, the value is empty (None, an empty list or mapping). For tests, an environment
-variable stands in: ``HARK__RUNTIME__FLOW_RUN__NAME=…``.
+variable stands in, with the type of the fact (mappings as JSON, lists as JSON or with commas), and for facts that are not
+there too: ``HARK__RUNTIME__FLOW_RUN__NAME=…``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..config import runtime_override
+from ..errors import DefinitionError
 from .context import FlowRunContext, TaskRunContext
 
+if TYPE_CHECKING:
+    from .run import FlowRun
+
 __all__ = ["deployment", "flow_run", "task_run"]
+
+
+def _time(text: str) -> datetime:
+    from ..bus.event import parse_time
+
+    return parse_time(text)
+
+
+def _json(text: str) -> dict[str, Any]:
+    import orjson
+
+    value = orjson.loads(text)
+    if not isinstance(value, dict):
+        raise ValueError("not a JSON object")
+    return value
+
+
+def _list(text: str) -> list[str]:
+    import orjson
+
+    if text.startswith("["):
+        return [str(item) for item in orjson.loads(text)]
+    return [item.strip() for item in text.split(",") if item.strip()]
+
+
+_READ: Mapping[str, Callable[[str], Any]] = {
+    "run_count": int, "scheduled_start_time": _time, "tags": _list, "parameters": _json, "job_variables": _json,
+    "cause": _json,
+}  # fmt: skip
+"""How the text in an environment variable becomes a fact that is no text."""
 
 
 class _Facts:
@@ -24,7 +60,12 @@ class _Facts:
         if not name.startswith("_"):
             stand_in = runtime_override(self._section, name)
             if stand_in is not None:
-                return stand_in
+                try:
+                    return _READ.get(name, str)(stand_in)
+                except ValueError as exc:
+                    raise DefinitionError(
+                        f"HARK__RUNTIME__{self._section}__{name.upper()} is no {name}: {stand_in!r} ({exc})"
+                    ) from exc
         return super().__getattribute__(name)
 
     def __dir__(self) -> list[str]:
@@ -84,27 +125,44 @@ class _FlowRunFacts(_Facts):
         return run.flow_run.parent if run else None
 
     @property
-    def root_flow_run_id(self) -> str | None:
-        """The outermost run of this process that the run is part of."""
-        run = FlowRunContext.get()
-        while run is not None:
-            above = run.parent.flow_context if run.parent is not None else None
-            if above is None:
-                return run.flow_run.id
-            run = above
-        return None
-
-    @property
     def parent_deployment_id(self) -> str | None:
-        """The deployment of the run this one is a subflow of."""
+        """The deployment that the run above is of; None too if it is of none."""
         run = FlowRunContext.get()
         above = run.parent.flow_context if run is not None and run.parent is not None else None
-        return above.flow_run.deployment if above is not None else None
+        if above is not None:
+            return above.flow_run.deployment
+        found = _looked_up(run.flow_run.parent) if run is not None and run.flow_run.parent else None
+        return found.deployment if found is not None else None
 
     @property
-    def job_variables(self) -> dict[str, Any] | None:
-        """Always None: what Hark's workers are given stands in the pool, not in the run."""
-        return None
+    def root_flow_run_id(self) -> str | None:
+        """The outermost run that the run is part of, in whatever process that is."""
+        run = FlowRunContext.get()
+        if run is None:
+            return None
+        while run.parent is not None and run.parent.flow_context is not None:
+            run = run.parent.flow_context
+        known: FlowRun = run.flow_run
+        while known.parent is not None:
+            above = _looked_up(known.parent)
+            if above is None:
+                return known.parent  # it has left the log, and so has what was above it
+            known = above
+        return known.id
+
+    @property
+    def job_variables(self) -> dict[str, Any]:
+        """Always empty: there are no jobs. For flows written for Prefect."""
+        return {}
+
+    @property
+    def api_url(self) -> str | None:
+        return _url("/api/flow-runs/", self.id)
+
+    @property
+    def ui_url(self) -> str | None:
+        """The page of the service: runs have none of their own."""
+        return _url("/", "") if self.id else None
 
     @property
     def cause(self) -> dict[str, Any] | None:
@@ -149,6 +207,14 @@ class _TaskRunFacts(_Facts):
         run = TaskRunContext.get()
         return run.task_run.run_count if run else 0
 
+    @property
+    def api_url(self) -> str | None:
+        return _url("/api/task-runs/", self.id)
+
+    @property
+    def ui_url(self) -> str | None:
+        return _url("/", "") if self.id else None
+
 
 class _DeploymentFacts(_Facts):
     """The deployment the flow run belongs to."""
@@ -164,7 +230,7 @@ class _DeploymentFacts(_Facts):
 
     @property
     def version(self) -> str | None:
-        """That of the deployment's flow."""
+        """Of the flow, as the deployment has it."""
         run = FlowRunContext.get()
         return run.flow_run.flow_version if run and run.flow_run.deployment else None
 
@@ -178,6 +244,35 @@ class _DeploymentFacts(_Facts):
     def flow_run_id(self) -> str | None:
         run = FlowRunContext.get()
         return run.flow_run.id if run and run.flow_run.deployment else None
+
+
+def _url(path: str, id_: str | None) -> str | None:
+    if id_ is None:
+        return None
+    from ..config import load_settings
+
+    return f"{load_settings().api_url.rstrip('/')}{path}{id_}"
+
+
+_above: dict[str, FlowRun] = {}
+_ABOVE_MOST = 1000
+
+
+def _looked_up(run_id: str) -> FlowRun | None:
+    """Return a run of another process, from the log; None if it is not there any more. What is asked of it never changes."""
+    found = _above.get(run_id)
+    if found is None:
+        from ..vocabulary import FlowRunId
+        from .either import blocking_session
+        from .run_log import RunLog
+
+        session = blocking_session("runtime.flow_run")
+        found = session.call(RunLog(session.bus).get, FlowRunId(run_id))
+        if found is not None:
+            if len(_above) >= _ABOVE_MOST:
+                _above.clear()
+            _above[run_id] = found
+    return found
 
 
 flow_run = _FlowRunFacts()

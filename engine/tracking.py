@@ -73,7 +73,7 @@ class TaskEvents:
         self.inline_bytes = inline_bytes
         self.ids = IdSource()
         self.is_silent = False
-        """Set when the run was lost to another worker: nothing more is written."""
+        """Whether the run was lost to another worker: nothing more is written. Set by ``silence``."""
         self._event_ids = IdSource()
         self._subject = task_run_subject(run_id)
         self._publisher = session.bus.publisher
@@ -276,8 +276,18 @@ class TaskEvents:
         """Wait, on the session's loop, until the broker has caught up by half."""
         await self._publisher.room(CROWDED // 2)
 
+    def silence(self) -> None:
+        """Write nothing more, what waits to be written included: the run is another worker's. On the session's loop."""
+        self.is_silent = True
+        with self._later_lock:
+            self._later.clear()
+        if self._sender is not None:
+            self._sender.cancel()
+
     def _send_later(self, item: _Message | _Upload) -> None:
         with self._later_lock:
+            if self.is_silent:
+                return
             self._later.append(item)
             if len(self._later) > 1:
                 return
@@ -301,7 +311,8 @@ class TaskEvents:
             except Exception as exc:  # whatever it is, it is raised by settle, and the others are sent
                 self._failed = self._failed or exc
             with self._later_lock:
-                self._later.popleft()
+                if self._later:  # silenced meanwhile
+                    self._later.popleft()
 
     async def _upload(self, item: _Upload) -> _Message:
         name = f"results/{item.subject.rpartition('.')[2]}/{item.run_id}"
@@ -376,6 +387,8 @@ class FlowTracker:
         """Keys of finished calls whose ``on_completion`` hooks have run."""
         self.leaves_interrupted = leaves_interrupted
         self.retries_made = 0
+        self.anew = 0
+        """The sequence before which nothing of the run counts, because it was retried from its start; 0: all counts."""
         self.suspend_after_s = suspend_after_s
         """A wait longer than this holds no worker."""
         self.waits: dict[str, JsonObject] = {}
@@ -424,7 +437,7 @@ class FlowTracker:
         try:
             self._set(await self.run_log.move(self.flow_run, state, result=result, **changes))
         except RunLost:
-            self.events.is_silent = True
+            self.events.silence()
             raise
         if self.flow_run.is_final:
             self.let_go()
@@ -447,7 +460,7 @@ class FlowTracker:
             RunLost: it is another worker's now, or over.
         """
         if run.attempt != self.flow_run.attempt or run.is_final:
-            self.events.is_silent = True
+            self.events.silence()
             raise RunLost(run.id, reason=f"it is {run.state_name}, attempt {run.attempt}")
         self._set(run)
 
@@ -480,13 +493,13 @@ class FlowTracker:
         """Return the run as the log has it now; if it is no longer ours, write nothing more."""
         now = await self.run_log.get(self.flow_run.id)
         if now is None or now.attempt > self.flow_run.attempt:
-            self.events.is_silent = True
+            self.events.silence()
         return now or self.flow_run
 
     async def resume(self) -> None:
         """Read what earlier attempts of the run finished."""
         history = await self.run_log.history(self.flow_run.id)
-        anew = begins_anew(history)
+        self.anew = anew = begins_anew(history)
         self.retries_made = retries_made(recorded for recorded in history if recorded.seq > anew)
         self.waits = noted_waits(self.flow_run.id, (recorded for recorded in history if recorded.seq > anew))
         finished = FinishedCalls(attempt_starts(history))

@@ -76,11 +76,12 @@ async def show_flow_run(request: Request, run_id: str) -> Response:
     context = context_of(request)
     run = await _known(context, run_id)
     out = run_json(run)
+    # From the log, as the state is: the read model may be a moment behind.
+    out["result"] = run.result
     try:
         detail = await context.queries.flow_run(run_id)
     except UnknownName:
         return answer(out)  # so new that the read model has not seen it
-    out["result"] = detail.data.get("result")
     out["transitions"] = [
         {"seq": e.seq, "type": e.type, "time": e.time, "state": _member(e.data, "state")}
         for e in detail.transitions

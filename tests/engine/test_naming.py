@@ -5,13 +5,24 @@ from __future__ import annotations
 import re
 
 import pytest
-from hark.engine.naming import check_name, check_template, default_run_name, flow_name_of, render_name
+from hark.engine.naming import (
+    check_name,
+    check_template,
+    default_run_name,
+    flow_name_of,
+    name_of_run,
+    render_name,
+)
 from hark.errors import DefinitionError
 
 
 def test_a_default_name_is_two_words() -> None:
     """An adjective and an animal."""
     assert all(re.fullmatch(r"[a-z]+-[a-z]+", default_run_name()) for _ in range(50))
+    names = [name_of_run(f"run-{n}") for n in range(200)]
+    assert all(re.fullmatch(r"[a-z]+-[a-z]+", name) for name in names)
+    assert names == [name_of_run(f"run-{n}") for n in range(200)]
+    assert len(set(names)) > 190
 
 
 def test_a_flow_is_named_after_its_function() -> None:

@@ -16,6 +16,7 @@ from hark.bus.session import Session, use_session
 from hark.bus.subject import STATE_HEADER, flow_run_filter, subject_of, task_run_subject
 from hark.engine import AsyncTaskRunner, FlowRun, FlowRunContext, RunLog, RunRequest, execute, execute_sync
 from hark.engine.states import Cancelling, Completed, Running, State
+from hark.engine.task_run import TaskRun
 from hark.errors import EventRefused, EventTooLarge, ParameterError, ResultMissing, RunLost
 from hark.vocabulary import FlowRunId, StateType
 
@@ -310,7 +311,7 @@ async def test_logs_go_to_the_log_stream(session: Session, bus: Bus) -> None:
 
 
 async def test_what_a_flow_emits_belongs_to_its_story(session: Session, bus: Bus) -> None:
-    """Correlation is the run's; depth grows by one from what led to the run."""
+    """Correlation is the run's, its RUNNING event the cause; depth grows by one from what led to the run."""
     trigger = Event(type="order.paid", source="/shop", causaldepth=2, correlationid="story")
 
     @flow
@@ -322,7 +323,9 @@ async def test_what_a_flow_emits_belongs_to_its_story(session: Session, bus: Bus
     [shipped] = await events(bus, "hark.ev.order.shipped")
     assert shipped.event.correlationid == "story"
     assert shipped.event.causaldepth > 3 - 1
-    assert shipped.event.causationid
+    running = [r for r in await events(bus, flow_run_filter(run.id)) if r.event.type == "flow-run.running"]
+    assert shipped.event.causationid == running[0].event.id
+    assert running[0].event.causationid == trigger.id
 
 
 # --- executing for a worker, and resuming -------------------------------------------------------------
@@ -552,6 +555,35 @@ async def test_a_cancelled_zombie_stays_silent(session: Session, bus: Bus) -> No
     with pytest.raises(RunLost):
         await zombie
     assert await bus.log.head() == before
+
+
+async def test_what_a_lost_run_had_still_to_send_is_dropped(session: Session, bus: Bus) -> None:
+    """A result that is being stored is given up, and nobody waits for it."""
+    from hark.engine.tracking import TaskEvents, standalone_events
+
+    stuck, begun = asyncio.Event(), asyncio.Event()
+
+    class Stuck(type(bus.objects)):  # type: ignore[misc]
+        async def put(self, *_: object, **__: object) -> None:
+            begun.set()
+            await stuck.wait()
+
+    @task
+    def big() -> None: ...
+
+    taken: list[TaskEvents] = [standalone_events(session, "r1", inline_bytes=10)]
+    before, bus.objects = bus.objects, Stuck.__new__(Stuck)
+    try:
+        run = TaskRun("t1", "big", big, flow_run_id=None, parameters={}, tags=frozenset(), upstream=())
+        taken[0].write(run, StateType.COMPLETED, "Completed", None, taken[0].record("x" * 100_000))
+        await begun.wait()
+        waits = asyncio.ensure_future(taken[0].settle())
+        taken[0].silence()
+        await asyncio.wait_for(waits, 10)
+    finally:
+        bus.objects = before
+    taken[0].write(run, StateType.COMPLETED, "Completed")
+    assert await events(bus, "hark.ev.task-run.>") == []
 
 
 async def test_a_cancelled_run_ends_cancelled_with_its_children(session: Session, bus: Bus) -> None:

@@ -472,6 +472,41 @@ async def test_a_failed_run_is_retried_from_what_it_finished(stage: Stage) -> No
         assert await stage.said() == {"step-1": 3, "step-2": 2}
 
 
+async def test_a_retry_from_the_start_runs_subflows_again(stage: Stage) -> None:
+    """Also those that completed, and those in them; a plain retry gives their results."""
+    stage.write(
+        """
+        @flow
+        def innermost():
+            say("innermost")
+
+        @flow
+        def inner():
+            say("inner")
+            innermost()
+
+        @flow
+        def outer(marker: str):
+            inner()
+            if not os.path.exists(marker):
+                raise ValueError("not yet")
+        """
+    )
+    await stage.deploy("outer")
+    marker = stage.root / "marker"
+    async with stage.working():
+        run = await stage.run("outer", parameters={"marker": str(marker)})
+        await stage.control.retry(run.id)
+        assert (await stage.end(run)).state_type is StateType.FAILED
+        assert await stage.said() == {"inner": 1, "innermost": 1}
+        await stage.control.retry(run.id, from_start=True)
+        assert (await stage.end(run)).state_type is StateType.FAILED
+        marker.touch()
+        await stage.control.retry(run.id)
+        assert (await stage.end(run)).state_type is StateType.COMPLETED
+        assert await stage.said() == {"inner": 2, "innermost": 2}
+
+
 async def test_a_suspended_run_frees_its_worker_and_goes_on_when_resumed(stage: Stage) -> None:
     """What it finished is not run again."""
     stage.write(

@@ -1,0 +1,130 @@
+"""Inputs sent to runs while they run: kept until somebody receives them, in order, typed, and answered."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from hark import flow
+from hark.bus import Bus
+from hark.bus.session import Session, use_session
+from hark.engine.run_input import AutomaticRunInput, RunInput, receive_input, send_input
+from hark.errors import MissingContextError, ParameterError, UnknownName
+
+
+@pytest.fixture
+async def session(bus: Bus) -> AsyncIterator[Session]:
+    """The test's own loop as the session of this process."""
+    with use_session(bus) as found:
+        yield found
+
+
+class Order(RunInput):
+    item: str
+    count: int = 1
+
+
+class Accepted(RunInput):
+    item: str
+
+
+async def test_inputs_of_a_type_come_in_order_and_wait_for_who_receives(session: Session) -> None:
+    """Those sent before anybody listened first; other types and other runs' are not among them."""
+    ids: asyncio.Queue[str] = asyncio.Queue()
+    sent = asyncio.Event()
+
+    @flow
+    async def receives() -> list[object]:
+        from hark import runtime
+
+        ids.put_nowait(str(runtime.flow_run.id))
+        await sent.wait()
+        numbers = [n async for n in receive_input(int, timeout=0.2)]
+        orders = [order.item async for order in Order.receive(timeout=0.2)]
+        texts = [text async for text in receive_input(list[str], timeout=0.2)]
+        return [numbers, orders, texts]
+
+    one, other = asyncio.ensure_future(receives()), asyncio.ensure_future(receives())
+    id_, other_id = await ids.get(), await ids.get()
+    for n in (3, 1, 2):
+        await send_input(n, id_)
+    await Order(item="tea").send_to(id_)
+    await send_input(Order(item="cake", count=2), id_)
+    await send_input(["a", "b"], id_)
+    await send_input(7, other_id)
+    sent.set()
+    assert await one == [[3, 1, 2], ["tea", "cake"], [["a", "b"]]]
+    assert await other == [[7], [], []]
+
+
+async def test_a_run_answers_who_sent_it_an_input(session: Session) -> None:
+    """Between two runs: the sender is the run, and `respond` goes back to it."""
+    server_id: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    @flow
+    async def server() -> str | None:
+        from hark import runtime
+
+        server_id.set_result(str(runtime.flow_run.id))
+        order = await Order.receive().next()
+        await order.respond(Accepted(item=order.item))
+        number = await receive_input(int, with_metadata=True).next()
+        assert isinstance(number, AutomaticRunInput)
+        await number.respond(number.value + 1)
+        return order.metadata.sender
+
+    @flow
+    async def client() -> tuple[str, int, str]:
+        from hark import runtime
+
+        await Order(item="tea").send_to(await server_id)
+        accepted = await Accepted.receive().next()
+        await send_input(41, await server_id)
+        return accepted.item, await receive_input(int).next(), f"flow-run/{runtime.flow_run.id}"
+
+    sender, (item, answer, client_id) = await asyncio.gather(server(), client())
+    assert (item, answer, sender) == ("tea", 42, client_id)
+
+
+async def test_sync_flows_receive_in_a_plain_loop(session: Session) -> None:
+    """The same words without await; waiting ends with the loop, or with an error if that is wished."""
+
+    @flow
+    def talks_to_itself() -> list[int]:
+        from hark import runtime
+
+        for n in range(3):
+            send_input(n, str(runtime.flow_run.id))
+        found = list(receive_input(int, timeout=0.2))
+        with pytest.raises(TimeoutError):
+            list(receive_input(float, timeout=0.05, raise_timeout_error=True))
+        return found
+
+    assert await asyncio.to_thread(talks_to_itself) == [0, 1, 2]
+
+
+async def test_an_input_that_does_not_fit_is_an_error_that_says_so(session: Session) -> None:
+    """And so is one for nobody, or an answer to nobody."""
+    ids: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    @flow
+    async def receives() -> None:
+        from hark import runtime
+
+        ids.set_result(str(runtime.flow_run.id))
+        await receive_input(int, key_prefix="n").next()
+
+    run = asyncio.ensure_future(receives())
+    await send_input("no number", await ids, key_prefix="n", sender="ann")
+    with pytest.raises(ParameterError, match="does not fit"):
+        await run
+    with pytest.raises(UnknownName):
+        await send_input(1, "nobody")
+    with pytest.raises(MissingContextError, match="nobody to receive"):
+        receive_input(int)
+    with pytest.raises(MissingContextError, match="was not received"):
+        await Order(item="x").respond(1)
+    found = await receive_input(str, key_prefix="n", flow_run_id=await ids, with_metadata=True).next()
+    with pytest.raises(MissingContextError, match="sent by ann"):
+        await found.respond(1)
