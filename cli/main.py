@@ -25,7 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "backtest": ("backtest:backtest", "Show what a rule would have done about what has happened."),
     "explain": ("backtest:explain", "Show why rules acted on an event, or did not."),
     "events": ("events:events", "Events: ls, watch, show."),
-    "runs": ("runs:runs", "Flow runs: ls, show, logs, watch, cancel, suspend, resume, retry."),
+    "runs": ("runs:runs", "Flow runs: ls, show, logs, watch, cancel, pause, suspend, resume, retry."),
     "deployments": (
         "deployments:deployments",
         "Flows that can be run by name: ls, show, run, pause, resume, backfill.",
@@ -42,6 +42,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "channels": ("channels:channels", "Named ways to tell people: ls, test."),
     "pools": ("channels:pools", "Where runs execute: ls, show, pause, resume."),
     "limits": ("limits:limits", "So many at once, or per time: ls, show, create, set, rm, reset."),
+    "artifacts": ("kept:artifacts", "What runs show people: ls, show."),
+    "blocks": ("kept:blocks", "Typed configuration kept by code: ls, show, rm."),
     "variables": ("values:variables", "Named values: ls, get, set, rm."),
     "secrets": ("values:secrets", "Named values that are never shown: ls, set, rm."),
     "alerts": ("alerts:alerts", "Open incidents of the notifications' routing: ls, show, ack."),

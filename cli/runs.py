@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .call import AsJson, ago, ask, group, pairs, plain, show, table, to_json
+from .call import AsJson, ago, ask, group, json_argument, pairs, plain, show, table, to_json
 
 if TYPE_CHECKING:
     from ..server.client import Hark
     from ..vocabulary import JsonObject
 
-runs = group("Look at and steer flow runs: ls, show, logs, watch, cancel, suspend, resume, retry.")
+runs = group("Look at and steer flow runs: ls, show, logs, watch, cancel, pause, suspend, resume, retry.")
 
 _Id = Annotated[str, typer.Argument(help="The run's id.")]
 
@@ -143,10 +143,23 @@ def suspend(run_id: _Id, as_json: AsJson = False) -> None:
     _done(ask(lambda h: h.flow_run_action(run_id, "suspend")), as_json)
 
 
+@runs.command("pause")
+def pause(run_id: _Id, as_json: AsJson = False) -> None:
+    """Do what suspend does."""
+    suspend(run_id, as_json)
+
+
 @runs.command("resume")
-def resume(run_id: _Id, as_json: AsJson = False) -> None:
-    """Let a suspended run go on."""
-    _done(ask(lambda h: h.flow_run_action(run_id, "resume")), as_json)
+def resume(
+    run_id: _Id,
+    given: Annotated[
+        str | None, typer.Option("--input", help="What the run waits for, as JSON; - reads stdin.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Let a paused or suspended run go on."""
+    body: JsonObject = {} if given is None else {"input": json_argument(given)}
+    _done(ask(lambda h: h.flow_run_action(run_id, "resume", **body)), as_json)
 
 
 @runs.command("retry")

@@ -15,24 +15,27 @@ As a whole it is sealed with the key of secrets, so nothing of it stands readabl
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import orjson
 from pydantic import BaseModel, ConfigDict, SecretBytes, SecretStr, ValidationError
 
 from ..errors import DefinitionError, RefusedError, SecretUnreadable, UnknownName
-from ..vocabulary import JsonObject
+from ..vocabulary import JsonObject, JsonValue
 from .either import Either
 from .values import secret_store
 
 if TYPE_CHECKING:
     from ..bus.session import Session
 
-__all__ = ["Block"]
+__all__ = ["BLOCKS", "Block", "shown_fields"]
 
 BLOCKS = "blocks"
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,99}")
 _known: dict[str, type[Block]] = {}
+_HIDDEN = "$secret"
+"""In the stored form, beside the fields: the paths of those that are secret."""
 
 
 class Block(BaseModel):
@@ -113,7 +116,9 @@ async def _save(session: Session, block: Block, name: str, *, overwrite: bool) -
     from ..errors import AlreadyHeld
 
     key = _key(type(block), name)
-    sealed = secret_store(session.bus).seal(key, orjson.dumps(_plain(block.model_dump(mode="python"))))
+    dumped = block.model_dump(mode="python")
+    fields = {**_plain(dumped), _HIDDEN: [".".join(path) for path in _secrets_in(dumped)]}
+    sealed = secret_store(session.bus).seal(key, orjson.dumps(fields))
     bucket = session.bus.bucket(BLOCKS)
     if overwrite:
         await bucket.put(key.replace("/", "."), sealed)
@@ -143,6 +148,7 @@ async def _load(session: Session, cls: type[Block], name: str) -> Block:
         cls = found
     try:
         fields: JsonObject = orjson.loads(opened)
+        fields.pop(_HIDDEN, None)
         return cls.model_validate(fields)
     except orjson.JSONDecodeError:
         raise SecretUnreadable(key, why="its stored form is damaged") from None
@@ -179,6 +185,43 @@ def _key(cls: type[Block], name: str) -> str:
                 hint="lower-case letters, digits and -, beginning with one of the first",
             )
     return f"{slug}/{short}"
+
+
+def shown_fields(stored: bytes) -> JsonObject:
+    """Return the fields of a block's opened form with its secrets left out: for people."""
+    fields: JsonObject = orjson.loads(stored)
+    secret = fields.pop(_HIDDEN, None)
+    # One that was saved before it was said which are: any may be.
+    hidden = {str(path) for path in secret} if isinstance(secret, list) else None
+    return {name: _masked(value, name, hidden) for name, value in fields.items()}
+
+
+def _masked(value: JsonValue, path: str, hidden: set[str] | None) -> JsonValue:
+    if hidden is None or path in hidden:
+        return "********"
+    if isinstance(value, dict):
+        return {name: _masked(item, f"{path}.{name}", hidden) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_masked(item, f"{path}.{i}", hidden) for i, item in enumerate(value)]
+    return value
+
+
+def _secrets_in(value: Any, at: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Yield the paths of the secrets in a dumped model."""
+    if isinstance(value, SecretStr | SecretBytes):
+        yield at
+    elif isinstance(value, BaseModel):
+        yield from _secrets_in(value.model_dump(mode="python"), at)
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            yield from _secrets_in(item, (*at, str(name)))
+    elif isinstance(value, list | tuple):
+        for i, item in enumerate(value):
+            yield from _secrets_in(item, (*at, str(i)))
+    elif isinstance(value, set | frozenset) and any(
+        isinstance(item, SecretStr | SecretBytes) for item in value
+    ):
+        yield at
 
 
 def _plain(value: Any) -> Any:

@@ -105,8 +105,8 @@ class RunInput(BaseModel):
         del poll_interval
         form = InputForm(cls)
 
-        def read(value: JsonValue, about: RunInputMetadata) -> Self:
-            found: Self = form.read(value)
+        def read(value: JsonValue, about: RunInputMetadata) -> Any:
+            found = form.read(value)
             found._metadata = about
             return found
 

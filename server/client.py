@@ -426,6 +426,10 @@ class Hark(ValueCalls):
     async def pools(self) -> list[JsonObject]:
         return _items(await self._get("/api/pools"))
 
+    async def artifacts(self, **filters: Any) -> Page:
+        """List artifacts as they are now, the latest first: ``type, flow_run, limit, cursor``."""
+        return await self._page("/api/artifacts", **filters)
+
     # --- dead letters, configuration, the service ------------------------------------------------------
 
     async def dead_letters(self, **filters: Any) -> Page:

@@ -59,6 +59,23 @@ class ValueCalls(PeopleCalls):
         """Take every slot from whoever has it; ``removed`` says how many tickets there were."""
         return _object(await self.request("POST", f"/api/limits/{_part(name)}/reset"))
 
+    # --- blocks and artifacts --------------------------------------------------------------------------
+
+    async def blocks(self, *, type: str | None = None) -> list[JsonObject]:
+        """List blocks by ``type`` and ``name``; what is in them is not shown here."""
+        return _items(await self._get("/api/blocks", type=type))
+
+    async def block(self, type: str, name: str) -> JsonObject:
+        """Return one block; secrets among its ``fields`` are masked."""
+        return _object(await self._get(f"/api/blocks/{_part(type)}/{_part(name)}"))
+
+    async def remove_block(self, type: str, name: str) -> None:
+        await self.request("DELETE", f"/api/blocks/{_part(type)}/{_part(name)}")
+
+    async def artifact(self, key_or_id: str) -> JsonObject:
+        """Return one artifact as it is now; ``data`` is its content."""
+        return _object(await self._get(f"/api/artifacts/{_part(key_or_id)}"))
+
     # --- keys ------------------------------------------------------------------------------------------
 
     async def keys(self) -> list[JsonObject]:

@@ -26,7 +26,7 @@ Row: TypeAlias = "tuple[str | int | float | bytes | None, ...]"
 
 LISTED = ("events", "unreadable", "notifications", "webhook_deliveries", "schedule_fires")
 """Tables with one row per event."""
-KEYED = ("flow_runs", "task_runs", "firings", "actions", "workers")
+KEYED = ("flow_runs", "task_runs", "firings", "actions", "workers", "artifacts")
 """Tables with one row per thing, made by the last event about it."""
 
 _STATES = frozenset(t.value for t in StateType)
@@ -245,9 +245,23 @@ def _worker(changes: Changes, seq: int, event: dict[str, Any], word: str, time: 
     )  # fmt: skip
 
 
+def _artifact(changes: Changes, seq: int, event: dict[str, Any], word: str, time: str) -> None:
+    if word not in ("created", "updated"):
+        return
+    data = _mapping(event.get("data"))
+    shown = _mapping(data.get("artifact"))
+    id_ = _after_slash(event)
+    changes.keyed["artifacts"][id_] = (
+        id_, seq, _need(shown.get("id")), _text(shown.get("key")), _need(shown.get("type")),
+        _text(shown.get("description")), _text(_mapping(data.get("flow_run")).get("id")),
+        _text(_mapping(data.get("task_run")).get("id")), _text(_mapping(data.get("flow")).get("name")), time,
+    )  # fmt: skip
+
+
 _HANDLERS: dict[str, Callable[[Changes, int, dict[str, Any], str, str], None]] = {
     "flow-run": _flow_run, "automation": _automation, "action": _action,
     "notification": _notification, "webhook": _webhook, "schedule": _schedule, "worker": _worker,
+    "artifact": _artifact,
 }  # fmt: skip
 
 

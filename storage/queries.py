@@ -26,6 +26,7 @@ from ..errors import DefinitionError, HarkError, UnavailableError, UnknownName
 from ..vocabulary import StateType
 from .row import (
     ActionRow,
+    ArtifactRow,
     AutomationActivity,
     Counts,
     DeploymentActivity,
@@ -359,6 +360,32 @@ class Queries:
         return await self._listing(
             WebhookDeliveryRow, "webhook_deliveries", {"webhook": webhook, "outcome": outcome}, cursor, limit
         )
+
+    async def artifacts(
+        self,
+        *,
+        type: str | None = None,
+        flow_run: str | None = None,
+        cursor: str | None = None,
+        limit: int = 50,
+    ) -> Page[ArtifactRow]:
+        """Return what runs show people, each as it is now, the latest first."""
+        return await self._listing(
+            ArtifactRow, "artifacts", {"type": type, "flow_run": flow_run}, cursor, limit
+        )
+
+    async def artifact(self, key_or_id: str) -> tuple[ArtifactRow, EventRow]:
+        """Return an artifact as it is now, and the event that has its content.
+
+        Raises:
+            UnknownName: there is no such artifact (any more).
+        """
+        async with self._reading() as db:
+            found = await self._one(db, ArtifactRow, ["artifacts", "artifacts.id"], {"id": key_or_id})
+            if found is None:
+                raise UnknownName("artifact", key_or_id)
+            [event] = await self._all(db, EventRow, ["events", "events.seq"], {"seq": found.seq})
+        return found, event
 
     async def schedule_fires(
         self, deployment: str | None = None, *, cursor: str | None = None, limit: int = 50

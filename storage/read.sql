@@ -257,6 +257,22 @@ AND webhook = :webhook;
 -- for: received or rejected
 AND outcome = :outcome;
 
+-- name: artifacts
+-- for: what runs show people
+SELECT id, seq, artifact, key, type, description, flow_run, task_run, flow, time FROM artifacts WHERE TRUE;
+
+-- name: artifacts.id
+-- for: one
+AND id = :id;
+
+-- name: artifacts.type
+-- for: of one type
+AND type = :type;
+
+-- name: artifacts.flow_run
+-- for: last shown by one flow run
+AND flow_run = :flow_run;
+
 -- name: schedule_fires
 -- for: schedules that came due
 SELECT seq, deployment, schedule, outcome, scheduled_at, flow_run, reason, time FROM schedule_fires WHERE TRUE;

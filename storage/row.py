@@ -15,7 +15,7 @@ from ..errors import DefinitionError
 from ..vocabulary import JsonObject, JsonValue
 
 __all__ = [
-    "ActionRow", "AutomationActivity", "Counts", "DeploymentActivity", "EventFilter", "EventRow", "FiringDetail",
+    "ActionRow", "ArtifactRow", "AutomationActivity", "Counts", "DeploymentActivity", "EventFilter", "EventRow", "FiringDetail",
     "FiringRow", "FlowRunDetail", "FlowRunRow", "NotificationRow", "Page", "RunFilter", "ScheduleFireRow",
     "TaskRunRow", "WebhookDeliveryRow", "WorkerRow", "decode_cursor", "encode_cursor", "read_row",
 ]  # fmt: skip
@@ -265,6 +265,22 @@ class ScheduleFireRow:
     scheduled_at: datetime | None
     flow_run: str | None
     reason: str | None
+    time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ArtifactRow:
+    """An artifact as it is now; ``artifact`` is the id of what is shown, ``id`` its key, or that id where it has none."""
+
+    id: str
+    seq: int
+    artifact: str
+    key: str | None
+    type: str
+    description: str | None
+    flow_run: str | None
+    task_run: str | None
+    flow: str | None
     time: datetime
 
 

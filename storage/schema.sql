@@ -180,3 +180,18 @@ CREATE TABLE workers (
     details TEXT NOT NULL CHECK (json_valid(details)),
     time    TEXT NOT NULL
 ) STRICT;
+
+-- What runs show people: each as it is now. Its history is the events with its subject.
+CREATE TABLE artifacts (
+    id          TEXT PRIMARY KEY,                          -- its key, or where it has none, its own id
+    seq         INTEGER NOT NULL UNIQUE,
+    artifact    TEXT NOT NULL,                             -- the id of what is shown now
+    key         TEXT,
+    type        TEXT NOT NULL,
+    description TEXT,
+    flow_run    TEXT,
+    task_run    TEXT,
+    flow        TEXT,
+    time        TEXT NOT NULL
+) STRICT;
+CREATE INDEX artifacts_flow_run ON artifacts (flow_run) WHERE flow_run IS NOT NULL;

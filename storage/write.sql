@@ -87,6 +87,15 @@ INSERT INTO webhook_deliveries (seq, webhook, outcome, type, status, reason, tim
 INSERT INTO schedule_fires (seq, deployment, schedule, outcome, scheduled_at, flow_run, reason, time)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?);
 
+-- name: artifacts
+-- for: an artifact as it is now
+INSERT INTO artifacts (id, seq, artifact, key, type, description, flow_run, task_run, flow, time)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (id) DO UPDATE SET
+    seq = excluded.seq, artifact = excluded.artifact, key = excluded.key, type = excluded.type,
+    description = excluded.description, flow_run = excluded.flow_run, task_run = excluded.task_run,
+    flow = excluded.flow, time = excluded.time;
+
 -- name: workers
 -- for: the latest word of a worker
 INSERT INTO workers (id, seq, state, name, pool, details, time) VALUES (?, ?, ?, ?, ?, ?, ?)
@@ -142,6 +151,10 @@ DELETE FROM webhook_deliveries WHERE seq < :first_seq;
 -- name: prune_schedule_fires
 -- for: fires that left the log
 DELETE FROM schedule_fires WHERE seq < :first_seq;
+
+-- name: prune_artifacts
+-- for: artifacts that left the log
+DELETE FROM artifacts WHERE seq < :first_seq;
 
 -- name: prune_workers
 -- for: workers not heard of since

@@ -163,7 +163,10 @@ async def steer_flow_run(request: Request, run_id: str, action: str) -> Response
         case "suspend":
             run = await control.suspend(id_, reason=reason, cause=cause)
         case "resume":
-            run = await control.resume(id_, cause=cause)
+            given = body.get("input")
+            if given is not None and not isinstance(given, dict):
+                raise DefinitionError("`input` is an object", hint='such as {"input": {"approved": true}}')
+            run = await control.resume(id_, run_input=given, cause=cause)
         case "retry":
             run = await control.retry(
                 id_, from_start=bool(body.get("from_start")), reason=reason, cause=cause

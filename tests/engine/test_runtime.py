@@ -31,7 +31,7 @@ def test_an_environment_variable_stands_in_with_the_type_of_the_fact(monkeypatch
     assert (run.name, run.run_count, run.tags, run.parameters) == ("brave-otter", 3, ["a", "b"], {"n": 1})
     assert run.scheduled_start_time == datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
     assert runtime.task_run.tags == ["x"]
-    assert runtime.deployment.colour == "red"  # type: ignore[attr-defined]
+    assert runtime.deployment.colour == "red"
     with pytest.raises(DefinitionError, match="HARK__RUNTIME__DEPLOYMENT__PARAMETERS is no parameters"):
         _ = runtime.deployment.parameters
 

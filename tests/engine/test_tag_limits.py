@@ -55,18 +55,28 @@ async def test_async_tasks_with_a_limited_tag_take_turns(session: Session, bus: 
     """No more at once than the tag has slots; who waits says so; everything is given back."""
     await put_limit(bus, "tag:db", Limit(slots=2))
     crowd = Crowd()
+    all_wait = asyncio.Event()
 
     @task(tags=["db", "other"])
     async def query(n: int) -> int:
         with crowd:
-            await asyncio.sleep(0.01)
+            await all_wait.wait()
+            await asyncio.sleep(0)
         return n
 
     @flow
     async def many() -> list[int]:
         return await asyncio.gather(*(query(n) for n in range(8)))
 
-    assert await many() == list(range(8))
+    running = asyncio.ensure_future(many())
+    left = 6
+    async with bus.log.follow(["hark.ev.task-run.>"], after=0) as batches:
+        async for batch in batches:
+            left -= sum(r.event.type == "task-run.awaiting-concurrency-slot" for r in batch.records)
+            if not left:
+                break
+    all_wait.set()
+    assert await running == list(range(8))
     assert (crowd.most, crowd.came) == (2, 8)
     words = await words_of_tasks(bus)
     assert words.count("awaiting-concurrency-slot") == 6
