@@ -151,9 +151,9 @@ class _FlowRunFacts(_Facts):
         return known.id
 
     @property
-    def job_variables(self) -> dict[str, Any]:
-        """Always empty: there are no jobs. For flows written for Prefect."""
-        return {}
+    def job_variables(self) -> dict[str, Any] | None:
+        """Always empty, outside of a run None: there are no jobs. For flows written for Prefect."""
+        return {} if self.id else None
 
     @property
     def api_url(self) -> str | None:

@@ -474,3 +474,47 @@ async def test_limits_of_a_configuration_are_applied(serve: Serve, hark: Run, pr
         config.write_text("variables: {region: eu}\n")
         assert (await hark("apply", str(config), "--prune")).exit_code == 0
         assert as_json(await hark("limits", "ls", "--json")) == []
+
+
+async def test_what_code_keeps_and_shows_is_read_by_command(serve: Serve, hark: Run) -> None:
+    """Blocks with their secrets masked, artifacts with their content and versions."""
+    from hark import Block, flow
+    from hark.engine.artifacts import create_markdown_artifact, create_table_artifact
+    from pydantic import SecretStr
+
+    class Warehouse(Block):
+        host: str
+        password: SecretStr
+
+    @flow
+    def report(day: int) -> None:
+        create_markdown_artifact(f"# Day {day}", key="daily", description="how it went")
+        create_table_artifact([{"a": 1}])
+
+    async with serve() as service:
+        with use_session(service.bus):
+            await to_thread.run_sync(partial(Warehouse(host="db", password=SecretStr("hush")).save, "main"))
+            for day in (1, 2):
+                await to_thread.run_sync(report, day)
+        listed = await hark("blocks", "ls", "--json")
+        assert [(b["type"], b["name"]) for b in json.loads(listed.stdout)] == [("warehouse", "main")]
+        shown = await hark("blocks", "show", "warehouse/main")
+        assert "db" in shown.stdout
+        assert "hush" not in shown.stdout
+        assert (await hark("blocks", "show", "warehouse/mian")).exit_code == 2
+        assert (await hark("blocks", "rm", "main")).exit_code == 2
+        assert (await hark("blocks", "rm", "warehouse/main")).exit_code == 0
+        assert "no blocks" in (await hark("blocks", "ls")).stdout
+
+        await service.context.projector.caught_up(await service.bus.log.head())  # type: ignore[union-attr]
+        listed = await hark("artifacts", "ls", "--json")
+        kinds = sorted(a["type"] for a in json.loads(listed.stdout))
+        assert kinds == ["markdown", "table", "table"]
+        assert [
+            a["id"]
+            for a in json.loads((await hark("artifacts", "ls", "--type", "markdown", "--json")).stdout)
+        ] == ["daily"]
+        found = json.loads((await hark("artifacts", "show", "daily", "--json")).stdout)
+        assert (found["data"], found["description"], len(found["versions"])) == ("# Day 2", "how it went", 2)
+        assert "# Day 2" in (await hark("artifacts", "show", "daily")).stdout
+        assert (await hark("artifacts", "show", "dayly")).exit_code == 2
