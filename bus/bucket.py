@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import Self
 
 from ..errors import AlreadyHeld, BusUnavailable, DefinitionError, GuardFailed
-from ..vocabulary import new_id
+from ..vocabulary import JsonObject, new_id
 from .connection import ApiError, Connection
 from .event import Recorded, parse_time
 from .feed import Feed
@@ -176,24 +176,36 @@ class Bucket:
             seq = (await self._connection.insist(subject, value, headers=headers)).get("seq")
         except ApiError as exc:
             if exc.err_code in _WRONG_LAST:
+                # A first try whose answer was lost makes the second one wrong: then what stands there is ours.
+                last = await self._message(key)
+                if last is not None and _headers_in(last).get("Nats-Msg-Id") == headers["Nats-Msg-Id"]:
+                    return int(str(last["seq"]))
                 raise GuardFailed(subject, expected=expected or 0) from exc
             raise
         if not isinstance(seq, int):
             raise BusUnavailable(f"bucket {self.name} answered a write of {key!r} without its revision")
         return seq
 
-    async def _last(self, key: str) -> Entry | None:
-        """Return the last entry of a key, deleted or not. The stream's leader answers, never a copy behind it."""
-        subject = f"{self._prefix}{key}"
+    async def _message(self, key: str) -> JsonObject | None:
+        """Return the last message of a key as the API gives it. The stream's leader answers, never a copy behind it."""
         try:
-            answer = await self._connection.api(f"STREAM.MSG.GET.{self._stream}", {"last_by_subj": subject})
+            answer = await self._connection.api(
+                f"STREAM.MSG.GET.{self._stream}", {"last_by_subj": f"{self._prefix}{key}"}
+            )
         except ApiError as exc:
             if exc.err_code == _NO_MESSAGE:
                 return None
             raise
         message = answer["message"]
         assert isinstance(message, dict)
-        headers = read_headers(base64.b64decode(str(message.get("hdrs", ""))))
+        return message
+
+    async def _last(self, key: str) -> Entry | None:
+        """Return the last entry of a key, deleted or not."""
+        message = await self._message(key)
+        if message is None:
+            return None
+        headers = _headers_in(message)
         deleted = is_marker(headers)
         seq = message["seq"]
         assert isinstance(seq, int)
@@ -285,3 +297,7 @@ def read_headers(raw: bytes) -> dict[str, str]:
         if colon:
             out[name.decode()] = value.strip().decode()
     return out
+
+
+def _headers_in(message: JsonObject) -> Mapping[str, str]:
+    return read_headers(base64.b64decode(str(message.get("hdrs", ""))))

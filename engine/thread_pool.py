@@ -86,10 +86,8 @@ class ThreadPool:
     def _run(self) -> None:
         _local.pool = self
         try:
-            while (work := self._next()) is not None:
-                work()
-                # Holding the function would keep its task's arguments alive while this thread is idle.
-                del work
+            # In a frame of its own: between two instructions of a loop, not every place belongs to the block around it.
+            self._work_on()
         except Interrupted:
             return  # it came after the work was done
         finally:
@@ -100,6 +98,12 @@ class ThreadPool:
             if loop is not None:
                 loop.run_until_complete(loop.shutdown_asyncgens())
                 loop.close()
+
+    def _work_on(self) -> None:
+        while (work := self._next()) is not None:
+            work()
+            # Holding the function would keep its task's arguments alive while this thread is idle.
+            del work
 
     def _next(self) -> Callable[[], object] | None:
         with self._lock:

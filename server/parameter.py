@@ -83,6 +83,8 @@ def _asking(
             continue
         if bucket == "schedules":
             deployment, _, name = key.partition("/")
+            if value.get("paused"):  # it starts nothing; backfills of its slots bring their own
+                continue
             schedule = value.get("schedule")
             given = schedule.get("parameters") if isinstance(schedule, dict) else None
             place = int(name) if name.isdecimal() else name

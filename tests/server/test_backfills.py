@@ -30,7 +30,7 @@ async def etl(source: str = "a", n: int = 2, day: str = "") -> str:
     return f"{source} {day}"
 
 @flow
-async def slow(folder: str, slot: str) -> None:
+async def slow(folder: str = "", slot: str = "") -> None:
     here = Path(folder)
     (here / slot).touch()
     while not (here / "go").exists():
