@@ -11,6 +11,7 @@ with a client that is not ours.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -181,6 +182,12 @@ class DirectClient(Client):
         # An nats-py without this attribute would parse by itself, and our subscriptions go the public way.
         if hasattr(self, "_ps"):
             self._ps = _DirectParser(self)
+
+    async def _process_pong(self) -> None:
+        # Who was cancelled while waiting for an answer must not end the read loop when that answer comes.
+        if self._pongs and self._pongs[0].done():
+            self._pongs[0] = asyncio.get_running_loop().create_future()
+        await super()._process_pong()
 
     def _remove_sub(self, sid: int, max_msgs: int = 0) -> None:
         self.direct.pop(sid, None)

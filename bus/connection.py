@@ -444,7 +444,11 @@ class Connection(AsyncContextManagerMixin):
         buffer has been empty, the next answer does.
         """
         limit_s = math.ceil(self.config.request_timeout_s)
-        while self.nc.pending_data_size:
+        for _ in range(100):  # the client's task that empties it has its turn in one or two
+            if not self.nc.pending_data_size:
+                break
+            await asyncio.sleep(0)
+        while self.nc.pending_data_size:  # the socket is full
             await self.nc.flush(limit_s)
         await self.nc.flush(limit_s)
 

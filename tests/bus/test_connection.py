@@ -20,7 +20,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
-from hark.bus import BrokerAddress, Bus, EmbeddedBroker, locate_broker
+from hark.bus import BrokerAddress, Bus, EmbeddedBroker, Event, locate_broker
 from hark.bus.address import external_address, parse_urls
 from hark.bus.broker import find_program
 from hark.bus.connection import ApiError, Connection, ConnectionLost, NotReady
@@ -382,3 +382,18 @@ async def test_a_broker_without_jetstream_is_told_from_one_with(tmp_path: Path) 
             async with Bus(BrokerAddress((f"nats://{at}",)), config):
                 pass
         assert "JetStream" in caught.value.hint
+
+
+async def test_a_flush_that_was_cancelled_leaves_the_connection_as_it_is(bus: Bus) -> None:
+    """The broker's answer comes to nobody; the client by itself would break off for that."""
+    for _ in range(20):
+        flush = asyncio.ensure_future(bus.connection.flush())
+        await asyncio.sleep(0)
+        flush.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await flush
+    breaks: list[None] = []
+    bus.connection.on_disconnect(lambda: breaks.append(None))
+    await bus.connection.flush()
+    await bus.log.append(Event(type="a.b", source="/test"))
+    assert not breaks
