@@ -11,6 +11,7 @@
     │   ├── HashError              what a cache key is made of cannot be hashed
     │   ├── MappingError           `.map` was given iterables it cannot pair up: MappingMissingIterable,
     │   │                          MappingLengthMismatch
+    │   ├── Unpicklable            a value cannot go to another process; also a TypeError
     │   ├── TemplateError          a template does not parse, or failed while rendering
     │   ├── UnknownName            a deployment, channel, secret, … that does not exist
     │   └── EventInvalid           an event breaks a rule of the envelope
@@ -40,6 +41,7 @@
     │   └── ObjectCorrupt          a stored object is incomplete, or its bytes are not what was stored
     └── RunError                 what running somebody's code came to
         ├── FlowFailed / TaskFailed / RunCrashed / RunCancelled
+        ├── ProcessDied            the process in which a task ran died; a RunCrashed
         ├── RunUnfinished          its result was asked for before it ended
         │   ├── RunPaused            ... while it was paused
         │   └── UpstreamFailed       a task was not run, because what it waits for did not complete
@@ -113,6 +115,10 @@ class MappingMissingIterable(MappingError):
 
 class MappingLengthMismatch(MappingError):
     """``.map`` was given iterables of different lengths."""
+
+
+class Unpicklable(DefinitionError, TypeError):
+    """A value that has to go to another process, or come back from one, cannot be pickled."""
 
 
 class TemplateError(DefinitionError):
@@ -350,6 +356,14 @@ class TaskFailed(RunError):
 
 class RunCrashed(RunError):
     """A run ended CRASHED: its process died or its infrastructure did."""
+
+
+class ProcessDied(RunCrashed):
+    """The process in which a task ran died, or was killed; ``run_id`` says whose it was."""
+
+    def __init__(self, message: str, *, run_id: str) -> None:
+        super().__init__(message)
+        self.run_id = run_id
 
 
 class RunCancelled(RunError):

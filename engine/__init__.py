@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .task_runners import (
         AsyncTaskRunner,
         ConcurrentTaskRunner,
+        ProcessPoolTaskRunner,
         SequentialTaskRunner,
         TaskRunner,
         ThreadPoolTaskRunner,
@@ -46,6 +47,7 @@ _WHERE = {
     "FlowRun": "run",
     "FlowRunContext": "context",
     "Pool": "pool",
+    "ProcessPoolTaskRunner": "task_runners",
     "QueueSpec": "pool",
     "RunLog": "run_log",
     "RunRequest": "run",
@@ -75,7 +77,7 @@ _WHERE = {
 }
 
 __all__ = [
-    "Abort", "AsyncTaskRunner", "Cause", "ConcurrencySpec", "ConcurrentTaskRunner", "Control", "Deployment", "Dispatcher", "Flow", "FlowRun", "FlowRunContext", "Pool", "QueueSpec", "RunLog",
+    "Abort", "AsyncTaskRunner", "Cause", "ConcurrencySpec", "ConcurrentTaskRunner", "Control", "Deployment", "Dispatcher", "Flow", "FlowRun", "FlowRunContext", "Pool", "ProcessPoolTaskRunner", "QueueSpec", "RunLog",
     "RunRequest", "SequentialTaskRunner", "Skip", "State", "Task", "TaskFuture", "TaskRunContext", "TaskRunner",
     "ThreadPoolTaskRunner", "Worker", "allow_failure", "as_completed", "execute", "execute_sync", "exponential_backoff", "flow",
     "get_run_context", "get_run_logger", "quote", "run_id_for", "tags", "task", "unmapped", "wait",

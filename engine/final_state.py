@@ -6,7 +6,7 @@ from collections import Counter
 from types import GeneratorType
 from typing import Any
 
-from ..errors import RunTimedOut
+from ..errors import ProcessDied, RunTimedOut
 from .signals import Abort, ReturnedFailure, Skip
 from .states import Completed, Crashed, Failed, Skipped, State, StateType, TimedOut
 
@@ -59,6 +59,8 @@ def state_of_exception(exc: Exception, *, what: str, run_id: str) -> State:
         return exc.state
     if isinstance(exc, Skip):
         return Skipped(message=str(exc) or None, run_id=run_id)
+    if isinstance(exc, ProcessDied) and exc.run_id == run_id:
+        return Crashed(message=f"The run crashed: {exc}", data=exc, run_id=run_id)
     if isinstance(exc, RunTimedOut) and exc.seconds is not None and exc.run_id in (None, run_id):
         exc.run_id = run_id
         return TimedOut(

@@ -19,6 +19,7 @@ from .keeping import Keeping
 from .marked import Marked
 from .naming import check_name, check_template, flow_name_of
 from .parameters import CallShape
+from .reference import reduced, restore
 from .task_call import as_tuple
 from .task_runners import TaskRunner, ThreadPoolTaskRunner
 from .tasks import HOOKS, Binds, check_options, check_retries, check_timeout, is_async, take_own, unwrapped
@@ -225,6 +226,14 @@ class Flow(Marked, Generic[P, R]):
         new = Flow(self.fn, **merged)
         new._binds = self._binds
         return new
+
+    # --- going to other processes --------------------------------------------------------------------
+
+    def __reduce__(self) -> Any:
+        return reduced(self, self._binds)
+
+    def __setstate__(self, state: Any) -> None:
+        restore(self, state)
 
     # --- deployments ---------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from ..vocabulary import JsonObject
 __all__ = ["MAX_FRAME_BYTES", "Channel", "encode", "read_frame"]
 
 _HEAD = struct.Struct(">I")
+_BYTES_HEAD = struct.Struct(">Q")
 MAX_FRAME_BYTES = 64 << 20
 """Above the largest event a broker can be set to take."""
 
@@ -59,6 +60,24 @@ class Channel:
             return None
         value: JsonObject = orjson.loads(body)
         return value
+
+    def send_bytes(self, data: bytes) -> None:
+        """Write bytes of any length, for the other side's ``receive_bytes``."""
+        self._sock.sendall(_BYTES_HEAD.pack(len(data)))
+        self._sock.sendall(data)
+
+    def receive_bytes(self) -> bytes | None:
+        """Return the next bytes that were sent so; None when the other side has closed or died.
+
+        Raises:
+            TimeoutError: ``wait_at_most`` was set, and that long nothing came.
+        """
+        head = self._exactly(_BYTES_HEAD.size)
+        return None if head is None else self._exactly(*_BYTES_HEAD.unpack(head))
+
+    def wait_at_most(self, seconds: float | None) -> None:
+        """Limit each wait from now on; None for no limit."""
+        self._sock.settimeout(seconds)
 
     def close(self) -> None:
         self._sock.close()

@@ -7,7 +7,7 @@ import contextlib
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator
-from typing import Any, Generic, NamedTuple, TypeVar, cast
+from typing import Any, Generic, Literal, NamedTuple, TypeVar, cast
 
 from ..vocabulary import TaskRunId
 from .nested import replace_leaves
@@ -17,8 +17,8 @@ from .thread_pool import waiting_for_another
 from .timeouts import waking
 
 __all__ = [
-    "DoneAndNotDone", "FutureList", "TaskFuture", "as_completed", "resolve_futures_to_results",
-    "resolve_futures_to_states", "wait",
+    "DoneAndNotDone", "DoneAndNotDoneFutures", "FutureList", "PrefectFuture", "PrefectFutureList", "TaskFuture",
+    "as_completed", "resolve_futures_to_results", "resolve_futures_to_states", "wait",
 ]  # fmt: skip
 
 R = TypeVar("R")
@@ -150,13 +150,24 @@ class FutureList(list[TaskFuture[R]]):
         wait(self, timeout)
 
     def result(self, timeout: float | None = None, raise_on_failure: bool = True) -> list[R]:
-        """Return all results, in order.
+        """Return all results, in order. A failure is raised as soon as it is there, whatever still runs.
 
         Raises:
             TimeoutError: not all are done within ``timeout`` seconds.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
-        return [future.result(left_s(deadline), raise_on_failure) for future in self]
+        waited = wait(self, timeout, return_when="FIRST_EXCEPTION" if raise_on_failure else "ALL_COMPLETED")
+        return self._results(waited, timeout, raise_on_failure)
+
+    def _results(
+        self, waited: DoneAndNotDoneFutures, timeout: float | None, raise_on_failure: bool
+    ) -> list[R]:
+        if raise_on_failure:
+            for future in self:
+                if future.done and not future.state.is_completed():
+                    future.result()
+        if waited.not_done:
+            raise TimeoutError(f"Timed out waiting for all futures to complete within {timeout} seconds")
+        return [future.result(None, raise_on_failure) for future in self]
 
     async def result_async(self, timeout: float | None = None, raise_on_failure: bool = True) -> list[R]:
         """Return what ``result`` returns, without holding the loop."""
@@ -167,31 +178,61 @@ class FutureList(list[TaskFuture[R]]):
         return self.result_async().__await__()
 
 
-class DoneAndNotDone(NamedTuple):
+class DoneAndNotDoneFutures(NamedTuple):
     """What ``wait`` returns."""
 
     done: set[TaskFuture[Any]]
     not_done: set[TaskFuture[Any]]
 
 
-def wait(futures: Iterable[TaskFuture[Any]], timeout: float | None = None) -> DoneAndNotDone:
-    """Wait until all are done, at most ``timeout`` seconds, and return which are and which are not."""
+# Under these names they stand in the annotations of flows that were written for Prefect.
+DoneAndNotDone = DoneAndNotDoneFutures
+PrefectFuture = TaskFuture
+PrefectFutureList = FutureList
+
+
+def wait(
+    futures: Iterable[TaskFuture[Any]],
+    timeout: float | None = None,
+    *,
+    return_when: Literal["ALL_COMPLETED", "FIRST_COMPLETED", "FIRST_EXCEPTION"] = "ALL_COMPLETED",
+) -> DoneAndNotDoneFutures:
+    """Wait until all are done, at most ``timeout`` seconds, and return which are and which are not.
+
+    Args:
+        return_when: wait only until the first is done, or until the first has not completed.
+    Raises:
+        ValueError: the timeout is negative.
+    """
     every = set(futures)
+    _check(timeout)
     deadline = None if timeout is None else time.monotonic() + timeout
-    for future in every:
-        future.wait(left_s(deadline))
+    if return_when == "ALL_COMPLETED":
+        for future in every:
+            future.wait(left_s(deadline))
+    elif return_when in ("FIRST_COMPLETED", "FIRST_EXCEPTION"):
+        with contextlib.suppress(TimeoutError):
+            for future in as_completed(every, left_s(deadline)):
+                if return_when == "FIRST_COMPLETED" or not future.state.is_completed():
+                    break
+    else:
+        raise ValueError(
+            f"return_when must be ALL_COMPLETED, FIRST_COMPLETED or FIRST_EXCEPTION, got {return_when!r}"
+        )
     done = {future for future in every if future.done}
-    return DoneAndNotDone(done, every - done)
+    return DoneAndNotDoneFutures(done, every - done)
 
 
 class as_completed(Generic[R]):  # noqa: N801  a function, for all its users see
     """Iterate over futures as they get done, with ``for`` or ``async for``.
 
     Raises:
+        ValueError: the timeout is negative.
         TimeoutError: while iterating, if they are not all done within ``timeout`` seconds.
     """
 
     def __init__(self, futures: Iterable[TaskFuture[R]], timeout: float | None = None) -> None:
+        _check(timeout)
         self._futures = list(dict.fromkeys(futures))
         self._timeout = timeout
 
@@ -209,7 +250,7 @@ class as_completed(Generic[R]):  # noqa: N801  a function, for all its users see
                 with waiting_for_another(), waking(lambda: ready.put(None)):
                     done = ready.get(timeout=left_s(deadline))
             except queue.Empty:
-                raise TimeoutError(f"{left} of {len(self._futures)} tasks have not ended in time") from None
+                raise self._unfinished(left) from None
             if done is not None:  # None only wakes us, for a time limit to be raised
                 yield done
 
@@ -222,9 +263,18 @@ class as_completed(Generic[R]):  # noqa: N801  a function, for all its users see
 
         for future in self._futures:
             future.add_done_callback(hand_over)
-        async with asyncio.timeout(self._timeout):
-            for _ in self._futures:
-                yield await ready.get()
+        deadline = None if self._timeout is None else loop.time() + self._timeout
+        for left in range(len(self._futures), 0, -1):
+            try:
+                # Around the wait alone: what its user does meanwhile is not ours to stop.
+                async with asyncio.timeout_at(deadline):
+                    done = await ready.get()
+            except TimeoutError:
+                raise self._unfinished(left) from None
+            yield done
+
+    def _unfinished(self, left: int) -> TimeoutError:
+        return TimeoutError(f"{left} (of {len(self._futures)}) futures unfinished")
 
 
 def resolve_futures_to_states(value: Any) -> Any:
@@ -242,6 +292,11 @@ def resolve_futures_to_states(value: Any) -> Any:
 def resolve_futures_to_results(value: Any) -> Any:
     """Return ``value`` with the result of each future in it in its place, waiting for them; raises what they raise."""
     return replace_leaves(value, lambda leaf: leaf.result() if isinstance(leaf, TaskFuture) else leaf)
+
+
+def _check(timeout: float | None) -> None:
+    if timeout is not None and timeout < 0:
+        raise ValueError(f"'timeout' must be a non-negative number, got {timeout}")
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

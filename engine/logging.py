@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .run import FlowRun
     from .task_run import TaskRun
 
-__all__ = ["RunLogger", "get_logger", "get_run_logger", "printing"]
+__all__ = ["RunLogger", "get_logger", "get_run_logger", "printing", "run_loggers"]
 
 MAX_MESSAGE_CHARS = 100_000
 """A log line longer than this is cut: one line must fit one message of the broker."""
@@ -124,7 +124,8 @@ _ready = False
 _lock = threading.Lock()
 
 
-def _loggers() -> tuple[logging.Logger, logging.Logger]:
+def run_loggers() -> tuple[logging.Logger, logging.Logger]:
+    """Return the loggers of flow runs and of task runs, their handlers in place."""
     global _ready
     flows, tasks = logging.getLogger("hark.flow_runs"), logging.getLogger("hark.task_runs")
     if not _ready:
@@ -173,7 +174,7 @@ def logger_of_flow_run(
 ) -> RunLogger:
     """Return the logger of a flow run whose lines go out by ``session``, if there is one."""
     return RunLogger(
-        _loggers()[0],
+        run_loggers()[0],
         {
             "flow_run_id": run.id, "flow_run_name": run.name, "flow_name": run.flow_name, "hark_session": session,
             **(extra or {}),
@@ -186,7 +187,7 @@ def logger_of_task_run(
 ) -> RunLogger:
     """Return the logger of a task run whose lines go out by ``session``, if there is one."""
     return RunLogger(
-        _loggers()[1],
+        run_loggers()[1],
         {
             "flow_run_id": flow_run.id if flow_run else None, "flow_run_name": flow_run.name if flow_run else None,
             "flow_name": flow_run.flow_name if flow_run else None, "task_run_id": task_run.id,

@@ -1,6 +1,6 @@
 """The fork server: a small process without threads that has everything imported and forks warm children on demand.
 
-Started by ``ProcessPool`` as ``python -m hark.engine.process_main FD``, before which nothing of the worker can leak into
+Started by ``ProcessPool`` (for runs) and ``ForkServer`` (for tasks) as ``python -m hark.engine.process_main FD``, before which nothing of the worker can leak into
 it. It does two things: fork a child for each socket it is handed, and report each child that ends. It lives as
 long as the worker holds the other end of its socket; then it kills its children and goes, so a worker killed with
 -9 leaves no run going behind its back.
@@ -78,21 +78,26 @@ class _Server:
             for pid in self._children:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
+            # Whoever waits for us to go may count on them being gone.
+            for pid in self._children:
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(pid, 0)
 
     def _hear(self) -> bool:
         """Carry out one request; False when the worker is gone."""
         data, fds, _, _ = socket.recv_fds(self._control, 4096, 1)
         if not data:
             return False
-        # A request is written at once and answered before the next one, so it comes in one piece.
-        request = orjson.loads(data)
-        if request["do"] == "fork":
-            self._fork(fds[0])
-        elif request["do"] == "kill" and request["pid"] in self._children:
-            os.kill(request["pid"], signal.SIGKILL)
+        # A request is a line, written at once; kills are not answered, so several may come in one piece.
+        for line in data.splitlines():
+            request = orjson.loads(line)
+            if request["do"] == "fork":
+                self._fork(fds[0], request.get("main", "runs"))
+            elif request["do"] == "kill" and request["pid"] in self._children:
+                os.kill(request["pid"], signal.SIGKILL)
         return True
 
-    def _fork(self, fd: int) -> None:
+    def _fork(self, fd: int, main: str) -> None:
         pid = os.fork()
         if pid:
             os.close(fd)
@@ -109,7 +114,10 @@ class _Server:
             for stream in (sys.stdout, sys.stderr):
                 if isinstance(stream, io.TextIOWrapper):
                     stream.reconfigure(line_buffering=True)
-            from .process_child import child_main
+            if main == "tasks":
+                from .task_child import task_child_main as child_main
+            else:
+                from .process_child import child_main
 
             status = child_main(socket.socket(fileno=fd))
         except BaseException:

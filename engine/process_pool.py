@@ -283,7 +283,7 @@ class ProcessPool(AsyncContextManagerMixin):
         if server is None or server.gone or child.ended.is_set():
             return
         with contextlib.suppress(OSError):
-            server.control.send(orjson.dumps({"do": "kill", "pid": child.pid}))
+            server.control.send(orjson.dumps({"do": "kill", "pid": child.pid}) + b"\n")
 
     # --- the server -----------------------------------------------------------------------------------
 
@@ -294,7 +294,7 @@ class ProcessPool(AsyncContextManagerMixin):
             ours, theirs = socket.socketpair()
             with theirs:
                 try:
-                    socket.send_fds(server.control, [orjson.dumps({"do": "fork"})], [theirs.fileno()])
+                    socket.send_fds(server.control, [b'{"do":"fork"}\n'], [theirs.fileno()])
                     with anyio.fail_after(_START_S):
                         pid = await server.forked.get()
                 except (OSError, TimeoutError) as exc:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UpstreamFailed
@@ -37,6 +37,7 @@ class TaskCall:
         upstream: the futures among its inputs and in ``wait_for``.
         recorded: the result an earlier attempt of the flow run recorded for this call; then it does not run.
         settled: the final state, where it was clear before the call could begin.
+        elsewhere: runs one try of the function in another process, and keeps its time limit; None: it runs here.
     """
 
     # Defaults of the class, not set in __init__: most calls never change them.
@@ -62,6 +63,7 @@ class TaskCall:
     """The run whose code made the call."""
     is_careful = False
     """Whether it is part of a transaction, or something has been said of its result."""
+    elsewhere: Callable[[TaskCall, tuple[Any, ...], dict[str, Any]], Any] | None = None
 
     def __init__(
         self, task: Task[..., Any], run: TaskRun, flow: FlowRunContext | None, log_prints: bool

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
-from ..errors import UpstreamFailed
+from ..errors import Unpicklable, UpstreamFailed
 from .caching import MISS, cache_of
 from .context import TaskRunContext, current_run
 from .final_state import state_of_crash, state_of_exception, state_of_value
@@ -147,7 +147,7 @@ def cached(call: TaskCall, value: Any) -> tuple[State, InlineResult | LargeResul
 
 
 def may_retry(call: TaskCall, exc: Exception) -> bool:
-    return call.run.run_count <= call.task.retries and not isinstance(exc, Abort | Skip)
+    return call.run.run_count <= call.task.retries and not isinstance(exc, Abort | Skip | Unpicklable)
 
 
 def await_retry(call: TaskCall, failed: State) -> float:
@@ -300,8 +300,11 @@ def _tries_sync(call: TaskCall, failure: Exception | None = None) -> State:
                 try_transaction(call)
             args, kwargs = task.shape.spread(run.parameters)
             try:
-                with within(task.timeout_seconds, f"task {task.name!r}"):
-                    value = task.body(*args, **kwargs)
+                if call.elsewhere is not None:
+                    value = call.elsewhere(call, args, kwargs)
+                else:
+                    with within(task.timeout_seconds, f"task {task.name!r}"):
+                        value = task.body(*args, **kwargs)
                 return _conclude_sync(call, value)
             except Exception as exc:
                 failure = exc

@@ -10,6 +10,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Self
 
 from .futures import FutureList, TaskFuture, left_s
@@ -17,13 +18,24 @@ from .states import Cancelled
 from .thread_pool import ThreadPool, run_coroutine
 
 if TYPE_CHECKING:
+    from .process_runner import ProcessPoolTaskRunner
     from .task_call import TaskCall
     from .tasks import Task
 
 __all__ = [
-    "AsyncTaskRunner", "ConcurrentTaskRunner", "SequentialTaskRunner", "TaskRunner", "ThreadPoolTaskRunner",
+    "AsyncTaskRunner", "ConcurrentTaskRunner", "ProcessPoolTaskRunner", "SequentialTaskRunner", "TaskRunner", "ThreadPoolTaskRunner",
     "default_runner",
 ]  # fmt: skip
+
+
+_ELSEWHERE = {"ProcessPoolTaskRunner": "process_runner"}
+"""Runners in files of their own, loaded when they are asked for."""
+
+
+def __getattr__(name: str) -> object:
+    if name not in _ELSEWHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_ELSEWHERE[name]}", __package__), name)
 
 
 class TaskRunner(ABC):
@@ -51,7 +63,11 @@ class TaskRunner(ABC):
     def __hash__(self) -> int:
         return hash((type(self), self._settings()))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self._settings()
+
     def _settings(self) -> tuple[Any, ...]:
+        """Return the arguments that make one like it."""
         return ()
 
     def submit(
@@ -176,6 +192,9 @@ class TaskRunner(ABC):
 
 class ThreadPoolTaskRunner(TaskRunner):
     """Runs tasks in threads, at most ``max_workers`` working at once; async tasks too, in the thread's own loop.
+
+    A sync task whose time is up is stopped between two of its Python instructions. One that blocks in C meanwhile is left
+    behind: its end is awaited only there. A ``ProcessPoolTaskRunner`` stops anything.
 
     Args:
         max_workers: default: the setting ``engine.thread_workers``.
@@ -355,7 +374,7 @@ def run_in_thread(call: TaskCall, context: contextvars.Context) -> Any:
     from .task_engine import run_async, run_sync
 
     try:
-        if call.task.isasync:
+        if call.task.isasync and call.elsewhere is None:
             return run_coroutine(run_async(call), context)
         return context.run(run_sync, call)
     except BaseException as exc:  # a task's SystemExit ends the task, not the thread that others need

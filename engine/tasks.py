@@ -35,6 +35,7 @@ from .keeping import Keeping
 from .marked import Marked
 from .naming import check_template
 from .parameters import CallShape
+from .reference import reduced, restore
 from .retry import RetryDelays, check_delays, exponential_backoff
 from .states import State
 from .task_call import as_tuple, prepare
@@ -318,7 +319,7 @@ class Task(Marked, Generic[P, R]):
         one. Defaults are not iterated over. A future of a list is waited for and iterated over.
 
         Raises:
-            MappingError: there is no iterable, or they differ in length.
+            MappingMissingIterable, MappingLengthMismatch: there is no iterable, or they differ in length.
         """
         runner = _runner()
         waits = None if wait_for is None else as_tuple(wait_for)
@@ -348,6 +349,14 @@ class Task(Marked, Generic[P, R]):
             new.on_rollback_hooks = list(self.on_rollback_hooks)
         new.needs_care |= new.has_transaction_hooks
         return new
+
+    # --- going to other processes --------------------------------------------------------------------
+
+    def __reduce__(self) -> Any:
+        return reduced(self, self._binds)
+
+    def __setstate__(self, state: Any) -> None:
+        restore(self, state)
 
     def _hook(self, argument: str, fn: Hook) -> Hook:
         self.hooks.setdefault(argument, []).append(fn)
@@ -444,7 +453,7 @@ def map_calls(task: Task[..., Any], given: dict[str, Any]) -> list[dict[str, Any
     """Return the parameters of each call that ``map`` makes.
 
     Raises:
-        MappingError: nothing to iterate over, or lengths differ.
+        MappingMissingIterable, MappingLengthMismatch: nothing to iterate over, or lengths differ.
     """
     shape = task.shape
     if shape.varkw is not None and shape.varkw in given:
@@ -490,9 +499,15 @@ def _elements(value: Any) -> list[Any] | None:
         return None
     if isinstance(value, (TaskFuture, State)):
         value = value.result()
-    if isinstance(value, str | bytes | bytearray | io.IOBase) or not isinstance(value, Iterable):
+    if isinstance(value, str | bytes | bytearray | io.IOBase):
         return None
-    return list(value)
+    try:
+        # Not isinstance(…, Iterable): what has only __getitem__ and a length is iterated over, too.
+        return list(iter(value))
+    except TypeError:
+        if hasattr(value, "__iter__"):
+            raise
+        return None
 
 
 def take_own(kwargs: dict[str, Any]) -> tuple[bool, Any]:

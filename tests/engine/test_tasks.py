@@ -12,8 +12,16 @@ from typing import Any
 import pytest
 from hark import Abort, Skip, allow_failure, flow, quote, task, unmapped
 from hark.engine import SequentialTaskRunner, TaskFuture
+from hark.engine.futures import FutureList, as_completed, wait
 from hark.engine.states import Completed, Failed, State
-from hark.errors import MappingError, ParameterBindError, RunTimedOut, UpstreamFailed
+from hark.errors import (
+    MappingError,
+    MappingLengthMismatch,
+    MappingMissingIterable,
+    ParameterBindError,
+    RunTimedOut,
+    UpstreamFailed,
+)
 from pydantic import BaseModel
 
 
@@ -517,3 +525,72 @@ async def test_hooks_are_told() -> None:
         ("running", "Running", 1),
         ("decorated", "Completed", 1),
     ]
+
+
+# --- many futures -------------------------------------------------------------------------------------
+
+
+def test_wait_says_what_is_done() -> None:
+    """All, or the first, or the first failure; within a time that may not be negative; doubles count once."""
+    release = threading.Event()
+
+    @task
+    def waits(fails: bool = False) -> int:
+        release.wait(30)
+        if fails:
+            raise ValueError
+        return 1
+
+    slow, quick = waits.submit(), add.submit(1)
+    done, not_done = wait([quick, slow, quick], timeout=0.05)
+    assert (done, not_done) == ({quick}, {slow})
+    first = wait([slow, quick], return_when="FIRST_COMPLETED")
+    assert (first.done, first.not_done) == ({quick}, {slow})
+    broke = broken.submit()
+    assert broke in wait([slow, broke], return_when="FIRST_EXCEPTION").done
+    with pytest.raises(ValueError, match="broken"):
+        FutureList([slow, broke]).result()
+    with pytest.raises(TimeoutError, match=r"within 0\.05 seconds"):
+        FutureList([slow, quick]).result(timeout=0.05)
+    with pytest.raises(TimeoutError, match=r"1 \(of 2\) futures unfinished"):  # noqa: PT012
+        list(as_completed([slow, quick], timeout=0.05))
+    for call in (wait, as_completed):
+        with pytest.raises(ValueError, match="non-negative"):
+            call([slow], timeout=-1)
+    release.set()
+    assert wait([slow, quick]) == ({slow, quick}, set())
+
+
+async def test_as_completed_in_a_loop_limits_only_its_own_waits() -> None:
+    """Those that are done come first; what is done with them in between is not interrupted."""
+    release = threading.Event()
+    slow, quick = task(release.wait).submit(30), add.submit(1)
+    seen = []
+    with pytest.raises(TimeoutError, match=r"1 \(of 2\) futures unfinished"):  # noqa: PT012
+        async for future in as_completed([slow, quick], timeout=0.05):
+            seen.append(future)
+            await asyncio.sleep(0.1)
+    assert seen == [quick]
+    release.set()
+    await slow
+
+
+def test_map_takes_what_python_iterates_over() -> None:
+    """Also what has only a length and items; and it says which rule was broken by the class of the error."""
+
+    class Rows:
+        def __len__(self) -> int:
+            return 3
+
+        def __getitem__(self, i: int) -> int:
+            if i >= 3:
+                raise IndexError
+            return i * 10
+
+    assert add.map(Rows()).result() == [1, 11, 21]
+    assert add.map(range(2)).result() == [1, 2]
+    assert add.map(n for n in (1, 2)).result() == [2, 3]
+    with pytest.raises(MappingMissingIterable):
+        add.map(unmapped([1]))
+    with pytest.raises(MappingLengthMismatch):
+        add.map([1, 2], [1])

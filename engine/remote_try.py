@@ -1,0 +1,154 @@
+"""Running one try of a task in the process it was sent to."""
+
+from __future__ import annotations
+
+import contextvars
+import random
+from collections.abc import Callable
+from types import GeneratorType
+from typing import TYPE_CHECKING, Any
+
+from ..bus.emit import CauseAttrs, current_cause
+from .context import FlowRunContext, TaskRunContext, current_run, current_tags
+from .flows import Flow
+from .futures import resolve_futures_to_states
+from .logging import printing
+from .reference import imported
+from .replay import FinishedCall
+from .run_log import RunLog
+from .serializers import unpickled
+from .shipment import FlowFacts, Shipment, packed_outcome
+from .task_engine import settle_futures
+from .task_run import TaskRun
+from .task_runners import ThreadPoolTaskRunner
+from .tasks import Task
+from .thread_pool import run_coroutine
+from .tracking import FlowTracker
+
+if TYPE_CHECKING:
+    from ..bus.session import Session
+
+__all__ = ["run_try"]
+
+
+def run_try(shipment: Shipment, session: Session | None, begun: Callable[[], object] = lambda: None) -> bytes:
+    """Run it and return its packed outcome; all that it wrote to the log is stored by then.
+
+    ``begun`` is called when all is imported and its time begins.
+
+    The tasks it submits run in threads of this process, and have ended when it has.
+    """
+    value: Any = None
+    error: BaseException | None = None
+    what = f"task run {shipment.facts.name!r}"
+    try:
+        for module, file in shipment.modules:
+            imported(module, file)
+        task: Task[..., Any] = unpickled(shipment.task)
+        args, kwargs = unpickled(shipment.arguments)
+        # Two processes forked from one server would otherwise draw the same numbers.
+        random.seed()
+        what = f"task {task.name!r}"
+        begun()
+        value = contextvars.copy_context().run(_run, shipment, session, task, args, kwargs)
+    except BaseException as exc:  # sys.exit() in a task ends the task
+        error = exc
+    return packed_outcome(value, error, what=what)
+
+
+def _run(
+    shipment: Shipment,
+    session: Session | None,
+    task: Task[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    facts = shipment.facts
+    runner = ThreadPoolTaskRunner()
+    flow = _flow_context(shipment.flow, session, runner) if shipment.flow is not None else None
+    parameters = task.shape.bind(args, kwargs)
+    run = TaskRun(
+        facts.id, facts.name, task, flow_run_id=facts.flow_run_id, parameters=parameters, tags=facts.tags,
+        upstream=facts.upstream,
+    )  # fmt: skip
+    run.call, run.index, run.run_count = facts.call, facts.index, facts.run_count
+    run.started_ns, run.started_text = facts.started_ns, facts.started_text
+    with runner:
+        current_run.set(TaskRunContext(task, run, parameters, flow, shipment.log_prints))
+        current_tags.set(shipment.tags)
+        cause = shipment.cause
+        if isinstance(cause, CauseAttrs) and flow is not None and flow.tracker is not None:
+            cause = CauseAttrs(
+                cause.correlationid,
+                cause.causationid,
+                cause.causaldepth,
+                cause.traceparent,
+                flow.tracker.owner,
+            )
+        current_cause.set(cause)
+        try:
+            with printing(shipment.log_prints):
+                if task.isasync:
+                    value = run_coroutine(_awaited(task, args, kwargs), contextvars.copy_context())
+                else:
+                    value = task.body(*args, **kwargs)
+                    if isinstance(value, GeneratorType):
+                        value = list(value)
+                return resolve_futures_to_states(value)
+        finally:
+            runner.drain()
+            if flow is not None and flow.tracker is not None and session is not None:
+                session.call(flow.tracker.barrier)
+
+
+async def _awaited(task: Task[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    value = await task.body(*args, **kwargs)
+    await settle_futures(value)
+    return value
+
+
+def _flow_context(facts: FlowFacts, session: Session | None, runner: ThreadPoolTaskRunner) -> FlowRunContext:
+    tracker: FlowTracker | None = None
+    if facts.is_tracked and session is not None:
+        tracker = FlowTracker(
+            session, RunLog(session.bus), facts.run, inline_bytes=facts.inline_bytes,
+            leaves_interrupted=facts.leaves_interrupted,
+        )  # fmt: skip
+        if facts.run.attempt > 1:
+            tracker.finished = _Unread(tracker)
+    return FlowRunContext(
+        _stand_in(facts), facts.run, parameters=dict(facts.parameters), tracker=tracker, runner=runner,
+        log_prints=facts.log_prints, parent=None,
+    )  # fmt: skip
+
+
+class _Unread(dict[str, FinishedCall]):
+    """Stands for the finished calls of a run until a call of a task asks for them: most tasks here make none."""
+
+    def __init__(self, tracker: FlowTracker) -> None:
+        super().__init__()
+        self._tracker = tracker
+
+    def __bool__(self) -> bool:
+        global _read
+        tracker = self._tracker
+        run = tracker.flow_run
+        if _read[:2] != (run.id, run.attempt):
+            tracker.session.call(tracker.resume)
+            _read = (run.id, run.attempt, tracker.finished)
+        tracker.finished = _read[2]
+        return bool(tracker.finished)
+
+
+_read: tuple[str, int, dict[str, FinishedCall]] = ("", 0, {})
+"""What was read last in this process, which serves one run at a time: its id, attempt, and finished calls."""
+
+
+def _stand_in(facts: FlowFacts) -> Flow[..., Any]:
+    def elsewhere() -> None:
+        raise AssertionError("the flow itself runs in another process")
+
+    run = facts.run
+    return Flow(
+        elsewhere, name=run.flow_name, version=run.flow_version, description=facts.description, log_prints=facts.log_prints
+    )  # fmt: skip
