@@ -140,7 +140,7 @@ def _flow_facts(call: TaskCall) -> FlowFacts | None:
         return None
     tracker = flow.tracker
     return FlowFacts(
-        run=replace(flow.flow_run, result=None), description=flow.flow.description,
+        run=replace(flow.flow_run, result=None, parameters=_that_travel(flow.flow_run.parameters)), description=flow.flow.description,
         parameters=_that_travel(flow.parameters), log_prints=flow.log_prints, is_tracked=tracker is not None,
         leaves_interrupted=tracker is not None and tracker.leaves_interrupted,
         inline_bytes=tracker.events.inline_bytes if tracker is not None else 0,

@@ -552,7 +552,7 @@ def test_wait_says_what_is_done() -> None:
         FutureList([slow, broke]).result()
     with pytest.raises(TimeoutError, match=r"within 0\.05 seconds"):
         FutureList([slow, quick]).result(timeout=0.05)
-    with pytest.raises(TimeoutError, match=r"1 \(of 2\) futures unfinished"):  # noqa: PT012
+    with pytest.raises(TimeoutError, match=r"1 \(of 2\) futures unfinished"):
         list(as_completed([slow, quick], timeout=0.05))
     for call in (wait, as_completed):
         with pytest.raises(ValueError, match="non-negative"):
@@ -567,7 +567,8 @@ async def test_as_completed_in_a_loop_limits_only_its_own_waits() -> None:
     slow, quick = task(release.wait).submit(30), add.submit(1)
     seen = []
     with pytest.raises(TimeoutError, match=r"1 \(of 2\) futures unfinished"):  # noqa: PT012
-        async for future in as_completed([slow, quick], timeout=0.05):
+        both: list[Any] = [slow, quick]
+        async for future in as_completed(both, timeout=0.05):
             seen.append(future)
             await asyncio.sleep(0.1)
     assert seen == [quick]
