@@ -239,7 +239,8 @@ class Connection(AsyncContextManagerMixin):
         self._fail_waiting("the connection was closed")
         try:
             await asyncio.wait_for(nc.close(), 2.0)
-        except (nats.errors.Error, OSError, TimeoutError) as exc:
+        except (nats.errors.Error, OSError, TimeoutError, TypeError) as exc:
+            # TypeError: what the client writes last, to a socket that is closed already (asyncio of Python 3.13.0).
             log.debug("bus.close_failed", extra={"error": repr(exc)})
         tasks.discard(cast("asyncio.Task[None]", asyncio.current_task()))
         # More than once: a task of the client that is cancelled while its connection attempt fails loses the
