@@ -5,10 +5,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
-import os
-import signal
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractContextManager, asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -425,19 +423,17 @@ async def test_a_flood_of_rejections_does_not_flood_the_log(bus: Bus) -> None:
     assert len([t for t in told if t["status"] == 404]) == 5
 
 
-async def test_an_unreachable_log_is_503_and_the_retry_is_stored_once(broker: EmbeddedBroker) -> None:
+async def test_an_unreachable_log_is_503_and_the_retry_is_stored_once(
+    broker: EmbeddedBroker, frozen: Callable[[], AbstractContextManager[None]]
+) -> None:
     """Nothing is promised that is not stored; after the broker is back the same delivery is accepted."""
     async with Bus(broker.address, BusConfig(request_timeout_s=0.5)) as bus, receiving(bus) as receiver:
         await define(bus, "github", GITHUB)
         await knows(receiver, "github")
         assert (await post(receiver, "github", PUSH, **push("d-0"))).status == 202
-        assert broker.pid is not None
-        os.kill(broker.pid, signal.SIGSTOP)
-        try:
+        with frozen():
             answer = await post(receiver, "github", PUSH, **push())
             assert (answer.status, answer.headers["Retry-After"]) == (503, "5")
-        finally:
-            os.kill(broker.pid, signal.SIGCONT)
         with anyio.fail_after(20):
             while (await post(receiver, "github", PUSH, **push())).status != 202:  # noqa: ASYNC110
                 await anyio.sleep(0.05)
