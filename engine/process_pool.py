@@ -297,6 +297,9 @@ class ProcessPool(AsyncContextManagerMixin):
                     socket.send_fds(server.control, [b'{"do":"fork"}\n'], [theirs.fileno()])
                     with anyio.fail_after(_START_S):
                         pid = await server.forked.get()
+                except asyncio.CancelledError:
+                    ours.close()
+                    raise
                 except (OSError, TimeoutError) as exc:
                     ours.close()
                     self._lose_server(server)
@@ -304,7 +307,11 @@ class ProcessPool(AsyncContextManagerMixin):
             if not pid:
                 ours.close()
                 raise UnavailableError("no process could be forked: the fork server ended")
-            reader, writer = await asyncio.open_connection(sock=ours)
+            try:
+                reader, writer = await asyncio.open_connection(sock=ours)
+            except asyncio.CancelledError:
+                ours.close()
+                raise
             child = _Child(pid, reader, writer)
             server.children[pid] = child
         child.send(self._hello)
