@@ -18,6 +18,7 @@ from .connection import Connection
 from .consumer import Consumer
 from .event import Event, Recorded
 from .feed import Batch, Feed, record_of
+from .hearing import Hearing
 from .replies import Refusal, Replies, refusal_in
 from .subject import ALL_EVENTS, STATE_HEADER, STREAM, flow_run_filter, subject_of
 from .wire import check_subject, header_lines, message_id
@@ -59,6 +60,7 @@ class EventLog:
         self._connection, self._config, self._stream = connection, config, stream
         self._replies = Replies(connection, config)
         self._feeds: dict[tuple[str, ...], list[Feed]] = {}
+        self._hearing = Hearing(self.follow)
         # Several replicas: a direct get may be answered by one that lags, and a guard would be set on old news.
         self._direct = config.replicas == 1
 
@@ -296,6 +298,16 @@ class EventLog:
             LogRewound: the log ends before the position; also later, if a restarted broker has lost its tail.
         """
         return self._feed(filters, after=after, since=since, batch=batch, live=True)
+
+    def hear(self, filter: str, word: str) -> AbstractAsyncContextManager[AsyncIterator[Recorded]]:
+        """Hear of one thing of many: what is stored from now on under ``filter``, which ends in ``*``, with ``word`` there.
+
+        For waits: thousands at once cost the broker a handful of readers.
+
+        Raises:
+            BusUnavailable: on entering. LogRewound: while iterating, see ``follow``.
+        """
+        return self._hearing.hear(filter, word)
 
     @asynccontextmanager
     async def _feed(

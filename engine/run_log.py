@@ -231,13 +231,29 @@ class RunLog:
         if until(run):
             return run
         with anyio.fail_after(timeout_s):
-            async with self._bus.log.follow([flow_run_filter(run_id)], after=run.seq) as batches:
-                async for batch in batches:
-                    for recorded in batch.records:
-                        run = readable_run(recorded) or run
-                        if until(run):
-                            return run
+            async with self._bus.log.hear(flow_run_filter("*"), run_id) as records:
+                seen = run.seq
+                # What was stored before anybody listened.
+                for run in await self._since(run_id, seen):
+                    seen = run.seq
+                    if until(run):
+                        return run
+                async for recorded in records:
+                    heard = readable_run(recorded) if recorded.seq > seen else None
+                    if heard is not None and until(heard):
+                        return heard
         raise TimeoutError(f"the log ended before run {run_id} did")
+
+    async def _since(self, run_id: FlowRunId, seq: int) -> list[FlowRun]:
+        """Return the run as each transition behind ``seq`` made it."""
+        last = await self._bus.log.last(flow_run_filter(run_id))
+        if last is None or last.seq <= seq:
+            return []
+        found: list[FlowRun] = []
+        async with self._bus.log.read([flow_run_filter(run_id)], after=seq) as batches:
+            async for batch in batches:
+                found.extend(run for recorded in batch.records if (run := readable_run(recorded)) is not None)
+        return found
 
 
 def readable_run(recorded: Recorded) -> FlowRun | None:
