@@ -32,7 +32,7 @@ from .owner import Owner
 from .subject import PREFIX, subject_of
 from .wire import Wire, check_subject, header_lines, message_id
 
-__all__ = ["Publisher"]
+__all__ = ["Outgoing", "Publisher"]
 
 log = logging.getLogger(__name__)
 
@@ -144,6 +144,11 @@ class Publisher(AsyncContextManagerMixin):
         """How many messages were given and are not stored yet."""
         return self._waiting
 
+    @property
+    def untaken(self) -> int:
+        """How many messages were given since the loop last took some: they go out when it turns."""
+        return len(self._given)
+
     def publish_nowait(self, event: Event, owner: Owner | None = None) -> None:
         """Give an event, from any thread. It will be stored, in the order given, unless a barrier says otherwise.
 
@@ -172,6 +177,27 @@ class Publisher(AsyncContextManagerMixin):
         """Give an encoded message, from any thread; see ``publish_nowait``. ``msg_id`` makes it stored once."""
         self._give(self._outgoing(subject, payload, msg_id, headers, owner))
 
+    def give(self, *messages: Outgoing) -> None:
+        """Give messages that are ready to go, from any thread: all of them, or none; see ``publish_nowait``.
+
+        For who makes tens of thousands a second and has looked at their subjects, ids and header lines before.
+        """
+        limit = self._limit
+        for message in messages:
+            if message.size > limit:
+                self._check_size(message)
+        self._give(*messages)
+
+    async def give_when_room(self, message: Outgoing) -> None:
+        """Give a message that is ready to go, waiting for room in the buffer (in the loop of the publisher)."""
+        if message.size > self._limit:
+            self._check_size(message)
+        while True:
+            try:
+                return self._give(message)
+            except BufferFull:
+                await self._settlement()
+
     async def publish(self, event: Event) -> None:
         """Give an event, waiting for room in the buffer. It is not stored yet on return: see ``barrier``."""
         await self.publish_raw(subject_of(event), event.to_json(), event.msg_id, headers_of(event) or None)
@@ -185,12 +211,7 @@ class Publisher(AsyncContextManagerMixin):
         owner: Owner | None = None,
     ) -> None:
         """Give an encoded message, waiting for room in the buffer (in the loop of the publisher)."""
-        message = self._outgoing(subject, payload, msg_id, headers, owner)
-        while True:
-            try:
-                return self._give(message)
-            except BufferFull:
-                await self._settlement()
+        await self.give_when_room(self._outgoing(subject, payload, msg_id, headers, owner))
 
     async def room(self, most: int | None = None) -> None:
         """Wait until at most half of the buffer is in use, so that who fills it is not woken for every event.
@@ -227,23 +248,27 @@ class Publisher(AsyncContextManagerMixin):
             lines += header_lines(headers)
         message = Outgoing(check_subject(subject), lines, payload, msg_id, owner)
         if message.size > self._limit:
-            # The limit may have been taken from another broker, or from none yet.
-            self._limit = self._connection.max_payload
-            if message.size > self._limit:
-                raise EventTooLarge(subject, size_bytes=message.size, limit_bytes=self._limit)
+            self._check_size(message)
         return message
 
-    def _give(self, message: Outgoing) -> None:
+    def _check_size(self, message: Outgoing) -> None:
+        # The limit may have been taken from another broker, or from none yet.
+        self._limit = self._connection.max_payload
+        if message.size > self._limit:
+            raise EventTooLarge(message.subject, size_bytes=message.size, limit_bytes=self._limit)
+
+    def _give(self, *messages: Outgoing) -> None:
+        size = 0
+        for message in messages:
+            size += message.size
         with self._lock:
             if self._closed:
                 raise BusUnavailable("the publisher was closed; give events before leaving the bus")
-            if self._waiting >= self._most or (
-                self._waiting and self._waiting_bytes + message.size > BUFFER_BYTES
-            ):
+            if self._waiting >= self._most or (self._waiting and self._waiting_bytes + size > BUFFER_BYTES):
                 raise BufferFull(size=self._waiting)
-            self._given.append(message)
-            self._waiting += 1
-            self._waiting_bytes += message.size
+            self._given += messages
+            self._waiting += len(messages)
+            self._waiting_bytes += size
             if self._awake:
                 return
             loop = self._loop

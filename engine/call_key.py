@@ -37,21 +37,25 @@ def inputs_hash(inputs: Mapping[str, Any], *, scope: bytes = b"") -> str:
     Args:
         scope: what else tells calls apart: the key of the task run that makes the call.
     """
+    return blake2b(_encoded(inputs), digest_size=8, key=scope[:64]).hexdigest()
+
+
+def _encoded(inputs: Mapping[str, Any]) -> bytes:
     try:
-        encoded = orjson.dumps(inputs, default=canonical, option=OPTIONS)
+        return orjson.dumps(inputs, default=canonical, option=OPTIONS)
     except (TypeError, RecursionError):
-        encoded = _slow(inputs)
-    return blake2b(encoded, digest_size=8, key=scope[:64]).hexdigest()
+        return _slow(inputs)
 
 
 class CallCounter:
-    """Gives each call made in one place its key: ``<name>-<index>-<inputs hash>``."""
+    """Gives each call made in one place its key: ``<name>-<index>-<inputs hash>``, the hash being ``inputs_hash``."""
 
-    __slots__ = ("_lock", "_scope", "_seen")
+    __slots__ = ("_keyed", "_lock", "_scope", "_seen")
 
     def __init__(self, scope: str = "") -> None:
         # A hash, because blake2b takes keys of 64 bytes at most.
         self._scope = blake2b(scope.encode(), digest_size=16).digest() if scope else b""
+        self._keyed: dict[bytes, blake2b] = {}  # by salt: taking in the key is half of the work
         self._seen: dict[str, int] = {}
         self._lock = threading.Lock()
 
@@ -61,7 +65,12 @@ class CallCounter:
         Args:
             salt: tells apart what has the same name; at most 16 bytes.
         """
-        digest = inputs_hash(inputs, scope=self._scope + salt)
+        keyed = self._keyed.get(salt)
+        if keyed is None:
+            keyed = self._keyed[salt] = blake2b(digest_size=8, key=self._scope + salt)
+        hashed = keyed.copy()
+        hashed.update(_encoded(inputs))
+        digest = hashed.hexdigest()
         what = name + digest
         with self._lock:
             index = self._seen.get(what, 0)

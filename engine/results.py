@@ -106,6 +106,9 @@ def encode_result(
     if serializer is None:
         if value is None:
             return '{"inline":null,"format":"json"}'
+        kind = type(value)
+        if kind is bool or (kind is int and -(1 << 63) <= value < 1 << 63):
+            return f'{{"inline":{"true" if value is True else "false" if value is False else value},"format":"json"}}'
         if is_lossless(value):
             try:
                 encoded = orjson.dumps(value)

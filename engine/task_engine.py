@@ -95,7 +95,8 @@ def begin_try(call: TaskCall) -> None:
         return
     if not run.started_ns:
         run.started_ns = time.time_ns()
-        run.started_text = stamp(run.started_ns)
+        if events is not None:
+            run.started_text = stamp(run.started_ns)
     if events is not None:
         events.write(run, _RUNNING, "Running" if run.run_count == 1 else "Retrying")
     # A state is made only when somebody can see it: it costs more than the rest of a try.

@@ -21,7 +21,9 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from ..bus.owner import Owner
+from ..bus.publisher import Outgoing
 from ..bus.subject import STATE_HEADER, hooks_subject, task_run_subject
+from ..bus.wire import header_lines
 from ..errors import BufferFull, GuardFailed, MoveRefused, RunLost
 from ..vocabulary import TERMINAL, JsonObject, JsonValue, StateType, TaskRunId, sendable
 from .caller import DETAIL, Caller, caller_of
@@ -42,6 +44,12 @@ if TYPE_CHECKING:
 
 __all__ = ["FlowTracker", "TaskEvents", "standalone_events"]
 
+TURN = 300
+"""Events given since the loop last turned, from which async tasks let it turn.
+
+A task that never waits holds the loop, and what it gives stays here: the broker would have nothing to do while tasks
+run, and tasks nothing while it stores.
+"""
 CROWDED = 4_000
 """Events waiting for the broker from which async tasks wait until it has caught up by half.
 
@@ -78,7 +86,7 @@ class TaskEvents:
         self._subject = task_run_subject(run_id)
         self._publisher = session.bus.publisher
         self._owner = owner
-        self._later: deque[_Message | _Upload] = deque()
+        self._later: deque[Outgoing | _Upload] = deque()
         self._later_lock = threading.Lock()
         self._sender: asyncio.Task[None] | None = None
         self._turnstiles: dict[asyncio.AbstractEventLoop, deque[asyncio.Future[None]]] = {}
@@ -115,7 +123,7 @@ class TaskEvents:
         if self.is_silent:
             run.previous = type_
             return
-        word, state, headers = _known(type_, name)
+        word, state, lines = _known(type_, name)
         if message is not None:
             state = f"{state[:-5]}{_text(message)}}}"
         now = time.time_ns()
@@ -135,11 +143,11 @@ class TaskEvents:
         )
         run.previous = type_
         if isinstance(result, LargeResult):
-            self._send_later(_Upload(self._subject, head, tail, event_id, headers, run.id, result))
+            self._send_later(_Upload(self._subject, head, tail, event_id, lines, run.id, result))
             return
         if result is not None:
             head += f'"result":{result},'
-        self._give((head + tail).encode(), event_id, headers)
+        self._give(self._message((head + tail).encode(), event_id, lines))
 
     def write_begun(self, run: TaskRun) -> None:
         """Write PENDING and the first RUNNING of a call that begins where it is made: one moment, two events."""
@@ -150,22 +158,23 @@ class TaskEvents:
             return
         about, call, tail = run.pieces or self._pieces(run)
         event_id = self._event_ids.draw()
-        self._give(
+        pending = self._message(
             f'{{"specversion":"1.0","id":"{event_id}","source":"{SOURCE}","type":"task-run.pending","time":"{text}",'
             f'{about}"attempt":0,"started_at":null,"duration_s":null}},'
             f'"state":{{"type":"PENDING","name":"Pending","message":null}},"previous":null,{call}{tail}'.encode(),
             event_id,
-            _PENDING_HEADERS,
+            _PENDING_LINES,
         )
         event_id = self._event_ids.draw()
-        self._give(
+        running = self._message(
             f'{{"specversion":"1.0","id":"{event_id}","source":"{SOURCE}","type":"task-run.running","time":"{text}",'
             f'{about}"attempt":1,"started_at":"{text}","duration_s":null}},'
             f'"state":{{"type":"RUNNING","name":"Running","message":null}},"previous":"PENDING",{call}{tail}'.encode(),
             event_id,
-            _RUNNING_HEADERS,
+            _RUNNING_LINES,
         )
-        run.previous = StateType.RUNNING
+        self._give(pending, running)
+        run.previous = _RUNNING
 
     def write_committed(self, call: str) -> None:
         """Say that a ``with transaction()`` block, known by its place in the run as a call is, has been committed."""
@@ -173,11 +182,13 @@ class TaskEvents:
             return
         event_id, run_id = self._event_ids.draw(), self._subject.rpartition(".")[2]
         self._give(
-            f'{{"specversion":"1.0","id":"{event_id}","source":"{SOURCE}","type":"hark.transaction.committed",'
-            f'"time":"{stamp(time.time_ns())}","subject":"flow-run/{run_id}",{self._attributes}'
-            f'"run":{{"id":{_text(call)}}},"call":{_text(call)}}}}}'.encode(),
-            event_id,
-            _COMPLETED_HEADERS,
+            self._message(
+                f'{{"specversion":"1.0","id":"{event_id}","source":"{SOURCE}","type":"hark.transaction.committed",'
+                f'"time":"{stamp(time.time_ns())}","subject":"flow-run/{run_id}",{self._attributes}'
+                f'"run":{{"id":{_text(call)}}},"call":{_text(call)}}}}}'.encode(),
+                event_id,
+                _COMPLETED_LINES,
+            )
         )
 
     def write_hooked(self, run: TaskRun) -> None:
@@ -186,20 +197,24 @@ class TaskEvents:
             return
         run_id, event_id = self._subject.rpartition(".")[2], self._event_ids.draw()
         payload = hooked_payload(run, run_id=run_id, event_id=event_id)
-        self._give(payload, event_id, {}, subject=hooks_subject("ran", run_id))
+        self._give(self._message(payload, event_id, "", hooks_subject("ran", run_id)))
 
-    def _give(
-        self, payload: bytes, event_id: str, headers: dict[str, str], *, subject: str | None = None
-    ) -> None:
-        subject = subject or self._subject
+    def _message(self, payload: bytes, event_id: str, lines: str, subject: str | None = None) -> Outgoing:
+        # The ids are our own, and the subjects made of them: nothing to be looked at once more.
+        return Outgoing(
+            subject or self._subject, f"Nats-Msg-Id: {event_id}\r\n{lines}", payload, event_id, self._owner
+        )
+
+    def _give(self, *messages: Outgoing) -> None:
         if not self._later:
             try:
-                self._publisher.publish_raw_nowait(subject, payload, event_id, headers, self._owner)
+                self._publisher.give(*messages)
             except BufferFull:
                 pass
             else:
                 return
-        self._send_later(_Message(subject, payload, event_id, headers))
+        for message in messages:
+            self._send_later(message)
 
     def _pieces(self, run: TaskRun) -> tuple[str, str, str]:
         """Return what is the same in all events of a task run: before the attempt, after the state, at the end."""
@@ -224,7 +239,8 @@ class TaskEvents:
     @property
     def is_crowded(self) -> bool:
         """Whether the maker of events should let the sender of events catch up."""
-        return self._publisher.waiting > CROWDED or bool(self._later)
+        publisher = self._publisher
+        return publisher.untaken > TURN or publisher.waiting > CROWDED or bool(self._later)
 
     def give_way(self) -> None:
         """Wait, in sync code, until what could not be given at once has been; not on the session's own loop."""
@@ -232,7 +248,7 @@ class TaskEvents:
             self.session.call(self.settle)
 
     async def give_way_async(self) -> None:
-        """Wait until the broker has caught up, and until what could not be given at once has been.
+        """Let the loop turn; wait until the broker has caught up, and until what could not be given at once has been.
 
         Those who wait are let through in order, as many as there is room for: were all ten thousand tasks of a
         ``gather`` to look again at each turn of the loop, nothing else would get done.
@@ -255,7 +271,7 @@ class TaskEvents:
         try:
             while True:
                 await self.session.acall(self._half_room)
-                room = (CROWDED - self._publisher.waiting) // _EVENTS_PER_TASK
+                room = min(CROWDED - self._publisher.waiting, TURN) // _EVENTS_PER_TASK
                 while len(waiters) > 1 and room > 0:
                     turn = waiters[1]
                     del waiters[1]
@@ -273,8 +289,12 @@ class TaskEvents:
             waiters.clear()
 
     async def _half_room(self) -> None:
-        """Wait, on the session's loop, until the broker has caught up by half."""
-        await self._publisher.room(CROWDED // 2)
+        """Let the session's loop turn, and wait on it until the broker has caught up by half if that is far behind."""
+        publisher = self._publisher
+        if publisher.waiting > CROWDED:
+            await publisher.room(CROWDED // 2)
+        else:
+            await asyncio.sleep(0)
 
     def silence(self) -> None:
         """Write nothing more, what waits to be written included: the run is another worker's. On the session's loop."""
@@ -284,7 +304,7 @@ class TaskEvents:
         if self._sender is not None:
             self._sender.cancel()
 
-    def _send_later(self, item: _Message | _Upload) -> None:
+    def _send_later(self, item: Outgoing | _Upload) -> None:
         with self._later_lock:
             if self.is_silent:
                 return
@@ -304,21 +324,19 @@ class TaskEvents:
         while self._later:
             item = self._later[0]
             try:
-                message = item if isinstance(item, _Message) else await self._upload(item)
-                await self._publisher.publish_raw(
-                    message.subject, message.payload, message.id, message.headers, self._owner
-                )
+                message = item if isinstance(item, Outgoing) else await self._upload(item)
+                await self._publisher.give_when_room(message)
             except Exception as exc:  # whatever it is, it is raised by settle, and the others are sent
                 self._failed = self._failed or exc
             with self._later_lock:
                 if self._later:  # silenced meanwhile
                     self._later.popleft()
 
-    async def _upload(self, item: _Upload) -> _Message:
+    async def _upload(self, item: _Upload) -> Outgoing:
         name = f"results/{item.subject.rpartition('.')[2]}/{item.run_id}"
         await self.session.bus.objects.put(name, item.result.data)
         payload = f'{item.head}"result":{item.result.reference(name)},{item.tail}'.encode()
-        return _Message(item.subject, payload, item.id, item.headers)
+        return self._message(payload, item.id, item.lines, item.subject)
 
     async def settle(self) -> None:
         """Wait until everything has been given to the publisher. On the session's loop.
@@ -339,14 +357,6 @@ class TaskEvents:
 
 
 @dataclass(slots=True)
-class _Message:
-    subject: str
-    payload: bytes
-    id: str
-    headers: dict[str, str]
-
-
-@dataclass(slots=True)
 class _Upload:
     """A completed task whose result has to be in the object store before its event is in the log."""
 
@@ -354,7 +364,7 @@ class _Upload:
     head: str
     tail: str
     id: str
-    headers: dict[str, str]
+    lines: str
     run_id: TaskRunId
     result: LargeResult
 
@@ -570,18 +580,19 @@ def standalone_events(session: Session, task_run_id: str, *, inline_bytes: int) 
     )  # fmt: skip
 
 
-_PENDING_HEADERS = {STATE_HEADER: "pending"}
-_RUNNING_HEADERS = {STATE_HEADER: "running"}
-_COMPLETED_HEADERS = {STATE_HEADER: "completed"}
+_RUNNING = StateType.RUNNING
+_PENDING_LINES, _RUNNING_LINES, _COMPLETED_LINES = (
+    header_lines({STATE_HEADER: word}) for word in ("pending", "running", "completed")
+)
 _QUOTED: dict[StateType | None, str] = {None: "null", **{type_: f'"{type_.value}"' for type_ in StateType}}
 
 
 @lru_cache(maxsize=256)
-def _known(type_: StateType, name: str) -> tuple[str, str, dict[str, str]]:
-    """Return the event's last word, the state as JSON with a null message at its end, and the headers."""
+def _known(type_: StateType, name: str) -> tuple[str, str, str]:
+    """Return the event's last word, the state as JSON with a null message at its end, and the header lines."""
     word = event_word(type_, name)
     state = f'{{"type":"{type_.value}","name":{_text(name)},"message":null}}'
-    return word, state, {STATE_HEADER: word}
+    return word, state, header_lines({STATE_HEADER: word})
 
 
 @lru_cache(maxsize=4096)

@@ -50,6 +50,17 @@ def test_no_two_calls_share_a_key(calls: list[tuple[str, int]]) -> None:
     assert len(set(keys)) == len(keys)
 
 
+@given(inputs, st.binary(max_size=16))
+def test_a_key_holds_the_hash_of_its_inputs(given_inputs: dict[str, Any], salt: bytes) -> None:
+    """However often it is asked: recorded keys count in later releases, too."""
+    counter = CallCounter()
+    for index in range(2):
+        assert counter.key("t", given_inputs, salt=salt) == (
+            f"t-{index}-{inputs_hash(given_inputs, scope=salt)}",
+            index,
+        )
+
+
 def test_calls_of_different_task_runs_differ() -> None:
     """The same call made by two task runs is two calls."""
     assert CallCounter("one").key("t", {}) != CallCounter("other").key("t", {})

@@ -17,6 +17,7 @@ from hark.bus.subject import STATE_HEADER, flow_run_filter, subject_of, task_run
 from hark.engine import AsyncTaskRunner, FlowRun, FlowRunContext, RunLog, RunRequest, execute, execute_sync
 from hark.engine.states import Cancelling, Completed, Running, State
 from hark.engine.task_run import TaskRun
+from hark.engine.tracking import TURN
 from hark.errors import EventRefused, EventTooLarge, ParameterError, ResultMissing, RunLost
 from hark.vocabulary import FlowRunId, StateType
 
@@ -714,6 +715,22 @@ async def sample(bus: Bus, into: list[int]) -> None:
     while True:
         into.append(bus.publisher.waiting)
         await asyncio.sleep(0)
+
+
+async def test_tasks_that_never_wait_let_the_loop_turn(session: Session, bus: Bus) -> None:
+    """Their events go out while they run, and whatever else the loop has to do is done meanwhile."""
+    longest = 0
+
+    @flow
+    async def many(n: int) -> None:
+        nonlocal longest
+        for i in range(n):
+            await add(i)
+            longest = max(longest, bus.publisher.untaken)
+
+    await many(1000)
+    assert 0 < longest <= TURN + 3
+    assert len(await events(bus, task_run_subject("*"))) == 3000
 
 
 async def test_the_end_is_stored_after_everything_else(session: Session, bus: Bus) -> None:
