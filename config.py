@@ -183,6 +183,12 @@ class AutomationsConfig(_Section):
         100, ge=1, description="firings of one rule per minute, after which it is held back"
     )
     action_retries: int = Field(4, ge=0, le=20, description="further tries of a failed action")
+    action_deaths: int = Field(
+        5,
+        ge=1,
+        le=1000,
+        description="processes that may die, one after the other, while they do an action before it is given up",
+    )
     action_timeout_s: float = Field(30.0, gt=0, description="longest time one try of an action may take")
     action_concurrency: int = Field(64, ge=1, le=1000, description="actions in progress at once")
     allow_private_addresses: bool = Field(

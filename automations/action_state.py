@@ -29,8 +29,10 @@ class ActionState:
     """How far an action has got.
 
     Attributes:
-        state: claimed, waiting, done, skipped, dead, dropping or dropped.
-        attempt: tries begun since it was last redriven; round: how often it has been.
+        state: claimed, waiting, stopped (its process was asked to end), done, skipped, dead, dropping or dropped.
+        attempt: tries since it was last redriven, a death and a stop not counted; round: how often it has been.
+        suspect: a process has died that had it. From then on it is noted, as ``begun``, before it is done.
+        deaths: how many processes are known to have died while they did it.
         outcome: the event that says how it ended, for whoever finds it unsaid after a crash.
         seq: of the decision in the log; decision: a copy of it, kept with a dead letter.
     """
@@ -45,6 +47,9 @@ class ActionState:
     error: str | None = None
     outcome: JsonObject | None = None
     decision: JsonObject | None = None
+    suspect: bool = False
+    begun: bool = False
+    deaths: int = 0
 
     @property
     def is_over(self) -> bool:
@@ -60,6 +65,9 @@ class ActionState:
         for name in ("error", "outcome", "decision"):
             if getattr(self, name) is not None:
                 out[name] = getattr(self, name)
+        for name in ("suspect", "begun", "deaths"):
+            if getattr(self, name):
+                out[name] = getattr(self, name)
         return orjson.dumps(out)
 
     @classmethod
@@ -70,6 +78,7 @@ class ActionState:
             state=str(value["state"]), attempt=int(value["attempt"]), round=int(value["round"]), by=str(value["by"]),
             at=parse_time(value["at"]), seq=int(value["seq"]), next_at=parse_time(next_at) if next_at else None,
             error=value.get("error"), outcome=value.get("outcome"), decision=value.get("decision"),
+            suspect=bool(value.get("suspect")), begun=bool(value.get("begun")), deaths=int(value.get("deaths", 0)),
         )  # fmt: skip
 
 
@@ -83,6 +92,8 @@ def action_event(
     }  # fmt: skip
     if state.round:
         data["round"] = state.round
+    if state.deaths:
+        data["deaths"] = state.deaths
     return Event(
         type=f"action.{word}", source=ACTION_SOURCE, id=derived_id("action", key, word, str(state.round), str(state.attempt)),
         subject=f"action/{key}", time=now, data=data, **firing.event.caused(),

@@ -11,7 +11,7 @@ from ..bus import Bus, Event
 from ..clock import SYSTEM_CLOCK, Clock
 from ..errors import GuardFailed, RefusedError, UnknownName
 from .action_state import ActionState, action_event, kind_of
-from .outbox import BUCKET, KEEP_S
+from .claim import BUCKET, KEEP_S
 from .perform import Firing
 
 __all__ = ["SINK_KEY", "DeadLetter", "DeadLetters", "forward_firing"]

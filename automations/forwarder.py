@@ -39,10 +39,11 @@ from ..errors import (
 from ..vocabulary import JsonObject, new_id
 from .action import wait_before_retry_s
 from .action_state import ActionState, action_event
+from .claim import BUCKET as OUTBOX
+from .claim import KEEP_S
 from .dead_letter import SINK_KEY, forward_firing
 from .http import AddressRefused, Caller, CallFailed, retry_after_s
-from .outbox import BUCKET as OUTBOX
-from .outbox import KEEP_S, REDRIVEN
+from .outbox import REDRIVEN
 from .sink import Sink, outgoing
 
 if TYPE_CHECKING:

@@ -1,15 +1,15 @@
 """The outbox: carries out the actions of stored decisions, each once, whatever dies in between.
 
-It shares the stream of decisions with every other outbox. For each action there is one key in the bucket ``outbox``,
-``<decision>/<place in the rule>``, that says how far it has got: claimed, waiting for a retry, done, dead. Every
-change of it is guarded, so of two that want the same action one gets it. A failed action is tried again with growing
-pauses; the decision stays with the broker meanwhile, so a wait outlives every process. After the last try it is a
-dead letter, until somebody redrives or drops it.
+It shares the stream of decisions with every other outbox. Each action has a key, ``<decision>/<place in the rule>``,
+under which one of them claims it (``claim.py``). A failed action is tried again with growing pauses; the decision stays
+with the broker meanwhile, so a wait outlives every process. After the last try it is a dead letter, until somebody
+redrives or drops it.
 
-Crashes: an action that was claimed and not finished is done again by whoever gets the decision next, under the same
-key. The receiving side can tell (see ``perform.py``); one that cannot may see it twice: when the process that did it
-died, was stopped, or was cut off from the broker for longer than its claim holds, before it could note the outcome. A
-process that is not stopped insists on noting what it has done, and does not do it again, however long the broker is away.
+Crashes: an action that was claimed and not finished is done again by whoever takes it over, under the same key. The
+receiving side can tell (see ``perform.py``); one that cannot may see it twice: when the process that did it died, was
+stopped, or was cut off from the broker for longer than its claim holds, before it could note the outcome. A process that
+is not stopped insists on noting what it has done, and does not do it again, however long the broker is away. A death is
+no try: only an action that was being done each time is given up after some of them.
 
 A decision or action that nobody can make sense of becomes a dead letter of its own, and does not stop the others.
 """
@@ -19,7 +19,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, Protocol, Self, TypeVar
@@ -32,16 +32,18 @@ from pydantic import ValidationError
 
 from ..bus import Bus, Entry, Event, Recorded
 from ..bus.consumer import Consumer, Item
-from ..bus.event import format_time, readable
+from ..bus.event import format_time
+from ..bus.presence import Presence
 from ..bus.subject import PREFIX
 from ..clock import SYSTEM_CLOCK, Clock
 from ..config import AutomationsConfig
-from ..errors import AlreadyHeld, BusUnavailable, DefinitionError, GuardFailed, HarkError
+from ..errors import BusUnavailable, DefinitionError, GuardFailed, HarkError
 from ..tracing import span
 from ..vocabulary import JsonObject, new_id
 from .action import Action, parse_action, wait_before_retry_s
 from .action_state import ACTION_SOURCE, ActionState, action_event, backoff_of, kind_of, number_of, timeout_of
 from .approval import ANSWERED, EXPIRED, Approvals
+from .claim import BUCKET, KEEP_S, Claims, Over
 from .decision import RESOLVED, TRIGGERED
 from .expression import compile_expression
 from .perform import ActionFailed, Firing, failure_of
@@ -52,14 +54,11 @@ __all__ = ["Doer", "Outbox"]
 log = logging.getLogger(__name__)
 
 DURABLE = "outbox"
-BUCKET = "outbox"
 REDRIVEN = "action.redriven"
 ACK_WAIT_S = 6.0
 """A process that has been silent for this long has lost its decisions to others."""
 MAX_WAITING = 10_000
 """Decisions in hand or waiting for a retry, over all outboxes; beyond, new ones wait in the log."""
-KEEP_S = 2 * 86400
-"""How long a finished action is remembered: longer than any repeat of its decision can come."""
 BEGIN_BACK_S = KEEP_S / 2
 """How far back the very first outbox begins. The rule engine may have decided before it; whatever has been done since
 is remembered."""
@@ -67,8 +66,6 @@ _MAX_RESULT_BYTES = 64 * 1024
 _INSIST_S = (0.1, 0.2, 0.5, 1.0, 2.0)
 _LONGEST_BACKOFF_S = 15 * 60.0
 _GRACE_S = 5.0
-_DEATHS = 5
-"""Tries that ended in nobody knowing how, beyond the retries, after which an action is given up."""
 
 T = TypeVar("T")
 
@@ -117,7 +114,10 @@ class Outbox(AsyncContextManagerMixin):
         self._share = max(1, config.action_concurrency // 2)
         self._shares: dict[str, _Share] = {}
         self._in_hand: dict[str, Item] = {}
+        self._suspects = anyio.CapacityLimiter(1)
         self._running: set[str] = set()
+        self._presence = Presence(bus.connection)
+        self._claims = Claims(bus, clock, name=self._name, holds_s=ack_wait_s)
         self._idle = anyio.Event()
         self._idle.set()
 
@@ -130,6 +130,7 @@ class Outbox(AsyncContextManagerMixin):
     async def __asynccontextmanager__(self) -> AsyncGenerator[Self]:
         filters = [PREFIX + type_ for type_ in (TRIGGERED, RESOLVED, REDRIVEN, *ANSWERED, EXPIRED)]
         async with (
+            self._presence.answering(self._name, self._running.__contains__),
             self._bus.log.consume(
                 DURABLE,
                 filters,
@@ -249,25 +250,59 @@ class Outbox(AsyncContextManagerMixin):
     async def _action(self, firing: Firing, written: Any, index: int, *, round: int = 0) -> float | None:
         """Bring one action forward; return when to come back, None when it is over."""
         key = f"{firing.event.id}/{index}"
-        kind = kind_of(written)
+        if key in self._running:
+            return self._ack_wait_s  # it came a second time while we are at it
+        # From here on we say that we have it, to whoever finds the claim before we know that it is ours.
+        self._running.add(key)
         try:
-            claim = await self._claim(key, firing, round=round)
-            if isinstance(claim, float) or claim is None:
-                return claim
-            state, revision = claim
-            if state.attempt > 1 or state.round:
-                firing = replace(firing, repeated=True)
-            self._running.add(key)
-            try:
-                return await self._attempt(key, kind, written, firing, state, revision)
-            finally:
-                self._running.discard(key)
+            return await self._bring_forward(key, firing, written, round=round)
         except BusUnavailable:
             raise
         except Exception as exc:  # what stands in the way is this action's, not its siblings'
             log.exception("outbox.action_unmanageable", extra={"key": key})
-            await self._bury(key, kind, firing, exc, round=round)
+            await self._bury(key, kind_of(written), firing, exc, round=round)
             return None
+        finally:
+            self._running.discard(key)
+
+    async def _bring_forward(self, key: str, firing: Firing, written: Any, *, round: int) -> float | None:
+        failure: Exception | None = None
+        began = anyio.current_time()
+        async with AsyncExitStack() as places:
+            # First the place, then the claim: what is claimed is done at once, and few are in the middle at a death.
+            await places.enter_async_context(self._place(firing.automation))
+            claim = await self._claims.take(key, firing.seq, round=round)
+            if isinstance(claim, float):
+                return claim
+            if isinstance(claim, Over):
+                if claim.state is not None:
+                    await self._say_again(claim.state)
+                return None
+            if claim.state.deaths > 1:
+                # One of those that were in the middle kills; it must not count against the others again and again.
+                await places.enter_async_context(self._suspects)
+            begun = await self._claims.begin(key, claim)
+            if begun is None:
+                return self._ack_wait_s
+            if not begun.fresh or begun.state.round:
+                firing = replace(firing, repeated=True)
+            began = anyio.current_time()
+            try:
+                word, outcome = await self._perform(key, written, firing, begun.state)
+            except BusUnavailable:
+                # Ours, not the action's fault; the claim stays and is taken up again when the broker is back.
+                raise
+            except anyio.get_cancelled_exc_class():
+                with anyio.move_on_after(1.0, shield=True):
+                    await self._claims.stop(key, begun)
+                raise
+            except Exception as exc:  # somebody else's code: whatever an action runs into is its outcome
+                failure, took_s = exc, anyio.current_time() - began
+        state, revision = begun.state, begun.revision
+        if failure is not None:
+            return await self._failed(failure, key, written, firing, state, revision, took_s)
+        await self._finish(key, replace(state, state=word, outcome=outcome.to_dict()), revision, outcome)
+        return None
 
     async def _bury(self, key: str, kind: str, firing: Firing, exc: Exception, *, round: int) -> None:
         """Make a dead letter of an action that could not even be claimed, or its outcome not be noted."""
@@ -329,59 +364,42 @@ class Outbox(AsyncContextManagerMixin):
             if not share.users:
                 del self._shares[rule]
 
-    async def _attempt(
-        self, key: str, kind: str, written: Any, firing: Firing, state: ActionState, revision: int
-    ) -> float | None:
-        began = anyio.current_time()
-        try:
-            if state.attempt > number_of(written, "retries", self._config.action_retries) + 1 + _DEATHS:
-                raise ActionFailed(
-                    "every process that tried it died, or lost the broker, while it did", again=False
-                )
-            try:
-                action: Action = parse_action(written)
-            except ValidationError as exc:
-                problem = problems_of(exc)[0]
-                raise ActionFailed(f"the action cannot be read: {problem}", again=False) from exc
-            if action.if_ is not None and not await self._wanted(action, firing):
-                event = action_event(
-                    "skipped", firing, key=key, kind=kind, state=state, now=self._clock.now(), reason="if"
-                )
-                await self._finish(
-                    key, replace(state, state="skipped", outcome=event.to_dict()), revision, event
-                )
-                return None
-            async with self._place(firing.automation):
-                began = anyio.current_time()
-                with (
-                    anyio.fail_after(action.timeout or self._config.action_timeout_s),
-                    span(
-                        f"action {kind}",
-                        parent=firing.event.traceparent,
-                        attributes={
-                            "hark.automation": firing.automation,
-                            "hark.action.attempt": state.attempt,
-                        },
-                    ),
-                ):
-                    result = await self._performers.perform(action, firing, key=key)
-        except BusUnavailable:
-            # Ours, not the action's fault; the claim stays and is taken up again when the broker is back.
-            raise
-        except Exception as exc:  # somebody else's code: whatever an action runs into is its outcome
-            return await self._failed(
-                exc, key, kind, written, firing, state, revision, anyio.current_time() - began
+    async def _perform(self, key: str, written: Any, firing: Firing, state: ActionState) -> tuple[str, Event]:
+        """Do an action; return how it stands now and the event that says so. Raises whatever it ran into."""
+        began, kind = anyio.current_time(), kind_of(written)
+        if state.deaths >= self._config.action_deaths:
+            raise ActionFailed(
+                f"{state.deaths} processes, one after the other, died or were killed while they did this action, so "
+                "nobody tries it any more",
+                again=False,
+                hint="find out what ends them (memory, a crash in a template or library), then `hark dlq redrive`",
             )
-        event = action_event(
-            "executed", firing, key=key, kind=kind, state=state, now=self._clock.now(),
-            duration_s=round_s(anyio.current_time() - began), result=_bounded_result(result),
-        )  # fmt: skip
+        try:
+            action: Action = parse_action(written)
+        except ValidationError as exc:
+            problem = problems_of(exc)[0]
+            raise ActionFailed(f"the action cannot be read: {problem}", again=False) from exc
+        if action.if_ is not None and not await self._wanted(action, firing):
+            return "skipped", action_event(
+                "skipped", firing, key=key, kind=kind, state=state, now=self._clock.now(), reason="if"
+            )
+        with (
+            anyio.fail_after(action.timeout or self._config.action_timeout_s),
+            span(
+                f"action {kind}",
+                parent=firing.event.traceparent,
+                attributes={"hark.automation": firing.automation, "hark.action.attempt": state.attempt},
+            ),
+        ):
+            result = await self._performers.perform(action, firing, key=key)
         log.info(
             "action.executed",
             extra={"automation": firing.automation, "kind": kind, "key": key, "attempt": state.attempt},
         )
-        await self._finish(key, replace(state, state="done", outcome=event.to_dict()), revision, event)
-        return None
+        return "done", action_event(
+            "executed", firing, key=key, kind=kind, state=state, now=self._clock.now(),
+            duration_s=round_s(anyio.current_time() - began), result=_bounded_result(result),
+        )  # fmt: skip
 
     async def _wanted(self, action: Action, firing: Firing) -> bool:
         assert action.if_ is not None
@@ -393,69 +411,6 @@ class Outbox(AsyncContextManagerMixin):
             "automation": {"name": firing.automation},
         }
         return compile_expression(action.if_).holds(event if isinstance(event, dict) else {}, names)
-
-    # --- claiming -------------------------------------------------------------------------------------
-
-    async def _claim(self, key: str, firing: Firing, *, round: int) -> tuple[ActionState, int] | float | None:
-        """Return the state of the try that is now ours and its revision; or when to come back; or None: it is over."""
-        now = self._clock.now()
-        state = ActionState("claimed", 1, round, self._name, now, firing.seq)
-        if not round:
-            try:
-                return state, await self._bucket.create(key, state.to_json())
-            except AlreadyHeld:
-                pass
-        while True:
-            entry = await self._bucket.get(key)
-            if entry is None:
-                if round:
-                    return None  # forgotten: it was done or dropped long ago
-                try:
-                    return state, await self._bucket.create(key, state.to_json())
-                except AlreadyHeld:
-                    continue
-            found = ActionState.from_json(entry.value)
-            if found.is_over and not (found.state == "dead" and found.round < round):
-                await self._say_again(found)
-                return None
-            if found.state == "waiting" and found.next_at is not None and found.next_at > now:
-                return (found.next_at - now).total_seconds()
-            if found.state == "claimed" and found.by == self._name:
-                if key in self._running:
-                    return self._ack_wait_s  # it came a second time while we are at it
-            elif found.state == "claimed" and await self._was_executed(key, found):
-                done = replace(found, state="done", at=now)
-                try:
-                    await self._bucket.update(key, done.to_json(), revision=entry.revision, ttl_s=KEEP_S)
-                except GuardFailed:
-                    continue
-                return None
-            if found.state == "dead":
-                taken = replace(state, attempt=1, round=round)
-            else:
-                taken = replace(
-                    found, state="claimed", attempt=found.attempt + 1, by=self._name, at=now, next_at=None
-                )
-            try:
-                return taken, await self._bucket.update(key, taken.to_json(), revision=entry.revision)
-            except GuardFailed:
-                continue
-
-    async def _was_executed(self, key: str, found: ActionState) -> bool:
-        """Return whether the log says that a claimed action was done, by one that died before it could note so."""
-        async with self._bus.log.read(
-            [f"{PREFIX}action.executed"], since=found.at - timedelta(seconds=1)
-        ) as batches:
-            async for batch in batches:
-                for record in readable(batch.records):
-                    data: Any = record.event.data
-                    if (
-                        isinstance(data, dict)
-                        and data.get("key") == key
-                        and data.get("round", 0) == found.round
-                    ):
-                        return True
-        return False
 
     # --- how it ends ----------------------------------------------------------------------------------
 
@@ -505,7 +460,6 @@ class Outbox(AsyncContextManagerMixin):
         self,
         exc: Exception,
         key: str,
-        kind: str,
         written: Any,
         firing: Firing,
         state: ActionState,
@@ -513,6 +467,7 @@ class Outbox(AsyncContextManagerMixin):
         took_s: float,
     ) -> float | None:
         """Note a failed try; return when the next one is due, None if there is none."""
+        kind = kind_of(written)
         again, asked_s = failure_of(exc)
         if isinstance(exc, TimeoutError):
             error = f"not done within {timeout_of(written, self._config):g} s"

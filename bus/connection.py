@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Self, cast
@@ -109,6 +110,7 @@ class Connection(AsyncContextManagerMixin):
         self._inbox_len = 0
         self._next_token = 0
         self._connected = asyncio.Event()
+        self._connected_at = 0.0
         self._on_reconnect: list[Callback] = []
         self._on_disconnect: list[Callback] = []
         self._closing = False
@@ -121,6 +123,11 @@ class Connection(AsyncContextManagerMixin):
     def is_connected(self) -> bool:
         """Whether the broker is reachable, as far as we know."""
         return self.nc.is_connected
+
+    @property
+    def connected_s(self) -> float:
+        """For how long the broker has been reachable without a break, in seconds; 0 while it is not."""
+        return time.monotonic() - self._connected_at if self._connected.is_set() else 0.0
 
     @property
     def max_payload(self) -> int:
@@ -205,6 +212,7 @@ class Connection(AsyncContextManagerMixin):
                     await self._close()
         if not connected:
             raise self._why_not()
+        self._connected_at = time.monotonic()
         self._connected.set()
         self._inbox = f"_INBOX.{self.nc._nuid.next().decode()}"
         self._inbox_len = len(self._inbox) + 1
@@ -289,6 +297,7 @@ class Connection(AsyncContextManagerMixin):
 
     async def _reconnected(self) -> None:
         log.info("bus.reconnected", extra={"broker": self.url})
+        self._connected_at = time.monotonic()
         self._connected.set()
         for callback in list(self._on_reconnect):
             callback()

@@ -1,23 +1,36 @@
-"""A rule engine, or an outbox, in a process of its own, to be killed: ``chaos_child engine|outbox HOME``."""
+"""A rule engine, or an outbox, in a process of its own, to be killed: ``chaos_child PART HOME``.
+
+``chaos_child nursery HOME`` has loaded everything and forks a child for every line it reads, the name of a part; it answers
+with its process id. A second for each child to be born would leave a thousand kills no time.
+
+Parts: ``engine``; ``outbox``; ``poisoned``, an outbox that is killed by every action whose address ends in ``/poison``;
+``stillborn``, one that is killed when it has claimed an action and not begun it.
+"""
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import anyio
+import uvloop
 from cryptography.fernet import Fernet
+from hark.automations.action import Action
+from hark.automations.claim import Claim, Claims
 from hark.automations.engine import RuleEngine
 from hark.automations.outbox import Outbox
-from hark.automations.perform import Performers
+from hark.automations.perform import Firing, Performers
 from hark.bus import Bus, LateValues, SecretStore, locate_broker
 from hark.config import AutomationsConfig, BusConfig, Settings
 from hark.engine.control import Control
+from hark.vocabulary import JsonObject
 
-# So many retries that no action is given up because every process that tried it was killed.
+# Not one try more than the first: what is killed, and what the broker's absence interrupts, is none.
 CONFIG = AutomationsConfig(
-    action_retries=20,
+    action_retries=0,
     allow_private_addresses=True,
     checkpoint_s=0.1,
     checkpoint_events=10,
@@ -25,24 +38,73 @@ CONFIG = AutomationsConfig(
 )
 
 
+FRAIL = CONFIG.model_copy(update={"action_deaths": 3})
+"""Of the poisoned: fewer deaths to wait for."""
+ACK_WAIT_S = 0.5
+
+
+class Poisoned(Performers):
+    """Dies of one address."""
+
+    async def perform(self, action: Action, firing: Firing, *, key: str) -> JsonObject:
+        if str(getattr(action, "call", "")).endswith("/poison"):
+            die()
+        return await super().perform(action, firing, key=key)
+
+
+def die() -> NoReturn:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
+
+
 def _nobody() -> NoReturn:
     raise AssertionError("no rule of this history tells people")
 
 
 async def main(part: str, home: str) -> None:
-    address = locate_broker(Settings(home=Path(home)))
-    assert address is not None
+    # Born while the broker is being started again: whoever looks after processes would start it once more.
+    while (address := locate_broker(Settings(home=Path(home)))) is None:  # noqa: ASYNC110
+        await anyio.sleep(0.05)
+    if part == "stillborn":
+
+        async def begin(self: Claims, key: str, claim: Claim) -> Claim | None:
+            die()
+
+        Claims.begin = begin  # type: ignore[method-assign]
     async with Bus(address, BusConfig()) as bus:
         if part == "engine":
             async with RuleEngine(bus, CONFIG, lease_ttl_s=1):
                 await anyio.sleep_forever()
         late = LateValues(bus, SecretStore(bus, Fernet.generate_key()), environ={})
+        config = FRAIL if part == "poisoned" else CONFIG
+        made: dict[str, Any] = {"notifier": _nobody}
         async with (
-            Performers(bus, Control(bus), late, CONFIG, notifier=_nobody) as performers,
-            Outbox(bus, performers, CONFIG, ack_wait_s=1),
+            (Poisoned if part == "poisoned" else Performers)(
+                bus, Control(bus), late, config, **made
+            ) as performers,
+            Outbox(bus, performers, config, ack_wait_s=ACK_WAIT_S),
         ):
             await anyio.sleep_forever()
 
 
+def run(part: str, home: str) -> None:
+    anyio.run(main, part, home, backend_options={"use_uvloop": True})
+
+
+def nursery(home: str) -> None:
+    """Fork a child for every line, until there are no more lines. What ends is nobody's business here."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    uvloop.new_event_loop().close()  # what the first loop loads, all of them have
+    for line in sys.stdin:
+        pid = os.fork()
+        if not pid:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+            os.dup2(2, 1)
+            run(line.strip(), home)
+            os._exit(0)
+        print(pid, flush=True)
+
+
 if __name__ == "__main__":
-    anyio.run(main, sys.argv[1], sys.argv[2], backend_options={"use_uvloop": True})
+    nursery(sys.argv[2]) if sys.argv[1] == "nursery" else run(sys.argv[1], sys.argv[2])

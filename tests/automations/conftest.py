@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,12 +41,13 @@ class Request:
 
 @dataclass
 class Receiver:
-    """A small HTTP server. ``answers`` are (status, headers) for the requests to come; then 200. -1 hangs."""
+    """A small HTTP server. ``answers`` are (status, headers) for the requests to come; then 200. -1 hangs, -2 waits for ``go``."""
 
     port: int = 0
     requests: list[Request] = field(default_factory=list)
     answers: list[tuple[int, str]] = field(default_factory=list)
     connections: int = 0
+    go: anyio.Event = field(default_factory=anyio.Event)
     _changed: anyio.Event = field(default_factory=anyio.Event)
 
     @property
@@ -82,9 +83,13 @@ class Receiver:
                 changed, self._changed = self._changed, anyio.Event()
                 changed.set()
                 status, extra = self.answers.pop(0) if self.answers else (200, "")
+                if status == -2:
+                    await self.go.wait()
+                    status = 200
                 if status < 0:
                     await anyio.sleep_forever()
-                await stream.send(f"HTTP/1.1 {status} X\r\n{extra}content-length: 2\r\n\r\nok".encode())
+                with suppress(anyio.BrokenResourceError):  # who asked may have been killed meanwhile
+                    await stream.send(f"HTTP/1.1 {status} X\r\n{extra}content-length: 2\r\n\r\nok".encode())
 
 
 @pytest.fixture

@@ -5,12 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
-import sys
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +18,9 @@ from hark.bus import broker as broker_module
 from hark.bus.event import readable
 from hark.vocabulary import JsonObject
 
-from . import chaos_child
 from .chaos_child import CONFIG
 from .conftest import Receiver
+from .nursery import nursery
 
 KILLS = int(os.environ.get("CHAOS_KILLS", "5"))
 """Iterations of the history, with a kill in each; `make chaos` asks for 1 000."""
@@ -53,35 +48,6 @@ def rules(url: str) -> dict[str, dict[str, Any]]:
     }
 
 
-@dataclass
-class Child:
-    """A process that is killed and begun again."""
-
-    part: str
-    home: Path
-    stack: ExitStack
-    process: subprocess.Popen[bytes] = field(init=False)
-
-    def start(self) -> None:
-        out = self.stack.enter_context((self.home / f"{self.part}.log").open("ab"))
-        command = [sys.executable, str(chaos_child.__file__), self.part, str(self.home)]
-        self.process = subprocess.Popen(command, stdout=out, stderr=out, cwd=self.home)
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
-
-
-@contextmanager
-def children(home: Path) -> Iterator[dict[str, Child]]:
-    with ExitStack() as stack:
-        made = {part: Child(part, home, stack) for part in ("engine", "outbox")}
-        for child in made.values():
-            child.start()
-            stack.callback(child.kill)
-        yield made
-
-
 async def test_random_kills_change_no_decision_and_double_no_action(
     broker: EmbeddedBroker, bus: Bus, home: Path, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -92,7 +58,9 @@ async def test_random_kills_change_no_decision_and_double_no_action(
     for name, definition in rules(receiver.url).items():
         automation = parse_automation(definition, name=name)
         await bus.bucket("automations").put(name, automation.dumps())
-    with children(home) as running:
+    with nursery(home) as running:
+        running.start("engine")
+        running.start("outbox")
         async with bus.log.follow(["hark.ev.automation.adopted"], after=0) as batches:
             adopted = 0
             async for batch in batches:
@@ -110,8 +78,8 @@ async def test_random_kills_change_no_decision_and_double_no_action(
                 assert broker.pid is not None
                 os.kill(broker.pid, signal.SIGKILL)
             else:
-                running[victim].kill()
-                running[victim].start()
+                running.kill(victim)
+                running.start(victim)
         expected, stored = await _settled(bus)
     assert stored == dict.fromkeys(expected, 1)
     assert await _of(bus, "action.dead-lettered") == []

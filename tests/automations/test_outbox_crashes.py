@@ -106,7 +106,7 @@ class TestShortMemory:
         await forgets()
         async with house.outbox(ack_wait_s=1):
             (done,) = await house.of_type("action.executed")
-        assert at(done, "attempt") == 2
+        assert at(done, "attempt") == 1
         assert len(await house.events(made)) == 1
 
     @pytest.mark.parametrize("written", [False, True], ids=["before", "after"])

@@ -1,0 +1,172 @@
+"""Whose an action is: one key in the bucket ``outbox`` for each, every change of it guarded by the one before.
+
+An action belongs to the outbox that claimed it, until it notes how it went. Another takes it over when that one says
+that it no longer has it, or does not answer: it has died, or is cut off. After an outage of the broker nobody answers
+at first, so who finds a claim then comes back once there was time enough to connect again. So an action is done twice
+only if the process that did it was killed, or could not reach the broker for longer than its claim holds.
+
+A process that dies costs the action no try. From its first death on it is noted before the action is begun, so that
+those who died *while it was being done* can be counted: an action that takes every process with it ends as a dead
+letter, and one that never got its turn does not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Any
+
+from ..bus import Bus
+from ..bus.event import readable
+from ..bus.presence import Presence
+from ..bus.subject import PREFIX
+from ..clock import Clock
+from ..errors import AlreadyHeld, BusUnavailable, GuardFailed
+from .action_state import ActionState
+
+__all__ = ["BUCKET", "KEEP_S", "Claim", "Claims", "Over"]
+
+BUCKET = "outbox"
+KEEP_S = 2 * 86400
+"""How long a finished action is remembered: longer than any repeat of its decision can come."""
+_SOONEST_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """An action that is ours. ``fresh``: nobody has tried it before."""
+
+    state: ActionState
+    revision: int
+    fresh: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Over:
+    """An action that has come to its end, noted as ``state``; None: long ago, and forgotten."""
+
+    state: ActionState | None
+
+
+class Claims:
+    """The claims of one outbox.
+
+    Args:
+        name: of the outbox; one word, used by no other.
+        holds_s: for how long a claim holds while nobody hears from its owner.
+    """
+
+    def __init__(self, bus: Bus, clock: Clock, *, name: str, holds_s: float) -> None:
+        self._bus, self._clock, self._name, self._holds_s = bus, clock, name, holds_s
+        self._bucket = bus.bucket(BUCKET)
+        self._presence = Presence(bus.connection)
+
+    async def take(self, key: str, seq: int, *, round: int) -> Claim | Over | float:
+        """Claim an action that nobody here is at; or return when to come back (s), or that it is over.
+
+        Args:
+            seq: of its decision in the log.
+            round: how often it has been redriven, as far as the caller knows.
+        """
+        now = self._clock.now()
+        state = ActionState("claimed", 1, round, self._name, now, seq)
+        if not round:
+            try:
+                return Claim(state, await self._bucket.create(key, state.to_json()), True)
+            except AlreadyHeld:
+                pass
+        while True:
+            entry = await self._bucket.get(key)
+            if entry is None:
+                if round:
+                    return Over(None)  # it was done or dropped long ago
+                try:
+                    return Claim(state, await self._bucket.create(key, state.to_json()), True)
+                except AlreadyHeld:
+                    continue
+            found = ActionState.from_json(entry.value)
+            if found.is_over and not (found.state == "dead" and found.round < round):
+                return Over(found)
+            if found.state == "waiting" and found.next_at is not None and found.next_at > now:
+                return (found.next_at - now).total_seconds()
+            if found.state == "claimed":
+                met = await self._met(key, found)
+                if isinstance(met, float):
+                    return met
+                if met.is_over:
+                    try:
+                        await self._bucket.update(key, met.to_json(), revision=entry.revision, ttl_s=KEEP_S)
+                    except GuardFailed:
+                        continue
+                    return Over(None)  # the log says so already
+                taken = replace(met, by=self._name, at=now)
+            elif found.state == "dead":
+                # Redriven. Whoever it killed before may die of it again.
+                taken = replace(state, suspect=found.suspect)
+            elif found.state == "stopped":
+                taken = replace(found, state="claimed", by=self._name, at=now)
+            else:
+                taken = replace(
+                    found, state="claimed", attempt=found.attempt + 1, by=self._name, at=now, next_at=None, begun=False
+                )  # fmt: skip
+            try:
+                return Claim(
+                    taken, await self._bucket.update(key, taken.to_json(), revision=entry.revision), False
+                )
+            except GuardFailed:
+                continue
+
+    async def _met(self, key: str, found: ActionState) -> ActionState | float:
+        """Return what a claim somebody has is when it becomes ours, or that it is done; or when to come back (s)."""
+        if found.by == self._name:
+            return found  # the broker went away in the middle
+        has = await self._presence.holds(found.by, key)
+        if has:
+            return self._holds_s
+        if has is None:
+            left_s = self._holds_s - self._bus.connection.connected_s
+            if left_s > 0:
+                return max(left_s, _SOONEST_S)
+        if await self._was_executed(key, found):
+            return replace(found, state="done", at=self._clock.now())
+        if has is None:
+            return replace(found, suspect=True, begun=False, deaths=found.deaths + found.begun)
+        return found
+
+    async def begin(self, key: str, claim: Claim) -> Claim | None:
+        """Note that an action is begun now, if a process has died that had it; None if it is no longer ours."""
+        if not claim.state.suspect:
+            return claim
+        state = replace(claim.state, begun=True, at=self._clock.now())
+        try:
+            return replace(
+                claim,
+                state=state,
+                revision=await self._bucket.update(key, state.to_json(), revision=claim.revision),
+            )
+        except GuardFailed:
+            return None
+
+    async def stop(self, key: str, claim: Claim) -> None:
+        """Hand an action back in the middle: the process is asked to end, and that is no death."""
+        state = replace(claim.state, state="stopped", begun=False, at=self._clock.now())
+        try:
+            await self._bucket.update(key, state.to_json(), revision=claim.revision)
+        except (GuardFailed, BusUnavailable):
+            return  # somebody has it already, or will find that we are gone
+
+    async def _was_executed(self, key: str, found: ActionState) -> bool:
+        """Return whether the log says that a claimed action was done, by one that died before it could note so."""
+        async with self._bus.log.read(
+            [f"{PREFIX}action.executed"], since=found.at - timedelta(seconds=1)
+        ) as batches:
+            async for batch in batches:
+                for record in readable(batch.records):
+                    data: Any = record.event.data
+                    if (
+                        isinstance(data, dict)
+                        and data.get("key") == key
+                        and data.get("round", 0) == found.round
+                    ):
+                        return True
+        return False

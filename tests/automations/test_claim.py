@@ -1,0 +1,189 @@
+"""Claims on actions: outages double nothing, deaths cost no try, and what kills every process is given up."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import anyio
+import pytest
+from hark.automations import outbox
+from hark.automations.claim import Claim, Claims, Over
+from hark.automations.dead_letter import DeadLetters
+from hark.bus import Bus, EmbeddedBroker, Event
+from hark.bus.presence import Presence
+from hark.clock import SYSTEM_CLOCK
+from hark.config import BusConfig
+
+from .chaos_child import CONFIG, FRAIL
+from .conftest import House, Receiver, at
+from .nursery import Children, nursery
+from .test_outbox_crashes import decide
+
+
+@pytest.fixture
+def children(home: Path, broker: EmbeddedBroker) -> Iterator[Children]:
+    """Starts outboxes in processes of their own; ended with the test."""
+    with nursery(home) as running:
+        yield running
+
+
+class TestOutage:
+    async def test_an_action_in_progress_is_nobody_elses_after_an_outage(
+        self,
+        house: House,
+        broker: EmbeddedBroker,
+        receiver: Receiver,
+        bus_config: BusConfig,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """The broker hangs and is killed while a call waits, and then hands the decision to another outbox: one call."""
+        asked = anyio.Event()
+        holds = Presence.holds
+
+        async def heard(self: Presence, name: str, what: str) -> bool | None:
+            found = await holds(self, name, what)
+            if found:
+                asked.set()
+            return found
+
+        monkeypatch.setattr(Presence, "holds", heard)
+        # Who has one in hand asks for no more, so what is handed out again goes to the other.
+        monkeypatch.setattr(outbox, "MAX_WAITING", 1)
+        receiver.answers = [(-2, "")]
+        await decide(house, {"call": receiver.url})
+        async with AsyncExitStack() as stack:
+            for name in ("one", "two"):
+                own = House(await stack.enter_async_context(Bus(broker.address, bus_config, name=name)))
+                await stack.enter_async_context(own.outbox(CONFIG, ack_wait_s=1))
+            await receiver.wait(1)
+            assert broker.pid is not None
+            # Away for longer than the claim holds, so that the decision is due to be handed out when it is back.
+            os.kill(broker.pid, signal.SIGSTOP)
+            await anyio.sleep(1.2)
+            os.kill(broker.pid, signal.SIGKILL)
+            with anyio.fail_after(60):
+                await asked.wait()
+            receiver.go.set()
+            (done,) = await house.of_type("action.executed")
+        assert at(done, "attempt") == 1
+        assert len(receiver.requests) == 1
+
+    async def test_a_claim_whose_owner_is_silent_holds_until_it_could_have_connected_again(
+        self, house: House, bus: Bus, broker: EmbeddedBroker
+    ) -> None:
+        """Right after the broker was away silence means nothing; after the time of a claim it means a death."""
+        event = await decide(house, {"emit": "c.d"})
+        gone = Claims(bus, SYSTEM_CLOCK, name="gone", holds_s=0.5)
+        mine = Claims(bus, SYSTEM_CLOCK, name="mine", holds_s=0.5)
+        key = f"{event.id}/0"
+        assert isinstance(await gone.take(key, 1, round=0), Claim)
+        again = anyio.Event()
+        bus.connection.on_reconnect(again.set)
+        assert broker.pid is not None
+        os.kill(broker.pid, signal.SIGKILL)
+        await again.wait()
+        wait_s = await mine.take(key, 1, round=0)
+        while isinstance(wait_s, float):
+            assert 0 < wait_s <= 0.5
+            await anyio.sleep(wait_s)
+            wait_s = await mine.take(key, 1, round=0)
+        assert isinstance(wait_s, Claim)
+        assert bus.connection.connected_s >= 0.5
+        assert (wait_s.state.attempt, wait_s.state.deaths, wait_s.fresh) == (1, 0, False)
+
+    async def test_who_is_asked_says_what_it_has(self, bus: Bus) -> None:
+        """Yes, no, or nothing at all."""
+        presence = Presence(bus.connection)
+        async with presence.answering("me", {"a/0"}.__contains__):
+            assert await presence.holds("me", "a/0") is True
+            assert await presence.holds("me", "b/0") is False
+        assert await presence.holds("me", "a/0") is None
+
+
+class TestDeaths:
+    async def test_deaths_before_an_action_was_begun_cost_it_nothing(
+        self, house: House, receiver: Receiver, children: Children
+    ) -> None:
+        """Killed again and again between the claim and the call, more often than deaths are allowed: done, at its first try."""
+        event = await decide(house, {"call": receiver.url})
+        key = f"{event.id}/0"
+        bucket = house.bus.bucket("outbox")
+        for n in range(2):
+            children.start("stillborn")
+            await children.death("stillborn")
+            entry = await bucket.get(key)
+            assert entry is not None, f"{n}: {children.told}"
+        # As many again without waiting for as many processes.
+        for n in range(2 * CONFIG.action_deaths):
+            claims = Claims(house.bus, SYSTEM_CLOCK, name=f"dead-{n}", holds_s=0.01)
+            assert isinstance(await claims.take(key, 1, round=0), Claim)
+        children.start("outbox")
+        (done,) = await house.of_type("action.executed", "action.dead-lettered")
+        assert (done.type, at(done, "attempt"), at(done, "deaths")) == ("action.executed", 1, None)
+        assert len(receiver.requests) == 1
+
+    async def test_an_action_that_kills_every_process_is_given_up_and_takes_no_other_with_it(
+        self, house: House, receiver: Receiver, children: Children
+    ) -> None:
+        """The poison ends as a dead letter that says why; what was being done beside it each time is done."""
+        receiver.answers = [(-2, "")] * 100
+        await decide(house, {"call": f"{receiver.url}/poison"}, rule="poison")
+        for n in range(2):
+            await decide(house, {"call": receiver.url}, rule=f"other-{n}")
+        deaths = 0
+        with anyio.fail_after(60):
+            while deaths <= FRAIL.action_deaths:
+                children.start("poisoned")
+                await children.death("poisoned")
+                deaths += 1
+                if deaths == 3:
+                    receiver.go.set()
+            children.start("poisoned")
+            (dead,) = await house.of_type("action.dead-lettered")
+            done = await house.of_type("action.executed", count=2)
+        assert at(dead, "automation") == "poison"
+        assert at(dead, "deaths") == FRAIL.action_deaths
+        assert "processes, one after the other, died or were killed while they did this action" in at(
+            dead, "error"
+        )
+        assert {at(e, "attempt") for e in done} == {1}
+        (letter,) = await DeadLetters(house.bus).list()
+        assert letter.automation == "poison"
+        assert Counter(r.path for r in receiver.requests).keys() == {"/"}
+
+    async def test_a_redriven_poison_has_all_its_deaths_again_and_is_counted_from_the_first(
+        self, house: House
+    ) -> None:
+        """Redriving forgets the deaths, but not that the action is suspect."""
+        event = await decide(house, {"emit": "c.d"})
+        key = f"{event.id}/0"
+        names = (f"dead-{n}" for n in range(99))
+
+        async def die() -> int | None:
+            claims = Claims(house.bus, SYSTEM_CLOCK, name=next(names), holds_s=0.01)
+            claim = await claims.take(key, 1, round=0)
+            assert isinstance(claim, Claim)
+            assert await claims.begin(key, claim) is not None
+            return claim.state.deaths
+
+        await anyio.sleep(0.01)
+        # Of the first nobody knows whether it had begun.
+        assert [await die() for _ in range(8)] == [0, 0, 1, 2, 3, 4, 5, 6]
+
+    async def test_what_is_over_is_over_for_everybody(self, house: House) -> None:
+        """A claim on what has been done tells how it ended."""
+        event = await decide(house, {"emit": "c.d"})
+        async with house.outbox():
+            await house.of_type("action.executed")
+        found = await Claims(house.bus, SYSTEM_CLOCK, name="late", holds_s=1).take(
+            f"{event.id}/0", 1, round=0
+        )
+        assert isinstance(found, Over)
+        assert found.state is not None
+        assert found.state.outcome is not None
+        assert Event.from_dict(found.state.outcome).type == "action.executed"
