@@ -8,6 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from . import dotted
+
 if TYPE_CHECKING:
     from .automations.event_wait import await_for_event, wait_for_event
     from .bus.emit import emit
@@ -37,10 +39,10 @@ if TYPE_CHECKING:
     from .engine.sleeping import sleep
     from .engine.states import State
     from .engine.tasks import Task, exponential_backoff, task
-    from .engine.transactions import get_transaction, transaction
+    from .engine.transactions import Transaction, get_transaction, transaction
     from .engine.values import Secret, Variable
     from .server.client import Hark
-    from .server.serving import deploy, serve
+    from .server.serving import aserve, deploy, serve
 
 _WHERE = {
     "Abort": ".engine.signals",
@@ -53,11 +55,13 @@ _WHERE = {
     "Skip": ".engine.signals",
     "State": ".engine.states",
     "Task": ".engine.tasks",
+    "Transaction": ".engine.transactions",
     "Variable": ".engine.values",
     "acancel_flow_run": ".engine.flow_runs",
     "allow_failure": ".engine.annotations",
     "apause_flow_run": ".engine.flow_runs",
     "aresume_flow_run": ".engine.flow_runs",
+    "aserve": ".server.serving",
     "arun_deployment": ".engine.deployments",
     "asuspend_flow_run": ".engine.flow_runs",
     "await_for_event": ".automations.event_wait",
@@ -88,18 +92,23 @@ _WHERE = {
 }
 
 __all__ = [
-    "Abort", "Block", "Event", "Flow", "Hark", "RunInput", "Secret", "Skip", "State", "Task", "Variable",
-    "acancel_flow_run", "allow_failure", "apause_flow_run", "aresume_flow_run", "arun_deployment",
+    "Abort", "Block", "Event", "Flow", "Hark", "RunInput", "Secret", "Skip", "State", "Task", "Transaction",
+    "Variable",
+    "acancel_flow_run", "allow_failure", "apause_flow_run", "aresume_flow_run", "arun_deployment", "aserve",
     "asuspend_flow_run", "await_for_event", "await_for_flow_run", "cancel_flow_run", "concurrency",
     "deploy", "emit", "exponential_backoff", "flow", "get_run_context", "get_run_logger", "get_transaction",
     "pause_flow_run", "quote", "rate_limit", "resume_flow_run", "run_deployment", "runtime", "serve", "sleep",
     "suspend_flow_run", "tags", "task", "transaction", "unmapped", "wait_for_event", "wait_for_flow_run",
 ]  # fmt: skip
 
+dotted.install(__name__)
+
 
 def __getattr__(name: str) -> object:
     if name == "runtime":
         return import_module(".engine.runtime", __name__)
+    if name == "__version__":
+        return import_module("importlib.metadata").version(__name__)
     module = _WHERE.get(name)
     if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -13,13 +13,18 @@
     │   │                          MappingLengthMismatch
     │   ├── Unpicklable            a value cannot go to another process; also a TypeError
     │   ├── TemplateError          a template does not parse, or failed while rendering
-    │   ├── UnknownName            a deployment, channel, secret, … that does not exist
+    │   ├── UnknownName            a deployment, channel, secret, … that does not exist; UnknownBlock and MissingFlow
+    │   │                          are of this kind
+    │   ├── ScriptFailed           the file a flow is in cannot be imported
+    │   ├── NotSerializable        a result cannot be written by its serializer; also a TypeError
     │   └── EventInvalid           an event breaks a rule of the envelope
     ├── RefusedError             asked for something that may not be done (now)
     │   ├── GuardFailed            somebody else wrote first; read again and decide again
     │   ├── RunLost                this process no longer owns the run; stop writing
     │   ├── MoveRefused            that move between states does not exist
+    │   ├── NotPaused              ... a run that is not paused cannot be resumed
     │   ├── AlreadyHeld            the home, lease or name is held by another
+    │   ├── AlreadyExists          something of this name is there, and overwriting it was not asked for; also a ValueError
     │   ├── EventRefused           the broker will not store this event, for a reason that stays
     │   ├── LogRewound             the log ends before the position asked for; fold again from the start
     │   ├── MissingContextError    something that needs a run was called outside one
@@ -47,6 +52,7 @@
         │   └── UpstreamFailed       a task was not run, because what it waits for did not complete
         ├── RunTimedOut            it took longer than its `timeout_seconds`; also a TimeoutError
         ├── PauseTimedOut          a paused run was not resumed in time; also a TimeoutError
+        ├── RunWaitTimedOut        a run somebody waited for did not end in time; also a TimeoutError
         ├── EventWaitTimedOut      the event a run waited for did not come in time; also a TimeoutError
         ├── ResultMissing          a recorded result cannot be read back
         └── ReplayDiverged         the code no longer makes the calls the log recorded
@@ -137,6 +143,26 @@ class UnknownName(DefinitionError):
         self.kind, self.name, self.suggestion = kind, name, near[0] if near else None
 
 
+class UnknownBlock(UnknownName, ValueError):
+    """There is no saved block of this name."""
+
+
+class MissingFlow(UnknownName):
+    """A file or module has no flow of the name asked for."""
+
+
+class ScriptFailed(DefinitionError):
+    """The file a flow is in raised while it was imported; ``user_exc`` is what it raised."""
+
+    def __init__(self, user_exc: Exception, path: str) -> None:
+        super().__init__(f"{path} cannot be imported: {type(user_exc).__name__}: {user_exc}")
+        self.user_exc, self.path = user_exc, path
+
+
+class NotSerializable(DefinitionError, TypeError):
+    """A result cannot be written by the serializer it is to be written with."""
+
+
 class EventInvalid(DefinitionError):
     """An event breaks a rule of the envelope; ``field`` names the attribute."""
 
@@ -175,6 +201,21 @@ class MoveRefused(RefusedError):
         tail = f": {why}" if why else ""
         super().__init__(f"run {run_id} is {from_state} and cannot become {to_state}{tail}")
         self.run_id, self.from_state, self.to_state = run_id, from_state, to_state
+
+
+class NotPaused(MoveRefused):
+    """A run that is not paused was to be resumed."""
+
+    def __init__(self, run_id: str, *, from_state: str) -> None:
+        super().__init__(run_id, from_state=from_state, to_state="resumed", why="it is not paused")
+
+
+class AlreadyExists(RefusedError, ValueError):
+    """Something of this name is there already, and ``overwrite=True`` was not said."""
+
+    def __init__(self, kind: str, name: str) -> None:
+        super().__init__(f"{kind} {name!r} exists", hint="say overwrite=True to change it")
+        self.kind, self.name = kind, name
 
 
 class AlreadyHeld(RefusedError):
@@ -393,6 +434,10 @@ class RunTimedOut(RunError, TimeoutError):
 
 class PauseTimedOut(RunError, TimeoutError):
     """A run paused, and nobody resumed it in time."""
+
+
+class RunWaitTimedOut(RunError, TimeoutError):
+    """A run that somebody waited for did not end in time."""
 
 
 class EventWaitTimedOut(RunError, TimeoutError):

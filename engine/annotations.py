@@ -1,13 +1,19 @@
-"""Marks on arguments of tasks: ``unmapped``, ``allow_failure``, ``quote``."""
+"""Marks on arguments of tasks: ``unmapped``, ``allow_failure``, ``quote``, ``opaque``; and ``freeze``, on those of deployments."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
-__all__ = ["Annotation", "allow_failure", "quote", "unmapped"]
+__all__ = [
+    "Annotation", "BaseAnnotation", "NotSet", "allow_failure", "freeze", "opaque", "quote", "unmapped",
+]  # fmt: skip
 
 T = TypeVar("T")
+
+
+class NotSet:
+    """Stands where nothing was said, which is not the same as None."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,11 +25,21 @@ class Annotation(Generic[T]):
     def unwrap(self) -> T:
         return self.value
 
+    def rewrap(self, value: Any) -> Self:
+        """Return another value with the same mark."""
+        return type(self)(value)
+
+
+BaseAnnotation = Annotation
+
 
 class unmapped(Annotation[T]):  # noqa: N801  the name users of the field know
     """``task.map(xs, unmapped(y))``: every call gets the whole of ``y``."""
 
     __slots__ = ()
+
+    def __getitem__(self, _: object) -> T:
+        return self.value
 
 
 class allow_failure(Annotation[T]):  # noqa: N801
@@ -38,4 +54,32 @@ class quote(Annotation[T]):  # noqa: N801
     __slots__ = ()
 
     def unquote(self) -> T:
+        return self.value
+
+
+class opaque(Annotation[T]):  # noqa: N801
+    """``task(opaque(future))``: wait for the future, and do not look for others inside its result."""
+
+    __slots__ = ()
+
+
+class freeze(Annotation[T]):  # noqa: N801
+    """``flow.deploy(…, parameters={"day": freeze("mon")})``: a value that is JSON, whatever the deployment is run with.
+
+    Raises:
+        ValueError: the value is no JSON.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, value: T) -> None:
+        from pydantic_core import to_json
+
+        try:
+            to_json(value)
+        except Exception as exc:  # of whatever kind the value's class raises
+            raise ValueError("Value must be JSON serializable") from exc
+        Annotation.__init__(self, value)
+
+    def unfreeze(self) -> T:
         return self.value

@@ -14,6 +14,7 @@ As a whole it is sealed with the key of secrets, so nothing of it stands readabl
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
@@ -21,7 +22,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 import orjson
 from pydantic import BaseModel, ConfigDict, SecretBytes, SecretStr, ValidationError
 
-from ..errors import DefinitionError, RefusedError, SecretUnreadable, UnknownName
+from ..errors import (
+    AlreadyExists,
+    AlreadyHeld,
+    DefinitionError,
+    InvalidNameError,
+    SecretUnreadable,
+    UnknownBlock,
+)
 from ..vocabulary import JsonObject, JsonValue
 from .either import Either
 from .values import secret_store
@@ -45,6 +53,7 @@ class Block(BaseModel):
 
     _block_type_name: ClassVar[str | None] = None
     _block_type_slug: ClassVar[str | None] = None
+    _description: ClassVar[str | None] = None
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
@@ -75,7 +84,7 @@ class Block(BaseModel):
         """Keep it under a name; return ``slug/name``.
 
         Raises:
-            RefusedError: there is one of this name, and ``overwrite`` was not said.
+            AlreadyExists: there is one of this name, and ``overwrite`` was not said.
             DefinitionError: the name is none.
         """
         return _save(self, name, overwrite=overwrite)
@@ -85,24 +94,35 @@ class Block(BaseModel):
         return await _save.aio(self, name, overwrite=overwrite)
 
     @classmethod
-    def load(cls, name: str) -> Any:
+    def load(cls, name: str, validate: bool = True) -> Any:
         """Return a block: ``Warehouse.load("main")``, or of any kind ``Block.load("warehouse/main")``.
 
+        Args:
+            validate: False: take what is stored as it is, though the class has changed since.
         Raises:
-            UnknownName: there is none of that name.
+            UnknownBlock: there is none of that name; also a ``ValueError``.
             DefinitionError: what is stored does not fit the class; or its class has not been imported.
             SecretUnreadable: it was sealed with another key.
         """
-        return _load(cls, name)
+        return _load(cls, name, validate)
 
     @classmethod
-    async def aload(cls, name: str) -> Self:
+    async def aload(cls, name: str, validate: bool = True) -> Self:
         """Do what ``load`` does, in async code."""
-        return cast(Self, await _load.aio(cls, name))
+        return cast(Self, await _load.aio(cls, name, validate))
+
+    @classmethod
+    def register_type_and_schema(cls) -> None:
+        """Do nothing: a kind of block is known once its class is imported. For code written for Prefect."""
+
+    @classmethod
+    def get_description(cls) -> str | None:
+        """Return what people read about this kind: what ``_description`` says, or the docstring."""
+        return cls._description or (inspect.cleandoc(cls.__doc__) if cls.__doc__ else None)
 
     @classmethod
     def delete(cls, name: str) -> Any:
-        """Remove a block. Raises ``UnknownName``."""
+        """Remove a block. Raises ``UnknownBlock``."""
         return _delete(cls, name)
 
     @classmethod
@@ -113,8 +133,6 @@ class Block(BaseModel):
 
 @Either
 async def _save(session: Session, block: Block, name: str, *, overwrite: bool) -> str:
-    from ..errors import AlreadyHeld
-
     key = _key(type(block), name)
     dumped = block.model_dump(mode="python")
     fields = {**_plain(dumped), _HIDDEN: [".".join(path) for path in _secrets_in(dumped)]}
@@ -126,17 +144,17 @@ async def _save(session: Session, block: Block, name: str, *, overwrite: bool) -
     try:
         await bucket.create(key.replace("/", "."), sealed)
     except AlreadyHeld:
-        raise RefusedError(f"block {key!r} exists", hint="say overwrite=True to change it") from None
+        raise AlreadyExists("block", key) from None
     return key
 
 
 @Either
-async def _load(session: Session, cls: type[Block], name: str) -> Block:
+async def _load(session: Session, cls: type[Block], name: str, validate: bool = True) -> Block:
     key = _key(cls, name)
     bucket = session.bus.bucket(BLOCKS)
     entry = await bucket.get(key.replace("/", "."))
     if entry is None:
-        raise UnknownName("block", key, known=[known.replace(".", "/", 1) for known in await bucket.keys()])
+        raise UnknownBlock("block", key, known=[known.replace(".", "/", 1) for known in await bucket.keys()])
     opened = secret_store(session.bus).unseal(key, entry.value)
     if cls is Block:
         slug = key.partition("/")[0]
@@ -147,9 +165,9 @@ async def _load(session: Session, cls: type[Block], name: str) -> Block:
             )
         cls = found
     try:
-        fields: JsonObject = orjson.loads(opened)
+        fields: dict[str, Any] = orjson.loads(opened)
         fields.pop(_HIDDEN, None)
-        return cls.model_validate(fields)
+        return cls.model_validate(fields) if validate else cls.model_construct(**fields)
     except orjson.JSONDecodeError:
         raise SecretUnreadable(key, why="its stored form is damaged") from None
     except ValidationError as exc:
@@ -166,7 +184,7 @@ async def _delete(session: Session, cls: type[Block], name: str) -> None:
     key = _key(cls, name)
     bucket = session.bus.bucket(BLOCKS)
     if await bucket.get(key.replace("/", ".")) is None:
-        raise UnknownName("block", key, known=[known.replace(".", "/", 1) for known in await bucket.keys()])
+        raise UnknownBlock("block", key, known=[known.replace(".", "/", 1) for known in await bucket.keys()])
     await bucket.delete(key.replace("/", "."))
 
 
@@ -180,7 +198,7 @@ def _key(cls: type[Block], name: str) -> str:
         raise DefinitionError(f"{name!r} is no block of kind {cls.get_block_type_slug()!r}")
     for part in (slug, short):
         if not _NAME.fullmatch(part):
-            raise DefinitionError(
+            raise InvalidNameError(
                 f"{part!r} is no name for a block",
                 hint="lower-case letters, digits and -, beginning with one of the first",
             )

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+import functools
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from contextvars import ContextVar, Token, copy_context
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
 from ..errors import MissingContextError
 from .call_key import CallCounter
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
+    from ..config import Settings
     from ..tracing import Span
     from .flows import Flow
     from .keeping import Keeping
@@ -21,10 +26,23 @@ if TYPE_CHECKING:
     from .tasks import Task
     from .tracking import FlowTracker
 
-__all__ = ["FlowRunContext", "TaskRunContext", "current_run", "current_tags", "get_run_context", "tags"]
+__all__ = [
+    "EngineContext", "FlowRunContext", "RunContext", "SettingsContext", "TagsContext", "TaskRunContext", "current_run",
+    "current_tags", "get_run_context", "get_settings_context", "tags", "with_context",
+]  # fmt: skip
 
 
-class FlowRunContext:
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class RunContext:
+    """What the contexts of flow runs and task runs have in common, for ``isinstance``."""
+
+    __slots__ = ()
+
+
+class FlowRunContext(RunContext):
     """The flow run the code is in.
 
     Attributes:
@@ -80,6 +98,11 @@ class FlowRunContext:
         self.runner.reopen()
 
     @property
+    def start_time(self) -> datetime | None:
+        """When the run began."""
+        return self.flow_run.started_at
+
+    @property
     def task_runner(self) -> TaskRunner:
         return self.runner
 
@@ -94,7 +117,7 @@ class FlowRunContext:
         return None if run is None else run.flow_context
 
 
-class TaskRunContext:
+class TaskRunContext(RunContext):
     """The task run the code is in.
 
     Attributes:
@@ -142,6 +165,8 @@ class TaskRunContext:
         return run if isinstance(run, TaskRunContext) else None
 
 
+EngineContext = FlowRunContext
+
 current_run: ContextVar[FlowRunContext | TaskRunContext | None] = ContextVar("hark_run", default=None)
 _NO_TAGS: frozenset[str] = frozenset()
 current_tags: ContextVar[frozenset[str]] = ContextVar("hark_tags", default=_NO_TAGS)
@@ -170,6 +195,56 @@ def tags(*new_tags: str) -> Iterator[set[str]]:
         yield set(current_tags.get())
     finally:
         current_tags.reset(token)
+
+
+class TagsContext:
+    """The tags that runs beginning here get: ``TagsContext.get().current_tags``; or, entered, exactly these."""
+
+    def __init__(self, current_tags: Iterable[str] = ()) -> None:
+        self.current_tags = set(current_tags)
+        self._tokens: list[Token[frozenset[str]]] = []
+
+    @classmethod
+    def get(cls) -> TagsContext:
+        """Return the tags of the code around; there are none outside ``tags(…)``."""
+        return cls(current_tags.get())
+
+    def __enter__(self) -> Self:
+        self._tokens.append(current_tags.set(frozenset(self.current_tags)))
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        current_tags.reset(self._tokens.pop())
+
+
+@dataclass(frozen=True, slots=True)
+class SettingsContext:
+    """The settings in force: ``get_settings_context().settings``."""
+
+    settings: Settings
+
+    @classmethod
+    def get(cls) -> SettingsContext:
+        return get_settings_context()
+
+
+def get_settings_context() -> SettingsContext:
+    """Return the settings this process runs with: those of the environment and of ``HARK_CONFIG``."""
+    from ..config import load_settings
+
+    return SettingsContext(load_settings())
+
+
+def with_context(fn: Callable[P, R]) -> Callable[P, R]:
+    """Return ``fn`` as a function that, in whatever thread it is called, is in the run the code is in now."""
+    here = copy_context()
+
+    @functools.wraps(fn)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        # A copy for each call: one context cannot be entered by two threads at once.
+        return here.copy().run(fn, *args, **kwargs)
+
+    return call
 
 
 @contextmanager

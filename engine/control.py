@@ -21,6 +21,7 @@ from ..errors import (
     DefinitionError,
     GuardFailed,
     MoveRefused,
+    NotPaused,
     ParameterError,
     RefusedError,
     UnknownName,
@@ -194,16 +195,14 @@ class Control:
             run_input: what the run asked for when it paused (``wait_for_input``), by field.
         Raises:
             UnknownName: there is no such run.
-            MoveRefused: it is not paused.
+            NotPaused: it is not.
             ParameterError: the input does not fit what the run asked for.
         """
         details = _by(cause)
 
         def decide(run: FlowRun) -> State | None:
             if run.state_type is not S.PAUSED:
-                raise MoveRefused(
-                    run.id, from_state=run.state_type, to_state="resumed", why="it is not paused"
-                )
+                raise NotPaused(run.id, from_state=run.state_type)
             pause = PauseSpec.of(run)
             if pause.expires_at is not None and pause.expires_at <= self._clock.now():
                 return Failed(message=NEVER_RESUMED, details=details)

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
+from enum import StrEnum
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DefinitionError, UnknownName
 from ..vocabulary import FlowRunId, JsonObject, StateType
+from .annotations import freeze
 from .call_key import inputs_hash
 from .context import FlowRunContext, current_run
 from .either import Either
@@ -30,7 +32,10 @@ if TYPE_CHECKING:
     from .deployment import Deployment
     from .flows import Flow
 
-__all__ = ["RunnerDeployment", "arun_deployment", "entrypoint_of", "run_deployment"]
+__all__ = [
+    "ConcurrencyLimitConfig", "ConcurrencyLimitStrategy", "RunnerDeployment", "arun_deployment", "entrypoint_of",
+    "run_deployment",
+]  # fmt: skip
 
 S = StateType
 
@@ -216,7 +221,7 @@ def describe(
     schedules: Iterable[Any] | None = None,
     triggers: Iterable[object] | None = None,
     paused: bool = False,
-    concurrency_limit: int | Mapping[str, Any] | None = None,
+    concurrency_limit: int | Mapping[str, Any] | ConcurrencyLimitConfig | None = None,
     parameters: Mapping[str, Any] | None = None,
     description: str | None = None,
     tags: Iterable[str] | None = None,
@@ -227,6 +232,9 @@ def describe(
     retries: int | None = None,
     crash_retries: int | None = None,
     executor: str = "auto",
+    job_variables: Mapping[str, Any] | None = None,
+    entrypoint_type: object = None,
+    version_type: object = None,
 ) -> RunnerDeployment:
     """Return the description of a deployment; what ``flow.to_deployment`` is.
 
@@ -239,6 +247,7 @@ def describe(
         concurrency_limit: runs at once; or ``{"limit": 1, "on_conflict": "skip"}``. Prefect's ``collision_strategy``
             is understood: ENQUEUE waits, CANCEL_NEW skips.
         work_pool_name: default: ``default`` when deployed, a pool of its own when served.
+        job_variables, entrypoint_type, version_type: do nothing here; for flows written for Prefect.
     Raises:
         DefinitionError: two kinds of schedule were given at once, or one makes no sense.
     """
@@ -248,15 +257,20 @@ def describe(
         raise DefinitionError(
             f"deployment {name!r} is given {' and '.join(said)}", hint="put them all into schedules=[…]"
         )
+    del job_variables, entrypoint_type, version_type
     if name.endswith(".py"):
         name = Path(name).stem
     return RunnerDeployment(
-        name=name, flow=flow, parameters=parameters_json(parameters or {}), tags=tuple(tags or ()),
+        name=name, flow=flow, parameters=parameters_json(_unfrozen(parameters or {})), tags=tuple(tags or ()),
         description=description, version=version, schedules=tuple(_schedules(interval, cron, rrule, schedule, schedules)),
         paused=paused, concurrency=_concurrency(concurrency_limit), pool=work_pool_name,
         queue=work_queue_name or "default", retries=retries, crash_retries=crash_retries, executor=executor,
         checks_parameters=enforce_parameter_schema, triggers=tuple(triggers or ()),
     )  # fmt: skip
+
+
+def _unfrozen(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value.value if isinstance(value, freeze) else value for name, value in parameters.items()}
 
 
 def _schedules(interval: Any, cron: Any, rrule: Any, schedule: Any, schedules: Any) -> list[JsonObject]:
@@ -291,14 +305,35 @@ def _interval_text(value: Any) -> str:
     return str(value)
 
 
+class ConcurrencyLimitStrategy(StrEnum):
+    """What becomes of a run past the limit of its deployment: it waits, or ends as cancelled."""
+
+    ENQUEUE = "ENQUEUE"
+    CANCEL_NEW = "CANCEL_NEW"
+
+
+@dataclass(frozen=True)
+class ConcurrencyLimitConfig:
+    """A limit of a deployment as Prefect's flows write it: ``concurrency_limit=ConcurrencyLimitConfig(limit=1)``.
+
+    ``grace_period_seconds`` does nothing here: who holds a slot is known.
+    """
+
+    limit: int
+    collision_strategy: ConcurrencyLimitStrategy | str = ConcurrencyLimitStrategy.ENQUEUE
+    grace_period_seconds: int | None = None
+
+
 _STRATEGIES = {"ENQUEUE": "queue", "CANCEL_NEW": "skip"}
 
 
-def _concurrency(given: int | Mapping[str, Any] | None) -> JsonObject | None:
+def _concurrency(given: int | Mapping[str, Any] | ConcurrencyLimitConfig | None) -> JsonObject | None:
     if given is None:
         return None
     if isinstance(given, int):
         return {"limit": given}
+    if isinstance(given, ConcurrencyLimitConfig):
+        given = asdict(given)
     value = dict(given)
     strategy = value.pop("collision_strategy", None)
     value.pop("grace_period_seconds", None)

@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 from ..errors import (
+    AlreadyExists,
+    DefinitionError,
+    EventTooLarge,
     FlowFailed,
     HarkError,
     HashError,
     InvalidNameError,
+    LimitError,
     MappingLengthMismatch,
     MappingMissingIterable,
     MissingContextError,
+    MissingFlow,
+    NotPaused,
+    NotSerializable,
     ParameterBindError,
     ParameterTypeError,
     PauseTimedOut,
+    RefusedError,
     ReservedArgumentError,
     ResultMissing,
     RunCancelled,
     RunCrashed,
     RunPaused,
     RunUnfinished,
+    RunWaitTimedOut,
+    ScriptFailed,
     SignatureMismatchError,
     UnknownName,
     UpstreamFailed,
@@ -26,10 +36,13 @@ from ..errors import (
 from .signals import Abort, Skip
 
 __all__ = [
-    "Abort", "CancelledRun", "CrashedRun", "FailedRun", "FlowPauseTimeout", "HashError", "InvalidNameError",
-    "MappingLengthMismatch", "MappingMissingIterable", "MissingContextError", "MissingResult", "ObjectNotFound",
-    "ParameterBindError", "ParameterTypeError", "PausedRun", "PrefectException", "ReservedArgumentError",
-    "SignatureMismatchError", "Skip", "UnfinishedRun", "UpstreamTaskError",
+    "Abort", "BlockMissingCapabilities", "CancelledRun", "ConfigurationError", "CrashedRun", "EventTooLarge", "FailedRun",
+    "FlowPauseTimeout", "FlowRunWaitTimeout", "HashError", "InfrastructureError", "InfrastructureNotAvailable",
+    "InfrastructureNotFound", "InvalidNameError", "InvalidRepositoryURLError", "MappingLengthMismatch",
+    "MappingMissingIterable", "MissingContextError", "MissingFlowError", "MissingResult", "NotPausedError",
+    "ObjectAlreadyExists", "ObjectLimitReached", "ObjectNotFound", "ObjectUnsupported", "ParameterBindError",
+    "ParameterTypeError", "PausedRun", "PrefectException", "ProtectedBlockError", "ReservedArgumentError", "ScriptError",
+    "SerializationError", "SignatureMismatchError", "Skip", "UnfinishedRun", "UnspecifiedFlowError", "UpstreamTaskError",
 ]  # fmt: skip
 
 PrefectException = HarkError
@@ -41,4 +54,17 @@ UnfinishedRun = RunUnfinished
 MissingResult = ResultMissing
 UpstreamTaskError = UpstreamFailed
 FlowPauseTimeout = PauseTimedOut
+FlowRunWaitTimeout = RunWaitTimedOut
+NotPausedError = NotPaused
 ObjectNotFound = UnknownName
+ObjectAlreadyExists = AlreadyExists
+MissingFlowError = MissingFlow
+ScriptError = ScriptFailed
+SerializationError = NotSerializable
+
+# Kinds that are not told apart here: who catches them catches what stands for them.
+UnspecifiedFlowError = ConfigurationError = InvalidRepositoryURLError = DefinitionError
+ObjectUnsupported = ProtectedBlockError = BlockMissingCapabilities = RefusedError
+ObjectLimitReached = LimitError
+InfrastructureError = InfrastructureNotAvailable = RunCrashed
+InfrastructureNotFound = UnknownName

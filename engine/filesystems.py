@@ -6,19 +6,22 @@ ready to use. Said as a block, as ``"slug/name"`` of a saved one, as a path, or 
 
 from __future__ import annotations
 
+import inspect
 import os
 from abc import abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import unquote, urlsplit
 
+from anyio import to_thread
 from pydantic import Field
 
 from ..errors import DefinitionError
 from ..vocabulary import new_id
 from .blocks import Block
 
-__all__ = ["LocalFileSystem", "RemoteFileSystem", "WritableFileSystem", "storage_at"]
+__all__ = ["LocalFileSystem", "ReadableFileSystem", "RemoteFileSystem", "WritableFileSystem", "storage_at"]
 
 
 class WritableFileSystem(Block):
@@ -32,9 +35,27 @@ class WritableFileSystem(Block):
     def write_path(self, path: str, content: bytes) -> Any:
         """Keep the bytes, in place of what was there."""
 
+    async def aread_path(self, path: str) -> bytes:
+        """Do what ``read_path`` does, in async code."""
+        return await _awaited(self.read_path, path)  # type: ignore[no-any-return]
+
+    async def awrite_path(self, path: str, content: bytes) -> Any:
+        """Do what ``write_path`` does, in async code."""
+        return await _awaited(self.write_path, path, content)
+
     def where(self) -> str | None:
         """Return the URL by which another process finds the same storage; None if it takes more than a URL."""
         return None
+
+
+ReadableFileSystem = WritableFileSystem
+
+
+async def _awaited(function: Callable[..., Any], *args: Any) -> Any:
+    """Call what may be sync or async, the first in a thread."""
+    if inspect.iscoroutinefunction(function):
+        return await function(*args)
+    return await to_thread.run_sync(function, *args)
 
 
 class LocalFileSystem(WritableFileSystem):

@@ -7,11 +7,12 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from ..duration import format_duration, seconds_of
-from ..errors import MissingContextError, PauseTimedOut, RefusedError
+from ..errors import MissingContextError, PauseTimedOut, RefusedError, RunWaitTimedOut
 from ..vocabulary import FlowRunId, JsonObject, StateType
 from .context import FlowRunContext, TaskRunContext
 from .durable import Wait, now
 from .either import Either, blocking_session, is_async_here
+from .logging import run_loggers
 from .pause import NEVER_RESUMED
 from .signals import Interrupted
 from .states import Paused, Running, Suspended
@@ -52,7 +53,7 @@ async def resume_flow_run(
         run_input: what the run asked for when it paused: by field, a model, or for a plain type the value itself.
     Raises:
         UnknownName: there is no such run.
-        MoveRefused: it is not paused.
+        NotPaused: it is not paused.
         ParameterError: the input does not fit what the run asked for.
     """
     from .control import Control
@@ -61,16 +62,38 @@ async def resume_flow_run(
 
 
 @Either
-async def wait_for_flow_run(session: Session, flow_run_id: str, timeout: float | None = 10800) -> FlowRun:
+async def wait_for_flow_run(
+    session: Session,
+    flow_run_id: str,
+    timeout: float | None = 10800,
+    poll_interval: float | None = None,
+    log_states: bool = False,
+) -> FlowRun:
     """Return a run once it has ended, hearing of it from the log as it happens.
+
+    Args:
+        timeout: in seconds; None: for as long as it takes.
+        poll_interval: does nothing here. For flows written for Prefect.
+        log_states: write each state it comes to into the log of ``hark.flow_runs``.
 
     Raises:
         UnknownName: there is no such run.
-        TimeoutError: it has not ended within ``timeout`` seconds.
+        RunWaitTimedOut: it has not ended within ``timeout`` seconds; also a ``TimeoutError``.
     """
     from .control import Control
 
-    return await Control(session.bus).wait(FlowRunId(str(flow_run_id)), timeout_s=timeout)
+    del poll_interval
+    run_id = FlowRunId(str(flow_run_id))
+
+    def has_ended(run: FlowRun) -> bool:
+        if log_states:
+            run_loggers()[0].info("Flow run is in state %r", run.state_name, extra={"flow_run_id": run.id})
+        return run.is_final
+
+    try:
+        return await Control(session.bus).wait(run_id, has_ended, timeout_s=timeout)
+    except TimeoutError:
+        raise RunWaitTimedOut(f"flow run {run_id} has not ended within {timeout} s") from None
 
 
 def suspend_flow_run(

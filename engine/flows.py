@@ -7,19 +7,21 @@ import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import sha256
-from importlib import import_module
 from pathlib import Path
 from types import MethodType
 from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypedDict, TypeVar, cast, overload
 
-from ..vocabulary import JsonObject
+from ..vocabulary import JsonObject, JsonValue
 from . import flow_engine
+from .deployable import Deployable
+from .futures import TaskFuture
 from .hooks import Hook, check_hooks
 from .keeping import Keeping
 from .marked import Marked
 from .naming import check_name, check_template, flow_name_of
 from .parameters import CallShape
 from .reference import reduced, restore
+from .states import State
 from .task_call import as_tuple
 from .task_runners import TaskRunner, ThreadPoolTaskRunner
 from .tasks import HOOKS, Binds, check_options, check_retries, check_timeout, is_async, take_own, unwrapped
@@ -27,10 +29,9 @@ from .tasks import HOOKS, Binds, check_options, check_retries, check_timeout, is
 if TYPE_CHECKING:
     from typing import Unpack
 
-    from .deployments import RunnerDeployment
     from .serializers import Serializer
 
-__all__ = ["Flow", "FlowOptions", "flow"]
+__all__ = ["Flow", "FlowDecorator", "FlowOptions", "flow", "load_flow_from_entrypoint", "select_flow"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -82,7 +83,7 @@ class FlowOptions(TypedDict, total=False):
     on_crashed: Sequence[Hook] | None
 
 
-class Flow(Marked, Generic[P, R]):
+class Flow(Marked, Deployable, Generic[P, R]):
     """A function marked with ``@flow``. ``flow.fn`` is the function itself.
 
     Raises:
@@ -147,6 +148,13 @@ class Flow(Marked, Generic[P, R]):
     def parameters(self) -> JsonObject:
         """The JSON schema of the parameters."""
         return self.shape.json_schema()
+
+    def serialize_parameters(self, parameters: Mapping[str, Any]) -> JsonObject:
+        """Return parameters as JSON, as a run is asked for with them; what has no such form is named by its type."""
+        return {name: _as_json(value) for name, value in parameters.items() if value is not self._bound_to()}
+
+    def _bound_to(self) -> object:
+        return getattr(self.fn, "__self__", _NOTHING)
 
     def validate_parameters(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """Return parameters, given by name, with defaults, checked and coerced by the type hints.
@@ -235,46 +243,7 @@ class Flow(Marked, Generic[P, R]):
     def __setstate__(self, state: Any) -> None:
         restore(self, state)
 
-    # --- deployments ---------------------------------------------------------------------------------
-
-    def to_deployment(self, name: str, **options: Any) -> RunnerDeployment:
-        """Return the description of a deployment of this flow, for ``serve(…)`` or ``deploy(…)``.
-
-        The options are those of ``deployments.describe``: ``cron, interval, rrule, schedules, parameters, tags,
-        concurrency_limit, paused, work_pool_name, …``.
-        """
-        from .deployments import describe
-
-        return describe(self, name, **options)
-
-    def serve(
-        self,
-        name: str | None = None,
-        *,
-        limit: int | None = None,
-        pause_on_shutdown: bool = True,
-        **options: Any,
-    ) -> None:
-        """Make a deployment of this flow and run what is asked of it in this process, until it is stopped.
-
-        Uses the broker that is known, and starts everything (as ``hark up``) where none is. See ``hark.serve``.
-
-        Args:
-            name: default: the flow's.
-            limit: runs at once.
-            pause_on_shutdown: pause the schedules when it stops.
-            options: as of ``to_deployment``; ``global_limit`` is its ``concurrency_limit``.
-        """
-        if "global_limit" in options:
-            options["concurrency_limit"] = options.pop("global_limit")
-        described = self.to_deployment(name or self.name, **options)
-        _public("serve")(described, limit=limit, pause_on_shutdown=pause_on_shutdown)
-
-    def deploy(self, name: str, *, work_pool_name: str | None = None, **options: Any) -> Any:
-        """Make a deployment of this flow for the workers of a pool and return its name; awaited in async code."""
-        options["work_pool_name"] = work_pool_name
-        names = _public("deploy")(self.to_deployment(name, **options))
-        return _first_of(names) if inspect.isawaitable(names) else names[0]
+    # --- hooks ---------------------------------------------------------------------------------------
 
     def on_running(self, fn: Hook) -> Hook:
         """Decorator: call ``fn(flow, flow_run, state)`` when a run, or a retry of it, begins."""
@@ -305,14 +274,46 @@ class Flow(Marked, Generic[P, R]):
         return f"<flow {self.name!r}>"
 
 
-def _public(name: str) -> Any:
-    """Return a name of the public face: of a room above this one, which only the face may know."""
-    return getattr(import_module(__package__.rpartition(".")[0]), name)
+def load_flow_from_entrypoint(entrypoint: str, use_placeholder_flow: bool = True) -> Flow[..., Any]:
+    """Return the flow that ``path/file.py:function`` or ``package.module:function`` names, from the working folder.
+
+    Args:
+        use_placeholder_flow: does nothing here: a file that cannot be imported is an error. For code written for Prefect.
+    Raises:
+        MissingFlow: there is none of that name. ScriptFailed: the file raises when it is imported.
+        DefinitionError: not an entrypoint, or there is no such file.
+    """
+    from ..errors import HarkError, ScriptFailed
+    from .loader import Loader
+
+    del use_placeholder_flow
+    try:
+        found: Flow[..., Any] = Loader().load(entrypoint)
+    except HarkError:
+        raise
+    except Exception as exc:
+        raise ScriptFailed(exc, entrypoint.rpartition(":")[0]) from exc
+    return found
 
 
-async def _first_of(names: Any) -> str:
-    found: list[str] = await names
-    return found[0]
+def select_flow(
+    flows: Iterable[Flow[P, R]], flow_name: str | None = None, from_message: str | None = None
+) -> Flow[P, R]:
+    """Return the flow of a name, or the only one there is.
+
+    Raises:
+        MissingFlow: there is none (of that name). DefinitionError: there are several, and no name was given.
+    """
+    from ..errors import DefinitionError, MissingFlow
+
+    where = f" {from_message}" if from_message else ""
+    known = {flow.name: flow for flow in flows}
+    if flow_name is None and len(known) > 1:
+        raise DefinitionError(f"there are several flows{where}: {', '.join(sorted(known))}; say which")
+    name = flow_name or next(iter(known), "")
+    if name not in known:
+        raise MissingFlow(f"flow{where}", name, known=list(known))
+    return known[name]
 
 
 async def _call_async(
@@ -322,20 +323,43 @@ async def _call_async(
     return state if return_state else await state.aresult()
 
 
-@overload
-def flow(fn: Callable[P, R], /, **options: Unpack[FlowOptions]) -> Flow[P, R]: ...
+class FlowDecorator:
+    """Marks a function as a flow: ``@flow`` or ``@flow(retries=3, …)``. The options are those of ``FlowOptions``."""
+
+    @overload
+    def __call__(self, fn: Callable[P, R], /, **options: Unpack[FlowOptions]) -> Flow[P, R]: ...
+
+    @overload
+    def __call__(
+        self, fn: None = None, /, **options: Unpack[FlowOptions]
+    ) -> Callable[[Callable[P, R]], Flow[P, R]]: ...
+
+    def __call__(self, fn: Callable[P, R] | None = None, /, **options: Unpack[FlowOptions]) -> Any:
+        if fn is None:
+            check_options("flow", options, FlowOptions)
+            return lambda fn: Flow(fn, **options)
+        return Flow(fn, **options)
+
+    def __reduce__(self) -> str:
+        return "flow"
 
 
-@overload
-def flow(fn: None = None, /, **options: Unpack[FlowOptions]) -> Callable[[Callable[P, R]], Flow[P, R]]: ...
+flow = FlowDecorator()
 
 
-def flow(fn: Callable[P, R] | None = None, /, **options: Unpack[FlowOptions]) -> Any:
-    """Mark a function as a flow: ``@flow`` or ``@flow(retries=3, …)``. The options are those of ``FlowOptions``."""
-    if fn is None:
-        check_options("flow", options, FlowOptions)
-        return lambda fn: Flow(fn, **options)
-    return Flow(fn, **options)
+_NOTHING = object()
+
+
+def _as_json(value: Any) -> JsonValue:
+    if isinstance(value, TaskFuture | State):
+        return f"<{type(value).__name__}>"
+    from pydantic_core import to_jsonable_python
+
+    try:
+        plain: JsonValue = to_jsonable_python(value)
+    except Exception:  # of whatever kind the value's class raises
+        return f"<{type(value).__name__}>"
+    return plain
 
 
 def _check_delay(delay: object) -> float:

@@ -17,7 +17,8 @@ from .thread_pool import waiting_for_another
 from .timeouts import waking
 
 __all__ = [
-    "DoneAndNotDone", "DoneAndNotDoneFutures", "FutureList", "PrefectFuture", "PrefectFutureList", "TaskFuture",
+    "DoneAndNotDone", "DoneAndNotDoneFutures", "FutureList", "PrefectConcurrentFuture", "PrefectFuture", "PrefectFutureList",
+    "PrefectTaskRunFuture", "PrefectWrappedFuture", "TaskFuture",
     "as_completed", "resolve_futures_to_results", "resolve_futures_to_states", "wait",
 ]  # fmt: skip
 
@@ -187,7 +188,7 @@ class DoneAndNotDoneFutures(NamedTuple):
 
 # Under these names they stand in the annotations of flows that were written for Prefect.
 DoneAndNotDone = DoneAndNotDoneFutures
-PrefectFuture = TaskFuture
+PrefectFuture = PrefectConcurrentFuture = PrefectTaskRunFuture = PrefectWrappedFuture = TaskFuture
 PrefectFutureList = FutureList
 
 

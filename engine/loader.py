@@ -21,7 +21,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ..errors import DefinitionError, UnknownName
+from ..errors import DefinitionError, MissingFlow
 from .deployment import split_entrypoint
 from .signature import schema_of
 from .waiting import LOOP, PROCESS, Lane
@@ -175,7 +175,7 @@ class Loader:
 
         Raises:
             DefinitionError: not an entrypoint, there is no such file, or what it names is not a flow.
-            UnknownName: the module has nothing of this name.
+            MissingFlow: the module has nothing of this name.
         """
         source = find_source(entrypoint, path)
         with self._lock:
@@ -191,7 +191,7 @@ class Loader:
         """Return the flow if ``load`` would import nothing for it, else None. Never waits.
 
         Raises:
-            DefinitionError, UnknownName: as ``load``.
+            DefinitionError, MissingFlow: as ``load``.
         """
         source = find_source(entrypoint, path)
         if not self._lock.acquire(blocking=False):
@@ -209,7 +209,7 @@ class Loader:
         thing: Any = module
         for name in source.what.split("."):
             if not hasattr(thing, name):
-                raise UnknownName(
+                raise MissingFlow(
                     f"flow in {source.file or source.module}", source.what, known=_flow_names(module)
                 )
             thing = getattr(thing, name)

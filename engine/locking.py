@@ -1,7 +1,7 @@
 """Locks on the keys of results: of those who compute one key at once, one does, and the others wait for its result.
 
 ``BrokerLockManager``: leases in the broker, for everybody who uses it; freed when the holder dies. ``MemoryLockManager``: for
-one process. Whoever waits is woken at once.
+one process. Whoever waits for these is woken at once. ``FileSystemLockManager``: for processes that share a folder.
 """
 
 from __future__ import annotations
@@ -15,11 +15,15 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 import anyio
 from anyio import to_thread
 
+from .file_locks import FileSystemLockManager
+
 if TYPE_CHECKING:
     from ..bus.lease import Lease
     from ..bus.session import Session
 
-__all__ = ["BrokerLockManager", "LockManager", "MemoryLockManager", "default_lock_manager"]
+__all__ = [
+    "BrokerLockManager", "FileSystemLockManager", "LockManager", "MemoryLockManager", "default_lock_manager",
+]  # fmt: skip
 
 LEASES = "leases"
 TTL_S = 10.0

@@ -12,8 +12,9 @@ import sys
 import threading
 from collections.abc import Generator, MutableMapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 from ..errors import MissingContextError
 from .context import FlowRunContext, TaskRunContext, current_run
@@ -24,7 +25,11 @@ if TYPE_CHECKING:
     from .run import FlowRun
     from .task_run import TaskRun
 
-__all__ = ["RunLogger", "get_logger", "get_run_logger", "printing", "run_loggers"]
+__all__ = [
+    "APILogHandler", "LogEavesdropper", "PrefectConsoleHandler", "PrefectLogAdapter", "RunLogger", "disable_logger",
+    "disable_run_logger", "flow_run_logger", "get_logger", "get_run_logger", "print_as_log", "printing", "run_loggers",
+    "task_run_logger",
+]  # fmt: skip
 
 MAX_MESSAGE_CHARS = 100_000
 """A log line longer than this is cut: one line must fit one message of the broker."""
@@ -35,6 +40,7 @@ _FIELDS = frozenset(
 )
 
 _Adapter: TypeAlias = "logging.LoggerAdapter[logging.Logger]"
+_run_logs_off: ContextVar[bool] = ContextVar("hark_run_logs_off", default=False)
 
 
 class RunLogger(logging.LoggerAdapter[logging.Logger]):
@@ -157,6 +163,8 @@ def get_run_logger(context: FlowRunContext | TaskRunContext | None = None, **ext
     """
     run = context or current_run.get()
     if run is None:
+        if _run_logs_off.get():
+            return RunLogger(run_loggers()[0], extra)
         raise MissingContextError(
             "there is no flow or task run to log for", hint="call get_run_logger() inside a flow or task"
         )
@@ -196,10 +204,107 @@ def logger_of_task_run(
     )  # fmt: skip
 
 
+def flow_run_logger(
+    flow_run: FlowRun | None = None, flow: Any = None, flow_run_id: str | None = None, **extra: Any
+) -> RunLogger:
+    """Return the logger of a flow run, for code outside it such as hooks; in a tracked run its lines go to the run's log.
+
+    Args:
+        flow: taken, since hooks are given one; the run knows its flow's name.
+        flow_run_id: of a run of which no more is known.
+        extra: fields to put on every record.
+    """
+    from ..bus.session import current_session
+
+    run = FlowRunContext.get()
+    session = run.tracker.session if run is not None and run.tracker is not None else current_session()
+    if flow_run is not None:
+        return logger_of_flow_run(flow_run, session, extra)
+    name = getattr(flow, "name", None)
+    fields = {"flow_run_id": flow_run_id, "flow_run_name": None, "flow_name": name, "hark_session": session}
+    return RunLogger(run_loggers()[0], {**fields, **extra})
+
+
+def task_run_logger(
+    task_run: TaskRun, task: Any = None, flow_run: FlowRun | None = None, flow: Any = None, **extra: Any
+) -> RunLogger:
+    """Return the logger of a task run, for code outside it such as hooks. ``task`` and ``flow`` are known from the runs."""
+    from ..bus.session import current_session
+
+    del task, flow
+    run = FlowRunContext.get()
+    if flow_run is None and run is not None and run.flow_run.id == task_run.flow_run_id:
+        flow_run = run.flow_run
+    session = run.tracker.session if run is not None and run.tracker is not None else current_session()
+    logger = logger_of_task_run(task_run, flow_run, session, extra)
+    if flow_run is None and task_run.flow_run_id is not None:
+        return RunLogger(logger.logger, {**(logger.extra or {}), "flow_run_id": task_run.flow_run_id})
+    return logger
+
+
+@contextmanager
+def disable_logger(name: str) -> Generator[None]:
+    """Drop what is logged under a name inside the block."""
+    logger = logging.getLogger(name)
+    before = logger.disabled
+    logger.disabled = True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
+@contextmanager
+def disable_run_logger() -> Generator[None]:
+    """Have ``get_run_logger()`` work outside of runs inside the block, and drop all that runs log: for tests of ``task.fn``."""
+    flows, tasks = run_loggers()
+    token = _run_logs_off.set(True)
+    try:
+        with disable_logger(flows.name), disable_logger(tasks.name):
+            yield
+    finally:
+        _run_logs_off.reset(token)
+
+
+class LogEavesdropper(logging.Handler):
+    """Keeps the lines that are logged under a name inside the block: ``with LogEavesdropper("hark") as log: … log.text()``."""
+
+    def __init__(self, eavesdrop_on: str, level: int = logging.NOTSET) -> None:
+        super().__init__(level)
+        self._logger = logging.getLogger(eavesdrop_on)
+        self._lines: list[str] = []
+        self.setFormatter(logging.Formatter("[%(levelname)s]: %(message)s"))
+
+    def __enter__(self) -> Self:
+        self._logger.addHandler(self)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._logger.removeHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._lines.append(self.format(record))
+
+    def text(self) -> str:
+        """Return the lines so far, each as ``[INFO]: what was said``."""
+        return "\n".join(self._lines)
+
+
+# Under these names Prefect has them, for programs that set up logging with them.
+PrefectLogAdapter = RunLogger
+PrefectConsoleHandler = _ToConsole
+APILogHandler = _ToRunLogs
+
+
 # --- print --------------------------------------------------------------------------------------------
 
 _print = builtins.print
 _printers = 0
+
+
+def print_as_log(*args: Any, **kwargs: Any) -> None:
+    """Print to the log of the run the code is in, if that has ``log_prints``; else as ``print`` does."""
+    _print_to_log(*args, **kwargs)
 
 
 def _print_to_log(*args: Any, **kwargs: Any) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from ..bus.event import format_time, parse_time
-from ..errors import DefinitionError, RefusedError, ResultMissing
+from ..errors import DefinitionError, NotSerializable, RefusedError, ResultMissing
 from ..vocabulary import new_id
 from .results import decode_bytes, encode_bytes
 from .serializers import Serializer, serializer_of
@@ -158,7 +158,7 @@ class ResultStore:
         """Keep a result; return its key.
 
         Raises:
-            TypeError, ValueError, Exception: the serializer cannot write it.
+            NotSerializable: the serializer cannot write it; also a ``TypeError``.
             RefusedError: somebody else has the lock of the key.
             ResultStorageFailed, BusUnavailable, LimitError: the storage does not take it.
         """
@@ -183,7 +183,13 @@ class ResultStore:
         return key
 
     def _packed(self, obj: Any, key: str, expiration: datetime | None) -> tuple[bytes, bytes, float | None]:
-        data, format_ = encode_bytes(obj, self.serializer)
+        try:
+            data, format_ = encode_bytes(obj, self.serializer)
+        except Exception as exc:  # anything at all may be raised by what cannot be written
+            kind = self.serializer.type if self.serializer is not None else "pickle"
+            raise NotSerializable(
+                f"the result {key!r}, a {type(obj).__name__}, cannot be written as {kind}: {exc}"
+            ) from exc
         header = {
             "key": key, "expires": format_time(expiration) if expiration else None, "format": format_,
             "size": len(data), "sha256": sha256(data).hexdigest(),

@@ -244,6 +244,9 @@ def receive_input(
     )  # fmt: skip
 
 
+BaseRunInput = RunInput
+
+
 def _prefix(input_type: Any) -> str:
     """Return what inputs of a type are sent under: ``list`` for ``list[str]``, so that any list fits."""
     name = getattr(input_type, "__name__", None) or getattr(input_type, "_name", None) or str(input_type)

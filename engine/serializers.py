@@ -14,11 +14,15 @@ from importlib import import_module
 from typing import Any, ClassVar
 
 __all__ = [
+    "CompressedJSONSerializer",
+    "CompressedPickleSerializer",
     "CompressedSerializer",
     "JSONSerializer",
     "PickleSerializer",
     "Serializer",
     "pickled",
+    "prefect_json_object_decoder",
+    "prefect_json_object_encoder",
     "serializer_named",
     "serializer_of",
     "unpickled",
@@ -156,6 +160,34 @@ class CompressedSerializer(Serializer):
 
     def loads(self, data: bytes) -> Any:
         return self.serializer.loads(import_module(self.compressionlib).decompress(data))
+
+
+class CompressedPickleSerializer(CompressedSerializer):
+    """cloudpickle, compressed."""
+
+    def __init__(self, compressionlib: str = "zlib") -> None:
+        super().__init__("pickle", compressionlib)
+
+
+class CompressedJSONSerializer(CompressedSerializer):
+    """JSON, compressed."""
+
+    def __init__(self, compressionlib: str = "zlib") -> None:
+        super().__init__("json", compressionlib)
+
+
+def prefect_json_object_encoder(obj: Any) -> Any:
+    """Return what JSON can hold for what it cannot: Prefect's name for what ``JSONSerializer`` uses."""
+    from .json_objects import encode
+
+    return encode(obj)
+
+
+def prefect_json_object_decoder(result: dict[str, Any]) -> Any:
+    """Return the object that was written so; the other way round."""
+    from .json_objects import decode
+
+    return decode(result)
 
 
 def serializer_named(name: str) -> Serializer:

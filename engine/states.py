@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from importlib import import_module
 from typing import Any, Self
 
 from ..errors import FlowFailed, RunCancelled, RunCrashed, RunPaused, RunUnfinished, UpstreamFailed
@@ -24,6 +25,20 @@ __all__ = [
     "InfrastructurePending", "Late", "NotReady", "Paused", "Pending", "Resuming", "Retrying", "RolledBack", "Running", "Scheduled", "Skipped",
     "Submitting", "Suspended", "TimedOut",
 ]  # fmt: skip
+
+_ELSEWHERE = frozenset(
+    {
+        "aget_state_exception", "araise_state_exception", "exception_to_crashed_state", "exception_to_failed_state",
+        "format_exception", "get_state_result", "is_state_iterable", "return_value_to_state",
+    }
+)  # fmt: skip
+
+
+def __getattr__(name: str) -> object:
+    if name not in _ELSEWHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(".state_conversion", __package__), name)
+
 
 S = StateType
 
@@ -208,11 +223,12 @@ class State:
     def __repr__(self) -> str:
         return f"{self.name}(message={self.message!r}, type={self.type.value}, result={self.data!r})"
 
-    def result(self, raise_on_failure: bool = True) -> Any:
+    def result(self, raise_on_failure: bool = True, retry_result_failure: bool = True) -> Any:
         """Return what the run came to: its value, or for a run that did not complete, its exception.
 
         Args:
             raise_on_failure: raise the exception instead of returning it.
+            retry_result_failure: does nothing here: what is recorded can be read at once. For flows written for Prefect.
         Raises:
             UpstreamFailed: the run never began, because what it waited for did not complete.
             RunUnfinished: the run has not ended, so there is no result.
@@ -225,7 +241,7 @@ class State:
         # What a failed run returned on purpose (states, say) is its result; a bare failure has its exception.
         return self.data if self.data is not None else get_state_exception(self)
 
-    async def aresult(self, raise_on_failure: bool = True) -> Any:
+    async def aresult(self, raise_on_failure: bool = True, retry_result_failure: bool = True) -> Any:
         """Return what ``result`` returns, reading a stored result without holding the loop."""
         if self.type is S.COMPLETED and isinstance(self.data, StoredResult):
             return await self.data.aread()

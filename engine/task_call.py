@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UpstreamFailed
-from .annotations import Annotation, allow_failure, quote, unmapped
+from .annotations import Annotation, allow_failure, opaque, quote, unmapped
 from .context import FlowRunContext, TaskRunContext, current_run, current_tags
 from .futures import TaskFuture
 from .keeping import keeping_of
@@ -252,6 +252,9 @@ def resolve_inputs(parameters: dict[str, Any], wait_for: Iterable[Any], *, what:
             return replace_leaves(leaf.value, lambda inner: change(inner, True))
         if isinstance(leaf, quote):
             return leaf.value
+        if isinstance(leaf, opaque):
+            # Only what stands there itself: results may be large, and are not walked through either way.
+            return change(leaf.value, allowed) if isinstance(leaf.value, TaskFuture | State) else leaf.value
         if isinstance(leaf, unmapped):
             return replace_leaves(leaf.value, change)
         return leaf

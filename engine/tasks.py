@@ -28,7 +28,7 @@ import orjson
 
 from ..errors import MappingLengthMismatch, MappingMissingIterable
 from .annotations import Annotation, allow_failure, unmapped
-from .cache_policies import task_input_hash
+from .cache_policies import DEFAULT, NO_CACHE, task_input_hash
 from .futures import FutureList, TaskFuture
 from .hooks import Hook, check_hooks
 from .keeping import Keeping
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from .serializers import Serializer
     from .task_runners import TaskRunner
 
-__all__ = ["Task", "TaskOptions", "exponential_backoff", "task", "task_input_hash"]
+__all__ = ["DEFAULT", "NO_CACHE", "Task", "TaskOptions", "exponential_backoff", "task", "task_input_hash"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -549,11 +549,7 @@ def _asks_for_cache(options: TaskOptions) -> bool:
 
 
 def is_no_cache(policy: object) -> bool:
-    """Return whether a policy is NO_CACHE; its module is not loaded for those who use none."""
-    if policy is None:
-        return False
-    from .cache_policies import NO_CACHE
-
+    """Return whether a policy is NO_CACHE."""
     return policy is NO_CACHE
 
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from .tracking import FlowTracker
 
 __all__ = [
-    "CommitMode", "IsolationLevel", "Transaction", "TransactionState", "atransaction", "current_block", "get_transaction",
+    "AsyncTransaction", "BaseTransaction", "CommitMode", "IsolationLevel", "Transaction", "TransactionState", "atransaction", "current_block", "get_transaction",
     "transaction",
 ]  # fmt: skip
 
@@ -478,6 +478,9 @@ def transaction(
 
 
 atransaction = transaction
+
+# One kind serves sync and async code.
+BaseTransaction = AsyncTransaction = Transaction
 """The same: ``async with atransaction() as txn``."""
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from ..errors import DefinitionError, RefusedError
+from ..errors import AlreadyExists, AlreadyHeld, DefinitionError, InvalidNameError
 from ..vocabulary import JsonValue
 from .either import Either
 
@@ -24,9 +25,9 @@ MAX_VARIABLE_BYTES = 65_536
 
 
 def check_variable_name(name: str) -> str:
-    """Return ``name`` if a variable can have it; raise ``DefinitionError`` saying the rule if not."""
+    """Return ``name`` if a variable can have it; raise ``InvalidNameError`` saying the rule if not."""
     if not _NAME.fullmatch(str(name)):
-        raise DefinitionError(
+        raise InvalidNameError(
             f"{name!r} is no name for a variable",
             hint="letters, digits, _ and -, beginning with a letter or digit",
         )
@@ -49,15 +50,20 @@ class Variable:
         return value
 
     @Either
-    async def set(session: Session, name: str, value: JsonValue, *, overwrite: bool = False) -> JsonValue:  # noqa: N805
-        """Keep a value and return it.
+    async def set(
+        session: Session,  # noqa: N805
+        name: str,
+        value: JsonValue,
+        tags: Iterable[str] | None = None,
+        overwrite: bool = False,
+    ) -> JsonValue:
+        """Keep a value and return it. ``tags`` do nothing here; for code written for Prefect.
 
         Raises:
-            RefusedError: there is one of this name, and ``overwrite`` was not said.
+            AlreadyExists: there is one of this name, and ``overwrite`` was not said.
             DefinitionError: the name is none, or the value no JSON, or larger than 64 KiB.
         """
-        from ..errors import AlreadyHeld
-
+        del tags
         try:
             raw = orjson.dumps(value)
         except TypeError as exc:
@@ -71,7 +77,7 @@ class Variable:
         try:
             await bucket.create(check_variable_name(name), raw)
         except AlreadyHeld:
-            raise RefusedError(f"variable {name!r} exists", hint="say overwrite=True to change it") from None
+            raise AlreadyExists("variable", name) from None
         return value
 
     @Either
@@ -138,7 +144,7 @@ class Secret:
     async def _save(session: Session, secret: Secret, name: str, *, overwrite: bool) -> str:  # noqa: N805
         store = secret_store(session.bus)
         if not overwrite and name in await store.names():
-            raise RefusedError(f"secret {name!r} exists", hint="say overwrite=True to change it")
+            raise AlreadyExists("secret", name)
         await store.set(name, secret._value)
         return name
 
@@ -146,7 +152,7 @@ class Secret:
         """Keep it under a name, encrypted; return the name.
 
         Raises:
-            RefusedError: there is one of this name, and ``overwrite`` was not said.
+            AlreadyExists: there is one of this name, and ``overwrite`` was not said.
             DefinitionError: the name is none, or the text is empty or too long.
         """
         return Secret._save(self, name, overwrite=overwrite)

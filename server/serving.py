@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..config import Settings
     from .service import Service
 
-__all__ = ["deploy", "serve", "serving"]
+__all__ = ["adeploy", "aserve", "deploy", "serve", "serving"]
 
 log = logging.getLogger("hark.serve")
 
@@ -28,7 +28,14 @@ _TRIES = 20
 
 @Either
 async def deploy(
-    session: Session, *deployments: RunnerDeployment, work_pool_name: str | None = None
+    session: Session,
+    *deployments: RunnerDeployment,
+    work_pool_name: str | None = None,
+    image: object = None,
+    build: bool = True,
+    push: bool = True,
+    print_next_steps_message: bool = True,
+    ignore_warnings: bool = False,
 ) -> list[str]:
     """Store deployments for the workers of their pools; return their names. As ``await deploy(…)`` in async code.
 
@@ -36,9 +43,12 @@ async def deploy(
 
     Args:
         work_pool_name: for those that name none; default ``default``.
+        image, build, push, print_next_steps_message, ignore_warnings: do nothing here: no images are built. For
+            programs written for Prefect.
     Raises:
         DefinitionError: one of them is wrong; then none is stored.
     """
+    del image, build, push, print_next_steps_message, ignore_warnings
     return await store(session.bus, deployments, pool=work_pool_name or "default")
 
 
@@ -108,14 +118,33 @@ def serve(
         with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
             async with serving(*deployments, limit=limit, pause_on_shutdown=pause_on_shutdown) as service:
                 if print_starting_message:
-                    names = ", ".join(repr(one.name) for one in deployments)
-                    where = f", see {service.url}" if service.url else ""
-                    text = f"Serving {names}{where}. Ask for a run with `hark deployments run NAME`."
-                    print(text, flush=True)  # noqa: T201  it speaks to who started it
+                    _say_served(deployments, service)
                 async for _ in signals:
                     break
 
     anyio.run(run)
+
+
+async def aserve(
+    *deployments: RunnerDeployment,
+    limit: int | None = None,
+    pause_on_shutdown: bool = True,
+    print_starting_message: bool = True,
+) -> None:
+    """Do what ``serve`` does in async code, until it is cancelled."""
+    import anyio
+
+    async with serving(*deployments, limit=limit, pause_on_shutdown=pause_on_shutdown) as service:
+        if print_starting_message:
+            _say_served(deployments, service)
+        await anyio.sleep_forever()
+
+
+def _say_served(deployments: Sequence[RunnerDeployment], service: Service) -> None:
+    names = ", ".join(repr(one.name) for one in deployments)
+    where = f", see {service.url}" if service.url else ""
+    text = f"Serving {names}{where}. Ask for a run with `hark deployments run NAME`."
+    print(text, flush=True)  # noqa: T201  it speaks to who started it
 
 
 @asynccontextmanager

@@ -168,7 +168,7 @@ async def test_artifacts_are_events_of_their_run(session: Session, bus: Bus) -> 
     with pytest.raises(DefinitionError, match="key"):
         await create_markdown_artifact("x", key="No Key")
     with pytest.raises(DefinitionError, match="percentage"):
-        await create_progress_artifact(101)
+        await create_progress_artifact(float("nan"))
 
     @flow
     def in_sync() -> None:

@@ -1,0 +1,165 @@
+"""The module names a Prefect user writes, and what each of them is here: ``hark.flows`` is ``hark.engine.flows``.
+
+Nothing stands at these names but this table. ``NAMES`` says where a dotted name's contents come from, and a finder makes the
+module when somebody imports it, so that ``import hark`` costs nothing and the rooms stay as they are. The names of Prefect
+itself work the same way once a program has said ``sys.modules["prefect"] = hark``.
+
+A name that is exactly one module of ours *is* that module. Others are made of several: an attribute is looked for in the
+modules in their order, or where ``word=module:attribute`` says it is.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from importlib.abc import Loader
+else:
+    Loader = object  # importlib.abc takes longer to load than all of this
+
+__all__ = ["NAMES", "install"]
+
+NAMES: dict[str, tuple[str, ...]] = {
+    "artifacts": ("engine.artifacts",),
+    "blocks": ("engine.blocks",),
+    "blocks.abstract": ("engine.block_kinds",),
+    "blocks.core": ("engine.blocks",),
+    "blocks.fields": ("engine.block_kinds",),
+    "blocks.system": ("engine.values",),
+    "blocks.webhook": ("engine.block_kinds",),
+    "cache_policies": ("engine.cache_policies",),
+    "client": (),
+    "client.schemas": ("engine.states", "engine.run", "engine.task_run", "engine.run_input"),
+    "client.schemas.objects": (
+        "engine.states", "engine.run", "engine.task_run", "engine.run_input", "engine.deployments",
+        "TERMINAL_STATES=engine.states:TERMINAL",
+    ),
+    "client.schemas.schedules": ("triggers.shorthand",),
+    "concurrency": ("engine.concurrency",),
+    "concurrency.asyncio": ("engine.concurrency",),
+    "concurrency.sync": ("engine.concurrency",),
+    "context": ("engine.context",),
+    "deployments": ("engine.deployments", "server.serving"),
+    "deployments.flow_runs": ("engine.deployments",),
+    "deployments.runner": ("engine.deployments", "server.serving"),
+    "events": ("engine.events", "Event=bus.event:Event"),
+    "events.schemas": (),
+    "events.schemas.events": ("engine.events", "Event=bus.event:Event"),
+    "events.utilities": ("engine.events",),
+    "exceptions": ("engine.exceptions",),
+    "filesystems": ("engine.filesystems",),
+    "flow_runs": ("engine.flow_runs",),
+    "flows": ("engine.flows",),
+    "futures": ("engine.futures",),
+    "input": ("engine.run_input",),
+    "input.run_input": ("engine.run_input",),
+    "locking": ("engine.locking",),
+    "locking.filesystem": ("engine.locking",),
+    "locking.memory": ("engine.locking",),
+    "locking.protocol": ("engine.locking",),
+    "logging": ("engine.logging",),
+    "logging.handlers": ("engine.logging",),
+    "logging.loggers": ("engine.logging",),
+    "results": ("engine.results",),
+    "runtime": ("engine.runtime",),
+    "runtime.deployment": ("engine.runtime:deployment",),
+    "runtime.flow_run": ("engine.runtime:flow_run",),
+    "runtime.task_run": ("engine.runtime:task_run",),
+    "schedules": ("triggers.shorthand",),
+    "serializers": ("engine.serializers",),
+    "settings": ("config", "get_current_settings=config:load_settings"),
+    "states": ("engine.states",),
+    "task_runners": ("engine.task_runners",),
+    "tasks": ("engine.tasks",),
+    "testing.utilities": ("testing.rig", "prefect_test_harness=testing.rig:hark_test_harness"),
+    "transactions": ("engine.transactions",),
+    "types": (),
+    "utilities": (),
+    "utilities.annotations": ("engine.annotations",),
+    "utilities.hashing": ("hash_objects=engine.cache_policies:hash_objects",),
+    "variables": ("engine.values",),
+}  # fmt: skip
+"""From a dotted name below ``hark`` to where its contents are: modules, ``word=module:attribute``, or ``module:object``."""
+
+_PARENTS = {name.rpartition(".")[0] for name in NAMES}
+
+
+class _Made(ModuleType):
+    """A module whose attributes are those of others."""
+
+    def __init__(self, name: str, sources: tuple[str, ...], root: str) -> None:
+        super().__init__(name, f"Made of {', '.join(sources) or 'what is below it'}; see ``hark.dotted``.")
+        self._modules = [source for source in sources if "=" not in source]
+        self._words = dict(source.split("=", 1) for source in sources if "=" in source)
+        self._root = root
+        self.__path__: list[str] = []
+
+    def __getattr__(self, name: str) -> object:
+        if name == "__all__":
+            return sorted({word for module in self._imported() for word in module.__all__} | set(self._words))
+        if not name.startswith("__"):
+            if name in self._words:
+                module, _, attribute = self._words[name].partition(":")
+                return getattr(import_module(f"{self._root}.{module}"), attribute)
+            for module_ in self._imported():
+                if hasattr(module_, name):
+                    return getattr(module_, name)
+        raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *self.__getattr__("__all__")})  # type: ignore[misc]
+
+    def _imported(self) -> list[ModuleType]:
+        return [import_module(f"{self._root}.{module}") for module in self._modules]
+
+
+class _MadeCallable(_Made):
+    """One that has the name of a function of the public face, and stands in for it: ``hark.concurrency("name")``."""
+
+    def __call__(self, *args: object, **kwargs: object) -> object:
+        function: object = getattr(self, self.__name__.rpartition(".")[2])
+        return function(*args, **kwargs)  # type: ignore[operator]
+
+
+class _Finder(Loader):
+    """Finds the names of the table below ``hark``, and everything of ``hark`` below other names the package goes by."""
+
+    def __init__(self, root: str) -> None:
+        self._root = root
+
+    def find_spec(self, fullname: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        top, _, rest = fullname.partition(".")
+        if top == self._root:
+            if rest not in NAMES:
+                return None
+        elif not rest or sys.modules.get(top) is not sys.modules[self._root]:
+            return None
+        return ModuleSpec(fullname, self, is_package=False)
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return None
+
+    def exec_module(self, module: ModuleType) -> None:
+        # Import takes what it finds under the name once we are done, so that a module of ours can stand at two names.
+        top, _, rest = module.__name__.partition(".")
+        sys.modules[module.__name__] = (
+            self._at(rest) if top == self._root else import_module(f"{self._root}.{rest}")
+        )
+
+    def _at(self, name: str) -> ModuleType:
+        sources = NAMES[name]
+        if name not in _PARENTS and len(sources) == 1 and "=" not in sources[0]:
+            where, _, attribute = sources[0].partition(":")
+            found = import_module(f"{self._root}.{where}")
+            return getattr(found, attribute) if attribute else found
+        made = _MadeCallable if callable(getattr(sys.modules[self._root], name, None)) else _Made
+        return made(f"{self._root}.{name}", sources, self._root)
+
+
+def install(root: str) -> None:
+    """Have the names found below the package ``root``. Asked first, since a second name must not load a room twice."""
+    sys.meta_path.insert(0, _Finder(root))

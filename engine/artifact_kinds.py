@@ -1,0 +1,206 @@
+"""Artifacts as objects: ``MarkdownArtifact(key="report", markdown="…").create()``, ``MarkdownArtifact.get("report")``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict
+
+from ..bus.event import readable
+from ..bus.subject import filters_for
+from ..vocabulary import JsonValue
+from .artifacts import image_content, link_content, progress_content, store_artifact, table_content
+from .either import Either
+
+if TYPE_CHECKING:
+    from ..bus.session import Session
+
+__all__ = [
+    "Artifact", "ImageArtifact", "LinkArtifact", "MarkdownArtifact", "ProgressArtifact", "StoredArtifact", "TableArtifact",
+]  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class StoredArtifact:
+    """An artifact as the log has it. ``data`` is its content: a text, rows, a percentage, or a link's address and text."""
+
+    id: str
+    key: str | None
+    type: str
+    description: str | None
+    data: Any
+    flow_run_id: str | None = None
+    task_run_id: str | None = None
+
+
+class Artifact(BaseModel):
+    """Something a run shows people. The kinds below say what of it is the content; this one takes it as ``data``."""
+
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+
+    kind: ClassVar[str | None] = None
+
+    type: str | None = None
+    key: str | None = None
+    description: str | None = None
+    data: Any = None
+
+    def model_post_init(self, context: Any, /) -> None:
+        if self.type is None:
+            self.type = self.kind or "markdown"
+
+    def format(self) -> Any:
+        """Return the content as it is kept: JSON."""
+        return self.data
+
+    async def aformat(self) -> Any:
+        """Do what ``format`` does, in async code."""
+        return self.format()
+
+    def create(self) -> Any:
+        """Show it; return it as stored, awaited in async code."""
+        return _create(self)
+
+    async def acreate(self) -> StoredArtifact:
+        """Do what ``create`` does, in async code."""
+        return await _create.aio(self)
+
+    @classmethod
+    def get(cls, key: str) -> Any:
+        """Return what is shown under a key now, or None; awaited in async code. Reads all artifacts the log still has."""
+        return _get(key)
+
+    @classmethod
+    async def aget(cls, key: str) -> StoredArtifact | None:
+        """Do what ``get`` does, in async code."""
+        return await _get.aio(key)
+
+    @classmethod
+    def get_or_create(cls, key: str, description: str | None = None, data: Any = None, **fields: Any) -> Any:
+        """Return (what is shown under the key, whether it was made now); awaited in async code."""
+        return _get_or_create(cls, key, description, data, fields)
+
+    @classmethod
+    async def aget_or_create(
+        cls, key: str, description: str | None = None, data: Any = None, **fields: Any
+    ) -> tuple[StoredArtifact, bool]:
+        """Do what ``get_or_create`` does, in async code."""
+        return await _get_or_create.aio(cls, key, description, data, fields)
+
+    @classmethod
+    def _with(cls, key: str, description: str | None, data: Any, fields: Mapping[str, Any]) -> Self:
+        return cls(key=key, description=description, data=data, **fields)
+
+
+class MarkdownArtifact(Artifact):
+    """A text in Markdown."""
+
+    kind = "markdown"
+    markdown: str
+
+    def format(self) -> str:
+        return self.markdown
+
+
+class LinkArtifact(Artifact):
+    """A link; without a text it is shown by its address."""
+
+    kind = "link"
+    link: str
+    link_text: str | None = None
+
+    def format(self) -> Any:
+        return link_content(self.link, self.link_text)
+
+
+class TableArtifact(Artifact):
+    """A table: a list of rows, or a mapping of columns."""
+
+    kind = "table"
+    table: Sequence[Mapping[str, Any]] | Sequence[Sequence[Any]] | Mapping[str, Sequence[Any]]
+
+    def format(self) -> Any:
+        return table_content(self.table)
+
+
+class ProgressArtifact(Artifact):
+    """How far something is, in percent; what is beyond 0 or 100 is shown as that."""
+
+    kind = "progress"
+    progress: float
+
+    def format(self) -> float:
+        return progress_content(self.progress)
+
+
+class ImageArtifact(Artifact):
+    """An image, by its address."""
+
+    kind = "image"
+    image_url: str | bytes
+
+    def format(self) -> str:
+        return image_content(self.image_url)
+
+
+@Either
+async def _create(session: Session, artifact: Artifact) -> StoredArtifact:
+    data = artifact.format()
+    return await _stored(session, artifact, data)
+
+
+async def _stored(session: Session, artifact: Artifact, data: JsonValue) -> StoredArtifact:
+    from .context import FlowRunContext, TaskRunContext
+
+    kind = str(artifact.type)
+    id_ = await store_artifact(session, kind, data, artifact.key, artifact.description)
+    flow, task = FlowRunContext.get(), TaskRunContext.get()
+    return StoredArtifact(
+        id_, artifact.key, kind, artifact.description, data, flow.flow_run.id if flow is not None else None,
+        task.task_run.id if task is not None else None,
+    )  # fmt: skip
+
+
+@Either
+async def _get(session: Session, key: str) -> StoredArtifact | None:
+    return await _found(session, key)
+
+
+async def _found(session: Session, key: str) -> StoredArtifact | None:
+    await session.bus.publisher.barrier()
+    found: dict[str, Any] | None = None
+    async with session.bus.log.read(filters_for("artifact.*")) as batches:
+        async for batch in batches:
+            for recorded in readable(batch.records):
+                if recorded.event.subject == f"artifact/{key}" and isinstance(recorded.event.data, dict):
+                    found = recorded.event.data
+    if found is None:
+        return None
+    shown, flow, task = found["artifact"], found.get("flow_run") or {}, found.get("task_run") or {}
+    return StoredArtifact(
+        shown["id"],
+        shown["key"],
+        shown["type"],
+        shown["description"],
+        shown["data"],
+        flow.get("id"),
+        task.get("id"),
+    )
+
+
+@Either
+async def _get_or_create(
+    session: Session,
+    cls: type[Artifact],
+    key: str,
+    description: str | None,
+    data: Any,
+    fields: Mapping[str, Any],
+) -> tuple[StoredArtifact, bool]:
+    found = await _found(session, key)
+    if found is not None:
+        return found, False
+    made = cls._with(key, description, data, fields)
+    return await _stored(session, made, made.format()), True

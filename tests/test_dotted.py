@@ -1,0 +1,170 @@
+"""The module names a Prefect user writes: each is there, is in the docs, and costs nothing until it is used."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import hark
+import pytest
+from hark.dotted import NAMES
+
+DOCS = Path(__file__).resolve().parent.parent / "docs" / "from_prefect.md"
+
+WANTED = {
+    "artifacts": "create_markdown_artifact acreate_link_artifact update_progress_artifact MarkdownArtifact TableArtifact",
+    "blocks.abstract": "CredentialsBlock NotificationBlock JobBlock JobRun DatabaseBlock ObjectStorageBlock SecretBlock",
+    "blocks.core": "Block",
+    "blocks.fields": "SecretDict",
+    "blocks.system": "Secret",
+    "blocks.webhook": "Webhook",
+    "cache_policies": "DEFAULT INPUTS TASK_SOURCE FLOW_PARAMETERS RUN_ID NO_CACHE NONE CachePolicy CompoundCachePolicy Inputs",
+    "client.schemas": "State StateType FlowRun TaskRun",
+    "client.schemas.objects": "State StateType StateDetails FlowRun TaskRun ConcurrencyLimitConfig ConcurrencyLimitStrategy"
+    " TERMINAL_STATES RunInput",
+    "client.schemas.schedules": "CronSchedule IntervalSchedule RRuleSchedule",
+    "concurrency.asyncio": "concurrency rate_limit",
+    "concurrency.sync": "concurrency rate_limit",
+    "context": "FlowRunContext TaskRunContext EngineContext RunContext TagsContext SettingsContext get_run_context"
+    " get_settings_context tags with_context",
+    "deployments": "run_deployment arun_deployment deploy",
+    "deployments.flow_runs": "run_deployment arun_deployment",
+    "deployments.runner": "RunnerDeployment deploy adeploy",
+    "events": "emit_event Event Resource RelatedResource",
+    "events.schemas.events": "Event Resource RelatedResource",
+    "events.utilities": "emit_event",
+    "exceptions": "PrefectException CrashedRun FailedRun CancelledRun PausedRun UnfinishedRun MissingFlowError"
+    " UnspecifiedFlowError MissingResult ScriptError ParameterTypeError ParameterBindError SignatureMismatchError"
+    " ObjectNotFound ObjectAlreadyExists ObjectLimitReached UpstreamTaskError MissingContextError ReservedArgumentError"
+    " InvalidNameError MappingLengthMismatch MappingMissingIterable NotPausedError FlowPauseTimeout FlowRunWaitTimeout"
+    " ConfigurationError SerializationError HashError Abort InfrastructureError ProtectedBlockError EventTooLarge",
+    "filesystems": "LocalFileSystem RemoteFileSystem ReadableFileSystem WritableFileSystem",
+    "flow_runs": "pause_flow_run suspend_flow_run resume_flow_run wait_for_flow_run apause_flow_run asuspend_flow_run"
+    " aresume_flow_run",
+    "flows": "Flow flow FlowDecorator load_flow_from_entrypoint select_flow",
+    "futures": "PrefectFuture PrefectFutureList PrefectConcurrentFuture as_completed wait resolve_futures_to_results"
+    " resolve_futures_to_states DoneAndNotDoneFutures",
+    "input": "RunInput RunInputMetadata send_input receive_input",
+    "input.run_input": "RunInput AutomaticRunInput BaseRunInput send_input asend_input receive_input",
+    "locking.filesystem": "FileSystemLockManager",
+    "locking.memory": "MemoryLockManager",
+    "locking.protocol": "LockManager",
+    "logging": "get_logger get_run_logger disable_run_logger LogEavesdropper",
+    "logging.handlers": "APILogHandler PrefectConsoleHandler",
+    "logging.loggers": "get_logger get_run_logger disable_logger disable_run_logger flow_run_logger task_run_logger"
+    " print_as_log LogEavesdropper PrefectLogAdapter",
+    "results": "ResultStore ResultRecord ResultRecordMetadata get_result_store",
+    "runtime": "flow_run task_run deployment",
+    "runtime.flow_run": "id name tags parameters run_count",
+    "schedules": "Cron Interval RRule Schedule",
+    "serializers": "Serializer PickleSerializer JSONSerializer CompressedSerializer CompressedPickleSerializer"
+    " CompressedJSONSerializer prefect_json_object_encoder prefect_json_object_decoder",
+    "settings": "Settings get_current_settings",
+    "states": "Scheduled Pending Running Completed Failed Crashed Cancelling Cancelled Paused Suspended AwaitingRetry"
+    " AwaitingConcurrencySlot Retrying Late StateGroup get_state_exception raise_state_exception format_exception"
+    " exception_to_failed_state exception_to_crashed_state return_value_to_state is_state_iterable get_state_result"
+    " aget_state_exception araise_state_exception",
+    "task_runners": "TaskRunner ThreadPoolTaskRunner ConcurrentTaskRunner ProcessPoolTaskRunner",
+    "tasks": "Task task exponential_backoff task_input_hash NO_CACHE DEFAULT",
+    "testing.utilities": "prefect_test_harness",
+    "transactions": "Transaction AsyncTransaction transaction atransaction get_transaction CommitMode IsolationLevel",
+    "utilities.annotations": "unmapped allow_failure quote opaque freeze BaseAnnotation NotSet",
+    "utilities.hashing": "hash_objects",
+    "variables": "Variable",
+}
+"""What flows import from Prefect, by module."""
+
+
+@pytest.mark.parametrize("name", sorted(WANTED))
+def test_a_module_has_what_flows_import_from_it(name: str) -> None:
+    """Every name of a module that a flow's author writes can be imported from the same place here."""
+    module = importlib.import_module(f"hark.{name}")
+    assert [word for word in WANTED[name].split() if not hasattr(module, word)] == []
+
+
+@pytest.mark.parametrize("name", sorted(NAMES))
+def test_every_name_of_the_table_can_be_imported_and_listed(name: str) -> None:
+    """Nothing in the table points to a module, or to an attribute, that is not there."""
+    module = importlib.import_module(f"hark.{name}")
+    assert [word for word in getattr(module, "__all__", ()) if not hasattr(module, word)] == []
+    assert dir(module)
+
+
+def test_the_docs_say_each_name_of_the_table_and_no_other() -> None:
+    """In the table of modules."""
+    table = DOCS.read_text().split("## Modules")[1].split("## ")[0]
+    left = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    assert {name for cell in left for name in re.findall(r"`hark\.([a-z_.]+)`", cell)} == set(NAMES)
+
+
+def test_a_name_that_is_one_module_is_that_module() -> None:
+    """So what is patched under one name is patched under the other."""
+    assert importlib.import_module("hark.flows") is importlib.import_module("hark.engine.flows")
+    assert importlib.import_module("hark.runtime.flow_run") is hark.runtime.flow_run
+
+
+def test_a_module_that_does_not_exist_is_not_found() -> None:
+    """As any other."""
+    with pytest.raises(ModuleNotFoundError, match=r"hark\.nothing"):
+        importlib.import_module("hark.nothing")
+    with pytest.raises(ImportError, match="cannot import name 'nothing'"):
+        exec("from hark.events import nothing")
+
+
+def run(code: str) -> str:
+    ran = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    return ran.stdout.strip()
+
+
+def test_a_function_keeps_working_under_the_name_of_a_module() -> None:
+    """``hark.concurrency`` is what one calls, also after somebody has imported ``hark.concurrency.sync``."""
+    code = (
+        "import hark.concurrency.sync, hark; from hark import concurrency; from hark.engine.concurrency import concurrency as c;"
+        "print(isinstance(hark.concurrency('a'), c), isinstance(concurrency(['a'], occupy=2), c))"
+    )
+    assert run(code) == "True True"
+
+
+def test_a_program_can_keep_the_imports_of_prefect() -> None:
+    """One line makes them ours, rooms included, each module loaded once."""
+    code = """
+import sys, hark
+sys.modules["prefect"] = hark
+import prefect.runtime
+from prefect import flow, task, unmapped
+from prefect.states import Completed
+from prefect.engine.states import Completed as second
+from prefect.testing.utilities import prefect_test_harness
+from prefect.client.schemas.objects import State
+from prefect.utilities.annotations import unmapped as other
+import hark.engine.states
+assert Completed is second is hark.engine.states.Completed and unmapped is other
+assert sys.modules["prefect.engine.states"] is hark.engine.states
+
+@task
+def add(a, b): return a + b
+
+@flow
+def total(): return sum(add.map([1, 2], unmapped(3)).result())
+
+print(total(), isinstance(Completed(), State), prefect.runtime.flow_run.name)
+"""
+    assert run(code) == "9 True None"
+
+
+def test_nothing_is_loaded_before_it_is_used() -> None:
+    """The table costs no import."""
+    code = "import hark, sys; print([m for m in sys.modules if m.startswith('hark.')])"
+    assert run(code) == "['hark.dotted']"
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    """``hark.__version__``."""
+    from importlib.metadata import version
+
+    there: Any = hark
+    assert there.__version__ == version("hark")
