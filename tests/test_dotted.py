@@ -104,7 +104,8 @@ def test_the_docs_say_each_name_of_the_table_and_no_other() -> None:
 def test_a_name_that_is_one_module_is_that_module() -> None:
     """So what is patched under one name is patched under the other."""
     assert importlib.import_module("hark.flows") is importlib.import_module("hark.engine.flows")
-    assert importlib.import_module("hark.runtime.flow_run") is hark.runtime.flow_run
+    facts: object = importlib.import_module("hark.runtime.flow_run")
+    assert facts is hark.runtime.flow_run
 
 
 def test_a_module_that_does_not_exist_is_not_found() -> None:

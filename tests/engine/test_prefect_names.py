@@ -164,6 +164,7 @@ async def test_artifacts_as_objects_are_made_and_found_again(session: Session) -
 
     made = await shows()
     found = await MarkdownArtifact.aget("report")
+    assert found is not None
     assert found == made
     assert (found.data, found.type, found.description) == ("# Two", "markdown", None)
     assert found.flow_run_id is not None
@@ -208,7 +209,7 @@ async def test_what_is_there_already_is_a_value_error(session: Session) -> None:
         await Tiny.load("b")
     assert (await Tiny.aload("a", validate=False)).size == 1
     assert Tiny.get_description() is None
-    assert Tiny.register_type_and_schema() is None  # type: ignore[func-returns-value]
+    Tiny.register_type_and_schema()
 
 
 async def test_waiting_for_a_run_in_vain_is_a_timeout(stage: Any) -> None:
@@ -375,7 +376,8 @@ def test_opaque_waits_for_a_future_and_looks_no_further() -> None:
 def test_marks_can_be_put_on_other_values() -> None:
     """``rewrap``; ``freeze`` takes JSON only."""
     assert unmapped([1]).rewrap([2]) == unmapped([2])
-    assert unmapped([1]) != quote([1])
+    as_it_is: object = quote([1])
+    assert unmapped([1]) != as_it_is
     assert unmapped(3)[7] == 3
     assert freeze({"a": 1}).unfreeze() == {"a": 1}
     with pytest.raises(ValueError, match="JSON"):
