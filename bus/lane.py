@@ -30,7 +30,7 @@ from .fast_ingest import (
     Refused,
     read_answer,
 )
-from .owner import Owner
+from .outgoing import Outgoing
 from .replies import Refusal, refusal_in
 from .wire import Wire
 
@@ -45,23 +45,6 @@ LINGER_S = 0.005  # how long an open batch waits for more before it is ended and
 SILENCE_S = 2.0  # no answer for this long: what is not acknowledged is sent again
 FAST_PAUSE_S = 5.0  # after "too many batches"
 RETRY_S = 0.05
-
-
-class Outgoing:
-    """A message on its way. ``ordinal`` is its place among all that were given to the publisher.
-
-    ``owner`` is told if it is refused; None: those who share the publisher.
-    """
-
-    __slots__ = ("lines", "msg_id", "ordinal", "owner", "payload", "size", "subject")
-
-    def __init__(
-        self, subject: str, lines: str, payload: bytes, msg_id: str, owner: Owner | None = None
-    ) -> None:
-        self.subject, self.lines, self.payload, self.msg_id = subject, lines, payload, msg_id
-        self.owner = owner
-        self.size = len(lines) + len(payload) + 12
-        self.ordinal = 0
 
 
 class Lane:

@@ -14,8 +14,6 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-import nats.errors
-
 from ..errors import EventInvalid
 
 if TYPE_CHECKING:
@@ -138,6 +136,8 @@ class Wire:
 
     async def _detour_write(self, data: bytes) -> None:
         """Send frames through the client's public ``publish``."""
+        import nats.errors  # loaded by now: who makes frames for later must not pay for the client
+
         try:
             for subject, reply, headers, payload in _frames(data):
                 await self._nc.publish(subject, payload, reply=reply, headers=headers)

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from ..bus.outgoing import Outgoing
 from ..bus.owner import Owner
-from ..bus.publisher import Outgoing
 from ..bus.subject import STATE_HEADER, hooks_subject, task_run_subject
 from ..bus.wire import header_lines
 from ..errors import BufferFull, GuardFailed, MoveRefused, RunLost
