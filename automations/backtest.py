@@ -7,7 +7,7 @@ it from the live log, asking the broker only for events the rules listen to; ``b
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ from .model import Automation
 
 if TYPE_CHECKING:
     from ..bus import Bus
+    from ..bus.event import Recorded
 
 __all__ = [
     "Backtest",
@@ -34,7 +35,7 @@ __all__ = [
     "backtest_lines",
     "backtest_log",
     "filters_of",
-    "type_of_subject",
+    "type_of_record",
 ]
 
 KEEP = 1000
@@ -156,25 +157,32 @@ class Replay:
         self.events += 1
         if self._begins is None:
             self._begins = recorded
-        self._advance(recorded)
+        if fold.is_due(recorded):
+            self._advance(recorded)
         # A rule's own adoption in the past is no adoption now.
-        if type_ is not None and (type_ == ADOPTED or not fold.wants(type_)):
+        if type_ == ADOPTED:
             decided = fold.skip(seq=seq, recorded=recorded)
         else:
-            decided = fold.step_raw(raw, seq=seq, recorded=recorded)
+            decided = fold.step_raw(raw, seq=seq, recorded=recorded, type_=type_)
         if decided:
             self._take(decided)
+
+    def record(self, record: Recorded) -> None:
+        """Feed one event as it stands in the log."""
+        self.raw(record.raw, seq=record.seq, recorded=record.recorded_s, type_=type_of_record(record))
 
     def row(self, row: dict[str, Any], *, seq: int, recorded: float) -> None:
         """Feed one parsed event."""
         self.events += 1
         if self._begins is None:
             self._begins = recorded
-        self._advance(recorded)
+        fold = self.fold
+        if fold.is_due(recorded):
+            self._advance(recorded)
         if row["type"] == ADOPTED:
-            decided = self.fold.skip(seq=seq, recorded=recorded)
+            decided = fold.skip(seq=seq, recorded=recorded)
         else:
-            decided = self.fold.step(row, seq=seq, recorded=recorded)
+            decided = fold.step(row, seq=seq, recorded=recorded)
         if decided:
             self._take(decided)
 
@@ -213,15 +221,20 @@ def filters_of(automations: Iterable[Automation]) -> list[str]:
     return [ALL_EVENTS] if ALL_EVENTS in found or len(found) > 100 else list(found)
 
 
-def type_of_subject(subject: str, headers: Mapping[str, str] | None) -> str | None:
+def type_of_record(record: Recorded) -> str | None:
     """Return the event type that a record's subject and headers tell, without parsing it; None if they do not."""
-    type_ = subject[len(PREFIX) :]
-    if type_.startswith("flow-run."):
-        return type_.rpartition(".")[0] if type_.count(".") == 2 else type_
-    if type_.startswith("task-run."):
-        state = headers.get(STATE_HEADER) if headers else None
+    type_ = record.subject[_PREFIX_CHARS:]
+    word = type_[:9]
+    if word == "flow-run.":
+        head, _, _ = type_.rpartition(".")
+        return head if head.count(".") == 1 else type_
+    if word == "task-run.":
+        state = record.headers.get(STATE_HEADER)
         return f"task-run.{state}" if state else None
     return type_
+
+
+_PREFIX_CHARS = len(PREFIX)
 
 
 async def backtest_log(
@@ -244,19 +257,13 @@ async def backtest_log(
     replay = Replay(automations, begins=since.timestamp(), config=config, keep=keep)
     deadline = time.perf_counter() + longest_s
     stop = until.timestamp() if until is not None else float("inf")
-    feed = replay.raw
+    feed = replay.record
     async with bus.log.read(filters_of(automations), since=since, batch=_BATCH) as batches:
         async for batch in batches:
             for record in batch.records:
-                recorded = record.recorded_at.timestamp()
-                if recorded > stop:
+                if record.recorded_s > stop:
                     return replay.finish(stop)
-                feed(
-                    record.raw,
-                    seq=record.seq,
-                    recorded=recorded,
-                    type_=type_of_subject(record.subject, record.headers),
-                )
+                feed(record)
             if time.perf_counter() > deadline:
                 return replay.finish(whole=False)
             await anyio.lowlevel.checkpoint()

@@ -58,7 +58,8 @@ class Counting:
         if entries[0][0] < oldest:
             entries = [e for e in entries if e[0] >= oldest]
         at = len(entries) - 1 if entries[-1] is entry else entries.index(entry)
-        for first in range(max(0, at - count + 1), min(at, len(entries) - count) + 1):
+        last = len(entries) - count
+        for first in range(max(0, at - count + 1), min(at, last) + 1) if last >= 0 else ():
             if entries[first + count - 1][0] - entries[first][0] <= self._within:
                 del windows[key]
                 refs = tuple(EventRef(e[2], e[1], e[0]) for e in entries[first : first + count])

@@ -31,7 +31,7 @@ from ..config import AutomationsConfig
 from ..errors import BusUnavailable, EventTooLarge, LogRewound
 from ..tracing import begin_span
 from ..vocabulary import JsonObject, derived_id, new_id
-from .backtest import type_of_subject
+from .backtest import type_of_record
 from .checkpoint import Checkpoints, Deposed
 from .decision import ADOPTED, DUE, RESOLVED, SOURCE, SUPPRESSED, TRIGGERED, Decision, decision_event
 from .fold import Fold, FoldConfig
@@ -227,17 +227,16 @@ class _Term:
 
     async def _follow(self, *, task_status: TaskStatus[None]) -> None:
         caught_up = False
-        fold, wants = self.fold, self.fold.wants
+        fold, step = self.fold, self.fold.step_raw
         async with self._bus.log.follow(after=fold.seq, batch=_BATCH) as batches:
             async for batch in batches:
                 decisions: list[Decision] = []
                 for record in batch.records:
-                    recorded = record.recorded_at.timestamp()
-                    type_ = type_of_subject(record.subject, record.headers)
-                    if type_ is not None and not wants(type_):
-                        decisions += fold.skip(seq=record.seq, recorded=recorded)
-                    else:
-                        decisions += fold.step_raw(record.raw, seq=record.seq, recorded=recorded)
+                    decided = step(
+                        record.raw, seq=record.seq, recorded=record.recorded_s, type_=type_of_record(record)
+                    )
+                    if decided:
+                        decisions += decided
                 if decisions:
                     await self._store(decisions)
                 if batch.records:

@@ -117,6 +117,11 @@ class Fold:
         """Return whether any rule could match an event of this type; others need not be parsed."""
         return type_ == ADOPTED or self._matcher.wants(type_)
 
+    def is_due(self, at: float) -> bool:
+        """Return whether a deadline may have passed by ``at``; cheap, and never wrong when it says no."""
+        heap = self._heap
+        return bool(heap) and heap[0][0] <= at
+
     def next_deadline(self) -> float | None:
         """Return the earliest deadline that is still open, in seconds since 1970."""
         heap = self._heap
@@ -132,15 +137,19 @@ class Fold:
 
     # --- deciding -------------------------------------------------------------------------------------
 
-    def step_raw(self, raw: bytes, *, seq: int, recorded: float) -> list[Decision]:
-        """``step`` for the stored bytes. What is no event moves time on and no more."""
+    def step_raw(self, raw: bytes, *, seq: int, recorded: float, type_: str | None = None) -> list[Decision]:
+        """``step`` for the stored bytes. What is no event moves time on and no more.
+
+        Args:
+            type_: the event's type, where that is known without parsing: what no rule wants is not even parsed.
+        """
+        if type_ is not None and not self._matcher.wants(type_) and type_ != ADOPTED:
+            return self.skip(seq=seq, recorded=recorded)
         try:
             row = orjson.loads(raw)
         except orjson.JSONDecodeError:
             row = None
-        if lacking(row) is not None:
-            return self.skip(seq=seq, recorded=recorded)
-        return self.step(row, seq=seq, recorded=recorded)
+        return self._step(row, seq, recorded, is_event=False)
 
     def skip(self, *, seq: int, recorded: float) -> list[Decision]:
         """Pass over an event no rule wants (see ``wants``): only time moves on."""
@@ -185,17 +194,25 @@ class Fold:
         Returns:
             What is decided, in order.
         """
+        return self._step(row, seq, recorded, is_event=True)
+
+    def _step(self, row: Any, seq: int, recorded: float, *, is_event: bool) -> list[Decision]:
+        """``step`` for whatever the log held; ``is_event``: known to be one."""
         if seq <= self.seq:
             return []
         decisions = self.tick(recorded)
         self.seq = seq
         recorded = self.now
-        type_ = row["type"]
+        type_ = row.get("type") if row.__class__ is dict else None
+        if type_.__class__ is not str:
+            return decisions
         if type_ == ADOPTED and row.get("source") == SOURCE:
-            self._adopted(row)
+            if is_event or lacking(row) is None:
+                self._adopted(row)
             return decisions
         hits = self._matcher.match(row)
-        if not hits:
+        # Few events are of interest, so the others need not be looked at any closer.
+        if not hits or not (is_event or lacking(row) is None):
             return decisions
         if len(hits) > 1:
             hits.sort()
@@ -205,7 +222,7 @@ class Fold:
             rule = self._rules[name]
             if rule.form is None or name == own:
                 continue  # a rule does not react to its own firings and actions
-            for key in keys_of(rule.automation, row):
+            for key in rule.keys_of(row):
                 if self._snapshot is not None:
                     self._snapshot.before(name, key)
                 rule.dumped = None

@@ -12,15 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from ..vocabulary import JsonObject, JsonValue
 
 __all__ = ["Arm", "EventRef", "Firing", "Form", "Seen", "Sweep"]
 
 
-@dataclass(frozen=True, slots=True)
-class EventRef:
+class EventRef(NamedTuple):
     """An event a decision rests on."""
 
     id: str
@@ -28,8 +27,7 @@ class EventRef:
     time: float
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
+class Seen(NamedTuple):
     """An event that matched, and when. ``row`` is the parsed CloudEvent."""
 
     row: dict[str, Any]

@@ -17,7 +17,7 @@ import orjson
 from ..bus.event import format_time, readable
 from ..bus.subject import PREFIX
 from ..vocabulary import JsonObject, JsonValue
-from .backtest import Replay, decision_json, filters_of, type_of_subject
+from .backtest import Replay, decision_json, filters_of
 from .decision import RESOLVED, SUPPRESSED, TRIGGERED, Decision
 from .explain import Look, explain_event
 from .fold import FoldConfig
@@ -191,8 +191,7 @@ async def _replayed(
             for one in batch.records:
                 if one.seq >= record.seq:
                     break
-                type_ = type_of_subject(one.subject, one.headers)
-                replay.raw(one.raw, seq=one.seq, recorded=one.recorded_at.timestamp(), type_=type_)
+                replay.record(one)
             if batch.records[-1].seq >= record.seq or time.perf_counter() > deadline:
                 break
     at = record.recorded_at.timestamp()

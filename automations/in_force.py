@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +11,7 @@ import orjson
 from ..vocabulary import JsonObject, derived_id
 from .decision import Decision
 from .form import EventRef, Firing, Form, Seen
-from .key import key_values, show_key
+from .key import key_reader, key_values, show_key
 from .model import Automation
 from .resolving import Ended, Resolving
 
@@ -29,6 +30,7 @@ class InForce:
         budget_from, fired: the budget's period and what it has spent; held: firings not told of since.
         dumped: the state as it was last put down, if nothing has touched it since.
         defined: revision and definition as JSON.
+        keys_of: the keys an event belongs to.
     """
 
     automation: Automation
@@ -44,6 +46,7 @@ class InForce:
     held: int = 0
     dumped: bytes | None = None
     defined: bytes = b""
+    keys_of: Callable[[dict[str, Any]], Sequence[str]] = field(init=False)
 
     def __post_init__(self) -> None:
         self.define(self.automation, self.revision)
@@ -51,6 +54,7 @@ class InForce:
     def define(self, automation: Automation, revision: int) -> None:
         """Take a definition that asks for the same state."""
         self.automation, self.revision, self.dumped = automation, revision, None
+        self.keys_of = key_reader(automation)
         written: Any = automation.to_json()
         self.actions = tuple(written.get("do") or ())
         self.on_resolve = tuple(written.get("on_resolve") or ())

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import orjson
 
 from ..vocabulary import JsonValue
 from .model import Automation
-from .path import MISSING, follow, values_of
+from .path import MISSING, follow, getter, values_of
 
-__all__ = ["key_values", "keys_of", "show_key"]
+__all__ = ["key_reader", "key_values", "keys_of", "show_key"]
 
 _MAX_KEYS_PER_EVENT = 100
 
@@ -36,6 +36,27 @@ def keys_of(automation: Automation, row: dict[str, Any]) -> list[str]:
     columns = [list(itertools.islice(_scalars(follow(row, path)), _MAX_KEYS_PER_EVENT)) for path in paths]
     combos = itertools.islice(itertools.product(*columns), _MAX_KEYS_PER_EVENT)
     return list(dict.fromkeys("\t" + orjson.dumps(combo).decode() for combo in combos))
+
+
+def key_reader(automation: Automation) -> Callable[[dict[str, Any]], Sequence[str]]:
+    """Return ``keys_of`` for one automation, fast for the usual kinds of key."""
+    paths = automation.key_paths
+    if not paths:
+        return lambda row: _THE_ONE
+    if len(paths) > 1:
+        return lambda row: keys_of(automation, row)
+    get = getter(paths[0])
+
+    def read(row: dict[str, Any]) -> Sequence[str]:
+        found = get(row)
+        if found.__class__ is str and found[:1] != "\t":
+            return (found,)
+        return keys_of(automation, row)
+
+    return read
+
+
+_THE_ONE = ("",)
 
 
 def _scalars(found: Any) -> Iterator[Any]:

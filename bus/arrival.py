@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import nats.errors
@@ -23,6 +23,7 @@ from nats.errors import ProtocolError
 from nats.protocol.parser import AWAITING_CONTROL_LINE, Parser
 
 from ..errors import BusUnavailable
+from .headers import Headers, parse_headers
 
 if TYPE_CHECKING:
     from nats.aio.msg import Msg
@@ -32,49 +33,6 @@ __all__ = ["Arrival", "DirectClient", "Headers", "OnArrival", "parse_headers", "
 log = logging.getLogger(__name__)
 
 KEPT_BYTES = 1 << 16  # a frame larger than this is collected by nats-py's parser, which copies less
-
-
-def parse_headers(block: bytes) -> dict[str, str]:
-    """Return the headers of a message; an inline status is ``Status`` and ``Description``."""
-    first, _, rest = block.partition(b"\r\n")
-    out: dict[str, str] = {}
-    if len(first) > 9:
-        status, _, description = first[9:].decode("utf-8", "replace").partition(" ")
-        out["Status"] = status
-        if description:
-            out["Description"] = description
-    for line in rest.decode("utf-8", "replace").split("\r\n"):
-        name, colon, value = line.partition(":")
-        if colon:
-            out[name] = value.strip()
-    return out
-
-
-class Headers(Mapping[str, str]):
-    """Headers that are parsed when somebody looks at them."""
-
-    __slots__ = ("_block", "_parsed")
-
-    def __init__(self, block: bytes) -> None:
-        self._block = block
-        self._parsed: dict[str, str] | None = None
-
-    def _all(self) -> dict[str, str]:
-        if self._parsed is None:
-            self._parsed = parse_headers(self._block) if self._block else {}
-        return self._parsed
-
-    def __getitem__(self, name: str) -> str:
-        return self._all()[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._all())
-
-    def __len__(self) -> int:
-        return len(self._all())
-
-    def __repr__(self) -> str:
-        return repr(self._all())
 
 
 class Arrival:
@@ -132,15 +90,16 @@ class _DirectParser(Parser):
             end = find(b"\r\n", at)
             if end < 0:
                 break
-            words = data[at:end].split()
-            kind = words[0] if words else b""
+            # As text at once, and not word by word. Whoever publishes on a subject that is no UTF-8 harms himself alone.
+            words = data[at:end].decode("utf-8", "replace").split()
+            kind = words[0] if words else ""
             try:
-                if kind == b"HMSG":
+                if kind == "HMSG":
                     head = int(words[-2])
-                    reply = words[3] if len(words) == 6 else b""
-                elif kind == b"MSG":
+                    reply = words[3] if len(words) == 6 else ""
+                elif kind == "MSG":
                     head = 0
-                    reply = words[3] if len(words) == 5 else b""
+                    reply = words[3] if len(words) == 5 else ""
                 else:
                     break
                 sid, body = int(words[2]), end + 2
@@ -150,19 +109,20 @@ class _DirectParser(Parser):
             if stop + 2 > size:
                 wanted = stop + 2 - at
                 break
-            at = stop + 2
+            at_line, at = at, stop + 2
             handler = direct.get(sid)
             if handler is not None:
                 messages += 1
                 block = data[body : body + head] if head else b""
-                arrival = Arrival(words[1].decode(), reply.decode(), data[body + head : stop], block)
+                arrival = Arrival(words[1], reply, data[body + head : stop], block)
                 try:
                     handler(arrival)
                 except Exception:
                     _failed(arrival)
                 continue
             block = data[body : body + head] if head else b""
-            await client._process_msg(sid, words[1], reply, data[body + head : stop], block)
+            subject = data[at_line:end].split()[1]
+            await client._process_msg(sid, subject, reply.encode(), data[body + head : stop], block)
             if epoch != self._epoch:  # reconnected meanwhile: the rest is of another connection
                 return
         client.stats["in_msgs"] += messages

@@ -9,9 +9,9 @@ from __future__ import annotations
 import base64
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar, Self
 
 import orjson
@@ -19,9 +19,10 @@ import orjson
 from ..errors import EventInvalid
 from ..vocabulary import JsonObject, JsonValue, new_id
 from .exact import loads
+from .headers import parse_headers
 
 __all__ = [
-    "OWN_WORDS", "Event", "Recorded", "check_text", "check_type", "checked", "format_time", "is_own_type", "lacking", "parse_time", "readable",
+    "OWN_WORDS", "Event", "Recorded", "check_text", "check_type", "checked", "delivered", "format_time", "is_own_type", "lacking", "parse_time", "readable",
 ]  # fmt: skip
 
 log = logging.getLogger(__name__)
@@ -395,7 +396,7 @@ class Recorded(QuicklyMade):
     Attributes:
         seq: its place in the one total order, from 1.
         subject: the bus subject it was stored under (not the event's own ``subject``).
-        recorded_at: when the broker stored it (aware, UTC).
+        at_ns: when the broker stored it, in nanoseconds since 1970.
         raw: the event as JSON; ``event`` parses it on first use, so that who only forwards never pays.
 
     Anybody may publish under ``hark.ev.``, so what was stored need not be an event: who reads events asks
@@ -404,9 +405,9 @@ class Recorded(QuicklyMade):
 
     seq: int
     subject: str
-    recorded_at: datetime
+    at_ns: int
     raw: bytes
-    headers: Mapping[str, str] = field(default_factory=dict)
+    _headers: Mapping[str, str] | bytes = field(default=b"", repr=False, compare=False)
     _event: Event | None = field(default=None, repr=False, compare=False)
 
     def __init__(
@@ -416,15 +417,34 @@ class Recorded(QuicklyMade):
         recorded_at: datetime,
         raw: bytes,
         headers: Mapping[str, str] | None = None,
-        _event: Event | None = None,
     ) -> None:
         cls = self.__class__
         _become(self, cls._open)
         new: Any = self
-        new.seq, new.subject, new.recorded_at, new.raw = seq, subject, recorded_at, raw
-        new.headers = {} if headers is None else headers
-        new._event = _event
+        new.seq, new.subject, new.raw = seq, subject, raw
+        new.at_ns = (recorded_at - _EPOCH) // _MICROSECOND * 1000
+        new._headers, new._event = headers or b"", None
         _become(self, cls)
+
+    @property
+    def recorded_at(self) -> datetime:
+        """When the broker stored it (aware, UTC), in whole microseconds."""
+        # Whole microseconds first, or the float would round where a look-up of the same event truncates.
+        return datetime.fromtimestamp(self.at_ns // 1000 / 1e6, UTC)
+
+    @property
+    def recorded_s(self) -> float:
+        """``recorded_at`` in seconds since 1970."""
+        return self.at_ns // 1000 / 1e6
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """The headers it was stored with, parsed on first use."""
+        headers = self._headers
+        if isinstance(headers, bytes):
+            headers = parse_headers(headers) if headers else {}
+            object.__setattr__(self, "_headers", headers)
+        return headers
 
     @property
     def event(self) -> Event:
@@ -433,6 +453,26 @@ class Recorded(QuicklyMade):
             object.__setattr__(self, "_event", _event_in_log(self.raw, self.recorded_at))
         assert self._event is not None
         return self._event
+
+
+_EPOCH, _MICROSECOND = datetime(1970, 1, 1, tzinfo=UTC), timedelta(microseconds=1)
+_new_record: Callable[[type[Any]], Any] = object.__new__
+
+
+def delivered(seq: int, subject: str, at_ns: int, raw: bytes, headers: Mapping[str, str] | bytes) -> Recorded:
+    """Return a record that the broker has sent; its headers may still be the block they came as. For hot paths."""
+    new = _new_record(Recorded._open)
+    new.seq, new.subject, new.at_ns, new.raw, new._headers, new._event = (
+        seq,
+        subject,
+        at_ns,
+        raw,
+        headers,
+        None,
+    )
+    _become(new, Recorded)
+    record: Recorded = new
+    return record
 
 
 def readable(records: Iterable[Recorded]) -> Iterator[Recorded]:

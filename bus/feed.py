@@ -16,7 +16,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
@@ -27,7 +27,7 @@ from ..errors import BusUnavailable, LogRewound
 from ..vocabulary import JsonObject, new_id
 from .arrival import Arrival, subscribe, unsubscribe
 from .connection import ApiError, Connection
-from .event import Recorded, format_time
+from .event import Recorded, delivered, format_time
 from .wire import Wire, frame
 
 if TYPE_CHECKING:
@@ -94,13 +94,16 @@ def recorded_of(msg: Arrival) -> tuple[Recorded, int, int, int]:
         _, _, _, _, deliveries, seq, number, at_ns, pending = words
     else:
         deliveries, seq, number, at_ns, pending = words[6:11]
-    # Whole microseconds first, or the float would round where a look-up of the same event truncates.
-    recorded_at = datetime.fromtimestamp(int(at_ns) // 1000 / 1e6, UTC)
-    if msg.parsed is None and b"\nce-" not in msg.block.lower():
-        record = Recorded(int(seq), msg.subject, recorded_at, msg.data, msg.headers)
-    else:
-        record = record_of(int(seq), msg.subject, recorded_at, msg.data, msg.headers)
-    return record, int(deliveries), int(number), int(pending)
+    return _record(msg, int(seq), int(at_ns)), int(deliveries), int(number), int(pending)
+
+
+def _record(msg: Arrival, seq: int, at_ns: int) -> Recorded:
+    if msg.parsed is None:
+        block = msg.block
+        if not block or b"\nce-" not in block.lower():
+            return delivered(seq, msg.subject, at_ns, msg.data, block)
+    record = delivered(seq, msg.subject, at_ns, msg.data, msg.headers)
+    return record_of(seq, msg.subject, record.recorded_at, msg.data, msg.headers)
 
 
 class Feed:
@@ -290,16 +293,21 @@ class Feed:
     def _on_message(self, consumer: str, msg: Arrival) -> None:
         if consumer != self._consumer:
             return
-        if msg.status:
+        if (msg.block[8:9] == b" " or msg.parsed is not None) and msg.status:
             self._on_status(msg)
             return
-        record, _, number, pending = recorded_of(msg)
+        words = msg.reply.split(".")
+        if len(words) != 9:
+            words = [*words[:2], *words[4:11]]  # the domain and the account stand in between
+        number = int(words[6])
         if number != self._expected:
             self._lost(f"expected delivery {self._expected}, got {number}")
             return
-        self._expected += 1
-        self._received = record.seq
-        self._pending = pending
+        self._expected = number + 1
+        seq = int(words[5])
+        self._received = seq
+        self._pending = int(words[8])
+        record = _record(msg, seq, int(words[7]))
         self._buffer.append(record)
         waiter = self._waiter
         if waiter is not None and not waiter.done():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -134,7 +133,10 @@ def test_pruning_gives_the_rows_of_what_is_left(
 ) -> None:
     """After the beginning has left the log, the pruned file and one folded anew from the rest are the same."""
     # Over several hours, because events are counted by the hour.
-    log = [replace(m, recorded_at=AT + timedelta(seconds=40 * m.seq)) for m in make_history(300, seed)]
+    log = [
+        Recorded(m.seq, m.subject, AT + timedelta(seconds=40 * m.seq), m.raw, m.headers)
+        for m in make_history(300, seed)
+    ]
 
     async def both() -> tuple[str, str]:
         with TemporaryDirectory() as folder:
