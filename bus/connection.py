@@ -30,7 +30,7 @@ from .arrival import DirectClient
 from .creds import Credentials
 from .replies import Refusal
 
-__all__ = ["ApiError", "Connection", "ConnectionLost", "NotReady", "translated"]
+__all__ = ["ApiError", "Connection", "ConnectionLost", "NotReady", "Unreachable", "translated"]
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +44,10 @@ _PAUSE_S = 0.03
 """Before asking again: a stream recovers in 10 to 100 ms after its broker was restarted."""
 
 Callback = Callable[[], None]
+
+
+class Unreachable(BusUnavailable):
+    """There was no connection in time: nothing has been sent."""
 
 
 class NotReady(BusUnavailable):
@@ -308,7 +312,8 @@ class Connection(AsyncContextManagerMixin):
         """Return once the broker is reachable.
 
         Raises:
-            BusUnavailable: it was not within ``timeout_s`` (default ``config.request_timeout_s``).
+            Unreachable: it was not within ``timeout_s`` (default ``config.request_timeout_s``).
+            BusUnavailable: the connection is closed.
         """
         if self.nc.is_connected:
             return
@@ -316,9 +321,14 @@ class Connection(AsyncContextManagerMixin):
         if self._closing or self.nc.is_closed:
             raise BusUnavailable("the connection to the broker is closed")
         try:
-            await asyncio.wait_for(self._connected.wait(), wait_s)
+            async with asyncio.timeout(wait_s):
+                await self._connected.wait()
+                while not self.nc.is_connected:
+                    # It has just been lost, and the client has not told us yet.
+                    await asyncio.sleep(_PAUSE_S)
+                    await self._connected.wait()
         except TimeoutError as exc:
-            raise BusUnavailable(
+            raise Unreachable(
                 f"the broker at {self.address.url} has not been reachable for {wait_s:g} s",
                 hint="is it running? `hark status`; clients reconnect by themselves",
             ) from exc
@@ -412,7 +422,8 @@ class Connection(AsyncContextManagerMixin):
                     raise heard or NoAnswer(
                         f"the broker did not answer on {subject} within {timeout_s:g} s"
                     ) from exc
-            except (ConnectionLost, NotReady) as exc:
+            except (ConnectionLost, NotReady, Unreachable) as exc:
+                # Unreachable: it was there a moment ago, when we asked whether it is.
                 heard = exc
                 if loop.time() + _PAUSE_S >= deadline or self._closing:
                     raise
