@@ -263,7 +263,10 @@ class as_completed(Generic[R]):  # noqa: N801  a function, for all its users see
             loop.call_soon_threadsafe(ready.put_nowait, future)
 
         for future in self._futures:
-            future.add_done_callback(hand_over)
+            if future.done:
+                ready.put_nowait(future)  # before any time can be up
+            else:
+                future.add_done_callback(hand_over)
         deadline = None if self._timeout is None else loop.time() + self._timeout
         for left in range(len(self._futures), 0, -1):
             try:
