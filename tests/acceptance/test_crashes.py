@@ -307,7 +307,7 @@ async def test_a_worker_that_is_killed_in_a_hook_has_it_called_by_the_next(
     async with watching(tmp_path / "home") as watch, httpx.AsyncClient(base_url=server.url) as http:
         answer = await http.post("/api/deployments/five/run", json={"parameters": {"folder": str(folder)}})
         assert answer.is_success, answer.text
-        with anyio.fail_after(30):
+        with anyio.fail_after(60):
             while not (folder / "reached").exists():
                 await _changed(folder)
         (folder / "go").touch()

@@ -83,7 +83,7 @@ async def _exists(path: Path) -> None:
 
     if path.exists():
         return
-    with anyio.fail_after(30):
+    with anyio.fail_after(60):
         async for _ in awatch(path.parent, rust_timeout=200, yield_on_timeout=True):
             if path.exists():
                 return
@@ -124,7 +124,7 @@ async def test_an_action_happens_once_when_the_server_is_killed_after_the_decisi
                     "/api/events", json={"type": "order.paid", "source": "/test", "data": {"n": n}}
                 )
                 assert answer.status_code == 202, answer.text
-            with anyio.fail_after(20):
+            with anyio.fail_after(60):
                 # The decision stands in the log: whatever its actions were doing, they stop here.
                 while not _decided(watch.seen, n):
                     await anyio.wait_all_tasks_blocked()

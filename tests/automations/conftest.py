@@ -56,7 +56,7 @@ class Receiver:
 
     async def wait(self, n: int) -> list[Request]:
         """Return the requests once there are ``n``."""
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             while len(self.requests) < n:
                 await self._changed.wait()
         return self.requests

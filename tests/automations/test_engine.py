@@ -231,7 +231,7 @@ async def test_a_standby_takes_over_where_the_leader_was(
         async with RuleEngine(bus, CONFIG, lease_ttl_s=1, name="second") as second:
             assert not second.is_leader
             await bus.bucket("leases").delete("automations")
-            with anyio.fail_after(10):
+            with anyio.fail_after(60):
                 await second.leading()
             await house.emit("build.failed", {"repo": "hark"})
             (decision,) = await house.of_type("automation.triggered")

@@ -57,10 +57,10 @@ class Waiting:
 
     async def at_rest(self, *runs: FlowRun) -> None:
         for run in runs:
-            await self.control.wait(run.id, counts, timeout_s=20)
+            await self.control.wait(run.id, counts, timeout_s=60)
 
     async def result(self, run: FlowRun) -> Any:
-        run = await self.control.wait(run.id, timeout_s=20)
+        run = await self.control.wait(run.id, timeout_s=60)
         assert run.state_type is StateType.COMPLETED, (run.state_name, run.state_message)
         return run.state.result()
 
@@ -140,7 +140,7 @@ async def test_a_long_wait_holds_no_worker_and_ends_when_the_event_comes(waiting
         await emit("order.paid", data={"order": 42, "n": 2})
         await emit("order.paid", data={"order": 42, "n": 3})
         assert await waiting.result(run) == 2
-        with anyio.fail_after(5):
+        with anyio.fail_after(60):
             while waker.waiting:  # noqa: ASYNC110  there is no event for it
                 await asyncio.sleep(0.01)
     said = []
@@ -159,7 +159,7 @@ async def test_a_wait_that_nobody_ends_fails_its_run(waiting: Waiting) -> None:
     """
     (run,) = await waiting.begin(text, "waits")
     await waiting.at_rest(run)
-    done = await waiting.control.wait(run.id, timeout_s=20)
+    done = await waiting.control.wait(run.id, timeout_s=60)
     assert done.state_type is StateType.FAILED
     assert "no event order.paid has come in time" in (done.state_message or "")
 
@@ -208,7 +208,7 @@ async def test_a_run_that_is_cancelled_while_it_waits_stays_so(waiting: Waiting)
         await emit("a.b")
         (other,) = await waiting.begin(text, "waits")
         await emit("a.b")
-        await waiting.control.wait(other.id, timeout_s=20)
+        await waiting.control.wait(other.id, timeout_s=60)
     now = await waiting.control.get(run.id)
     assert now is not None
     assert now.state_type is StateType.CANCELLED

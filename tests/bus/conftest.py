@@ -20,7 +20,7 @@ def kill(broker: EmbeddedBroker) -> Callable[[], Awaitable[None]]:
         pid = broker.pid
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             while broker.pid in (pid, None):  # noqa: ASYNC110 - another process cannot set an event of ours
                 await anyio.sleep(0.005)
 

@@ -92,7 +92,7 @@ async def test_a_watch_goes_on_where_it_was_when_the_broker_comes_back(
                 await other.bucket("channels").put("a", b"%d" % round_)
                 await other.bucket("channels").delete("b")
                 await other.bucket("channels").put("c", b"%d" % round_)
-            with anyio.fail_after(10):
+            with anyio.fail_after(60):
                 seen = [await anext(entries) for _ in range(3 if round_ == 0 else 2)]
             expected = [("a", b"%d" % round_), ("b", b""), ("c", b"%d" % round_)]
             assert [(e.key, e.value) for e in seen] == [e for e in expected if round_ == 0 or e[0] != "b"]
@@ -110,13 +110,12 @@ async def test_a_write_in_flight_when_the_broker_dies_lands_once(broker: Embedde
             await bucket.update(f"k{number}", b"2", revision=revision)
             done += 1
 
-    with anyio.fail_after(30):
+    with anyio.fail_after(60):
         async with anyio.create_task_group() as tg:
             tg.start_soon(write)
             for limit in (30, 120, 210):
-                while done < limit:  # noqa: ASYNC110 - counted by the other task
+                while done < limit or broker.pid is None:  # noqa: ASYNC110 - counted by the other task
                     await anyio.sleep(0.001)
-                assert broker.pid is not None
                 os.kill(broker.pid, signal.SIGKILL)
     found = await bucket.entries()
     assert len(found) == 300
@@ -126,10 +125,10 @@ async def test_a_write_in_flight_when_the_broker_dies_lands_once(broker: Embedde
 async def test_a_key_with_a_ttl_expires_and_the_watch_says_so(bus: Bus) -> None:
     """After its time the key is gone, for readers and watchers."""
     bucket = bus.bucket("silences")
-    await bucket.put("s", b"1", ttl_s=1)
+    await bucket.put("s", b"1", ttl_s=3)
     async with bucket.watch() as entries:
         assert [(await anext(entries)).key for _ in range(2)] == ["s", ""]
-        with anyio.fail_after(5):
+        with anyio.fail_after(60):
             entry = await anext(entries)
     assert (entry.key, entry.deleted) == ("s", True)
     assert await bucket.get("s") is None
@@ -144,7 +143,7 @@ async def test_nothing_is_left_of_deleted_keys(bus: Bus, monkeypatch: pytest.Mon
     for number in range(20):
         await bucket.put(f"k{number}", b"1")
         await bucket.delete(f"k{number}")
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         while True:
             state = (await bus.connection.api("STREAM.INFO.KV_hark_outbox"))["state"]
             assert isinstance(state, dict)
@@ -204,5 +203,5 @@ async def test_giving_up_on_a_watch_for_a_moment_does_not_end_it(bus: Bus) -> No
         with anyio.move_on_after(0.05):
             await anext(entries)
         await bucket.put("a", b"1")
-        with anyio.fail_after(5):
+        with anyio.fail_after(60):
             assert (await anext(entries)).key == "a"

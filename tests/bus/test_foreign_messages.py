@@ -39,7 +39,7 @@ async def test_a_cloudevent_in_binary_mode_is_an_event_to_every_reader(bus: Bus)
     async with bus.log.read() as batches:
         async for batch in batches:
             found += batch.records
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         async with bus.log.follow(after=0) as batches:
             found += (await anext(batches)).records
         async with bus.log.consume("test", ["hark.ev.>"], deliver_after=0) as items:

@@ -165,8 +165,8 @@ async def test_many_are_appended_across_a_killed_broker(
 
 async def test_many_are_given_up_after_the_deadline(broker: EmbeddedBroker, frozen: Frozen) -> None:
     """A broker that does not answer is unavailable once, not once for each; and nothing is left waiting."""
-    async with Bus(broker.address, BusConfig(request_timeout_s=0.4), name="impatient") as bus:
-        with frozen(), anyio.fail_after(3), pytest.raises(BusUnavailable):
+    async with Bus(broker.address, BusConfig(request_timeout_s=1.5), name="impatient") as bus:
+        with frozen(), anyio.fail_after(60), pytest.raises(BusUnavailable):
             await bus.log.append_many([an_event() for _ in range(50)])
         assert await bus.log.append_many([an_event(id="after")])
 
@@ -191,8 +191,8 @@ async def test_an_append_waits_out_a_short_outage(
 
 async def test_an_append_gives_up_after_its_deadline(broker: EmbeddedBroker, frozen: Frozen) -> None:
     """A broker that does not answer is said to be unavailable, in time."""
-    async with Bus(broker.address, BusConfig(request_timeout_s=0.4), name="impatient") as bus:
-        with frozen(), anyio.fail_after(3):
+    async with Bus(broker.address, BusConfig(request_timeout_s=1.5), name="impatient") as bus:
+        with frozen(), anyio.fail_after(60):
             with pytest.raises(BusUnavailable):
                 await bus.log.append(an_event())
             with pytest.raises(BusUnavailable):
@@ -202,9 +202,11 @@ async def test_an_append_gives_up_after_its_deadline(broker: EmbeddedBroker, fro
 async def test_a_cancelled_append_leaves_nothing_waiting(bus: Bus, frozen: Frozen) -> None:
     """Cancelling forgets the question; a late answer finds nobody and does no harm."""
     with frozen():
-        with anyio.move_on_after(0.02) as scope:
-            await bus.log.append(an_event())
-        assert scope.cancelled_caught
+        waiting = asyncio.ensure_future(bus.log.append(an_event()))
+        await anyio.wait_all_tasks_blocked()
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
     assert (await bus.log.append(an_event())).seq == 2
 
 
@@ -247,7 +249,7 @@ async def test_reading_takes_filters_and_times(bus: Bus) -> None:
 async def test_following_says_when_it_is_caught_up(bus: Bus) -> None:
     """The first batch of an empty wait is empty; what comes after entering comes."""
     await bus.log.append(an_event())
-    with anyio.fail_after(5):
+    with anyio.fail_after(60):
         async with bus.log.follow() as batches:
             assert await anext(batches) == Batch([], 0)
             await bus.log.append(an_event(data=2))
@@ -289,7 +291,7 @@ async def test_following_goes_on_after_the_broker_was_killed(bus: Bus, kill: Kil
         await bus.log.append(an_event("the.end"))
 
     seen: list[int] = []
-    with anyio.fail_after(30):
+    with anyio.fail_after(60):
         async with bus.log.follow(after=0) as batches, anyio.create_task_group() as tg:
             tg.start_soon(write)
             kills, target = 0, 300
@@ -313,7 +315,7 @@ async def test_following_goes_on_after_the_broker_was_killed(bus: Bus, kill: Kil
 async def test_following_survives_the_loss_of_its_consumer(bus: Bus) -> None:
     """A consumer removed behind our back is made again behind the last record."""
     await bus.log.append(an_event())
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         async with bus.log.follow(after=0) as batches:
             assert [record.seq for record in (await anext(batches)).records] == [1]
             listed = await bus.connection.api("CONSUMER.NAMES.HARK")
@@ -370,7 +372,7 @@ async def test_consumers_of_one_name_share_the_log(bus: Bus) -> None:
     """Each event goes to one of them; a refused one comes again, a settled one does not."""
     await bus.log.append_many([an_event(id=str(n), data=n) for n in range(100)])
     seen: list[object] = []
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         async with (
             bus.log.consume("shared", deliver_after=0, max_ack_pending=20) as one,
             bus.log.consume("shared", deliver_after=0, max_ack_pending=20) as two,
@@ -378,15 +380,17 @@ async def test_consumers_of_one_name_share_the_log(bus: Bus) -> None:
             again = 0
             while len(seen) < 100:
                 for consumer in (one, two):
+                    items = []
                     with anyio.move_on_after(0.05):
-                        for item in await consumer.fetch(7):
-                            if item.recorded.event.data == 50 and item.deliveries == 1:
-                                again += 1
-                                await item.nak()
-                                continue
-                            seen.append(item.recorded.event.data)
-                            await item.ack()
-                            await item.ack()
+                        items = await consumer.fetch(7)
+                    for item in items:
+                        if item.recorded.event.data == 50 and item.deliveries == 1:
+                            again += 1
+                            await item.nak()
+                            continue
+                        seen.append(item.recorded.event.data)
+                        await item.ack()
+                        await item.ack()
             assert again == 1
     assert sorted(seen) == list(range(100))  # type: ignore[type-var]
 
@@ -394,7 +398,7 @@ async def test_consumers_of_one_name_share_the_log(bus: Bus) -> None:
 async def test_a_durable_keeps_its_place(bus: Bus, kill: Kill) -> None:
     """What was acknowledged does not come again after leaving; a killed broker may repeat, and loses nothing."""
     await bus.log.append_many([an_event(id=str(n), data=n) for n in range(10)])
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         async with bus.log.consume("place", deliver_after=3, ack_wait_s=1) as consumer:
             for expected in (4, 5):
                 item = await anext(consumer)

@@ -22,7 +22,7 @@ async def store(bus: Bus, count: int, *, size: int = 10) -> None:
 async def take(batches: AsyncIterator[Batch], count: int) -> list[int]:
     """Return the sequences of the next ``count`` records."""
     seen: list[int] = []
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         while len(seen) < count:
             seen += [record.seq for record in (await anext(batches)).records]
     return seen

@@ -60,10 +60,10 @@ class Stage:
         return await self.end(await self.ask(name, **fields))
 
     async def end(self, run: FlowRun) -> FlowRun:
-        return await self.control.wait(run.id, timeout_s=30)
+        return await self.control.wait(run.id, timeout_s=60)
 
     async def until(self, run: FlowRun, is_so: Callable[[FlowRun], bool]) -> FlowRun:
-        return await self.control.wait(run.id, is_so, timeout_s=30)
+        return await self.control.wait(run.id, is_so, timeout_s=60)
 
     async def states(self, run: FlowRun) -> list[str]:
         """Return the last words of a run's events, in order."""
@@ -79,7 +79,7 @@ class Stage:
 
     async def hear(self, pattern: str, *, times: int = 1) -> None:
         """Wait until ``times`` events of a type have been in the log."""
-        with anyio.fail_after(30):
+        with anyio.fail_after(60):
             async with self.bus.log.follow([f"hark.ev.{pattern}"], after=0) as batches:
                 async for batch in batches:
                     times -= len(batch.records)

@@ -41,7 +41,7 @@ outer()
 @contextmanager
 def script(home: Path, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A program of a user's that calls a flow."""
-    env = {**os.environ, "HARK_HOME": str(home), "HARK_ENGINE__ACK_WAIT_S": "2"}
+    env = {**os.environ, "HARK_HOME": str(home), "HARK_ENGINE__ACK_WAIT_S": "3"}
     process = subprocess.Popen([sys.executable, "script.py"], cwd=folder, env=env, stdout=subprocess.PIPE)
     assert process.stdout is not None
     try:
@@ -73,18 +73,18 @@ async def test_a_plain_call_whose_process_dies_is_crashed(bus: Bus, home: Path, 
         outer = (await plain_runs(bus))["outer"]
         async with Dispatcher(bus, EngineConfig()) as dispatcher:
             await dispatcher.leading()
-            await anyio.sleep(3)  # longer than a silence that means death
+            await anyio.sleep(4)  # longer than a silence that means death
             now = await control.get(outer.id)
             assert now is not None
             assert now.state_type is StateType.RUNNING
         process.kill()
         async with Dispatcher(bus, EngineConfig()):
-            ended = await control.wait(outer.id, timeout_s=30)
+            ended = await control.wait(outer.id, timeout_s=60)
             assert ended.state_type is StateType.CRASHED
             assert "its process died" in (ended.state_message or "")
-            inner = await control.wait((await plain_runs(bus))["inner"].id, timeout_s=30)
+            inner = await control.wait((await plain_runs(bus))["inner"].id, timeout_s=60)
             assert inner.state_type is StateType.CRASHED
-            with anyio.fail_after(10):
+            with anyio.fail_after(60):
                 async with bus.bucket(BUCKET).watch(PREFIX) as changes:
                     async for change in changes:
                         if change.deleted or (not change.key and not await bus.bucket(BUCKET).keys(PREFIX)):

@@ -45,7 +45,7 @@ def is_suspended(run: FlowRun) -> bool:
 
 async def let_go(worker: Worker) -> None:
     """Wait until the worker has nothing in its hands."""
-    with anyio.fail_after(5):
+    with anyio.fail_after(60):
         while worker.held:  # noqa: ASYNC110  there is no event for it
             await asyncio.sleep(0.01)
 
@@ -320,18 +320,18 @@ async def test_a_pause_waits_in_its_process_and_hears_of_its_resumption(session:
         from hark import runtime
 
         await ids.put(str(runtime.flow_run.id))
-        word = await pause_flow_run(wait_for_input=str, timeout=20)
+        word = await pause_flow_run(wait_for_input=str, timeout=60)
         nothing = await pause_flow_run(key="again")
         return [word, nothing]
 
     async with asyncio.TaskGroup() as group:
         running = group.create_task(asker())
         run_id: Any = await ids.get()
-        paused = await control.wait(run_id, lambda run: run.state_name == "Paused", timeout_s=10)
+        paused = await control.wait(run_id, lambda run: run.state_name == "Paused", timeout_s=60)
         with pytest.raises(ParameterError):
             await control.resume(run_id, run_input={"value": []})
         await resume_flow_run(run_id, run_input="hello")
-        await control.wait(run_id, lambda r: r.state_name == "Paused" and r.seq > paused.seq, timeout_s=10)
+        await control.wait(run_id, lambda r: r.state_name == "Paused" and r.seq > paused.seq, timeout_s=60)
         await resume_flow_run(run_id)
         assert await running == ["hello", None]
     run = await control.get(run_id)
@@ -373,7 +373,7 @@ async def test_a_paused_run_can_be_cancelled(session: Session, bus: Bus) -> None
     control = Control(bus)
     running = asyncio.ensure_future(asker(return_state=True))
     run_id: Any = await ids.get()
-    await control.wait(run_id, lambda run: run.state_name == "Paused", timeout_s=10)
+    await control.wait(run_id, lambda run: run.state_name == "Paused", timeout_s=60)
     assert (await control.cancel(run_id)).state_type is StateType.CANCELLING
     await asyncio.wait([running])
     run = await control.get(run_id)
@@ -432,9 +432,12 @@ async def test_a_subflow_that_was_stopped_ends_with_its_parent(stage: Stage, lan
     """Its parent goes on without it, and nobody would take it up: it must not stand there as running for ever."""
     stage.write(
         """
+        begun = []
+
         @flow
         async def grandchild():
             await asay("begun")
+            begun.append(True)
             await asyncio.sleep(600)
 
         @flow
@@ -444,14 +447,20 @@ async def test_a_subflow_that_was_stopped_ends_with_its_parent(stage: Stage, lan
         @flow
         async def failing():
             async with asyncio.TaskGroup() as group:
+                begun.clear()
                 group.create_task(child())
-                await asyncio.sleep(1)
+                while not begun:
+                    await asyncio.sleep(0.01)
                 raise ValueError("no")
 
         @flow
         async def patient():
+            begun.clear()
+            running = asyncio.ensure_future(child())
+            while not begun:
+                await asyncio.sleep(0.01)
             try:
-                await asyncio.wait_for(child(), 1)
+                await asyncio.wait_for(running, 0.01)
             except TimeoutError:
                 return "went on"
 
@@ -460,7 +469,7 @@ async def test_a_subflow_that_was_stopped_ends_with_its_parent(stage: Stage, lan
             say("begun")
             time.sleep(600)
 
-        @flow(timeout_seconds=1)
+        @flow(timeout_seconds=4)
         def hasty():
             sync_child()
         """

@@ -446,10 +446,8 @@ async def test_async_flows_run_tasks_in_their_own_loop() -> None:
         return [waits.submit(1), waits.submit(futures[3])]
 
     loop = asyncio.get_running_loop()
-    begun = time.monotonic()
     states = await many()
     assert [state.result() for state in states] == [1, 3]
-    assert time.monotonic() - begun < 30
 
     @flow(task_runner=AsyncTaskRunner())
     def from_sync() -> list[int]:
@@ -471,7 +469,7 @@ def test_a_flow_waits_for_what_it_submitted() -> None:
 
     @task
     def slow(n: int) -> None:
-        gate.wait(5)
+        gate.wait(60)
         done.append(n)
 
     @flow
@@ -488,7 +486,7 @@ def test_a_flow_waits_for_what_it_submitted() -> None:
     @flow(task_runner=ThreadPoolTaskRunner(max_workers=1))
     def fails() -> None:
         futures.extend(slow.submit(n) for n in range(3))
-        threading.Timer(0.05, gate.set).start()
+        threading.Timer(1, gate.set).start()
         raise ValueError("x")
 
     futures: list[Any] = []
@@ -503,7 +501,7 @@ def test_waiting_for_many() -> None:
 
     @task
     def when_open(n: int) -> int:
-        gate.wait(5)
+        gate.wait(60)
         return n
 
     @flow
@@ -512,7 +510,7 @@ def test_waiting_for_many() -> None:
         quick.wait()
         found = wait([quick, slow], timeout=0.01)
         assert (found.done, found.not_done) == ({quick}, {slow})
-        ready = iter(as_completed([slow, quick], timeout=5))
+        ready = iter(as_completed([slow, quick], timeout=60))
         assert next(ready) is quick
         with pytest.raises(TimeoutError):
             slow.result(timeout=0.01)
@@ -609,12 +607,12 @@ def spins() -> None:
 async def test_a_limit_reaches_a_flow_that_waits_for_its_task() -> None:
     """In the main thread and in others; the task in its thread is stopped with it."""
 
-    @flow(timeout_seconds=0.05)
+    @flow(timeout_seconds=0.5)
     def waits() -> None:
         futures.append(spins.submit())
         futures[-1].result()
 
-    @flow(timeout_seconds=0.05)
+    @flow(timeout_seconds=0.5)
     def iterates() -> None:
         futures.append(spins.submit())
         list(as_completed(futures[-1:]))
@@ -644,7 +642,7 @@ def test_an_interrupted_flow_stops_its_tasks() -> None:
 def test_a_retry_in_a_thread_is_cut_short_by_a_limit() -> None:
     """Waiting for the next try counts too."""
 
-    @task(retries=1, retry_delay_seconds=30)
+    @task(retries=1, retry_delay_seconds=300)
     def fails() -> None:
         raise ValueError("x")
 
@@ -655,6 +653,6 @@ def test_a_retry_in_a_thread_is_cut_short_by_a_limit() -> None:
     found: list[str] = []
     thread = threading.Thread(target=lambda: found.append(limited(return_state=True).name))
     thread.start()
-    thread.join(10)
+    thread.join(60)
     assert found == ["TimedOut"]
     assert limited(return_state=True).name == "TimedOut"

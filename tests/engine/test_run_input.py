@@ -40,9 +40,9 @@ async def test_inputs_of_a_type_come_in_order_and_wait_for_who_receives(session:
 
         ids.put_nowait(str(runtime.flow_run.id))
         await sent.wait()
-        numbers = [n async for n in receive_input(int, timeout=0.2)]
-        orders = [order.item async for order in Order.receive(timeout=0.2)]
-        texts = [text async for text in receive_input(list[str], timeout=0.2)]
+        numbers = [n async for n in receive_input(int, timeout=1.5)]
+        orders = [order.item async for order in Order.receive(timeout=1.5)]
+        texts = [text async for text in receive_input(list[str], timeout=1.5)]
         return [numbers, orders, texts]
 
     one, other = asyncio.ensure_future(receives()), asyncio.ensure_future(receives())
@@ -96,7 +96,7 @@ async def test_sync_flows_receive_in_a_plain_loop(session: Session) -> None:
 
         for n in range(3):
             send_input(n, str(runtime.flow_run.id))
-        found = list(receive_input(int, timeout=0.2))
+        found = list(receive_input(int, timeout=1.5))
         with pytest.raises(TimeoutError):
             list(receive_input(float, timeout=0.05, raise_timeout_error=True))
         return found

@@ -118,7 +118,7 @@ async def test_waiting_hears_the_end_of_a_run(bus: Bus) -> None:
     ended: list[FlowRun] = []
 
     async def waiting() -> None:
-        ended.append(await runs.wait(run.id, timeout_s=10))
+        ended.append(await runs.wait(run.id, timeout_s=60))
 
     async with anyio.create_task_group() as tg:
         tg.start_soon(waiting)

@@ -89,12 +89,12 @@ async def test_tasks_without_a_limited_tag_wait_for_nobody(session: Session, bus
     await put_limit(bus, "tag:db", Limit(slots=1, active=False))
     await put_limit(bus, "tag:old", Limit(slots=1))
     await delete_limit(bus, "tag:old")
-    crowd = Crowd()
+    crowd, together = Crowd(), asyncio.Barrier(4)
 
     @task(tags=["db", "old", "free"])
     async def query() -> None:
         with crowd:
-            await asyncio.sleep(0.01)
+            await together.wait()
 
     @flow
     async def many() -> None:
@@ -244,19 +244,23 @@ async def test_a_rate_of_a_tag_spreads_its_tasks(session: Session, bus: Bus) -> 
 
 async def test_a_limit_that_is_made_later_holds_from_then_on(session: Session, bus: Bus) -> None:
     """It is heard of, not asked for: no call of a task with a tag costs a question."""
-    crowd = Crowd()
+    crowd, together = Crowd(), asyncio.Barrier(4)
 
     @task(tags=["db"])
     async def query() -> None:
         with crowd:
+            if not limited:
+                await together.wait()
             await asyncio.sleep(0.005)
 
     @flow
     async def many() -> None:
         await asyncio.gather(*(query() for _ in range(4)))
 
+    limited = False
     await many()
     assert crowd.most == 4
+    limited = True
     await put_limit(bus, "tag:db", Limit(slots=1))
     for _ in range(500):
         crowd.most = 0

@@ -205,7 +205,7 @@ def test_a_limit_holds_for_each_try() -> None:
     """A try that took too long is retried like any failure."""
     tries: list[int] = []
 
-    @task(timeout_seconds=0.05, retries=1)
+    @task(timeout_seconds=1, retries=1)
     def slow_once() -> int:
         tries.append(1)
         if len(tries) == 1:
@@ -246,7 +246,7 @@ async def test_submit_gives_a_future() -> None:
     """From sync and async code; done, state and result; `await` works as well as `.result()`."""
     future = add.submit(1)
     assert isinstance(future, TaskFuture)
-    assert future.result(timeout=5) == 2
+    assert future.result(timeout=60) == 2
     assert future.done
     assert future.state.is_completed()
     assert double.submit(4).result() == 8
@@ -336,7 +336,7 @@ def test_a_pool_bounds_what_works_at_once() -> None:
     """No more than `max_workers` tasks are in their code at the same time."""
     from hark.engine import ThreadPoolTaskRunner
 
-    now, most, lock = 0, 0, threading.Lock()
+    now, most, lock, full = 0, 0, threading.Lock(), threading.Event()
 
     @task
     def busy() -> None:
@@ -344,6 +344,9 @@ def test_a_pool_bounds_what_works_at_once() -> None:
         with lock:
             now += 1
             most = max(most, now)
+            if now >= 3:
+                full.set()
+        full.wait(60)
         time.sleep(0.005)
         with lock:
             now -= 1
@@ -536,12 +539,13 @@ def test_wait_says_what_is_done() -> None:
 
     @task
     def waits(fails: bool = False) -> int:
-        release.wait(30)
+        release.wait(60)
         if fails:
             raise ValueError
         return 1
 
     slow, quick = waits.submit(), add.submit(1)
+    quick.wait()
     done, not_done = wait([quick, slow, quick], timeout=0.05)
     assert (done, not_done) == ({quick}, {slow})
     first = wait([slow, quick], return_when="FIRST_COMPLETED")
@@ -564,7 +568,8 @@ def test_wait_says_what_is_done() -> None:
 async def test_as_completed_in_a_loop_limits_only_its_own_waits() -> None:
     """Those that are done come first; what is done with them in between is not interrupted."""
     release = threading.Event()
-    slow, quick = task(release.wait).submit(30), add.submit(1)
+    slow, quick = task(release.wait).submit(60), add.submit(1)
+    await quick
     seen = []
     with pytest.raises(TimeoutError, match=r"1 \(of 2\) futures unfinished"):  # noqa: PT012
         both: list[Any] = [slow, quick]

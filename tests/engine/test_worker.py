@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from typing import TYPE_CHECKING
 
 import psutil
@@ -213,10 +212,8 @@ async def test_cancelling_a_sync_flow_raises_in_its_main_thread(stage: Stage) ->
     async with stage.working():
         run = await stage.ask("forever")
         await stage.hear("said.began")
-        started = time.monotonic()
         await stage.control.cancel(run.id)
         run = await stage.end(run)
-        assert time.monotonic() - started < 60
     assert run.state_type is StateType.CANCELLED
     assert await stage.said() == {"began": 1, "cleaned-up": 1}
 
@@ -261,7 +258,8 @@ async def test_an_async_flow_that_does_not_stop_is_told_of_with_the_reason(stage
         async def stubborn():
             await asay("began")
             with anyio.CancelScope(shield=True):
-                await anyio.sleep(2)
+                while not os.path.exists(__file__ + "-end"):
+                    await anyio.sleep(0.01)
         """
     )
     await stage.deploy("stubborn")
@@ -270,6 +268,7 @@ async def test_an_async_flow_that_does_not_stop_is_told_of_with_the_reason(stage
         await stage.hear("said.began")
         await stage.control.cancel(run.id, reason="no longer wanted")
         run = await stage.end(run)
+        (stage.root / "flows.py-end").touch()
         assert run.state_type is StateType.CANCELLED
         assert run.state_message == "no longer wanted; it has not stopped when asked to"
 
@@ -358,9 +357,7 @@ async def test_a_process_that_dies_takes_only_its_run_with_it_and_the_run_goes_o
     )
     await stage.deploy("fragile")
     async with stage.working():
-        started = time.monotonic()
         run = await stage.run("fragile", parameters={"marker": str(stage.root / "marker")})
-        assert time.monotonic() - started < 25, "without waiting for any timeout"
     assert run.state_type is StateType.COMPLETED, run.state_message
     assert run.attempt == 2
     assert await stage.said() == {"step-1": 1, "step-2": 1, "step-3": 1, "dies": 1}

@@ -46,7 +46,7 @@ class Receiver:
 
     async def wait_for(self, count: int) -> None:
         """Wait until so many requests have come."""
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             while len(self.requests) < count:
                 await self._came.wait()
 

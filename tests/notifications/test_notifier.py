@@ -22,7 +22,7 @@ HELLO = Message("Flow etl failed", "3 times in ten minutes", Severity.ERROR)
 
 async def until(is_so: Callable[[], Awaitable[bool]]) -> None:
     """Look again and again, ten seconds at most: the broker tells nobody when a held message is forgotten."""
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         while not await is_so():  # noqa: ASYNC110
             await anyio.sleep(0.02)
 

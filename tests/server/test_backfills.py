@@ -77,7 +77,7 @@ async def test_a_backfill_runs_each_slot_once(start: Start, project: Any) -> Non
 
 
 async def _finished(hark: Hark, name: str) -> Any:
-    with anyio.fail_after(30):
+    with anyio.fail_after(60):
         item: Any = await hark.backfill_progress(name)
         while item["status"] in ("running", "cancelling"):
             item = await hark.backfill_progress(name, wait_s=5, over=item["over"])
@@ -100,7 +100,7 @@ async def test_no_more_run_at_once_than_was_asked(start: Start, project: Any, tm
         def running() -> list[str]:
             return sorted(p.name for p in here.iterdir())
 
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             asked: Any = await hark.backfill("slow", **wish)
             async for _change in awatch(here, rust_timeout=100, yield_on_timeout=True):
                 if len(running()) >= 2:

@@ -153,7 +153,7 @@ async def test_a_changed_file_is_applied_and_a_bad_one_changes_nothing(
     logging.getLogger("hark.config").addHandler(bell)
 
     async def until(text: str) -> None:
-        with anyio.fail_after(15):
+        with anyio.fail_after(60):
             while text not in "\n".join(r.getMessage() + str(vars(r)) for r in caplog.records):
                 await logged.wait()
 

@@ -64,7 +64,7 @@ def test_no_holder_is_named_where_it_cannot_be_known(tmp_path: Path) -> None:
 
 async def test_a_taken_port_is_told_before_any_part_starts(start: Start, taken: socket.socket) -> None:
     """Whatever the parts run into on their first start does not hide it."""
-    with taken, anyio.fail_after(20), pytest.raises(BaseExceptionGroup) as caught:
+    with taken, anyio.fail_after(60), pytest.raises(BaseExceptionGroup) as caught:
         async with start(server={"port": taken.getsockname()[1]}):
             pytest.fail("it must not come up")
     assert caught.group_contains(DefinitionError, match="cannot listen")

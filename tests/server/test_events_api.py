@@ -129,7 +129,7 @@ async def test_accepted_means_stored_and_a_repeat_is_told(start: Start) -> None:
         assert (
             await http.post("/api/events", content=b"x", headers={"content-type": "text/csv"})
         ).status_code == 415
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             too_large = await http.post("/api/events", content=b"x" * (20 << 20))
         assert too_large.status_code == 413
 
@@ -192,7 +192,7 @@ async def test_a_stream_resumes_where_it_was_left(start: Start) -> None:
         emitted = anyio.Event()
         seen: list[int] = []
         last = ""
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             async with http.stream("GET", "/api/events/stream?type=tick.a") as answer:
                 assert answer.headers["content-type"].startswith("text/event-stream")
                 tg.start_soon(emit, 0, 6)
@@ -220,7 +220,7 @@ async def test_the_client_watches_and_emits(start: Start) -> None:
     async with start(roles=SERVER) as (service, _), Hark(service.url, "") as hark:
         watching = hark.watch_events("shop.*", after=await service.bus.log.head())
         event = await hark.emit("shop.opened", subject="shop/1", data={"n": 1})
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             item: Any = await anext(watching)
         assert item["event"]["id"] == event.id
         assert item["event"]["data"] == {"n": 1}
@@ -256,7 +256,7 @@ async def test_webhooks_take_signed_requests_only(start: Start) -> None:
         assert (await http.post("/hooks/none")).status_code == 404
         broken = await http.post("/hooks/open", content=b"{", headers={"content-type": "application/json"})
         assert broken.status_code == 400
-        with anyio.fail_after(15):
+        with anyio.fail_after(60):
             large = await http.post("/hooks/open", content=b"x" * (10 << 20))
         assert large.status_code == 413
         assert large.headers["content-type"] == "application/problem+json"
@@ -290,7 +290,7 @@ async def test_messages_of_others_on_the_log_stop_nobody(start: Start) -> None:
         await service.bus.publisher.barrier()
         for query in ("type=shop.>", "source=/till", ""):
             seen: dict[str, Any] = {}
-            with anyio.fail_after(20):
+            with anyio.fail_after(60):
                 async with http.stream(
                     "GET", f"/api/events/stream?{query}", headers={"last-event-id": "0"}
                 ) as answer:
@@ -302,7 +302,7 @@ async def test_messages_of_others_on_the_log_stop_nobody(start: Start) -> None:
             assert seen["b"]["data"] == {"n": 2}
             assert ("1" in seen) == (query != "source=/till")
         fired: list[Any] = []
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             while len(fired) < 2:
                 fired = (await http.get("/api/events?type=shop.seen")).json()["items"]
         assert sorted(e["event"]["subject"] for e in fired) == ["1", "b"]

@@ -65,7 +65,7 @@ async def test_what_others_publish_runs_flows_and_comes_out_as_cloud_events(star
             await peer.request(
                 "shop.orders.paid", b'{"id": 8, "total": 1}', headers={"X-Request-Id": "r2"}, timeout=5
             )
-            message = await heard.next_msg(timeout=10)
+            message = await heard.next_msg(timeout=60)
             headers = {k.lower(): v for k, v in (message.headers or {}).items()}
             headers["content-type"] = headers.pop("ce-datacontenttype")
             read = from_http_event(HTTPMessage(headers, message.data))
@@ -81,7 +81,7 @@ async def test_what_others_publish_runs_flows_and_comes_out_as_cloud_events(star
                 CloudEvent({"type": "ledger.booked", "source": "/bank", "id": "b1"}, {"sum": 3})
             )
             await peer.jetstream().publish("ledger.x", sent.body, headers=sent.headers)
-            with anyio.fail_after(20):
+            with anyio.fail_after(60):
                 async with service.bus.log.follow(["hark.ev.back.>"], after=0) as batches:
                     async for batch in batches:
                         if batch.records:

@@ -47,7 +47,7 @@ async def test_a_deployment_of_the_configuration_runs(start: Start) -> None:
             assert (task["task_name"], task["state_name"]) == ("double", "Completed")
             listed = await hark.flow_runs(deployment="etl", state=["completed"])
             assert [r["id"] for r in listed.items] == [run_id]
-            failed = await hark.run_deployment("broken", wait=True, timeout_s=30)
+            failed = await hark.run_deployment("broken", wait=True, timeout_s=60)
             assert failed["state_type"] == "FAILED"
             assert "no such table" in str(failed["state_message"])
             with pytest.raises(ApiError) as refused:
@@ -86,7 +86,7 @@ async def test_every_listing_answers_and_definitions_are_told(start: Start) -> N
             "variable.created", "work-pool.paused",
         }  # fmt: skip
         seen: dict[str, str] = {}
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             async with service.bus.log.follow(after=0) as batches:
                 async for batch in batches:
                     for recorded in batch.records:
@@ -234,7 +234,7 @@ async def test_the_page_escapes_what_events_say(start: Start) -> None:
         server={},
     ) as (service, http):
         async with Hark(service.url, "") as hark:
-            await hark.run_deployment("bad", wait=True, timeout_s=30)
+            await hark.run_deployment("bad", wait=True, timeout_s=60)
         await service.parts.running("projector").caught_up(await service.bus.log.head())
         page = await http.get("/")
         assert page.status_code == 200
@@ -300,5 +300,5 @@ async def test_stopping_lets_streams_and_waits_end(start: Start) -> None:
             ready = anyio.Event()
             tg.start_soon(follow, service.url, ready)
             await ready.wait()
-        with anyio.fail_after(5):
+        with anyio.fail_after(60):
             await ended.wait()

@@ -41,7 +41,7 @@ class World:
 
     async def until_hour(self, hour: int) -> None:
         """Move the clock to a full hour once the scheduler waits for it."""
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             while dict(self.scheduler.upcoming()).get("etl/0") != NEW_YEAR.replace(hour=hour):  # noqa: ASYNC110 - it has no event to wait for
                 await anyio.sleep(0.001)
         await self.clock.advance((NEW_YEAR.replace(hour=hour) - self.clock.now()).total_seconds())
@@ -49,7 +49,7 @@ class World:
     async def told(self, type_: str, count: int) -> list[Any]:
         """Return the data of so many events of a type, once they are there."""
         found: list[Any] = []
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             async with self.bus.log.follow([f"hark.ev.{type_}"], after=0) as batches:
                 async for batch in batches:
                     found += [record.event.data for record in batch.records]
@@ -82,7 +82,7 @@ def world(bus: Bus) -> Enter:
             EngineStarter(control, bus, clock) as starter,
             Scheduler(bus, starter, clock=clock, look_up_s=1e9) as scheduler,
         ):
-            with anyio.fail_after(10):
+            with anyio.fail_after(60):
                 await scheduler.wait_leading()
             yield World(bus, clock, control, scheduler)
 

@@ -146,13 +146,13 @@ async def test_a_broker_killed_meanwhile_costs_nothing(
         await publish(bus, make_history(300, 1))
         assert broker.pid is not None
         os.kill(broker.pid, signal.SIGKILL)
-        with anyio.fail_after(30):
+        with anyio.fail_after(60):
             while True:
                 try:
                     added = await bus.log.append(Event(type="after.kill", source="/x", id="after"))
                     break
                 except UnavailableError:
                     await anyio.sleep(0.05)
-        await projector.caught_up(added.seq, timeout_s=30)
+        await projector.caught_up(added.seq, timeout_s=60)
     await rebuild(bus, home / "b.db", StorageConfig())
     assert await digest(path) == await digest(home / "b.db")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -15,13 +16,13 @@ kept = []
 end = threading.Event()
 
 async def test_task():
-    kept.append(asyncio.create_task(asyncio.sleep(60)))
+    kept.append(asyncio.create_task(asyncio.sleep(600)))
 
 def test_thread():
-    threading.Thread(target=end.wait, args=(30,), daemon=True).start()
+    threading.Thread(target=end.wait, args=(600,), daemon=True).start()
 
 def test_child():
-    kept.append(subprocess.Popen(["sleep", "30"]))
+    kept.append(subprocess.Popen(["sleep", "600"]))
 
 def test_none():
     end.set()
@@ -56,6 +57,7 @@ def test_a_leak_fails_the_test_that_made_it(tmp_path: Path) -> None:
         ],
         capture_output=True,
         text=True,
+        env={**os.environ, "LEFT_BEHIND_AFTER_S": "1"},
     )
     failed = re.findall(r"^ERROR \S*::test_(\w+)\b", done.stdout, re.MULTILINE)
     assert sorted(failed) == ["child", "task", "thread"], done.stdout

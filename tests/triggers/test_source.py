@@ -53,7 +53,7 @@ async def events(bus: Bus, filter_: str = "hark.ev.>") -> AsyncIterator[Any]:
 
     async def first(count: int) -> list[Event]:
         found: list[Event] = []
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             async with bus.log.follow([filter_], after=0) as batches:
                 async for batch in batches:
                     found += [r.event for r in batch.records]
@@ -164,7 +164,7 @@ async def test_messages_of_a_bare_client_are_events(bus: Bus, peer: Client) -> N
     """Core NATS: plain JSON and CloudEvents, an answer for who asks, and a rejection that is told."""
     await define(bus, source())
     async with SourceListener(bus), events(bus, "hark.ev.shop.>") as first:
-        answer = await peer.request("shop.order.paid", b'{"n": 1}', timeout=5)
+        answer = await peer.request("shop.order.paid", b'{"n": 1}', timeout=60)
         sent = to_binary_event(
             CloudEvent({"type": "shop.order.sent", "source": "/acme", "id": "e1"}, {"n": 2})
         )
@@ -176,7 +176,7 @@ async def test_messages_of_a_bare_client_are_events(bus: Bus, peer: Client) -> N
             ("shop.order.paid", {"n": 1}),
             ("shop.order.sent", {"n": 2}),
         ]
-        refused = json.loads((await peer.request("shop.order.paid", b"{", timeout=5)).data)
+        refused = json.loads((await peer.request("shop.order.paid", b"{", timeout=60)).data)
         assert refused["reason"] == "broken-json"
         await bus.publisher.barrier()
         told = await bus.log.last("hark.ev.hark.source.rejected")
@@ -224,7 +224,7 @@ async def test_a_stream_of_theirs_is_read_from_where_it_was_left(bus: Bus, peer:
         # The consumer is lost, with its place: everything is handed out again, and is known.
         await js.delete_consumer("ORDERS", "hark-shop")
         async with SourceListener(bus):
-            with anyio.fail_after(10):
+            with anyio.fail_after(60):
                 while (await js.consumer_info("ORDERS", "hark-shop")).ack_floor.stream_seq < 2:  # noqa: ASYNC110
                     await anyio.sleep(0.01)
         assert len(await first(3)) == 3
@@ -244,20 +244,20 @@ async def test_a_source_is_changed_paused_and_removed_while_it_is_read(bus: Bus,
         changed = source(event={"type": "mine.came"})
         await define(bus, changed)
         await _until(lambda: listener.reading().get("shop") == changed)
-        await peer.request("shop.x", b"2", timeout=5)
+        await peer.request("shop.x", b"2", timeout=60)
         assert [e.type for e in await first(2)] == ["later.x", "mine.came"]
         await define(bus, changed.model_copy(update={"paused": True}))
         await _until(lambda: listener.states["shop"].state == "paused")
         with pytest.raises(nats.errors.NoRespondersError):
-            await peer.request("shop.x", b"3", timeout=5)
+            await peer.request("shop.x", b"3", timeout=60)
         await bus.bucket("sources").delete("later")
         await _until(lambda: "later" not in listener.states)
-        with anyio.fail_after(5):
+        with anyio.fail_after(60):
             while await js.consumers_info("LATER"):  # noqa: ASYNC110 - it has no event to wait for
                 await anyio.sleep(0.01)
 
 
 async def _until(holds: Any) -> None:
-    with anyio.fail_after(5):
+    with anyio.fail_after(60):
         while not holds():  # noqa: ASYNC110 - it has no event to wait for
             await anyio.sleep(0.001)
