@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
 import anyio
 from anyio import AsyncContextManagerMixin
-from anyio.abc import TaskGroup, TaskStatus
-from pydantic import ValidationError
 
-from ..bus import Bus, Entry, Event
+from ..bus import Bus, Event
 from ..bus.consumer import Item
 from ..bus.event import readable
 from ..bus.foreign import Foreign, durable_name
+from ..bus.roster import Roster, Standing
 from ..bus.subject import PREFIX, STREAM
 from ..clock import SYSTEM_CLOCK, Clock
 from ..config import AutomationsConfig
@@ -61,11 +60,9 @@ _AGAIN_S = (0.2, 1.0, 2.0, 5.0, 10.0)
 
 
 @dataclass(slots=True)
-class SinkState:
+class SinkState(Standing):
     """How a sink is, as far as this process knows."""
 
-    state: str = "starting"
-    error: str = ""
     sent: int = 0
     failed: int = 0
 
@@ -86,9 +83,7 @@ class _Line:
     """One sink being served."""
 
     sink: Sink
-    scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
-    done: anyio.Event = field(default_factory=anyio.Event)
-    state: SinkState = field(default_factory=SinkState)
+    state: SinkState
     in_hand: set[Item] = field(default_factory=set)
     places: anyio.CapacityLimiter = field(init=False)
 
@@ -107,100 +102,47 @@ class Forwarder(AsyncContextManagerMixin):
         self._foreign = Foreign(bus.connection)
         self._caller = Caller(allow_private=self._config.allow_private_addresses)
         self._name = new_id()
-        self._lines: dict[str, _Line] = {}
-        self._broken: dict[str, str] = {}
-        self._tg: TaskGroup | None = None
+        self._roster = Roster(
+            bus.bucket(BUCKET), kind="sink", at_work="serving", load=Sink.model_validate_json, standing=SinkState,
+            serve=self._serve, changed=self._changed, again_s=_AGAIN_S,
+        )  # fmt: skip
 
     @property
     def states(self) -> dict[str, SinkState]:
         """How each sink is, by name; of one that does not load, why."""
-        found = {name: line.state for name, line in self._lines.items()}
-        return found | {name: SinkState("broken", error) for name, error in self._broken.items()}
+        return self._roster.standings
 
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncGenerator[Self, None]:
-        async with self._caller, anyio.create_task_group() as tg:
-            self._tg = tg
-            await tg.start(self._watch)
+        async with self._caller, self._roster, anyio.create_task_group() as tg:
             tg.start_soon(self._redrive)
             try:
                 yield self
             finally:
-                self._tg = None
                 tg.cancel_scope.cancel()
-
-    async def _watch(self, *, task_status: TaskStatus[None]) -> None:
-        async with self._bus.bucket(BUCKET).watch() as changes:
-            async for entry in changes:
-                if entry.key:
-                    await self._define(entry)
-                else:
-                    task_status.started()
-
-    async def _define(self, entry: Entry) -> None:
-        self._broken.pop(entry.key, None)
-        sink: Sink | None = None
-        if not entry.deleted:
-            try:
-                sink = Sink.model_validate_json(entry.value)
-            except (ValidationError, ValueError) as exc:
-                self._broken[entry.key] = str(exc)
-                log.error("sink.broken", extra={"sink": entry.key, "error": str(exc)})
-        before = self._lines.get(entry.key)
-        if before is not None and sink == before.sink:
-            return
-        if before is not None:
-            before.scope.cancel("the sink was changed")
-            await before.done.wait()
-            del self._lines[entry.key]
-        if entry.deleted:
-            try:
-                await self._foreign.forget(STREAM, durable_name("sink", entry.key))
-            except HarkError as exc:
-                log.warning("sink.consumer_left", extra={"sink": entry.key, "error": str(exc)})
-        if sink is not None and self._tg is not None:
-            line = self._lines[entry.key] = _Line(sink)
-            await self._tg.start(self._serve, line)
 
     # --- one sink -------------------------------------------------------------------------------------
 
-    async def _serve(self, line: _Line, *, task_status: TaskStatus[None]) -> None:
-        sink, tries, is_started = line.sink, 0, False
-        try:
-            with line.scope:
-                if sink.paused:
-                    line.state.state, is_started = "paused", True
-                    task_status.started()
-                    return
-                check = sink.check()
-                while True:
-                    try:
-                        async with self._bus.log.consume(
-                            durable_name("sink", sink.name), sink.filters, ack_wait_s=ACK_WAIT_S,
-                            max_ack_pending=_MAX_PENDING,
-                        ) as consumer, anyio.create_task_group() as tg:  # fmt: skip
-                            line.state.state, line.state.error, tries = "serving", "", 0
-                            if not is_started:
-                                is_started = True
-                                task_status.started()
-                            tg.start_soon(self._keep_alive, line)
-                            async for item in consumer:
-                                if not any(check(r.event.to_dict()) for r in readable([item.recorded])):
-                                    await item.ack()
-                                    continue
-                                line.in_hand.add(item)
-                                tg.start_soon(self._forward, line, item)
-                    except* HarkError as group:
-                        first = group.exceptions[0]
-                        line.state.state, line.state.error = "waiting", str(first)
-                        log.warning("sink.waiting", extra={"sink": sink.name, "error": str(first)})
-                    if not is_started:
-                        is_started = True
-                        task_status.started()
-                    await anyio.sleep(_AGAIN_S[min(tries, len(_AGAIN_S) - 1)])
-                    tries += 1
-        finally:
-            line.done.set()
+    async def _changed(self, name: str, before: Sink | None, now: Sink | None) -> None:
+        if now is None:
+            try:
+                await self._foreign.forget(STREAM, durable_name("sink", name))
+            except HarkError as exc:
+                log.warning("sink.consumer_left", extra={"sink": name, "error": str(exc)})
+
+    async def _serve(self, sink: Sink, state: SinkState, ready: Callable[[], None]) -> None:
+        line, check = _Line(sink, state), sink.check()
+        async with self._bus.log.consume(
+            durable_name("sink", sink.name), sink.filters, ack_wait_s=ACK_WAIT_S, max_ack_pending=_MAX_PENDING
+        ) as consumer, anyio.create_task_group() as tg:  # fmt: skip
+            ready()
+            tg.start_soon(self._keep_alive, line)
+            async for item in consumer:
+                if not any(check(r.event.to_dict()) for r in readable([item.recorded])):
+                    await item.ack()
+                    continue
+                line.in_hand.add(item)
+                tg.start_soon(self._forward, line, item)
 
     async def _keep_alive(self, line: _Line) -> None:
         """Keep what is in hand ours while it waits for a place or for an answer."""

@@ -15,16 +15,14 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Self
 
-import anyio
 import orjson
 from anyio import AsyncContextManagerMixin
-from anyio.abc import TaskGroup, TaskStatus
-from pydantic import ValidationError
 
-from ..bus import Bus, Entry
+from ..bus import Bus
 from ..bus.consumer import Item
 from ..bus.event import Event, readable
 from ..bus.foreign import Foreign, ForeignMessage, durable_name
+from ..bus.roster import Roster, Standing
 from ..bus.subject import subject_of
 from ..clock import SYSTEM_CLOCK, Clock
 from ..config import TriggersConfig
@@ -47,11 +45,9 @@ _TOLD = Rate(5, 5.0)
 
 
 @dataclass(slots=True)
-class SourceState:
+class SourceState(Standing):
     """How a source is, as far as this process knows."""
 
-    state: str = "starting"
-    error: str = ""
     stored: int = 0
     rejected: int = 0
 
@@ -62,9 +58,7 @@ class SourceState:
 @dataclass(slots=True)
 class _Reader:
     source: Source
-    scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
-    done: anyio.Event = field(default_factory=anyio.Event)
-    state: SourceState = field(default_factory=SourceState)
+    state: SourceState
     told: TokenBucket = field(default_factory=lambda: TokenBucket.full(_TOLD, now_s=0.0))
     suppressed: int = 0
 
@@ -79,62 +73,33 @@ class SourceListener(AsyncContextManagerMixin):
         self._config = config or TriggersConfig()
         self._foreign = Foreign(bus.connection)
         self._deliveries = Deliveries(bus, ttl_s=self._config.webhook_dedupe_s)
-        self._readers: dict[str, _Reader] = {}
-        self._broken: dict[str, str] = {}
-        self._tg: TaskGroup | None = None
+        self._roster = Roster(
+            bus.bucket(BUCKET), kind="source", at_work="reading", load=Source.model_validate_json, standing=SourceState,
+            serve=self._serve, changed=self._changed, again_s=_AGAIN_S,
+        )  # fmt: skip
 
     @property
     def states(self) -> dict[str, SourceState]:
         """How each source is, by name; of one that does not load, why."""
-        found = {name: reader.state for name, reader in self._readers.items()}
-        return found | {name: SourceState("broken", error) for name, error in self._broken.items()}
+        return self._roster.standings
 
     def reading(self) -> dict[str, Source]:
         """Return the sources that are being read, by name."""
-        return {name: r.source for name, r in self._readers.items() if r.state.state == "reading"}
+        standings = self._roster.standings
+        return {
+            name: source
+            for name, source in self._roster.definitions.items()
+            if standings[name].state == "reading"
+        }
 
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncGenerator[Self, None]:
-        async with anyio.create_task_group() as tg:
-            self._tg = tg
-            await tg.start(self._watch)
-            try:
-                yield self
-            finally:
-                self._tg = None
-                tg.cancel_scope.cancel()
+        async with self._roster:
+            yield self
 
-    async def _watch(self, *, task_status: TaskStatus[None]) -> None:
-        async with self._bus.bucket(BUCKET).watch() as changes:
-            async for entry in changes:
-                if entry.key:
-                    await self._define(entry)
-                else:
-                    task_status.started()
-
-    async def _define(self, entry: Entry) -> None:
-        self._broken.pop(entry.key, None)
-        source: Source | None = None
-        if not entry.deleted:
-            try:
-                source = Source.model_validate_json(entry.value)
-            except ValidationError as exc:
-                self._broken[entry.key] = str(exc)
-                log.error("source.broken", extra={"source": entry.key, "error": str(exc)})
-        before = self._readers.get(entry.key)
-        if before is not None and source == before.source:
-            return
-        if before is not None:
-            before.scope.cancel("the source was changed")
-            await before.done.wait()
-            del self._readers[entry.key]
-            gone = source is None or source.stream != before.source.stream
-            if gone and before.source.stream is not None:
-                await self._forget(before.source.stream, entry.key)
-        if source is None or self._tg is None:
-            return
-        reader = self._readers[entry.key] = _Reader(source)
-        await self._tg.start(self._run, reader)
+    async def _changed(self, name: str, before: Source | None, now: Source | None) -> None:
+        if before is not None and before.stream is not None and (now is None or now.stream != before.stream):
+            await self._forget(before.stream, name)
 
     async def _forget(self, stream: str, name: str) -> None:
         try:
@@ -144,41 +109,8 @@ class SourceListener(AsyncContextManagerMixin):
 
     # --- reading --------------------------------------------------------------------------------------
 
-    async def _run(self, reader: _Reader, *, task_status: TaskStatus[None]) -> None:
-        """Read one source until it is changed; what goes wrong is tried again with growing pauses."""
-        tries = 0
-        is_started = False
-
-        def ready() -> None:
-            nonlocal is_started, tries
-            reader.state.state, reader.state.error, tries = "reading", "", 0
-            if not is_started:
-                is_started = True
-                task_status.started()
-
-        try:
-            with reader.scope:
-                if reader.source.paused:
-                    reader.state.state = "paused"
-                    task_status.started()
-                    is_started = True
-                    return
-                while True:
-                    try:
-                        await (self._read_stream if reader.source.stream else self._read_core)(reader, ready)
-                    except* HarkError as group:
-                        first = group.exceptions[0]
-                        reader.state.state, reader.state.error = "waiting", str(first)
-                        log.warning(
-                            "source.waiting", extra={"source": reader.source.name, "error": str(first)}
-                        )
-                    if not is_started:  # a stream that is not there yet must not hold up the others
-                        is_started = True
-                        task_status.started()
-                    await anyio.sleep(_AGAIN_S[min(tries, len(_AGAIN_S) - 1)])
-                    tries += 1
-        finally:
-            reader.done.set()
+    async def _serve(self, source: Source, state: SourceState, ready: Callable[[], None]) -> None:
+        await (self._read_stream if source.stream else self._read_core)(_Reader(source, state), ready)
 
     async def _read_core(self, reader: _Reader, ready: Callable[[], None]) -> None:
         queue = durable_name("hark", reader.source.name)
