@@ -266,9 +266,8 @@ async def test_a_sink_is_changed_paused_and_removed_while_it_serves(
         async def becomes(changed: Sink, state: str) -> None:
             await define(bus, changed)
             with anyio.fail_after(60):
-                while (
-                    forwarder._roster.definitions["out"] != changed or forwarder.states["out"].state != state
-                ):  # noqa: ASYNC110
+                defined = forwarder._roster
+                while defined.definitions["out"] != changed or forwarder.states["out"].state != state:  # noqa: ASYNC110
                     await anyio.sleep(0.001)
 
         await becomes(made.model_copy(update={"paused": True}), "paused")
