@@ -26,7 +26,7 @@ demo: $(STAMP)  ## the main job, end to end, on an embedded broker; exits by its
 	$(BIN)/hark demo
 
 test: $(STAMP)  ## the tests
-	$(BIN)/python -m pytest -q --numprocesses auto --dist worksteal
+	$(BIN)/python -m pytest -q --numprocesses auto --dist worksteal $(PYTEST_ARGS)
 
 chaos: $(STAMP)  ## kill processes at the worst moment, at length
 	CHAOS_ROUNDS=$${CHAOS_ROUNDS:-60} CRASH_RUNS=$${CRASH_RUNS:-200} CHAOS_KILLS=$${CHAOS_KILLS:-1000} $(BIN)/python -m pytest -q -m chaos --timeout 3600
@@ -51,4 +51,4 @@ bench-peers: $(STAMP)  ## measure beside Prefect, which is installed into an env
 	$(BIN)/python -m benchmarks.peers
 
 clean:  ## remove everything the targets made
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
