@@ -1,4 +1,4 @@
-"""Dead letters: actions that were given up, to be tried again or dropped by a person."""
+"""Dead letters: actions that were given up, and task runs of ``delay``, to be tried again or dropped by a person."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from datetime import datetime
 
 from ..bus import Bus, Event
 from ..clock import SYSTEM_CLOCK, Clock
+from ..engine.dead_task import PREFIX as DEAD_TASK
+from ..engine.dead_task import DeadTasks
 from ..errors import GuardFailed, RefusedError, UnknownName
 from .action_state import ActionState, action_event, kind_of
 from .claim import BUCKET, KEEP_S
@@ -81,6 +83,8 @@ class DeadLetters:
             UnknownName: there is no such dead letter.
             RefusedError: that action is not dead.
         """
+        if key.startswith(DEAD_TASK):
+            return await DeadTasks(self._bus).redrive(key)
         state, _, firing = await self._find(key)
         again = replace(state, round=state.round + 1, attempt=0)
         event = action_event(
@@ -93,6 +97,8 @@ class DeadLetters:
 
         It is set aside first, then the log says so: of a crash in between, what is left can be dropped again.
         """
+        if key.startswith(DEAD_TASK):
+            return await DeadTasks(self._bus).drop(key)
         state, revision, firing = await self._find(key, _DEAD)
         event = action_event(
             "dropped", firing, key=key, kind=_kind(firing, key), state=state, now=self._clock.now()

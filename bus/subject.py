@@ -16,6 +16,7 @@ PREFIX = "hark.ev."
 ALL_EVENTS = "hark.ev.>"
 FLOW_RUNS = "hark.ev.flow-run.>"
 TASK_RUNS = "hark.ev.task-run.>"
+BACKGROUND_RUNS = "hark.ev.task-run.background.*"
 STATE_HEADER = "Hark-State"
 
 
@@ -32,6 +33,16 @@ def flow_run_filter(run_id: str) -> str:
 def task_run_subject(flow_run_id: str) -> str:
     """``hark.ev.task-run.<flow_run_id>``: one subject for all task runs of a flow run, in order."""
     return f"hark.ev.task-run.{flow_run_id}"
+
+
+def background_subject(task_run_id: str) -> str:
+    """``hark.ev.task-run.background.<id>``: a task run of ``delay``, which has a subject of its own to be guarded by."""
+    return f"hark.ev.task-run.background.{task_run_id}"
+
+
+def waits_subject(task_run_id: str) -> str:
+    """``hark.ev.hark.task.waits.<id>``: which task runs of ``delay`` wait for the end of this one."""
+    return f"hark.ev.hark.task.waits.{task_run_id}"
 
 
 def hooks_subject(word: str, flow_run_id: str) -> str:
@@ -55,7 +66,12 @@ def subject_of(event: Event) -> str:
         return flow_run_subject(type_[9:], event.subject[9:])
     if type_.startswith("hark.hooks.") and event.subject and event.subject.startswith("flow-run/"):
         return hooks_subject(type_[11:], event.subject[9:])
+    if type_ == "hark.task.waits" and event.subject and event.subject.startswith("task-run/"):
+        return waits_subject(event.subject[9:])
     if type_.startswith("task-run.") and isinstance(event.data, dict):
+        run = event.data.get("run")
+        if isinstance(event.data.get("background"), dict) and isinstance(run, dict):
+            return background_subject(str(run.get("id")))
         parent = event.data.get("flow_run")
         if isinstance(parent, dict) and isinstance(parent.get("id"), str):
             return task_run_subject(str(parent["id"]))

@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "explain": ("backtest:explain", "Show why rules acted on an event, or did not."),
     "events": ("events:events", "Events: ls, watch, show."),
     "runs": ("runs:runs", "Flow runs: ls, show, logs, watch, cancel, pause, suspend, resume, retry."),
+    "tasks": ("tasks:tasks", "Background tasks: serve, show."),
     "deployments": (
         "deployments:deployments",
         "Flows that can be run by name: ls, show, run, pause, resume, backfill.",
@@ -49,7 +50,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "alerts": ("alerts:alerts", "Open incidents of the notifications' routing: ls, show, ack."),
     "silences": ("silences:silences", "For a while, matching alerts are told to nobody: ls, add, expire."),
     "approvals": ("approvals:approvals", "Questions that rules ask people: ls, approve, reject."),
-    "dlq": ("dlq:dlq", "Dead letters, actions that failed for good: ls, show, redrive, drop."),
+    "dlq": ("dlq:dlq", "Dead letters, what failed for good: ls, show, redrive, drop."),
     "migrate": ("migrate:migrate", "Rules of other tools as a hark.yaml: prefect, eda."),
     "keys": ("values:keys", "Access keys: create, ls, revoke."),
     "status": ("service:status", "Show what the service is doing."),

@@ -22,7 +22,12 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Run a flow in this process and print what it returns; exit 1 if it failed."""
-    flow = _load(entrypoint)
+    from ..engine.tasks import Task
+    from ..errors import DefinitionError
+
+    flow = load_entrypoint(entrypoint)
+    if isinstance(flow, Task):
+        raise DefinitionError(f"{entrypoint} is a task, not a flow", hint="serve it with `hark tasks serve`")
     given = key_values(parameters or [])
     state = _call(flow, given)
     if state.is_completed():
@@ -34,7 +39,8 @@ def run(
     raise typer.Exit(1)
 
 
-def _load(entrypoint: str) -> Any:
+def load_entrypoint(entrypoint: str) -> Any:
+    """Return the flow or task that an entrypoint names. Raises ``DefinitionError`` if there is none."""
     import importlib
     import importlib.util
 

@@ -61,6 +61,9 @@ def blocking_session(what: str = "this") -> Session:
         flow = FlowRunContext.get()
         if flow is not None and flow.tracker is not None:
             return flow.tracker.side.session()
+        from .side_session import side_of
+
+        return side_of(session.bus).session()
     return session
 
 

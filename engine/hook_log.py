@@ -88,6 +88,19 @@ class HookLog:
             )
         )  # fmt: skip
 
+    async def note_call(self, task_run_id: str) -> None:
+        """Append that the hooks of the end of a task run of ``delay`` have run."""
+        data: JsonObject = {"run": {"id": task_run_id}, "task_run": {"id": task_run_id}, "call": task_run_id}
+        await self._bus.log.append(
+            Event(
+                type="hark.hooks.ran",
+                source=SOURCE,
+                id=new_id(),
+                subject=f"flow-run/{task_run_id}",
+                data=data,
+            )
+        )
+
     async def calls(self, run_id: str, *, after: int = 0) -> set[str]:
         """Return the keys of the task calls of a run whose ``on_completion`` hooks have run."""
         return {

@@ -172,7 +172,10 @@ def get_run_logger(context: FlowRunContext | TaskRunContext | None = None, **ext
         flow = run.flow_context
         tracker = flow.tracker if flow else None
         return logger_of_task_run(
-            run.task_run, flow.flow_run if flow else None, tracker.session if tracker else None, extra
+            run.task_run,
+            flow.flow_run if flow else None,
+            tracker.session if tracker else run.task_run.session,
+            extra,
         )
     return logger_of_flow_run(run.flow_run, run.tracker.session if run.tracker else None, extra)
 
@@ -197,7 +200,7 @@ def logger_of_task_run(
     return RunLogger(
         run_loggers()[1],
         {
-            "flow_run_id": flow_run.id if flow_run else None, "flow_run_name": flow_run.name if flow_run else None,
+            "flow_run_id": flow_run.id if flow_run else task_run.log_id, "flow_run_name": flow_run.name if flow_run else None,
             "flow_name": flow_run.flow_name if flow_run else None, "task_run_id": task_run.id,
             "task_run_name": task_run.name, "task_name": task_run.task_name, "hark_session": session, **(extra or {}),
         },

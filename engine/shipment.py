@@ -25,7 +25,7 @@ from .tasks import Task
 if TYPE_CHECKING:
     from ..bus.address import BrokerAddress
 
-__all__ = ["FlowFacts", "Outcome", "RemoteTraceback", "Shipment", "TaskFacts", "pack", "packed_outcome", "unpacked_outcome"]  # fmt: skip
+__all__ = ["FlowFacts", "Outcome", "RemoteTraceback", "Shipment", "TaskFacts", "pack", "about_arguments", "packed_outcome", "unpacked_outcome"]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ def pack(call: TaskCall, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Sh
     try:
         arguments = pickled((args, dict(kwargs)))
     except Exception as exc:
-        raise _about_arguments(task, run.parameters) from exc
+        raise about_arguments(task, run.parameters) from exc
     cause = current_cause.get()
     module = getattr(task.fn, "__module__", None) or "__main__"
     return Shipment(
@@ -121,7 +121,7 @@ def _travelling(task: Task[..., Any]) -> Task[..., Any]:
     )  # fmt: skip
 
 
-def _about_arguments(task: Task[..., Any], parameters: Mapping[str, Any]) -> Unpicklable:
+def about_arguments(task: Task[..., Any], parameters: Mapping[str, Any]) -> Unpicklable:
     for name, value in parameters.items():
         try:
             pickled(value)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import threading
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 if TYPE_CHECKING:
     from ..bus import Bus
     from ..bus.session import Session, SessionThread
 
-__all__ = ["SideSession"]
+__all__ = ["SideSession", "side_of"]
 
 
 class SideSession:
@@ -47,4 +48,22 @@ class SideSession:
     async def aclose(self) -> None:
         """Close without holding the loop."""
         if self._thread is not None:
-            await asyncio.to_thread(self.close)
+            # Whoever closes may be being cancelled, and the thread would stay.
+            closing = asyncio.get_running_loop().run_in_executor(None, self.close)
+            try:
+                await asyncio.shield(closing)
+            except asyncio.CancelledError:
+                await asyncio.wait([closing])
+                raise
+
+
+_of_bus: WeakKeyDictionary[Bus, SideSession] = WeakKeyDictionary()
+
+
+def side_of(bus: Bus) -> SideSession:
+    """Return the second session of a bus, for code outside of flows; the same one each time, closed with the bus."""
+    found = _of_bus.get(bus)
+    if found is None:
+        found = _of_bus[bus] = SideSession(bus)
+        bus.on_close(found.aclose)
+    return found

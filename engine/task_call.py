@@ -63,6 +63,8 @@ class TaskCall:
     """The run whose code made the call."""
     is_careful = False
     """Whether it is part of a transaction, or something has been said of its result."""
+    rests_after_s: float | None = None
+    """A retry delay longer than this ends the call here (``Suspend``): somebody goes on with it then. None: it waits here."""
     elsewhere: Callable[[TaskCall, tuple[Any, ...], dict[str, Any]], Any] | None = None
 
     def __init__(

@@ -25,7 +25,7 @@ from .naming import render_name
 from .nested import ATOMS, replace_leaves
 from .results import InlineResult, LargeResult
 from .retry import jittered_s, retry_delay_s
-from .signals import Abort, Interrupted, ReturnedFailure, Skip
+from .signals import Abort, Interrupted, ReturnedFailure, Skip, Suspend, suspension_in
 from .spans import task_span
 from .states import AwaitingRetry, Cached, Cancelled, Completed, NotReady, Retrying, Running, State, StateType
 from .steps import take_steps, take_steps_async
@@ -152,7 +152,7 @@ def may_retry(call: TaskCall, exc: Exception) -> bool:
 
 
 def await_retry(call: TaskCall, failed: State) -> float:
-    """Say that the call will be tried again; return in how many seconds."""
+    """Say that the call will be tried again; return in how many seconds. Raises ``Suspend`` if it does not wait here."""
     run, task = call.run, call.task
     delay_s = jittered_s(
         retry_delay_s(task.retry_delays, retry=run.run_count),
@@ -168,12 +168,17 @@ def await_retry(call: TaskCall, failed: State) -> float:
         failed.message,
     )
     if call.events is not None:
-        call.events.write(run, _SCHEDULED, "AwaitingRetry", failed.message)
+        due = stamp(time.time_ns() + int(delay_s * 1e9))
+        call.events.write(run, _SCHEDULED, "AwaitingRetry", failed.message, more=f'"retry_at":"{due}",')
+    if call.rests_after_s is not None and delay_s > call.rests_after_s:
+        raise Suspend(run.state)
     return delay_s
 
 
 def crashed(call: TaskCall, exc: BaseException) -> State:
     """Record what something from outside did to the task; return the state."""
+    if call.run.state is not None and suspension_in(exc) is not None:
+        return call.run.state  # it leaves its worker, and has said until when
     flow = call.flow
     leaves = flow is not None and flow.tracker is not None and flow.tracker.leaves_interrupted
     if leaves and isinstance(exc, asyncio.CancelledError | Interrupted):
@@ -339,7 +344,7 @@ def finish_sync(call: TaskCall, state: State, result: InlineResult | LargeResult
         report_failure(call, state)
     if events is not None:
         events.write(run, state.type, state.name, state.message, result, values_of(call))
-        if isinstance(result, LargeResult):
+        if events.is_guarded or isinstance(result, LargeResult):
             events.give_way()
     hooks = _hooks_of(call, state)
     if hooks:
@@ -512,7 +517,7 @@ async def finish_async(
         report_failure(call, state)
     if events is not None:
         events.write(run, state.type, state.name, state.message, result, values_of(call))
-        if isinstance(result, LargeResult):
+        if events.is_guarded or isinstance(result, LargeResult):
             await events.give_way_async()
     hooks = _hooks_of(call, state)
     if hooks:

@@ -12,6 +12,7 @@ from ..vocabulary import TaskRunId
 from .states import State, StateType
 
 if TYPE_CHECKING:
+    from ..bus.session import Session
     from .tasks import Task
 
 __all__ = ["IdSource", "TaskRun", "stamp"]
@@ -59,6 +60,9 @@ class TaskRun:
     """Parts of its events that do not change; kept by the tracker."""
     previous: StateType | None = None
     state: State | None = None
+    session: Session | None = None
+    """Where its log lines go, of a run in no flow; under ``log_id``."""
+    log_id: str | None = None
 
     def __init__(
         self,

@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Self
 
 from .futures import FutureList, TaskFuture, left_s
+from .signals import Suspend
 from .states import Cancelled
 from .thread_pool import ThreadPool, run_coroutine
 
@@ -82,7 +83,7 @@ class TaskRunner(ABC):
         self, task: Task[..., Any], parameters: Mapping[str, Any], wait_for: Iterable[Any] | None = None
     ) -> FutureList[Any]:
         """Run ``task`` once for each element of the iterable parameters."""
-        from .tasks import map_calls
+        from .mapping import map_calls
 
         return FutureList(self.submit(task, one, wait_for) for one in map_calls(task, dict(parameters)))
 
@@ -339,7 +340,7 @@ class AsyncTaskRunner(TaskRunner):
             future.finish(await run_async(call))
         except BaseException as exc:
             future.finish(call.run.state or state_of_crash(exc, run_id=call.run.id))
-            if not isinstance(exc, asyncio.CancelledError):
+            if not isinstance(exc, asyncio.CancelledError | Suspend):
                 raise
 
     def stop(self, *, interrupt: bool = False) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-import io
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from datetime import timedelta
 from difflib import get_close_matches
 from hashlib import blake2b
+from importlib import import_module
 from types import MethodType
 from typing import (
     TYPE_CHECKING,
@@ -26,12 +26,11 @@ from typing import (
 
 import orjson
 
-from ..errors import MappingLengthMismatch, MappingMissingIterable
-from .annotations import Annotation, allow_failure, unmapped
 from .cache_policies import DEFAULT, NO_CACHE, task_input_hash
 from .futures import FutureList, TaskFuture
 from .hooks import Hook, check_hooks
 from .keeping import Keeping
+from .mapping import map_calls
 from .marked import Marked
 from .naming import check_template
 from .parameters import CallShape
@@ -47,6 +46,7 @@ if TYPE_CHECKING:
 
     from .cache_policies import CachePolicy
     from .caching import TaskCache
+    from .distributed_future import DistributedFuture
     from .serializers import Serializer
     from .task_runners import TaskRunner
 
@@ -330,6 +330,40 @@ class Task(Marked, Generic[P, R]):
             return [future.state for future in futures]
         return futures
 
+    def delay(self, *args: Any, **kwargs: Any) -> DistributedFuture[Any]:
+        """Have the task run by any worker that serves it (``task.serve()``); return its future at once.
+
+        From sync and async code, in and outside of flows. It is accepted for good when this returns, see ``delay.send``.
+        """
+        from .delay import send
+
+        return send(self, args, kwargs)
+
+    def apply_async(
+        self,
+        args: Iterable[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        wait_for: Any = None,
+        dependencies: Mapping[str, Any] | None = None,
+    ) -> DistributedFuture[Any]:
+        """Do what ``delay`` does, with the arguments as a list and a mapping.
+
+        Args:
+            wait_for: futures that must complete first.
+            dependencies: futures it is shown to depend on, by name; nothing waits for them.
+        """
+        from .delay import send
+
+        return send(self, args or (), kwargs, wait_for=wait_for, dependencies=dependencies)
+
+    def serve(self, *, limit: int | None = 10) -> None:
+        """Run what ``delay`` asks of this task in this process, until it is stopped (Ctrl-C, TERM). See ``hark.serve``.
+
+        Args:
+            limit: runs at once; None: as many as there are.
+        """
+        import_module(__package__.rpartition(".")[0]).serve(self, limit=limit)
+
     # --- making others -------------------------------------------------------------------------------
 
     def with_options(self, **options: Unpack[TaskOptions]) -> Task[P, R]:
@@ -447,67 +481,6 @@ def _runner() -> TaskRunner:
 
     flow = FlowRunContext.get()
     return flow.runner if flow is not None else default_runner()
-
-
-def map_calls(task: Task[..., Any], given: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the parameters of each call that ``map`` makes.
-
-    Raises:
-        MappingMissingIterable, MappingLengthMismatch: nothing to iterate over, or lengths differ.
-    """
-    shape = task.shape
-    if shape.varkw is not None and shape.varkw in given:
-        extra = given.pop(shape.varkw)
-        given = {**given, **extra}
-    else:
-        extra = {}
-    single: dict[str, Any] = {}
-    mapped: dict[str, list[Any]] = {}
-    for name, value in given.items():
-        values = _elements(value)
-        if values is None:
-            single[name] = value.value if isinstance(value, unmapped) else value
-        else:
-            mapped[name] = values
-    if not mapped:
-        raise MappingMissingIterable(
-            f"task {task.name!r} was mapped over nothing: none of its arguments is iterable",
-            hint="give at least one list, and call .submit for a single run",
-        )
-    lengths = {name: len(values) for name, values in mapped.items()}
-    if len(set(lengths.values())) > 1:
-        shown = ", ".join(f"{name}: {n}" for name, n in lengths.items())
-        raise MappingLengthMismatch(
-            f"task {task.name!r} was mapped over iterables of different lengths ({shown})",
-            hint="wrap what every call should get whole in unmapped(…)",
-        )
-    calls = []
-    for i in range(next(iter(lengths.values()))):
-        one = {**single, **{name: values[i] for name, values in mapped.items()}}
-        if extra:
-            one[cast(str, shape.varkw)] = {name: one.pop(name) for name in extra}
-        calls.append(shape.with_defaults(one))
-    return calls
-
-
-def _elements(value: Any) -> list[Any] | None:
-    """Return what ``map`` iterates over in an argument; None if every call gets the argument whole."""
-    if isinstance(value, allow_failure):
-        inner = _elements(value.value)
-        return None if inner is None else [allow_failure(item) for item in inner]
-    if isinstance(value, Annotation):
-        return None
-    if isinstance(value, (TaskFuture, State)):
-        value = value.result()
-    if isinstance(value, str | bytes | bytearray | io.IOBase):
-        return None
-    try:
-        # Not isinstance(…, Iterable): what has only __getitem__ and a length is iterated over, too.
-        return list(iter(value))
-    except TypeError:
-        if hasattr(value, "__iter__"):
-            raise
-        return None
 
 
 def take_own(kwargs: dict[str, Any]) -> tuple[bool, Any]:

@@ -15,24 +15,23 @@ from collections import deque
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from ..bus.outgoing import Outgoing
 from ..bus.owner import Owner
-from ..bus.subject import STATE_HEADER, hooks_subject, task_run_subject
-from ..bus.wire import header_lines
+from ..bus.subject import hooks_subject, task_run_subject
 from ..errors import BufferFull, GuardFailed, MoveRefused, RunLost
-from ..vocabulary import TERMINAL, JsonObject, JsonValue, StateType, TaskRunId, sendable
+from ..vocabulary import TERMINAL, JsonObject, JsonValue, StateType, TaskRunId
 from .caller import DETAIL, Caller, caller_of
 from .hook_log import HookLog, hooked_payload
 from .replay import FinishedCall, FinishedCalls, attempt_starts, begins_anew, noted_waits, retries_made
 from .results import InlineResult, LargeResult, RecordedResult, encode_result
 from .run import SOURCE, FlowRun
 from .side_session import SideSession
-from .states import Crashed, State, event_word
+from .states import Crashed, State
+from .task_event_text import COMPLETED_LINES, PENDING_LINES, QUOTED, RUNNING_LINES, known, quoted, texts
 from .task_run import IdSource, TaskRun, stamp
 
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ if TYPE_CHECKING:
     from .serializers import Serializer
     from .tag_limits import TagLimits
 
-__all__ = ["FlowTracker", "TaskEvents", "standalone_events"]
+__all__ = ["FlowTracker", "TaskEvents", "Upload", "standalone_events"]
 
 TURN = 300
 """Events given since the loop last turned, from which async tasks let it turn.
@@ -61,6 +60,9 @@ _EVENTS_PER_TASK = 3
 
 class TaskEvents:
     """Writes the transitions of task runs that share one flow run (or of one task run outside any)."""
+
+    is_guarded = False
+    """Whether an end is in the log, or refused, when ``give_way`` returns."""
 
     def __init__(
         self,
@@ -86,21 +88,21 @@ class TaskEvents:
         self._subject = task_run_subject(run_id)
         self._publisher = session.bus.publisher
         self._owner = owner
-        self._later: deque[Outgoing | _Upload] = deque()
+        self._later: deque[Outgoing | Upload] = deque()
         self._later_lock = threading.Lock()
         self._sender: asyncio.Task[None] | None = None
         self._turnstiles: dict[asyncio.AbstractEventLoop, deque[asyncio.Future[None]]] = {}
         self._failed: Exception | None = None
         self._tag_limits: TagLimits | None = None
-        attributes = f'"correlationid":{_text(correlationid or run_id)},'
+        attributes = f'"correlationid":{quoted(correlationid or run_id)},'
         if causationid:
-            attributes += f'"causationid":{_text(causationid)},'
+            attributes += f'"causationid":{quoted(causationid)},'
         if causaldepth:
             attributes += f'"causaldepth":{causaldepth},'
         self._attributes = (
-            f'{attributes}"data":{{"flow_run":{{"id":{_text(run_id)},"name":{_text(run_name)},"attempt":{attempt}}},'
-            f'"flow":{{"name":{_text(flow_name)}}},'
-            f'"deployment":{f"""{{"name":{_text(deployment)}}}""" if deployment else "null"},'
+            f'{attributes}"data":{{"flow_run":{{"id":{quoted(run_id)},"name":{quoted(run_name)},"attempt":{attempt}}},'
+            f'"flow":{{"name":{quoted(flow_name)}}},'
+            f'"deployment":{f"""{{"name":{quoted(deployment)}}}""" if deployment else "null"},'
         )
 
     def write(
@@ -123,9 +125,9 @@ class TaskEvents:
         if self.is_silent:
             run.previous = type_
             return
-        word, state, lines = _known(type_, name)
+        word, state, lines = known(type_, name)
         if message is not None:
-            state = f"{state[:-5]}{_text(message)}}}"
+            state = f"{state[:-5]}{quoted(message)}}}"
         now = time.time_ns()
         event_id = self._event_ids.draw()
         started = run.started_text
@@ -139,11 +141,11 @@ class TaskEvents:
         head = (
             f'{{"specversion":"1.0","id":"{event_id}","source":"{SOURCE}","type":"task-run.{word}",'
             f'"time":"{stamp(now)}",{about}"attempt":{run.run_count},"started_at":{timing}}},"state":{state},'
-            f'"previous":{_QUOTED[run.previous]},{call}{more}'
+            f'"previous":{QUOTED[run.previous]},{call}{more}'
         )
         run.previous = type_
         if isinstance(result, LargeResult):
-            self._send_later(_Upload(self._subject, head, tail, event_id, lines, run.id, result))
+            self._send_later(Upload(self._subject, head, tail, event_id, lines, run.id, result))
             return
         if result is not None:
             head += f'"result":{result},'
@@ -163,7 +165,7 @@ class TaskEvents:
             f'{about}"attempt":0,"started_at":null,"duration_s":null}},'
             f'"state":{{"type":"PENDING","name":"Pending","message":null}},"previous":null,{call}{tail}'.encode(),
             event_id,
-            _PENDING_LINES,
+            PENDING_LINES,
         )
         event_id = self._event_ids.draw()
         running = self._message(
@@ -171,10 +173,10 @@ class TaskEvents:
             f'{about}"attempt":1,"started_at":"{text}","duration_s":null}},'
             f'"state":{{"type":"RUNNING","name":"Running","message":null}},"previous":"PENDING",{call}{tail}'.encode(),
             event_id,
-            _RUNNING_LINES,
+            RUNNING_LINES,
         )
         self._give(pending, running)
-        run.previous = _RUNNING
+        run.previous = StateType.RUNNING
 
     def write_committed(self, call: str) -> None:
         """Say that a ``with transaction()`` block, known by its place in the run as a call is, has been committed."""
@@ -185,9 +187,9 @@ class TaskEvents:
             self._message(
                 f'{{"specversion":"1.0","id":"{event_id}","source":"{SOURCE}","type":"hark.transaction.committed",'
                 f'"time":"{stamp(time.time_ns())}","subject":"flow-run/{run_id}",{self._attributes}'
-                f'"run":{{"id":{_text(call)}}},"call":{_text(call)}}}}}'.encode(),
+                f'"run":{{"id":{quoted(call)}}},"call":{quoted(call)}}}}}'.encode(),
                 event_id,
-                _COMPLETED_LINES,
+                COMPLETED_LINES,
             )
         )
 
@@ -223,7 +225,7 @@ class TaskEvents:
             f'"subject":"task-run/{run.id}",{self._attributes}"task":{run.task.fragment},'
             f'"run":{{"id":"{run.id}","name":{name},"index":{run.index},'
         )
-        tail = f'"upstream":{_texts(run.upstream)},"tags":{_texts(run.tags)}}}}}'
+        tail = f'"upstream":{texts(run.upstream)},"tags":{texts(run.tags)}}}}}'
         run.pieces = (about, f'"call":{call},', tail)
         return run.pieces
 
@@ -304,7 +306,7 @@ class TaskEvents:
         if self._sender is not None:
             self._sender.cancel()
 
-    def _send_later(self, item: Outgoing | _Upload) -> None:
+    def _send_later(self, item: Outgoing | Upload) -> None:
         with self._later_lock:
             if self.is_silent:
                 return
@@ -332,7 +334,7 @@ class TaskEvents:
                 if self._later:  # silenced meanwhile
                     self._later.popleft()
 
-    async def _upload(self, item: _Upload) -> Outgoing:
+    async def _upload(self, item: Upload) -> Outgoing:
         name = f"results/{item.subject.rpartition('.')[2]}/{item.run_id}"
         await self.session.bus.objects.put(name, item.result.data)
         payload = f'{item.head}"result":{item.result.reference(name)},{item.tail}'.encode()
@@ -357,7 +359,7 @@ class TaskEvents:
 
 
 @dataclass(slots=True)
-class _Upload:
+class Upload:
     """A completed task whose result has to be in the object store before its event is in the log."""
 
     subject: str
@@ -578,29 +580,3 @@ def standalone_events(session: Session, task_run_id: str, *, inline_bytes: int) 
         session, run_id=task_run_id, run_name=None, attempt=1, flow_name=None, deployment=None, correlationid=None,
         causationid=None, causaldepth=0, inline_bytes=inline_bytes,
     )  # fmt: skip
-
-
-_RUNNING = StateType.RUNNING
-_PENDING_LINES, _RUNNING_LINES, _COMPLETED_LINES = (
-    header_lines({STATE_HEADER: word}) for word in ("pending", "running", "completed")
-)
-_QUOTED: dict[StateType | None, str] = {None: "null", **{type_: f'"{type_.value}"' for type_ in StateType}}
-
-
-@lru_cache(maxsize=256)
-def _known(type_: StateType, name: str) -> tuple[str, str, str]:
-    """Return the event's last word, the state as JSON with a null message at its end, and the header lines."""
-    word = event_word(type_, name)
-    state = f'{{"type":"{type_.value}","name":{_text(name)},"message":null}}'
-    return word, state, header_lines({STATE_HEADER: word})
-
-
-@lru_cache(maxsize=4096)
-def _text(value: str | None) -> str:
-    return orjson.dumps(sendable(value)).decode() if value is not None else "null"
-
-
-@lru_cache(maxsize=1024)
-def _texts(values: tuple[str, ...] | frozenset[str]) -> str:
-    texts = [sendable(value) for value in values]
-    return orjson.dumps(sorted(texts) if isinstance(values, frozenset) else texts).decode()

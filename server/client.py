@@ -256,6 +256,9 @@ class Hark(ValueCalls):
     async def flow_run_logs(self, id: str) -> list[JsonObject]:
         return _items(await self._get(f"/api/flow-runs/{_part(id)}/logs"))
 
+    async def task_run(self, id: str) -> JsonObject:
+        return _object(await self._get(f"/api/task-runs/{_part(id)}"))
+
     async def task_runs(self, flow_run_id: str) -> list[JsonObject]:
         return _items(await self._get(f"/api/flow-runs/{_part(flow_run_id)}/task-runs"))
 

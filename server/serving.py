@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from ..engine.deployments import RunnerDeployment, pool_for
@@ -16,9 +16,11 @@ if TYPE_CHECKING:
     from ..bus import Bus
     from ..bus.session import Session
     from ..config import Settings
+    from ..engine.task_worker import TaskWorker
+    from ..engine.tasks import Task
     from .service import Service
 
-__all__ = ["adeploy", "aserve", "deploy", "serve", "serving"]
+__all__ = ["adeploy", "aserve", "deploy", "serve", "serving", "serving_tasks"]
 
 log = logging.getLogger("hark.serve")
 
@@ -85,7 +87,7 @@ def _stored_schedules(described: RunnerDeployment) -> list[StoredSchedule]:
 
 
 def serve(
-    *deployments: RunnerDeployment,
+    *deployments: RunnerDeployment | Task[..., Any],
     limit: int | None = None,
     pause_on_shutdown: bool = True,
     print_starting_message: bool = True,
@@ -95,11 +97,13 @@ def serve(
     They get a pool of their own, so nobody else's workers take their runs. Where a broker is known, this process is
     a worker on it; where none is, it starts everything, as ``hark up`` does, on ``HARK_HOME``.
 
+    Given tasks, it serves what their ``delay`` asks for, together with all other processes that serve them.
+
     Args:
-        limit: runs at once; default: the worker's settings.
+        limit: runs at once; default: the worker's settings, and 10 of tasks.
         pause_on_shutdown: pause their schedules when it stops.
     Raises:
-        DefinitionError: one of them is wrong.
+        DefinitionError: one of them is wrong, or they are deployments and tasks.
         RefusedError: called from async code, whose loop it would hold for good.
     """
     from ..engine.either import is_async_here
@@ -110,13 +114,26 @@ def serve(
             "serve() runs until it is stopped, and would hold this event loop",
             hint="call it from sync code, or use `async with serving(…)`",
         )
+    tasks = [one for one in deployments if not isinstance(one, RunnerDeployment)]
+    described = [one for one in deployments if isinstance(one, RunnerDeployment)]
+    if tasks and described:
+        raise DefinitionError(
+            "deployments and tasks cannot be served together", hint="serve each kind in a process of its own"
+        )
     import anyio
 
     async def run() -> None:
         import signal
 
         with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-            async with serving(*deployments, limit=limit, pause_on_shutdown=pause_on_shutdown) as service:
+            async with AsyncExitStack() as stack:
+                if tasks:
+                    await stack.enter_async_context(serving_tasks(*tasks, limit=limit or 10))
+                    service = None
+                else:
+                    service = await stack.enter_async_context(
+                        serving(*described, limit=limit, pause_on_shutdown=pause_on_shutdown)
+                    )
                 if print_starting_message:
                     _say_served(deployments, service)
                 async for _ in signals:
@@ -140,10 +157,13 @@ async def aserve(
         await anyio.sleep_forever()
 
 
-def _say_served(deployments: Sequence[RunnerDeployment], service: Service) -> None:
-    names = ", ".join(repr(one.name) for one in deployments)
-    where = f", see {service.url}" if service.url else ""
-    text = f"Serving {names}{where}. Ask for a run with `hark deployments run NAME`."
+def _say_served(served: Sequence[RunnerDeployment | Task[..., Any]], service: Service | None) -> None:
+    names = ", ".join(repr(one.name) for one in served)
+    where = f", see {service.url}" if service is not None and service.url else ""
+    if service is None:
+        text = f"Serving task{'s' if len(served) > 1 else ''} {names}. Ask for a run with `task.delay(…)`."
+    else:
+        text = f"Serving {names}{where}. Ask for a run with `hark deployments run NAME`."
     print(text, flush=True)  # noqa: T201  it speaks to who started it
 
 
@@ -179,6 +199,31 @@ async def serving(
         finally:
             if pause_on_shutdown:
                 await _pause_schedules(service.bus, names)
+
+
+@asynccontextmanager
+async def serving_tasks(
+    *tasks: Task[..., Any], limit: int | None = 10, settings: Settings | None = None
+) -> AsyncGenerator[TaskWorker]:
+    """Serve tasks while inside; see ``serve``."""
+    from ..bus import locate_broker
+    from ..bus.session import open_bus
+    from ..config import load_settings
+    from ..engine.task_worker import TaskWorker
+    from .roles import ALL_ROLES
+    from .service import Service
+
+    settings = settings or load_settings()
+    address = locate_broker(settings)
+    async with AsyncExitStack() as stack:
+        if address is None:
+            bus = (await stack.enter_async_context(Service(settings, roles=ALL_ROLES))).bus
+        else:
+            bus = await stack.enter_async_context(open_bus(address, settings.bus))
+        worker = TaskWorker(
+            *tasks, limit=limit, bus=bus, engine=settings.engine, drain_s=settings.worker.drain_s
+        )
+        yield await stack.enter_async_context(worker)
 
 
 def _into(described: RunnerDeployment, pool: str) -> RunnerDeployment:
