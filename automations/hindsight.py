@@ -18,12 +18,14 @@ from ..bus.event import format_time, readable
 from ..bus.subject import PREFIX
 from ..vocabulary import JsonObject, JsonValue
 from .backtest import Replay, decision_json, filters_of
+from .condition import parse_where
 from .decision import RESOLVED, SUPPRESSED, TRIGGERED, Decision
-from .explain import Look, explain_event
+from .explain import Look, explain_event, predicates_of
 from .fold import FoldConfig
 from .key import key_values, keys_of, show_key
 from .matcher import pattern_covers
 from .model import Automation
+from .where import explain
 
 if TYPE_CHECKING:
     from ..bus import Bus, Recorded
@@ -45,11 +47,14 @@ class Standing:
     before: JsonObject
     after: JsonObject
     cooling_until: float | None
+    waits: tuple[Look, ...] = ()
 
     def to_json(self) -> JsonObject:
         out: JsonObject = {"key": self.key, "before": _dated(self.before), "after": _dated(self.after)}
         if self.cooling_until is not None:
             out["cooldown_until"] = _stamp(self.cooling_until)
+        if self.waits:
+            out["waits"] = [look.to_json() for look in self.waits]
         return out
 
 
@@ -74,6 +79,18 @@ class Judgement:
         return any(look.takes_part for look in self.looks)
 
     @property
+    def waits(self) -> tuple[Look, ...]:
+        """How the event fared with what begun sequences asked of their next step, where that speaks of earlier events."""
+        return tuple(look for standing in self.standings for look in standing.waits)
+
+    @property
+    def _answers_nothing(self) -> bool:
+        """Whether it fits a later step of a sequence, and took no wait on."""
+        if self.automation.sequence is None or not self.standings or self.looks[0].matched:
+            return False
+        return all(s.before == s.after for s in self.standings)
+
+    @property
     def verdict(self) -> str:
         """What came of it, in a few words."""
         rule = self.automation
@@ -91,6 +108,11 @@ class Judgement:
         if said:
             shadow = ", in shadow: it does not act" if rule.mode == "shadow" else ""
             return " and ".join(dict.fromkeys(said)) + shadow
+        if self._answers_nothing:
+            asked = next(
+                (str(p).removeprefix("no  ") for w in self.waits for p in w.predicates if not p.ok), ""
+            )
+            return f"no match for what is waited for: {asked}" if asked else "nothing waited for it"
         return "counted, and not enough yet" if rule.kind not in ("absence", "heartbeat") else "noted"
 
     def to_json(self) -> JsonObject:
@@ -208,11 +230,33 @@ async def _replayed(
     for automation in taking:
         name = automation.name
         standings[name] = tuple(
-            Standing(show_key(key_values(automation, key)), look, fold.look(name, key), _still(until, at))
+            Standing(
+                show_key(key_values(automation, key)),
+                look,
+                fold.look(name, key),
+                _still(until, at),
+                _asked(automation, look, row),
+            )
             for (owner, key), (look, until) in before.items()
             if owner == name
         )
     return replay, standings
+
+
+def _asked(automation: Automation, before: JsonObject, row: dict[str, Any]) -> tuple[Look, ...]:
+    """Return how the event fares with what waits of a sequence ask for, each different wish once."""
+    found: dict[bytes, Look] = {}
+    waits: Any = before.get("waits") or []
+    for wait in waits:
+        step = (automation.sequence or ())[wait["step"]]
+        asks = wait.get("asks")
+        if not asks or not all(p.ok for p in predicates_of(step.on, row, step.linked.node)):
+            continue
+        wish = orjson.dumps([wait["step"], asks], default=str)
+        node, _ = parse_where(asks)
+        if wish not in found and node is not None:
+            found[wish] = Look(step.as_ or f"sequence[{wait['step']}]", tuple(explain(node, row)), ("",))
+    return tuple(found.values())
 
 
 def _still(until: float | None, at: float) -> float | None:

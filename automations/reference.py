@@ -135,6 +135,18 @@ class Linked:
         check = _compiled(orjson.dumps(rest, default=str))
         return None if check is None else (key, check)
 
+    def asks(self, earlier: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the conditions on earlier events as a ``where`` with their values filled in; empty if there are none.
+
+        Args:
+            earlier: as for ``place``.
+        """
+        try:
+            out = {_shown(path): render_value(template, earlier) for path, template in self.joins}
+            return out | {key: render_value(want, earlier) for key, want in self.rest}
+        except TemplateError:
+            return {}
+
     def keys_in(self, row: Mapping[str, Any]) -> list[str]:
         """Return the join keys an event answers to; one empty key when there are no joins."""
         if not self.joins:
@@ -154,6 +166,10 @@ _NO_JOIN = "[]"
 
 def _written(path: Path) -> str:
     return path[0] + "".join(f"[{orjson.dumps(part).decode()}]" for part in path[1:])
+
+
+def _shown(path: Path) -> str:
+    return ".".join(path) if all(part.isidentifier() for part in path) else _written(path)
 
 
 def _join_text(values: list[Any]) -> str:

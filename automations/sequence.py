@@ -250,6 +250,7 @@ class Sequence:
                         "has": w.done,
                         "needs": self._steps[step].count,
                         "events": len(w.refs),
+                        **({"asks": asks} if (asks := self._steps[step].linked.asks(w.known)) else {}),
                     }
                     for w in found
                 ]

@@ -156,6 +156,9 @@ def _explain_text(made: JsonObject) -> str:
             key = f"key {standing['key']!r}: " if standing["key"] else ""
             held = f"; cooldown until {standing['cooldown_until']}" if standing.get("cooldown_until") else ""
             lines.append(f"  {key}before {_look(standing['before'])}; after {_look(standing['after'])}{held}")
+            for asked in standing.get("waits", []):
+                lines.append(f"    what {asked['role']} is waited for with")
+                lines += [f"      {line}" for p in asked["predicates"] for line in _predicate(p)]
         for actual in rule["actual"]:
             reason = f" ({actual['reason']})" if actual.get("reason") else ""
             old = "" if actual["version"] == rule["version"] else ", by another version of the rule"
@@ -181,10 +184,23 @@ def _predicate(p: dict[str, Any], indent: str = "") -> list[str]:
     return out
 
 
+def _waits(waits: Any) -> str:
+    """Return the waits of a sequence in words, the same ones once."""
+    said: dict[str, int] = {}
+    for w in waits:
+        asks = f" for {plain(w['asks'])}" if w.get("asks") else ""
+        text = f"step {w['step'] + 1} of {w['of']}{asks}: {w['has']} of {w['needs']}"
+        said[text] = said.get(text, 0) + 1
+    shown = [text + (f" ({n} times)" if n > 1 else "") for text, n in said.items()]
+    return "waiting at " + ", ".join(shown) if shown else "nothing waits"
+
+
 def _look(look: dict[str, Any]) -> str:
     parts = []
     for name, value in look.items():
-        if isinstance(value, list):
+        if name == "waits":
+            parts.append(_waits(value))
+        elif isinstance(value, list):
             shown = (
                 ", ".join(" ".join(f"{k} {plain(v)}" for k, v in item.items()) for item in value) or "none"
             )

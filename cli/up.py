@@ -58,7 +58,9 @@ def up(
 
     from ..server.service import Service, serve
 
-    service = Service(settings, roles=roles, config=config_path(settings, config))
+    # People begin in an empty folder and write the file while it serves.
+    found = config_path(settings, config)
+    service = Service(settings, roles=roles, config=found or Path("hark.yaml"), awaits_config=found is None)
     code = serve(service, announce=lambda text: typer.echo(text, file=sys.stdout))
     if code:
         raise typer.Exit(code)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -54,7 +55,7 @@ def send(
 ) -> None:
     """Deliver a request to a webhook, signed as its sender would; exit 1 if it was not accepted.
 
-    The secret is asked for, unless it is in a file or the webhook needs none.
+    The secret is asked for (or read from stdin), unless it is in a file or the webhook needs none.
     """
     raw = _body(body)
     headers = {}
@@ -74,6 +75,12 @@ def send(
         if not unsigned and verify.get("preset") != "none":
             if secret_from is not None:
                 secret = secret_from.read_text().removesuffix("\n")
+            elif body == "-" and not sys.stdin.isatty():
+                raise typer.BadParameter(
+                    "stdin is the body, so the secret has to be in a file: --secret-file"
+                )
+            elif not sys.stdin.isatty():
+                secret = sys.stdin.read().removesuffix("\n")
             else:
                 secret = typer.prompt(f"Secret of {name}", hide_input=True)
             extra = signed_headers(verify, body=raw, secret=secret, event=event)
@@ -87,8 +94,6 @@ def send(
 
 
 def _body(text: str | None) -> bytes:
-    import sys
-
     if text is None:
         return b"{}"
     if text == "-":

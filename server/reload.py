@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -33,18 +33,21 @@ _STOP_S = 2.0
 class ConfigFeed(AsyncContextManagerMixin):
     """Keeps what is live in step with a file or folder, once ``apply`` has made it so for the first time.
 
+    A file that is not there yet is applied when it comes; what a removed one said stays live.
     While entered, it is applied again whenever it changes; faults are logged and what is live stays.
     """
 
     def __init__(self, bus: Bus, path: Path) -> None:
         self._bus, self.path = bus, path.absolute()
         self.error = ""
+        self._seen: tuple[object, ...] = ()
 
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncGenerator[Self, None]:
         async with anyio.create_task_group() as tg:
             stop, stopped = anyio.Event(), anyio.Event()
             tg.start_soon(self._watch, stop, stopped)
+            tg.start_soon(self._catch_up)
             try:
                 yield self
             finally:
@@ -60,6 +63,7 @@ class ConfigFeed(AsyncContextManagerMixin):
         Raises:
             ManifestInvalid: nothing was changed.
         """
+        self._seen = self._look()
         live = await names_besides_config(self._bus)
         manifest: Manifest = await to_thread.run_sync(lambda: load_manifest(self.path, live=live))
         for warning in manifest.warnings:
@@ -74,6 +78,23 @@ class ConfigFeed(AsyncContextManagerMixin):
         for warning_text in plan.warnings:
             log.warning("config.warning", extra={"why": warning_text})
         return plan
+
+    def _look(self) -> tuple[object, ...]:
+        """Return what tells one version of the files from another."""
+        files = sorted(self.path.rglob("*")) if self.path.is_dir() else [self.path]
+        looks: list[object] = []
+        for file in files:
+            if self._is_ours(file):
+                with suppress(FileNotFoundError):
+                    stat = file.stat()
+                    looks.append((str(file), stat.st_ino, stat.st_mtime_ns, stat.st_size))
+        return tuple(looks)
+
+    async def _catch_up(self) -> None:
+        """Apply what was written after it was read (or looked for) and before it was watched."""
+        # Started behind the watching task, which has its watch by its first wait.
+        if (seen := self._look()) and seen != self._seen:
+            await self._apply_again()
 
     async def _watch(self, stop: anyio.Event, stopped: anyio.Event) -> None:
         from watchfiles import awatch
@@ -97,6 +118,11 @@ class ConfigFeed(AsyncContextManagerMixin):
 
     async def _apply_again(self) -> None:
         while True:
+            if not self.path.exists():
+                log.warning(
+                    "config.gone", extra={"path": str(self.path), "advice": "what was live stays live"}
+                )
+                return
             try:
                 await self.apply()
             except ManifestInvalid as exc:

@@ -56,6 +56,7 @@ class Service(AsyncContextManagerMixin):
     Args:
         roles: what this process does.
         config: a hark.yaml or folder to apply, and to apply again when it changes; None is no configuration.
+        awaits_config: it need not be there yet; it is applied once it is.
 
     Raises (on entering):
         AlreadyHeld: another process has a broker on this home.
@@ -70,9 +71,11 @@ class Service(AsyncContextManagerMixin):
         *,
         roles: frozenset[Role] = ALL_ROLES,
         config: Path | None = None,
+        awaits_config: bool = False,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self.settings, self.roles, self.config, self.clock = settings, roles, config, clock
+        self._awaits_config = awaits_config
         self.home = settings.home_path
         self.name = f"{socket.gethostname()}-{os.getpid()}-{new_id()[-6:]}"
         self.url = ""
@@ -212,7 +215,8 @@ class Service(AsyncContextManagerMixin):
 
             feed = ConfigFeed(bus, self.config)
             # Before the parts: once the rule engine is ready, every rule of the configuration is in force.
-            await feed.apply()
+            if not (self._awaits_config and not self.config.exists()):
+                await feed.apply()
             parts.append(Part("config", lambda: feed, stop_rank=STOP_DOORS))
         supervisor = self._supervisor = Supervisor(parts, clock=self.clock)
         if door is not None:

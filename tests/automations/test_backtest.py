@@ -177,6 +177,32 @@ async def test_near_misses_say_which_condition_failed(house: House) -> None:
     assert alone.verdict == 'no match for `on`: type is other.type: saw "build.failed"'
 
 
+async def test_what_a_sequence_waits_for_is_compared_with_the_event(house: House) -> None:
+    """An event of a later step that no wait asks for is not said to be counted; the value that differs is shown."""
+    pair = {
+        "sequence": [
+            {"as": "deploy", "on": "deploy.finished"},
+            {"on": "app.error", "where": {"data.service": "{{ deploy.data.service }}"}, "count": 2},
+        ],
+        "within": "15m",
+    }
+    await house.emit("app.error", {"service": "web"})
+    (early,) = await judged(house, await last_of(house, "app.error"), pair)
+    assert early.verdict == "nothing waited for it"
+    await house.emit("deploy.finished", {"service": "web"})
+    await house.emit("app.error", {"service": "db"})
+    (other,) = await judged(house, await last_of(house, "app.error"), pair)
+    assert other.verdict == "no match for what is waited for: data.service is 'web': saw \"db\""
+    (standing,) = other.standings
+    assert standing.to_json()["before"] == {
+        "waits": [{"step": 1, "of": 2, "has": 0, "needs": 2, "events": 1, "asks": {"data.service": "web"}}]
+    }
+    await house.emit("app.error", {"service": "web"})
+    (counted,) = await judged(house, await last_of(house, "app.error"), pair)
+    assert counted.verdict == "counted, and not enough yet"
+    assert [look.matched for look in counted.waits] == [True]
+
+
 async def test_what_was_really_decided_stands_beside_it(house: House) -> None:
     """From the log, with the version that decided."""
     async with house.engine():

@@ -61,6 +61,7 @@ def start(home: Path, project: Path) -> Start:
         roles: frozenset[Role] = ALL_ROLES,
         config: str | None = None,
         headers: dict[str, str] | None = None,
+        awaits_config: bool = False,
         **changes: Any,
     ) -> AsyncGenerator[tuple[Service, httpx.AsyncClient], None]:
         if config is not None:
@@ -76,7 +77,9 @@ def start(home: Path, project: Path) -> Start:
             }
         )
         async with (
-            Service(settings, roles=roles, config=project / "hark.yaml") as service,
+            Service(
+                settings, roles=roles, config=project / "hark.yaml", awaits_config=awaits_config
+            ) as service,
             httpx.AsyncClient(
                 base_url=service.url or "http://none", trust_env=False, headers=headers, timeout=20
             ) as http,

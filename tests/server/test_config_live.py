@@ -174,6 +174,22 @@ async def test_a_changed_file_is_applied_and_a_bad_one_changes_nothing(
     logging.getLogger("hark.config").removeHandler(bell)
 
 
+async def test_a_file_that_is_written_while_it_serves_is_applied(start: Start, project: Path) -> None:
+    """As people begin: `hark up` in an empty folder, then the first hark.yaml; taken away, what it said stays."""
+    (project / "hark.yaml").unlink()
+    async with start(roles=frozenset({Role.SERVER}), awaits_config=True) as (service, http):
+        assert (await http.get("/api/variables/region")).status_code == 404
+        async with service.bus.bucket("variables").watch() as changes:
+            (project / "hark.yaml").write_text("variables: {region: us}\n")
+            with anyio.fail_after(15):
+                async for change in changes:
+                    if change.key == "region":
+                        break
+        assert (await http.get("/api/variables/region")).json()["value"] == "us"
+        (project / "hark.yaml").unlink()
+        assert (await http.get("/api/variables/region")).json()["value"] == "us"
+
+
 async def test_a_manifest_is_planned_and_applied_over_http(start: Start) -> None:
     """What a client sends is checked anew, planned without effect, and applied."""
     async with start(roles=frozenset({Role.SERVER})) as (_, http):

@@ -174,11 +174,11 @@ def command(home: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Run a `hark …` against the service on this home, in a thread of its own."""
     runner = CliRunner()
 
-    async def run(service: Service, *words: str) -> Result:
+    async def run(service: Service, *words: str, stdin: str | None = None) -> Result:
         monkeypatch.setenv("HARK_HOME", str(home))
         monkeypatch.setenv("HARK_API_URL", service.url)
         load_settings.cache_clear()
-        return await to_thread.run_sync(partial(runner.invoke, app, list(words)))
+        return await to_thread.run_sync(partial(runner.invoke, app, list(words), input=stdin))
 
     return run
 
@@ -200,6 +200,11 @@ async def test_hark_webhooks_send_signs_for_every_preset(
             assert sent.exit_code == 0, (name, sent.output)
             assert json.loads(sent.stdout)["status"] == 202
             assert (await last_event(service, type_)).id == json.loads(sent.stdout)["answer"]["id"]
+            if name == "github":
+                piped = await command(service, *words, stdin=SECRET + "\n")
+                assert (piped.exit_code, piped.stderr) == (0, "")
+                both = await command(service, "webhooks", "send", name, "-", stdin="{}")
+                assert (both.exit_code, "--secret-file" in both.output) == (2, True)
             if name != "open":
                 refused = await command(service, *words, "--secret-file", str(wrong))
                 assert (refused.exit_code, json.loads(refused.stdout)["status"]) == (1, 401), name
