@@ -78,6 +78,8 @@ class WorkQueue:
     async def push(self, pool: str, queue: str, payload: bytes, *, msg_id: str) -> bool:
         """Store a piece of work; returns False if ``msg_id`` was pushed before (within the dedup window).
 
+        A broker slow to answer is asked again, and may then take the first asking for one before.
+
         Raises:
             EventTooLarge: nothing was sent. EventRefused: the broker will not store it.
             StreamFull: ``config.work_max_bytes`` of work are waiting; push it again later.

@@ -166,7 +166,7 @@ class House:
         return event
 
     async def until(
-        self, wanted: Callable[[Event], bool], *, count: int = 1, timeout_s: float = 20
+        self, wanted: Callable[[Event], bool], *, count: int = 1, timeout_s: float = 60
     ) -> list[Event]:
         """Return the first ``count`` events of the log that are ``wanted``."""
         found: list[Event] = []

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
+from datetime import UTC, datetime
 
 import anyio
 import pytest
@@ -41,9 +41,7 @@ async def test_a_rule_takes_effect_at_once_and_leaves_the_others(house: House) -
         await house.define("failing", **THREE)
         await house.emit("build.failed", {"repo": "hark"})
         await house.emit("build.failed", {"repo": "hark"})
-        began = time.monotonic()
         await house.define("other", on="x.y")
-        took_s = time.monotonic() - began
         await house.emit("x.y")
         await house.of_type("automation.triggered")
         await house.define("other", on="x.z")
@@ -61,7 +59,6 @@ async def test_a_rule_takes_effect_at_once_and_leaves_the_others(house: House) -
     assert at(second, "automation.name") == "failing"
     assert at(second, "actions") == [{"notify": ["someone-else"]}]
     assert [at(e, "automation.name") for e in fired] == ["other", "failing", "end"]
-    assert took_s < 10  # a polling engine would take its interval; benchmarks measure the real figure
 
 
 async def test_a_definition_that_does_not_load_is_told_and_changes_nothing(house: House) -> None:
@@ -80,13 +77,13 @@ async def test_a_definition_that_does_not_load_is_told_and_changes_nothing(house
 async def test_an_absence_fires_at_its_deadline_with_nothing_else_happening(house: House) -> None:
     """No event wakes the engine then: time alone does, and not too early."""
     async with house.engine():
-        await house.define("gone", after="job.began", expect="job.ended", for_each="data.n", within="500ms")
+        await house.define("gone", after="job.began", expect="job.ended", for_each="data.n", within="2s")
         first = await house.emit("job.began", {"n": 1})
         await house.emit("job.began", {"n": 2})
         await house.emit("job.ended", {"n": 2})
         (decision,) = await house.of_type("automation.triggered")
         recorded = next(r for r in await house.events("automation.triggered"))
-    late_s = recorded.recorded_at.timestamp() - first.time.timestamp() - 0.5
+    late_s = recorded.recorded_at.timestamp() - first.time.timestamp() - 2
     assert late_s >= 0
     assert (at(decision, "key"), at(decision, "kind"), at(decision, "event.id")) == ("1", "absence", first.id)
 
@@ -94,12 +91,13 @@ async def test_an_absence_fires_at_its_deadline_with_nothing_else_happening(hous
 async def test_a_deadline_that_passed_while_nobody_ran_fires_once(house: House) -> None:
     """After the restart it fires, unless what was expected is in the log before it."""
     async with house.engine():
-        await house.define("gone", after="job.began", expect="job.ended", for_each="data.n", within="300ms")
+        await house.define("gone", after="job.began", expect="job.ended", for_each="data.n", within="3s")
         await house.emit("job.began", {"n": "lost"})
-        await house.emit("job.began", {"n": "found"})
+        last = await house.emit("job.began", {"n": "found"})
         await house.define("marker", on="x.y")
     await house.emit("job.ended", {"n": "found"})
-    await anyio.sleep(0.35)  # the deadline has to pass on the wall
+    # The deadline has to pass on the wall.
+    await anyio.sleep(max(0.0, last.time.timestamp() + 3.05 - datetime.now(UTC).timestamp()))
     await house.emit("job.ended", {"n": "lost"})
     async with house.engine():
         await house.emit("x.y")
@@ -222,13 +220,13 @@ async def test_a_standby_takes_over_where_the_leader_was(
     """The leader loses its connection without a word; the other one carries its windows on."""
     async with (
         Bus(broker.address, BusConfig(), name="first") as other,
-        RuleEngine(other, CONFIG, lease_ttl_s=1, name="first") as first,
+        RuleEngine(other, CONFIG, lease_ttl_s=3, name="first") as first,
     ):
         await first.leading()
         await house.define("failing", **THREE)
         await house.emit("build.failed", {"repo": "hark"})
         await house.emit("build.failed", {"repo": "hark"})
-        async with RuleEngine(bus, CONFIG, lease_ttl_s=1, name="second") as second:
+        async with RuleEngine(bus, CONFIG, lease_ttl_s=3, name="second") as second:
             assert not second.is_leader
             await bus.bucket("leases").delete("automations")
             with anyio.fail_after(60):

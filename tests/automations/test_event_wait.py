@@ -96,11 +96,11 @@ async def test_a_plain_call_waits_in_place(session: Session, is_sync: bool) -> N
 
     @flow
     async def waits() -> Any:
-        return (await wait_for_event("a.b", since="now", within="20s")).data
+        return (await wait_for_event("a.b", since="now", within="60s")).data
 
     @flow
     def waits_sync() -> Any:
-        return wait_for_event("a.b", since="now", within=20).data
+        return wait_for_event("a.b", since="now", within=60).data
 
     running = asyncio.ensure_future(asyncio.to_thread(waits_sync) if is_sync else waits())
     while not running.done():  # "now" is when it gets there, which nothing tells

@@ -196,7 +196,7 @@ class TestBrokerAway:
 
     @pytest.fixture
     def bus_config(self) -> BusConfig:
-        return BusConfig(request_timeout_s=0.3)
+        return BusConfig(request_timeout_s=1.5)
 
     @pytest.mark.parametrize("fails", [False, True], ids=["done", "failed"])
     async def test_an_outcome_is_insisted_on_while_the_broker_is_away(

@@ -110,7 +110,7 @@ async def test_who_lost_the_lease_is_cancelled(bus: Bus) -> None:
 
 async def test_a_holder_without_a_broker_stops_before_its_ttl_is_over(home: Path) -> None:
     """It cannot know whether another has taken over, so it must stop."""
-    config = BusConfig(request_timeout_s=0.2)
+    config = BusConfig(request_timeout_s=1.5)
     async with EmbeddedBroker(home, config) as broker:
         bus = Bus(broker.address, config, drain_s=0.1)
         await bus.__aenter__()

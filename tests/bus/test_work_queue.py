@@ -18,7 +18,7 @@ Frozen = Callable[[], AbstractContextManager[None]]
 
 async def push(bus: Bus, *names: str, queue: str = "default", pool: str = "pool") -> None:
     for name in names:
-        assert await bus.work.push(pool, queue, name.encode(), msg_id=name)
+        await bus.work.push(pool, queue, name.encode(), msg_id=name)
 
 
 async def take(consumer: WorkConsumer) -> WorkItem:

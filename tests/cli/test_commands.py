@@ -118,7 +118,7 @@ async def test_a_day_with_the_command_line(serve: Serve, hark: Run) -> None:
         assert failed.exit_code == 1
         assert json.loads(failed.stdout)["state_message"].endswith("no such table")
         assert "reading files" in (await hark("runs", "logs", run_id)).stdout
-        await service.parts.running("projector").caught_up(await service.bus.log.head())
+        await service.parts.running("projector").caught_up(await service.bus.log.head(), timeout_s=60)
         shown = await hark("runs", "show", run_id)
         assert "state_name: Completed" in shown.stdout
         listed = as_json(await hark("runs", "ls", "--state", "failed", "--json"))
@@ -136,7 +136,7 @@ async def test_a_day_with_the_command_line(serve: Serve, hark: Run) -> None:
         )
         causes = [json.loads(line)["event"]["data"]["cause"]["kind"] for line in watched.stdout.splitlines()]
         assert causes == ["cli", "automation"]
-        await service.parts.running("projector").caught_up(await service.bus.log.head())
+        await service.parts.running("projector").caught_up(await service.bus.log.head(), timeout_s=60)
         assert "order/1" in (await hark("events", "ls", "order.*")).stdout
         assert as_json(await hark("events", "show", "o1", "--json"))["event"]["data"] == {"shop": "eu"}
         assert as_json(await hark("automations", "ls", "--json"))[0]["fired"] == 1
@@ -506,7 +506,7 @@ async def test_what_code_keeps_and_shows_is_read_by_command(serve: Serve, hark: 
         assert (await hark("blocks", "rm", "warehouse/main")).exit_code == 0
         assert "no blocks" in (await hark("blocks", "ls")).stdout
 
-        await service.context.projector.caught_up(await service.bus.log.head())  # type: ignore[union-attr]
+        await service.context.projector.caught_up(await service.bus.log.head(), timeout_s=60)  # type: ignore[union-attr]
         listed = await hark("artifacts", "ls", "--json")
         kinds = sorted(a["type"] for a in json.loads(listed.stdout))
         assert kinds == ["markdown", "table", "table"]

@@ -205,7 +205,7 @@ async def tls_mailbox(tmp_path: Path) -> AsyncIterator[Mailbox]:
 @pytest.fixture
 def config() -> NotificationsConfig:
     """Quick to give up and try again."""
-    return NotificationsConfig(send_timeout_s=1.0, retries=2, backoff_s=0.02)
+    return NotificationsConfig(send_timeout_s=6.0, retries=2, backoff_s=0.02)
 
 
 @pytest.fixture

@@ -41,7 +41,7 @@ class Freezing:
 
 @pytest.fixture
 def bus_config() -> BusConfig:
-    return BusConfig(request_timeout_s=0.3)
+    return BusConfig(request_timeout_s=1.5)
 
 
 @pytest.fixture

@@ -81,7 +81,7 @@ def start(home: Path, project: Path) -> Start:
                 settings, roles=roles, config=project / "hark.yaml", awaits_config=awaits_config
             ) as service,
             httpx.AsyncClient(
-                base_url=service.url or "http://none", trust_env=False, headers=headers, timeout=20
+                base_url=service.url or "http://none", trust_env=False, headers=headers, timeout=120
             ) as http,
         ):
             yield service, http

@@ -57,7 +57,7 @@ async def test_a_backfill_runs_each_slot_once(start: Start, project: Any) -> Non
         assert asked["is_new"]
         done = await _finished(hark, asked["name"])
         assert (done["status"], done["over"], done["ended"]) == ("finished", 4, {"completed": 4})
-        await service.parts.running("projector").caught_up(await service.bus.log.head())
+        await service.parts.running("projector").caught_up(await service.bus.log.head(), timeout_s=60)
         runs: Any = (await hark.flow_runs(deployment="etl")).items
         assert {r["scheduled_at"][:16] for r in runs} == {s["slot"][:16] for s in plan["slots"]}
         shown: Any = await hark.flow_run(done["slots"][3]["run_id"])
@@ -72,12 +72,12 @@ async def test_a_backfill_runs_each_slot_once(start: Start, project: Any) -> Non
         assert other["slots"][0]["left_out"] == "it has a run, completed"
         rerun: Any = await hark.backfill("etl", **wish, reprocess="all", name="again")
         assert (await _finished(hark, rerun["name"]))["ended"] == {"completed": 4}
-        await service.parts.running("projector").caught_up(await service.bus.log.head())
+        await service.parts.running("projector").caught_up(await service.bus.log.head(), timeout_s=60)
         assert len((await hark.flow_runs(deployment="etl")).items) == 8
 
 
 async def _finished(hark: Hark, name: str) -> Any:
-    with anyio.fail_after(60):
+    with anyio.fail_after(120):
         item: Any = await hark.backfill_progress(name)
         while item["status"] in ("running", "cancelling"):
             item = await hark.backfill_progress(name, wait_s=5, over=item["over"])

@@ -145,7 +145,7 @@ async def test_events_are_listed_filtered_and_shown(start: Start) -> None:
         await http.post("/api/events", json=batch)
         cause = {"type": "shop.c", "id": "led", "causationid": "a0"}
         seq = (await http.post("/api/events", json=cause)).json()["seq"]
-        await service.parts.running("projector").caught_up(seq)
+        await service.parts.running("projector").caught_up(seq, timeout_s=60)
         page = (await http.get("/api/events", params={"type": "shop.*", "limit": 4})).json()
         rest = (
             await http.get(
@@ -260,6 +260,7 @@ async def test_webhooks_take_signed_requests_only(start: Start) -> None:
             large = await http.post("/hooks/open", content=b"x" * (10 << 20))
         assert large.status_code == 413
         assert large.headers["content-type"] == "application/problem+json"
+        await service.bus.publisher.barrier()
         rejected: Any = await service.bus.log.last("hark.ev.webhook.rejected")
         assert "xxxx" not in rejected.raw.decode()
         # A webhook verifies for itself: the Host header and where it comes from do not matter.

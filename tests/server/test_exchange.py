@@ -55,7 +55,7 @@ async def test_what_others_publish_runs_flows_and_comes_out_as_cloud_events(star
                 json.loads(
                     (
                         await peer.request(
-                            "shop.orders.paid", body, headers={"X-Request-Id": "r1"}, timeout=5
+                            "shop.orders.paid", body, headers={"X-Request-Id": "r1"}, timeout=60
                         )
                     ).data
                 )
@@ -63,7 +63,7 @@ async def test_what_others_publish_runs_flows_and_comes_out_as_cloud_events(star
             ]
             assert first == again
             await peer.request(
-                "shop.orders.paid", b'{"id": 8, "total": 1}', headers={"X-Request-Id": "r2"}, timeout=5
+                "shop.orders.paid", b'{"id": 8, "total": 1}', headers={"X-Request-Id": "r2"}, timeout=60
             )
             message = await heard.next_msg(timeout=60)
             headers = {k.lower(): v for k, v in (message.headers or {}).items()}

@@ -67,7 +67,7 @@ async def test_why_a_rule_did_not_fire_is_answered(start: Start) -> None:
         await service.bus.bucket("automations").put("pair", orjson.dumps({"name": "pair", **RULE}))
         first, second = await _emit(http, 2)
         assert service.context is not None
-        await service.context.projector.caught_up(await service.bus.log.head())
+        await service.context.projector.caught_up(await service.bus.log.head(), timeout_s=60)
         one = (await http.post("/api/automations/explain", json={"event": first})).json()
         (pair,) = one["rules"]
         assert pair["verdict"] == "counted, and not enough yet"
@@ -86,7 +86,7 @@ async def test_the_commands_say_it_in_words(start: Start, home: Path, tmp_path: 
     )
     async with start() as (service, http):
         (seen, *_) = await _emit(http, 5)
-        await service.context.projector.caught_up(await service.bus.log.head())  # type: ignore[union-attr]
+        await service.context.projector.caught_up(await service.bus.log.head(), timeout_s=60)  # type: ignore[union-attr]
         options: dict[str, Any] = {"url": service.url, "home": home, "cwd": tmp_path}
         code, out, err = await _hark("backtest", "broke", "--since", "1h", **options)
         assert code == 0, err

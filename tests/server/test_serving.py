@@ -112,7 +112,7 @@ def test_a_script_serves_its_flow_all_by_itself(tmp_path: Path, home: Path) -> N
     with subprocess.Popen(
         [sys.executable, str(script)], env=environment, stdout=subprocess.PIPE, text=True
     ) as process:
-        watchdog = threading.Timer(60, process.kill)
+        watchdog = threading.Timer(200, process.kill)
         watchdog.start()
         try:
             assert process.stdout is not None
@@ -123,12 +123,12 @@ def test_a_script_serves_its_flow_all_by_itself(tmp_path: Path, home: Path) -> N
                 env=environment,
                 capture_output=True,
                 text=True,
-                timeout=50,
+                timeout=150,
                 check=False,
             )
             assert done.stdout.strip() == "42", done.stderr
             process.send_signal(signal.SIGTERM)
-            assert process.wait(30) == 0
+            assert process.wait(120) == 0
         finally:
             watchdog.cancel()
             process.kill()

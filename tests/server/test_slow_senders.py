@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from typing import cast
 from urllib.parse import urlsplit
 
@@ -49,7 +49,7 @@ def head(path: str, *lines: str) -> bytes:
 @pytest.mark.parametrize("path", ["/api/events", "/hooks/open", "/api/deployments/etl/run"])
 async def test_a_body_that_stops_coming_is_given_up(start: Start, path: str) -> None:
     """After `read_timeout_s` with 408, and the connection is closed: what else comes on it is no request."""
-    limits = {"read_timeout_s": 0.2}
+    limits = {"read_timeout_s": 1.5}
     async with (
         start(roles=SERVER, config=CONFIG, server=limits) as (service, _),
         connected(service) as stream,
@@ -63,7 +63,7 @@ async def test_a_body_that_stops_coming_is_given_up(start: Start, path: str) -> 
 
 async def test_a_body_that_comes_in_drips_is_given_up(start: Start) -> None:
     """Each drip is in time and all of them are not: `body_timeout_s` bounds the whole."""
-    limits = {"read_timeout_s": 5.0, "body_timeout_s": 0.3}
+    limits = {"read_timeout_s": 30.0, "body_timeout_s": 0.3}
     async with (
         start(roles=SERVER, config=CONFIG, server=limits) as (service, _),
         connected(service) as stream,
@@ -71,9 +71,10 @@ async def test_a_body_that_comes_in_drips_is_given_up(start: Start) -> None:
         await stream.send(head("/api/events", "Content-Length: 1000"))
 
         async def drip() -> None:
-            while True:
-                await stream.send(b" ")
-                await anyio.sleep(0.02)
+            with suppress(anyio.BrokenResourceError):  # closed behind the answer
+                while True:
+                    await stream.send(b" ")
+                    await anyio.sleep(0.02)
 
         async with anyio.create_task_group() as tg:
             tg.start_soon(drip)
@@ -122,7 +123,7 @@ async def test_who_writes_a_large_body_before_reading_gets_the_answer(start: Sta
 )
 async def test_a_head_that_does_not_come_is_given_up(start: Start, said: Sequence[bytes]) -> None:
     """Nothing at all, half a head, and half a second head: the connection is closed in time."""
-    limits = {"read_timeout_s": 0.2}
+    limits = {"read_timeout_s": 1.5}
     async with (
         start(roles=SERVER, config=CONFIG, server=limits) as (service, _),
         connected(service) as stream,

@@ -147,7 +147,7 @@ deployments:
   double: {flow: flows.py:etl}
   broken: {flow: flows.py:broken}
 webhooks:
-  ask: {verify: none, event: {type: "ask.{{ body.what }}"}, wait_for_run: 20s}
+  ask: {verify: none, event: {type: "ask.{{ body.what }}"}, wait_for_run: 50s}
 automations:
   double: {on: ask.double, do: [{run: double, parameters: {n: "{{ event.data.n }}"}}]}
   broken: {on: ask.broken, do: [{run: broken}]}

@@ -35,11 +35,11 @@ async def test_what_is_in_the_log_can_be_asked_for(bus: Bus, home: Path, make_hi
     await publish(bus, log[:500])
     async with Projector(bus, path, StorageConfig(batch=64)) as projector, Queries(path) as queries:
         head = await publish(bus, log[500:])
-        await projector.caught_up(head)
+        await projector.caught_up(head, timeout_s=60)
         assert (projector.seq, head) == (900, 900)
         assert await queries.reached() == 900
         added = await bus.log.append(Event(type="order.late", source="/x", id="late"))
-        await projector.caught_up(added.seq)
+        await projector.caught_up(added.seq, timeout_s=60)
         assert (await queries.event("late")).seq == added.seq
         with pytest.raises(UnavailableError, match="asked for"):
             await projector.caught_up(head + 100, timeout_s=0.05)
@@ -51,12 +51,12 @@ async def test_the_file_is_disposable(bus: Bus, home: Path, make_history: Histor
     digests = set()
     for batch in (1000, 37):
         async with Projector(bus, home / "a.db", StorageConfig(batch=batch)) as projector:
-            await projector.caught_up(head)
+            await projector.caught_up(head, timeout_s=60)
         digests.add(await digest(home / "a.db"))
         for name in ("a.db", "a.db-wal", "a.db-shm"):
             (home / name).unlink(missing_ok=True)
     async with Projector(bus, home / "b.db", StorageConfig()) as projector, Queries(home / "b.db") as queries:
-        await projector.caught_up(head)
+        await projector.caught_up(head, timeout_s=60)
         await projector.rebuild()
         assert await queries.reached() == head
         assert len((await queries.events(EventFilter(types=("order.paid",)), limit=5)).items) == 5
@@ -78,7 +78,7 @@ async def test_a_file_ahead_of_its_log_is_folded_again(bus: Bus, home: Path, mak
     async with Store(path, stream=(await bus.log.state()).incarnation) as store:
         await store.commit(Changes(reached=5000))
     async with Projector(bus, path, StorageConfig()) as projector:
-        await projector.caught_up(head)
+        await projector.caught_up(head, timeout_s=60)
         assert projector.seq == head
     async with Queries(path) as queries:
         assert (await queries.events(limit=1000)).items[-1].seq == 1
@@ -91,7 +91,7 @@ async def test_another_log_is_noticed_though_it_is_longer(
     path = home / "a.db"
     first = await publish(bus, make_history(100, 1))
     async with Projector(bus, path, StorageConfig()) as projector:
-        await projector.caught_up(first)
+        await projector.caught_up(first, timeout_s=60)
     other_home = tmp_path / "other"
     other_home.mkdir()
     async with (
@@ -102,7 +102,7 @@ async def test_another_log_is_noticed_though_it_is_longer(
     ):
         await other.log.append(Event(type="new.log", source="/x"))
         head = await publish(other, make_history(150, 2))
-        await projector.caught_up(head)
+        await projector.caught_up(head, timeout_s=60)
         events = await queries.events(EventFilter(types=("new.log",)))
         assert [e.seq for e in events.items] == [1]
         assert (await queries.reached()) == 151
@@ -117,7 +117,7 @@ async def test_rows_go_when_their_events_leave_the_log(
     async with Bus(broker.address, config, name="small") as bus:
         await publish(bus, make_history(1500, 1))
         async with Projector(bus, path, StorageConfig()) as projector:
-            await projector.caught_up(1500)
+            await projector.caught_up(1500, timeout_s=60)
         for seed in (2, 3):
             await publish(bus, make_history(1500, seed))
         state = await bus.log.state()
@@ -126,9 +126,9 @@ async def test_rows_go_when_their_events_leave_the_log(
             Projector(bus, path, StorageConfig(prune_every_s=0.001)) as projector,
             Queries(path) as queries,
         ):
-            await projector.caught_up(state.last_seq)
+            await projector.caught_up(state.last_seq, timeout_s=60)
             added = await bus.log.append(Event(type="one.more", source="/x"))
-            await projector.caught_up(added.seq)
+            await projector.caught_up(added.seq, timeout_s=60)
             oldest = (await queries.events(limit=1, oldest_first=True)).items[0]
             assert oldest.seq >= state.first_seq
         async with Projector(bus, path, StorageConfig()):

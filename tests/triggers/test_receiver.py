@@ -427,7 +427,7 @@ async def test_an_unreachable_log_is_503_and_the_retry_is_stored_once(
     broker: EmbeddedBroker, frozen: Callable[[], AbstractContextManager[None]]
 ) -> None:
     """Nothing is promised that is not stored; after the broker is back the same delivery is accepted."""
-    async with Bus(broker.address, BusConfig(request_timeout_s=0.5)) as bus, receiving(bus) as receiver:
+    async with Bus(broker.address, BusConfig(request_timeout_s=1.5)) as bus, receiving(bus) as receiver:
         await define(bus, "github", GITHUB)
         await knows(receiver, "github")
         assert (await post(receiver, "github", PUSH, **push("d-0"))).status == 202
