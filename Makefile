@@ -29,7 +29,7 @@ test: $(STAMP)  ## the tests
 	$(BIN)/python -m pytest -q --numprocesses auto --dist worksteal $(PYTEST_ARGS)
 
 chaos: $(STAMP)  ## kill processes at the worst moment, at length
-	CHAOS_ROUNDS=$${CHAOS_ROUNDS:-60} CRASH_RUNS=$${CRASH_RUNS:-200} CHAOS_KILLS=$${CHAOS_KILLS:-1000} $(BIN)/python -m pytest -q -m chaos --timeout 3600
+	CHAOS_ROUNDS=$${CHAOS_ROUNDS:-60} CRASH_RUNS=$${CRASH_RUNS:-200} CHAOS_KILLS=$${CHAOS_KILLS:-1000} CHAOS_ALERT_KILLS=$${CHAOS_ALERT_KILLS:-200} $(BIN)/python -m pytest -q -m chaos --timeout 3600
 
 up: $(STAMP)  ## serve on 127.0.0.1:4280, with hark.yaml of this folder if there is one
 	$(BIN)/hark up

@@ -12,7 +12,13 @@ from .alert import Alert, Cause
 from .message import Message, Severity
 from .wording import Line
 
-__all__ = ["Decision", "Group", "Member", "Said", "Send"]
+__all__ = ["Decision", "Group", "Member", "Said", "Send", "shown_address"]
+
+
+def shown_address(to: str) -> str:
+    """Return a channel's name, or of an address only its scheme: the rest of it may be a secret."""
+    scheme, found, _ = to.partition("://")
+    return scheme if found else to
 
 
 @dataclass(frozen=True, slots=True)

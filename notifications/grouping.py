@@ -26,20 +26,22 @@ import orjson
 
 from ..vocabulary import JsonObject, derived_id
 from .alert import Alert, Cause
-from .group import Decision, Group, Member, Said, Send
+from .group import Decision, Group, Member, Said, Send, shown_address
 from .inhibition import Sources
 from .routing import Route, Tree, next_digest
+from .seen import Seen
 from .silence import SilenceBook
 from .wording import compose
 
 __all__ = ["Grouping"]
 
-_SEEN = 5000
 MAX_OPEN = 5000
 
 
 class Grouping:
     """The state of all groups. Every method that takes a time first lets pass what was due before it.
+
+    ``changed`` has the keys of the groups that changed (or left) since whoever keeps them emptied it.
 
     Args:
         max_open: how many alerts are kept; past it the oldest is told, if it was not yet, and closed.
@@ -48,12 +50,14 @@ class Grouping:
     def __init__(self, tree: Tree, silences: SilenceBook, *, max_open: int = MAX_OPEN) -> None:
         self.tree, self.silences, self.now = tree, silences, 0.0
         self.groups: dict[str, Group] = {}
+        self.changed: set[str] = set()
+        self._is_drowsy = False
         self._max_open = max_open
         self._due: list[tuple[float, str]] = []
         self._where: dict[str, set[str]] = {}  # alert id -> keys of its groups
         self._ids: dict[str, str] = {}  # incident id -> key of its group
         self._sources = Sources(tree.inhibitions)
-        self._seen: dict[str, None] = {}
+        self.seen = Seen()
         self._out: list[Decision] = []
 
     # --- facts ----------------------------------------------------------------------------------------
@@ -62,10 +66,7 @@ class Grouping:
         """Take in an alert, or that one is over."""
         self._pass(at)
         # The same event again, from a writer that did not know the first had landed.
-        if alert.cause.id not in self._seen:
-            self._seen[alert.cause.id] = None
-            while len(self._seen) > _SEEN:
-                del self._seen[next(iter(self._seen))]
+        if self.seen.add(alert.cause.id):
             if alert.resolved:
                 self._resolve([alert.id], alert)
             else:
@@ -110,8 +111,17 @@ class Grouping:
         return self._decided()
 
     def wake(self, at: float) -> None:
-        """Begin again at ``at`` after having been away: what fell due meanwhile happens once, now."""
+        """Begin again at ``at`` after having been away. Until ``rouse`` nothing falls due: first come the facts missed."""
         self.now = max(self.now, at)
+        self._is_drowsy = True
+
+    def rouse(self, silences: SilenceBook, at: float) -> list[Decision]:
+        """Be back, all facts known: what fell due meanwhile and is not settled by them happens once, now.
+
+        Silences may have ended, or been removed, with nobody there to see it.
+        """
+        self._is_drowsy = False
+        return self.adopt_silences(silences, at)
 
     def next_deadline(self) -> float | None:
         """Return when something is due next."""
@@ -138,6 +148,7 @@ class Grouping:
         """Take over another section. Alerts go where it sends them; what was told stays told."""
         self._pass(at)
         before, self.tree = self.groups, tree
+        self.changed |= before.keys()
         self.groups, self._due, self._where, self._ids = {}, [], {}, {}
         self._sources = Sources(tree.inhibitions)
         for old in before.values():
@@ -247,7 +258,7 @@ class Grouping:
         self._wake_at(group, min(group.due, ready))
         data: JsonObject = {
             "alert": alert.id, "title": alert.message.title, "severity": alert.message.severity.value,
-            "group": group.id, "labels": labels, "route": route.shown, "to": list(route.to), "size": len(group.members),
+            "group": group.id, "labels": labels, "route": route.shown, "to": [*map(shown_address, route.to)], "size": len(group.members),
         }  # fmt: skip
         self._say("grouped", alert, data, alert.cause.id, key)
 
@@ -281,6 +292,7 @@ class Grouping:
             self._freed(id_)
 
     def _close(self, group: Group, member: Member, reason: str, *, told: bool) -> None:
+        self.changed.add(group.key)
         del group.members[member.alert.id]
         keys = self._where.get(member.alert.id, set())
         keys.discard(group.key)
@@ -330,7 +342,7 @@ class Grouping:
     def _pass(self, at: float) -> None:
         """Do everything that is due until ``at``, in order, each at its time."""
         at = max(at, self.now)
-        while (due := self.next_deadline()) is not None and due <= at:
+        while not self._is_drowsy and (due := self.next_deadline()) is not None and due <= at:
             _, key = heapq.heappop(self._due)
             self.now = max(self.now, due)
             self._look(self.groups[key])
@@ -341,6 +353,7 @@ class Grouping:
         return out
 
     def _wake_at(self, group: Group, at: float) -> None:
+        self.changed.add(group.key)
         group.due = at
         if at < math.inf:
             heapq.heappush(self._due, (at, group.key))
@@ -369,6 +382,7 @@ class Grouping:
         self._wake_at(group, max(due, not_before))
 
     def _forget(self, group: Group) -> None:
+        self.changed.add(group.key)
         group.due = math.inf
         self._ids.pop(group.id, None)
         self.groups.pop(group.key, None)
@@ -525,7 +539,7 @@ class Grouping:
             group.escalated += 1
             group.told_to = list(dict.fromkeys([*group.told_to, *step.to]))
             data: JsonObject = {
-                "group": group.id, "labels": group.labels, "step": group.escalated, "to": list(step.to),
+                "group": group.id, "labels": group.labels, "step": group.escalated, "to": [*map(shown_address, step.to)],
                 "waited_s": waited_s, "alerts": len(shown),
             }  # fmt: skip
             self._say(
@@ -563,7 +577,7 @@ class Grouping:
     def dump(self) -> JsonObject:
         """Return all there is to know, as JSON; ``load`` reads it."""
         return {
-            "now": self.now, "seen": list(self._seen), "groups": [g.to_json() for g in self.groups.values()],
+            "now": self.now, "seen": list(self.seen), "groups": [g.to_json() for g in self.groups.values()],
         }  # fmt: skip
 
     @classmethod
@@ -573,7 +587,7 @@ class Grouping:
         """Make the fold that ``dump`` described; its routes are those of ``tree``, whatever they were then."""
         made = cls(tree, silences, max_open=max_open)
         made.now = float(value["now"])
-        made._seen = dict.fromkeys(value["seen"])
+        made.seen = Seen(value["seen"])
         for raw in value["groups"]:
             group = Group.from_json(raw)
             made.groups[group.key] = group

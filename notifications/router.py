@@ -26,8 +26,8 @@ from ..errors import BusUnavailable, DefinitionError, EventInvalid, GuardFailed,
 from ..vocabulary import JsonObject, new_id
 from .ack import AckLinks, Ticket
 from .alert import ACKNOWLEDGED, RAISED, SOURCE, Alert, Cause
-from .checkpoint import Deposed, RouterState, StateStore
-from .group import Decision, Said, Send
+from .checkpoint import Deposed, RouterState, StateStore, Vault
+from .group import Decision, Said, Send, shown_address
 from .grouping import Grouping
 from .language import Language
 from .message import Delivery, Message
@@ -69,6 +69,7 @@ class Router(AsyncContextManagerMixin):
     Args:
         sender: returns what sends now; raises ``UnavailableError`` while nothing does.
         language: what conditions are written in.
+        vault: encrypts what is put down.
         links: makes the links to acknowledge with; None: messages have none.
         look_s: longest sleep: a machine that was suspended, or whose clock was set, is behind for no longer.
     """
@@ -80,6 +81,7 @@ class Router(AsyncContextManagerMixin):
         language: Language,
         clock: Clock = SYSTEM_CLOCK,
         *,
+        vault: Vault,
         links: AckLinks | None = None,
         name: str | None = None,
         lease_ttl_s: float = 5.0,
@@ -87,6 +89,7 @@ class Router(AsyncContextManagerMixin):
     ) -> None:
         self._bus, self._sender, self._language = bus, sender, language
         self._clock, self._links, self._look_s = clock, links, look_s
+        self._vault = vault
         self._name = name or f"router-{new_id()[-12:]}"
         self._ttl_s = lease_ttl_s
         self._term: _Term | None = None
@@ -139,7 +142,13 @@ class Router(AsyncContextManagerMixin):
                 async with self._bus.lease(LEASE, holder=self._name, ttl_s=self._ttl_s).held() as grant:
                     tries = 0
                     term = _Term(
-                        self._bus, self._sender, self._language, self._clock, self._links, self._look_s
+                        self._bus,
+                        self._sender,
+                        self._language,
+                        self._clock,
+                        self._vault,
+                        self._links,
+                        self._look_s,
                     )
                     try:
                         await term.lead(partial(self._set_term, term), lost=grant.lost)
@@ -167,12 +176,13 @@ class _Term:
         sender: Callable[[], Sender],
         language: Language,
         clock: Clock,
+        vault: Vault,
         links: AckLinks | None,
         look_s: float,
     ) -> None:
         self._bus, self._sender, self._language = bus, sender, language
         self._clock, self._links, self._look_s = clock, links, look_s
-        self._store = StateStore(bus)
+        self._store = StateStore(bus, vault)
         self._tree = Tree(Routing(), language)
         self._silences: dict[str, Silence] = {}
         self.fold = Grouping(self._tree, SilenceBook({}, language))
@@ -188,6 +198,7 @@ class _Term:
         self._lanes: dict[tuple[str, str], anyio.Lock] = {}
         self._tasks: TaskGroup | None = None
         self._is_ready = self._is_closing = False
+        self._is_torn = False  # something was decided that is not in the log yet
         self._on_their_way: set[anyio.CancelScope] = set()
         self._one_ended = anyio.Event()
 
@@ -255,6 +266,8 @@ class _Term:
                     await self._decide(partial(self._fold_all, batch.records), seq=batch.records[-1].seq)
                 if not caught_up and batch.pending == 0:
                     caught_up = True
+                    book = SilenceBook(self._silences, self._language)
+                    await self._decide(lambda book=book: self.fold.rouse(book, self._now()))  # type: ignore[misc]
                     task_status.started()
 
     def _fold_all(self, records: Sequence[Recorded]) -> list[Decision]:
@@ -283,6 +296,7 @@ class _Term:
     async def _decide(self, act: Callable[[], list[Decision]], *, seq: int | None = None) -> None:
         """Let the fold decide and carry out what it decided."""
         async with self._turn:
+            self._is_torn = True
             decisions = act()
             if seq is not None:
                 self._seq = seq
@@ -291,6 +305,7 @@ class _Term:
             said = [_event(d) for d in decisions if isinstance(d, Said) and d.id not in self._told]
             if said:
                 await self._bus.log.append_many(said)
+            self._is_torn = False
             if sends:
                 await self._save()
             else:
@@ -400,7 +415,7 @@ class _Term:
                 except HarkError as exc:
                     log.warning(
                         "notification.not_sent",
-                        extra={"to": _shown(send.to), "try": tries, "error": str(exc)},
+                        extra={"to": shown_address(send.to), "try": tries, "error": str(exc)},
                     )
                     if tries >= _TRIES:
                         await self._give_up(send, exc)
@@ -436,16 +451,16 @@ class _Term:
         message = send.message
         link = None
         if self._links is not None and send.stamp is not None:
-            link = self._links.link(Ticket(send.group, send.stamp, _shown(send.to)), send.at)
+            link = self._links.link(Ticket(send.group, send.stamp, shown_address(send.to)), send.at)
         context = {**message.context, "ack_url": link}
         if link is None:
             return replace(message, context=context)
         return replace(message, body=f"{message.body}\n\nAcknowledge: {link}".strip(), context=context)
 
     async def _give_up(self, send: Send, exc: HarkError) -> None:
-        log.error("notification.given_up", extra={"to": _shown(send.to), "group": send.group})
+        log.error("notification.given_up", extra={"to": shown_address(send.to), "group": send.group})
         data: JsonObject = {
-            "channel": _shown(send.to), "kind": None, "title": send.message.title, "group": send.group,
+            "channel": shown_address(send.to), "kind": None, "title": send.message.title, "group": send.group,
             "severity": send.message.severity.value, "error": str(exc), "given_up": True,
         }  # fmt: skip
         await self._bus.log.append(
@@ -469,13 +484,11 @@ class _Term:
 
     async def _save(self) -> None:
         await self._store.write(
-            RouterState(
-                self._incarnation, self._seq, self.fold.dump(), tuple(self.pending.values()), self.errors
-            )
+            self.fold, self.pending, incarnation=self._incarnation, seq=self._seq, errors=self.errors
         )
 
     async def _last_save(self) -> None:
-        if self._turn.locked():
+        if self._turn.locked() or self._is_torn:
             return  # in the middle of something; who comes next decides it again
         try:
             await self._save()
@@ -488,9 +501,3 @@ def _event(said: Said) -> Event:
         type=f"notification.{said.word}", source=SOURCE, id=said.id, subject=said.subject,
         time=datetime.fromtimestamp(said.at, UTC), data=said.data, **said.cause.event().caused(),
     )  # fmt: skip
-
-
-def _shown(to: str) -> str:
-    """Return a channel's name, or of an address only its scheme."""
-    scheme, found, _ = to.partition("://")
-    return scheme if found else to

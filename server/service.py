@@ -351,6 +351,7 @@ class Service(AsyncContextManagerMixin):
                 self._running_notifier,
                 WhereLanguage(),
                 self.clock,
+                vault=late,
                 links=self.links,
                 name=self.name,
             )

@@ -16,7 +16,7 @@ from ...errors import AccessDenied, DefinitionError, UnknownName
 from ...notifications.ack import Ticket, acknowledge
 from ...notifications.alert import raise_alert
 from ...notifications.checkpoint import RouterState, read_state, wait_for_state
-from ...notifications.group import Group, Member
+from ...notifications.group import Group, Member, shown_address
 from ...notifications.message import Message, Severity
 from ...vocabulary import JsonObject, new_id
 from ..answer import answer, listing
@@ -60,17 +60,13 @@ def _shown(group: Group, *, whole: bool = False) -> JsonObject:
         "id": group.id, "state": _state_of(group), "labels": group.labels, "alerts": len(members),
         "title": members[0].alert.message.title,
         "severity": max((m.alert.message.severity for m in members), key=lambda s: s.rank).value,
-        "opened_at": _stamp(group.opened_at), "told_at": _stamp(group.sent_at), "told_to": [*map(_receiver, group.told_to)],
+        "opened_at": _stamp(group.opened_at), "told_at": _stamp(group.sent_at), "told_to": [*map(shown_address, group.told_to)],
         "escalated": group.escalated, "acknowledged_at": _stamp(group.acked_at), "acknowledged_by": group.acked_by or None,
         "next_at": _stamp(group.due),
     }  # fmt: skip
     if whole:
         value["members"] = [_member(m) for m in members]
     return value
-
-
-def _receiver(to: str) -> str:
-    return to.partition("://")[0] if "://" in to else to
 
 
 def _member(member: Member) -> JsonObject:
@@ -84,7 +80,7 @@ def _member(member: Member) -> JsonObject:
 
 
 async def _one(context: ServerContext, incident: str) -> Group:
-    groups = _groups(await read_state(context.bus))
+    groups = _groups(await read_state(context.bus, context.secrets))
     found = [g for g in groups if g.id.startswith(incident)] if len(incident) >= 4 else []
     if len(found) > 1:
         raise DefinitionError(f"{len(found)} incidents begin with {incident!r}", hint="write more of the id")
@@ -96,7 +92,8 @@ async def _one(context: ServerContext, incident: str) -> Group:
 @router.get("/api/alerts")
 async def list_alerts(request: Request) -> Response:
     """List open incidents (groups of alerts), oldest first."""
-    return listing(_shown(g) for g in _groups(await read_state(context_of(request).bus)))
+    context = context_of(request)
+    return listing(_shown(g) for g in _groups(await read_state(context.bus, context.secrets)))
 
 
 @router.post("/api/alerts")
@@ -152,7 +149,7 @@ async def ack_alert(request: Request, incident: str) -> Response:
     seq = await acknowledge(
         context.bus, group.id, by=by, now=context.clock.now(), note=str(body.get("note") or "")
     )
-    state = await wait_for_state(context.bus, seq=seq)
+    state = await wait_for_state(context.bus, context.secrets, seq=seq)
     after = next((g for g in _groups(state) if g.id == group.id), None)
     return answer(_shown(after, whole=True) if after is not None else {"id": group.id, "state": "over"})
 
@@ -186,7 +183,7 @@ async def _ticket(request: Request, token: str) -> tuple[Ticket, Group | None]:
     if context.links is None:
         raise AccessDenied("this server makes no such links")
     ticket = context.links.read(token, context.clock.now())
-    groups = _groups(await read_state(context.bus))
+    groups = _groups(await read_state(context.bus, context.secrets))
     return ticket, next((g for g in groups if g.id == ticket.incident), None)
 
 
@@ -235,7 +232,7 @@ async def do_ack(request: Request, token: str) -> Response:
     seq = await acknowledge(
         context.bus, ticket.incident, by=f"link sent to {ticket.to}", now=now, stamp=ticket.stamp
     )
-    await wait_for_state(context.bus, seq=seq)
+    await wait_for_state(context.bus, context.secrets, seq=seq)
     return _page(
         "Acknowledged", "<p>Thank you. It is not repeated or escalated until something new comes.</p>"
     )

@@ -1,7 +1,4 @@
-"""A rule engine, or an outbox, in a process of its own, to be killed: ``chaos_child PART HOME``.
-
-``chaos_child nursery HOME`` has loaded everything and forks a child for every line it reads, the name of a part; it answers
-with its process id. A second for each child to be born would leave a thousand kills no time.
+"""A rule engine, or an outbox, in a process of its own, to be killed; see ``nursery.py``.
 
 Parts: ``engine``; ``outbox``; ``poisoned``, an outbox that is killed by every action whose address ends in ``/poison``;
 ``stillborn``, one that is killed when it has claimed an action and not begun it.
@@ -11,12 +8,10 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
 import anyio
-import uvloop
 from cryptography.fernet import Fernet
 from hark.automations.action import Action
 from hark.automations.claim import Claim, Claims
@@ -89,22 +84,3 @@ async def main(part: str, home: str) -> None:
 
 def run(part: str, home: str) -> None:
     anyio.run(main, part, home, backend_options={"use_uvloop": True})
-
-
-def nursery(home: str) -> None:
-    """Fork a child for every line, until there are no more lines. What ends is nobody's business here."""
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    uvloop.new_event_loop().close()  # what the first loop loads, all of them have
-    for line in sys.stdin:
-        pid = os.fork()
-        if not pid:
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-            os.dup2(2, 1)
-            run(line.strip(), home)
-            os._exit(0)
-        print(pid, flush=True)
-
-
-if __name__ == "__main__":
-    nursery(sys.argv[2]) if sys.argv[1] == "nursery" else run(sys.argv[1], sys.argv[2])

@@ -19,16 +19,17 @@ from hark.bus.presence import Presence
 from hark.clock import SYSTEM_CLOCK
 from hark.config import BusConfig
 
+from ..nursery import Children, nursery
+from . import chaos_child
 from .chaos_child import CONFIG, FRAIL
 from .conftest import House, Receiver, at
-from .nursery import Children, nursery
 from .test_outbox_crashes import decide
 
 
 @pytest.fixture
 def children(home: Path, broker: EmbeddedBroker) -> Iterator[Children]:
     """Starts outboxes in processes of their own; ended with the test."""
-    with nursery(home) as running:
+    with nursery(home, chaos_child.__file__) as running:
         yield running
 
 

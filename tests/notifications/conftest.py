@@ -214,6 +214,11 @@ def secrets(bus: Bus) -> SecretStore:
 
 
 @pytest.fixture
+def late(bus: Bus, secrets: SecretStore) -> LateValues:
+    return LateValues(bus, secrets, environ={})
+
+
+@pytest.fixture
 async def notifier(bus: Bus, secrets: SecretStore, config: NotificationsConfig) -> AsyncIterator[Notifier]:
     async with Notifier(bus, LateValues(bus, secrets, environ={}), config) as running:
         yield running

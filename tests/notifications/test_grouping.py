@@ -15,7 +15,9 @@ from hark.notifications.group import Decision, Said, Send
 from hark.notifications.grouping import Grouping
 from hark.notifications.message import Message, Severity
 from hark.notifications.routing import Routing, Tree, next_digest
+from hark.notifications.seen import Seen
 from hark.notifications.silence import Silence, SilenceBook, matchers
+from hark.vocabulary import JsonValue
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
@@ -372,6 +374,40 @@ def test_a_fold_put_down_and_taken_up_decides_the_same(
 ) -> None:
     """At any places of a history: what is stored is all there is."""
     assert played(section, steps) == played(section, steps, reload=lambda i: bool(bits >> i & 1))
+
+
+@LAW
+@given(st.sampled_from(SECTIONS), histories())
+def test_a_fold_knows_which_of_its_groups_have_changed(section: dict[str, Any], steps: list[Step]) -> None:
+    """Who writes down only what is said to have changed has all there is."""
+    fold = Grouping(a_tree(**section), NO_SILENCE)
+    kept: dict[str, JsonValue] = {}
+    seen: dict[int, list[str]] = {}
+    for at, act in steps:
+        act(fold, at)
+        for key in fold.changed:
+            kept.pop(key, None)
+            if key in fold.groups:
+                kept[key] = orjson.loads(orjson.dumps(fold.groups[key].to_json()))
+        seen |= {number: fold.seen.segment(number) for number in fold.seen.changed}
+        fold.changed.clear()
+        fold.seen.changed.clear()
+        whole = orjson.loads(orjson.dumps(fold.dump()))
+        assert kept == {group["key"]: group for group in whole["groups"]}
+        assert [id_ for segment in seen.values() for id_ in segment] == whole["seen"]
+
+
+def test_what_was_seen_long_ago_leaves_a_segment_at_a_time() -> None:
+    """The last ids are known, never fewer than were asked for; old ones are new again, and the segments say what changed."""
+    seen = Seen(most=1000)
+    assert all(seen.add(str(n)) for n in range(3000))
+    assert not seen.add("2999")
+    kept = list(seen)
+    assert 1000 <= len(kept) <= 1500
+    assert kept == [str(n) for n in range(3000 - len(kept), 3000)]
+    assert seen.changed == set(range(6))
+    assert seen.segment(0) == []
+    assert seen.add("0")
 
 
 @LAW

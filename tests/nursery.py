@@ -1,7 +1,12 @@
-"""Rule engines and outboxes in processes of their own, to be killed: born within milliseconds, each as often as wanted."""
+"""Parts of Hark in processes of their own, to be killed: born within milliseconds, each as often as wanted.
+
+Run as ``nursery.py PROGRAM HOME`` it has loaded everything and forks a child for every line it reads, the name of a part;
+the child calls ``run(part, home)`` of the program. A second for each to be born would leave a thousand kills no time.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import select
 import signal
@@ -12,8 +17,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import anyio
-
-from . import chaos_child
 
 __all__ = ["Children", "nursery"]
 
@@ -70,13 +73,13 @@ class Children:
 
 
 @contextmanager
-def nursery(home: Path) -> Iterator[Children]:
-    """Give what starts children on the broker of ``home``; none outlives it."""
+def nursery(home: Path, program: str) -> Iterator[Children]:
+    """Give what starts children of a program (its file) on the broker of ``home``; none outlives it."""
     log = home / "children.log"
     with (
         log.open("a") as out,
         subprocess.Popen(
-            [sys.executable, chaos_child.__file__, "nursery", str(home)],
+            [sys.executable, __file__, program, str(home)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=out, text=True, cwd=home,
         ) as parent,
     ):  # fmt: skip
@@ -87,3 +90,29 @@ def nursery(home: Path) -> Iterator[Children]:
             made.kill_all()
             assert parent.stdin is not None
             parent.stdin.close()
+
+
+def raise_children(program: str, home: str) -> None:
+    """Fork a child for every line, until there are no more lines. What ends is nobody's business here."""
+    import uvloop
+
+    spec = importlib.util.spec_from_file_location("program", program)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    uvloop.new_event_loop().close()  # what the first loop loads, all of them have
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    for line in sys.stdin:
+        pid = os.fork()
+        if not pid:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+            os.dup2(2, 1)
+            module.run(line.strip(), home)
+            os._exit(0)
+        print(pid, flush=True)
+
+
+if __name__ == "__main__":
+    raise_children(sys.argv[1], sys.argv[2])
