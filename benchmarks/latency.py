@@ -106,7 +106,7 @@ class Receiver:
         return self.came[path, n]
 
 
-def _say(
+def say(
     goals: Goals,
     what: str,
     values: list[float],
@@ -149,13 +149,13 @@ async def main() -> int:
             for n in range(-20, EVENTS):  # the first ones warm every path
                 began = await send("ping.sent", kind="ping", n=n)
                 took.append(await receiver.wait("/ping", n) - began)
-            _say(goals, "event -> call at its receiver, 10+ rules", took[20:], middle_ms=5, p99_ms=20)
+            say(goals, "event -> call at its receiver, 10+ rules", took[20:], middle_ms=5, p99_ms=20)
 
             lateness = []
             for n in range(DEADLINES):
                 began = await send("job.began", n=n)
                 lateness.append(await receiver.wait("/late", n) - began - 1.0)
-            _say(goals, "absence: after its deadline", lateness)
+            say(goals, "absence: after its deadline", lateness)
             largest = max(lateness) * 1000
             print(
                 f"{'':<44} largest {largest:.0f} ms: {goals.below('lateness of absence', largest, 300, ' ms')}"
@@ -167,7 +167,7 @@ async def main() -> int:
                     began = await send("flow.wanted", kind=kind, n=n)
                     took.append(await _noted(out, n) - began)
                     out.write_text("")
-                _say(goals, f"event -> first line of an {how} flow", took[5:], middle_ms=goal_ms)
+                say(goals, f"event -> first line of an {how} flow", took[5:], middle_ms=goal_ms)
     finally:
         await asyncio.to_thread(up.__exit__, None, None, None)
         server.close()

@@ -1,4 +1,5 @@
-"""Rules on a real broker: how fast the log becomes decisions, how fast it is tried again, and starting with many keys.
+"""Rules on a real broker: how fast the log becomes decisions, how fast it is tried again, starting with many keys, and
+adding a rule to many.
 
 *The live path*: events that stand in the log are fetched, matched against 1 000 rules, and what is decided is stored.
 The goals are for a machine that parses such events at 600 000/s, with a core of its own: what this one does is measured
@@ -38,15 +39,17 @@ KEYS = 1_000_000
 GOAL_LIVE = 20_000
 GOAL_BACKTEST = 100_000
 GOAL_RESTART_S = 5.0
+MANY_RULES, ADDED = 10_000, 40
+GOAL_ADDED_MS = 100
 CONFIG = AutomationsConfig(budget_per_minute=10**9)
 DECIDED = ("hark.ev.automation.triggered", "hark.ev.automation.suppressed")
 
 
-def rules() -> list[Automation]:
+def rules(count: int = RULES) -> list[Automation]:
     """Return the rules of ``benchmarks.rules``, as definitions."""
     return [
         parse_automation({"on": types, "where": where}, name=f"r{n}")
-        for n, (types, where) in enumerate(make_rules(RULES))
+        for n, (types, where) in enumerate(make_rules(count))
     ]
 
 
@@ -180,6 +183,43 @@ async def restart(bus: Bus, goals: Goals) -> None:
     assert kept == KEYS, kept
 
 
+async def adding(bus: Bus, goals: Goals) -> None:
+    """Print how long a new rule takes to be in force beside many, while events come that it and others match."""
+    counting = parse_automation(
+        {"on": "order.late", "for_each": "data.key", "count": 3, "within": "1d"}, name="late"
+    )
+    bucket = bus.bucket("automations")
+    for automation in [*rules(MANY_RULES), counting]:
+        await bucket.put(automation.name, automation.dumps())
+    raw = make_events(ADDED * 10)
+    async with RuleEngine(bus, CONFIG) as engine:
+        await engine.leading()
+        fold = engine.fold
+        assert fold is not None
+        late = await bus.log.append(Event(type="order.late", source="/bench", data={"key": "k"}))
+        took, spent = list[float](), list[float]()
+        for n in range(ADDED):
+            await bus.log.append_many([Event.from_json(r) for r in raw[n * 10 : n * 10 + 10]])
+            where = {"data.host": f"host-{n}", "data.duration": "> 5"}
+            added = parse_automation({"on": "flow-run.*" if n % 2 else ">", "where": where}, name=f"added{n}")
+            began, cpu = time.perf_counter(), time.process_time()
+            revision = await bucket.put(added.name, added.dumps())
+            for _ in range(10_000):
+                if fold.revision_of(added.name) >= revision:
+                    break
+                await asyncio.sleep(0.0005)
+            took.append((time.perf_counter() - began) * 1000)
+            spent.append((time.process_time() - cpu) * 1000)
+            await asyncio.sleep(0.05)
+        assert fold.seq > late.seq
+        assert fold.window("late", "k") == 1, "the others keep their state"
+    longest = max(took)
+    print(
+        f"adding a rule to {MANY_RULES:,}: in force after {quantile(took, 0.5):.1f} ms in the middle, {longest:.0f} ms at"
+        f" most ({max(spent):.0f} ms of CPU)   {goals.below('adding a rule', longest, GOAL_ADDED_MS, ' ms')}"
+    )
+
+
 async def _waits(bus: Bus, engine: RuleEngine, name: str) -> tuple[list[float], int]:
     """Return how late the loop got round to somebody who asked for a millisecond, and how many checkpoints it wrote."""
     late: list[float] = []
@@ -219,6 +259,8 @@ async def main() -> int:
         await backtests(bus, count, scale, goals)
     async with fresh() as bus:
         await restart(bus, goals)
+    async with fresh() as bus:
+        await adding(bus, goals)
     return goals.code
 
 

@@ -1,0 +1,168 @@
+"""How long event -> action takes on a busy system: 1 000 rules, and 5 000 other events a second from another process.
+
+The other events are run reports of 930 bytes; one in ten is of the pool that the rules are about, so about one in a
+hundred makes a rule fire, and each firing is stored. The measured one is a ``call`` to a receiver in this process, whose
+event is appended straight to the log. All clocks are this machine's.
+
+Run: ``python -m benchmarks.busy [events a second]``
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import orjson
+from hark.bus import Bus, Event, locate_broker
+from hark.config import BusConfig, Settings
+
+from benchmarks.goal import Goals
+from benchmarks.latency import Receiver, say
+from benchmarks.rules import make_events, make_rules
+from benchmarks.running import hark_up
+
+RULES = 1_000
+RATE = 5_000
+PINGS, WARM = 600, 100
+PINGS_PER_S = 20
+TURN_S = 0.01
+"""The other events come in bursts of this long, as from programs that do not wait for each other."""
+OWN, OTHERS = "flow-run.", "shop."
+"""Run events that no engine made would be runs to the server: here they are a shop's."""
+
+
+def traffic() -> list[Event]:
+    """Return the other events; each is sent again and again under new ids."""
+    events = []
+    for n, raw in enumerate(make_events(5_000)):
+        row = orjson.loads(raw.replace(OWN.encode(), OTHERS.encode()))
+        row["data"]["pool"] = "default" if n % 10 else "eu"
+        events.append(Event.from_dict(row).replace(source="/bench"))
+    return events
+
+
+def config(port: int) -> str:
+    """Return a hark.yaml with the rules and the one that calls us."""
+    automations: dict[str, object] = {}
+    for n, (types, where) in enumerate(make_rules(RULES)):
+        on = ["shop.*" if t == ">" else t.replace(OWN, OTHERS) for t in types]
+        if isinstance(unwanted := where.get("type"), dict):
+            where["type"] = {"not": str(unwanted["not"]).replace(OWN, OTHERS)}
+        automations[f"r{n}"] = {"on": on, "where": where | {"data.pool": "eu"}, "budget": "100000/m"}
+    automations["ping"] = {
+        "on": "ping.sent",
+        "budget": "100000/m",
+        "do": [{"call": f"http://127.0.0.1:{port}/ping", "body": {"n": "{{ event.data.n }}"}}],
+    }
+    return json.dumps({"automations": automations})
+
+
+async def load(home: Path, rate: int) -> None:
+    """Publish the other events at ``rate`` a second until killed, and say how it goes once a second."""
+    address = locate_broker(Settings(home=home))
+    assert address is not None
+    events = traffic()
+    async with Bus(address, BusConfig(), manage=False) as bus:
+        sent, begin = 0, time.perf_counter()
+        told = begin
+        while True:
+            now = time.perf_counter()
+            due = int((now - begin) * rate)
+            for n in range(sent, due):
+                event = events[n % len(events)]
+                bus.publisher.publish_nowait(event.replace(id=f"{event.id}-{n}"))
+            sent = due
+            if now - told >= 1:
+                print(sent, flush=True)
+                told = now
+            await asyncio.sleep(TURN_S)
+
+
+@contextmanager
+def generator(home: Path, rate: int) -> Iterator[subprocess.Popen[str]]:
+    """Run ``load`` in another process while the block lasts."""
+    child = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.busy", "--load", str(home), str(rate)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield child
+    finally:
+        child.kill()
+        child.wait()
+        assert child.stdout is not None
+        child.stdout.close()
+
+
+async def ping(bus: Bus, receiver: Receiver, first: int, count: int) -> list[float]:
+    """Return how long each of ``count`` events took to its call, sent at times of their own."""
+    rng = random.Random(first)
+
+    async def one(n: int) -> float:
+        began = time.time()
+        await bus.log.append(Event(type="ping.sent", source="/bench", data={"n": n}))
+        return await receiver.wait("/ping", n) - began
+
+    tasks = []
+    for n in range(first, first + count):
+        tasks.append(asyncio.create_task(one(n)))
+        await asyncio.sleep(rng.expovariate(PINGS_PER_S))
+    return list(await asyncio.gather(*tasks))
+
+
+def cpu_s(pid: int) -> float:
+    """Return the CPU time a process has taken."""
+    words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(words[11]) + int(words[12])) / 100
+
+
+async def main(rate: int) -> int:
+    goals = Goals()
+    receiver = Receiver()
+    server = await asyncio.start_server(receiver.handle, "127.0.0.1", 0)
+    port = int(server.sockets[0].getsockname()[1])
+    up = hark_up(config(port), environment={"HARK_AUTOMATIONS__ALLOW_PRIVATE_ADDRESSES": "true"})
+    running = await asyncio.to_thread(up.__enter__)
+    try:
+        address = locate_broker(Settings(home=running.home))
+        assert address is not None
+        async with Bus(address, BusConfig()) as bus:
+            await ping(bus, receiver, 0, WARM)
+            say(
+                goals,
+                "event -> call, 1,000 rules, idle",
+                await ping(bus, receiver, WARM, PINGS // 2),
+                p99_ms=20,
+            )
+            with generator(running.home, rate):
+                await ping(bus, receiver, 10_000, WARM)
+                head, began = await bus.log.head(), time.perf_counter()
+                spent = cpu_s(running.pid)
+                took = await ping(bus, receiver, 20_000, PINGS)
+                elapsed = time.perf_counter() - began
+                spent = cpu_s(running.pid) - spent
+                stored = (await bus.log.head() - head) / elapsed
+            say(goals, f"event -> call, {rate:,} other events/s", took, p99_ms=20)
+            verdict = goals.at_least("events stored beside it", stored, rate, "/s")
+            print(
+                f"stored meanwhile: {stored:,.0f} events/s   {verdict}; hark took {spent / elapsed:.0%} of a core"
+            )
+    finally:
+        await asyncio.to_thread(up.__exit__, None, None, None)
+        server.close()
+    return goals.code
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--load"]:
+        asyncio.run(load(Path(sys.argv[2]), int(sys.argv[3])))
+    else:
+        sys.exit(asyncio.run(main(int(sys.argv[1]) if len(sys.argv) > 1 else RATE)))
