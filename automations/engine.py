@@ -46,7 +46,10 @@ log = logging.getLogger(__name__)
 LEASE = "automations"
 _BACK_OFF_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 _DECISIONS = (PREFIX + TRIGGERED, PREFIX + SUPPRESSED, PREFIX + RESOLVED)
-_BATCH = 500
+_BATCH = 100
+"""Events folded in one go: what waits behind them waits some milliseconds at most."""
+_MOST_UNSTORED = 1_000
+"""Decisions that may wait to be stored while events after them are folded."""
 _ROW_BYTES = 256 * 1024
 _SLICE_S = 0.004
 """Of taking a checkpoint, before events have their turn again."""
@@ -91,7 +94,7 @@ class RuleEngine(AsyncContextManagerMixin):
             return {"leader": False}
         errors: Any = {**term.fold.errors, **term.refused}
         return {
-            "leader": True, "rules": len(term.fold.automations), "keys": term.fold.keys(), "seq": term.fold.seq,
+            "leader": True, "rules": term.fold.size, "keys": term.fold.keys(), "seq": term.fold.seq,
             "errors": errors,
         }  # fmt: skip
 
@@ -143,7 +146,7 @@ class RuleEngine(AsyncContextManagerMixin):
     def _set_term(self, term: _Term) -> None:
         self._term = term
         self._led.set()
-        log.info("automations.leads", extra={"holder": self._name, "rules": len(term.fold.automations)})
+        log.info("automations.leads", extra={"holder": self._name, "rules": term.fold.size})
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,8 +173,10 @@ class _Term:
         self._checkpoints = Checkpoints(bus, self.fold_config)
         self._incarnation = ""
         self._decided: set[str] = set()  # by an earlier leader, behind the checkpoint
-        self._stored = 0
-        self._progress = anyio.Event()  # a batch has been folded and its decisions stored
+        self._unstored: list[Decision] = []
+        self._to_store = anyio.Event()
+        self._stored = 0  # all that was decided up to here is in the log
+        self._progress = anyio.Event()  # that place has moved
         self._ahead_s = 0.0  # how far the broker's clock is ahead of ours, as far as we can tell
         self._saving = anyio.Lock()
         self._saved_seq = 0
@@ -185,6 +190,7 @@ class _Term:
         async with anyio.create_task_group() as tg:
             # From the first batch on: who catches up with a long log and dies has got somewhere.
             tg.start_soon(self._keep_checkpoint)
+            tg.start_soon(self._keep_storing)
             await tg.start(self._follow)
             await tg.start(self._watch_definitions)
             on_ready()
@@ -230,28 +236,41 @@ class _Term:
         fold, step = self.fold, self.fold.step_raw
         async with self._bus.log.follow(after=fold.seq, batch=_BATCH) as batches:
             async for batch in batches:
-                decisions: list[Decision] = []
+                decisions = self._unstored
                 for record in batch.records:
                     decided = step(
                         record.raw, seq=record.seq, recorded=record.recorded_s, type_=type_of_record(record)
                     )
                     if decided:
                         decisions += decided
-                if decisions:
-                    await self._store(decisions)
                 if batch.records:
                     self._note_time(batch.records[-1].recorded_at)
-                self._stored = fold.seq
                 if self._is_worth_saving() and self._taking is None and not self._saving.locked():
                     self._taking = self._begun()
-                progress, self._progress = self._progress, anyio.Event()
-                progress.set()
+                self._to_store.set()
+                while len(self._unstored) > _MOST_UNSTORED:
+                    await self._progress.wait()
                 # What waits in memory comes without a pause, and the lease has to be renewed meanwhile.
                 await anyio.lowlevel.checkpoint()
                 if not caught_up and batch.pending == 0:
                     caught_up = True
+                    while self._stored < fold.seq:
+                        await self._progress.wait()
                     self._decided.clear()
                     task_status.started()
+
+    async def _keep_storing(self) -> None:
+        """Store what is decided, in order, while the fold goes on; what gathers meanwhile is stored together."""
+        while True:
+            await self._to_store.wait()
+            self._to_store = anyio.Event()
+            reached = self.fold.seq
+            decisions, self._unstored = self._unstored, []
+            if decisions:
+                await self._store(decisions)
+            self._stored = reached
+            progress, self._progress = self._progress, anyio.Event()
+            progress.set()
 
     def _note_time(self, recorded_at: datetime) -> None:
         """Learn how far the broker's clock is ahead; a record is never older than its arrival makes it seem."""
@@ -405,6 +424,8 @@ class _Term:
             if taking is None and self._stored == self.fold.seq and self._is_worth_saving():
                 taking = self._begun()  # nothing happens any more that would have begun it
             if taking is not None:
+                while self._stored < taking.snapshot.seq:
+                    await self._progress.wait()  # a checkpoint stands for what its events have led to
                 try:
                     async with self._saving:
                         await self._write(taking)
@@ -433,7 +454,7 @@ class _Term:
         )
 
     def _begun(self) -> _Taking:
-        """Begin to take the state of this moment, when all that has been decided is stored."""
+        """Begin to take the state of this moment. It may be kept once all that has been decided by now is stored."""
         fold = self.fold
         definitions = (
             fold.dump_definitions() if self._checkpoints.needs_definitions(fold.generation) else None

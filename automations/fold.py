@@ -82,6 +82,11 @@ class Fold:
         """The rules in force (paused ones too), by name."""
         return {name: rule.automation for name, rule in sorted(self._rules.items())}
 
+    @property
+    def size(self) -> int:
+        """How many rules are in force, paused ones too."""
+        return len(self._rules)
+
     def revision_of(self, name: str) -> int:
         """Return the revision of the definition in force, or of the removal; 0 if the name was never heard of."""
         rule = self._rules.get(name)

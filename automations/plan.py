@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from functools import lru_cache
+from types import CodeType
 from typing import Any
 
 from .index import Bucket, Limits, Row, T, Table
@@ -73,8 +75,7 @@ def compile_plan(tables: list[Table[T]]) -> Callable[[Row], list[T]]:
                 "     break",
             ]
         else:
-            arrays = " or ".join(f"{v}.__class__ is list" for v in dict.fromkeys(reads))
-            lines.append(f"  if {arrays}: {names.bind(table.collect)}(e, hits)")
+            lines += _arrays(reads, get, names.bind(table.collect))
         lines.append("  else:")
         lines.append(f"   c = {get}({key})")
         lines += ["   " + line for line in _probe(table, key, variables, names)]
@@ -87,9 +88,15 @@ def compile_plan(tables: list[Table[T]]) -> Callable[[Row], list[T]]:
     ]
     names.values["thorough"] = tuple(table.collect for table in tables)
     scope = dict(names.values)
-    exec(compile("\n".join(lines), "<matching plan>", "exec"), scope)  # noqa: S102  # see the docstring
+    exec(_code_of("\n".join(lines)), scope)  # noqa: S102  # see the docstring
     plan: Callable[[Row], list[T]] = scope["plan"]
     return plan
+
+
+@lru_cache(maxsize=256)
+def _code_of(source: str) -> CodeType:
+    """Return the code of a plan. Types that are alike share it, and most changes of rules change no plan's text."""
+    return compile(source, "<matching plan>", "exec")
 
 
 def _read(path: Path, variables: dict[Path, str], names: _Names, lines: list[str]) -> None:
@@ -107,6 +114,27 @@ def _read(path: Path, variables: dict[Path, str], names: _Names, lines: list[str
             lines.append(
                 f"  {variables[way]} = {parent}.get({key}, MISSING) if {parent}.__class__ is dict else step({parent}, {key})"
             )
+
+
+def _arrays(reads: list[str], get: str, collect: str) -> list[str]:
+    """Return the code for events with an array where something is looked up, up to its ``else``."""
+    if len(reads) == 1:
+        return [f"  if {reads[0]}.__class__ is list: {collect}(e, hits)"]
+    lines: list[str] = []
+    for v in reads:
+        others = " or ".join(f"{other}.__class__ is list" for other in reads if other != v)
+        key = ", ".join("x" if other == v else other for other in reads)
+        # As above: of most arrays no element is looked for.
+        lines += [
+            f"  {'elif' if lines else 'if'} {v}.__class__ is list:",
+            f"   if {others}: {collect}(e, hits)",
+            "   else:",
+            f"    for x in {v}:",
+            f"     if x.__class__ is not str or {get}(({key})) is not None:",
+            f"      {collect}(e, hits)",
+            "      break",
+        ]
+    return lines
 
 
 def _open_bucket(bucket: Bucket[T], variables: dict[Path, str], names: _Names) -> list[str]:

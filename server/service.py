@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable
@@ -46,6 +47,7 @@ __all__ = ["Service", "serve"]
 log = logging.getLogger("hark.service")
 
 _THREADS_S = 5.0
+_SWITCH_S = 0.0005
 STOP_DOORS, STOP_DECIDERS, STOP_WORKERS, STOP_EFFECTS, STOP_READERS = range(5)
 """The order of stopping."""
 
@@ -485,6 +487,8 @@ async def _serve(service: Service, announce: Callable[[str], None]) -> int:
             if not is_up:
                 starting.cancel("asked to stop while starting")
 
+    # Threads that fold or compress must not keep the loop waiting for Python's lock: 5 ms a time would be the rule.
+    sys.setswitchinterval(_SWITCH_S)
     try:
         with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
             async with anyio.create_task_group() as tg:
