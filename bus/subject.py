@@ -6,6 +6,7 @@ broker holds about 220 bytes of memory for each distinct subject.
 
 from __future__ import annotations
 
+from ..vocabulary import StateType
 from .event import Event
 
 STREAM = "HARK"
@@ -31,7 +32,7 @@ def flow_run_filter(run_id: str) -> str:
 
 
 def task_run_subject(flow_run_id: str) -> str:
-    """``hark.ev.task-run.<flow_run_id>``: one subject for all task runs of a flow run, in order."""
+    """``hark.ev.task-run.<flow_run_id>``: one subject for the task runs of a flow run, in order, until they complete."""
     return f"hark.ev.task-run.{flow_run_id}"
 
 
@@ -43,6 +44,14 @@ def background_subject(task_run_id: str) -> str:
 def waits_subject(task_run_id: str) -> str:
     """``hark.ev.hark.task.waits.<id>``: which task runs of ``delay`` wait for the end of this one."""
     return f"hark.ev.hark.task.waits.{task_run_id}"
+
+
+def completed_subject(flow_run_id: str) -> str:
+    """``hark.ev.task-run.<flow_run_id>.completed``: the task runs of a flow run that came to COMPLETED, in order.
+
+    On a subject of their own because they are all that a resumed run reads, and a third of what its tasks wrote.
+    """
+    return f"hark.ev.task-run.{flow_run_id}.completed"
 
 
 def hooks_subject(word: str, flow_run_id: str) -> str:
@@ -59,7 +68,8 @@ def subject_of(event: Event) -> str:
     """Return the subject an event is stored under, by its type and, for runs, its subject.
 
     ``flow-run.failed`` about ``flow-run/<id>`` goes to ``hark.ev.flow-run.failed.<id>``;
-    a ``task-run.*`` event must carry ``flow_run_id`` in ``data["flow_run"]["id"]``.
+    a ``task-run.*`` event must carry ``flow_run_id`` in ``data["flow_run"]["id"]``, and tells of COMPLETED in
+    ``data["state"]["type"]``.
     """
     type_ = event.type
     if type_.startswith("flow-run.") and event.subject and event.subject.startswith("flow-run/"):
@@ -74,7 +84,9 @@ def subject_of(event: Event) -> str:
             return background_subject(str(run.get("id")))
         parent = event.data.get("flow_run")
         if isinstance(parent, dict) and isinstance(parent.get("id"), str):
-            return task_run_subject(str(parent["id"]))
+            state = event.data.get("state")
+            is_completed = isinstance(state, dict) and state.get("type") == StateType.COMPLETED
+            return (completed_subject if is_completed else task_run_subject)(str(parent["id"]))
     return PREFIX + type_
 
 

@@ -53,7 +53,8 @@ class BackgroundEvents(TaskEvents):
             correlationid=run.event.correlationid, causationid=run.event.causationid,
             causaldepth=run.event.causaldepth, inline_bytes=inline_bytes,
         )  # fmt: skip
-        self._subject = background_subject(run.id)
+        # All on one: it is what the end is guarded by.
+        self._subject = self._completed_subject = background_subject(run.id)
         self._attributes += f'"background":{orjson.dumps(about).decode()},'
         self._run_id, self._claim = run.id, int(str(about["claim"]))
         self._runs = BackgroundLog(session.bus)

@@ -8,6 +8,7 @@ not run again.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -107,7 +108,9 @@ class FinishedCalls:
 
     def __init__(self, starts: list[tuple[int, int]]) -> None:
         self.by_key: dict[str, FinishedCall] = {}
-        self._starts = starts
+        self._to_come = deque(starts)
+        self._newest = 0
+        """The newest attempt that had begun where the folding stands."""
 
     def add(self, records: Iterable[Recorded]) -> None:
         """Fold task events, which follow those folded before."""
@@ -121,8 +124,9 @@ class FinishedCalls:
             is_undone = data.get("state", _NULL).get("name") == "RolledBack"
             if key in self.by_key and not is_undone:
                 continue
-            attempt = data["flow_run"].get("attempt") or 0
-            if any(newer > attempt and seq < recorded.seq for newer, seq in self._starts):
+            while self._to_come and self._to_come[0][1] < recorded.seq:
+                self._newest = self._to_come.popleft()[0]
+            if self._newest > (data["flow_run"].get("attempt") or 0):
                 continue
             if is_undone:
                 self.by_key.pop(key, None)

@@ -21,9 +21,9 @@ import orjson
 
 from ..bus.outgoing import Outgoing
 from ..bus.owner import Owner
-from ..bus.subject import hooks_subject, task_run_subject
+from ..bus.subject import completed_subject, hooks_subject, task_run_subject
 from ..errors import BufferFull, GuardFailed, MoveRefused, RunLost
-from ..vocabulary import TERMINAL, JsonObject, JsonValue, StateType, TaskRunId
+from ..vocabulary import TERMINAL, JsonObject, JsonValue, StateType
 from .caller import DETAIL, Caller, caller_of
 from .hook_log import HookLog, hooked_payload
 from .replay import FinishedCall, FinishedCalls, attempt_starts, begins_anew, noted_waits, retries_made
@@ -85,7 +85,9 @@ class TaskEvents:
         self.is_silent = False
         """Whether the run was lost to another worker: nothing more is written. Set by ``silence``."""
         self._event_ids = IdSource()
+        self._run_id = run_id
         self._subject = task_run_subject(run_id)
+        self._completed_subject = completed_subject(run_id)
         self._publisher = session.bus.publisher
         self._owner = owner
         self._later: deque[Outgoing | Upload] = deque()
@@ -144,12 +146,14 @@ class TaskEvents:
             f'"previous":{QUOTED[run.previous]},{call}{more}'
         )
         run.previous = type_
+        subject = self._completed_subject if type_ is StateType.COMPLETED else self._subject
         if isinstance(result, LargeResult):
-            self._send_later(Upload(self._subject, head, tail, event_id, lines, run.id, result))
+            name = f"results/{self._run_id}/{run.id}"
+            self._send_later(Upload(subject, head, tail, event_id, lines, name, result))
             return
         if result is not None:
             head += f'"result":{result},'
-        self._give(self._message((head + tail).encode(), event_id, lines))
+        self._give(self._message((head + tail).encode(), event_id, lines, subject))
 
     def write_begun(self, run: TaskRun) -> None:
         """Write PENDING and the first RUNNING of a call that begins where it is made: one moment, two events."""
@@ -182,14 +186,15 @@ class TaskEvents:
         """Say that a ``with transaction()`` block, known by its place in the run as a call is, has been committed."""
         if self.is_silent:
             return
-        event_id, run_id = self._event_ids.draw(), self._subject.rpartition(".")[2]
+        event_id = self._event_ids.draw()
         self._give(
             self._message(
                 f'{{"specversion":"1.0","id":"{event_id}","source":"{SOURCE}","type":"hark.transaction.committed",'
-                f'"time":"{stamp(time.time_ns())}","subject":"flow-run/{run_id}",{self._attributes}'
+                f'"time":"{stamp(time.time_ns())}","subject":"flow-run/{self._run_id}",{self._attributes}'
                 f'"run":{{"id":{quoted(call)}}},"call":{quoted(call)}}}}}'.encode(),
                 event_id,
                 COMPLETED_LINES,
+                self._completed_subject,
             )
         )
 
@@ -197,9 +202,9 @@ class TaskEvents:
         """Write that the hooks of a completed call have run, so that a resumed run does not call them again."""
         if self.is_silent or not run.call:
             return
-        run_id, event_id = self._subject.rpartition(".")[2], self._event_ids.draw()
-        payload = hooked_payload(run, run_id=run_id, event_id=event_id)
-        self._give(self._message(payload, event_id, "", hooks_subject("ran", run_id)))
+        event_id = self._event_ids.draw()
+        payload = hooked_payload(run, run_id=self._run_id, event_id=event_id)
+        self._give(self._message(payload, event_id, "", hooks_subject("ran", self._run_id)))
 
     def _message(self, payload: bytes, event_id: str, lines: str, subject: str | None = None) -> Outgoing:
         # The ids are our own, and the subjects made of them: nothing to be looked at once more.
@@ -335,9 +340,8 @@ class TaskEvents:
                     self._later.popleft()
 
     async def _upload(self, item: Upload) -> Outgoing:
-        name = f"results/{item.subject.rpartition('.')[2]}/{item.run_id}"
-        await self.session.bus.objects.put(name, item.result.data)
-        payload = f'{item.head}"result":{item.result.reference(name)},{item.tail}'.encode()
+        await self.session.bus.objects.put(item.name, item.result.data)
+        payload = f'{item.head}"result":{item.result.reference(item.name)},{item.tail}'.encode()
         return self._message(payload, item.id, item.lines, item.subject)
 
     async def settle(self) -> None:
@@ -367,7 +371,8 @@ class Upload:
     tail: str
     id: str
     lines: str
-    run_id: TaskRunId
+    name: str
+    """Of the result in the object store."""
     result: LargeResult
 
 
@@ -515,8 +520,7 @@ class FlowTracker:
         self.retries_made = retries_made(recorded for recorded in history if recorded.seq > anew)
         self.waits = noted_waits(self.flow_run.id, (recorded for recorded in history if recorded.seq > anew))
         finished = FinishedCalls(attempt_starts(history))
-        # Not as one list: of a run with many tasks, two thirds of the events are read only to be passed over.
-        reading = self.session.bus.log.read([task_run_subject(self.flow_run.id)], after=anew)
+        reading = self.session.bus.log.read([completed_subject(self.flow_run.id)], after=anew)
         async with reading as batches:
             async for batch in batches:
                 finished.add(batch.records)

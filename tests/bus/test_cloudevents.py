@@ -17,7 +17,15 @@ from hark.bus.cloudevents import (
     plain_type,
 )
 from hark.bus.event import Event
-from hark.bus.subject import flow_run_filter, matches, subject_of, task_run_subject
+from hark.bus.feed import covers
+from hark.bus.subject import (
+    TASK_RUNS,
+    completed_subject,
+    flow_run_filter,
+    matches,
+    subject_of,
+    task_run_subject,
+)
 from hark.errors import EventInvalid
 from hypothesis import given
 from hypothesis import strategies as st
@@ -212,3 +220,10 @@ def test_subjects_of_runs_match_their_own_filter_only(state: str, run: object, o
     assert matches(flow_run_filter(str(other)), subject_of(event)) == (run == other)
     task = Event(type="task-run.running", source="/s", data={"flow_run": {"id": str(run)}})
     assert subject_of(task) == task_run_subject(str(run))
+    done = Event(
+        type="task-run.cached",
+        source="/s",
+        data={"flow_run": {"id": str(run)}, "state": {"type": "COMPLETED", "name": "Cached"}},
+    )
+    assert subject_of(done) == completed_subject(str(run))
+    assert all(covers(TASK_RUNS, subject_of(event)) for event in (task, done))

@@ -13,7 +13,14 @@ import pytest
 from hark import Abort, emit, flow, get_run_logger, runtime, tags, task
 from hark.bus import Bus, Event, Recorded
 from hark.bus.session import Session, use_session
-from hark.bus.subject import STATE_HEADER, flow_run_filter, subject_of, task_run_subject
+from hark.bus.subject import (
+    STATE_HEADER,
+    TASK_RUNS,
+    completed_subject,
+    flow_run_filter,
+    subject_of,
+    task_run_subject,
+)
 from hark.engine import AsyncTaskRunner, FlowRun, FlowRunContext, RunLog, RunRequest, execute, execute_sync
 from hark.engine.states import Cancelling, Completed, Running, State
 from hark.engine.task_run import TaskRun
@@ -283,7 +290,9 @@ async def test_tasks_outside_flows_are_tracked_under_their_own_id(session: Sessi
     found = await events(bus, "hark.ev.task-run.>")
     assert [r.event.type for r in found] == ["task-run.pending", "task-run.running", "task-run.completed"]
     data: Any = found[0].event.data
-    assert found[0].subject == task_run_subject(data["run"]["id"])
+    run_id = data["run"]["id"]
+    assert [r.subject for r in found] == [task_run_subject(run_id)] * 2 + [completed_subject(run_id)]
+    assert [r.subject for r in found] == [subject_of(r.event) for r in found]
 
 
 async def test_logs_go_to_the_log_stream(session: Session, bus: Bus) -> None:
@@ -730,7 +739,7 @@ async def test_tasks_that_never_wait_let_the_loop_turn(session: Session, bus: Bu
 
     await many(1000)
     assert 0 < longest <= TURN + 3
-    assert len(await events(bus, task_run_subject("*"))) == 3000
+    assert len(await events(bus, TASK_RUNS)) == 3000
 
 
 async def test_the_end_is_stored_after_everything_else(session: Session, bus: Bus) -> None:
