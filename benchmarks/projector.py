@@ -19,7 +19,7 @@ from pathlib import Path
 import orjson
 from hark.bus import Bus, EmbeddedBroker
 from hark.bus.event import Event, Recorded, format_time
-from hark.bus.subject import task_run_subject
+from hark.bus.subject import subject_of
 from hark.config import BusConfig, StorageConfig
 from hark.storage import EventFilter, Projector, Queries, RunFilter
 from hark.storage.fold import fold
@@ -54,7 +54,7 @@ def task_events(tasks: int) -> list[Recorded]:
                 type=f"task-run.{word}", source="/hark/engine", subject=f"task-run/{task_run}", time=at, data=data,
                 correlationid=flow_run,
             )  # fmt: skip
-            out.append(Recorded(len(out) + 1, task_run_subject(flow_run), at, event.to_json()))
+            out.append(Recorded(len(out) + 1, subject_of(event), at, event.to_json()))
     return out
 
 

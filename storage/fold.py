@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Protocol, TypeAlias
 
 import orjson
@@ -20,7 +20,7 @@ from ..bus.event import format_time, lacking, parse_time
 from ..errors import EventInvalid
 from ..vocabulary import StateType
 
-__all__ = ["KEYED", "LISTED", "Changes", "Message", "Row", "fold"]
+__all__ = ["KEYED", "LISTED", "Changes", "Folding", "Message", "Row", "fold"]
 
 Row: TypeAlias = "tuple[str | int | float | bytes | None, ...]"
 
@@ -42,7 +42,7 @@ class Message(Protocol):
     @property
     def subject(self) -> str: ...
     @property
-    def recorded_at(self) -> datetime: ...
+    def at_ns(self) -> int: ...
     @property
     def raw(self) -> bytes: ...
 
@@ -75,46 +75,98 @@ class _Odd(Exception):
 
 def fold(messages: Iterable[Message]) -> Changes:
     """Return the rows that ``messages``, in the order of the log, make of an empty read model."""
-    changes = Changes()
-    tasks: dict[str, tuple[int, dict[str, Any], str]] = {}
+    folding = Folding()
+    folding.add(messages)
+    return folding.done()
+
+
+class Folding:
+    """A fold in several steps: ``add`` messages in the order of the log, then take what is ``done``."""
+
+    def __init__(self) -> None:
+        self._changes = Changes()
+        self._tasks: dict[str, tuple[int, dict[str, Any], str]] = {}
+
+    def add(self, messages: Iterable[Message]) -> None:
+        """Fold messages that follow those added before."""
+        _add(self._changes, self._tasks, messages)
+
+    def done(self) -> Changes:
+        """Return the rows that all messages added make."""
+        changes = self._changes
+        changes.keyed["task_runs"] = {id_: _task_run(id_, *found) for id_, found in self._tasks.items()}
+        return changes
+
+
+def _add(
+    changes: Changes, tasks: dict[str, tuple[int, dict[str, Any], str]], messages: Iterable[Message]
+) -> None:
     unreadable, counted = changes.listed["unreadable"], changes.counted
     add_event = changes.listed["events"].append
-    loads = orjson.loads
-    seq = 0
+    loads, handlers = orjson.loads, _HANDLERS
+    in_hour: dict[str, int] = {}
+    hour, seq = "", changes.reached
+    of_second, second_text = -1, ""
     for message in messages:
         seq, raw = message.seq, message.raw
-        # recorded_at is always UTC, and this is several times faster than strftime.
-        recorded_at = f"{message.recorded_at.isoformat(timespec='microseconds')[:26]}Z"
+        second, micros = divmod(message.at_ns // 1000, 1_000_000)
+        if second != of_second:
+            of_second = second
+            second_text = format_time(datetime.fromtimestamp(second, UTC))[:20]
+        recorded_at = f"{second_text}{micros:06d}Z"
         try:
             event = loads(raw)
             if (why := lacking(event)) is not None:
                 raise _Odd(why)
             get = event.get
-            type_, id_, source = event["type"], event["id"], event["source"]
-            time = _moment(get("time")) or recorded_at
+            type_, source = event["type"], event["source"]
+            # What most events are is looked at here; what the others are, in a function.
+            time = get("time")
+            if not (
+                time.__class__ is str
+                and len(time) == 27
+                and time[26] == "Z"
+                and time[10] == "T"
+                and time[19] == "."
+            ):
+                time = _moment(time) or recorded_at
+            subject, correlationid, causationid = get("subject"), get("correlationid"), get("causationid")
+            if subject.__class__ is not str:
+                subject = _text(subject)
+            if correlationid.__class__ is not str:
+                correlationid = _text(correlationid)
+            if causationid is not None:
+                causationid = _text(causationid)
+            depth = get("causaldepth")
             add_event((
-                seq, id_, type_, source, _text(get("subject")), time, recorded_at, _text(get("correlationid")),
-                _text(get("causationid")), _whole(get("causaldepth")) or 0, raw,
+                seq, event["id"], type_, source, subject, time, recorded_at, correlationid, causationid,
+                0 if depth is None else _whole(depth) or 0, raw,
             ))  # fmt: skip
         except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError, _Odd) as exc:
             unreadable.append((seq, message.subject, f"not an event: {_why(exc)}", raw))
             continue
-        hour = recorded_at[:13], type_
-        counted[hour] = counted.get(hour, 0) + 1
-        if source.startswith(_WEBHOOKS):
+        if recorded_at[:13] != hour:
+            _count(counted, hour, in_hour)
+            hour, in_hour = recorded_at[:13], {}
+        in_hour[type_] = in_hour.get(type_, 0) + 1
+        if source[:10] == _WEBHOOKS:
             _accepted_by_webhook(changes, seq, source, type_, time)
         word, _, rest = type_.partition(".")
         try:
             if word == "task-run":
                 # Most events are of these, and most of those are not the last of their run: look now, build later.
                 tasks[_checked_task_run(event)] = seq, event, time
-            elif (handle := _HANDLERS.get(word)) is not None:
+            elif (handle := handlers.get(word)) is not None:
                 handle(changes, seq, event, rest, time)
         except (KeyError, TypeError, AttributeError, ValueError, _Odd) as exc:
             unreadable.append((seq, message.subject, f"{type_}: {_why(exc)}", raw))
-    changes.keyed["task_runs"] = {id_: _task_run(id_, *found) for id_, found in tasks.items()}
+    _count(counted, hour, in_hour)
     changes.reached = seq
-    return changes
+
+
+def _count(counted: dict[tuple[str, str], int], hour: str, in_hour: dict[str, int]) -> None:
+    for type_, n in in_hour.items():
+        counted[hour, type_] = counted.get((hour, type_), 0) + n
 
 
 # --- one function per first word ----------------------------------------------------------------------

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import anyio
-from anyio import AsyncContextManagerMixin, CapacityLimiter, to_thread
+from anyio import AsyncContextManagerMixin, to_thread
 from anyio.abc import TaskStatus
 
 from ..bus.subject import ALL_EVENTS
 from ..clock import SYSTEM_CLOCK, Clock
 from ..config import StorageConfig
 from ..errors import BusUnavailable, GuardFailed, HarkError, LogRewound, UnavailableError
-from .fold import Changes, fold
+from .fold import Changes, Folding, fold
 from .store import Store, remove_files
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ __all__ = ["Projector", "rebuild"]
 
 log = logging.getLogger(__name__)
 
-_INLINE = 50
-"""Batches up to this size are folded on the loop: a hop to a thread costs as much as folding them."""
+_BITE = 200
+"""Events folded before others of the loop have a turn: a few milliseconds."""
 
 
 class Projector(AsyncContextManagerMixin):
@@ -48,8 +48,6 @@ class Projector(AsyncContextManagerMixin):
         self._moved = anyio.Event()
         self._again: anyio.CancelScope | None = None
         self._asked_to_rebuild = False
-        # Folding is one stretch after the other; a second thread would only wait.
-        self._limiter = CapacityLimiter(1)
 
     @property
     def seq(self) -> int:
@@ -172,9 +170,14 @@ class Projector(AsyncContextManagerMixin):
                 log.debug("storage.pruned", extra={"rows": gone})
 
     async def _fold(self, batch: Batch) -> Changes:
-        if len(batch.records) <= _INLINE:
-            return fold(batch.records)
-        return await to_thread.run_sync(fold, batch.records, limiter=self._limiter)
+        # On the loop, a bite at a time: in a thread, folding would fight for Python's lock with the loop that reads, and
+        # each time the one or the other got it, the loser would wait for milliseconds.
+        folding, records = Folding(), batch.records
+        for at in range(0, len(records), _BITE):
+            if at:
+                await anyio.lowlevel.checkpoint()
+            folding.add(records[at : at + _BITE])
+        return folding.done()
 
     def _advance(self, seq: int, pending: int) -> None:
         if self._asked_to_rebuild:  # what has just been committed is about to be dropped

@@ -1,13 +1,20 @@
-"""Named SQL: reads the ``.sql`` files of this room into statements one can ask for by name."""
+"""Named SQL: reads the ``.sql`` files of this room into statements one can ask for by name; and running several at once."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import sqlite3
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from importlib.resources import files
+from typing import Concatenate, ParamSpec, TypeVar
 
-__all__ = ["of_many", "schema", "statements"]
+import aiosqlite
+
+__all__ = ["in_its_thread", "of_many", "schema", "statements"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _HEAD = re.compile(r"^-- name: (?P<name>[a-z][a-z0-9_.]*)\n-- for: (?P<use>.+)\n", re.MULTILINE)
 _VALUES = re.compile(r"VALUES\s*(?P<row>\((?:\?,\s*)*\?\))")
@@ -38,7 +45,7 @@ def statements(file: str) -> Mapping[str, str]:
     return found
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=256)
 def of_many(insert: str, rows: int) -> str:
     """Return an ``INSERT … VALUES (?, …) …`` that takes ``rows`` rows at once, their values one after the other.
 
@@ -49,6 +56,20 @@ def of_many(insert: str, rows: int) -> str:
     if found is None:
         raise ValueError(f"no VALUES (?, …) in {insert!r}")
     return f"{insert[: found.start()]}VALUES {', '.join([found['row']] * rows)}{insert[found.end() :]}"
+
+
+async def in_its_thread(
+    db: aiosqlite.Connection,
+    act: Callable[Concatenate[sqlite3.Connection, P], T],
+    *args: P.args,
+    **kwargs: P.kwargs,
+) -> T:
+    """Call ``act`` with the bare connection, in the thread that ``db`` lives in, and return what it returns.
+
+    What aiosqlite does with each of its own calls; it offers no public way to do the same with several statements.
+    """
+    done: T = await db._execute(act, db._conn, *args, **kwargs)  # type: ignore[no-untyped-call]
+    return done
 
 
 @lru_cache(maxsize=1)

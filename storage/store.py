@@ -21,8 +21,8 @@ import aiosqlite
 import anyio
 
 from ..errors import GuardFailed, UnavailableError
-from .fold import KEYED, LISTED, Changes
-from .statement import of_many, schema, statements
+from .fold import KEYED, LISTED, Changes, Row
+from .statement import in_its_thread, of_many, schema, statements
 
 __all__ = ["SCHEMA_VERSION", "Reached", "Store", "digest", "read_only", "remove_files"]
 
@@ -30,7 +30,7 @@ SCHEMA_VERSION = 2
 """Raise it whenever schema.sql or fold.py changes what rows look like; files of another version are folded again."""
 
 _PRUNE_BITE = 20_000
-_ROWS = 50
+_MOST_ROWS = 512
 """Rows of one statement when there are many; times 24 columns it stays far below SQLite's 32 766 parameters."""
 _WRITE = "write.sql"
 
@@ -160,31 +160,36 @@ class Store:
         self._reached = Reached(self._stream, 0, 0)
 
     async def commit(self, changes: Changes) -> None:
-        """Write the rows and move the sequence to ``changes.reached``, in one transaction.
+        """Write the rows and move the sequence to ``changes.reached``, in one transaction. Once begun it is not cancelled.
 
         Raises:
             GuardFailed: another writer moved the sequence; ``reload`` and go on from there.
         """
         if changes.reached <= self._reached.seq:
             return
+        async with self._writer:
+            # Whole, in one go of SQLite's thread: were each statement asked for from the loop, each would wait for its
+            # turn there and for Python's lock here, which under load takes far longer than writing the rows.
+            with anyio.CancelScope(shield=True):
+                await in_its_thread(self._connection, self._write, changes)
+            self._reached = Reached(self._stream, changes.reached, self._reached.first_seq)
+
+    def _write(self, db: sqlite3.Connection, changes: Changes) -> None:
         write = statements(_WRITE)
-        async with self._writing() as db:
-            cursor = await db.execute(
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            moved = db.execute(
                 write["reached"],
                 {"seq": changes.reached, "previous": self._reached.seq, "stream": self._stream},
             )
-            if cursor.rowcount != 1:
+            if moved.rowcount != 1:
                 raise GuardFailed("the read model", expected=self._reached.seq)
             for table, rows in changes.rows():
-                whole = len(rows) - len(rows) % _ROWS
-                if whole:
-                    sql = of_many(write[table], _ROWS)
-                    await db.executemany(
-                        sql, [tuple(chain(*rows[i : i + _ROWS])) for i in range(0, whole, _ROWS)]
-                    )
-                if rows[whole:]:
-                    await db.executemany(write[table], rows[whole:])
-        self._reached = Reached(self._stream, changes.reached, self._reached.first_seq)
+                _insert(db, write[table], rows)
+            db.commit()
+        except BaseException:
+            db.rollback()
+            raise
 
     async def reload(self) -> Reached:
         """Read again how far the file is, after another writer was here."""
@@ -222,6 +227,18 @@ class Store:
             await db.execute(write["forgotten"], {"first_seq": first_seq})
         self._reached = Reached(self._stream, self._reached.seq, first_seq)
         return gone
+
+
+def _insert(db: sqlite3.Connection, insert: str, rows: list[Row]) -> None:
+    """Insert rows by as few statements as can be kept prepared: of 512 rows, and then of each power of two below."""
+    at, end = 0, len(rows)
+    while at < end:
+        size = min(_MOST_ROWS, 1 << (end - at).bit_length() - 1)
+        stop = end - (end - at) % size if size == _MOST_ROWS else at + size
+        db.executemany(
+            of_many(insert, size), [tuple(chain(*rows[i : i + size])) for i in range(at, stop, size)]
+        )
+        at = stop
 
 
 async def digest(path: Path) -> str:
