@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .task_runners import (
         AsyncTaskRunner,
         ConcurrentTaskRunner,
+        DaskTaskRunner,
         ProcessPoolTaskRunner,
         SequentialTaskRunner,
         TaskRunner,
@@ -40,6 +41,7 @@ _WHERE = {
     "Cause": "run",
     "ConcurrentTaskRunner": "task_runners",
     "ConcurrencySpec": "deployment",
+    "DaskTaskRunner": "task_runners",
     "Control": "control",
     "Deployment": "deployment",
     "Dispatcher": "dispatcher",
@@ -77,7 +79,7 @@ _WHERE = {
 }
 
 __all__ = [
-    "Abort", "AsyncTaskRunner", "Cause", "ConcurrencySpec", "ConcurrentTaskRunner", "Control", "Deployment", "Dispatcher", "Flow", "FlowRun", "FlowRunContext", "Pool", "ProcessPoolTaskRunner", "QueueSpec", "RunLog",
+    "Abort", "AsyncTaskRunner", "Cause", "ConcurrencySpec", "ConcurrentTaskRunner", "Control", "DaskTaskRunner", "Deployment", "Dispatcher", "Flow", "FlowRun", "FlowRunContext", "Pool", "ProcessPoolTaskRunner", "QueueSpec", "RunLog",
     "RunRequest", "SequentialTaskRunner", "Skip", "State", "Task", "TaskFuture", "TaskRunContext", "TaskRunner",
     "ThreadPoolTaskRunner", "Worker", "allow_failure", "as_completed", "execute", "execute_sync", "exponential_backoff", "flow",
     "get_run_context", "get_run_logger", "quote", "run_id_for", "tags", "task", "unmapped", "wait",

@@ -20,7 +20,7 @@ from .frame import Channel
 from .futures import TaskFuture
 from .logging import run_loggers
 from .serializers import pickled, unpickled
-from .shipment import pack, unpacked_outcome
+from .shipment import packed_try, unpacked_outcome
 from .signals import Interrupted
 from .task_runners import ThreadPoolTaskRunner
 
@@ -73,12 +73,7 @@ class ProcessPoolTaskRunner(ThreadPoolTaskRunner):
 
     def _try(self, call: TaskCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one try in a process; return what it returned, or raise what it raised."""
-        shipment = pack(call, args, kwargs)
-        session = call.events.session if call.events is not None else None
-        if session is not None:
-            shipment.address = session.bus.address
-            shipment.bus = session.bus.config.model_dump(mode="json", exclude={"password", "token"})
-        data = pickled(shipment)
+        data, session = packed_try(call, args, kwargs)
         child: _Child | None = None
         try:
             child = self._take()
@@ -219,7 +214,7 @@ class _Child:
                 limit_s = call.task.timeout_seconds
                 deadline = None if limit_s is None else time.monotonic() + limit_s
             elif what == LOGGED:
-                _log(unpickled(rest), session)
+                log_again(unpickled(rest), session)
             else:
                 channel.wait_at_most(None)
                 return unpacked_outcome(rest)
@@ -242,7 +237,7 @@ class _Child:
         return how_it_ended(self.pid, self.forks.code_of(self.pid))
 
 
-def _log(facts: dict[str, Any], session: Session | None) -> None:
-    """Handle a record from a process as one of our own."""
+def log_again(facts: dict[str, Any], session: Session | None) -> None:
+    """Handle a record from another process as one of our own, sending it by ``session`` to the run's log."""
     run_loggers()
     logging.getLogger(facts["name"]).handle(logging.makeLogRecord({**facts, "hark_session": session}))

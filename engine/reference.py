@@ -10,6 +10,7 @@ import copyreg
 import importlib
 import importlib.util
 import sys
+import threading
 from dataclasses import dataclass
 from types import MethodType
 from typing import Any
@@ -53,13 +54,24 @@ def imported(module: str, file: str | None) -> Any:
         missing = exc.name is not None and (module == exc.name or module.startswith(exc.name + "."))
         if not missing or file is None:
             raise
-        spec = importlib.util.spec_from_file_location(module, file)
-        if spec is None or spec.loader is None:
-            raise
-        loaded = importlib.util.module_from_spec(spec)
-        sys.modules[module] = loaded
-        spec.loader.exec_module(loaded)
-        return loaded
+        # Threads of one process may ask for the same file at once.
+        with _loading:
+            if module in sys.modules:
+                return sys.modules[module]
+            spec = importlib.util.spec_from_file_location(module, file)
+            if spec is None or spec.loader is None:
+                raise
+            loaded = importlib.util.module_from_spec(spec)
+            sys.modules[module] = loaded
+            try:
+                spec.loader.exec_module(loaded)
+            except BaseException:
+                sys.modules.pop(module, None)
+                raise
+            return loaded
+
+
+_loading = threading.RLock()
 
 
 def module_file(module: str) -> str | None:

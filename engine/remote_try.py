@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextvars
 import random
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import asynccontextmanager, contextmanager
 from types import GeneratorType
 from typing import TYPE_CHECKING, Any
 
@@ -28,10 +29,28 @@ from .tracking import FlowTracker
 if TYPE_CHECKING:
     from ..bus.session import Session
 
-__all__ = ["run_try"]
+__all__ = ["Guard", "run_try"]
 
 
-def run_try(shipment: Shipment, session: Session | None, begun: Callable[[], object] = lambda: None) -> bytes:
+class Guard:
+    """What stands around the function of a try: here nothing, where whoever sent it kills the process."""
+
+    @contextmanager
+    def sync(self, task: Task[..., Any]) -> Generator[None]:
+        yield
+
+    @asynccontextmanager
+    async def async_(self, task: Task[..., Any]) -> AsyncGenerator[None]:
+        yield
+
+
+def run_try(
+    shipment: Shipment,
+    session: Session | None,
+    begun: Callable[[], object] = lambda: None,
+    *,
+    guard: Guard | None = None,
+) -> bytes:
     """Run it and return its packed outcome; all that it wrote to the log is stored by then.
 
     ``begun`` is called when all is imported and its time begins.
@@ -50,7 +69,7 @@ def run_try(shipment: Shipment, session: Session | None, begun: Callable[[], obj
         random.seed()
         what = f"task {task.name!r}"
         begun()
-        value = contextvars.copy_context().run(_run, shipment, session, task, args, kwargs)
+        value = contextvars.copy_context().run(_run, shipment, session, task, args, kwargs, guard or Guard())
     except BaseException as exc:  # sys.exit() in a task ends the task
         error = exc
     return packed_outcome(value, error, what=what)
@@ -62,6 +81,7 @@ def _run(
     task: Task[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
+    guard: Guard,
 ) -> Any:
     facts = shipment.facts
     runner = ThreadPoolTaskRunner()
@@ -89,9 +109,10 @@ def _run(
         try:
             with printing(shipment.log_prints):
                 if task.isasync:
-                    value = run_coroutine(_awaited(task, args, kwargs), contextvars.copy_context())
+                    value = run_coroutine(_awaited(task, args, kwargs, guard), contextvars.copy_context())
                 else:
-                    value = task.body(*args, **kwargs)
+                    with guard.sync(task):
+                        value = task.body(*args, **kwargs)
                     if isinstance(value, GeneratorType):
                         value = list(value)
                 return resolve_futures_to_states(value)
@@ -101,8 +122,9 @@ def _run(
                 session.call(flow.tracker.barrier)
 
 
-async def _awaited(task: Task[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    value = await task.body(*args, **kwargs)
+async def _awaited(task: Task[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], guard: Guard) -> Any:
+    async with guard.async_(task):
+        value = await task.body(*args, **kwargs)
     await settle_futures(value)
     return value
 
@@ -133,15 +155,17 @@ class _Unread(dict[str, FinishedCall]):
         global _read
         tracker = self._tracker
         run = tracker.flow_run
-        if _read[:2] != (run.id, run.attempt):
+        read = _read
+        if read[:2] != (run.id, run.attempt):
             tracker.session.call(tracker.resume)
-            _read = (run.id, run.attempt, tracker.finished)
-        tracker.finished = _read[2]
+            _read = read = (run.id, run.attempt, tracker.finished)
+        # Not what stands there now: another thread may serve another run meanwhile.
+        tracker.finished = read[2]
         return bool(tracker.finished)
 
 
 _read: tuple[str, int, dict[str, FinishedCall]] = ("", 0, {})
-"""What was read last in this process, which serves one run at a time: its id, attempt, and finished calls."""
+"""What was read last in this process, which mostly serves one run at a time: its id, attempt, and finished calls."""
 
 
 def _stand_in(facts: FlowFacts) -> Flow[..., Any]:

@@ -24,8 +24,9 @@ from .tasks import Task
 
 if TYPE_CHECKING:
     from ..bus.address import BrokerAddress
+    from ..bus.session import Session
 
-__all__ = ["FlowFacts", "Outcome", "RemoteTraceback", "Shipment", "TaskFacts", "pack", "about_arguments", "packed_outcome", "unpacked_outcome"]  # fmt: skip
+__all__ = ["FlowFacts", "Outcome", "RemoteTraceback", "Shipment", "TaskFacts", "about_arguments", "pack", "packed_outcome", "packed_try", "unpacked_outcome"]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +111,22 @@ def pack(call: TaskCall, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Sh
         cause=replace(cause, owner=None) if isinstance(cause, CauseAttrs) else cause,
         log_level=run_loggers()[1].getEffectiveLevel(),
     )  # fmt: skip
+
+
+def packed_try(
+    call: TaskCall, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[bytes, Session | None]:
+    """Return a try of ``call`` as bytes, with the way to the broker, and the session its log lines go by here.
+
+    Raises:
+        Unpicklable: see ``pack``.
+    """
+    shipment = pack(call, args, kwargs)
+    session = call.events.session if call.events is not None else None
+    if session is not None:
+        shipment.address = session.bus.address
+        shipment.bus = session.bus.config.model_dump(mode="json", exclude={"password", "token"})
+    return pickled(shipment), session
 
 
 def _travelling(task: Task[..., Any]) -> Task[..., Any]:

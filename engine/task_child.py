@@ -24,7 +24,7 @@ from .remote_try import run_try
 from .serializers import pickled, unpickled
 from .shipment import Shipment
 
-__all__ = ["BEGUN", "DONE", "LOGGED", "Hello", "task_child_main"]
+__all__ = ["BEGUN", "DONE", "LOGGED", "Hello", "packed_record", "task_child_main"]
 
 BEGUN, LOGGED, DONE = b"b", b"l", b"d"
 """First byte of what a child says: the try begins now; a log line; the outcome."""
@@ -93,19 +93,23 @@ class _Lines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            facts = dict(vars(record))
-            facts.pop("hark_session", None)
-            facts.update(msg=record.getMessage(), args=None)
-            if record.exc_info:
-                facts.update(exc_text=logging.Formatter().formatException(record.exc_info), exc_info=None)
-            try:
-                data = pickled(facts)
-            except Exception:
-                plain = (str, int, float, bool, type(None))
-                data = pickled({k: v if isinstance(v, plain) else repr(v) for k, v in facts.items()})
-            self.send(LOGGED + data)
+            self.send(LOGGED + packed_record(record))
         except Exception:
             self.handleError(record)
+
+
+def packed_record(record: logging.LogRecord) -> bytes:
+    """Return a log record as it travels: what of it cannot be pickled is told by its ``repr``."""
+    facts = dict(vars(record))
+    facts.pop("hark_session", None)
+    facts.update(msg=record.getMessage(), args=None)
+    if record.exc_info:
+        facts.update(exc_text=logging.Formatter().formatException(record.exc_info), exc_info=None)
+    try:
+        return pickled(facts)
+    except Exception:
+        plain = (str, int, float, bool, type(None))
+        return pickled({k: v if isinstance(v, plain) else repr(v) for k, v in facts.items()})
 
 
 def _forward_logs(channel: Channel) -> _Lines:

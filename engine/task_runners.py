@@ -19,17 +19,18 @@ from .states import Cancelled
 from .thread_pool import ThreadPool, run_coroutine
 
 if TYPE_CHECKING:
+    from .dask_runner import DaskTaskRunner
     from .process_runner import ProcessPoolTaskRunner
     from .task_call import TaskCall
     from .tasks import Task
 
 __all__ = [
-    "AsyncTaskRunner", "ConcurrentTaskRunner", "ProcessPoolTaskRunner", "SequentialTaskRunner", "TaskRunner", "ThreadPoolTaskRunner",
+    "AsyncTaskRunner", "ConcurrentTaskRunner", "DaskTaskRunner", "ProcessPoolTaskRunner", "SequentialTaskRunner", "TaskRunner", "ThreadPoolTaskRunner",
     "default_runner",
 ]  # fmt: skip
 
 
-_ELSEWHERE = {"ProcessPoolTaskRunner": "process_runner"}
+_ELSEWHERE = {"DaskTaskRunner": "dask_runner", "ProcessPoolTaskRunner": "process_runner"}
 """Runners in files of their own, loaded when they are asked for."""
 
 

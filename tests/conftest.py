@@ -181,6 +181,7 @@ def _is_pooled(name: str) -> bool:
             "pydevd",
             "hark-shared-task",
             "hark-timeouts",
+            "Dask-Offload",
         )
     )
 
