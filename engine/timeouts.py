@@ -23,6 +23,11 @@ from ..errors import RunTimedOut
 __all__ = ["Overrun", "pause", "raise_in_thread", "waking", "within", "within_async"]
 
 
+_AGAIN_S = 0.1
+"""An alarm rings again after this long until it is heard. The system gives a signal to any thread of the process when the
+main thread cannot take it, as after a stop (Ctrl-Z, a paused container), and then the main thread's call blocks on."""
+
+
 class Overrun(BaseException):
     """Raised into code whose time is up; turned into ``RunTimedOut`` by the block that set the limit.
 
@@ -68,17 +73,18 @@ def _timed_out(what: str, seconds: float) -> RunTimedOut:
 def _by_alarm(seconds: float, what: str) -> Generator[None]:
     """Limit by SIGALRM. An outer limit that is due sooner keeps the timer: it ends the inner block too."""
     begun = time.monotonic()
-    outer_s = signal.getitimer(signal.ITIMER_REAL)[0]
+    outer_s, outer_again_s = signal.getitimer(signal.ITIMER_REAL)
     if 0 < outer_s <= seconds:
         yield
         return
     mine = Overrun()
 
     def ring(signum: int, frame: FrameType | None) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         raise mine
 
     before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-6))
+    signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-6), _AGAIN_S)
     try:
         yield
     except Overrun as exc:
@@ -89,7 +95,8 @@ def _by_alarm(seconds: float, what: str) -> Generator[None]:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
         if outer_s > 0:
-            signal.setitimer(signal.ITIMER_REAL, max(outer_s - (time.monotonic() - begun), 1e-3))
+            left_s = max(outer_s - (time.monotonic() - begun), 1e-3)
+            signal.setitimer(signal.ITIMER_REAL, left_s, outer_again_s)
 
 
 def raise_in_thread(thread_id: int, exception: type[BaseException]) -> None:
