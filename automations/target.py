@@ -8,7 +8,7 @@ from ..vocabulary import JsonValue
 from .model import Automation
 from .problem import Loc, Problem, did_you_mean
 
-__all__ = ["missing_targets"]
+__all__ = ["channels_of", "missing_targets"]
 
 _BUCKETS = {
     "deployment": "deployments", "schedule": "schedules", "automation": "automations", "webhook": "webhooks",
@@ -31,6 +31,17 @@ def missing_targets(automation: Automation, known: Mapping[str, Collection[str]]
             if have is not None and name not in have:
                 found.append(Problem(loc, f"there is no {kind} named {name!r}{did_you_mean(name, have)}"))
     return found
+
+
+def channels_of(automation: Automation) -> list[tuple[Loc, str]]:
+    """Return the channels a rule's actions name, each with its place."""
+    written = automation.to_json()
+    return [
+        (loc, name)
+        for branch in ("do", "on_resolve")
+        for loc, kind, name in _targets(written.get(branch), (branch,))
+        if kind == "channel"
+    ]
 
 
 def _targets(actions: JsonValue, loc: Loc) -> Iterator[tuple[Loc, str, str]]:

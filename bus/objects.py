@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import time
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -122,6 +124,59 @@ class Objects:
         await self._connection.api(f"STREAM.PURGE.{OBJECTS_STREAM}", {"filter": _meta_subject(name)})
         await self._purge(info.nuid)
 
+    async def sweep(self, *, older_s: float) -> int:
+        """Remove the pieces of puts that were killed before they were whole; return of how many objects.
+
+        Args:
+            older_s: pieces that were begun later than that stay: their put may be at work.
+        """
+        began_before_ms = time.time() * 1000 - older_s * 1000
+        # The pieces first: what has been put wholly since is named by a description we have yet to read.
+        old = [
+            nuid for nuid in await self._nuids_of_pieces()
+            if (at_ms := _began_ms(nuid)) is not None and at_ms <= began_before_ms
+        ]  # fmt: skip
+        if not old:
+            return 0
+        named = await self._nuids_named()
+        orphans = [nuid for nuid in old if nuid not in named]
+        for nuid in orphans:
+            await self._purge(nuid)
+        return len(orphans)
+
+    async def _nuids_of_pieces(self) -> list[str]:
+        found: list[str] = []
+        prefix = _pieces_subject("")
+        while True:
+            answer = await self._connection.api(
+                f"STREAM.INFO.{OBJECTS_STREAM}", {"subjects_filter": f"{prefix}>", "offset": len(found)}
+            )
+            state = answer["state"]
+            assert isinstance(state, dict)
+            subjects = state.get("subjects") or {}
+            assert isinstance(subjects, dict)
+            found += [subject.removeprefix(prefix) for subject in subjects]
+            if not subjects or len(found) >= int(str(answer.get("total") or 0)):
+                return found
+
+    async def _nuids_named(self) -> set[str]:
+        """Return the pieces that descriptions name. Raises ``ObjectCorrupt`` when one cannot be read: better sweep nothing."""
+        feed = Feed(
+            self._connection, self._config, stream=OBJECTS_STREAM, filters=[_meta_subject("") + ">"], after=0, since=None,
+            batch=500, live=False,
+        )  # fmt: skip
+        found: set[str] = set()
+        try:
+            await feed.start()
+            async for batch in feed:
+                for record in batch.records:
+                    info = _decode(record.subject, record.raw)
+                    if info is not None:
+                        found.add(info.nuid)
+        finally:
+            await feed.close()
+        return found
+
     # --- doing ----------------------------------------------------------------------------------------
 
     async def _put_pieces(
@@ -190,6 +245,15 @@ def _meta_subject(name: str) -> str:
 
 def _pieces_subject(nuid: str) -> str:
     return f"$O.{OBJECTS_BUCKET}.C.{nuid}"
+
+
+def _began_ms(nuid: str) -> float | None:
+    """Return when a put of ours drew its number, in milliseconds since 1970; None for those of other NATS clients."""
+    try:
+        number = uuid.UUID(hex=nuid) if len(nuid) == 32 else None
+    except ValueError:
+        return None
+    return float(number.int >> 80) if number is not None and number.version == 7 else None
 
 
 def _encode(info: ObjectInfo) -> bytes:

@@ -16,8 +16,22 @@ pools = group("Where runs execute: ls, pause, resume.")
 def ls(as_json: AsJson = False) -> None:
     """List channels; addresses are not shown, they hold tokens."""
     items = ask(lambda h: h.channels())
-    rows = [[c["name"], c.get("addresses"), plain(c.get("services")), c.get("rate")] for c in items]
-    show(items, table(["NAME", "ADDRESSES", "SERVICES", "RATE"], rows, empty="no channels"), as_json=as_json)
+    rows = [
+        [c["name"], c.get("addresses"), plain(c.get("services")), c.get("rate"), _failing(c.get("failing"))]
+        for c in items
+    ]
+    columns = ["NAME", "ADDRESSES", "SERVICES", "RATE", "FAILING"]
+    show(items, table(columns, rows, empty="no channels"), as_json=as_json)
+
+
+def _failing(found: object) -> str:
+    """Return in one line what does not take messages, if anything."""
+    said = [
+        f"{f.get('kind')} ({f.get('failures')}x): {f.get('error')}"
+        for f in (found if isinstance(found, list) else [])
+        if isinstance(f, dict)
+    ]
+    return "; ".join(said) or "-"
 
 
 @channels.command("test")

@@ -278,6 +278,11 @@ class Service(AsyncContextManagerMixin):
 
             return Dispatcher(self.bus, self.settings.engine, self.clock, name=self.name)
 
+        def sweep() -> Any:
+            from ..bus.sweep import ObjectSweep
+
+            return ObjectSweep(self.bus.objects)
+
         def scheduler() -> Any:
             from ..triggers.scheduler import Scheduler
             from .starter import EngineStarter
@@ -306,6 +311,7 @@ class Service(AsyncContextManagerMixin):
 
         return [
             Part("dispatcher", dispatcher, stop_rank=STOP_DECIDERS),
+            Part("sweep", sweep, stop_rank=STOP_READERS),
             Part("scheduler", scheduler, stop_rank=STOP_DOORS),
             Part("backfiller", backfiller, stop_rank=STOP_DOORS),
             Part("definitions", definitions, stop_rank=STOP_READERS),

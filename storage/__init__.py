@@ -12,6 +12,7 @@ from .row import (
     DeploymentActivity,
     EventFilter,
     EventRow,
+    FailingAddressRow,
     FiringDetail,
     FiringRow,
     FlowRunDetail,
@@ -27,6 +28,6 @@ from .row import (
 
 __all__ = [
     "MAX_LIMIT", "ActionRow", "AutomationActivity", "Counts", "DeploymentActivity", "EventFilter", "EventRow",
-    "FiringDetail", "FiringRow", "FlowRunDetail", "FlowRunRow", "NotificationRow", "Page", "Projector", "Queries",
+    "FailingAddressRow", "FiringDetail", "FiringRow", "FlowRunDetail", "FlowRunRow", "NotificationRow", "Page", "Projector", "Queries",
     "RunFilter", "ScheduleFireRow", "TaskRunRow", "WebhookDeliveryRow", "WorkerRow", "rebuild",
 ]  # fmt: skip

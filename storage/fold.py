@@ -251,7 +251,7 @@ def _notification(changes: Changes, seq: int, event: dict[str, Any], word: str, 
         return
     data = _mapping(event.get("data"))
     changes.listed["notifications"].append((
-        seq, word, _text(data.get("channel")), _text(data.get("kind")), _text(data.get("severity")),
+        seq, word, _text(data.get("channel")), _text(data.get("kind")), _whole(data.get("address")), _text(data.get("severity")),
         _text(data.get("title")), _whole(data.get("attempt")), _number(data.get("duration_s")),
         _text(data.get("error")), time,
     ))  # fmt: skip

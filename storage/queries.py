@@ -32,6 +32,7 @@ from .row import (
     DeploymentActivity,
     EventFilter,
     EventRow,
+    FailingAddressRow,
     FiringDetail,
     FiringRow,
     FlowRunDetail,
@@ -347,6 +348,13 @@ class Queries:
         return await self._listing(
             NotificationRow, "notifications", {"channel": channel, "outcome": outcome}, cursor, limit
         )
+
+    async def failing_channels(self, *, since: datetime) -> list[FailingAddressRow]:
+        """Return the addresses of channels that have taken nothing since their latest failure, from ``since`` on."""
+        async with self._reading() as db:
+            async with db.execute(self._sql["seq_since"], {"since": format_time(since)}) as cursor:
+                [[seq]] = await cursor.fetchall()
+            return await self._all(db, FailingAddressRow, ["failing_channels"], {"seq": seq})
 
     async def webhook_deliveries(
         self,

@@ -245,6 +245,22 @@ AND channel = :channel;
 -- for: sent, failed, silenced or grouped
 AND outcome = :outcome;
 
+-- name: failing_channels
+-- for: addresses of channels whose latest messages, one or more, all failed; of the last days
+WITH recent AS (
+    SELECT seq, outcome, channel, kind, address, error, time FROM notifications
+    WHERE seq >= :seq AND channel IS NOT NULL AND address IS NOT NULL AND outcome IN ('sent', 'failed')
+), latest AS (
+    SELECT channel, address, max(CASE WHEN outcome = 'sent' THEN seq ELSE 0 END) AS sent
+    FROM recent GROUP BY channel, address
+)
+-- Of the bare columns SQLite takes those of the row that has the maximum.
+SELECT max(r.seq) AS seq, r.channel, r.kind, r.address, count(*) AS failures, r.error, r.time
+FROM recent AS r JOIN latest AS l ON l.channel = r.channel AND l.address = r.address
+WHERE r.outcome = 'failed' AND r.seq > l.sent
+GROUP BY r.channel, r.address
+ORDER BY r.channel, r.address;
+
 -- name: webhook_deliveries
 -- for: requests at webhooks
 SELECT seq, webhook, outcome, type, status, reason, time FROM webhook_deliveries WHERE TRUE;

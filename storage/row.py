@@ -16,7 +16,7 @@ from ..vocabulary import JsonObject, JsonValue
 
 __all__ = [
     "ActionRow", "ArtifactRow", "AutomationActivity", "Counts", "DeploymentActivity", "EventFilter", "EventRow", "FiringDetail",
-    "FiringRow", "FlowRunDetail", "FlowRunRow", "NotificationRow", "Page", "RunFilter", "ScheduleFireRow",
+    "FailingAddressRow", "FiringRow", "FlowRunDetail", "FlowRunRow", "NotificationRow", "Page", "RunFilter", "ScheduleFireRow",
     "TaskRunRow", "WebhookDeliveryRow", "WorkerRow", "decode_cursor", "encode_cursor", "read_row",
 ]  # fmt: skip
 
@@ -237,6 +237,19 @@ class NotificationRow:
     title: str | None
     attempt: int | None
     duration_s: float | None
+    error: str | None
+    time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class FailingAddressRow:
+    """An address of a channel whose latest messages, ``failures`` of them, all failed; ``error`` is the last one's."""
+
+    seq: int
+    channel: str
+    kind: str | None
+    address: int
+    failures: int
     error: str | None
     time: datetime
 

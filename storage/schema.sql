@@ -139,6 +139,7 @@ CREATE TABLE notifications (
     outcome    TEXT NOT NULL CHECK (outcome IN ('sent', 'failed', 'silenced', 'grouped')),
     channel    TEXT,
     kind       TEXT,                                       -- such as mailto; the address itself is a secret
+    address    INTEGER,                                    -- which of the channel's, from 0
     severity   TEXT,
     title      TEXT,
     attempt    INTEGER,

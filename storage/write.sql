@@ -75,8 +75,8 @@ ON CONFLICT (key) DO UPDATE SET
 
 -- name: notifications
 -- for: what became of a message to one address
-INSERT INTO notifications (seq, outcome, channel, kind, severity, title, attempt, duration_s, error, time)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
+INSERT INTO notifications (seq, outcome, channel, kind, address, severity, title, attempt, duration_s, error, time)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
 
 -- name: webhook_deliveries
 -- for: a request at a webhook

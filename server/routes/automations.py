@@ -14,6 +14,7 @@ from ..answer import answer, listing
 from ..body import read_object
 from ..context import ServerContext, context_of
 from ..definition import Defined, all_defined, one_defined, set_paused
+from ..telling import Failing, failing_channels, mute_channels
 
 router = APIRouter(tags=["automations"])
 
@@ -24,7 +25,7 @@ async def list_automations(request: Request) -> Response:
     context = context_of(request)
     found = await all_defined(context.bus, "automations")
     activity = await context.queries.automations(since=datetime.now(UTC) - timedelta(days=7))
-    names = await _names(context)
+    names, failing = await _names(context), await failing_channels(context)
     items = []
     for one in found:
         known = activity.get(one.key)
@@ -32,7 +33,7 @@ async def list_automations(request: Request) -> Response:
             {
                 **one.shown(),
                 "name": one.key,
-                "problems": _problems(one, names),
+                "problems": _problems(one, names, failing),
                 "fired": known.triggered if known else 0,
                 "suppressed": known.suppressed if known else 0,
                 "dead_letters": known.dead_letters if known else 0,
@@ -44,7 +45,7 @@ async def list_automations(request: Request) -> Response:
 
 @router.get("/api/automations/{name}")
 async def show_automation(request: Request, name: str) -> Response:
-    """Show one rule with its latest firings, and `problems`: what its actions need and is not there."""
+    """Show one rule with its latest firings, and `problems`: what its actions need and is not there, or does not work."""
     context = context_of(request)
     found = await one_defined(context.bus, "automations", name)
     firings = await context.queries.firings(name, limit=20)
@@ -64,7 +65,7 @@ async def show_automation(request: Request, name: str) -> Response:
         }
         for f in firings.items
     ]
-    problems = _problems(found, await _names(context))
+    problems = _problems(found, await _names(context), await failing_channels(context))
     status = {"name": name, "changed_at": found.changed_at, "problems": problems, "firings": shown}
     return answer({**found.shown(), **status})
 
@@ -75,11 +76,13 @@ async def _names(context: ServerContext) -> dict[str, list[str]]:
     return {bucket: await context.bus.bucket(bucket).keys() for bucket in buckets}
 
 
-def _problems(one: Defined, names: dict[str, list[str]]) -> list[str]:
-    """Return what a rule needs and is not there: it would fire, and its actions would fail."""
+def _problems(one: Defined, names: dict[str, list[str]], failing: Failing) -> list[str]:
+    """Return what a rule needs and is not there, or does not work: it would fire, and its actions would fail."""
     from ...automations.target import missing_targets
 
-    return [str(p) for p in missing_targets(one.model, names)] if one.model is not None else []
+    if one.model is None:
+        return []
+    return [str(p) for p in (*missing_targets(one.model, names), *mute_channels(one.model, failing))]
 
 
 @router.get("/api/automations/{name}/firings/{firing_id}")
@@ -175,9 +178,11 @@ def _services(urls: object) -> list[str]:
 
 @router.get("/api/channels")
 async def list_channels(request: Request) -> Response:
-    """List channels: their names and services, never their addresses."""
+    """List channels: their names and services, never their addresses; `failing`: those that took nothing lately."""
+    context = context_of(request)
     items: list[dict[str, Any]] = []
-    for one in await all_defined(context_of(request).bus, "channels"):
+    failing = await failing_channels(context)
+    for one in await all_defined(context.bus, "channels"):
         urls = one.fields.get("urls")
         items.append(
             {
@@ -185,6 +190,16 @@ async def list_channels(request: Request) -> Response:
                 "addresses": len(urls) if isinstance(urls, list) else 0,
                 "services": _services(urls),
                 "rate": one.fields.get("rate"),
+                "failing": [
+                    {
+                        "address": r.address,
+                        "kind": r.kind,
+                        "failures": r.failures,
+                        "error": r.error,
+                        "last_failed_at": r.time,
+                    }
+                    for r in failing.get(one.key, ())
+                ],
                 **({"error": one.error} if one.error else {}),
             }
         )

@@ -20,6 +20,7 @@ from ..context import ServerContext, context_of
 from ..health import live, not_ready, ready
 from ..metrics import CONTENT_TYPE_LATEST
 from ..problem import problem
+from ..telling import failing_channels, said_of
 
 router = APIRouter(tags=["system"])
 
@@ -67,6 +68,9 @@ async def _status(context: ServerContext) -> dict[str, Any]:
     }  # fmt: skip
     out["dead_letters"] = counts.dead_letters
     out["workers"] = dict(counts.workers)
+    out["failing_channels"] = {
+        name: [said_of(row) for row in rows] for name, rows in (await failing_channels(context)).items()
+    }
     return out
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import os
 import signal
+import sys
+from pathlib import Path
 
 import anyio
 import anyio.lowlevel
@@ -109,6 +111,49 @@ async def test_a_put_survives_the_broker_being_killed_halfway(broker: EmbeddedBr
         os.kill(broker.pid, signal.SIGKILL)
     async with Bus(broker.address, BusConfig()) as bus:
         assert await bus.objects.get("big") == data
+
+
+PUTS = """
+import sys, anyio
+from pathlib import Path
+from hark.bus import Bus, locate_broker
+from hark.config import BusConfig, Settings
+
+async def main():
+    async with Bus(locate_broker(Settings(home=Path(sys.argv[1]))), BusConfig()) as bus:
+        while True:
+            await bus.objects.put("big", bytes(40_000_000))
+
+anyio.run(main)
+"""
+
+
+async def test_what_a_killed_put_has_left_is_swept(bus: Bus, home: Path) -> None:
+    """A process is killed in the middle of a put: what was there stays, its pieces go once they are old enough."""
+    await bus.objects.put("big", b"1" * 300_000)
+    await bus.objects.put("other", b"2" * 300_000)
+    before = await stored_messages(bus)
+    process = await anyio.open_process([sys.executable, "-c", PUTS, str(home)])
+    try:
+        while await stored_messages(bus) < before + 5:
+            assert process.returncode is None
+    finally:
+        process.kill()
+        await process.aclose()
+    assert await bus.objects.sweep(older_s=3600) == 0
+    assert await bus.objects.sweep(older_s=0) == 1
+    assert await stored_messages(bus) == before
+    assert await bus.objects.get("big") == b"1" * 300_000
+    assert await bus.objects.sweep(older_s=0) == 0
+
+
+async def test_pieces_of_other_clients_are_left_alone(bus: Bus) -> None:
+    """What another NATS client has put is not ours to sweep, whole or not."""
+    store = await bus.connection.js.object_store("hark_objects")
+    await store.put("theirs", b"3" * 1000)
+    await bus.connection.js.publish("$O.hark_objects.C.VGhlaXJz", b"half")
+    assert await bus.objects.sweep(older_s=0) == 0
+    assert (await store.get("theirs")).data == b"3" * 1000
 
 
 async def test_the_nats_layout_is_kept(bus: Bus) -> None:

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from anyio import to_thread
 from hark.bus.session import use_session
@@ -518,3 +519,64 @@ async def test_what_code_keeps_and_shows_is_read_by_command(serve: Serve, hark: 
         assert (found["data"], found["description"], len(found["versions"])) == ("# Day 2", "how it went", 2)
         assert "# Day 2" in (await hark("artifacts", "show", "daily")).stdout
         assert (await hark("artifacts", "show", "dayly")).exit_code == 2
+
+
+async def test_an_open_incident_is_shown_and_taken_on(
+    serve: Serve, hark: Run, project: Path, home: Path
+) -> None:
+    """`alerts ls|show|ack` on what is open: cut ids are enough, who and what is kept, and it is over when it is over."""
+    root = "notifications: {group_wait: 0s, repeat_interval: 4h, to: ops}\n"
+    (project / "hark.yaml").write_text(CONFIG + root)
+    async with serve() as service:
+        alert = {"title": "the disk is full", "severity": "error", "labels": {"team": "data"}}
+        async with httpx.AsyncClient() as client:
+            (await client.post(f"{service.url}/api/alerts", json=alert)).raise_for_status()
+        async with service.bus.log.follow(["hark.ev.notification.failed"], after=0) as batches:
+            async for batch in batches:
+                if batch.records:
+                    break
+        await service.context.projector.caught_up(await service.bus.log.head())  # type: ignore[union-attr]
+        (listed,) = as_json(await hark("alerts", "ls", "--json"))
+        assert (listed["state"], listed["told_to"]) == ("told", ["ops"])
+        assert "the disk is full" in (await hark("alerts", "ls")).stdout
+        short = listed["id"][:8]
+        shown = as_json(await hark("alerts", "show", short, "--json"))
+        (member,) = shown["members"]
+        assert (member["title"], member["facts"]["team"], member["acknowledged"]) == (
+            "the disk is full", "data", False,
+        )  # fmt: skip
+        assert "the disk is full" in (await hark("alerts", "show", short)).stdout
+        taken = await hark("alerts", "ack", short, "--by", "ann", "--note", "on it")
+        assert taken.stdout == f"{listed['id']} is acknowledged\n"
+        shown = as_json(await hark("alerts", "show", short, "--json"))
+        assert (shown["acknowledged_by"], shown["members"][0]["acknowledged"]) == ("ann", True)
+        told = await service.bus.log.last("hark.ev.notification.acknowledged")
+        assert told is not None
+        assert isinstance(told.event.data, dict)
+        assert (told.event.data["by"], told.event.data["note"]) == ("ann", "on it")
+        unknown = await hark("alerts", "show", "ffffffff")
+        assert (unknown.exit_code, "open incident" in unknown.stderr) == (2, True)
+
+        # The channel's address is well-formed and wrong: nobody has to look into the log for it.
+        (channel,) = as_json(await hark("channels", "ls", "--json"))
+        (failing,) = channel["failing"]
+        assert (failing["address"], failing["kind"], failing["failures"]) == (0, "json", 1)
+        assert "refused" in failing["error"]
+        assert "json (1x): " in (await hark("channels", "ls")).stdout
+        (said,) = as_json(await hark("status", "--json"))["failing_channels"]["ops"]
+        assert said.startswith("address 0 (json) did not take the last message: ")
+        assert "failing_channels" in (await hark("status")).stdout
+
+        tells = CONFIG.replace(
+            'do: [{run: etl, parameters: {source: "{{ event.data.shop }}"}}]', "do: [{notify: ops}]"
+        )
+        (project / "hark.yaml").write_text(tells + root)
+        await hark("apply")
+        (problem,) = as_json(await hark("automations", "show", "told", "--json"))["problems"]
+        assert problem.startswith("do.0.notify: the channel 'ops' fails: address 0 (json) did not take")
+        assert "the channel 'ops' fails" in (await hark("automations", "ls")).stdout
+        # A channel that was changed since has not failed yet.
+        (project / "hark.yaml").write_text((tells + root).replace("127.0.0.1:9/x", "127.0.0.1:9/y"))
+        await hark("apply")
+        (channel,) = as_json(await hark("channels", "ls", "--json"))
+        assert channel["failing"] == []
