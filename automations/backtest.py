@@ -17,7 +17,7 @@ import anyio.lowlevel
 import orjson
 
 from ..bus.event import format_time
-from ..bus.subject import ALL_EVENTS, PREFIX, STATE_HEADER, filters_for
+from ..bus.subject import ALL_EVENTS, PREFIX, filters_for
 from ..errors import DefinitionError
 from ..vocabulary import JsonObject, JsonValue
 from .decision import ADOPTED, Decision
@@ -35,9 +35,9 @@ __all__ = [
     "backtest_lines",
     "backtest_log",
     "filters_of",
-    "type_of_record",
 ]
 
+_ADOPTIONS = PREFIX + ADOPTED
 KEEP = 1000
 """Decisions of one rule that are kept; all are counted."""
 _BATCH = 2000
@@ -151,25 +151,20 @@ class Replay:
         self._begins: float | None = None
         self._began = time.perf_counter()
 
-    def raw(self, raw: bytes, *, seq: int, recorded: float, type_: str | None = None) -> None:
-        """Feed one stored event; with its type, one that nobody listens to is not even parsed."""
-        fold = self.fold
+    def record(self, record: Recorded) -> None:
+        """Feed one event as it stands in the log; one that nobody listens to is not even parsed."""
+        fold, recorded = self.fold, record.recorded_s
         self.events += 1
         if self._begins is None:
             self._begins = recorded
         if fold.is_due(recorded):
             self._advance(recorded)
-        # A rule's own adoption in the past is no adoption now.
-        if type_ == ADOPTED:
-            decided = fold.skip(seq=seq, recorded=recorded)
+        if record.subject == _ADOPTIONS:  # a rule's own adoption in the past is no adoption now
+            decided = fold.skip(seq=record.seq, recorded=recorded)
         else:
-            decided = fold.step_raw(raw, seq=seq, recorded=recorded, type_=type_)
+            decided = fold.step_record(record)
         if decided:
             self._take(decided)
-
-    def record(self, record: Recorded) -> None:
-        """Feed one event as it stands in the log."""
-        self.raw(record.raw, seq=record.seq, recorded=record.recorded_s, type_=type_of_record(record))
 
     def row(self, row: dict[str, Any], *, seq: int, recorded: float) -> None:
         """Feed one parsed event."""
@@ -219,22 +214,6 @@ def filters_of(automations: Iterable[Automation]) -> list[str]:
                 found |= dict.fromkeys(filters_for(pattern))
     # Beyond some, the broker is quicker with all of it than with so many questions per message.
     return [ALL_EVENTS] if ALL_EVENTS in found or len(found) > 100 else list(found)
-
-
-def type_of_record(record: Recorded) -> str | None:
-    """Return the event type that a record's subject and headers tell, without parsing it; None if they do not."""
-    type_ = record.subject[_PREFIX_CHARS:]
-    word = type_[:9]
-    if word == "flow-run.":
-        head, _, _ = type_.rpartition(".")
-        return head if head.count(".") == 1 else type_
-    if word == "task-run.":
-        state = record.headers.get(STATE_HEADER)
-        return f"task-run.{state}" if state else None
-    return type_
-
-
-_PREFIX_CHARS = len(PREFIX)
 
 
 async def backtest_log(

@@ -31,7 +31,6 @@ from ..config import AutomationsConfig
 from ..errors import BusUnavailable, EventTooLarge, LogRewound
 from ..tracing import begin_span
 from ..vocabulary import JsonObject, derived_id, new_id
-from .backtest import type_of_record
 from .checkpoint import Checkpoints, Deposed
 from .decision import ADOPTED, DUE, RESOLVED, SOURCE, SUPPRESSED, TRIGGERED, Decision, decision_event
 from .fold import Fold, FoldConfig
@@ -233,14 +232,12 @@ class _Term:
 
     async def _follow(self, *, task_status: TaskStatus[None]) -> None:
         caught_up = False
-        fold, step = self.fold, self.fold.step_raw
+        fold, step = self.fold, self.fold.step_record
         async with self._bus.log.follow(after=fold.seq, batch=_BATCH) as batches:
             async for batch in batches:
                 decisions = self._unstored
                 for record in batch.records:
-                    decided = step(
-                        record.raw, seq=record.seq, recorded=record.recorded_s, type_=type_of_record(record)
-                    )
+                    decided = step(record)
                     if decided:
                         decisions += decided
                 if batch.records:

@@ -15,14 +15,15 @@ import gc
 import heapq
 import itertools
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 import orjson
 
-from ..bus.event import lacking
+from ..bus.event import Recorded, lacking
+from ..bus.subject import type_of_record
 from ..vocabulary import JsonObject
 from .catalogue import form_of
 from .decision import ADOPTED, SOURCE, Decision
@@ -142,19 +143,16 @@ class Fold:
 
     # --- deciding -------------------------------------------------------------------------------------
 
-    def step_raw(self, raw: bytes, *, seq: int, recorded: float, type_: str | None = None) -> list[Decision]:
-        """``step`` for the stored bytes. What is no event moves time on and no more.
-
-        Args:
-            type_: the event's type, where that is known without parsing: what no rule wants is not even parsed.
-        """
+    def step_record(self, record: Recorded) -> list[Decision]:
+        """``step`` for a record of the log. What no rule wants is not even parsed; what is no event is passed over."""
+        type_ = type_of_record(record)
         if type_ is not None and not self._matcher.wants(type_) and type_ != ADOPTED:
-            return self.skip(seq=seq, recorded=recorded)
-        try:
-            row = orjson.loads(raw)
-        except orjson.JSONDecodeError:
-            row = None
-        return self._step(row, seq, recorded, is_event=False)
+            return self.skip(seq=record.seq, recorded=record.recorded_s)
+        return self._step(_parsed(record.raw), record.seq, record.recorded_s, False)
+
+    def step_raw(self, raw: bytes, *, seq: int, recorded: float) -> list[Decision]:
+        """``step`` for the stored bytes. What is no event moves time on and no more."""
+        return self._step(_parsed(raw), seq, recorded, False)
 
     def skip(self, *, seq: int, recorded: float) -> list[Decision]:
         """Pass over an event no rule wants (see ``wants``): only time moves on."""
@@ -199,9 +197,9 @@ class Fold:
         Returns:
             What is decided, in order.
         """
-        return self._step(row, seq, recorded, is_event=True)
+        return self._step(row, seq, recorded, True)
 
-    def _step(self, row: Any, seq: int, recorded: float, *, is_event: bool) -> list[Decision]:
+    def _step(self, row: Any, seq: int, recorded: float, is_event: bool) -> list[Decision]:
         """``step`` for whatever the log held; ``is_event``: known to be one."""
         if seq <= self.seq:
             return []
@@ -525,6 +523,13 @@ class Fold:
         self._heap_limit = max(1024, 2 * len(self._heap))
 
 
+def _parsed(raw: bytes) -> Any:
+    try:
+        return orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        return None
+
+
 def _check_version(stated: JsonObject) -> None:
     if stated.get("v") != STATE_VERSION:
         raise ValueError(f"rule state of version {stated.get('v')!r}, this is version {STATE_VERSION}")
@@ -557,9 +562,14 @@ def _seen(row: dict[str, Any], seq: int, recorded: float) -> Seen:
     time = recorded
     text = row.get("time")
     if text.__class__ is str:
-        # An event cannot occur after it was recorded: a clock that runs ahead would hold windows open for ever.
-        with suppress(ValueError):
-            time = min(datetime.fromisoformat(text).timestamp(), recorded)
+        try:
+            time = datetime.fromisoformat(text).timestamp()
+        except ValueError:
+            pass  # it occurred when it was recorded, as if it did not say
+        else:
+            # An event cannot occur after it was recorded: a clock that runs ahead would hold windows open for ever.
+            if time > recorded:
+                time = recorded
     depth = row.get("causaldepth", 0)
     return Seen(row, seq, recorded, time, str(row.get("id", "")), depth if depth.__class__ is int else 0)
 

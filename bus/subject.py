@@ -7,7 +7,7 @@ broker holds about 220 bytes of memory for each distinct subject.
 from __future__ import annotations
 
 from ..vocabulary import StateType
-from .event import Event
+from .event import Event, Recorded
 
 STREAM = "HARK"
 LOGS_STREAM = "HARK_LOGS"
@@ -62,6 +62,23 @@ def hooks_subject(word: str, flow_run_id: str) -> str:
 def hooks_filter(flow_run_id: str) -> str:
     """The filter that holds all that was said of the hooks of one flow run."""
     return f"hark.ev.hark.hooks.*.{flow_run_id}"
+
+
+def type_of_record(record: Recorded) -> str | None:
+    """Return the event type that a record's subject and headers tell, without parsing it; None if they do not."""
+    type_ = record.subject[_PREFIX_CHARS:]
+    first = type_[:5]
+    if first == "flow-":
+        head = type_.rpartition(".")[0]
+        return head if head.startswith("flow-run.") and head.count(".") == 1 else type_
+    if first == "task-" and type_.startswith("task-run."):
+        state = record.headers.get(STATE_HEADER)
+        return f"task-run.{state}" if state else None
+    # Some of Hark's own have an id behind their type.
+    return None if first == "hark." else type_
+
+
+_PREFIX_CHARS = len(PREFIX)
 
 
 def subject_of(event: Event) -> str:
