@@ -95,8 +95,12 @@ async def execute_in_loop(job: Job, loader: Loader, session: Session, engine: En
     try:
         flow: Any = loader.loaded(job.entrypoint, job.path)
         if flow is None:
-            # Importing may take seconds, and the loop holds other runs.
-            flow = await to_thread.run_sync(_load_async, job, loader)
+            # One at a time: of a thousand runs that begin together, all but the first find their code loaded.
+            async with loader.turn:
+                flow = loader.loaded(job.entrypoint, job.path)
+                if flow is None:
+                    # Importing may take seconds, and the loop holds other runs.
+                    flow = await to_thread.run_sync(_load_async, job, loader)
     except Exception as exc:
         return await _failed_to_load(job, session, format_for_author(exc))
     try:

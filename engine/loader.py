@@ -8,6 +8,7 @@ by another process that loads the same flow.
 from __future__ import annotations
 
 import ast
+import asyncio
 import importlib
 import importlib.util
 import os
@@ -164,6 +165,8 @@ class Loader:
     """
 
     def __init__(self) -> None:
+        self.turn = asyncio.Lock()
+        """For who loads from an event loop, so that many who want the same do not each take a thread to find it there."""
         self._lock = threading.RLock()
         self._roots: dict[Path, _Loaded] = {}
         self._current: Path | None = None

@@ -428,8 +428,12 @@ class FlowTracker:
 
     # The async methods below run on the session's loop (``session.call`` / ``acall``).
 
-    async def begin(self, state: State) -> bool:
-        """Append the first transition of a new run; return whether it is new. If not, ``flow_run`` is as it stands."""
+    async def begin(self, state: State, then: State | None = None, name: str | None = None) -> bool:
+        """Append the first transition of a new run; return whether it is new. If not, ``flow_run`` is as it stands.
+
+        Args:
+            then: the second, appended at once where the first is new. name: what it names the run; None: as it is.
+        """
         if self._beat_s is not None:
             self._caller = caller_of(self.session.bus, self._beat_s)
             await self._caller.hold(self.flow_run.id)
@@ -442,6 +446,8 @@ class FlowTracker:
                 raise
             self._set(there)
             return False
+        if then is not None:
+            await self.move(then, attempt=max(1, self.flow_run.attempt), name=name)
         return True
 
     async def move(self, state: State, *, result: JsonValue = None, **changes: Any) -> None:
@@ -485,6 +491,11 @@ class FlowTracker:
         """Append a final state, once all task events given before are stored."""
         await self.barrier()
         await self.move(state, result=result)
+
+    async def finish_with(self, state: State, value: Any, keeping: Keeping | None = None) -> None:
+        """Store what the flow returned, and append its COMPLETED state behind it: see ``finish``."""
+        result = await self.store_flow_result(value, keeping)
+        await self.finish(state, result=result)
 
     async def close(self, left: Iterable[FlowRun]) -> None:
         """End the runs of subflows that were stopped on their way, where nobody else has ended or taken them up."""
