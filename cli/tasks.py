@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from .call import AsJson, ask, group, pairs, show
+from .call import AsJson, ago, ask, group, pairs, show, table
 
-tasks = group("Background tasks: serve, show.")
+tasks = group("Background tasks: serve, list, show.")
 
 
 @tasks.command("serve")
@@ -32,6 +32,33 @@ def serve(
                 f"{entrypoint} is no task", hint="decorate it with @task; flows: `hark run`"
             )
     serve_all(*found, limit=limit)
+
+
+@tasks.command("ls")
+def ls(
+    state: Annotated[list[str] | None, typer.Option(help="Only in this state: failed, running …")] = None,
+    task: Annotated[str | None, typer.Option(help="Only of this task.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="At most so many.")] = 50,
+    as_json: AsJson = False,
+) -> None:
+    """List task runs outside any flow, those that changed last first; those of a flow run: `hark runs show`."""
+    found = ask(lambda h: h.tasks_alone(state=state, task=task, limit=limit)).items
+    rows = [
+        [
+            run["id"],
+            run.get("name"),
+            run.get("state_name"),
+            run.get("attempt"),
+            ago(run.get("updated_at")),
+            run.get("state_message"),
+        ]
+        for run in found
+    ]
+    show(
+        found,
+        table(["ID", "NAME", "STATE", "ATTEMPT", "AGE", "MESSAGE"], rows, empty="no task runs"),
+        as_json=as_json,
+    )
 
 
 @tasks.command("show")

@@ -259,6 +259,10 @@ class Hark(ValueCalls):
     async def task_run(self, id: str) -> JsonObject:
         return _object(await self._get(f"/api/task-runs/{_part(id)}"))
 
+    async def tasks_alone(self, **filters: Any) -> Page:
+        """List task runs outside any flow, those that changed last first: ``state, task, limit, cursor``."""
+        return await self._page("/api/task-runs", **filters)
+
     async def task_runs(self, flow_run_id: str) -> list[JsonObject]:
         return _items(await self._get(f"/api/flow-runs/{_part(flow_run_id)}/task-runs"))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 import sqlite3
-from collections.abc import AsyncGenerator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from pathlib import Path
@@ -166,6 +166,34 @@ class Queries:
         found = [read_row(TaskRunRow, row) for row in rows[:limit]]
         more = len(rows) > limit
         return Page(tuple(found), encode_cursor(found[-1].position, found[-1].id) if more else None)
+
+    async def tasks_alone(
+        self,
+        *,
+        states: Sequence[str] = (),
+        task: str | None = None,
+        cursor: str | None = None,
+        limit: int = 50,
+    ) -> Page[TaskRunRow]:
+        """Return task runs outside any flow (background tasks, mostly), those that changed last first.
+
+        Args:
+            states: types, names or event words, any of them. task: the task's name.
+        """
+        parts, values = ["tasks_alone"], {"limit": _checked(limit) + 1}  # type: tuple[list[str], dict[str, Any]]
+        if states:
+            types, names = _states(states)
+            parts.append("tasks_alone.states")
+            values |= {"types": _array(types), "names": _array(names)}
+        if task is not None:
+            parts.append("tasks_alone.task")
+            values["task"] = task
+        if cursor is not None:
+            [values["before"]] = decode_cursor(cursor, int)
+            parts.append("tasks_alone.before")
+        rows = await self._rows([*parts, "tasks_alone.newest_first"], values)
+        found = [read_row(TaskRunRow, row) for row in rows[:limit]]
+        return Page(tuple(found), encode_cursor(found[-1].seq) if len(rows) > limit else None)
 
     async def task_run(self, task_run_id: str) -> TaskRunRow:
         """Return one task run.

@@ -100,6 +100,29 @@ SELECT id, seq, flow_run, name, task_name, attempt, position, tags, state_type, 
        started_at, duration_s, updated_at
 FROM task_runs WHERE id = :id;
 
+-- name: tasks_alone
+-- for: task runs outside any flow
+SELECT id, seq, flow_run, name, task_name, attempt, position, tags, state_type, state_name, state_message,
+       started_at, duration_s, updated_at
+FROM task_runs WHERE flow_run = id;
+
+-- name: tasks_alone.states
+-- for: types, or names without regard to case and dashes
+AND (state_type IN (SELECT value FROM json_each(:types))
+     OR lower(state_name) IN (SELECT value FROM json_each(:names)));
+
+-- name: tasks_alone.task
+-- for: runs of a task
+AND task_name = :task;
+
+-- name: tasks_alone.before
+-- for: the pages after the first
+AND seq < :before;
+
+-- name: tasks_alone.newest_first
+-- for: the order of listing: what changed last
+ORDER BY seq DESC LIMIT :limit;
+
 -- name: task_states
 -- for: how the tasks of a run are doing
 SELECT state_type, count(*) FROM task_runs WHERE flow_run = :flow_run GROUP BY state_type;

@@ -101,6 +101,8 @@ CREATE TABLE task_runs (
     updated_at    TEXT NOT NULL
 ) STRICT;
 CREATE INDEX task_runs_flow_run ON task_runs (flow_run, position);
+-- Those outside any flow, which stand under their own id: background tasks, mostly.
+CREATE INDEX task_runs_alone ON task_runs (seq) WHERE flow_run = id;
 
 -- What rules decided: one row per automation.triggered, .resolved, .suppressed.
 CREATE TABLE firings (

@@ -123,6 +123,21 @@ async def show_task_runs(
     return page(await context_of(request).queries.task_runs(run_id, cursor=cursor, limit=limit))
 
 
+@router.get("/api/task-runs")
+async def list_task_runs(
+    request: Request,
+    state: Annotated[
+        list[str] | None, Query(description="type, name or event word: FAILED, timed-out")
+    ] = None,
+    task: str | None = None,
+    cursor: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 50,
+) -> Response:
+    """List task runs outside any flow (background tasks, mostly), those that changed last first."""
+    queries = context_of(request).queries
+    return page(await queries.tasks_alone(states=state or (), task=task, cursor=cursor, limit=limit))
+
+
 @router.get("/api/task-runs/{run_id}")
 async def show_task_run(request: Request, run_id: str) -> Response:
     """Show one task run."""

@@ -74,6 +74,14 @@ async def test_runs_and_dead_letters_are_seen_over_http(start: Start) -> None:
                 assert run is not None
                 await give_up(bus, run, why="its worker died", lost=4)
             await service.parts.running("projector").caught_up(await bus.log.head())
+            listed = (await http.get("/api/task-runs")).json()["items"]
+            assert [item["id"] for item in listed] == [second.task_run_id, alone.task_run_id]
+            first = (await http.get("/api/task-runs", params={"limit": 1, "state": "crashed"})).json()
+            more = {"cursor": first["next_cursor"], "task": "shown"}
+            assert first["items"] == listed[:1]
+            assert (await http.get("/api/task-runs", params=more)).json()["items"] == listed[1:]
+            for none in ({"state": "completed"}, {"task": "hidden"}):
+                assert (await http.get("/api/task-runs", params=none)).json()["items"] == []
             letters = (await http.get("/api/dlq")).json()["items"]
             assert {letter["id"] for letter in letters} == {
                 f"task-run/{future.task_run_id}" for future in (alone, second)
