@@ -69,6 +69,8 @@ NAMES: dict[str, tuple[str, ...]] = {
     "runtime.deployment": ("engine.runtime:deployment",),
     "runtime.flow_run": ("engine.runtime:flow_run",),
     "runtime.task_run": ("engine.runtime:task_run",),
+    "runner": ("engine.code_source",),
+    "runner.storage": ("engine.code_source",),
     "schedules": ("triggers.shorthand",),
     "serializers": ("engine.serializers",),
     "settings": ("config", "get_current_settings=config:load_settings"),

@@ -39,6 +39,7 @@
     ├── UnavailableError         try later: broker, database or a service cannot be reached
     │   ├── BusUnavailable
     │   ├── ResultStorageFailed    a storage of results could not be read or written
+    │   ├── SourceFailed           the repository a flow's code is in could not be fetched
     │   ├── NotificationFailed     some addresses of a channel did not take the message
     │   └── BrokerStartFailed
     ├── DataError                what was stored cannot be used; giving up is all that is left
@@ -331,6 +332,14 @@ class StreamFull(LimitError, BusUnavailable):
 
 class BrokerStartFailed(UnavailableError):
     """The embedded broker did not come up; the message ends with its last log lines."""
+
+
+class SourceFailed(UnavailableError):
+    """The code of a flow could not be fetched from where it is; ``url`` says where."""
+
+    def __init__(self, url: str, *, why: str, hint: str = "") -> None:
+        super().__init__(f"the code at {url} cannot be had: {why}", hint=hint)
+        self.url, self.why = url, why
 
 
 class NotificationFailed(UnavailableError):

@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .code_source import GitRepository, LocalStorage
     from .deployments import RunnerDeployment
 
 __all__ = ["Deployable"]
@@ -19,6 +20,32 @@ class Deployable:
     """The part of a flow that makes deployments of it."""
 
     name: str
+    _origin: tuple[GitRepository | LocalStorage, str] | None = None
+    """Where its code comes from, and its entrypoint there, if it was loaded from a source."""
+
+    @classmethod
+    def from_source(cls, source: object, entrypoint: str) -> Any:
+        """Return a flow loaded from a folder or a git repository; deployments of it bring workers the code from there.
+
+        ``flow.from_source("https://host/flows.git", entrypoint="etl.py:nightly").deploy("nightly", work_pool_name="default")``.
+        Awaited in async code.
+
+        Args:
+            source: a folder, the address of a repository (``https://…``, ``file://…``, ``git@…``), or a ``GitRepository``.
+            entrypoint: ``path/file.py:function`` below it.
+        Raises:
+            SourceFailed: the repository, or git, cannot be had. MissingFlow, DefinitionError: the flow is not there.
+        """
+        from .either import is_async_here
+
+        return cls.afrom_source(source, entrypoint) if is_async_here() else _load(source, entrypoint)
+
+    @classmethod
+    async def afrom_source(cls, source: object, entrypoint: str) -> Any:
+        """Do what ``from_source`` does, in async code."""
+        from anyio import to_thread
+
+        return await to_thread.run_sync(_load, source, entrypoint)
 
     def to_deployment(self, name: str, **options: Any) -> RunnerDeployment:
         """Return the description of a deployment of this flow, for ``serve(…)`` or ``deploy(…)``.
@@ -84,6 +111,23 @@ class Deployable:
     def _for_pool(self, name: str, pool: str | None, options: dict[str, Any]) -> RunnerDeployment:
         kept = {word: value for word, value in options.items() if word not in _FOR_IMAGES}
         return self.to_deployment(name, work_pool_name=pool, **kept)
+
+
+def _load(source: object, entrypoint: str) -> Any:
+    from ..config import load_settings
+    from .code_source import GitRepository, fetch, source_of
+    from .loader import Loader
+
+    found = source_of(source)
+    if isinstance(found, GitRepository):
+        folder = fetch(found.source, load_settings().home_path / "sources", token=found.token)
+    else:
+        folder = found.path
+    flow = Loader().load(entrypoint, str(folder))
+    # Not on the flow itself, which belongs to its module and may be deployed from there too.
+    loaded = flow.with_options()
+    loaded._origin = found, entrypoint
+    return loaded
 
 
 def _public(name: str) -> Any:

@@ -1,6 +1,6 @@
 """A deployment: a flow with a name, parameters, tags, a pool and limits. Kept in the bucket ``deployments``.
 
-A deployment holds no code, only where a worker finds it: an entrypoint and the folder it is relative to.
+A deployment holds no code, only where a worker finds it: an entrypoint and the folder, or the git repository, it is relative to.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from ..errors import DefinitionError
 from ..template import check_template, render
 from ..vocabulary import JsonObject
+from .code_source import GitSource
 
 __all__ = [
     "BUCKET",
@@ -102,6 +103,7 @@ class Deployment(BaseModel):
     Attributes:
         flow: entrypoint; relative files are looked for in ``path``.
         path: the folder the flow is imported from and, in a process of its own, runs in; None is the worker's.
+        source: a git repository that a worker fetches before it runs the flow, in place of ``path``.
         executor: ``auto`` runs async flows in the worker's loop and sync ones in a process of their own;
             ``process`` forces the latter, for async flows that block.
         parameter_schema: JSON schema of the flow's parameters, where known; requests are checked against it.
@@ -114,6 +116,7 @@ class Deployment(BaseModel):
     flow_name: str | None = None
     flow_version: str | None = None
     path: str | None = None
+    source: GitSource | None = None
     description: str | None = None
     # JSON; the recursive type of `vocabulary` is a name that pydantic cannot resolve.
     parameters: dict[str, Any] = Field(default_factory=dict)

@@ -28,6 +28,7 @@ from .task_engine import settle_futures
 
 if TYPE_CHECKING:
     from ..bus.session import Session
+    from .code_source import GitSource
     from .control import Control
     from .deployment import Deployment
     from .flows import Flow
@@ -192,9 +193,9 @@ class RunnerDeployment:
 
         from .deployment import Deployment
 
-        entrypoint, path = entrypoint_of(self.flow)
+        entrypoint, path, source = _where(self.flow)
         values: dict[str, Any] = {
-            "name": self.name, "flow": entrypoint, "flow_name": self.flow.name, "path": path,
+            "name": self.name, "flow": entrypoint, "flow_name": self.flow.name, "path": path, "source": source,
             "flow_version": self.version or self.flow.version, "description": self.description or self.flow.description,
             "parameters": self.parameters, "tags": (*sorted(self.flow.tags), *self.tags), "paused": self.paused,
             "parameter_schema": self.flow.parameters if self.checks_parameters else None, "pool": self.pool or pool,
@@ -341,6 +342,18 @@ def _concurrency(given: int | Mapping[str, Any] | ConcurrencyLimitConfig | None)
         word = str(getattr(strategy, "value", strategy))
         value["on_conflict"] = _STRATEGIES.get(word, word)
     return value
+
+
+def _where(flow: Flow[..., Any]) -> tuple[str, str | None, GitSource | None]:
+    """Return how a worker finds a flow: its entrypoint, the folder that is relative to, and the repository to fetch first."""
+    if flow._origin is None:
+        return *entrypoint_of(flow), None
+    from .code_source import GitRepository
+
+    source, entrypoint = flow._origin
+    if isinstance(source, GitRepository):
+        return entrypoint, None, source.stored()
+    return entrypoint, str(source.path), None
 
 
 def entrypoint_of(flow: Flow[..., Any]) -> tuple[str, str]:

@@ -233,6 +233,7 @@ class Flow(Marked, Deployable, Generic[P, R]):
                 merged[argument] = list(hooks)  # type: ignore[literal-required]
         new = Flow(self.fn, **merged)
         new._binds = self._binds
+        new._origin = self._origin
         return new
 
     # --- going to other processes --------------------------------------------------------------------
@@ -342,6 +343,9 @@ class FlowDecorator:
 
     def __reduce__(self) -> str:
         return "flow"
+
+    from_source = staticmethod(Flow.from_source)
+    afrom_source = staticmethod(Flow.afrom_source)
 
 
 flow = FlowDecorator()

@@ -109,10 +109,12 @@ class Secret:
     ``{{ secrets.github }}``.
     """
 
-    __slots__ = ("_value",)
+    __slots__ = ("_value", "name")
 
     def __init__(self, value: str) -> None:
         self._value = str(value)
+        self.name: str | None = None
+        """Under which it was loaded or saved; None if it was not."""
 
     def get(self) -> str:
         """Return the text."""
@@ -138,7 +140,9 @@ class Secret:
     @Either
     async def load(session: Session, name: str) -> Secret:  # noqa: N805
         """Return a secret. Raises ``UnknownName``, with the nearest name there is, and ``SecretUnreadable``."""
-        return Secret(await secret_store(session.bus).get(name))
+        found = Secret(await secret_store(session.bus).get(name))
+        found.name = name
+        return found
 
     @Either
     async def _save(session: Session, secret: Secret, name: str, *, overwrite: bool) -> str:  # noqa: N805
@@ -146,6 +150,7 @@ class Secret:
         if not overwrite and name in await store.names():
             raise AlreadyExists("secret", name)
         await store.set(name, secret._value)
+        secret.name = name
         return name
 
     def save(self, name: str, *, overwrite: bool = False) -> Any:

@@ -34,10 +34,14 @@ from ..errors import (
     LogRewound,
     MoveRefused,
     RunLost,
+    SecretUnreadable,
+    SourceFailed,
     UnavailableError,
+    UnknownName,
 )
 from ..vocabulary import FlowRunId, JsonObject, StateType, new_id
 from . import presence
+from .code_source import fetched
 from .deployment import BUCKET as DEPLOYMENTS
 from .deployment import Deployment, is_name
 from .execution import Job, Outcome, execute_in_loop
@@ -353,13 +357,21 @@ class Worker(AsyncContextManagerMixin):
                 deployment = _parsed(entry.value) if entry else None
             except ValidationError as exc:
                 return None, Facts(), f"deployment {run.deployment!r} cannot be read: {exc}"
+        if deployment is not None and deployment.source is not None:
+            try:
+                deployment = deployment.model_copy(
+                    update={"path": await fetched(self._bus, deployment.source)}
+                )
+            except (SourceFailed, UnknownName, SecretUnreadable) as exc:
+                return deployment, Facts(), str(exc)
         if not run.entrypoint:
             return deployment, Facts(), "the run has no entrypoint, so no worker can find its code"
         try:
             facts = facts_of(find_source(run.entrypoint, deployment.path if deployment else None))
         except DefinitionError as exc:
             return deployment, Facts(), str(exc)
-        if deployment is not None and deployment.executor == "process":
+        # One process for each commit: modules that a flow imports while it runs would else be those of another commit.
+        if deployment is not None and (deployment.executor == "process" or deployment.source is not None):
             facts = replace(facts, lane=PROCESS)
         return deployment, facts, None
 

@@ -384,9 +384,9 @@ class _Reader:
         value = dict(node.value) if isinstance(node.value, dict) else {}
         value.pop("schedules", None)
         value.pop("triggers", None)
-        if "path" not in value:
+        if "path" not in value and "source" not in value:
             value["path"] = str(self.root)
-        elif isinstance(value["path"], str):
+        elif isinstance(value.get("path"), str):
             value["path"] = str((self.root / Path(value["path"]).expanduser()).absolute())
         extra, flow = self._flow(key, node, value)
         self._model("deployments", key, node, at, {**extra, **value})
@@ -403,6 +403,8 @@ class _Reader:
         flow = node.children.get("flow")
         if flow is None or not isinstance(flow.value, str) or ":" not in flow.value:
             return {}, None  # the model says so, with its place
+        if "source" in value:
+            return {}, None  # a worker fetches it; it need not be here to be looked at
         try:
             source = inspect_entrypoint(flow.value, Path(str(value.get("path", self.root))))
         except DefinitionError as exc:
