@@ -386,8 +386,8 @@ class _Reader:
         value.pop("triggers", None)
         if "path" not in value and "source" not in value:
             value["path"] = str(self.root)
-        elif isinstance(value.get("path"), str):
-            value["path"] = str((self.root / Path(value["path"]).expanduser()).absolute())
+        elif isinstance(path := value.get("path"), str):
+            value["path"] = str((self.root / Path(path).expanduser()).absolute())
         extra, flow = self._flow(key, node, value)
         self._model("deployments", key, node, at, {**extra, **value})
         schedules = node.children.get("schedules")

@@ -263,3 +263,16 @@ def test_a_trigger_taken_out_of_its_deployment_is_gone_without_pruning() -> None
     assert [(s.key, s.change) for s in kept.changes] == [(where[1], Change.DELETE)]
     gone = make_plan({}, live, owned=written, written=written)
     assert not gone.changes
+
+
+def test_a_flow_in_a_repository_need_not_be_here(write: Write) -> None:
+    """Its deployment has no folder; what is written wrong in the source has its place."""
+    text = "deployments:\n  a:\n    flow: flows/far.py:away\n    source: {url: https://example.org/flows.git, branch: main}\n"
+    deployment = load_manifest(write(text)).records["deployments", "a"].value
+    assert isinstance(deployment, dict)
+    assert "path" not in deployment or deployment["path"] is None
+    source = deployment["source"]
+    assert isinstance(source, dict)
+    assert (source["url"], source["branch"]) == ("https://example.org/flows.git", "main")
+    with pytest.raises(ManifestInvalid, match="brnch"):
+        load_manifest(write(text.replace("branch", "brnch")))
