@@ -46,7 +46,9 @@ class Waiting:
 
     async def begin(self, text: str, *names: str) -> list[FlowRun]:
         head = "from hark import flow, task, wait_for_event, emit\n"
-        (self.root / "waits.py").write_text(head + dedent(text))
+        # Once: a worker may be reading it.
+        if not (self.root / "waits.py").exists():
+            (self.root / "waits.py").write_text(head + dedent(text))
         runs = []
         for name in names:
             await self.control.put_deployment(
@@ -57,7 +59,8 @@ class Waiting:
 
     async def at_rest(self, *runs: FlowRun) -> None:
         for run in runs:
-            await self.control.wait(run.id, counts, timeout_s=60)
+            now = await self.control.wait(run.id, lambda now: counts(now) or now.is_final, timeout_s=60)
+            assert counts(now) or "no event" in (now.state_message or ""), now.state_message
 
     async def result(self, run: FlowRun) -> Any:
         run = await self.control.wait(run.id, timeout_s=60)
