@@ -212,18 +212,20 @@ class _Parser:
         if len(items) > MAX_ALTERNATIVES:
             raise self.fault(loc, f"more than {MAX_ALTERNATIVES} alternatives in one list")
         nodes: list[Node] = []
-        scalars: list[Any] = []
+        scalars: dict[bool, list[Any]] = {}  # by whether their case is ignored
         for i, item in enumerate(items):
             try:
                 node = self.condition(path, item, (*loc, i), depth=depth + 1, ignore_case=ignore_case)
             except _Fault:
                 continue
             if isinstance(node, Compare) and len(node.tests) == 1 and node.tests[0].op == "in":
-                scalars.extend(node.tests[0].operand)
+                scalars.setdefault(node.tests[0].ignore_case, []).extend(node.tests[0].operand)
             else:
                 nodes.append(node)
-        if scalars:
-            nodes.insert(0, Compare(path, (Comparison("in", _distinct(scalars), ignore_case),)))
+        same: list[Node] = [
+            Compare(path, (Comparison("in", _distinct(values), fold),)) for fold, values in sorted(scalars.items())
+        ]
+        nodes = same + nodes
         return nodes[0] if len(nodes) == 1 else AnyOf(tuple(nodes))
 
     def operators(

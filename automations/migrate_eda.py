@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from ..bus.event import OWN_WORDS
 from .migration import Converted, NotConverted, slug
 from .problem import Loc
 
@@ -77,7 +78,14 @@ def _sources(out: Converted, ruleset: Mapping[str, Any], loc: Loc) -> list[str]:
                 f"the source {plugin!r} has no equivalent; emit its events, or read them as a NATS source",
             )
             continue
-        type_ = re.sub(r"[._]", "-", name) + ".received"
+        hooks = out.sections.setdefault("webhooks", {})
+        unique, number = name, 2
+        while unique in hooks:
+            unique, number = f"{name}-{number}", number + 1
+        name = unique
+        word = re.sub(r"[._]", "-", name)
+        # `webhook` and the like are first words of Hark's own events.
+        type_ = f"{'eda-' if word in OWN_WORDS else ''}{word}.received"
         verify: Any = "none"
         if "token" in (options or {}):
             secret = re.sub(r"[^a-z0-9]+", "_", name)
@@ -89,7 +97,7 @@ def _sources(out: Converted, ruleset: Mapping[str, Any], loc: Loc) -> list[str]:
             out.look(
                 here, "alerts come together in one event, under data.alerts; conditions hold for some alert"
             )
-        out.sections.setdefault("webhooks", {})[name] = {"verify": verify, "event": {"type": type_}}
+        hooks[name] = {"verify": verify, "event": {"type": type_}}
         types.append(type_)
     return types
 
@@ -239,7 +247,7 @@ def _path(text: str, loc: Loc) -> str:
         )
     if rest and rest[0] == "payload":
         rest = rest[1:]
-    if rest and rest[0] == "alert":
+    elif rest and rest[0] == "alert":  # of the alertmanager source; a payload may have an `alert` of its own
         rest = ["alerts", *rest[1:]]
     path = "data"
     for step in rest:

@@ -199,7 +199,11 @@ class _Rule:
             raise NotConverted((*loc, "metric"), f"there is no metric {name!r} with {operator!r} in Hark")
         measure, scale = _METRICS[name]
         threshold = float(query.get("threshold") or 0)
-        limit = f"{threshold / scale:g}" if measure == "success_rate" else _text(threshold)
+        if measure == "success_rate":
+            # Both are in use there; a rule about less than one run in a hundred would be none.
+            limit = f"{threshold if threshold > 1 else threshold * scale:g}%"
+        else:
+            limit = _text(threshold)
         where = self.where(trigger, loc)
         metric = {
             "measure": measure,
@@ -213,7 +217,8 @@ class _Rule:
         }
         if name == "successes":
             self._out.look(
-                (*loc, "metric"), "the threshold of `successes` was read as percent of finished runs"
+                (*loc, "metric"),
+                f"the threshold of `successes` was read as {limit} of finished runs: percent, or from 0 to 1 a share",
             )
         return made
 

@@ -126,6 +126,8 @@ def _yaml(sections: dict[str, dict[str, JsonValue]]) -> str:
     writer.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     writer.width = 110
     writer.allow_unicode = True
+    # Anchors for what happens to be equal are no help to the person who completes the file.
+    writer.representer.ignore_aliases = lambda *_: True
     out = StringIO()
     writer.dump(sections, out)
     return out.getvalue()

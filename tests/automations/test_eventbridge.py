@@ -30,6 +30,8 @@ def matches(pattern: dict[str, Any], detail: Any, **attributes: Any) -> bool:
         ({"s": [{"prefix": {"equals-ignore-case": "EU-"}}]}, [{"s": "eu-1"}], [{"s": "us"}]),
         ({"s": [{"suffix": ".png"}]}, [{"s": "a.png"}], [{"s": "png"}]),
         ({"s": [{"equals-ignore-case": "Alice"}]}, [{"s": "aLICE"}], [{"s": "bob"}]),
+        ({"s": [{"equals-ignore-case": "Alice"}, "Bob", {"wildcard": "c*"}]}, [{"s": "aLICE"}, {"s": "Bob"}, {"s": "cy"}], [{"s": "bob"}]),
+        ({"s": [{"anything-but": {"equals-ignore-case": ["a", "b"]}}]}, [{"s": "c"}], [{"s": "A"}, {"s": "b"}]),
         ({"s": [{"wildcard": "dir/*/a.b\\*"}]}, [{"s": "dir/x/y/a.b*"}], [{"s": "dir/x/aXb*"}, {"s": "dir/x/a.bc"}]),
         ({"s": [{"anything-but": ["a", "b"]}]}, [{"s": "c"}], [{"s": "a"}, {}]),
         ({"s": [{"anything-but": {"prefix": "init"}}]}, [{"s": "run"}], [{"s": "initial"}]),

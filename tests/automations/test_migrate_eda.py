@@ -27,6 +27,8 @@ from hark.automations.where import compile_where
         ('event.payload.url is not regex("^a.c$")', [{"url": "abd"}], [{"url": "abc"}]),
         ("event.payload.flag", [{"flag": True}], [{"flag": False}]),
         ("event.payload.a.b[0].c == 1.5", [{"a": {"b": [{"c": 1.5}]}}], [{"a": {"b": [{"c": 2}]}}]),
+        ('event.payload.alert == "down"', [{"alert": "down"}], [{"alerts": "down"}]),
+        ('event.alert.status == "firing"', [{"alerts": [{"status": "firing"}]}], [{"alert": {"status": "firing"}}]),
         ("event.payload['a-b'] == true", [{"a-b": True}], [{"a-b": 1}]),
         ("event.payload.a == 1 and (event.payload.b == 1 or event.payload.b == 2)", [{"a": 1, "b": 2}], [{"a": 1, "b": 3}]),
     ],
@@ -104,3 +106,22 @@ def test_a_rulebook_becomes_webhooks_and_rules() -> None:
         (0, "sources", 1), (0, "rules", 1, "actions", 1, "set_fact"), (0, "rules", 3, "condition"),
     ]  # fmt: skip
     assert "'ansible.eda.kafka' has no equivalent" in lost[0][1]
+
+
+def test_sources_without_a_name_become_webhooks_of_their_own() -> None:
+    """Each ruleset has its own webhook, whose events have a type that is not one of Hark's own."""
+    rules = [{"name": "any", "condition": "true", "action": {"none": {}}}]
+    one = {"sources": [{"ansible.eda.webhook": {"token": "t"}}], "rules": rules}
+    made = convert_rulebook([one, one]).sections
+    assert made["webhooks"] == {
+        "webhook": {
+            "verify": {"preset": "bearer", "secret": "{{ secrets.webhook }}"},
+            "event": {"type": "eda-webhook.received"},
+        },
+        "webhook-2": {
+            "verify": {"preset": "bearer", "secret": "{{ secrets.webhook_2 }}"},
+            "event": {"type": "webhook-2.received"},
+        },
+    }
+    ons = [rule["on"] for rule in made["automations"].values() if isinstance(rule, dict)]
+    assert ons == ["eda-webhook.received", "webhook-2.received"]

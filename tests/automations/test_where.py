@@ -76,6 +76,8 @@ YES: list[dict[str, Any]] = [
     {"data.name": {"ignore_case": "NIGHTLY etl"}},
     {"data.name": {"ignore_case": ["x", "NIGHTLY etl"]}},
     {"data.name": {"ignore_case": {"contains": "LY e"}}},
+    {"data.name": [{"ignore_case": "NIGHTLY etl"}, "other"]},
+    {"data.name": ["other", {"regex": "^x"}, {"ignore_case": "y"}, {"ignore_case": "NIGHTLY etl"}]},
     {"data.tags": {"any": ["PROD"], "ignore_case": True}},
     {"data.ip": {"cidr": "10.0.0.0/8"}},
     {"data.ip": {"cidr": ["1.0.0.0/8", "10.1.2.3/32"]}},

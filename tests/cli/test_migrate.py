@@ -87,6 +87,18 @@ def test_rulebooks_of_a_folder_are_written_as_one_configuration(tmp_path: Path) 
     assert [str(fault) for fault in faults if not fault.is_warning] == []
 
 
+def test_a_source_without_a_name_becomes_a_webhook_that_loads(tmp_path: Path) -> None:
+    """What is called `webhook` there makes events of a type that Hark does not keep for itself."""
+    book, out = tmp_path / "book.yml", tmp_path / "hark.yaml"
+    book.write_text(RULEBOOK.replace("    - name: hook\n      ansible", "    - ansible"))
+    text = CliRunner().invoke(app, ["migrate", "eda", str(book)])
+    out.write_text(text.stdout)
+    manifest, faults = check_manifest(out, live={"deployments": {"restart"}})
+    assert [str(fault) for fault in faults if not fault.is_warning] == []
+    assert ("webhooks", "webhook") in manifest.records
+    assert "&id" not in text.stdout
+
+
 @pytest.mark.parametrize("words", [["prefect", "nowhere.yaml"], ["eda", "."]])
 def test_what_is_not_there_is_said(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Exit 2, and what was looked for."""
