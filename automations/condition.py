@@ -223,7 +223,8 @@ class _Parser:
             else:
                 nodes.append(node)
         same: list[Node] = [
-            Compare(path, (Comparison("in", _distinct(values), fold),)) for fold, values in sorted(scalars.items())
+            Compare(path, (Comparison("in", _distinct(values), fold),))
+            for fold, values in sorted(scalars.items())
         ]
         nodes = same + nodes
         return nodes[0] if len(nodes) == 1 else AnyOf(tuple(nodes))

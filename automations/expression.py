@@ -30,6 +30,9 @@ _MAX_WORK = 100_000_000
 """Steps of comprehensions times what one step may look through: a second or so, at a nanosecond to ten for each."""
 _MAX_JOINED = 8 << 20
 """Characters that `+` may make: each makes a copy of all before it."""
+_MAX_CONVERTED = 1 << 20
+"""Size of what is asked again with doubles; a fraction of a second."""
+_INTEGER = re.compile(r"(?<![\w.])(?<![\w\])]\[)\d+(?![\w.])")
 _NODE = 8
 """What a number, an array or a field counts for beside the characters of texts."""
 _LOOP = re.compile(r"\.\s*(all|exists|exists_one|map|filter)\s*\(")
@@ -91,6 +94,10 @@ class Expression:
                 return Outcome(False, "the event's texts are too large to put together in `if`")
         try:
             value = self.program.execute(context)
+        except TypeError as exc:
+            note = str(exc).partition("\n")[0][:200]
+            if (value := self._in_doubles(context)) is None:
+                return Outcome(False, note)
         except KeyError as exc:
             return Outcome(False, f"missing {exc.args[0] if exc.args else ''!s}")
         except Exception as exc:  # somebody else's code: an expression
@@ -103,6 +110,47 @@ class Expression:
         if value is True:
             return Outcome(True)
         return Outcome(False, "" if value is False else f"gave {value!r:.60}, not true or false")
+
+    def _in_doubles(self, context: dict[str, Any]) -> object:
+        """Return what it gives when every number is a double; None if that is an error, too.
+
+        JSON has one kind of number and CEL two that do not mix: `data.price * 2` would fail of 3.5, and
+        `data.price * 1.5` of 3. So what fails by its types is asked again, as if all numbers were written alike.
+        """
+        if _extent(context)[1] > _MAX_CONVERTED:
+            return None
+        try:
+            found: object = _floating(self.source).execute({k: _doubled(v) for k, v in context.items()})
+        except Exception:  # it is wrong in another way, which the first attempt has said
+            return None
+        except BaseException as exc:
+            if type(exc).__name__ != "PanicException":
+                raise
+            return None
+        return found
+
+
+def _doubled(value: Any, depth: int = 0) -> Any:
+    """Return JSON with integers as doubles, down to 32 levels."""
+    if value.__class__ is int:
+        return float(value)
+    if depth == 32:
+        return value
+    if isinstance(value, dict):
+        return {k: _doubled(v, depth + 1) for k, v in value.items()}
+    return [_doubled(v, depth + 1) for v in value] if isinstance(value, list) else value
+
+
+@lru_cache(maxsize=256)
+def _floating(source: str) -> Program:
+    """Return the program with integers written as doubles, but for those that are the place in an array."""
+    import cel
+
+    out, at = [], 0
+    for text in _STRINGS.finditer(source):
+        out += [_INTEGER.sub(r"\g<0>.0", source[at : text.start()]), text[0]]
+        at = text.end()
+    return cel.compile("".join(out) + _INTEGER.sub(r"\g<0>.0", source[at:]))
 
 
 def _extent(value: Any) -> tuple[int, int]:

@@ -38,6 +38,23 @@ def test_what_cannot_be_decided_does_not_match_and_says_why(source: str, note: s
     assert note in outcome.note
 
 
+@pytest.mark.parametrize(
+    ("source", "data", "holds"),
+    [
+        ("data.total > data.limit * 2.0 && data.tags.exists(t, t == 'prod')", {"total": 5, "limit": 2, "tags": ["prod"]}, True),
+        ("data.total > data.limit * 2.0", {"total": 3, "limit": 2}, False),
+        ("data.n / 2 > 2", {"n": 5.5}, True), ("data.n + 1 > data.m", {"n": 1.5, "m": 2}, True),
+        ("data.a[1][0] * 1.5 == 3.0 && data.n * 2 == 5.0", {"a": [0, [2]], "n": 2.5}, True), ("data.a[0] * 1.5 == 3.0 && data.s == 'a1'", {"a": [2], "s": "a1"}, True),
+        ("data.n % 2 == 0", {"n": 4}, True), ("data.s + 1 == 'x'", {"s": "x"}, False),
+        ("data.n * 1.5 > 1.0", {"n": 1 << 60}, True), ("data.n * 1.5 > 1.0", {"n": True}, False),
+    ],
+)  # fmt: skip
+def test_whole_and_broken_numbers_are_one_kind(source: str, data: dict[str, Any], holds: bool) -> None:
+    """JSON tells 2 from 2.0 by chance of the sender; arithmetic on either gives the same."""
+    outcome = compile_expression(source).decide({"data": data})
+    assert outcome.ok is holds, outcome
+
+
 def test_actions_see_key_and_count() -> None:
     """Extra names go before attributes."""
     assert compile_expression("count > 2 && key == 'etl'").holds(EVENT, {"count": 3, "key": "etl"})
