@@ -26,6 +26,8 @@ from hark.vocabulary import JsonObject
 # Not one try more than the first: what is killed, and what the broker's absence interrupts, is none.
 CONFIG = AutomationsConfig(
     action_retries=0,
+    # Killed twice a second for minutes on end, an action may well be in the middle five times in a row.
+    action_deaths=50,
     allow_private_addresses=True,
     checkpoint_s=0.1,
     checkpoint_events=10,
