@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from math import isfinite
 from typing import Any, ClassVar, Self
 
 import orjson
@@ -82,6 +83,23 @@ def check_text(field: str, text: str) -> str:
             "characters belong in `data`, if anywhere",
         )
     return text
+
+
+def cleaned_text(text: str) -> str:
+    """Return ``text`` with every character that no attribute may hold replaced by U+FFFD."""
+    return text if text.isprintable() else _NOT_IN_TEXT.sub("\ufffd", text)
+
+
+def no_number(value: object, path: str = "data") -> str | None:
+    """Return the path of the first number that JSON has no word for (nan, infinity) in a value; None if there is none."""
+    if isinstance(value, float):
+        return None if isfinite(value) else path
+    parts: Iterable[tuple[object, object]] = ()
+    if isinstance(value, dict):
+        parts = value.items()
+    elif isinstance(value, list | tuple):
+        parts = enumerate(value)
+    return next((found for key, part in parts if (found := no_number(part, f"{path}.{key}"))), None)
 
 
 def checked(event: Event) -> Event:

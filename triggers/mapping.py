@@ -30,7 +30,7 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import unquote
 
-from ..bus.event import Event, check_type, checked, is_own_type, parse_time
+from ..bus.event import Event, check_type, checked, cleaned_text, is_own_type, parse_time
 from ..bus.exact import loads
 from ..errors import EventInvalid, TemplateError
 from ..template import render, render_value
@@ -236,6 +236,14 @@ def _by_templates(webhook: Webhook, request: Request, body: Body, now: datetime)
 
 
 def _checked(event: Event) -> Event:
+    """Return an event whose attributes are texts; of what only describes it, control characters are replaced.
+
+    A commit message in the subject is no reason to lose a delivery; what tells events apart has to be right.
+    """
+    event = event.replace(
+        subject=None if event.subject is None else cleaned_text(event.subject),
+        partitionkey=None if event.partitionkey is None else cleaned_text(event.partitionkey),
+    )
     try:
         return checked(event)
     except EventInvalid as exc:

@@ -101,6 +101,9 @@ def test_in_a_run_the_story_is_that_of_the_run(rig: Harness) -> None:
         ({"type": "a.b", "time": datetime(2026, 1, 1)}, "time"),
         ({"type": "a.b", "time": "now"}, "time"),
         ({"type": "a.b", "data": {"x": object()}}, "data"),
+        ({"type": "a.b", "data": {"x": float("nan")}}, "data.x"),
+        ({"type": "a.b", "data": [{"y": [1, float("-inf")]}]}, "data.0.y.1"),
+        ({"type": "a.b", "data": float("inf")}, "data"),
         ({"type": "a.b", "follows": "x"}, "follows"),
     ],
 )

@@ -256,6 +256,18 @@ def test_a_missing_field_costs_the_subject_but_not_the_type() -> None:
         mapped(hook(event={"type": "{{ body.t }}"}), {"t": "flow-run.failed"})
 
 
+def test_a_control_character_costs_the_character_and_not_the_delivery() -> None:
+    """In the subject and the partition key it becomes U+FFFD; in an id, which tells events apart, it is refused."""
+    event = {"type": "a.b", "subject": "{{ body.s }}", "partitionkey": "{{ body.s }}"}
+    found = mapped(hook(event=event), {"s": "one\ntwo\x00"}).event
+    assert (found.subject, found.partitionkey) == ("one\ufffdtwo\ufffd", "one\ufffdtwo\ufffd")
+    pushed = {"repository": {"full_name": "ann/\x07app"}}
+    github = mapped(hook("github"), pushed, x_github_event="push", x_github_delivery="1").event
+    assert github.subject == "repo/ann/\ufffdapp"
+    with pytest.raises(MappingFailed, match="'id' may not hold the character U\\+000A"):
+        mapped(hook(event={"type": "a.b", "id": "{{ body.s }}"}), {"s": "one\ntwo"})
+
+
 def test_credentials_do_not_reach_templates() -> None:
     """Headers with tokens and signatures are not there to be copied into an event."""
     leaky = hook(event={"type": "x", "data": "{{ headers }}"})
