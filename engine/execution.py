@@ -46,6 +46,8 @@ class Outcome:
 
     kind: OutcomeKind
     detail: str = ""
+    run: FlowRun | None = None
+    """The run after the last transition that was made here, where that is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,7 @@ class Job:
 
 async def execute_in_loop(job: Job, loader: Loader, session: Session, engine: EngineConfig) -> Outcome:
     """Execute an async flow in the running loop. Being cancelled stops it; what that makes of the run is in the log."""
-    from .flow_engine import execute
+    from .flow_engine import execute_run
 
     try:
         flow: Any = loader.loaded(job.entrypoint, job.path)
@@ -107,14 +109,14 @@ async def execute_in_loop(job: Job, loader: Loader, session: Session, engine: En
         if job.hooks:
             await call_owed_hooks_async(flow, job.run, session)
             return Outcome("ended")
-        await execute(
+        _, run = await execute_run(
             flow, job.run, session=session, run_log=RunLog(session.bus), retries=job.retries, config=engine
         )
     except CancelledError:
         raise
     except BaseException as exc:
         return outcome_of(exc)
-    return Outcome("ended")
+    return Outcome("ended", run=run)
 
 
 def execute_in_process(job: Job, loader: Loader, session: Session, engine: EngineConfig) -> Outcome:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from .run_log import RunLog
 
 __all__ = [
-    "execute", "execute_sync", "run_flow", "run_flow_async", "run_flow_generator", "run_flow_generator_async",
+    "execute", "execute_run", "execute_sync", "run_flow", "run_flow_async", "run_flow_generator", "run_flow_generator_async",
 ]  # fmt: skip
 
 OnInterruption: TypeAlias = Literal["leave", "crash"]
@@ -203,6 +203,23 @@ async def execute(
         RunLost: another worker has the run; nothing more was written.
         CancelledError: this call was cancelled; the run's end is written, if it was ours to write.
     """
+    state, _ = await execute_run(
+        flow, run, session=session, run_log=run_log, interrupted=interrupted, retries=retries, config=config
+    )
+    return state
+
+
+async def execute_run(
+    flow: Flow[..., Any],
+    run: FlowRun,
+    *,
+    session: Session | None = None,
+    run_log: RunLog | None = None,
+    interrupted: OnInterruption = "leave",
+    retries: int | None = None,
+    config: EngineConfig | None = None,
+) -> tuple[State, FlowRun]:
+    """Do what ``execute`` does; return the run after its last transition here, too."""
     session = session or _session_here()
     engine = _worker_engine(flow, run, session, run_log, interrupted, retries, config)
 
@@ -215,7 +232,8 @@ async def execute(
             async with within_async(flow.timeout_seconds, engine.limit_text):
                 return [item async for item in engine.call_function()]
 
-    return await drive_async(engine, session, body)
+    state = await drive_async(engine, session, body)
+    return state, engine.run
 
 
 def execute_sync(

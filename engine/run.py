@@ -229,6 +229,12 @@ class FlowRun:
             _FIELDS[name][1](new, value)
         return new
 
+    def landed(self, *, seq: int, event_id: str) -> Self:
+        """Note in the run itself where its transition stands. For who has just made it by ``moved``, and nobody else has it."""
+        _FIELDS["seq"][1](self, seq)
+        _FIELDS["event_id"][1](self, event_id)
+        return self
+
     def moved(
         self,
         state: State,

@@ -82,7 +82,7 @@ class RunLog:
         moved = run.moved(state)
         event = transition_event(moved, previous=None)
         appended = await self._bus.log.append(event, after=0)
-        return moved.changed(seq=appended.seq, event_id=event.id)
+        return moved.landed(seq=appended.seq, event_id=event.id)
 
     async def move(
         self,
@@ -127,7 +127,7 @@ class RunLog:
                     ) from None
                 run = now
                 continue
-            return moved.changed(seq=appended.seq, event_id=event.id)
+            return moved.landed(seq=appended.seq, event_id=event.id)
         raise RunLost(run.id, reason=f"{MAX_TRIES} others wrote first, one after the other")
 
     async def change(
@@ -177,7 +177,7 @@ class RunLog:
         moved = run.moved(state, scheduled_at=scheduled_at, attempt=attempt)
         event = transition_event(moved, previous=run.state_type)
         appended = await self._bus.log.append(event, after=run.seq)
-        return moved.changed(seq=appended.seq, event_id=event.id)
+        return moved.landed(seq=appended.seq, event_id=event.id)
 
     async def move_exactly(self, run: FlowRun, state: State, *, attempt: int | None = None) -> FlowRun:
         """Append one transition if ``run`` is still as it was read, for decisions that hold only then.

@@ -422,7 +422,9 @@ class Worker(AsyncContextManagerMixin):
                 deployment.retries if deployment else None,
             )  # fmt: skip
             outcome = await self._in_lane(held, lane, job)
-            now = await self._insist(self._runs.get, run.id)
+            # An end that was written here is the last word; anything else is looked up.
+            ended = outcome.run if outcome.run is not None and outcome.run.is_final else None
+            now = ended or await self._insist(self._runs.get, run.id)
             if now is None or not await self._is_ours(held, now):
                 raise RunLost(run.id, reason=outcome.detail or "another has it, or it has left the log")
             left = await self._settle_run(now, outcome, held)
