@@ -83,6 +83,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "utilities": (),
     "utilities.annotations": ("engine.annotations",),
     "utilities.hashing": ("hash_objects=engine.cache_policies:hash_objects",),
+    "utilities.visualization": ("engine.visualization",),
     "variables": ("engine.values",),
 }  # fmt: skip
 """From a dotted name below ``hark`` to where its contents are: modules, ``word=module:attribute``, or ``module:object``."""

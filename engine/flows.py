@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypedDict, T
 from ..vocabulary import JsonObject, JsonValue
 from . import flow_engine
 from .deployable import Deployable
+from .drawable import Drawable
+from .drawing import drawing
 from .futures import TaskFuture
 from .hooks import Hook, check_hooks
 from .keeping import Keeping
@@ -83,7 +85,7 @@ class FlowOptions(TypedDict, total=False):
     on_crashed: Sequence[Hook] | None
 
 
-class Flow(Marked, Deployable, Generic[P, R]):
+class Flow(Marked, Deployable, Drawable, Generic[P, R]):
     """A function marked with ``@flow``. ``flow.fn`` is the function itself.
 
     Raises:
@@ -206,6 +208,8 @@ class Flow(Marked, Deployable, Generic[P, R]):
         """
         return_state, wait_for = take_own(kwargs) if kwargs else (False, None)
         parameters = self.shape.bind(args, kwargs)
+        if drawing.count and (picture := drawing.picture) is not None:
+            return picture.call(self.name, parameters, None, is_async=self.isasync)
         waits = as_tuple(wait_for)
         if self.isgenerator:
             if return_state:

@@ -27,6 +27,7 @@ from typing import (
 import orjson
 
 from .cache_policies import DEFAULT, NO_CACHE, task_input_hash
+from .drawing import drawing
 from .futures import FutureList, TaskFuture
 from .hooks import Hook, check_hooks
 from .keeping import Keeping
@@ -80,6 +81,7 @@ class TaskOptions(TypedDict, total=False):
     log_prints: send ``print`` to the run's log; None: as the flow does.
     on_running, on_completion, on_failure, on_cancellation, on_crashed: lists of ``hook(task, task_run, state)``.
     on_commit, on_rollback: lists of ``hook(txn)``; see ``transactions.py``.
+    viz_return_value: what stands for its result where the flow is only drawn (``flow.visualize()``).
     """
 
     name: str | None
@@ -109,6 +111,7 @@ class TaskOptions(TypedDict, total=False):
     on_crashed: Sequence[Hook] | None
     on_commit: Sequence[Hook] | None
     on_rollback: Sequence[Hook] | None
+    viz_return_value: Any
 
 
 Binds: TypeAlias = Literal["instance", "class", "nothing"]
@@ -190,6 +193,7 @@ class Task(Marked, Generic[P, R]):
             options.get("cache_expiration"),
             options.get("refresh_cache"),
         )
+        self.viz_return_value = options.get("viz_return_value")
         self._bound_shape: CallShape | None = None
 
     @property
@@ -253,6 +257,8 @@ class Task(Marked, Generic[P, R]):
         """
         return_state, wait_for = take_own(kwargs) if kwargs else (False, None)
         parameters = self.shape.bind(args, kwargs)
+        if drawing.count and (picture := drawing.picture) is not None:
+            return picture.call(self.name, parameters, self.viz_return_value, is_async=self.isasync)
         if self.isgenerator:
             if return_state:
                 raise ValueError(
@@ -286,6 +292,8 @@ class Task(Marked, Generic[P, R]):
         Args:
             return_state: wait for it, and return its final state.
         """
+        if drawing.count:
+            drawing.refuse("task.submit()")
         return_state, wait_for = take_own(kwargs) if kwargs else (False, None)
         future = _runner().launch(prepare(self, self.shape.bind(args, kwargs), wait_for))
         if return_state:
@@ -321,6 +329,8 @@ class Task(Marked, Generic[P, R]):
         Raises:
             MappingMissingIterable, MappingLengthMismatch: there is no iterable, or they differ in length.
         """
+        if drawing.count:
+            drawing.refuse("task.map()")
         runner = _runner()
         waits = None if wait_for is None else as_tuple(wait_for)
         calls = map_calls(self, self.shape.bind_given(args, kwargs))
@@ -337,6 +347,8 @@ class Task(Marked, Generic[P, R]):
         """
         from .delay import send
 
+        if drawing.count:
+            drawing.refuse("task.delay()")
         return send(self, args, kwargs)
 
     def apply_async(
@@ -354,6 +366,8 @@ class Task(Marked, Generic[P, R]):
         """
         from .delay import send
 
+        if drawing.count:
+            drawing.refuse("task.apply_async()")
         return send(self, args or (), kwargs, wait_for=wait_for, dependencies=dependencies)
 
     def serve(self, *, limit: int | None = 10) -> None:
