@@ -394,7 +394,11 @@ def resolve_calendars(schedule: Schedule, read: Callable[[str], str], *, now: da
             continue
         try:
             found = parse_ics(read(item), until=now + timedelta(days=366 * CALENDAR_YEARS))
-        except (OSError, UnicodeError, ValueError) as exc:
+        except OSError as exc:
+            raise DefinitionError(
+                f"calendar {item!r} cannot be read: {exc.strerror or exc}; its path counts from the configuration's folder"
+            ) from exc
+        except ValueError as exc:
             raise DefinitionError(f"calendar {item!r}: {exc}") from exc
         # What is long past needs no room in the bucket.
         spans += [

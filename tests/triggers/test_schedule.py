@@ -257,10 +257,10 @@ def test_a_calendar_that_cannot_be_read_is_named() -> None:
     schedule = parse_schedule({"cron": "0 0 * * *", "exclude": ["x.ics"]})
 
     def missing(name: str) -> str:
-        raise FileNotFoundError(2, "No such file", name)
+        raise FileNotFoundError(2, "No such file or directory", name)
 
     for read, says in [
-        (missing, "No such file"),
+        (missing, "cannot be read: No such file or directory; its path"),
         (lambda _: "hello", "not an iCalendar file"),
         (
             lambda _: "BEGIN:VCALENDAR\nBEGIN:VEVENT\nSUMMARY:Bad\nDTSTART:soon\nEND:VEVENT",
