@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from .comparison import Comparison, Moment
-from .condition import Compare, Node
+from .condition import Compare, Node, Not
 from .path import MISSING, Path, follow, values_of
 from .where import Check, compile_node, every_of, leaves
 
 __all__ = [
+    "DIFFERS",
     "Bucket",
     "Entry",
     "Indexing",
@@ -35,6 +36,7 @@ Row: TypeAlias = "dict[str, Any]"
 _MAX_KEYS = 64
 _MAX_PRODUCT = 4096
 _RANGE_FROM = 4
+DIFFERS = "not"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +63,11 @@ Signature: TypeAlias = tuple[Part, ...]
 
 @dataclass(slots=True)
 class Entry(Generic[T]):
-    """A pattern in one bucket: what is left to check, or the one numeric limit it can be sorted by."""
+    """A pattern in one bucket: what is left to check, and the one comparison that the plans make themselves."""
 
     handle: T
     check: Check | None
-    limit: tuple[Path, str, float] | None = None
+    limit: tuple[Path, str, Any] | None = None
     order: int = 0
 
 
@@ -99,6 +101,8 @@ class Ranges(Generic[T]):
 
 class Limits(tuple[tuple[float, Any], ...]):
     """(limit, handle) of a few patterns: compared in the plan itself, which has read the value already.
+
+    A limit is a number to be above or below, or a text to differ from.
 
     A check would be a call, and of ten thousand each lies in cold memory.
     """
@@ -135,7 +139,7 @@ class Bucket(Generic[T]):
                 rest.append(entry)
         ranges = []
         for (path, op), entries in by_limit.items():
-            if len(entries) < _RANGE_FROM:
+            if len(entries) < _RANGE_FROM or op == DIFFERS:
                 rest.extend(entries)
                 continue
             entries.sort(key=lambda e: (e.limit[2] if e.limit else 0.0, e.order))
@@ -198,10 +202,12 @@ def _passed(op: str, limits: list[float], entries: list[Entry[T]], value: float)
 _OPERATOR = {"gt": operator.gt, "gte": operator.ge, "lt": operator.lt, "lte": operator.le}
 
 
-def _limit_check(limit: tuple[Path, str, float] | None) -> Check | None:
+def _limit_check(limit: tuple[Path, str, Any] | None) -> Check | None:
     if limit is None:
         return None
     path, op, bound = limit
+    if op == DIFFERS:
+        return compile_node(Not(Compare(path, (Comparison("in", (bound,)),)), path))
     thorough = compile_node(Compare(path, (Comparison(op, (bound,)),)))
     if len(path) != 2:
         return thorough
@@ -235,7 +241,7 @@ class Indexing:
     signature: Signature
     keys: tuple[Any, ...]
     check: Check | None
-    limit: tuple[Path, str, float] | None
+    limit: tuple[Path, str, Any] | None
 
 
 _UPWARD = frozenset({"gt", "gte"})
@@ -275,7 +281,7 @@ def choose_index(node: Node | None, extra: Check | None) -> Indexing:
                 if keyed[0].kind != "fold":
                     rest = [p for p in rest if p is not part]
                 break
-    limit = None
+    limit: tuple[Path, str, Any] | None = None
     for i, part in enumerate(rest):
         if (
             isinstance(part, Compare)
@@ -286,6 +292,12 @@ def choose_index(node: Node | None, extra: Check | None) -> Indexing:
             operand = part.tests[0].operand[0]
             if not isinstance(operand, Moment):
                 limit = (part.path, part.tests[0].op, operand)
+                del rest[i]
+                break
+    if limit is None and chosen:
+        for i, part in enumerate(rest):
+            if (text := _other_than(part)) is not None:
+                limit = text
                 del rest[i]
                 break
     # Cheap checks first; the order of an AND does not change its outcome.
@@ -303,6 +315,17 @@ def choose_index(node: Node | None, extra: Check | None) -> Indexing:
         keys = tuple(itertools.product(*(values for _, values in chosen)))
     # Once each: a table holds True and 1 under one key.
     return Indexing(tuple(part for part, _ in chosen), tuple(dict.fromkeys(keys)), check, limit)
+
+
+def _other_than(node: Node) -> tuple[Path, str, Any] | None:
+    """Return the path and the one text it is not to be."""
+    if not isinstance(node, Not) or not isinstance(node.inner, Compare) or node.path != node.inner.path:
+        return None
+    path, tests = node.inner.path, node.inner.tests
+    if not path or len(tests) != 1 or tests[0].op != "in" or tests[0].ignore_case:
+        return None
+    operand = tests[0].operand
+    return (path, DIFFERS, operand[0]) if len(operand) == 1 and isinstance(operand[0], str) else None
 
 
 def _text_key(node: Node) -> tuple[Part, tuple[Any, ...]] | None:
@@ -338,7 +361,9 @@ class Table(Generic[T]):
 
     signature: Signature
     buckets: dict[Any, Bucket[T]] = field(default_factory=dict)
-    live: dict[Any, Any] = field(default_factory=dict)
+    live: dict[Any, Any] = field(default_factory=lambda: {MISSING: None})
+    """What the plans probe, see ``Bucket``. A key that is no text makes Python keep hashes beside the keys: otherwise
+    looking for a text that is not there reads other texts, which of ten thousand rules lie in cold memory."""
     usual: tuple[Path, str] | None = None
     """Path and direction of the first limit that came; most rules of a kind share it."""
 

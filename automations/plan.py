@@ -8,7 +8,7 @@ from functools import lru_cache
 from types import CodeType
 from typing import Any
 
-from .index import Bucket, Limits, Row, T, Table
+from .index import DIFFERS, Bucket, Limits, Row, T, Table
 from .path import MISSING, Path, step
 
 __all__ = ["compile_plan"]
@@ -168,12 +168,14 @@ def _probe(table: Table[T], key: str, variables: dict[Path, str], names: _Names)
     if table.usual is not None:
         path, op = table.usual
         v = variables[path]
+        kind = f"{v}.__class__ is str" if op == DIFFERS else f"{v}.__class__ is float or {v}.__class__ is int"
+        others = f"{v} is not MISSING" if op == DIFFERS else f"{v}.__class__ is list"
         lines += [
             " elif c.__class__ is Limits:",
-            f"  if {v}.__class__ is float or {v}.__class__ is int:",
+            f"  if {kind}:",
             "   for limit, handle in c:",
             f"    if {v} {_SIGNS[op]} limit: hits.append(handle)",
-            f"  elif {v}.__class__ is list: {names.bind(table.buckets)}[{key}].collect(e, hits)",
+            f"  elif {others}: {names.bind(table.buckets)}[{key}].collect(e, hits)",
         ]
     return [
         *lines,
@@ -184,4 +186,4 @@ def _probe(table: Table[T], key: str, variables: dict[Path, str], names: _Names)
     ]
 
 
-_SIGNS = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
+_SIGNS = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<=", DIFFERS: "!="}
