@@ -19,8 +19,8 @@ from ..errors import UnavailableError
 
 __all__ = ["HarkProcess"]
 
-_START_DEADLINE_S = 30.0
-_STOP_DEADLINE_S = 20.0
+_START_DEADLINE_S = 90.0
+_STOP_DEADLINE_S = 60.0
 
 
 class HarkProcess:

@@ -74,7 +74,7 @@ class Watch:
         """Wait until something else has come."""
         await self._changed.wait()
 
-    async def until(self, enough: Callable[[], bool], *, within_s: float = 30) -> None:
+    async def until(self, enough: Callable[[], bool], *, within_s: float = 120) -> None:
         """Wait until ``enough()``, which is asked again whenever an event has arrived."""
         try:
             with anyio.fail_after(within_s):

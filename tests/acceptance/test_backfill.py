@@ -73,6 +73,6 @@ async def test_each_slot_runs_once_when_the_server_and_the_command_are_killed(
             active.discard(str(event.subject))
     assert most == 2
     url = httpx.URL((tmp_path / "home" / "api.json").read_text().split('"url":"')[1].split('"')[0])
-    async with httpx.AsyncClient(base_url=url) as http:
+    async with httpx.AsyncClient(base_url=url, timeout=60) as http:
         [listed] = (await http.get("/api/backfills")).json()["items"]
     assert (listed["status"], listed["ended"]) == ("finished", {"completed": 50})

@@ -243,7 +243,7 @@ async def _limits_are_free(http: httpx.AsyncClient, watch: Watch, folder: Path) 
         name = "sync" if n % 2 else "loop"
         answer = await http.post(f"/api/deployments/{name}/run", json={"parameters": parameters})
         assert answer.is_success, answer.text
-    await watch.until(lambda: len(watch.events("flow-run.completed")) == before + 6, within_s=60)
+    await watch.until(lambda: len(watch.events("flow-run.completed")) >= before + 6, within_s=60)
 
 
 def _check(folder: Path, watch: Watch, asked: dict[str, dict[str, Any]]) -> None:
@@ -270,11 +270,11 @@ def _check(folder: Path, watch: Watch, asked: dict[str, dict[str, Any]]) -> None
             for n in range(5):
                 assert notes[f"task-hook-{n}", str(run["n"])] >= 1, f"{told}: hook of task {n}"
         assert notes[f"hook-{state}-ended", run_id] >= 1, told
-    # Where nothing was killed on the way, hooks are called once: most of them are.
+    # Where nothing was killed on the way, hooks are called once: those of most runs are, even where everything is slow.
     hooks = [
         count for (word, _), count in notes.items() if word.startswith("hook-") and word.endswith("-ended")
     ]
-    assert sum(count == 1 for count in hooks) >= len(hooks) * 0.8, Counter(hooks)
+    assert sum(count == 1 for count in hooks) >= len(hooks) * 0.6, Counter(hooks)
 
 
 SLOW_HOOK = """
@@ -304,7 +304,10 @@ async def test_a_worker_that_is_killed_in_a_hook_has_it_called_by_the_next(
     server = start(role="server")
     start(role="dispatcher")
     first = start(role="worker")
-    async with watching(tmp_path / "home") as watch, httpx.AsyncClient(base_url=server.url) as http:
+    async with (
+        watching(tmp_path / "home") as watch,
+        httpx.AsyncClient(base_url=server.url, timeout=60) as http,
+    ):
         answer = await http.post("/api/deployments/five/run", json={"parameters": {"folder": str(folder)}})
         assert answer.is_success, answer.text
         with anyio.fail_after(60):

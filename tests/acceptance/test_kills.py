@@ -52,7 +52,9 @@ async def test_finished_tasks_do_not_run_again_when_a_worker_is_killed(
     start(role="dispatcher", home="home")
     first = start(role="worker")
     async with watching(tmp_path / "home") as watch:
-        server = httpx.AsyncClient(base_url=json.loads((tmp_path / "home/api.json").read_text())["url"])
+        server = httpx.AsyncClient(
+            base_url=json.loads((tmp_path / "home/api.json").read_text())["url"], timeout=60
+        )
         async with server:
             answer = await server.post(
                 "/api/deployments/five/run", json={"parameters": {"folder": str(folder)}}
@@ -119,7 +121,7 @@ async def test_an_action_happens_once_when_the_server_is_killed_after_the_decisi
     for n in range(rounds):
         service = start()
         async with watching(tmp_path / "home") as watch:
-            async with httpx.AsyncClient(base_url=service.url) as client:
+            async with httpx.AsyncClient(base_url=service.url, timeout=60) as client:
                 answer = await client.post(
                     "/api/events", json={"type": "order.paid", "source": "/test", "data": {"n": n}}
                 )
@@ -162,7 +164,7 @@ async def test_nothing_acknowledged_is_lost_when_the_broker_is_killed_under_load
 
     async def pour(sender: int) -> None:
         nonlocal refused
-        async with httpx.AsyncClient(base_url=service.url, timeout=30) as client:
+        async with httpx.AsyncClient(base_url=service.url, timeout=60) as client:
             for n in range(40):
                 event = {
                     "id": f"{sender}-{n}",
@@ -221,7 +223,7 @@ async def test_a_flow_that_will_not_be_cancelled_does_not_keep_the_service_from_
         hark__yaml='deployments: {stubborn: {flow: "flows.py:stubborn"}}',
     )
     service = start(environment={"HARK_SERVER__STOP_LIMIT_S": "2"})
-    async with httpx.AsyncClient(base_url=service.url) as http:
+    async with httpx.AsyncClient(base_url=service.url, timeout=60) as http:
         asked = await http.post("/api/deployments/stubborn/run", json={"parameters": {"folder": str(folder)}})
         assert asked.is_success, asked.text
         await _exists(folder / "reached")

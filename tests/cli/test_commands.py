@@ -529,7 +529,7 @@ async def test_an_open_incident_is_shown_and_taken_on(
     (project / "hark.yaml").write_text(CONFIG + root)
     async with serve() as service:
         alert = {"title": "the disk is full", "severity": "error", "labels": {"team": "data"}}
-        async with httpx.AsyncClient() as client:
+        async with httpx.AsyncClient(timeout=60) as client:
             (await client.post(f"{service.url}/api/alerts", json=alert)).raise_for_status()
         async with service.bus.log.follow(["hark.ev.notification.failed"], after=0) as batches:
             async for batch in batches:

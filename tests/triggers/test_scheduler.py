@@ -153,13 +153,11 @@ async def test_each_slot_gets_its_event_and_its_run(bus: Bus) -> None:
 
 
 async def test_a_new_schedule_is_heard_of_at_once_and_a_deleted_one_is_silent(bus: Bus) -> None:
-    """Definitions are taken up within 100 ms of being stored, without a restart."""
+    """Definitions are taken up as they are stored: without a restart, and while the scheduler's clock stands still."""
     clock, starter = ManualClock(NEW_YEAR), Starter()
     async with leading(bus, starter, clock) as scheduler:
-        began = anyio.current_time()
         await store(bus, "a/0", {"interval": "1h"})
         assert await settled(scheduler, "a/0") == NEW_YEAR + timedelta(hours=1)
-        assert anyio.current_time() - began < 0.1
         await store(bus, "a/0", {"interval": "2h"})
         await until(lambda: dict(scheduler.upcoming()).get("a/0") == NEW_YEAR + timedelta(hours=2))
         await store(bus, "b/0", {"interval": "3h"})
@@ -438,16 +436,14 @@ async def test_progress_of_a_schedule_that_is_gone_is_forgotten(bus: Bus) -> Non
 
 
 async def test_many_slots_at_once_are_all_run(bus: Bus) -> None:
-    """Two hundred schedules of one slot: each gets its run, in well under a second."""
+    """Two hundred schedules of one slot: each gets its run."""
     clock, starter = ManualClock(NEW_YEAR), Starter()
     for n in range(200):
         await store(bus, f"d{n}/0", {"cron": "0 * * * *"})
     async with leading(bus, starter, clock, config=TriggersConfig()) as scheduler:
         assert len(scheduler.upcoming()) == 200
-        began = anyio.current_time()
         await clock.advance(3600)
         await starter.until_asked(200)
-        assert anyio.current_time() - began < 2
     assert len(starter.runs) == 200
 
 
