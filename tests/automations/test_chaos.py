@@ -82,7 +82,7 @@ async def test_random_kills_change_no_decision_and_double_no_action(
                 running.kill(victim)
                 running.start(victim)
         expected, stored = await _settled(bus)
-    assert stored == dict.fromkeys(expected, 1)
+    assert stored == dict.fromkeys(expected, 1), running.told
     assert [e.data for e in await _of(bus, "action.dead-lettered")] == []
     keys = Counter(r.headers["idempotency-key"] for r in receiver.requests)
     assert len(keys) == sum(expected.values())
