@@ -58,6 +58,8 @@ async def run_deployment(
     idempotency_key: str | None = None,
     work_queue_name: str | None = None,
     as_subflow: bool = True,
+    job_variables: Mapping[str, Any] | None = None,
+    client: object = None,
 ) -> FlowRun:
     """Run a deployment and return its run once it has ended; ``run.state.result()`` is what it returned.
 
@@ -73,13 +75,14 @@ async def run_deployment(
         poll_interval: does nothing here: the end is heard of from the log. For flows written for Prefect.
         idempotency_key: asking twice with the same one is asking once.
         as_subflow: False: a run of its own, which does not end with this one.
+        job_variables, client: do nothing here: there are no jobs to configure. For flows written for Prefect.
     Raises:
         UnknownName: there is no such deployment.
         ParameterError: the parameters do not fit.
     """
     from .control import Control
 
-    del poll_interval
+    del poll_interval, job_variables, client
     control = Control(session.bus)
     deployment = await _deployment(control, name)
     given = dict(parameters or {})

@@ -54,7 +54,7 @@ async def test_a_run_is_returned_as_it_is_when_time_is_up(stage: Stage) -> None:
     async with stage.working(processes=0):
         with use_session(stage.bus):
             later = datetime.now(UTC) + timedelta(hours=1)
-            run = await run_deployment("slow", timeout=0, scheduled_time=later)
+            run = await run_deployment("slow", timeout=0, scheduled_time=later, job_variables={"env": {}})
             assert run.state.is_scheduled()
             run = await run_deployment("slow", timeout=0.05, idempotency_key="k")
             assert not run.is_final
