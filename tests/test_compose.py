@@ -86,5 +86,5 @@ def test_the_password_of_the_brokers_is_in_no_command_line(compose: dict[str, An
     file = tmp_path / "hark.conf"
     file.write_text(written.replace("${HARK_NATS_PASSWORD:-change-me}", "0123 # $x"))
     program = str(find_program())
-    done = subprocess.run([program, "-t", "-c", str(file)], capture_output=True, text=True, timeout=30)
+    done = subprocess.run([program, "-t", "-c", str(file)], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr

@@ -41,7 +41,7 @@ def test_every_command_of_the_tour_works(tmp_path: Path) -> None:
                 continue
             ran = subprocess.run(
                 ["bash", "-euo", "pipefail", "-c", code], cwd=folder, env=environment, capture_output=True, text=True,
-                stdin=subprocess.DEVNULL, timeout=60,
+                stdin=subprocess.DEVNULL, timeout=240,
             )  # fmt: skip
             assert ran.returncode == 0, (
                 f"{code}\n{ran.stdout}\n{ran.stderr}\n{service.log() if service else ''}"

@@ -210,7 +210,7 @@ print(first + ids, os.fdopen(reader).read())
 def test_a_forked_child_makes_ids_of_its_own() -> None:
     """It does not go on counting where its parent does, not even in the same millisecond."""
     told = subprocess.run(
-        [sys.executable, "-c", FORKING], check=True, capture_output=True, text=True, timeout=30
+        [sys.executable, "-c", FORKING], check=True, capture_output=True, text=True, timeout=240
     )
     mine, theirs = ({text[i : i + 23] for i in range(0, len(text), 36)} for text in told.stdout.split())
     assert theirs

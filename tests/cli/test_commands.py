@@ -336,7 +336,7 @@ def test_the_program_starts_quickly_and_speaks_to_the_right_streams(tmp_path: Pa
 
     def run(*words: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-X", "importtime", "-m", "hark.cli.main", *words]
-        return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+        return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
 
     shown = run("--help")
     assert shown.returncode == 0
