@@ -47,11 +47,17 @@ def waits_subject(task_run_id: str) -> str:
 
 
 def completed_subject(flow_run_id: str) -> str:
-    """``hark.ev.task-run.<flow_run_id>.completed``: the task runs of a flow run that came to COMPLETED, in order.
+    """``hark.ev.task-run.<flow_run_id>.completed``: the task runs of a flow run that came to COMPLETED, in order, and what
+    became of the others from their first retry on.
 
     On a subject of their own because they are all that a resumed run reads, and a third of what its tasks wrote.
     """
     return f"hark.ev.task-run.{flow_run_id}.completed"
+
+
+def is_for_resuming(type_: str, name: str, tries: int) -> bool:
+    """Return whether a resumed run has to know of this state of a task run; ``tries`` are those it has begun."""
+    return type_ == StateType.COMPLETED or tries > 1 or name == "AwaitingRetry"
 
 
 def hooks_subject(word: str, flow_run_id: str) -> str:
@@ -85,8 +91,7 @@ def subject_of(event: Event) -> str:
     """Return the subject an event is stored under, by its type and, for runs, its subject.
 
     ``flow-run.failed`` about ``flow-run/<id>`` goes to ``hark.ev.flow-run.failed.<id>``;
-    a ``task-run.*`` event must carry ``flow_run_id`` in ``data["flow_run"]["id"]``, and tells of COMPLETED in
-    ``data["state"]["type"]``.
+    a ``task-run.*`` event must carry ``flow_run_id`` in ``data["flow_run"]["id"]``, and its state in ``data["state"]``.
     """
     type_ = event.type
     if type_.startswith("flow-run.") and event.subject and event.subject.startswith("flow-run/"):
@@ -101,10 +106,15 @@ def subject_of(event: Event) -> str:
             return background_subject(str(run.get("id")))
         parent = event.data.get("flow_run")
         if isinstance(parent, dict) and isinstance(parent.get("id"), str):
-            state = event.data.get("state")
-            is_completed = isinstance(state, dict) and state.get("type") == StateType.COMPLETED
-            return (completed_subject if is_completed else task_run_subject)(str(parent["id"]))
+            kept = is_for_resuming(*_state_and_tries(event.data.get("state"), run))
+            return (completed_subject if kept else task_run_subject)(str(parent["id"]))
     return PREFIX + type_
+
+
+def _state_and_tries(state: object, run: object) -> tuple[str, str, int]:
+    said, about = (value if isinstance(value, dict) else {} for value in (state, run))
+    tries = about.get("attempt")
+    return str(said.get("type")), str(said.get("name")), tries if isinstance(tries, int) else 0
 
 
 def matches(pattern: str, type_: str) -> bool:

@@ -22,7 +22,8 @@ from .background import NOT_READY, BackgroundLog, BackgroundRun
 from .results import InlineResult, LargeResult
 from .signals import Interrupted
 from .task_run import TaskRun
-from .tracking import TaskEvents, Upload
+from .tracking import TaskEvents
+from .upload import Upload
 
 if TYPE_CHECKING:
     from ..bus.session import Session

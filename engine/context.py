@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ..tracing import Span
     from .flows import Flow
     from .keeping import Keeping
+    from .resting import Rests
     from .run import FlowRun
     from .task_run import TaskRun
     from .task_runners import TaskRunner
@@ -56,8 +57,8 @@ class FlowRunContext(RunContext):
     """
 
     __slots__ = (
-        "cached", "calls", "flow", "flow_run", "keeping", "left", "log_prints", "memo", "parameters", "parent", "runner",
-        "span", "tracker",
+        "cached", "calls", "children", "flow", "flow_run", "keeping", "left", "log_prints", "memo", "parameters", "parent",
+        "rests", "runner", "span", "tracker", "waiting",
     )  # fmt: skip
 
     def __init__(
@@ -83,6 +84,12 @@ class FlowRunContext(RunContext):
         self.memo = memo
         self.keeping = keeping
         self.left: list[FlowRun] = []
+        self.children = 0
+        """Subflows of it that are going on in this process."""
+        self.waiting = 0
+        """Places of its own code that wait for a task."""
+        self.rests: Rests | None = None
+        """Its calls that wait for a retry for long; None: none has."""
         self.span: Span | None = None
         """The run in traces; None where nothing is traced."""
         self.calls = CallCounter()
@@ -95,6 +102,7 @@ class FlowRunContext(RunContext):
     def renew(self) -> None:
         """Begin a new try: calls are counted anew, and submitted tasks run again."""
         self.calls = CallCounter()
+        self.rests = None
         self.runner.reopen()
 
     @property

@@ -20,11 +20,10 @@ from .annotations import freeze
 from .call_key import inputs_hash
 from .context import FlowRunContext, current_run
 from .either import Either
-from .futures import resolve_futures_to_results
+from .futures import resolve_futures_to_results, settle_futures
 from .parameters import parameters_json
 from .replay import begins_anew
 from .run import Cause, FlowRun, run_id_for
-from .task_engine import settle_futures
 
 if TYPE_CHECKING:
     from ..bus.session import Session

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from ..errors import BusUnavailable, RunCrashed
 from .final_state import describe
 from .flow_life import Body, CallHooks, Drain, FlowEngine, Life, OnBus, ReadResult, Sleep, Step, WaitFor
+from .futures import settle_futures
 from .hooks import run_hooks, run_hooks_async
 from .signals import Interrupted, Suspend
 from .states import State
-from .task_engine import settle_futures
 from .timeouts import pause, raise_in_thread, within, within_async
 
 if TYPE_CHECKING:

@@ -7,17 +7,17 @@ of flow, in every process.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Generator, Iterable
+from collections.abc import Generator, Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from ..bus.emit import CauseAttrs, current_cause
 from ..errors import HarkError, MoveRefused, ParameterError, RunLost, RunTimedOut, UpstreamFailed
 from ..vocabulary import StateType
 from .context import FlowRunContext, TaskRunContext, current_run, current_tags
 from .final_state import describe, state_of_crash, state_of_exception, state_of_value
+from .flow_steps import Body, CallHooks, Drain, Life, OnBus, ReadResult, Sleep, Step, WaitFor
 from .futures import TaskFuture, resolve_futures_to_states
 from .hook_log import HERE, is_owed, owing
 from .hooks import HOOK_OF_TYPE, Hook
@@ -63,65 +63,8 @@ __all__ = [
 ]
 
 
-# --- what a life asks its driver to do ----------------------------------------------------------------
-
-
 STOPPING_S = 5.0
 """How long tasks that were asked to stop may take, before their run ends without them."""
-
-
-@dataclass(slots=True)
-class OnBus:
-    """Run this async function where the bus lives; send back what it returns, or throw what it raises."""
-
-    fn: Callable[..., Awaitable[Any]]
-    args: tuple[Any, ...] = ()
-    kwargs: dict[str, Any] | None = None
-
-
-@dataclass(slots=True)
-class WaitFor:
-    """Wait until these futures are done."""
-
-    futures: list[TaskFuture[Any]]
-
-
-@dataclass(slots=True)
-class Body:
-    """Run the author's function; send back what it returns, or throw what it raises."""
-
-
-@dataclass(slots=True)
-class Drain:
-    """Wait until the submitted tasks have ended, at most ``limit_s``; what blocks for longer is left behind."""
-
-    limit_s: float | None = None
-
-
-@dataclass(slots=True)
-class Sleep:
-    """Wait so many seconds."""
-
-    seconds: float
-
-
-@dataclass(slots=True)
-class CallHooks:
-    """Call these hooks with the state."""
-
-    hooks: list[Hook]
-    state: State
-
-
-@dataclass(slots=True)
-class ReadResult:
-    """Send back the value of a result that was recorded earlier."""
-
-    result: RecordedResult
-
-
-Step: TypeAlias = "OnBus | WaitFor | Body | Drain | Sleep | CallHooks | ReadResult"
-Life: TypeAlias = Generator[Step, Any, State]
 
 
 class FlowEngine:
@@ -189,12 +132,18 @@ class FlowEngine:
             BaseException: what interrupted the run, after its end was written.
         """
         span = self.context.span = flow_span(self.flow, self.run)
+        above = self.context.parent.flow_context if self.context.parent is not None else None
+        if above is not None:
+            above.children += 1
         try:
             state = yield from self._life()
         except BaseException as exc:
             self._tell_above()
             end_span(span, None, exc)
             raise
+        finally:
+            if above is not None:
+                above.children -= 1
         end_span(span, state)
         return state
 
@@ -257,6 +206,8 @@ class FlowEngine:
         """Let the worker go: finish what was submitted, and write what the run waits for."""
         tracker = self.tracker
         assert tracker is not None, "only a tracked run can be taken up again"
+        if self.context.rests is not None:
+            self.context.rests.leave(suspend)
         yield Drain()
         yield OnBus(tracker.barrier)
         try:
@@ -421,9 +372,24 @@ class FlowEngine:
             yield Drain()
             state = state_of_exception(exc, what=what, run_id=run_id)
         else:
-            yield Drain()
+            yield from self._drain()
             state = state_of_value(resolve_futures_to_states(value), run_id=run_id)
+        if self.context.rests is not None and self.context.rests.leaving is not None:
+            raise self.context.rests.leaving
         return state
+
+    def _drain(self) -> Generator[Step, Any, None]:
+        """Wait for what was submitted; the run may leave its worker meanwhile."""
+        context = self.context
+        context.waiting += 1
+        if context.rests is not None:
+            context.rests.look()
+        try:
+            yield Drain()
+        finally:
+            context.waiting -= 1
+        if context.rests is not None and context.rests.leaving is not None:
+            raise context.rests.leaving
 
     def _await_retry(self, failed: State) -> Generator[Step, Any, None]:
         delay_s = self.flow.retry_delay_seconds

@@ -11,6 +11,7 @@ from typing import Any, Generic, Literal, NamedTuple, TypeVar, cast
 
 from ..vocabulary import TaskRunId
 from .nested import replace_leaves
+from .signals import Suspend
 from .states import Pending, State
 from .task_run import TaskRun
 from .thread_pool import waiting_for_another
@@ -19,7 +20,7 @@ from .timeouts import waking
 __all__ = [
     "DoneAndNotDone", "DoneAndNotDoneFutures", "FutureList", "PrefectConcurrentFuture", "PrefectFuture", "PrefectFutureList",
     "PrefectTaskRunFuture", "PrefectWrappedFuture", "TaskFuture",
-    "as_completed", "resolve_futures_to_results", "resolve_futures_to_states", "wait",
+    "as_completed", "resolve_futures_to_results", "resolve_futures_to_states", "settle_futures", "wait",
 ]  # fmt: skip
 
 R = TypeVar("R")
@@ -85,12 +86,18 @@ class TaskFuture(Generic[R]):
             RuntimeError: called in the event loop the task itself needs; ``await`` the future there.
         """
         if self._final is not None:
+            _check_left(self._final)
             return
         if self.home_loop is not None and self.home_loop is _running_loop():
             raise RuntimeError(
                 f"task {self.name!r} runs in this event loop, and waiting for it here would stop both; "
                 "write `await future`"
             )
+        self.wait_for_end(timeout)
+        _check_left(self._final)
+
+    def wait_for_end(self, timeout: float | None = None) -> None:
+        """Wait as ``wait`` does, whatever the end is. For runners."""
         ready = threading.Event()
         self.add_done_callback(lambda _: ready.set())
         with waiting_for_another(), waking(ready.set):
@@ -111,6 +118,12 @@ class TaskFuture(Generic[R]):
 
     async def wait_async(self, timeout: float | None = None) -> None:
         """Wait until done without holding the loop, at most ``timeout`` seconds."""
+        if self._final is None:
+            await self.wait_for_end_async(timeout)
+        _check_left(self._final)
+
+    async def wait_for_end_async(self, timeout: float | None = None) -> None:
+        """Wait as ``wait_async`` does, whatever the end is. For runners."""
         if self._final is not None:
             return
         loop = asyncio.get_running_loop()
@@ -296,6 +309,26 @@ def resolve_futures_to_states(value: Any) -> Any:
 def resolve_futures_to_results(value: Any) -> Any:
     """Return ``value`` with the result of each future in it in its place, waiting for them; raises what they raise."""
     return replace_leaves(value, lambda leaf: leaf.result() if isinstance(leaf, TaskFuture) else leaf)
+
+
+async def settle_futures(value: Any) -> None:
+    """Wait for the futures in a returned value without holding the loop."""
+    found: list[TaskFuture[Any]] = []
+
+    def note(leaf: Any) -> Any:
+        if isinstance(leaf, TaskFuture):
+            found.append(leaf)
+        return leaf
+
+    replace_leaves(value, note)
+    for future in found:
+        await future.wait_async()
+
+
+def _check_left(state: State | None) -> None:
+    """Raise the suspension of a call that ended here because its run leaves the worker: whoever waits for it leaves, too."""
+    if state is not None and isinstance(state.data, Suspend):
+        raise state.data
 
 
 def _check(timeout: float | None) -> None:

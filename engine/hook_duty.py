@@ -18,7 +18,7 @@ from ..errors import HarkError, StreamFull
 from ..vocabulary import FlowRunId, JsonValue
 from .hook_log import ANYONE, HookLog, is_owed
 from .run import FlowRun
-from .run_log import RunLog
+from .run_log import readable_run
 from .ticket import Ticket
 from .waiting import LOOP
 
@@ -46,7 +46,7 @@ class HookDuty:
 
     def __init__(self, bus: Bus, insist: Callable[[Callable[[], Awaitable[Any]]], Awaitable[Any]]) -> None:
         self._bus, self._insist = bus, insist
-        self._runs, self._notes = RunLog(bus), HookLog(bus)
+        self._notes = HookLog(bus)
         self._owed: dict[FlowRunId, _Owed] = {}
         self._more = anyio.Event()
 
@@ -55,8 +55,6 @@ class HookDuty:
         if is_owed(run, ANYONE) and run.pool is not None:
             self._owed[run.id] = _Owed(run.seq, run.attempt, run.pool)
             self._more.set()
-        elif self._owed:
-            self._owed.pop(run.id, None)  # somebody retries it: the end is no end any more
 
     async def serve(self) -> None:
         """Push a work message for each; returns only by being cancelled."""
@@ -80,10 +78,12 @@ class HookDuty:
 
     async def _push(self, run_id: FlowRunId, owed: _Owed) -> None:
         # After a restart without a checkpoint the whole log is folded again, with ends whose hooks have long run.
-        run = await self._insist(lambda: self._runs.get(run_id))
-        if run is None or run.seq != owed.seq or await self._insist(lambda: self._notes.is_settled(run)):
+        # Also of an end that somebody has retried the run after: its hooks are owed all the same.
+        record = await self._insist(lambda: self._bus.log.get(owed.seq))
+        run = readable_run(record) if record is not None else None
+        if run is None or await self._insist(lambda: self._notes.is_settled(run)):
             return
-        ticket = Ticket.issue(run_id, attempt=owed.attempt, since=owed.seq)
+        ticket = Ticket.issue(run_id, attempt=owed.attempt, since=owed.seq, hooks=True)
         # A worker that finds it to be a sync flow passes it on to a process.
         await self._insist(
             lambda: self._bus.work.push(owed.pool, LOOP, ticket.to_json(), msg_id=f"{ticket.msg_id}/hooks")

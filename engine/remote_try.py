@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Any
 from ..bus.emit import CauseAttrs, current_cause
 from .context import FlowRunContext, TaskRunContext, current_run, current_tags
 from .flows import Flow
-from .futures import resolve_futures_to_states
+from .futures import resolve_futures_to_states, settle_futures
 from .logging import printing
 from .reference import imported
 from .replay import FinishedCall
 from .run_log import RunLog
 from .serializers import unpickled
 from .shipment import FlowFacts, Shipment, packed_outcome
-from .task_engine import settle_futures
 from .task_run import TaskRun
 from .task_runners import ThreadPoolTaskRunner
 from .tasks import Task

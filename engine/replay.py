@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import orjson
 
-from ..bus.event import Recorded
+from ..bus.event import Recorded, parse_time
 from ..bus.subject import STATE_HEADER
 from ..vocabulary import JsonObject
 
@@ -111,22 +112,26 @@ class FinishedCalls:
         self._to_come = deque(starts)
         self._newest = 0
         """The newest attempt that had begun where the folding stands."""
+        self.retrying: dict[str, tuple[int, datetime | None]] = {}
+        """Of calls between two tries: how many were made, and when the next is due (None: at once)."""
 
     def add(self, records: Iterable[Recorded]) -> None:
         """Fold task events, which follow those folded before."""
         for recorded in records:
-            if recorded.headers.get(STATE_HEADER) not in _COMPLETED:
+            word = recorded.headers.get(STATE_HEADER)
+            if word not in _COMPLETED:
+                if word in _BETWEEN or (self.retrying and word not in _BEFORE):
+                    self._add_retry(word, recorded)
                 continue
             data = orjson.loads(recorded.raw)["data"]
             key = data.get("call")
             if not key:
                 continue
+            self.retrying.pop(key, None)
             is_undone = data.get("state", _NULL).get("name") == "RolledBack"
             if key in self.by_key and not is_undone:
                 continue
-            while self._to_come and self._to_come[0][1] < recorded.seq:
-                self._newest = self._to_come.popleft()[0]
-            if self._newest > (data["flow_run"].get("attempt") or 0):
+            if self._is_of_zombie(data, recorded):
                 continue
             if is_undone:
                 self.by_key.pop(key, None)
@@ -135,6 +140,30 @@ class FinishedCalls:
                 data["run"]["id"], data.get("result") or _NULL, data.get("transaction")
             )
 
+    def _add_retry(self, word: str | None, recorded: Recorded) -> None:
+        """Fold what says that a call is between two tries, or no longer."""
+        data = orjson.loads(recorded.raw)["data"]
+        key = data.get("call")
+        if not key or self._is_of_zombie(data, recorded):
+            return
+        tries = data["run"].get("attempt") or 0
+        retry_at = data.get("retry_at")
+        if word == "awaiting-retry" and isinstance(retry_at, str):
+            self.retrying[key] = tries, parse_time(retry_at)
+        elif word == "retrying" and key in self.retrying:
+            self.retrying[key] = tries - 1, None  # begun, and not ended
+        else:
+            self.retrying.pop(key, None)
 
+    def _is_of_zombie(self, data: dict[str, Any], recorded: Recorded) -> bool:
+        """Whether an attempt wrote it that had been taken over by then. Asked of the records in their order."""
+        while self._to_come and self._to_come[0][1] < recorded.seq:
+            self._newest = self._to_come.popleft()[0]
+        return self._newest > (data["flow_run"].get("attempt") or 0)
+
+
+_BETWEEN = frozenset({"awaiting-retry", "retrying"})
+_BEFORE = frozenset({"pending", "running", "scheduled", "awaiting-concurrency-slot"})
+"""States on the way to the next try."""
 _COMPLETED = frozenset({"completed", "cached"})
 _NULL: JsonObject = {"inline": None, "format": "json"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UpstreamFailed
@@ -12,7 +13,7 @@ from .futures import TaskFuture
 from .keeping import keeping_of
 from .nested import is_plain, replace_leaves
 from .results import RecordedResult
-from .states import Completed, State, StateType
+from .states import AwaitingRetry, Completed, State, StateType
 from .task_run import IdSource, TaskRun
 from .transactions import current_block
 
@@ -63,6 +64,10 @@ class TaskCall:
     """The run whose code made the call."""
     is_careful = False
     """Whether it is part of a transaction, or something has been said of its result."""
+    is_direct = False
+    """Whether it was made where it runs, and not submitted."""
+    retry_at: datetime | None = None
+    """When the try is due that an earlier attempt of its flow run did not live to make."""
     rests_after_s: float | None = None
     """A retry delay longer than this ends the call here (``Suspend``): somebody goes on with it then. None: it waits here."""
     elsewhere: Callable[[TaskCall, tuple[Any, ...], dict[str, Any]], Any] | None = None
@@ -135,6 +140,8 @@ def prepare(
     call = TaskCall(
         task, run, flow, log_prints if log_prints is not None else parent is not None and parent.log_prints
     )
+    if is_direct:
+        call.is_direct = True
     if flow is not None and flow.span is not None:
         call.is_traced = True
     if parent is not None:
@@ -155,7 +162,11 @@ def prepare(
             call.recorded = tracker.take_finished(run.call)
             if call.recorded is not None:
                 return call
-        if not is_direct or not call.is_plain:
+        if tracker.retrying and (retrying := tracker.retrying.pop(run.call, None)) is not None:
+            run.run_count, call.retry_at = retrying
+            run.state = AwaitingRetry(run_id=id_)
+            announce(call)
+        elif not is_direct or not call.is_plain:
             announce(call)
     elif flow is None:
         from ..bus.session import current_session
@@ -163,7 +174,7 @@ def prepare(
         session = current_session()
         if session is not None:
             from ..config import load_settings
-            from .tracking import standalone_events
+            from .standalone import standalone_events
 
             # A task inside a task outside any flow: its own events all the same.
             call.events = standalone_events(

@@ -18,14 +18,15 @@ from ..errors import Unpicklable, UpstreamFailed
 from .caching import MISS, cache_of
 from .context import TaskRunContext, current_run
 from .final_state import state_of_crash, state_of_exception, state_of_value
-from .futures import TaskFuture, resolve_futures_to_states
+from .futures import resolve_futures_to_states, settle_futures
 from .hooks import HOOK_OF_TYPE, call_blocking, run_hooks, run_hooks_async
 from .logging import RunLogger, logger_of_task_run, printing
 from .naming import render_name
-from .nested import ATOMS, replace_leaves
+from .nested import ATOMS
+from .resting import left_behind, rest, rest_async, rest_first, rest_first_async
 from .results import InlineResult, LargeResult
 from .retry import jittered_s, retry_delay_s
-from .signals import Abort, Interrupted, ReturnedFailure, Skip, Suspend, suspension_in
+from .signals import Abort, Interrupted, ReturnedFailure, Skip
 from .spans import task_span
 from .states import AwaitingRetry, Cached, Cancelled, Completed, NotReady, Retrying, Running, State, StateType
 from .steps import take_steps, take_steps_async
@@ -41,7 +42,7 @@ from .task_transaction import (
     undo_try,
     values_of,
 )
-from .timeouts import pause, within, within_async
+from .timeouts import within, within_async
 from .user_frames import note_where, shown_exception
 
 __all__ = ["call_async", "call_sync", "cancel_unstarted", "run_async", "run_sync", "settle_futures"]
@@ -152,7 +153,7 @@ def may_retry(call: TaskCall, exc: Exception) -> bool:
 
 
 def await_retry(call: TaskCall, failed: State) -> float:
-    """Say that the call will be tried again; return in how many seconds. Raises ``Suspend`` if it does not wait here."""
+    """Say that the call will be tried again; return in how many seconds."""
     run, task = call.run, call.task
     delay_s = jittered_s(
         retry_delay_s(task.retry_delays, retry=run.run_count),
@@ -170,15 +171,15 @@ def await_retry(call: TaskCall, failed: State) -> float:
     if call.events is not None:
         due = stamp(time.time_ns() + int(delay_s * 1e9))
         call.events.write(run, _SCHEDULED, "AwaitingRetry", failed.message, more=f'"retry_at":"{due}",')
-    if call.rests_after_s is not None and delay_s > call.rests_after_s:
-        raise Suspend(run.state)
     return delay_s
 
 
 def crashed(call: TaskCall, exc: BaseException) -> State:
     """Record what something from outside did to the task; return the state."""
-    if call.run.state is not None and suspension_in(exc) is not None:
-        return call.run.state  # it leaves its worker, and has said until when
+    left = left_behind(call, exc)
+    if left is not None:  # it leaves its worker, and has said until when
+        call.run.state = left
+        return left
     flow = call.flow
     leaves = flow is not None and flow.tracker is not None and flow.tracker.leaves_interrupted
     if leaves and isinstance(exc, asyncio.CancelledError | Interrupted):
@@ -211,6 +212,7 @@ def call_sync(call: TaskCall) -> Any:
         or call.is_settled
         or call.limited != ()
         or call.is_traced
+        or run.run_count
     ):
         return (run_sync(call)).result()
     context = TaskRunContext(task, run, run.parameters, call.flow, False, call.caller)
@@ -292,6 +294,8 @@ def run_sync(call: TaskCall) -> State:
 def _tries_sync(call: TaskCall, failure: Exception | None = None) -> State:
     """Try until it works or no retries are left; the first try may have been made, and have come to ``failure``."""
     task, run, events = call.task, call.run, call.events
+    if call.retry_at is not None:
+        rest_first(call)
     while True:
         if failure is None and call.limited != ():
             failure = take(call)
@@ -322,7 +326,7 @@ def _tries_sync(call: TaskCall, failure: Exception | None = None) -> State:
             take_steps(undo_try(is_last=True))
             return finish_sync(call, state)
         take_steps(undo_try(is_last=False))
-        pause(await_retry(call, state))
+        rest(call, await_retry(call, state))
         failure = None
 
 
@@ -383,6 +387,7 @@ async def call_async(call: TaskCall) -> Any:
         or call.is_settled
         or call.limited != ()
         or call.is_traced
+        or run.run_count
     ):
         return await (await run_async(call)).aresult()
     context = TaskRunContext(task, run, run.parameters, call.flow, False, call.caller)
@@ -466,6 +471,8 @@ async def run_async(call: TaskCall) -> State:
 async def _tries_async(call: TaskCall, failure: Exception | None = None) -> State:
     """Try until it works or no retries are left; the first try may have been made, and have come to ``failure``."""
     task, run, events = call.task, call.run, call.events
+    if call.retry_at is not None:
+        await rest_first_async(call)
     while True:
         if failure is None and call.limited != ():
             failure = await take_async(call)
@@ -493,7 +500,7 @@ async def _tries_async(call: TaskCall, failure: Exception | None = None) -> Stat
             await take_steps_async(undo_try(is_last=True))
             return await finish_async(call, state)
         await take_steps_async(undo_try(is_last=False))
-        await asyncio.sleep(await_retry(call, state))
+        await rest_async(call, await_retry(call, state))
         failure = None
 
 
@@ -537,20 +544,6 @@ async def wants_retry_async(call: TaskCall, failed: State) -> bool:
     except Exception:
         _report_condition(call)
         return False
-
-
-async def settle_futures(value: Any) -> None:
-    """Wait for the futures in a returned value without holding the loop."""
-    found: list[TaskFuture[Any]] = []
-
-    def note(leaf: Any) -> Any:
-        if isinstance(leaf, TaskFuture):
-            found.append(leaf)
-        return leaf
-
-    replace_leaves(value, note)
-    for future in found:
-        await future.wait_async()
 
 
 # --- small things -------------------------------------------------------------------------------------

@@ -60,6 +60,8 @@ class TaskRun:
     """Parts of its events that do not change; kept by the tracker."""
     previous: StateType | None = None
     state: State | None = None
+    is_going = False
+    """Whether it has begun and not ended; kept by the tracker."""
     session: Session | None = None
     """Where its log lines go, of a run in no flow; under ``log_id``."""
     log_id: str | None = None

@@ -8,13 +8,12 @@ import os
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Self
 
 from .futures import FutureList, TaskFuture, left_s
-from .signals import Suspend
 from .states import Cancelled
 from .thread_pool import ThreadPool, run_coroutine
 
@@ -50,6 +49,10 @@ class TaskRunner(ABC):
         self._open: set[TaskFuture[Any]] = set()
         self._lock = threading.Lock()
         self._refusing = False
+        self.blocked = 0
+        """Submitted calls that wait for others to end."""
+        self.on_end: Callable[[], object] | None = None
+        """Called when a submitted call has ended."""
 
     @property
     def name(self) -> str:
@@ -106,6 +109,8 @@ class TaskRunner(ABC):
             return future
         left = len(waiting_for)
         lock = threading.Lock()
+        with self._lock:
+            self.blocked += 1
 
         def one_done(_: TaskFuture[Any]) -> None:
             nonlocal left
@@ -113,6 +118,8 @@ class TaskRunner(ABC):
                 left -= 1
                 last = left == 0
             if last:
+                with self._lock:
+                    self.blocked -= 1
                 self._begin(call, future, context)
 
         self._attach(future)
@@ -130,6 +137,8 @@ class TaskRunner(ABC):
     def _ended(self, future: TaskFuture[Any]) -> None:
         with self._lock:
             self._open.discard(future)
+        if self.on_end is not None:
+            self.on_end()
 
     def refused(self, call: TaskCall, future: TaskFuture[Any]) -> bool:
         """End a call that has not begun, if its flow has failed in the meantime; return whether it did."""
@@ -157,14 +166,14 @@ class TaskRunner(ABC):
         deadline = None if limit_s is None else time.monotonic() + limit_s
         while (futures := self.unfinished()) and not _is_past(deadline):
             for future in futures:
-                future.wait(left_s(deadline))
+                future.wait_for_end(left_s(deadline))
 
     async def drain_async(self, limit_s: float | None = None) -> None:
         """Wait as ``drain`` does, without holding the loop."""
         deadline = None if limit_s is None else time.monotonic() + limit_s
         while (futures := self.unfinished()) and not _is_past(deadline):
             for future in futures:
-                await future.wait_async(left_s(deadline))
+                await future.wait_for_end_async(left_s(deadline))
 
     def close(self) -> None:
         """Give back threads and loops. A thread whose task did not end in time is left to end with it."""
@@ -335,13 +344,15 @@ class AsyncTaskRunner(TaskRunner):
 
     async def _run(self, call: TaskCall, future: TaskFuture[Any]) -> None:
         from .final_state import state_of_crash
+        from .resting import left_behind
         from .task_engine import run_async
 
         try:
             future.finish(await run_async(call))
         except BaseException as exc:
-            future.finish(call.run.state or state_of_crash(exc, run_id=call.run.id))
-            if not isinstance(exc, asyncio.CancelledError | Suspend):
+            left = left_behind(call, exc)
+            future.finish(left or call.run.state or state_of_crash(exc, run_id=call.run.id))
+            if left is None and not isinstance(exc, asyncio.CancelledError):
                 raise
 
     def stop(self, *, interrupt: bool = False) -> None:
@@ -373,6 +384,7 @@ class AsyncTaskRunner(TaskRunner):
 def run_in_thread(call: TaskCall, context: contextvars.Context) -> Any:
     """Run a call, sync or async, in this thread; return its last state, whatever happens to it."""
     from .final_state import state_of_crash
+    from .resting import left_behind
     from .task_engine import run_async, run_sync
 
     try:
@@ -380,6 +392,9 @@ def run_in_thread(call: TaskCall, context: contextvars.Context) -> Any:
             return run_coroutine(run_async(call), context)
         return context.run(run_sync, call)
     except BaseException as exc:  # a task's SystemExit ends the task, not the thread that others need
+        left = left_behind(call, exc)
+        if left is not None:
+            return left
         return (
             call.run.state
             if call.run.state and call.run.state.is_final()

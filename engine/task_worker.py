@@ -302,7 +302,7 @@ class TaskWorker(AsyncContextManagerMixin):
         for future in call.upstream:
             await future.wait_async()
         future = contextvars.copy_context().run(self._runner.launch, call)
-        await future.wait_async()
+        await future.wait_for_end_async()
         if events.is_silent and not events.is_lost:
             await self._hand_back(held, run, claim)
             return False

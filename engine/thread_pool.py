@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any, TypeVar
 
+from .context import FlowRunContext, current_run
 from .signals import Interrupted
 from .timeouts import raise_in_thread
 
@@ -143,15 +144,21 @@ class ThreadPool:
 @contextlib.contextmanager
 def waiting_for_another() -> Generator[None]:
     """Say that this thread, if it is one of a pool's, does no work inside the block."""
-    pool = _local.pool
-    if pool is None:
-        yield
-        return
-    pool.begin_waiting()
+    pool, flow = _local.pool, current_run.get()
+    if isinstance(flow, FlowRunContext):
+        # Its own code waits: should nothing else go on but waits for retries, the run may leave its worker.
+        flow.waiting += 1
+        if flow.rests is not None:
+            flow.rests.look()
+    if pool is not None:
+        pool.begin_waiting()
     try:
         yield
     finally:
-        pool.end_waiting()
+        if isinstance(flow, FlowRunContext):
+            flow.waiting -= 1
+        if pool is not None:
+            pool.end_waiting()
 
 
 def run_coroutine(coroutine: Coroutine[Any, Any, T], context: contextvars.Context | None = None) -> T:

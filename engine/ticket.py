@@ -34,10 +34,12 @@ class Ticket:
     attempt: int
     since: int
     token: str
+    hooks: bool = False
+    """For the hooks of the end at ``since``, and for nothing else."""
 
     @classmethod
-    def issue(cls, run_id: FlowRunId, *, attempt: int, since: int) -> Self:
-        return cls(run_id, attempt, since, new_id())
+    def issue(cls, run_id: FlowRunId, *, attempt: int, since: int, hooks: bool = False) -> Self:
+        return cls(run_id, attempt, since, new_id(), hooks)
 
     @property
     def msg_id(self) -> str:
@@ -53,7 +55,13 @@ class Ticket:
     @classmethod
     def from_json(cls, raw: bytes) -> Self:
         value: Any = orjson.loads(raw)
-        return cls(FlowRunId(value["run_id"]), value["attempt"], value["since"], value["token"])
+        return cls(
+            FlowRunId(value["run_id"]),
+            value["attempt"],
+            value["since"],
+            value["token"],
+            bool(value.get("hooks")),
+        )
 
 
 class Answer(StrEnum):
@@ -87,6 +95,8 @@ def answer(
         return Answer.LATER if deliveries <= MAX_LOOKS else Answer.DISCARD
     if run.seq < ticket.since:
         return Answer.LATER
+    if ticket.hooks and not run.is_final:
+        return Answer.DISCARD
     match run.state_type:
         case S.SCHEDULED if run.waits_in_process:
             return Answer.TAKE_OVER if claim == ticket.token else Answer.DISCARD

@@ -12,19 +12,20 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from ..bus.outgoing import Outgoing
 from ..bus.owner import Owner
-from ..bus.subject import completed_subject, hooks_subject, task_run_subject
+from ..bus.subject import completed_subject, hooks_subject, is_for_resuming, task_run_subject
 from ..errors import BufferFull, GuardFailed, MoveRefused, RunLost
 from ..vocabulary import TERMINAL, JsonObject, JsonValue, StateType
 from .caller import DETAIL, Caller, caller_of
+from .going import Going
 from .hook_log import HookLog, hooked_payload
 from .replay import FinishedCall, FinishedCalls, attempt_starts, begins_anew, noted_waits, retries_made
 from .results import InlineResult, LargeResult, RecordedResult, encode_result
@@ -33,6 +34,7 @@ from .side_session import SideSession
 from .states import Crashed, State
 from .task_event_text import COMPLETED_LINES, PENDING_LINES, QUOTED, RUNNING_LINES, known, quoted, texts
 from .task_run import IdSource, TaskRun, stamp
+from .upload import Upload
 
 if TYPE_CHECKING:
     from ..bus.session import Session
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
     from .serializers import Serializer
     from .tag_limits import TagLimits
 
-__all__ = ["FlowTracker", "TaskEvents", "Upload", "standalone_events"]
+__all__ = ["FlowTracker", "TaskEvents"]
 
 TURN = 300
 """Events given since the loop last turned, from which async tasks let it turn.
@@ -96,6 +98,9 @@ class TaskEvents:
         self._turnstiles: dict[asyncio.AbstractEventLoop, deque[asyncio.Future[None]]] = {}
         self._failed: Exception | None = None
         self._tag_limits: TagLimits | None = None
+        self.going = Going()
+        self.on_end: Callable[[], object] | None = None
+        """Called when a call is not running any more."""
         attributes = f'"correlationid":{quoted(correlationid or run_id)},'
         if causationid:
             attributes += f'"causationid":{quoted(causationid)},'
@@ -145,8 +150,13 @@ class TaskEvents:
             f'"time":"{stamp(now)}",{about}"attempt":{run.run_count},"started_at":{timing}}},"state":{state},'
             f'"previous":{QUOTED[run.previous]},{call}{more}'
         )
+        if type_ is StateType.RUNNING:
+            self.going.begin(run)
+        elif type_ in TERMINAL:
+            self.going.end(run)
         run.previous = type_
-        subject = self._completed_subject if type_ is StateType.COMPLETED else self._subject
+        kept = is_for_resuming(type_, name, run.run_count)
+        subject = self._completed_subject if kept else self._subject
         if isinstance(result, LargeResult):
             name = f"results/{self._run_id}/{run.id}"
             self._send_later(Upload(subject, head, tail, event_id, lines, name, result))
@@ -154,12 +164,15 @@ class TaskEvents:
         if result is not None:
             head += f'"result":{result},'
         self._give(self._message((head + tail).encode(), event_id, lines, subject))
+        if self.on_end is not None and type_ is not StateType.RUNNING:
+            self.on_end()
 
     def write_begun(self, run: TaskRun) -> None:
         """Write PENDING and the first RUNNING of a call that begins where it is made: one moment, two events."""
         now = time.time_ns()
         run.started_ns = now
         run.started_text = text = stamp(now)
+        self.going.begin(run)
         if self.is_silent:
             return
         about, call, tail = run.pieces or self._pieces(run)
@@ -362,20 +375,6 @@ class TaskEvents:
         return encode_result(value, inline_bytes=self.inline_bytes, serializer=serializer)
 
 
-@dataclass(slots=True)
-class Upload:
-    """A completed task whose result has to be in the object store before its event is in the log."""
-
-    subject: str
-    head: str
-    tail: str
-    id: str
-    lines: str
-    name: str
-    """Of the result in the object store."""
-    result: LargeResult
-
-
 class FlowTracker:
     """Holds a flow run while it runs here: writes its transitions, knows what it finished before.
 
@@ -400,6 +399,8 @@ class FlowTracker:
         self.run_log = run_log
         self.flow_run = flow_run
         self.finished: dict[str, FinishedCall] = {}
+        self.retrying: dict[str, tuple[int, datetime | None]] = {}
+        """Calls that were between two tries: how many they had made, and when the next is due; taken out as they are met."""
         self.hooked: set[str] = set()
         """Keys of finished calls whose ``on_completion`` hooks have run."""
         self.leaves_interrupted = leaves_interrupted
@@ -535,7 +536,7 @@ class FlowTracker:
         async with reading as batches:
             async for batch in batches:
                 finished.add(batch.records)
-        self.finished = finished.by_key
+        self.finished, self.retrying = finished.by_key, finished.retrying
         self.hooked = await HookLog(self.session.bus).calls(self.flow_run.id, after=anew)
 
     async def begin_hooks(self) -> bool:
@@ -587,11 +588,3 @@ class FlowTracker:
         self.flow_run = run
         if renewed:
             self.events = self._events_of(run)
-
-
-def standalone_events(session: Session, task_run_id: str, *, inline_bytes: int) -> TaskEvents:
-    """Return the writer for a task run outside any flow: its events stand under its own id."""
-    return TaskEvents(
-        session, run_id=task_run_id, run_name=None, attempt=1, flow_name=None, deployment=None, correlationid=None,
-        causationid=None, causaldepth=0, inline_bytes=inline_bytes,
-    )  # fmt: skip

@@ -10,7 +10,7 @@ import logging
 from asyncio import CancelledError
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import lru_cache
 from importlib import import_module
 from typing import ParamSpec, Self, TypeVar
@@ -45,8 +45,10 @@ from .code_source import fetched
 from .deployment import BUCKET as DEPLOYMENTS
 from .deployment import Deployment, is_name
 from .execution import Job, Outcome, execute_in_loop
+from .held_run import HeldRun
 from .hook_log import HERE, TRIES, HookLog, is_owed, owing
 from .loader import Facts, Loader, facts_of, find_source
+from .past_end import past_end
 from .presence import WorkerInfo
 from .process_pool import ProcessPool
 from .run import FlowRun
@@ -69,18 +71,7 @@ END_WORDS = ("cancelled", "crashed")
 """Ends. One that we have written ourselves is followed by hooks; of one that somebody forced, what executes the run
 knows nothing. They look alike, so it is stopped only when it still goes on after the grace."""
 _BACK_OFF_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
-_CLOSING_S = 10.0
-"""How long handing back may take when the worker stops."""
-
-
-@dataclass(eq=False, slots=True)
-class _Held:
-    """A message in our hands, and the run it is about."""
-
-    item: WorkItem
-    ticket: Ticket
-    stop: anyio.Event = field(default_factory=anyio.Event)
-    """Set when the run is to stop, for whatever reason."""
+_CLOSING_S = 10.0  # how long handing back may take when the worker stops
 
 
 class Worker(AsyncContextManagerMixin):
@@ -107,7 +98,7 @@ class Worker(AsyncContextManagerMixin):
             worker_id, name=name or f"worker-{worker_id[-8:]}", pool=config.pool, loop=config.concurrency,
             processes=config.processes,
         )  # fmt: skip
-        self._held: dict[FlowRunId, _Held] = {}
+        self._held: dict[FlowRunId, HeldRun] = {}
         self._first_held = anyio.Event()
         self._none_held = anyio.Event()
         self._none_held.set()
@@ -258,7 +249,7 @@ class Worker(AsyncContextManagerMixin):
             else:
                 await item.nak(1.0)
             return
-        held = self._held[ticket.run_id] = _Held(item, ticket)
+        held = self._held[ticket.run_id] = HeldRun(item, ticket)
         self._first_held.set()
         if self._none_held.is_set():
             self._none_held = anyio.Event()
@@ -277,13 +268,13 @@ class Worker(AsyncContextManagerMixin):
         finally:
             self._let_go(held)
 
-    def _let_go(self, held: _Held) -> None:
+    def _let_go(self, held: HeldRun) -> None:
         if self._held.get(held.ticket.run_id) is held:
             del self._held[held.ticket.run_id]
         if not self._held:
             self._none_held.set()
 
-    async def _serve(self, held: _Held, lane: Lane) -> None:
+    async def _serve(self, held: HeldRun, lane: Lane) -> None:
         ticket = held.ticket
         while True:
             run = await self._runs.get(ticket.run_id)
@@ -301,7 +292,8 @@ class Worker(AsyncContextManagerMixin):
                 return
             if verdict is Answer.DISCARD or run is None:
                 log.debug("worker.message_moot", extra={"run_id": ticket.run_id})
-                await self._settle(held.item.ack)
+                if run is None or not await self._call_past_hooks(held, lane):
+                    await self._settle(held.item.ack)
                 return
             try:
                 await self._act(held, lane, run, verdict, lost)
@@ -309,7 +301,7 @@ class Worker(AsyncContextManagerMixin):
                 continue  # somebody wrote between our look and our claim: look again
             return
 
-    async def _act(self, held: _Held, lane: Lane, run: FlowRun, verdict: Answer, lost: int) -> None:
+    async def _act(self, held: HeldRun, lane: Lane, run: FlowRun, verdict: Answer, lost: int) -> None:
         if verdict is Answer.STOP:
             run = await self._runs.move_exactly(
                 run, owing(Cancelled(message=run.state_message or "cancelled"), HERE)
@@ -381,7 +373,7 @@ class Worker(AsyncContextManagerMixin):
                 return said
         return self._engine.crash_retries
 
-    async def _forward(self, held: _Held) -> None:
+    async def _forward(self, held: HeldRun) -> None:
         """Pass a message on to where it can be executed: the dispatcher did not know that it is a sync flow."""
         # Let go first: it may come to us again before the push has returned.
         self._let_go(held)
@@ -392,7 +384,12 @@ class Worker(AsyncContextManagerMixin):
     # --- executing ------------------------------------------------------------------------------------
 
     async def _call_hooks(
-        self, held: _Held, lane: Lane, run: FlowRun, deployment: Deployment | None, problem: str | None = None
+        self,
+        held: HeldRun,
+        lane: Lane,
+        run: FlowRun,
+        deployment: Deployment | None,
+        problem: str | None = None,
     ) -> None:
         """Call the hooks of an end whose writer has not, or not to their end. Raises ``RunLost`` to have another do it."""
         path = deployment.path if deployment else None
@@ -409,11 +406,23 @@ class Worker(AsyncContextManagerMixin):
         elif outcome.kind != "ended":
             raise RunLost(run.id, reason=f"its hooks have not run: {outcome.detail or outcome.kind}")
 
-    async def _in_lane(self, held: _Held, lane: Lane, job: Job) -> Outcome:
+    async def _call_past_hooks(self, held: HeldRun, lane: Lane) -> bool:
+        """Call the hooks of an end that was followed by a retry before they had been; whether the message is passed on."""
+        ended = past_end(await self._runs.history(held.ticket.run_id), held.ticket)
+        if ended is None or await HookLog(self._bus).is_settled(ended):
+            return False
+        deployment, facts, problem = await self._look_up(ended)
+        if facts.lane == PROCESS and lane == LOOP and problem is None:
+            await self._forward(held)
+            return True
+        await self._call_hooks(held, lane, ended, deployment, problem)
+        return False
+
+    async def _in_lane(self, held: HeldRun, lane: Lane, job: Job) -> Outcome:
         return await (self._in_loop(held, job) if lane == LOOP else self._in_process(held, job))
 
     async def _execute(
-        self, held: _Held, lane: Lane, run: FlowRun, deployment: Deployment | None, facts: Facts
+        self, held: HeldRun, lane: Lane, run: FlowRun, deployment: Deployment | None, facts: Facts
     ) -> FlowRun:
         """Execute a run until the log has an end of it, or a rest. Returns the run as it is then."""
         while True:
@@ -443,7 +452,7 @@ class Worker(AsyncContextManagerMixin):
                 await self._call_hooks(held, lane, run, deployment)
                 return run
 
-    async def _is_ours(self, held: _Held, now: FlowRun) -> bool:
+    async def _is_ours(self, held: HeldRun, now: FlowRun) -> bool:
         """Whether what follows is ours to write: nobody has taken the run meanwhile. It may have been suspended and
         resumed while our process still wound down."""
         if (
@@ -455,7 +464,7 @@ class Worker(AsyncContextManagerMixin):
         token, _ = losses(await self._insist(self._runs.history, now.id))
         return token == held.ticket.token
 
-    async def _settle_run(self, now: FlowRun, outcome: Outcome, held: _Held) -> FlowRun | None:
+    async def _settle_run(self, now: FlowRun, outcome: Outcome, held: HeldRun) -> FlowRun | None:
         """Write what an execution left unwritten; None if the run is to be executed again here."""
         if now.state_type is S.PAUSED and now.state_details.get("in_process"):
             # What paused in its process has none any more: whoever is to resume it needs a worker first.
@@ -472,7 +481,7 @@ class Worker(AsyncContextManagerMixin):
             return await self._insist(
                 self._runs.move, now, owing(Cancelled(message=(now.state_message or "cancelled") + how), HERE)
             )
-        if not self._stopping and (outcome.kind == "died" or _stopped_itself(outcome, held)):
+        if not self._stopping and (outcome.kind == "died" or held.was_interrupted_by_others(outcome)):
             return None
         if outcome.kind == "error":
             message = f"the run could not be seen to its end: {outcome.detail}"
@@ -485,7 +494,7 @@ class Worker(AsyncContextManagerMixin):
         )
         return await self._insist(self._runs.move, now, Resuming(message=why), scheduled_at=self._clock.now())
 
-    async def _in_loop(self, held: _Held, job: Job) -> Outcome:
+    async def _in_loop(self, held: HeldRun, job: Job) -> Outcome:
         outcome = Outcome("interrupted")
         async with anyio.create_task_group() as tg:
             with anyio.CancelScope() as scope:
@@ -500,7 +509,7 @@ class Worker(AsyncContextManagerMixin):
             tg.cancel_scope.cancel()
         return outcome
 
-    async def _in_process(self, held: _Held, job: Job) -> Outcome:
+    async def _in_process(self, held: HeldRun, job: Job) -> Outcome:
         if self._pool is None:
             return Outcome("error", "this worker has no processes (HARK_WORKER__PROCESSES is 0)")
         try:
@@ -538,7 +547,7 @@ class Worker(AsyncContextManagerMixin):
         else:
             self._tg.start_soon(self._stop_after_grace, held)
 
-    async def _stop_after_grace(self, held: _Held) -> None:
+    async def _stop_after_grace(self, held: HeldRun) -> None:
         await anyio.sleep(self._engine.cancel_grace_s)
         held.stop.set()
 
@@ -584,11 +593,6 @@ class Worker(AsyncContextManagerMixin):
                 log.debug("worker.broker_away", extra={"error": str(exc)})
             await anyio.sleep(_BACK_OFF_S[min(tries, len(_BACK_OFF_S) - 1)])
             tries += 1
-
-
-def _stopped_itself(outcome: Outcome, held: _Held) -> bool:
-    """Whether a run was interrupted by something other than us: a signal to its process, or the flow itself."""
-    return outcome.kind == "interrupted" and not held.stop.is_set()
 
 
 @lru_cache(maxsize=1024)

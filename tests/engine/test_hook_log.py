@@ -7,10 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from hark.config import EngineConfig
+from hark.config import EngineConfig, WorkerConfig
+from hark.engine.dispatcher import Dispatcher
 from hark.engine.hook_log import TRIES, HookLog
 from hark.engine.states import Suspended
+from hark.engine.worker import Worker
 from hark.vocabulary import StateType
+
+from .test_lost_worker import program
 
 if TYPE_CHECKING:
     from .conftest import Stage
@@ -320,3 +324,62 @@ async def test_a_finished_subflow_whose_process_dies_in_its_hook_has_it_called_w
     assert run.state_type is StateType.COMPLETED, run.state_message
     assert await stage.said() == {"inner": 1, "hook-7": 1}
     assert Path(stage.root / "hook").exists()
+
+
+@KINDS
+async def test_a_retry_does_not_drop_the_hooks_of_the_end_before_it(stage: Stage, kind: str) -> None:
+    """Cancelled, and retried before any worker could call on_cancellation: it is called all the same, once."""
+    stage.write(
+        f"""
+        {kind} told(flow, run, state):
+            {SAY[kind]}(state.name.lower())
+
+        @flow(on_cancellation=[told], on_completion=[told])
+        {kind} calm():
+            pass
+        """
+    )
+    await stage.deploy("calm")
+    async with Dispatcher(stage.bus, EngineConfig()) as dispatcher:
+        await dispatcher.leading()
+        run = await stage.ask("calm")
+        await stage.control.cancel(run.id)
+        await stage.control.retry(run.id)
+        async with Worker(stage.bus, WorkerConfig(drain_s=0), EngineConfig()):
+            await stage.hear("said.completed")
+            await stage.hear("said.cancelled")
+            await stage.hear("hark.hooks.ran.*", times=2)
+    assert await stage.said() == {"cancelled": 1, "completed": 1}
+
+
+async def test_a_retry_does_not_drop_hooks_whose_worker_was_killed(stage: Stage, home: Path) -> None:
+    """The message of the dead worker comes again, and with it the duty, though the run has gone on since."""
+    stage.write(
+        DYING
+        + """
+async def told(flow, run, state):
+    is_first = first_time("hooked")
+    await asay("hook")
+    if is_first:
+        await asyncio.sleep(1000)
+
+@flow(on_failure=[told])
+async def fails_once():
+    if first_time("failed"):
+        raise ValueError("no")
+"""
+    )
+    await stage.deploy("fails_once")
+    engine = EngineConfig(ack_wait_s=2.0)
+    async with Dispatcher(stage.bus, engine) as dispatcher:
+        await dispatcher.leading()
+        with program(home, "Worker(bus, WorkerConfig(), engine)") as victim:
+            run = await stage.ask("fails_once")
+            await stage.hear("said.hook")
+            victim.kill()
+        await stage.control.retry(run.id)
+        async with Worker(stage.bus, WorkerConfig(drain_s=0), engine):
+            assert (await stage.end(run)).state_type is StateType.COMPLETED
+            await stage.hear("said.hook", times=2)
+            await stage.hear("hark.hooks.ran.*")
+    assert await stage.said() == {"hook": 2}

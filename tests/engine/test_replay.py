@@ -73,3 +73,31 @@ def test_retries_are_counted_from_the_log() -> None:
     assert begins_anew(history) == 5
     assert begins_anew(history[:4]) == 0
     assert attempt_starts(history) == [(1, 1), (2, 3), (3, 4), (4, 6)]
+
+
+def between(seq: int, key: str, attempt: int, word: str, tries: int) -> Recorded:
+    """A transition of a task run on the way to its end."""
+    data: dict[str, object] = {
+        "flow_run": {"id": "r", "attempt": attempt}, "run": {"id": "t", "attempt": tries}, "call": key, "state": {},
+    }  # fmt: skip
+    if word == "awaiting-retry":
+        data["retry_at"] = "2026-01-01T00:00:00.000000Z"
+    raw = orjson.dumps(
+        {"specversion": "1.0", "id": str(seq), "source": "/s", "type": f"task-run.{word}", "data": data}
+    )
+    return Recorded(seq, task_run_subject("r"), NOW, raw, {STATE_HEADER: word})
+
+
+def test_a_call_between_two_tries_is_known_with_those_it_has_made() -> None:
+    """Due when it said; at once if the next try had begun; no longer once it has ended. What a zombie says does not count."""
+    calls = FinishedCalls([(1, 1), (2, 50)])
+    told = [
+        ("waits", "pending", 0), ("waits", "running", 1), ("waits", "awaiting-retry", 1), ("begun", "awaiting-retry", 2),
+        ("begun", "retrying", 3), ("failed", "awaiting-retry", 1), ("failed", "retrying", 2), ("failed", "failed", 2),
+        ("done", "awaiting-retry", 1), ("done", "retrying", 2),
+    ]  # fmt: skip
+    records = [between(seq, key, 1, word, tries) for seq, (key, word, tries) in enumerate(told, start=2)]
+    calls.add(records)
+    calls.add([finished(30, "done", 1), between(60, "waits", 1, "failed", 1)])
+    assert calls.retrying == {"waits": (1, NOW), "begun": (2, None)}
+    assert set(calls.by_key) == {"done"}

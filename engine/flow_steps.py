@@ -1,0 +1,68 @@
+"""What the life of a flow run asks its driver to do."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Generator
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from .futures import TaskFuture
+from .hooks import Hook
+from .results import RecordedResult
+from .states import State
+
+__all__ = ["Body", "CallHooks", "Drain", "Life", "OnBus", "ReadResult", "Sleep", "Step", "WaitFor"]
+
+
+@dataclass(slots=True)
+class OnBus:
+    """Run this async function where the bus lives; send back what it returns, or throw what it raises."""
+
+    fn: Callable[..., Awaitable[Any]]
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] | None = None
+
+
+@dataclass(slots=True)
+class WaitFor:
+    """Wait until these futures are done."""
+
+    futures: list[TaskFuture[Any]]
+
+
+@dataclass(slots=True)
+class Body:
+    """Run the author's function; send back what it returns, or throw what it raises."""
+
+
+@dataclass(slots=True)
+class Drain:
+    """Wait until the submitted tasks have ended, at most ``limit_s``; what blocks for longer is left behind."""
+
+    limit_s: float | None = None
+
+
+@dataclass(slots=True)
+class Sleep:
+    """Wait so many seconds."""
+
+    seconds: float
+
+
+@dataclass(slots=True)
+class CallHooks:
+    """Call these hooks with the state."""
+
+    hooks: list[Hook]
+    state: State
+
+
+@dataclass(slots=True)
+class ReadResult:
+    """Send back the value of a result that was recorded earlier."""
+
+    result: RecordedResult
+
+
+Step: TypeAlias = "OnBus | WaitFor | Body | Drain | Sleep | CallHooks | ReadResult"
+Life: TypeAlias = Generator[Step, Any, State]

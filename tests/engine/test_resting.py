@@ -1,0 +1,220 @@
+"""Retry delays of tasks that hold no worker; on a real broker, with a dispatcher and a worker."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import pytest
+from hark.config import EngineConfig
+from hark.engine.run import FlowRun
+from hark.vocabulary import StateType
+
+if TYPE_CHECKING:
+    from hark.engine.worker import Worker
+
+    from .conftest import Stage
+
+QUICK = EngineConfig(suspend_after_s=0.2)
+LEFT = ["scheduled", "pending", "running", "awaiting-retry", "pending", "running", "completed"]
+STAYED = ["scheduled", "pending", "running", "completed"]
+
+
+def is_away(run: FlowRun) -> bool:
+    return run.state_name == "AwaitingRetry"
+
+
+def has_left(states: list[str]) -> bool:
+    """Whether a run was away; where several tasks wait, as often as it takes for the last of them to be due."""
+    return states[:4] == LEFT[:4] and states[-1] == "completed"
+
+
+async def let_go(worker: Worker) -> None:
+    """Wait until the worker has nothing in its hands."""
+    with anyio.fail_after(30):
+        while worker.held:  # noqa: ASYNC110  there is no event for it
+            await asyncio.sleep(0.01)
+
+
+def result_of(run: FlowRun) -> Any:
+    assert run.state_type is StateType.COMPLETED, (run.state_name, run.state_message)
+    return run.state.result()
+
+
+FLOWS = """
+@task
+{kind} step(word):
+    {wait}{say}(word)
+    return word
+
+@task(retries=2, retry_delay_seconds=0.6)
+{kind} flaky(word):
+    from hark import runtime
+    count = runtime.task_run.run_count
+    {wait}{say}(f"{{word}}-{{count}}")
+    if count < 2:
+        raise RuntimeError("not yet")
+    return f"{{word}}{{count}}"
+
+@flow
+{kind} direct():
+    a = {wait}step("before")
+    b = {wait}flaky("try")
+    return a + b
+
+@flow
+{kind} submitted():
+    a = step.submit("one")
+    futures = flaky.map(["x", "y"])
+    after = step.submit(futures[0])
+    return [{wait}{result}(future) for future in (a, *futures, after)]
+
+@flow
+{kind} unasked():
+    futures = flaky.map(["x", "y"])
+    return futures
+"""
+
+
+def flows(kind: str) -> str:
+    is_async = kind == "async def"
+    text = FLOWS.format(
+        kind=kind, wait="await " if is_async else "", say="asay" if is_async else "say", result="result_of",
+    )  # fmt: skip
+    return f"""
+{"async def result_of(future): return await future" if is_async else "def result_of(future): return future.result()"}
+{text}
+"""
+
+
+@pytest.mark.parametrize("kind", ["async def", "def"])
+async def test_a_long_retry_delay_of_a_call_holds_no_worker(stage: Stage, kind: str) -> None:
+    """The run waits as SCHEDULED, named AwaitingRetry, and comes back for the next try; what finished is not repeated."""
+    stage.write(flows(kind))
+    await stage.deploy("direct")
+    async with stage.working(engine=QUICK) as worker:
+        run = await stage.until(await stage.ask("direct"), is_away)
+        assert run.state_type is StateType.SCHEDULED
+        await let_go(worker)
+        assert result_of(await stage.end(run)) == "beforetry2"
+    assert await stage.said() == {"before": 1, "try-1": 1, "try-2": 1}
+    assert await stage.states(run) == LEFT
+
+
+@pytest.mark.parametrize("kind", ["async def", "def"])
+@pytest.mark.parametrize("name", ["submitted", "unasked"])
+async def test_submitted_tasks_leave_when_all_that_is_left_waits_for_retries(
+    stage: Stage, kind: str, name: str
+) -> None:
+    """Whether the flow asks for their results or ends; what waits for one of them begins when it has completed."""
+    stage.write(flows(kind))
+    await stage.deploy(name)
+    async with stage.working(engine=QUICK):
+        run = await stage.run(name)
+    if name == "submitted":
+        assert result_of(run) == ["one", "x2", "y2", "x2"]
+    assert run.state_type is StateType.COMPLETED
+    said = await stage.said()
+    assert {word: count for word, count in said.items() if count != 1} == {}
+    assert {"x-1", "x-2", "y-1", "y-2"} <= set(said)
+    assert has_left(await stage.states(run))
+
+
+async def test_calls_of_a_gather_leave_together(stage: Stage) -> None:
+    """Once the last of them waits; none of them is tried twice at once."""
+    stage.write(
+        flows("async def")
+        + """
+@flow
+async def gathered():
+    return await asyncio.gather(flaky("a"), step("s"), flaky("b"))
+"""
+    )
+    await stage.deploy("gathered")
+    async with stage.working(engine=QUICK):
+        run = await stage.run("gathered")
+    assert result_of(run) == ["a2", "s", "b2"]
+    assert await stage.said() == {"a-1": 1, "a-2": 1, "b-1": 1, "b-2": 1, "s": 1}
+    assert has_left(await stage.states(run))
+
+
+@pytest.mark.parametrize("how", ["submit", "gather", "subflow", "task"])
+async def test_a_run_in_which_something_else_goes_on_stays(stage: Stage, how: str) -> None:
+    """The retry is made in place while another task, a subflow or the task around it is running."""
+    stage.write(
+        flows("async def")
+        + """
+@task
+async def outlasts(marker):
+    while not os.path.exists(marker):
+        await asyncio.sleep(0.01)
+    return "end"
+
+@task(retries=1, retry_delay_seconds=0.6)
+async def marks(marker):
+    from hark import runtime
+    if runtime.task_run.run_count < 2:
+        raise RuntimeError("not yet")
+    open(marker, "w").close()
+    return "marked"
+
+@flow
+async def inner(marker):
+    return await outlasts(marker)
+
+@task
+async def around(marker):
+    return await marks(marker)
+
+@flow
+async def stays(marker, how):
+    if how == "submit":
+        futures = [outlasts.submit(marker), marks.submit(marker)]
+        return [await future for future in futures]
+    if how == "gather":
+        return await asyncio.gather(outlasts(marker), marks(marker))
+    if how == "subflow":
+        return await asyncio.gather(inner(marker), marks(marker))
+    return ["end", await around(marker)]
+"""
+    )
+    await stage.deploy("stays")
+    async with stage.working(engine=QUICK):
+        run = await stage.run("stays", parameters={"marker": str(stage.root / "marker"), "how": how})
+    assert result_of(run) == ["end", "marked"]
+    assert await stage.states(run) == STAYED
+
+
+async def test_retries_that_are_used_up_fail_the_run(stage: Stage) -> None:
+    """However often it was away in between, a task has as many tries as it was given."""
+    stage.write(
+        """
+        @task(retries=2, retry_delay_seconds=0.3)
+        def never():
+            say("tried")
+            raise ValueError("never")
+
+        @flow
+        def fails():
+            never()
+        """
+    )
+    await stage.deploy("fails")
+    async with stage.working(engine=QUICK):
+        run = await stage.run("fails")
+    assert run.state_type is StateType.FAILED
+    assert run.state_message is not None
+    assert "never" in run.state_message
+    assert await stage.said() == {"tried": 3}
+    assert (await stage.states(run)).count("awaiting-retry") == 2
+
+
+async def test_a_run_that_waits_for_a_retry_can_be_cancelled(stage: Stage) -> None:
+    """Nobody holds it, so it is over at once."""
+    stage.write(flows("def").replace("retry_delay_seconds=0.6", "retry_delay_seconds=600"))
+    await stage.deploy("direct")
+    async with stage.working(engine=QUICK) as worker:
+        run = await stage.until(await stage.ask("direct"), is_away)
+        await let_go(worker)
+        assert (await stage.control.cancel(run.id)).state_type is StateType.CANCELLED
