@@ -16,12 +16,12 @@ import orjson
 
 from ..errors import EventInvalid
 from ..vocabulary import JsonObject, JsonValue, new_id
-from .event import MAX_TYPE_CHARS, Event
+from .event import MAX_TYPE_CHARS, Event, clean_type
 from .exact import loads
 
 __all__ = [
-    "BATCH", "STRUCTURED", "decode_http", "decode_nats", "encode_http_batch", "encode_http_binary",
-    "encode_http_structured", "encode_nats_binary", "encode_nats_structured", "plain_type", "stored_json",
+    "BATCH", "ORIGINAL_TYPE", "STRUCTURED", "decode_http", "decode_nats", "decode_value", "encode_http_batch", "encode_http_binary",
+    "encode_http_structured", "encode_nats_binary", "encode_nats_structured", "plain_type", "stored_json", "with_plain_type",
 ]  # fmt: skip
 
 STRUCTURED = "application/cloudevents+json"
@@ -31,7 +31,6 @@ ORIGINAL_TYPE = "originaltype"
 MOST_IN_BATCH = 10_000
 
 _PLAIN = re.compile(r"[a-z0-9-]+(\.[a-z0-9-]+)*")
-_NOT_WORD = re.compile(r"[^a-z0-9-]+")
 _NOT_ATTRIBUTES = frozenset({"data", "data_base64", "datacontenttype"})
 
 
@@ -97,15 +96,14 @@ def stored_json(headers: Mapping[str, str], payload: bytes, recorded_at: datetim
 
 
 def plain_type(type_: str) -> str:
-    """Return a foreign event type as lower-case dotted words: ``Com.GitHub.pull_request`` becomes ``com.github.pull-request``.
+    """Return a foreign event type as lower-case dotted words, cleaned if it is not: see ``clean_type``.
 
     Raises:
         EventInvalid: nothing is left of it.
     """
     if len(type_) <= MAX_TYPE_CHARS and _PLAIN.fullmatch(type_):
         return type_
-    words = [_NOT_WORD.sub("-", word).strip("-") for word in type_.lower().split(".")]
-    plain = ".".join(word for word in words if word)[:MAX_TYPE_CHARS].rstrip(".")
+    plain = clean_type(type_)
     if not plain:
         raise EventInvalid("type", f"must be lower-case dotted words such as 'order.paid', got {type_!r}")
     return plain
@@ -130,14 +128,19 @@ def _one(value: object, *, source: str) -> Event:
     if not isinstance(value, dict):
         raise EventInvalid("data", f"an event is a JSON object, got {type(value).__name__}")
     if "specversion" in value:
-        return Event.from_dict(_with_plain_type(value))
+        return Event.from_dict(with_plain_type(value))
     if "type" not in value:
         raise EventInvalid("type", 'is missing: an event is at least {"type": "order.paid"}')
     filled = {"id": new_id(), "source": source, **{k: v for k, v in value.items() if v is not None}}
     return Event.from_dict(filled)
 
 
-def _with_plain_type(value: Mapping[str, JsonValue]) -> Mapping[str, JsonValue]:
+def with_plain_type(value: Mapping[str, JsonValue]) -> Mapping[str, JsonValue]:
+    """Return a CloudEvent's JSON with a type that is lower-case dotted words, and the sender's own in ``originaltype``.
+
+    Raises:
+        EventInvalid: nothing is left of the type.
+    """
     type_ = value.get("type")
     if not isinstance(type_, str):
         return value
@@ -151,7 +154,7 @@ def _binary(headers: Mapping[str, str], media: str, charset: str, body: bytes) -
     value: JsonObject = {}
     for name, raw in headers.items():
         if name.startswith("ce-") and len(name) > 3:
-            value[name[3:]] = _decode_value(raw, name[3:])
+            value[name[3:]] = decode_value(raw, name[3:])
     if "specversion" not in value:
         raise EventInvalid("specversion", "is missing: binary mode needs the header ce-specversion: 1.0")
     if "causaldepth" in value:
@@ -161,7 +164,7 @@ def _binary(headers: Mapping[str, str], media: str, charset: str, body: bytes) -
         value["causaldepth"] = int(depth)
     for name in _NOT_ATTRIBUTES:
         value.pop(name, None)
-    event = Event.from_dict(_with_plain_type(value))
+    event = Event.from_dict(with_plain_type(value))
     if not body:
         # JSON is what no content type means, so it is not worth keeping.
         return (
@@ -177,12 +180,14 @@ def _binary(headers: Mapping[str, str], media: str, charset: str, body: bytes) -
     return event.replace(data=body, datacontenttype=media)
 
 
-def _decode_value(raw: str, field: str) -> str:
+def decode_value(raw: str, field: str) -> str:
     """Return the text of a header value: quotes taken off, percent-decoded, UTF-8.
 
     HTTP servers hand header bytes over as Latin-1; bytes that some sender did not encode are read as UTF-8.
     """
     text = raw.strip()
+    if "%" not in text and '"' not in text and text.isascii():
+        return text
     if len(text) >= 2 and text[0] == text[-1] == '"':
         text = re.sub(r"\\(.)", r"\1", text[1:-1])
     try:

@@ -23,7 +23,8 @@ from .exact import loads
 from .headers import parse_headers
 
 __all__ = [
-    "OWN_WORDS", "Event", "Recorded", "check_text", "check_type", "checked", "delivered", "format_time", "is_own_type", "lacking", "parse_time", "readable",
+    "OWN_WORDS", "Event", "Recorded", "check_text", "check_type", "checked", "clean_type", "delivered", "format_time", "is_own_type", "lacking",
+    "parse_time", "readable",
 ]  # fmt: skip
 
 log = logging.getLogger(__name__)
@@ -72,6 +73,17 @@ _checked_types: set[str] = set()  # a program emits few types, many times; a loo
 
 def _not_a_type(type_: object) -> EventInvalid:
     return EventInvalid("type", f"must be lower-case dotted words such as 'order.paid', got {type_!r:.300}")
+
+
+def clean_type(text: str) -> str:
+    """Return an event type made of ``text``: lower-case words of ``a-z0-9-`` between dots; empty if nothing is left.
+
+    ``_`` becomes ``-``; ``/`` and ``:`` become ``.``; every other character becomes ``-``; dots and dashes at the ends of
+    words are dropped. So GitHub's ``workflow_run`` is ``workflow-run`` and Shopify's ``orders/create`` ``orders.create``.
+    """
+    words = re.split(r"[./:]+", text.strip().lower()[:400])
+    cleaned = (re.sub(r"[^a-z0-9]+", "-", word).strip("-") for word in words)
+    return ".".join(word for word in cleaned if word)[:MAX_TYPE_CHARS].rstrip(".-")
 
 
 def check_text(field: str, text: str) -> str:
@@ -157,6 +169,8 @@ def parse_time(text: str, *, field: str = "time") -> datetime:
     try:
         moment = datetime.fromisoformat(text)
     except (ValueError, TypeError) as exc:
+        if str(text).endswith("z"):  # allowed there, and unknown to Python
+            return parse_time(f"{text[:-1]}Z", field=field)
         raise EventInvalid(field, f"must be an RFC 3339 time, got {text!r}") from exc
     if moment.tzinfo is None:
         raise EventInvalid(field, f"must carry a time zone offset, got {text!r}")
@@ -395,7 +409,7 @@ class Event(QuicklyMade):
                     name,
                     "is an extension attribute and must be a string, integer or boolean; put the rest in `data`",
                 )
-        if "data_base64" in value:
+        if value.get("data_base64") is not None:
             try:
                 kwargs["data"] = base64.b64decode(value["data_base64"], validate=True)
             except (ValueError, TypeError) as exc:

@@ -16,8 +16,9 @@ __all__ = ["store_events"]
 async def store_events(request: Request) -> Response:
     """Store one event or a batch: CloudEvents (binary, structured, batch) or plain `{"type": …, "data": …}`.
 
-    Answered 202 with the ids once every event is in the log; an event whose source and id are known is not stored
-    again.
+    Answered 202 with the ids, and the types under which they stand there, once every event is in the log; an event whose
+    source and id are known is not stored again. The type of a CloudEvent that is not lower-case dotted words is cleaned,
+    and kept as it was in `originaltype`.
     """
     context = context_of(request)
     config = context.settings.server
@@ -31,6 +32,7 @@ async def store_events(request: Request) -> Response:
     return answer(
         {
             "ids": [e.id for e in events],
+            "types": [e.type for e in events],
             "stored": sum(not s.duplicate for s in stored),
             "duplicates": sum(s.duplicate for s in stored),
             "seq": max((s.seq for s in stored), default=0),

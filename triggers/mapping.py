@@ -28,8 +28,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
-from urllib.parse import unquote
 
+from ..bus.cloudevents import ORIGINAL_TYPE, decode_value
 from ..bus.event import Event, check_type, checked, cleaned_text, is_own_type, parse_time
 from ..bus.exact import loads
 from ..errors import EventInvalid, TemplateError
@@ -415,11 +415,14 @@ def _cloud_event(request: Request, body: Body, now: datetime) -> Mapped:
             raise MappingFailed("not-an-event", "a CloudEvent is a JSON object", status=400)
         attributes = dict(body.value)
     else:
-        attributes = {
-            match[1]: unquote(value)
-            for name, value in request.headers.items()
-            if (match := _CE_ATTRIBUTE.fullmatch(name)) and match[1] not in ("data", "datacontenttype")
-        }
+        try:
+            attributes = {
+                match[1]: decode_value(value, match[1])
+                for name, value in request.headers.items()
+                if (match := _CE_ATTRIBUTE.fullmatch(name)) and match[1] not in ("data", "datacontenttype")
+            }
+        except EventInvalid as exc:
+            raise MappingFailed("not-an-event", str(exc), status=400) from exc
         if isinstance(depth := attributes.pop("causaldepth", None), str) and depth.isdigit():
             attributes["causaldepth"] = int(depth[:6])
         attributes["data"] = body.value
@@ -429,7 +432,7 @@ def _cloud_event(request: Request, body: Body, now: datetime) -> Mapped:
     type_ = _checked_type(written if isinstance(written, str) else "")
     attributes["type"] = type_
     if written != type_:
-        attributes["originaltype"] = written
+        attributes.setdefault(ORIGINAL_TYPE, written)
     attributes.setdefault("time", None)
     try:
         event = Event.from_dict(attributes)

@@ -29,7 +29,7 @@ from pydantic import (
     model_validator,
 )
 
-from ..bus.event import OWN_WORDS
+from ..bus.event import OWN_WORDS, clean_type
 from ..duration import Duration, RateSpec
 from ..errors import TemplateError
 from ..template import check_template, template_names
@@ -39,17 +39,6 @@ from .verify import NoneVerify, Verify
 __all__ = ["EventMapping", "Webhook", "check_event_template", "clean_type"]
 
 Method = Literal["POST", "PUT", "PATCH", "GET"]
-
-
-def clean_type(text: str) -> str:
-    """Return an event type made of ``text``: lower-case words of ``a-z0-9-`` between dots; empty if nothing is left.
-
-    ``_`` becomes ``-``; ``/`` and ``:`` become ``.``; every other character becomes ``-``; dots and dashes at the ends of
-    words are dropped. So GitHub's ``workflow_run`` is ``workflow-run`` and Shopify's ``orders/create`` ``orders.create``.
-    """
-    words = re.split(r"[./:]+", text.strip().lower()[:400])
-    cleaned = (re.sub(r"[^a-z0-9]+", "-", word).strip("-") for word in words)
-    return ".".join(word for word in cleaned if word)[:200].rstrip(".-")
 
 
 def check_event_template(text: str) -> str:

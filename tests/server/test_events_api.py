@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from datetime import UTC
 from typing import Any
 
 import anyio
@@ -73,6 +74,80 @@ def test_binary_cloudevents_carry_their_data_in_the_body(
     assert event.time.year == 2026
 
 
+STRUCTURED = {"content-type": "application/cloudevents+json"}
+
+
+@pytest.mark.parametrize(
+    ("written", "stored"),
+    [
+        ("com.example.OrderPlaced", "com.example.orderplaced"), ("com.X.Y", "com.x.y"),
+        ("io.cloudevents/x", "io.cloudevents.x"), ("Microsoft.Storage.Blob_Created", "microsoft.storage.blob-created"),
+    ],
+)  # fmt: skip
+def test_a_type_of_another_implementation_is_cleaned_and_kept(written: str, stored: str) -> None:
+    """In every form of CloudEvents, as webhooks and sources do; `originaltype` holds what was sent."""
+    foreign = {**CE, "type": written}
+    binary = {"ce-specversion": "1.0", "ce-id": "1", "ce-source": "/test", "ce-type": written}
+    events = [
+        *read(STRUCTURED, foreign),
+        *read({"content-type": "application/cloudevents-batch+json"}, [foreign]),
+        *read({"content-type": "application/json"}, foreign),
+        *read(binary, b""),
+    ]
+    assert {e.type for e in events} == {stored}
+    assert [e.extensions for e in events] == [{"originaltype": written}] * 4
+    # One that came through another door before keeps what it was first.
+    [again] = read(STRUCTURED, {**foreign, "originaltype": "Com.First"})
+    assert again.extensions == {"originaltype": "Com.First"}
+
+
+@pytest.mark.parametrize(
+    "time",
+    ["2026-01-01T00:00:00.123456789Z", "2026-01-01t01:00:00.123456+01:00", "2026-01-01t00:00:00.123456z"],
+)
+def test_times_of_other_implementations_are_read(time: str) -> None:
+    """Nanoseconds, offsets and small letters; nothing, or null, is the moment it came."""
+    [event] = read(STRUCTURED, {**CE, "time": time})
+    assert event.to_dict()["time"] == "2026-01-01T00:00:00.123456Z"
+    for untimed in (CE, {**CE, "time": None}):
+        assert read(STRUCTURED, untimed)[0].time.tzinfo is UTC
+
+
+def test_what_sdks_send_besides_is_kept() -> None:
+    """Numbers and booleans of extensions, bytes of other content types, any text as subject; null is as good as left out."""
+    [event] = read(
+        STRUCTURED,
+        {**CE, "n": 3, "flag": True, "subject": "Blatt 1 / grün €", "datacontenttype": "image/png", "data_base64": "AAE=", "gone": None},
+    )  # fmt: skip
+    assert (event.extensions, event.subject) == ({"n": 3, "flag": True}, "Blatt 1 / grün €")
+    assert (event.datacontenttype, event.data) == ("image/png", b"\0\1")
+    assert read(STRUCTURED, {**CE, "data_base64": None, "data": 1})[0].data == 1
+
+
+@pytest.mark.parametrize(
+    ("sent", "subject"),
+    [
+        ("Euro%20%E2%82%AC%20%F0%9F%98%80", "Euro € 😀"), ("a b", "a b"), ("gr\xc3\xbcn", "grün"),
+        (r'"a \"b\""', 'a "b"'),
+    ],
+)  # fmt: skip
+def test_header_values_are_read_as_the_binding_says(sent: str, subject: str) -> None:
+    """Percent-encoded, quoted, or UTF-8 that somebody did not encode; what is no text at all is refused."""
+    headers = {"ce-specversion": "1.0", "ce-id": "1", "ce-source": "/s", "ce-type": "a.b"}
+    [event] = read({**headers, "ce-subject": sent, "ce-data": "no attribute"}, b"")
+    assert (event.subject, event.data, event.extensions) == (subject, None, {})
+    with pytest.raises(EventInvalid, match="percent-encoded"):
+        read({**headers, "ce-subject": "%FF"}, b"")
+
+
+def test_a_body_whose_content_type_nobody_names_is_json_or_bytes() -> None:
+    """In binary mode; JSON that is called so and is broken is refused."""
+    headers = {"ce-specversion": "1.0", "ce-id": "1", "ce-source": "/s", "ce-type": "a.b"}
+    assert [read(headers, body)[0].data for body in (b'{"n": 1}', b"\xff{")] == [{"n": 1}, b"\xff{"]
+    with pytest.raises(MalformedBody):
+        read({**headers, "content-type": "application/json"}, b"{")
+
+
 @pytest.mark.parametrize(
     ("headers", "body", "error", "words"),
     [
@@ -91,6 +166,9 @@ def test_binary_cloudevents_carry_their_data_in_the_body(
         ({"content-type": "application/cloudevents+json"}, {"type": "a.b", "id": "1", "source": "/"}, EventInvalid, "specversion"),
         ({"content-type": "application/cloudevents+json"}, {**CE, "specversion": "0.3"}, EventInvalid, "specversion"),
         ({"content-type": "application/cloudevents-batch+json"}, CE, MalformedBody, "array"),
+        ({"content-type": "application/cloudevents+json"}, {**CE, "type": "Flow-Run/Failed"}, EventInvalid, "one of Hark's own"),
+        ({"content-type": "application/cloudevents+json"}, {**CE, "type": "…"}, EventInvalid, "lower-case dotted words"),
+        ({"content-type": "application/cloudevents+json"}, {**CE, "type": 3}, EventInvalid, "lower-case dotted words"),
         ({"ce-type": "a.b", "ce-id": "1", "ce-source": "/"}, b"", EventInvalid, "ce-specversion"),
         ({"ce-type": "a.b", "ce-specversion": "1.0", "ce-source": "/"}, b"", EventInvalid, "'id'"),
     ],
@@ -111,6 +189,7 @@ async def test_accepted_means_stored_and_a_repeat_is_told(start: Start) -> None:
         assert answer.status_code == 202
         first = answer.json()
         assert (first["stored"], first["duplicates"], first["ids"][0]) == (2, 0, "1")
+        assert first["types"] == ["order.paid", "a.b"]
         recorded = await service.bus.log.get(first["seq"])
         assert recorded is not None
         assert recorded.event.id == first["ids"][1]
