@@ -66,7 +66,8 @@ class Attachments:
                 if not data or len(data) > MAX_BYTES:
                     log.warning("notification.without_attachment", extra={"attach": one, "bytes": len(data)})
                     continue
-                shown = f"run-{name[:36]}.log" if kind == "log" else name.rpartition("/")[2]
+                # Not `.log`: nobody knows it for text, so it would go out as any bytes, which mail programs do not show.
+                shown = f"run-{name[:36]}.txt" if kind == "log" else name.rpartition("/")[2]
                 place = Path(folder) / str(i)
                 place.mkdir()
                 path = place / (shown if shown not in ("", ".", "..") else "attachment")

@@ -213,12 +213,14 @@ class Grouping:
                 self._forget(group)
 
     def _note_source(self, alert_id: str) -> None:
-        """Let an alert hold others back by what was last said of it, if it is an open problem anywhere."""
+        """Let an alert hold others back by what was last said of it, if it is an open problem anywhere.
+
+        Whom it held back by what was said of it before is looked at again.
+        """
         members = [self.groups[key].members[alert_id] for key in sorted(self._where.get(alert_id, ()))]
         problems = [m for m in members if m.is_open_problem]
-        self._sources.discard(alert_id)
-        if problems:
-            self._sources.add(max(problems, key=lambda m: m.last).alert)
+        if self._sources.replace(alert_id, max(problems, key=lambda m: m.last).alert if problems else None):
+            self._release_inhibited()
 
     def _unrouted(self, alert: Alert) -> None:
         reason = "no route that matches says whom to tell; give the root of `notifications:` a `to:`"
@@ -239,6 +241,8 @@ class Grouping:
             # It came back before its end was told: for those who were told, it never ended.
             member.resolved_at = None
             member.is_news = member.is_news and alert.is_news
+            if member.held:
+                member.ready = now  # what held it back may not hold back what is said of it now
             self._schedule(group)
             return
         if not group.members:
@@ -308,9 +312,12 @@ class Grouping:
 
     def _freed(self, alert_id: str) -> None:
         """An alert is over: whom it held back is looked at again."""
-        if self._sources.discard(alert_id):
-            for group in self.groups.values():
-                self._release(group, "inhibited")
+        if self._sources.replace(alert_id, None):
+            self._release_inhibited()
+
+    def _release_inhibited(self) -> None:
+        for group in self.groups.values():
+            self._release(group, "inhibited")
 
     def _release(self, group: Group, by: str) -> None:
         hit = False

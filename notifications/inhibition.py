@@ -15,23 +15,26 @@ class Sources:
         self._rules = rules
         # rule -> equal values -> alert id -> whether it matches the target side too
         self._index: list[dict[str, dict[str, bool]]] = [{} for _ in rules]
+        self._reach: dict[str, set[tuple[int, str, bool]]] = {}  # alert id -> its places in the index
 
-    def add(self, alert: Alert) -> None:
-        """Take in an open problem."""
-        for rule, index in zip(self._rules, self._index, strict=True):
-            if rule.source(alert.facts):
-                index.setdefault(rule.values(alert.facts), {})[alert.id] = rule.target(alert.facts)
-
-    def discard(self, alert_id: str) -> bool:
-        """Forget an alert; return whether it may have held others back."""
-        found = False
-        for index in self._index:
-            for values in [v for v, ids in index.items() if alert_id in ids]:
-                del index[values][alert_id]
-                if not index[values]:
-                    del index[values]
-                found = True
-        return found
+    def replace(self, alert_id: str, alert: Alert | None) -> bool:
+        """Let an open problem hold others back as it is now (None: no longer); return whether it may have let go of any."""
+        before = self._reach.pop(alert_id, set())
+        for place, values, _ in before:
+            ids = self._index[place][values]
+            del ids[alert_id]
+            if not ids:
+                del self._index[place][values]
+        now: set[tuple[int, str, bool]] = set()
+        if alert is not None:
+            for place, rule in enumerate(self._rules):
+                if rule.source(alert.facts):
+                    values, is_target = rule.values(alert.facts), rule.target(alert.facts)
+                    self._index[place].setdefault(values, {})[alert_id] = is_target
+                    now.add((place, values, is_target))
+        if now:
+            self._reach[alert_id] = now
+        return not before <= now
 
     def holding(self, alert: Alert) -> str | None:
         """Return the id of an alert that holds this one back, None if none does.

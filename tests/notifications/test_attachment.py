@@ -27,11 +27,12 @@ async def test_the_log_of_a_run_and_a_picture_go_along(
     deliveries = await notifier.send("oncall", message, key="k")
     assert [d.outcome for d in deliveries] == ["sent", "sent"]
     [mail] = tls_mailbox.mails
-    files = {
-        part.get_filename(): part.get_payload(decode=True) for part in mail.walk() if part.get_filename()
-    }
-    assert set(files) == {f"run-{run}.log", "today.png", "note.txt"}
-    assert b"ERROR    hark: no such table: orders" in files[f"run-{run}.log"]
+    parts = {part.get_filename(): part for part in mail.walk() if part.get_filename()}
+    files = {name: part.get_payload(decode=True) for name, part in parts.items()}
+    assert {name: part.get_content_type() for name, part in parts.items()} == {
+        f"run-{run}.txt": "text/plain", "today.png": "image/png", "note.txt": "text/plain",
+    }  # fmt: skip
+    assert b"ERROR    hark: no such table: orders" in files[f"run-{run}.txt"]
     assert files["today.png"] == PICTURE
     assert receiver.bodies[0]["text"] == "*etl failed*\nno rows"
 

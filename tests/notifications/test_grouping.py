@@ -243,6 +243,45 @@ def test_two_that_inhibit_each_other_are_both_told() -> None:
     assert [d.data["title"] for d in said(story.out, "inhibited")] == ["z"]
 
 
+def an_inhibition() -> Tree:
+    rule = {"source": {"automation": "db-down"}, "target": {"automation": "app"}, "equal": ["region"]}
+    return a_tree(inhibit=[rule], group_by=["automation"])
+
+
+def test_what_is_held_back_is_told_when_it_is_raised_as_something_nothing_holds_back() -> None:
+    """An alert is what was last said of it: in another region its source holds nothing, back in the first it does."""
+    story = (
+        Story(an_inhibition()).at(0, an_alert("db-down", region="eu"), an_alert("app", region="eu")).at(60)
+    )
+    assert [title for *_, title in story.told] == ["db-down"]
+    story.at(100, an_alert("app", region="eu")).at(200)
+    assert len(story.told) == 1
+    story.at(300, an_alert("app", region="us"))
+    assert [title for *_, title in story.told] == ["db-down", "app"]
+    silenced = Story(a_tree(), a_book(({"region": "eu"}, 0, 5000))).at(0, an_alert("x", region="eu")).at(60)
+    assert silenced.told == []
+    assert [t for t, *_ in silenced.at(100, an_alert("x", region="us")).told] == [100]
+
+
+def test_a_source_that_is_raised_as_something_else_lets_go_of_what_it_held() -> None:
+    """And holds back what it now is the source of; raised again as it was, it lets go of nothing."""
+    story = (
+        Story(an_inhibition()).at(0, an_alert("db-down", region="eu"), an_alert("app", region="eu")).at(60)
+    )
+    story.at(100, an_alert("db-down", region="eu")).at(200)
+    assert [title for *_, title in story.told] == ["db-down"]
+    story.at(300, an_alert("db-down", region="us"))
+    assert [title for *_, title in story.told] == ["db-down", "app"]
+
+
+def test_a_source_that_turned_harmless_lets_go_of_what_it_held() -> None:
+    """Raised again with a severity its side of the rule does not ask for."""
+    rule = {"source": {"automation": "db", "severity": "critical"}, "target": {"automation": "app"}}
+    story = Story(a_tree(inhibit=[rule])).at(0, an_alert("db", "critical"), an_alert("app")).at(60)
+    assert [title for *_, title in story.told] == ["db"]
+    assert len(story.at(100, an_alert("db", "warning")).told) == 2
+
+
 def test_a_silence_over_an_escalation_postpones_it() -> None:
     """While all that is open is silenced, nobody is bothered; afterwards the steps go on."""
     book = a_book(({"automation": "x"}, 60, 3600))
