@@ -19,21 +19,18 @@ import orjson
 from anyio import to_thread
 
 from ..bus import Bus
+from ..bus.candidate import Deposed
 from ..bus.large_value import LargeValues
-from ..errors import AlreadyHeld, GuardFailed, ObjectCorrupt, RefusedError, UnknownName
+from ..errors import AlreadyHeld, GuardFailed, ObjectCorrupt, UnknownName
 from ..vocabulary import JsonObject, JsonValue
 from .fold import Fold, FoldConfig
 
-__all__ = ["Checkpoints", "Deposed", "Restored"]
+__all__ = ["Checkpoints", "Restored"]
 
 log = logging.getLogger(__name__)
 
 KEY = "automations.state"
 _INLINE_BYTES = 128 * 1024
-
-
-class Deposed(RefusedError):
-    """Somebody else leads now: a guarded write of ours was refused."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,28 +10,27 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
-from typing import Any, Self
+from typing import Any
 
 import anyio
 import anyio.lowlevel
 import orjson
-from anyio import AsyncContextManagerMixin
 from anyio.abc import TaskStatus
 
 from ..bus import Bus, Entry, Event
+from ..bus.candidate import Candidate, Deposed
 from ..bus.event import readable
+from ..bus.lease import Grant
 from ..bus.subject import PREFIX
 from ..clock import SYSTEM_CLOCK, Clock
 from ..config import AutomationsConfig
-from ..errors import BusUnavailable, EventTooLarge, LogRewound
+from ..errors import BusUnavailable, EventTooLarge
 from ..tracing import begin_span
-from ..vocabulary import JsonObject, derived_id, new_id
-from .checkpoint import Checkpoints, Deposed
+from ..vocabulary import JsonObject, derived_id
+from .checkpoint import Checkpoints
 from .decision import ADOPTED, DUE, RESOLVED, SOURCE, SUPPRESSED, TRIGGERED, Decision, decision_event
 from .fold import Fold, FoldConfig
 from .model import parse_automation
@@ -53,17 +52,11 @@ _ROW_BYTES = 256 * 1024
 _SLICE_S = 0.004
 """Of taking a checkpoint, before events have their turn again."""
 _LONGEST_SLEEP_S = 30.0
-_READY_S = 30.0
 _DEFINITIONS_AT_ONCE = 500
 
 
-class RuleEngine(AsyncContextManagerMixin):
-    """The service. Entered means: it leads and every rule there is is in force, or another one leads.
-
-    Args:
-        name: how it is called where people ask who leads.
-        lease_ttl_s: how long after the leader's last sign of life another takes over.
-    """
+class RuleEngine(Candidate["_Term"]):
+    """The service. Entered means: it leads and every rule there is is in force, or another one leads. See ``Candidate``."""
 
     def __init__(
         self,
@@ -74,16 +67,10 @@ class RuleEngine(AsyncContextManagerMixin):
         name: str | None = None,
         lease_ttl_s: float = 5.0,
     ) -> None:
-        self._bus, self._config, self._clock = bus, config, clock
-        self._name = name or f"automations-{new_id()[-12:]}"
-        self._ttl_s = lease_ttl_s
-        self._term: _Term | None = None
-        self._led = anyio.Event()
-
-    @property
-    def is_leader(self) -> bool:
-        """Whether this one decides now, having caught up with the log."""
-        return self._term is not None
+        super().__init__(
+            bus, lease=LEASE, role="automations", name=name, lease_ttl_s=lease_ttl_s, is_awaited=True
+        )
+        self._config, self._clock = config, clock
 
     @property
     def status(self) -> JsonObject:
@@ -102,50 +89,8 @@ class RuleEngine(AsyncContextManagerMixin):
         """The state it leads with, to be looked at only; None on a standby."""
         return self._term.fold if self._term is not None else None
 
-    async def leading(self) -> None:
-        """Wait until this one leads and has caught up."""
-        while self._term is None:
-            await self._led.wait()
-
-    @asynccontextmanager
-    async def __asynccontextmanager__(self) -> AsyncGenerator[Self]:
-        lease = self._bus.lease(LEASE, holder=self._name, ttl_s=self._ttl_s)
-        async with anyio.create_task_group() as tg:
-            holder = await lease.holder_now()
-            tg.start_soon(self._stand)
-            if holder is None:
-                # The first one ever has no checkpoint to begin behind, so events must not come before it is there.
-                with anyio.move_on_after(_READY_S):
-                    while self._term is None and await lease.holder_now() in (None, self._name):
-                        with anyio.move_on_after(0.2):
-                            await self.leading()
-            try:
-                yield self
-            finally:
-                tg.cancel_scope.cancel()
-
-    async def _stand(self) -> None:
-        tries = 0
-        while True:
-            try:
-                async with self._bus.lease(LEASE, holder=self._name, ttl_s=self._ttl_s).held():
-                    tries = 0
-                    term = _Term(self._bus, self._config, self._clock)
-                    try:
-                        await term.lead(partial(self._set_term, term))
-                    finally:
-                        self._term, self._led = None, anyio.Event()
-            except* Deposed:
-                log.warning("automations.deposed", extra={"holder": self._name})
-            except* (BusUnavailable, LogRewound) as group:
-                log.warning("automations.waits_for_broker", extra={"error": str(group.exceptions[0])})
-            await anyio.sleep(_BACK_OFF_S[min(tries, len(_BACK_OFF_S) - 1)])
-            tries += 1
-
-    def _set_term(self, term: _Term) -> None:
-        self._term = term
-        self._led.set()
-        log.info("automations.leads", extra={"holder": self._name, "rules": term.fold.size})
+    async def _lead(self, grant: Grant, on_ready: Callable[[_Term], None]) -> None:
+        await _Term(self._bus, self._config, self._clock).lead(on_ready)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +128,7 @@ class _Term:
         self._save_cost_s = 0.0
         self._taking: _Taking | None = None
 
-    async def lead(self, on_ready: Callable[[], object]) -> None:
+    async def lead(self, on_ready: Callable[[_Term], None]) -> None:
         """Catch up, then decide for as long as nobody stops us."""
         await self._restore()
         async with anyio.create_task_group() as tg:
@@ -192,7 +137,7 @@ class _Term:
             tg.start_soon(self._keep_storing)
             await tg.start(self._follow)
             await tg.start(self._watch_definitions)
-            on_ready()
+            on_ready(self)
             tg.start_soon(self._keep_time)
             try:
                 await anyio.sleep_forever()

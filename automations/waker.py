@@ -8,25 +8,25 @@ append, and only of a run that still waits for just that, so two wakers do no ha
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import anyio
 import orjson
-from anyio import AsyncContextManagerMixin
 from anyio.abc import TaskGroup
 
 from ..bus import Bus
+from ..bus.candidate import Candidate
 from ..bus.event import Recorded
+from ..bus.lease import Grant
 from ..bus.subject import FLOW_RUNS
 from ..clock import SYSTEM_CLOCK, Clock
 from ..engine.run import FlowRun
 from ..engine.run_log import RunLog
 from ..engine.states import Resuming, State
-from ..errors import BusUnavailable, HarkError, LogRewound, RefusedError, UnknownName
-from ..vocabulary import FlowRunId, JsonObject, StateType, new_id
+from ..errors import HarkError, RefusedError, UnknownName
+from ..vocabulary import FlowRunId, JsonObject, StateType
 from .event_wait import AWAITING_EVENT, EventPattern, pattern_in
 
 __all__ = ["Waker"]
@@ -36,7 +36,6 @@ log = logging.getLogger(__name__)
 LEASE = "event-waits"
 CHECKPOINTS, CHECKPOINT = "checkpoints", "event-waits"
 CHECKPOINT_S = 5.0
-_BACK_OFF_S = (0.1, 0.2, 0.5, 1.0, 2.0)
 
 
 @dataclass(eq=False, slots=True)
@@ -51,52 +50,20 @@ class _Waiter:
     is_woken: bool = False
 
 
-class Waker(AsyncContextManagerMixin):
-    """The service. Enter it to stand for election; leave it to hand the lease back."""
+class Waker(Candidate["_Term"]):
+    """The service. See ``Candidate``."""
 
     def __init__(self, bus: Bus, clock: Clock = SYSTEM_CLOCK, *, name: str | None = None) -> None:
-        self._bus, self._clock = bus, clock
-        self._name = name or f"waker-{new_id()[-12:]}"
-        self._term: _Term | None = None
-        self._led = anyio.Event()
+        super().__init__(bus, lease=LEASE, role="waker", name=name)
+        self._clock = clock
 
     @property
     def waiting(self) -> int:
         """How many runs wait, as far as this one knows; 0 on a standby."""
         return len(self._term.waiters) if self._term else 0
 
-    async def leading(self) -> None:
-        """Wait until this one leads and has caught up."""
-        while self._term is None:
-            await self._led.wait()
-
-    @asynccontextmanager
-    async def __asynccontextmanager__(self) -> AsyncGenerator[Self]:
-        async with anyio.create_task_group() as tg:
-            tg.start_soon(self._stand)
-            try:
-                yield self
-            finally:
-                tg.cancel_scope.cancel()
-
-    async def _stand(self) -> None:
-        tries = 0
-        while True:
-            try:
-                async with self._bus.lease(LEASE, holder=self._name).held():
-                    tries = 0
-                    try:
-                        await _Term(self._bus, self._clock).lead(self._set_term)
-                    finally:
-                        self._term, self._led = None, anyio.Event()
-            except* (BusUnavailable, LogRewound) as group:
-                log.warning("waker.waits_for_broker", extra={"error": str(group.exceptions[0])})
-            await anyio.sleep(_BACK_OFF_S[min(tries, len(_BACK_OFF_S) - 1)])
-            tries += 1
-
-    def _set_term(self, term: _Term) -> None:
-        self._term = term
-        self._led.set()
+    async def _lead(self, grant: Grant, on_ready: Callable[[_Term], None]) -> None:
+        await _Term(self._bus, self._clock).lead(on_ready)
 
 
 class _Term:
@@ -112,7 +79,7 @@ class _Term:
         self._changed = anyio.Event()
         self._tg: TaskGroup
 
-    async def lead(self, on_ready: Any) -> None:
+    async def lead(self, on_ready: Callable[[_Term], None]) -> None:
         await self._restore()
         async with anyio.create_task_group() as tg:
             self._tg = tg

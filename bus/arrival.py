@@ -186,7 +186,7 @@ async def subscribe(nc: Client, subject: str, on_arrival: OnArrival) -> Subscrip
     handed: Any = _Handed(on_arrival)
     try:
         subscription = await nc.subscribe(subject, future=handed)
-    except nats.errors.Error as exc:
+    except (nats.errors.Error, OSError) as exc:
         raise BusUnavailable(f"cannot listen on the broker: {exc}") from exc
     if isinstance(nc, DirectClient):
         nc.direct[subscription._id] = on_arrival
@@ -197,5 +197,5 @@ async def unsubscribe(subscription: Subscription) -> None:
     """End a subscription; quiet when the connection has gone first."""
     try:
         await subscription.unsubscribe()
-    except nats.errors.Error as exc:
+    except (nats.errors.Error, OSError) as exc:
         log.debug("bus.unsubscribe-failed", extra={"error": str(exc)})

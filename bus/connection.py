@@ -91,6 +91,13 @@ class _Client(DirectClient):
         log.warning("bus.broker_error", extra={"error": err_msg})
         await self._process_op_err(nats.errors.Error(f"nats: {err_msg}"))
 
+    async def _flush_pending(self, force_flush: bool = False) -> Any:
+        try:
+            return await super()._flush_pending(force_flush)
+        except (RuntimeError, TypeError) as exc:
+            # What uvloop, and asyncio of Python 3.13.0, say of a socket that has closed and that nobody has noticed yet.
+            raise ConnectionResetError(f"the socket is closed: {exc}") from exc
+
 
 class Connection(AsyncContextManagerMixin):
     """A connection that reconnects by itself, for as long as it is entered.
@@ -251,8 +258,8 @@ class Connection(AsyncContextManagerMixin):
         self._fail_waiting("the connection was closed")
         try:
             await asyncio.wait_for(nc.close(), 2.0)
-        except (nats.errors.Error, OSError, TimeoutError, TypeError) as exc:
-            # TypeError: what the client writes last, to a socket that is closed already (asyncio of Python 3.13.0).
+        except (nats.errors.Error, OSError, TimeoutError, RuntimeError, TypeError) as exc:
+            # The last two: what the client writes last, to a socket that is closed already (see _flush_pending).
             log.debug("bus.close_failed", extra={"error": repr(exc)})
         tasks.discard(cast("asyncio.Task[None]", asyncio.current_task()))
         # More than once: a task of the client that is cancelled while its connection attempt fails loses the
@@ -365,12 +372,15 @@ class Connection(AsyncContextManagerMixin):
         timer = loop.call_later(timeout_s, _time_out, answer, subject, timeout_s)
         try:
             with translated(f"request on {subject}"):
-                await self.nc.publish(
-                    subject,
-                    payload,
-                    reply=f"{self._inbox}.{token.decode()}",
-                    headers=cast("dict[str, Any] | None", headers),
-                )
+                try:
+                    await self.nc.publish(
+                        subject,
+                        payload,
+                        reply=f"{self._inbox}.{token.decode()}",
+                        headers=cast("dict[str, Any] | None", headers),
+                    )
+                except OSError as exc:
+                    raise ConnectionLost(f"the connection broke while {subject} was asked: {exc}") from exc
             msg = await answer
         finally:
             timer.cancel()

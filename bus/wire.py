@@ -141,7 +141,7 @@ class Wire:
         try:
             for subject, reply, headers, payload in _frames(data):
                 await self._nc.publish(subject, payload, reply=reply, headers=headers)
-        except nats.errors.Error as exc:
+        except (nats.errors.Error, OSError) as exc:
             log.debug(
                 "bus.write-failed", extra={"error": str(exc)}
             )  # not answered, so sent again by its owner

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ValidationError
 
 from ..bus import Bus
 from ..bus.bucket import Bucket, Entry
+from ..bus.candidate import Deposed
 from ..bus.event import Recorded
 from ..bus.large_value import LargeValues
 from ..bus.subject import FLOW_RUNS
@@ -57,7 +58,7 @@ from .states import Late as LateState
 from .ticket import Ticket
 from .waiting import LOOP, UNKNOWN
 
-__all__ = ["Deposed", "Leader"]
+__all__ = ["Leader"]
 
 log = logging.getLogger(__name__)
 
@@ -76,10 +77,6 @@ _BACK_OFF_S = (0.1, 0.2, 0.5, 1.0, 2.0)
 
 T = TypeVar("T")
 ModelT = TypeVar("ModelT", bound=BaseModel)
-
-
-class Deposed(Exception):
-    """Somebody else leads: a guarded write of ours was refused."""
 
 
 class Leader:
@@ -500,7 +497,7 @@ class _Guarded:
             try:
                 self._revision = await self._bucket.update(self._key, value, revision=self._revision)
             except GuardFailed as exc:
-                raise Deposed(self._key) from exc
+                raise Deposed(f"another dispatcher has written {self._key!r}") from exc
 
 
 def _parsed(model: type[ModelT], entry: Entry) -> ModelT | None:

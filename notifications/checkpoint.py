@@ -21,8 +21,9 @@ import anyio
 import orjson
 from anyio import to_thread
 
+from ..bus.candidate import Deposed
 from ..bus.large_value import LargeValues
-from ..errors import AlreadyHeld, GuardFailed, ObjectCorrupt, RefusedError, SecretUnreadable, UnknownName
+from ..errors import AlreadyHeld, GuardFailed, ObjectCorrupt, SecretUnreadable, UnknownName
 from ..vocabulary import JsonObject, JsonValue
 from .group import Send
 from .grouping import Grouping
@@ -30,7 +31,7 @@ from .grouping import Grouping
 if TYPE_CHECKING:
     from ..bus import Bus
 
-__all__ = ["Deposed", "RouterState", "StateStore", "Vault", "read_state", "wait_for_state"]
+__all__ = ["RouterState", "StateStore", "Vault", "read_state", "wait_for_state"]
 
 log = logging.getLogger(__name__)
 
@@ -39,10 +40,6 @@ _INLINE_BYTES = 96 * 1024
 _IN_THREAD_BYTES = 64 * 1024
 _SLICES = 64
 _GROUPS, _PENDING, _SEEN = "groups", "pending", "seen"
-
-
-class Deposed(RefusedError):
-    """Another router leads now: a guarded write of ours was refused."""
 
 
 class Vault(Protocol):

@@ -9,24 +9,24 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
-from anyio import AsyncContextManagerMixin
 from anyio.abc import TaskGroup, TaskStatus
 
+from ..bus.candidate import Candidate, Deposed
 from ..bus.event import Event, readable
+from ..bus.lease import Grant
 from ..clock import SYSTEM_CLOCK, Clock
-from ..errors import BusUnavailable, DefinitionError, EventInvalid, GuardFailed, HarkError, LogRewound
-from ..vocabulary import JsonObject, new_id
+from ..errors import BusUnavailable, DefinitionError, EventInvalid, HarkError
+from ..vocabulary import JsonObject
 from .ack import AckLinks, Ticket
 from .alert import ACKNOWLEDGED, RAISED, SOURCE, Alert, Cause
-from .checkpoint import Deposed, RouterState, StateStore, Vault
+from .checkpoint import RouterState, StateStore, Vault
 from .group import Decision, Said, Send, shown_address
 from .grouping import Grouping
 from .language import Language
@@ -47,7 +47,6 @@ ROUTES_BUCKET, ROUTES_KEY = "notifications", "routes"
 RESOLVED = "automation.resolved"
 _FACTS = tuple(f"hark.ev.{type_}" for type_ in (RAISED, ACKNOWLEDGED, RESOLVED))
 _SAID = ("hark.ev.notification.>",)
-_BACK_OFF_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 _SAVE_S = 0.1
 _FIRST_LOOK_BACK = timedelta(hours=1)
 _TRIES = 8
@@ -63,8 +62,8 @@ class Sender(Protocol):
         ...
 
 
-class Router(AsyncContextManagerMixin):
-    """The service. Entered means: it leads and has caught up, or another one leads.
+class Router(Candidate["_Term"]):
+    """The service. Entered means: it leads and has caught up, or another one leads. See ``Candidate``.
 
     Args:
         sender: returns what sends now; raises ``UnavailableError`` while nothing does.
@@ -87,18 +86,11 @@ class Router(AsyncContextManagerMixin):
         lease_ttl_s: float = 5.0,
         look_s: float = 30.0,
     ) -> None:
-        self._bus, self._sender, self._language = bus, sender, language
+        super().__init__(
+            bus, lease=LEASE, role="notifications", name=name, lease_ttl_s=lease_ttl_s, is_awaited=True
+        )
+        self._sender, self._language, self._vault = sender, language, vault
         self._clock, self._links, self._look_s = clock, links, look_s
-        self._vault = vault
-        self._name = name or f"router-{new_id()[-12:]}"
-        self._ttl_s = lease_ttl_s
-        self._term: _Term | None = None
-        self._led = anyio.Event()
-
-    @property
-    def is_leader(self) -> bool:
-        """Whether this one decides now."""
-        return self._term is not None
 
     @property
     def status(self) -> JsonObject:
@@ -114,57 +106,11 @@ class Router(AsyncContextManagerMixin):
             "errors": errors,
         }
 
-    async def leading(self) -> None:
-        """Wait until this one leads and has caught up."""
-        while self._term is None:
-            await self._led.wait()
-
-    @asynccontextmanager
-    async def __asynccontextmanager__(self) -> AsyncGenerator[Self, None]:
-        lease = self._bus.lease(LEASE, holder=self._name, ttl_s=self._ttl_s)
-        async with anyio.create_task_group() as tg:
-            holder = await lease.holder_now()
-            tg.start_soon(self._stand)
-            if holder is None:
-                with anyio.move_on_after(30.0):
-                    while self._term is None and await lease.holder_now() in (None, self._name):
-                        with anyio.move_on_after(0.2):
-                            await self.leading()
-            try:
-                yield self
-            finally:
-                tg.cancel_scope.cancel("router closing")
-
-    async def _stand(self) -> None:
-        tries = 0
-        while True:
-            try:
-                async with self._bus.lease(LEASE, holder=self._name, ttl_s=self._ttl_s).held() as grant:
-                    tries = 0
-                    term = _Term(
-                        self._bus,
-                        self._sender,
-                        self._language,
-                        self._clock,
-                        self._vault,
-                        self._links,
-                        self._look_s,
-                    )
-                    try:
-                        await term.lead(partial(self._set_term, term), lost=grant.lost)
-                    finally:
-                        self._term, self._led = None, anyio.Event()
-            except* Deposed:
-                log.warning("notifications.deposed", extra={"holder": self._name})
-            except* (BusUnavailable, LogRewound, GuardFailed) as group:
-                log.warning("notifications.waits_for_broker", extra={"error": str(group.exceptions[0])})
-            await anyio.sleep(_BACK_OFF_S[min(tries, len(_BACK_OFF_S) - 1)])
-            tries += 1
-
-    def _set_term(self, term: _Term) -> None:
-        self._term = term
-        self._led.set()
-        log.info("notifications.leads", extra={"holder": self._name, "groups": len(term.fold.groups)})
+    async def _lead(self, grant: Grant, on_ready: Callable[[_Term], None]) -> None:
+        term = _Term(
+            self._bus, self._sender, self._language, self._clock, self._vault, self._links, self._look_s
+        )
+        await term.lead(on_ready, lost=grant.lost)
 
 
 class _Term:
@@ -202,7 +148,7 @@ class _Term:
         self._on_their_way: set[anyio.CancelScope] = set()
         self._one_ended = anyio.Event()
 
-    async def lead(self, on_ready: Callable[[], object], *, lost: anyio.Event) -> None:
+    async def lead(self, on_ready: Callable[[_Term], None], *, lost: anyio.Event) -> None:
         """Catch up, then decide and send for as long as nobody stops us.
 
         What is just being sent when it is stopped may end within a few seconds, unless the lease is ``lost``: then
@@ -216,7 +162,7 @@ class _Term:
             await self._restore(restored)
             self._is_ready = True
             await tg.start(self._follow)
-            on_ready()
+            on_ready(self)
             tg.start_soon(self._keep_time)
             tg.start_soon(self._keep_saved)
             try:

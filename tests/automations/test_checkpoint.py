@@ -6,9 +6,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 from hark.automations import checkpoint
-from hark.automations.checkpoint import Checkpoints, Deposed
+from hark.automations.checkpoint import Checkpoints
 from hark.automations.fold import Fold, FoldConfig
 from hark.bus import Bus
+from hark.bus.candidate import Deposed
 
 CONFIG = FoldConfig()
 

@@ -14,6 +14,7 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -327,6 +328,30 @@ async def test_a_request_in_flight_is_told_that_the_connection_broke(broker: Emb
             await back.wait()
         end()
         await connection.unsubscribe(subscription)
+
+
+async def test_a_socket_that_is_gone_unnoticed_is_a_lost_connection(broker: EmbeddedBroker) -> None:
+    """What the loop says of it is told as ours; asked again, the broker answers once the client has found out."""
+    async with Connection(broker.address, QUICK) as connection:
+        nc = connection.nc
+        await connection.flush()
+        assert nc._flusher_task is not None
+        nc._flusher_task.cancel()  # as when it has met the closed socket: the next one to write does so by itself
+        await asyncio.wait([nc._flusher_task])
+        transport: Any = nc._transport
+
+        def refuse(data: object) -> None:
+            raise RuntimeError(
+                "unable to perform operation on <TCPTransport closed=True>; the handler is closed"
+            )
+
+        transport._io_writer.writelines = (
+            refuse  # asyncio's own loop drops what is written to a closed socket
+        )
+        with pytest.raises(ConnectionLost, match="socket is closed"):
+            await connection.request("$JS.API.INFO")
+        transport._io_writer.transport.abort()
+        assert "limits" in await connection.api("INFO")
 
 
 async def test_a_question_outlasts_an_outage_that_begins_as_it_is_asked(

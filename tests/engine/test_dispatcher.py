@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import anyio
 import orjson
 import pytest
+from hark.bus.candidate import Deposed
 from hark.clock import ManualClock
 from hark.config import BusConfig, EngineConfig, WorkerConfig
 from hark.engine import leader, presence
@@ -324,7 +325,7 @@ async def test_a_deposed_dispatcher_does_not_write_over_its_successors_checkpoin
         new.dispatch.seq = seq
         await new._save()
         old.dispatch.seq = 666
-        with pytest.raises(leader.Deposed):
+        with pytest.raises(Deposed):
             await old._save()
         raw = await last._checkpoint.take_over()
         stored = await stage.bus.objects.get(raw[1:].decode())
