@@ -9,9 +9,11 @@ from __future__ import annotations
 import copyreg
 import importlib
 import importlib.util
+import os
 import sys
 import threading
 from dataclasses import dataclass
+from hashlib import blake2b
 from types import MethodType
 from typing import Any
 
@@ -45,11 +47,14 @@ class Reference:
 def imported(module: str, file: str | None) -> Any:
     """Return a module, imported by name or else from its file.
 
+    A process that serves many (a Dask worker) may have met another module of that name: then the one in ``file`` is loaded
+    beside it.
+
     Raises:
         ImportError: it is in neither.
     """
     try:
-        return importlib.import_module(module)
+        found = importlib.import_module(module)
     except ModuleNotFoundError as exc:
         missing = exc.name is not None and (module == exc.name or module.startswith(exc.name + "."))
         if not missing or file is None:
@@ -57,18 +62,36 @@ def imported(module: str, file: str | None) -> Any:
         # Threads of one process may ask for the same file at once.
         with _loading:
             if module in sys.modules:
-                return sys.modules[module]
-            spec = importlib.util.spec_from_file_location(module, file)
-            if spec is None or spec.loader is None:
-                raise
-            loaded = importlib.util.module_from_spec(spec)
-            sys.modules[module] = loaded
-            try:
-                spec.loader.exec_module(loaded)
-            except BaseException:
-                sys.modules.pop(module, None)
-                raise
-            return loaded
+                return imported(module, file)
+            return _loaded(module, file)
+    if file is None or not _is_another(found, file):
+        return found
+    # A name nothing else has: what it imports from itself by its own name would be the other one's.
+    beside = f"{module}@{blake2b(os.path.realpath(file).encode(), digest_size=8).hexdigest()}"
+    with _loading:
+        return sys.modules.get(beside) or _loaded(beside, file)
+
+
+def _loaded(module: str, file: str) -> Any:
+    spec = importlib.util.spec_from_file_location(module, file)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{file} cannot be imported", name=module, path=file)
+    loaded = importlib.util.module_from_spec(spec)
+    sys.modules[module] = loaded
+    try:
+        spec.loader.exec_module(loaded)
+    except BaseException:
+        sys.modules.pop(module, None)
+        raise
+    return loaded
+
+
+def _is_another(found: Any, file: str) -> bool:
+    """Return whether a module is not the one of a file that is here; packages are known by their names alone."""
+    here = getattr(found, "__file__", None)
+    if here is None or here == file or "." in found.__name__ or hasattr(found, "__path__"):
+        return False
+    return os.path.isfile(file) and not os.path.samefile(here, file)
 
 
 _loading = threading.RLock()

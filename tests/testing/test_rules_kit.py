@@ -172,7 +172,7 @@ def test_the_plugin_imports_nothing_of_hark_until_it_is_used(tmp_path: Path) -> 
 
             def test_it():
                 ours = {name for name in sys.modules if name.partition(".")[0] == "hark"}
-                assert ours == {"hark", "hark.testing", "hark.testing.plugin"}, ours
+                assert ours == {"hark", "hark.dotted", "hark.testing", "hark.testing.plugin"}, ours
                 assert "pydantic" not in sys.modules
             """
         )
