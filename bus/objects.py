@@ -169,10 +169,7 @@ class Objects:
         try:
             await feed.start()
             async for batch in feed:
-                for record in batch.records:
-                    info = _decode(record.subject, record.raw)
-                    if info is not None:
-                        found.add(info.nuid)
+                found.update(_nuid_in(record.subject, record.raw) for record in batch.records)
         finally:
             await feed.close()
         return found
@@ -254,6 +251,14 @@ def _began_ms(nuid: str) -> float | None:
     except ValueError:
         return None
     return float(number.int >> 80) if number is not None and number.version == 7 else None
+
+
+def _nuid_in(subject: str, raw: bytes) -> str:
+    """Return what a description names, of whatever kind: other NATS clients describe links and deleted objects, too."""
+    try:
+        return str(orjson.loads(raw)["nuid"])
+    except (ValueError, KeyError, TypeError) as exc:
+        raise ObjectCorrupt(subject, why=f"its description cannot be read: {exc}") from exc
 
 
 def _encode(info: ObjectInfo) -> bytes:

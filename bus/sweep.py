@@ -11,7 +11,7 @@ from typing import Self
 import anyio
 from anyio import AsyncContextManagerMixin
 
-from ..errors import BusUnavailable
+from ..errors import BusUnavailable, HarkError
 from .objects import Objects
 
 __all__ = ["ObjectSweep"]
@@ -34,8 +34,10 @@ class ObjectSweep(AsyncContextManagerMixin):
     async def __asynccontextmanager__(self) -> AsyncGenerator[Self]:
         async with anyio.create_task_group() as tg:
             tg.start_soon(self._keep_swept)
-            yield self
-            tg.cancel_scope.cancel()
+            try:
+                yield self
+            finally:
+                tg.cancel_scope.cancel()
 
     async def _keep_swept(self) -> None:
         # Not while everything starts, and not all processes at one moment.
@@ -47,6 +49,10 @@ class ObjectSweep(AsyncContextManagerMixin):
                 log.warning("objects.sweep_waits", extra={"error": str(exc)})
                 await anyio.sleep(_AGAIN_S)
                 continue
+            except HarkError as exc:
+                # Nothing is swept while a description cannot be read; that is no reason to end the process.
+                log.error("objects.not_swept", extra={"error": str(exc)})
+                swept = 0
             if swept:
                 log.info("objects.swept", extra={"objects": swept})
             await anyio.sleep(EVERY_S)

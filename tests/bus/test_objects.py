@@ -10,11 +10,13 @@ from pathlib import Path
 
 import anyio
 import anyio.lowlevel
+import orjson
 import pytest
 from hark.bus import Bus, EmbeddedBroker
 from hark.bus.streams import OBJECTS_STREAM
+from hark.bus.sweep import ObjectSweep
 from hark.config import BusConfig
-from hark.errors import ObjectCorrupt, UnknownName
+from hark.errors import BusUnavailable, ObjectCorrupt, UnknownName
 
 
 @pytest.mark.parametrize("size", [0, 1, 131_072, 131_073, 3_000_001])
@@ -154,6 +156,43 @@ async def test_pieces_of_other_clients_are_left_alone(bus: Bus) -> None:
     await bus.connection.js.publish("$O.hark_objects.C.VGhlaXJz", b"half")
     assert await bus.objects.sweep(older_s=0) == 0
     assert (await store.get("theirs")).data == b"3" * 1000
+
+
+_LONG_AGO = "00000000000070008000000000000000"
+"""The number that a put of ours would have drawn in 1970."""
+
+
+async def test_what_other_clients_describe_keeps_nothing_from_being_swept(bus: Bus) -> None:
+    """A link has no digest and no size. Beside a description that nobody can read, nothing is swept."""
+    js = bus.connection.js
+    link = {"name": "l", "bucket": "hark_objects", "nuid": "x" * 22, "options": {"link": {"bucket": "other"}}}
+    await js.publish("$O.hark_objects.M.bA==", orjson.dumps(link))
+    await js.publish(f"$O.hark_objects.C.{_LONG_AGO}", b"half")
+    assert await bus.objects.sweep(older_s=0) == 1
+    await js.publish(f"$O.hark_objects.C.{_LONG_AGO}", b"half")
+    await js.publish("$O.hark_objects.M.bA==", b"?")
+    with pytest.raises(ObjectCorrupt):
+        await bus.objects.sweep(older_s=0)
+
+
+async def test_a_sweep_that_cannot_be_done_is_tried_again(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever stands in its way, the process it runs in lives on."""
+    errors: list[Exception] = [ObjectCorrupt("x", why="of a test"), BusUnavailable("of a test")]
+    swept = anyio.Event()
+
+    async def sweep(*, older_s: float) -> int:
+        if errors:
+            raise errors.pop()
+        swept.set()
+        return 0
+
+    monkeypatch.setattr(bus.objects, "sweep", sweep)
+    monkeypatch.setattr("hark.bus.sweep._AGAIN_S", 0.0)
+    monkeypatch.setattr("hark.bus.sweep.EVERY_S", 0.01)
+    with anyio.fail_after(30):
+        async with ObjectSweep(bus.objects):
+            await swept.wait()
+    assert not errors
 
 
 async def test_the_nats_layout_is_kept(bus: Bus) -> None:
