@@ -18,9 +18,10 @@ from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
 
 from anyio import to_thread
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from ..config import load_settings
 from ..errors import DefinitionError, SourceFailed
@@ -49,7 +50,8 @@ class GitSource(BaseModel):
         pull_interval: seconds for which what was fetched is taken for new; 0: fetch for each run.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
+    # Without the input in errors: an address that is refused may have a password in it.
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True, hide_input_in_errors=True)
 
     url: str
     branch: str | None = None
@@ -58,6 +60,19 @@ class GitSource(BaseModel):
     access_token: str | None = None
     include_submodules: bool = False
     pull_interval: float = Field(60.0, ge=0)
+
+    @field_validator("url")
+    @classmethod
+    def _is_shown(cls, url: str) -> str:
+        if url.startswith("-"):
+            raise ValueError("the address of a repository does not begin with a dash")
+        if _userinfo(url):
+            # It is kept in the deployment, in the mirror's configuration, and stands in errors.
+            raise ValueError(
+                "the address must not have a name or a password in it: give `username`, and as `access_token` "
+                "the name of a secret (`hark secrets set`)"
+            )
+        return url
 
 
 class LocalStorage:
@@ -92,12 +107,17 @@ class GitRepository:
             credentials if isinstance(credentials, Mapping) else dict(getattr(credentials, "__dict__", {}))
         )
         token = fields.get("access_token") or fields.get("token")
+        username = fields.get("username")
+        if written := _userinfo(url):
+            url = url.replace(f"{written}@", "", 1)
+            name_there, _, password = written.partition(":")
+            username, token = username or unquote(name_there), token or unquote(password) or None
         self.name = name or url.rstrip("/").rpartition("/")[2].removesuffix(".git")
         self.token: str | None = None
         if token is not None:
             self.token = str(token.get_secret_value() if hasattr(token, "get_secret_value") else token)
         self.source = GitSource(
-            url=url, branch=branch, commit_sha=commit_sha, username=fields.get("username"),
+            url=url, branch=branch, commit_sha=commit_sha, username=username,
             access_token=token.name if isinstance(token, Secret) else None, include_submodules=include_submodules,
             pull_interval=pull_interval or 0,
         )  # fmt: skip
@@ -151,6 +171,8 @@ def fetch(source: GitSource, home: Path, *, token: str | None = None) -> Path:
     place.mkdir(parents=True, exist_ok=True, mode=0o700)
     git = _Git(source, token)
     with _alone(place / "lock"):
+        for left in place.glob(".*"):  # by a process that was killed in the middle
+            _remove(left)
         mirror = place / "mirror.git"
         if not mirror.exists():
             draft = place / f".{new_id()}"
@@ -187,6 +209,12 @@ async def fetched(bus: Bus, source: GitSource) -> str:
     return str(await to_thread.run_sync(partial(fetch, source, home, token=token)))
 
 
+def _userinfo(url: str) -> str:
+    """Return ``name:password`` of an ``http`` address, as it stands there; "" if there is none."""
+    parts = urlsplit(url)
+    return parts.netloc.rpartition("@")[0] if parts.scheme in ("http", "https") else ""
+
+
 def _ref(source: GitSource) -> str:
     return source.commit_sha or (f"refs/heads/{source.branch}" if source.branch else "HEAD")
 
@@ -202,8 +230,12 @@ class _Git:
             # Neither in the arguments, which everybody on the machine can read, nor in the repository's configuration.
             pair = f"{self._source.username or 'x-access-token'}:{self._token}"
             header = f"Authorization: Basic {base64.b64encode(pair.encode()).decode()}"
+            parts = urlsplit(self._source.url)
+            # For the repository's own host: submodules may be on others, which must not see the token.
+            key = f"http.{parts.scheme}://{parts.netloc}/.extraHeader"
+            count = int(environment.get("GIT_CONFIG_COUNT") or 0)
             environment |= {
-                "GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "http.extraHeader", "GIT_CONFIG_VALUE_0": header,
+                "GIT_CONFIG_COUNT": str(count + 1), f"GIT_CONFIG_KEY_{count}": key, f"GIT_CONFIG_VALUE_{count}": header,
             }  # fmt: skip
         try:
             ran = subprocess.run(

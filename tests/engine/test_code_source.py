@@ -5,7 +5,10 @@ from __future__ import annotations
 import base64
 import subprocess
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -135,30 +138,82 @@ def test_what_cannot_be_had_is_said(
         fetch(GitSource(url=repository.url), home)
 
 
-def test_a_token_is_shown_and_kept_out_of_sight(home: Path) -> None:
-    """In the header of the request, and in no file of what was fetched."""
+@contextmanager
+def web_server(root: Path) -> Iterator[tuple[str, list[str | None]]]:
+    """Serve the files of a folder; yield the address, and the ``Authorization`` of each request."""
     seen: list[str | None] = []
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(SimpleHTTPRequestHandler):
         def do_GET(self) -> None:
             seen.append(self.headers["Authorization"])
-            self.send_error(404)
+            super().do_GET()
 
         def log_message(self, *_: Any) -> None: ...
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(root)))
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
-        url = f"http://127.0.0.1:{server.server_address[1]}/flows.git"
-        with pytest.raises(SourceFailed) as caught:
-            fetch(GitSource(url=url, username="ann"), home, token="s3cret")
+        yield f"http://127.0.0.1:{server.server_address[1]}", seen
     finally:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def test_a_token_is_shown_and_kept_out_of_sight(home: Path, tmp_path: Path) -> None:
+    """In the header of the request, and in no file of what was fetched."""
+    with web_server(tmp_path) as (address, seen), pytest.raises(SourceFailed) as caught:
+        fetch(GitSource(url=f"{address}/flows.git", username="ann"), home, token="s3cret")
     assert seen[0] == "Basic " + base64.b64encode(b"ann:s3cret").decode()
     assert "s3cret" not in str(caught.value)
+
+
+def test_a_token_is_shown_to_the_host_of_its_repository_alone(
+    repository: Repository, tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A submodule may be on another host. What the environment sets for git stays set."""
+    inner = Repository(tmp_path / "inner")
+    with web_server(tmp_path) as (outer_address, shown), web_server(tmp_path) as (inner_address, elsewhere):
+        repository.git("submodule", "--quiet", "add", inner.url, "inner")
+        repository.git(
+            "config", "--file", ".gitmodules", "submodule.inner.url", f"{inner_address}/inner/.git"
+        )
+        repository.git("commit", "--quiet", "-am", "with a part")
+        for one in (repository, inner):
+            one.git("update-server-info")
+        monkeypatch.setenv("GIT_CONFIG_COUNT", "1")
+        monkeypatch.setenv("GIT_CONFIG_KEY_0", "http.userAgent")
+        monkeypatch.setenv("GIT_CONFIG_VALUE_0", "mine")
+        source = GitSource(url=f"{outer_address}/repository/.git", include_submodules=True)
+        folder = fetch(source, home, token="s3cret")
+    assert value_in(folder / "inner") == "VALUE = 1"
+    assert None not in shown
+    assert set(elsewhere) == {None}
+
+
+def test_what_a_killed_fetch_has_left_goes_with_the_next(repository: Repository, home: Path) -> None:
+    """Half a checkout is of no use to anybody."""
+    source = GitSource(url=repository.url)
+    folder = fetch(source, home)
+    (folder.parent / ".left" / "flows").mkdir(parents=True)
+    assert fetch(source, home) == folder
+    assert not (folder.parent / ".left").exists()
+
+
+def test_a_password_in_an_address_is_taken_out_of_it(home: Path) -> None:
+    """Used here, as a token is; what would be kept with it is refused, saying what to do."""
+    with pytest.raises(ValueError, match="name of a secret") as caught:
+        GitSource(url="https://ann:s3cret@git.example.org/flows.git")
+    assert "s3cret" not in str(caught.value)
+    with pytest.raises(ValueError, match="dash"):
+        GitSource(url="--upload-pack=sh")
+    given = GitRepository("https://ann:s3cr%65t@git.example.org/flows.git")
+    assert (given.source.url, given.source.username, given.token) == (
+        "https://git.example.org/flows.git", "ann", "s3cret",
+    )  # fmt: skip
+    with pytest.raises(DefinitionError, match="readable in the deployment"):
+        given.stored()
 
 
 def test_a_flow_is_loaded_from_a_repository_or_a_folder(repository: Repository, home: Path) -> None:
