@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..bus.event import OWN_WORDS
-from .migration import Converted, NotConverted, slug
+from .migration import Converted, NotConverted, Sections, slug
 from .problem import Loc
 
 __all__ = ["condition_to_where", "convert_rulebook"]
@@ -33,9 +33,13 @@ _UNITS = {"second": "s", "minute": "m", "hour": "h", "day": "d"}
 _MAX_CHARS = 10_000
 
 
-def convert_rulebook(value: object) -> Converted:
-    """Return the rulesets of a rulebook as sections of a configuration, with a note for all that has no equivalent."""
-    out = Converted()
+def convert_rulebook(value: object, sections: Sections | None = None) -> Converted:
+    """Return the rulesets of a rulebook as sections of a configuration, with a note for all that has no equivalent.
+
+    Args:
+        sections: what was converted of other files, to which this is added under names of its own.
+    """
+    out = Converted({} if sections is None else sections)
     if not isinstance(value, list):
         out.lost((), "a rulebook is a list of rulesets")
         return out
@@ -79,13 +83,12 @@ def _sources(out: Converted, ruleset: Mapping[str, Any], loc: Loc) -> list[str]:
             )
             continue
         hooks = out.sections.setdefault("webhooks", {})
+        # `a.b` and `a-b` are two webhooks, and rules of one are not to hear the other.
+        taken = {_type_of(one) for one in hooks}
         unique, number = name, 2
-        while unique in hooks:
+        while unique in hooks or _type_of(unique) in taken:
             unique, number = f"{name}-{number}", number + 1
-        name = unique
-        word = re.sub(r"[._]", "-", name)
-        # `webhook` and the like are first words of Hark's own events.
-        type_ = f"{'eda-' if word in OWN_WORDS else ''}{word}.received"
+        name, type_ = unique, _type_of(unique)
         verify: Any = "none"
         if "token" in (options or {}):
             secret = re.sub(r"[^a-z0-9]+", "_", name)
@@ -100,6 +103,12 @@ def _sources(out: Converted, ruleset: Mapping[str, Any], loc: Loc) -> list[str]:
         hooks[name] = {"verify": verify, "event": {"type": type_}}
         types.append(type_)
     return types
+
+
+def _type_of(webhook: str) -> str:
+    word = re.sub(r"[._]", "-", webhook)
+    # `webhook` and the like are first words of Hark's own events.
+    return f"{'eda-' if word in OWN_WORDS else ''}{word}.received"
 
 
 def _rule(out: Converted, rule: Mapping[str, Any], types: list[str], loc: Loc) -> dict[str, Any]:

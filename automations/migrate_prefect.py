@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..duration import format_duration
-from .migration import Converted, NotConverted, slug
+from .migration import Converted, NotConverted, Sections, slug
 from .problem import Loc
 
 __all__ = ["convert_prefect"]
@@ -51,9 +51,13 @@ _TARGETS = {
 }  # fmt: skip
 
 
-def convert_prefect(value: object) -> Converted:
-    """Return the automations of an export as rules, with a note for each thing that has no equivalent."""
-    out = Converted()
+def convert_prefect(value: object, sections: Sections | None = None) -> Converted:
+    """Return the automations of an export as rules, with a note for each thing that has no equivalent.
+
+    Args:
+        sections: what was converted of other files, to which this is added under names of its own.
+    """
+    out = Converted({} if sections is None else sections)
     base: Loc | None
     if isinstance(value, Mapping) and "automations" in value:
         items, base = value["automations"], ("automations",)

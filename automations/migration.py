@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from pydantic import ValidationError
 
@@ -12,7 +12,10 @@ from ..vocabulary import JsonValue
 from .model import Automation
 from .problem import Loc, problems_of
 
-__all__ = ["Converted", "Note", "NotConverted", "slug"]
+__all__ = ["Converted", "Note", "NotConverted", "Sections", "slug"]
+
+Sections: TypeAlias = dict[str, dict[str, JsonValue]]
+"""Parts of a configuration by name, each with its entries by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +39,7 @@ class NotConverted(Exception):
 class Converted:
     """Sections of a configuration by name, and the notes in the order of the file."""
 
-    sections: dict[str, dict[str, JsonValue]] = field(default_factory=dict)
+    sections: Sections = field(default_factory=dict)
     notes: list[Note] = field(default_factory=list)
 
     def lost(self, loc: Loc, message: str) -> None:

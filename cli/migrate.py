@@ -11,7 +11,7 @@ import typer
 from .call import AsJson, group, to_json
 
 if TYPE_CHECKING:
-    from ..automations.migration import Converted, Note
+    from ..automations.migration import Converted, Note, Sections
     from ..server.yaml_source import Node
     from ..vocabulary import JsonValue
 
@@ -41,7 +41,12 @@ def eda(path: _Path, output: _Out = None, strict: _Strict = False, as_json: AsJs
 
 
 def _migrate(
-    path: Path, convert: Callable[[object], Converted], *, output: Path | None, strict: bool, as_json: bool
+    path: Path,
+    convert: Callable[[object, Sections], Converted],
+    *,
+    output: Path | None,
+    strict: bool,
+    as_json: bool,
 ) -> None:
     from ..errors import DefinitionError
     from ..server.yaml_source import parse_yaml
@@ -53,7 +58,7 @@ def _migrate(
     )
     if not files or not path.exists():
         raise DefinitionError(f"{path} is no file, and no folder with YAML or JSON in it")
-    sections: dict[str, dict[str, JsonValue]] = {}
+    sections: Sections = {}
     notes: list[dict[str, JsonValue]] = []
     for file in files:
         source = parse_yaml(_text(file), str(file), is_config=False)
@@ -61,15 +66,9 @@ def _migrate(
             raise DefinitionError(f"{fault.at}: {fault.message}")
         if source.root is None:
             continue
-        made = convert(source.root.value)
+        # Into what the other files gave: a webhook of the same name gets another, and so do its events.
+        made = convert(source.root.value, sections)
         notes += [_note(note, source.root) for note in made.notes]
-        for section, entries in made.sections.items():
-            taken = sections.setdefault(section, {})
-            for name, entry in entries.items():
-                unique, number = name, 2
-                while unique in taken:
-                    unique, number = f"{name}-{number}", number + 1
-                taken[unique] = entry
     if as_json:
         typer.echo(to_json({"config": sections, "notes": notes}))
     else:
@@ -114,7 +113,7 @@ def _note(note: Note, root: Node) -> dict[str, JsonValue]:
     }
 
 
-def _yaml(sections: dict[str, dict[str, JsonValue]]) -> str:
+def _yaml(sections: Sections) -> str:
     from io import StringIO
 
     from ruamel.yaml import YAML

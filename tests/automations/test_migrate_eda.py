@@ -125,3 +125,15 @@ def test_sources_without_a_name_become_webhooks_of_their_own() -> None:
     }
     ons = [rule["on"] for rule in made["automations"].values() if isinstance(rule, dict)]
     assert ons == ["eda-webhook.received", "webhook-2.received"]
+
+
+def test_no_two_webhooks_make_events_of_one_type() -> None:
+    """Of whatever names, in one rulebook or in several that become one configuration."""
+    rules = [{"name": "any", "condition": "true", "action": {"none": {}}}]
+    sections: Any = {}
+    for names in (["a.b", "a-b"], ["a_b", "webhook", "eda-webhook"]):
+        sources = [{"name": name, "ansible.eda.webhook": {}} for name in names]
+        convert_rulebook([{"sources": sources, "rules": rules}], sections)
+    types = [hook["event"]["type"] for hook in sections["webhooks"].values()]
+    assert len(set(types)) == len(types) == 5
+    assert [rule["on"] for rule in sections["automations"].values()] == [types[:2], types[2:]]

@@ -77,6 +77,10 @@ def test_rulebooks_of_a_folder_are_written_as_one_configuration(tmp_path: Path) 
     assert made.exit_code == 0, made.output
     value = json.loads(made.stdout)
     assert list(value["config"]["automations"]) == ["restart", "restart-2"]
+    # Sources of one name in two files are two, and each file's rules hear their own.
+    webhooks, rules = value["config"]["webhooks"], value["config"]["automations"]
+    assert [hook["event"]["type"] for hook in webhooks.values()] == ["hook.received", "hook-2.received"]
+    assert [rule["on"] for rule in rules.values()] == ["hook.received", "hook-2.received"]
     [lost, _] = [note for note in value["notes"] if note["lost"]]
     assert (lost["file"], lost["line"]) == (str(tmp_path / "a.yml"), 12)
     text = CliRunner().invoke(app, ["migrate", "eda", str(tmp_path / "a.yml")])
