@@ -15,7 +15,7 @@ from .manifest import Manifest, Record
 __all__ = ["lint_manifest", "run_rule_tests"]
 
 
-WEBHOOK_NAMES = frozenset({"headers", "body", "form", "query", "method", "webhook"})
+WEBHOOK_NAMES = frozenset({"headers", "body", "form", "form_all", "query", "query_all", "method", "webhook"})
 SOURCE_NAMES = frozenset({"subject", "words", "headers", "body", "cloudevent", "source"})
 
 

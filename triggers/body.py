@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 from urllib.parse import parse_qsl
 
 from ..bus.exact import NotExact, loads
 from ..vocabulary import JsonObject, JsonValue
 
-__all__ = ["Body", "BodyError", "media_type", "parse_body"]
+__all__ = ["Body", "BodyError", "gathered", "media_type", "parse_body"]
 
 _MAX_FIELDS = 1000
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,13 +21,15 @@ class Body:
     """A parsed body.
 
     Attributes:
-        value: the JSON, the form as an object, the text, or None when there is no body.
-        form: fields of a form (the last value of a repeated name); of multipart also ``{"filename", "type", "size"}`` for
-            files, whose contents are not kept.
+        value: the JSON, the form as an object (a list where a name is repeated), the text, or None when there is no body.
+        form: fields of a form, of a repeated name the last; of multipart also ``{"filename", "type", "size"}`` for files,
+            whose contents are not kept.
+        form_all: the same, each a list of all its values.
     """
 
     value: JsonValue
     form: JsonObject = field(default_factory=dict)
+    form_all: JsonObject = field(default_factory=dict)
 
 
 class BodyError(Exception):
@@ -80,6 +84,23 @@ def _json(raw: bytes) -> JsonValue:
     return value
 
 
+def gathered(pairs: Iterable[tuple[str, _T]]) -> dict[str, _T | list[_T]]:
+    """Return pairs by name: the value, or a list of them where a name is repeated."""
+    found: dict[str, list[_T]] = {}
+    for name, value in pairs:
+        found.setdefault(name, []).append(value)
+    return {name: values if len(values) > 1 else values[0] for name, values in found.items()}
+
+
+def _form_of(pairs: Sequence[tuple[str, JsonValue]]) -> Body:
+    form_all: dict[str, JsonValue] = {}
+    for name, value in pairs:
+        values = form_all.setdefault(name, [])
+        assert isinstance(values, list)
+        values.append(value)
+    return Body(dict(gathered(pairs)), dict(pairs), form_all)
+
+
 def _text(raw: bytes) -> str:
     try:
         return raw.decode()
@@ -92,8 +113,7 @@ def _form(raw: bytes) -> Body:
         pairs = parse_qsl(_text(raw), keep_blank_values=True, max_num_fields=_MAX_FIELDS, errors="strict")
     except ValueError as exc:
         raise BodyError(400, "broken-form", f"the form cannot be read: {exc}") from exc
-    form: JsonObject = dict(pairs)
-    return Body(form, form)
+    return _form_of(pairs)
 
 
 def _multipart(content_type: str, raw: bytes) -> Body:
@@ -105,7 +125,7 @@ def _multipart(content_type: str, raw: bytes) -> Body:
     boundary = options.get(b"boundary", b"")
     if not boundary or len(boundary) > 200:
         raise BodyError(400, "broken-form", "the multipart form names no boundary")
-    form: JsonObject = {}
+    fields: list[tuple[str, JsonValue]] = []
     name, value = bytearray(), bytearray()
     head: dict[bytes, bytes] = {}
     content = bytearray()
@@ -120,16 +140,17 @@ def _multipart(content_type: str, raw: bytes) -> Body:
         field_name = disposition.get(b"name", b"").decode("utf-8", "replace")
         if not field_name:
             raise BodyError(400, "broken-form", "a part of the form has no name")
-        if len(form) >= _MAX_FIELDS:
+        if len(fields) >= _MAX_FIELDS:
             raise BodyError(400, "broken-form", f"the form has more than {_MAX_FIELDS} fields")
         if b"filename" in disposition:
-            form[field_name] = {
+            file: JsonObject = {
                 "filename": disposition[b"filename"].decode("utf-8", "replace"),
                 "type": head.get(b"content-type", b"application/octet-stream").decode("latin-1"),
                 "size": len(content),
             }
+            fields.append((field_name, file))
         else:
-            form[field_name] = bytes(content).decode("utf-8", "replace")
+            fields.append((field_name, bytes(content).decode("utf-8", "replace")))
         head.clear()
         content.clear()
 
@@ -157,4 +178,4 @@ def _multipart(content_type: str, raw: bytes) -> Body:
         raise BodyError(400, "broken-form", f"the form cannot be read: {exc}") from exc
     if not ended:
         raise BodyError(400, "broken-form", "the form ends before its last boundary")
-    return Body(form, form)
+    return _form_of(fields)

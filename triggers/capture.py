@@ -17,6 +17,7 @@ import orjson
 
 from ..bus.event import format_time, parse_time
 from ..vocabulary import JsonObject
+from .body import gathered
 from .mapping import HIDDEN
 from .verify import (
     GithubVerify,
@@ -58,7 +59,7 @@ class Captured:
     webhook: str
     received_at: datetime
     method: str
-    query: Mapping[str, str]
+    query: Mapping[str, str | list[str]]
     headers: Mapping[str, str]
     body: bytes = field(repr=False)
     size: int
@@ -108,7 +109,7 @@ class Captured:
             except UnicodeDecodeError:
                 body, encoding = base64.b64encode(self.body).decode(), "base64"
             out |= {
-                "query": dict(self.query), "headers": dict(self.headers), "body": body, "body_encoding": encoding,
+                "query": {k: v if isinstance(v, str) else [*v] for k, v in self.query.items()}, "headers": dict(self.headers), "body": body, "body_encoding": encoding,
             }  # fmt: skip
         return out
 
@@ -150,6 +151,19 @@ def _masked(
     return out
 
 
+def _masked_query(request: Request, secrets: tuple[str, ...]) -> dict[str, str | list[str]]:
+    pairs = [
+        (name, one)
+        for name, value in request.query.items()
+        for one in ([value] if isinstance(value, str) else value)
+    ]
+    shown = (
+        _masked([pair], keep=frozenset(), own="", secrets=secrets, most=1).popitem()
+        for pair in pairs[:_MAX_QUERY]
+    )
+    return gathered(shown)
+
+
 def capture(
     webhook: str,
     rule: Verify,
@@ -179,7 +193,7 @@ def capture(
         webhook=webhook,
         received_at=received_at,
         method=request.method[:20],
-        query=_masked(request.query.items(), keep=frozenset(), own="", secrets=known, most=_MAX_QUERY),
+        query=_masked_query(request, known),
         headers=_masked(request.headers.items(), keep=keep, own=own, secrets=known, most=_MAX_HEADERS),
         body=body,
         size=request.size,

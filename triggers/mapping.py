@@ -181,7 +181,11 @@ def _context(webhook: Webhook, request: Request, body: Body) -> dict[str, Any]:
         "headers": {name: value for name, value in request.headers.items() if not HIDDEN.search(name)},
         "body": _payload_of(webhook, body),
         "form": body.form,
-        "query": dict(request.query),
+        "form_all": body.form_all,
+        "query": {name: request.asked(name) for name in request.query},
+        "query_all": {
+            name: [value] if isinstance(value, str) else value for name, value in request.query.items()
+        },
         "method": request.method,
         "webhook": {"name": webhook.name},
     }
@@ -395,7 +399,11 @@ def _unmapped(webhook: Webhook, request: Request, body: Body, now: datetime) -> 
     data: JsonObject = {
         "webhook": {"name": webhook.name},
         "method": request.method,
-        "query": {name: value for name, value in request.query.items() if not HIDDEN.search(name)},
+        "query": {
+            name: value if isinstance(value, str) else [*value]
+            for name, value in request.query.items()
+            if not HIDDEN.search(name)
+        },
         "body": body.value,
     }
     event = Event(

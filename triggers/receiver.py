@@ -222,7 +222,7 @@ class WebhookReceiver(AsyncContextManagerMixin):
         *,
         method: str,
         headers: Mapping[str, str],
-        query: Mapping[str, str],
+        query: Mapping[str, str | list[str]],
         body: bytes,
         remote: str | None = None,
     ) -> Answer:
@@ -231,6 +231,7 @@ class WebhookReceiver(AsyncContextManagerMixin):
         Args:
             name: the webhook, from the address.
             headers: names in any case.
+            query: a list of values where a key is repeated.
             body: the raw bytes; may be cut off one byte past ``limit_of(name)``, and left out where the header
                 Content-Length says more than that.
             remote: the sender's address, for ``webhook.rejected``.

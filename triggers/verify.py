@@ -55,12 +55,17 @@ _MAX_SIGNATURES = 20
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request as it came: header names in lower case, the body as raw bytes."""
+    """A request as it came: header names in lower case, the body as raw bytes; of a repeated query key, all values."""
 
     method: str
     headers: Mapping[str, str]
-    query: Mapping[str, str]
+    query: Mapping[str, str | list[str]]
     body: bytes = field(repr=False)
+
+    def asked(self, name: str) -> str:
+        """Return the (last) value of a query key; empty if there is none."""
+        value = self.query.get(name, "")
+        return value if isinstance(value, str) else value[-1] if value else ""
 
     @property
     def size(self) -> int:
@@ -317,7 +322,7 @@ def verify(
     if isinstance(rule, HmacVerify):
         return _verify_hmac(rule, request, keys, now, tolerance_s)
     if isinstance(rule, CloudEventsVerify):
-        given = _credentials(headers, "authorization", "Bearer") or request.query.get("access_token", "")
+        given = _credentials(headers, "authorization", "Bearer") or request.asked("access_token")
         return _any_equal(iter(keys.secrets), [given], what="credentials")
     if isinstance(rule, BearerVerify):
         given = _credentials(headers, rule.header.lower(), rule.scheme)

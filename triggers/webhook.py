@@ -10,7 +10,7 @@
         rate: 50/s
 
 ``event`` may be left out: each preset knows its sender (``mapping.py``). Templates see ``headers`` (names in lower case,
-without credentials), ``body``, ``form``, ``query``, ``method`` and ``webhook.name``; never secrets.
+without credentials), ``body``, ``form``, ``form_all``, ``query``, ``query_all``, ``method`` and ``webhook.name``; never secrets.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ...triggers.body import gathered
 from ..body import declared_bytes, read_at_most
 from ..context import context_of
 from ..problem import Lingering
@@ -23,7 +24,7 @@ async def receive(request: Request) -> Response:
         name,
         method=request.method,
         headers=dict(request.headers),
-        query=dict(request.query_params),
+        query=gathered(request.query_params.multi_items()),
         body=body,
         remote=request.client.host if request.client else None,
     )

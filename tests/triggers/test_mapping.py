@@ -339,7 +339,7 @@ MULTIPART = (
         ("application/json; charset=utf-8", b'{"a": [1]}', {"a": [1]}),
         ("application/vnd.x+json", b"1", 1),
         ("", b"[]", []),
-        ("application/x-www-form-urlencoded", b"a=1&b=&a=2", {"a": "2", "b": ""}),
+        ("application/x-www-form-urlencoded", b"a=1&b=&a=2", {"a": ["1", "2"], "b": ""}),
         ("text/plain", "grüß".encode(), "grüß"),
         ("image/png", b"", None),
         (
@@ -352,6 +352,32 @@ MULTIPART = (
 def test_bodies_are_read_by_their_content_type(kind: str, raw: bytes, value: Any) -> None:
     """JSON, forms, multipart fields, text, nothing; of files only what they are called."""
     assert parse_body({"content-type": kind}, raw).value == value
+
+
+def test_names_that_repeat_lose_no_value() -> None:
+    """In forms and queries: the last by name, all of them as a list; data of events has lists where a name repeats."""
+    what = hook(event={
+        "type": "a.b",
+        "data": {"last": "{{ form.a }}{{ query.q }}", "all": "{{ form_all.a }}", "one": "{{ form_all.b }}", "asked": "{{ query_all.q }}"},
+    })  # fmt: skip
+    multipart = b"".join(
+        f'--b\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode()
+        for name, value in (("a", "1"), ("b", "x"), ("a", "2"))
+    )
+    for kind, raw in (
+        ("application/x-www-form-urlencoded", b"a=1&b=x&a=2"),
+        ("multipart/form-data; boundary=b", multipart + b"--b--\r\n"),
+    ):
+        headers = {"content-type": kind}
+        request = Request("POST", headers, {"q": ["u", "v"], "one": "w"}, raw)
+        body = parse_body(headers, raw)
+        made = map_request(what, request, body, now=NOW).event
+        assert made.data == {"last": "2v", "all": ["1", "2"], "one": ["x"], "asked": ["u", "v"]}
+        unmapped: Any = map_request(hook(), request, body, now=NOW).event.data
+        assert (unmapped["body"], unmapped["query"]) == (
+            {"a": ["1", "2"], "b": "x"},
+            {"q": ["u", "v"], "one": "w"},
+        )
 
 
 @pytest.mark.parametrize(
