@@ -9,10 +9,11 @@ import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator
 from typing import Any, Generic, Literal, NamedTuple, TypeVar, cast
 
+from ..errors import ResultMissing
 from ..vocabulary import TaskRunId
 from .nested import replace_leaves
 from .signals import Suspend
-from .states import Pending, State
+from .states import Pending, State, StoredResult
 from .task_run import TaskRun
 from .thread_pool import waiting_for_another
 from .timeouts import waking
@@ -121,6 +122,19 @@ class TaskFuture(Generic[R]):
         if self._final is None:
             await self.wait_for_end_async(timeout)
         _check_left(self._final)
+
+    async def wait_for_value_async(self) -> None:
+        """Wait as ``wait_async`` does, and until what was returned is here: who takes it then may be in the loop it comes by.
+
+        Raises:
+            BusUnavailable: it is stored, and the broker does not answer.
+        """
+        await self.wait_async()
+        state = self._final
+        if state is not None and state.is_completed() and isinstance(state.data, StoredResult):
+            # One that cannot be read is for whoever asks for it to hear of.
+            with contextlib.suppress(ResultMissing):
+                self._final = state.replace(data=await state.data.aread())
 
     async def wait_for_end_async(self, timeout: float | None = None) -> None:
         """Wait as ``wait_async`` does, whatever the end is. For runners."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from ..errors import UpstreamFailed
+from ..errors import ResultMissing, UpstreamFailed
 from .annotations import Annotation, allow_failure, opaque, quote, unmapped
 from .context import FlowRunContext, TaskRunContext, current_run, current_tags
 from .futures import TaskFuture
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .tasks import Task
     from .tracking import TaskEvents
 
-__all__ = ["TaskCall", "announce", "as_tuple", "prepare", "resolve_inputs"]
+__all__ = ["TaskCall", "announce", "as_tuple", "look_for_upstream", "prepare", "resolve_inputs"]
 
 _ids = IdSource()
 _PENDING = StateType.PENDING
@@ -153,7 +153,7 @@ def prepare(
     if current_block.get() is not None or (parent is not None and parent.transaction is not None):
         call.is_careful = True
     if wait_for is not None or not is_plain(parameters.values()):
-        _look_for_upstream(call, parameters, wait_for)
+        look_for_upstream(call, parameters, wait_for)
     if tracker is not None:
         assert parent is not None
         run.call, run.index = parent.calls.key(task.name, parameters, salt=task.key_salt)
@@ -206,7 +206,8 @@ def as_tuple(wait_for: Any) -> tuple[Any, ...]:
     return tuple(wait_for) if isinstance(wait_for, list | tuple | set | frozenset) else (wait_for,)
 
 
-def _look_for_upstream(call: TaskCall, parameters: dict[str, Any], wait_for: Any) -> None:
+def look_for_upstream(call: TaskCall, parameters: dict[str, Any], wait_for: Any) -> None:
+    """Note of a call which futures it has to wait for, and of which runs they are."""
     ids: list[str] = []
     futures: list[TaskFuture[Any]] = []
     call.upstream = futures
@@ -245,7 +246,7 @@ def resolve_inputs(parameters: dict[str, Any], wait_for: Iterable[Any], *, what:
     """Return parameters with results in place of futures and states; all futures are done.
 
     Raises:
-        UpstreamFailed: one did not complete, and was not marked ``allow_failure``.
+        UpstreamFailed: one did not complete, and was not marked ``allow_failure``; or what it returned cannot be read.
     """
 
     def result_of(state: State, name: str, allowed: bool) -> Any:
@@ -253,7 +254,12 @@ def resolve_inputs(parameters: dict[str, Any], wait_for: Iterable[Any], *, what:
             if allowed and state.is_final():
                 return state.result(raise_on_failure=False)
             raise UpstreamFailed(f"{what} did not run: upstream {name} is {state.name}, not completed")
-        return state.result()
+        try:
+            return state.result()
+        except ResultMissing as exc:
+            raise UpstreamFailed(
+                f"{what} did not run: it needs what upstream {name} returned: {exc}"
+            ) from exc
 
     def change(leaf: Any, allowed: bool = False) -> Any:
         if isinstance(leaf, TaskFuture):

@@ -432,7 +432,7 @@ async def run_async(call: TaskCall) -> State:
     if call.settled is not None:
         return call.settled
     for future in call.upstream:
-        await future.wait_async()
+        await future.wait_for_value_async()
     try:
         context = begin(call)
     except UpstreamFailed as exc:

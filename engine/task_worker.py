@@ -33,14 +33,14 @@ from .background_events import BackgroundEvents
 from .context import current_tags
 from .dead_task import give_up
 from .delay import key_of
-from .distributed_future import DistributedFuture, state_of_background
+from .distributed_future import state_of_background
 from .hook_log import HookLog
 from .hooks import HOOK_OF_TYPE, Hook, run_hooks, run_hooks_async
 from .keeping import keeping_of
 from .nested import is_plain
 from .results import RecordedResult
 from .states import Pending, Resuming, State
-from .task_call import TaskCall
+from .task_call import TaskCall, look_for_upstream
 from .task_run import TaskRun
 from .task_runners import AsyncTaskRunner
 from .tasks import Task
@@ -300,7 +300,7 @@ class TaskWorker(AsyncContextManagerMixin):
             )
         )  # fmt: skip
         for future in call.upstream:
-            await future.wait_async()
+            await self._insist(future.wait_for_value_async)
         future = contextvars.copy_context().run(self._runner.launch, call)
         await future.wait_for_end_async()
         if events.is_silent and not events.is_lost:
@@ -327,7 +327,7 @@ class TaskWorker(AsyncContextManagerMixin):
         flow_run_id = run.data["flow_run"]["id"]
         task_run = TaskRun(
             run.id, run.name, task, flow_run_id=None if flow_run_id == run.id else flow_run_id, parameters=given["parameters"],
-            tags=frozenset(run.data.get("tags") or ()), upstream=tuple(run.data.get("upstream") or ()),
+            tags=frozenset(run.data.get("tags") or ()), upstream=(),
         )  # fmt: skip
         task_run.run_count, task_run.previous = run.tries_made, StateType.PENDING
         task_run.session, task_run.log_id = self._session, flow_run_id
@@ -347,9 +347,10 @@ class TaskWorker(AsyncContextManagerMixin):
         keeping = keeping_of(task.keeping, None)
         if keeping is not None:
             call.keeping, call.is_careful = keeping, True
-        call.upstream = [DistributedFuture(one) for one in run.wait_for]
-        call.wait_for = tuple(given.get("wait_for") or ())
-        call.is_plain = not call.wait_for and is_plain(task_run.parameters.values())
+        call.is_plain = is_plain(task_run.parameters.values())
+        look_for_upstream(call, task_run.parameters, given.get("wait_for"))
+        # Those known here only that asked had been waited for there.
+        task_run.upstream = tuple(run.data.get("upstream") or ())
         if task_run.tags:
             call.limited = call.events.limited(task_run.tags)
         return call

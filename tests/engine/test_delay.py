@@ -182,6 +182,47 @@ async def test_a_long_retry_delay_holds_no_worker(bus: Bus, session: Session) ->
     ]
 
 
+@task
+async def atotal(parts: list[str]) -> int:
+    await asyncio.sleep(0)
+    return sum(map(len, parts))
+
+
+@task
+def text(chars: int) -> str:
+    return "x" * chars
+
+
+async def test_async_tasks_are_given_what_others_returned(bus: Bus, session: Session) -> None:
+    """Small results and stored ones, however deep, of a flow's tasks too; all at the first try."""
+
+    @flow
+    async def total() -> int:
+        return await atotal.submit([text.delay(1), text.delay(100_000)])
+
+    async with serving(bus, atotal, text, limit=1):
+        future = atotal.delay([text.delay(2), text.delay(100_000)])
+        assert await future == 100_002
+        assert await words(bus, future) == ["scheduled", "pending", "running", "completed"]
+        assert await total() == 100_001
+
+
+@pytest.mark.parametrize("after", [add, aadd])
+async def test_a_run_whose_upstream_kept_nothing_says_so(
+    bus: Bus, session: Session, after: Task[..., Any]
+) -> None:
+    """It will never begin, and is not tried as if its worker had died."""
+    forgetful = add.with_options(persist_result=False)
+    async with serving(bus, forgetful, aadd, limit=1) if after is aadd else serving(bus, forgetful):
+        future = after.delay(forgetful.delay(1))
+        with pytest.raises(UpstreamFailed, match="cannot be read"):
+            await future
+        assert (await words(bus, future), future.state.name) == (
+            ["scheduled", "pending", "pending"],
+            "NotReady",
+        )
+
+
 async def test_futures_among_the_arguments_are_waited_for_without_holding_a_place(
     bus: Bus, session: Session
 ) -> None:
