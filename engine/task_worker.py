@@ -34,6 +34,7 @@ from .context import current_tags
 from .dead_task import give_up
 from .delay import key_of
 from .distributed_future import state_of_background
+from .futures import TaskFuture
 from .hook_log import HookLog
 from .hooks import HOOK_OF_TYPE, Hook, run_hooks, run_hooks_async
 from .keeping import keeping_of
@@ -66,6 +67,17 @@ class _Held:
     item: WorkItem
     ticket: Ticket
     call: TaskCall | None = None
+
+
+class _Runner(AsyncTaskRunner):
+    """Runs tasks of many who asked: ``sys.exit()`` ends the run that says it, not the worker with all the others."""
+
+    async def _run(self, call: TaskCall, future: TaskFuture[Any]) -> None:
+        try:
+            await super()._run(call, future)
+        except SystemExit as exc:
+            # The future has ended, as CRASHED; out of here it would stop the loop.
+            log.warning("task_worker.exit_asked", extra={"task_run_id": call.run.id, "code": exc.code})
 
 
 class TaskWorker(AsyncContextManagerMixin):
@@ -136,7 +148,7 @@ class TaskWorker(AsyncContextManagerMixin):
                     bus = await stack.enter_async_context(open_bus(address, settings.bus))
             self._session = stack.enter_context(use_session(bus))
             self._runs = BackgroundLog(bus)
-            self._runner = AsyncTaskRunner(self.limit or self._engine.thread_workers)
+            self._runner = _Runner(self.limit or self._engine.thread_workers)
             stack.enter_context(self._runner.opened())
             self._tg = await stack.enter_async_context(anyio.create_task_group())
             self._tg.start_soon(self._keep_alive)

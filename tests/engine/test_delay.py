@@ -183,6 +183,28 @@ async def test_a_long_retry_delay_holds_no_worker(bus: Bus, session: Session) ->
 
 
 @task
+async def aexits() -> None:
+    raise SystemExit(3)
+
+
+@task
+def exits() -> None:
+    raise SystemExit(3)
+
+
+@pytest.mark.parametrize("leaves", [exits, aexits], ids=["sync", "async"])
+async def test_a_task_that_exits_ends_its_own_run_alone(
+    bus: Bus, session: Session, leaves: Task[..., Any]
+) -> None:
+    """Its run is Crashed at once, and the worker serves the others."""
+    async with serving(bus, leaves, aadd, limit=1):
+        future = leaves.delay()
+        await future.wait_async()
+        assert (future.state.name, await aadd.delay(1)) == ("Crashed", 2)
+        assert await words(bus, future) == ["scheduled", "pending", "running", "crashed"]
+
+
+@task
 async def atotal(parts: list[str]) -> int:
     await asyncio.sleep(0)
     return sum(map(len, parts))
