@@ -88,6 +88,10 @@ class ParameterError(DefinitionError):
     """A flow or task was called with parameters it does not take."""
 
 
+class InputRefused(ParameterError, RuntimeError):
+    """What a paused run was to be resumed with is not what it asked for."""
+
+
 class ParameterBindError(ParameterError, TypeError):
     """The arguments of a call do not fit the function: one is missing, unknown, or given twice."""
 
@@ -177,6 +181,10 @@ class EventInvalid(DefinitionError):
 
 class RefusedError(HarkError):
     """What was asked may not be done, or not now."""
+
+
+class SuspendRefused(RefusedError, RuntimeError):
+    """A run was to be suspended that nobody could take up again by itself."""
 
 
 class GuardFailed(RefusedError):

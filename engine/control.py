@@ -24,6 +24,7 @@ from ..errors import (
     NotPaused,
     ParameterError,
     RefusedError,
+    SuspendRefused,
     UnknownName,
 )
 from ..tracing import current_traceparent
@@ -167,14 +168,14 @@ class Control:
 
         Raises:
             UnknownName: there is no such run.
-            RefusedError: it does not belong to a pool, so nobody could take it up again.
+            SuspendRefused: it does not belong to a pool, so nobody could take it up again.
             MoveRefused: it has ended or is stopping.
         """
         details = _by(cause)
 
         def decide(run: FlowRun) -> State | None:
             if run.pool is None:
-                raise RefusedError(
+                raise SuspendRefused(
                     f"run {run.id} was not started by a worker, so it could not be resumed",
                     hint="only runs of deployments can be suspended; cancel it instead",
                 )
@@ -196,7 +197,7 @@ class Control:
         Raises:
             UnknownName: there is no such run.
             NotPaused: it is not.
-            ParameterError: the input does not fit what the run asked for.
+            InputRefused: the input does not fit what the run asked for.
         """
         details = _by(cause)
 

@@ -6,7 +6,7 @@ from collections import Counter
 from types import GeneratorType
 from typing import Any
 
-from ..errors import ProcessDied, RunTimedOut
+from ..errors import PauseTimedOut, ProcessDied, RunTimedOut
 from .signals import Abort, ReturnedFailure, Skip
 from .states import Completed, Crashed, Failed, Skipped, State, StateType, TimedOut
 
@@ -53,7 +53,7 @@ def aggregate(states: list[State], data: Any, *, run_id: str) -> State:
 def state_of_exception(exc: Exception, *, what: str, run_id: str) -> State:
     """Return the final state of a run whose function raised; ``what`` is ``Flow run`` or ``Task run``.
 
-    Any ``TimeoutError`` makes ``TimedOut``; one of the run's own limit is marked as this run's.
+    Any ``TimeoutError`` but that of a pause makes ``TimedOut``; one of the run's own limit is marked as this run's.
     """
     if isinstance(exc, ReturnedFailure):
         return exc.state
@@ -66,7 +66,8 @@ def state_of_exception(exc: Exception, *, what: str, run_id: str) -> State:
         return TimedOut(
             message=f"{what} exceeded timeout of {exc.seconds} second(s)", data=exc, run_id=run_id
         )
-    if isinstance(exc, TimeoutError):
+    # A pause that nobody ended is no limit of the run: it fails, and by that name.
+    if isinstance(exc, TimeoutError) and not isinstance(exc, PauseTimedOut):
         return TimedOut(message=f"{what} failed due to timeout: {exc!r}", data=exc, run_id=run_id)
     if isinstance(exc, Abort):
         return Failed(message=f"{what} was aborted: {exc}", data=exc, run_id=run_id)

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from ..duration import format_duration, seconds_of
-from ..errors import MissingContextError, PauseTimedOut, RefusedError, RunWaitTimedOut
+from ..errors import (
+    MissingContextError,
+    MoveRefused,
+    PauseTimedOut,
+    RefusedError,
+    RunWaitTimedOut,
+    SuspendRefused,
+)
 from ..vocabulary import FlowRunId, JsonObject, StateType
 from .context import FlowRunContext, TaskRunContext
 from .durable import Wait, now
@@ -54,7 +62,7 @@ async def resume_flow_run(
     Raises:
         UnknownName: there is no such run.
         NotPaused: it is not paused.
-        ParameterError: the input does not fit what the run asked for.
+        InputRefused: the input does not fit what the run asked for.
     """
     from .control import Control
 
@@ -99,7 +107,7 @@ async def wait_for_flow_run(
 def suspend_flow_run(
     wait_for_input: Any = None,
     flow_run_id: str | None = None,
-    timeout: float | str | timedelta | None = PAUSE_S,
+    timeout: float | str | timedelta | None = None,
     key: str | None = None,
 ) -> Any:
     """Take a run off its worker until it is resumed; then it goes on after its last finished task.
@@ -110,11 +118,11 @@ def suspend_flow_run(
     Args:
         wait_for_input: a pydantic model (or any type) that whoever resumes the run fills in; the value returned.
         flow_run_id: another run, which is stopped where it is.
-        timeout: in seconds, ``"2h"`` or a ``timedelta``; a run that has not been resumed by then fails. None: never.
+        timeout: in seconds, ``"2h"`` or a ``timedelta``; a run that has not been resumed by then fails. Default: never.
         key: names the pause; a run pauses once for each key. Default: its place in the code.
     Raises:
         MissingContextError: outside a flow, without ``flow_run_id``; or in a task.
-        RefusedError: the run is not that of a deployment, so nobody could take it up; or it is a subflow.
+        SuspendRefused: the run is not that of a deployment, so nobody could take it up; or it is a subflow.
     """
     if flow_run_id is not None:
         return _suspend_other(str(flow_run_id))
@@ -127,7 +135,7 @@ def suspend_flow_run(
 
 
 async def _suspend_async(
-    wait_for_input: Any = None, timeout: float | str | timedelta | None = PAUSE_S, key: str | None = None
+    wait_for_input: Any = None, timeout: float | str | timedelta | None = None, key: str | None = None
 ) -> Any:
     pause = _Pause("suspend", wait_for_input, timeout, key)
     if pause.wait.is_over:
@@ -150,7 +158,7 @@ def pause_flow_run(
 ) -> Any:
     """Pause the run the code is in, its process waiting, until somebody resumes it; returns the input, if one was asked.
 
-    As ``await pause_flow_run(…)`` in async flows. The arguments are those of ``suspend_flow_run``; ``poll_interval`` is
+    As ``await pause_flow_run(…)`` in async flows. The arguments are those of ``suspend_flow_run``, with a ``timeout`` of an hour; ``poll_interval`` is
     there for flows written for Prefect, and does nothing: the run hears of its resumption at once.
 
     Raises:
@@ -212,11 +220,11 @@ class _Pause:
         if self.wait.noted.get("resumed"):
             return self.resumed(self.wait.noted.get("input"))
         if self.flow.parent is not None:
-            raise RefusedError(
+            raise SuspendRefused(
                 "a subflow cannot be suspended alone", hint="suspend its parent, or use pause_flow_run"
             )
         if not self.wait.can_leave:
-            raise RefusedError(
+            raise SuspendRefused(
                 "this run was not started by a worker, so nobody could take it up again",
                 hint="make a deployment of the flow, or use pause_flow_run",
             )
@@ -237,6 +245,9 @@ class _Pause:
                 tracker.flow_run.id, lambda run: run.state_type is not S.PAUSED, timeout_s=left_s
             )
         except TimeoutError:
+            # Code may catch it and go on. Not where the run is being stopped at this very moment: it ends so or so.
+            with suppress(MoveRefused):
+                await tracker.move(Running(message=NEVER_RESUMED))
             raise PauseTimedOut(NEVER_RESUMED) from None
         if run.state_type is S.CANCELLING:
             raise Interrupted("cancelled while it was paused")

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any, Self
 
 from ..bus.event import parse_time
-from ..errors import ParameterError
+from ..errors import InputRefused
 from ..vocabulary import JsonObject, JsonValue
 from .run import FlowRun
 from .schema_check import problems_in
@@ -44,14 +44,14 @@ class PauseSpec:
         """Return the input to hand to the run, None if it asked for none and got none.
 
         Raises:
-            ParameterError: it does not fit what the run asked for.
+            InputRefused: it does not fit what the run asked for.
         """
         if self.schema is None:
             return given
         schema: dict[str, Any] = self.schema
         problems = problems_in(given or {}, schema, what="input")
         if problems:
-            raise ParameterError(
+            raise InputRefused(
                 f"run {run_id} cannot be resumed with this input: {'; '.join(problems)}",
                 hint=f"it takes {', '.join(schema.get('properties') or {}) or 'no fields'}",
             )
