@@ -34,6 +34,12 @@ def problem_with(name: str, value: object, properties: Mapping[str, Any]) -> str
     expected = (properties.get(name) or {}).get("type")
     if isinstance(expected, str) and not _fits(value, expected):
         return f"{name!r} takes {_article(expected)}, got {value!r}"
+    items = (properties.get(name) or {}).get("items")
+    wanted = items.get("type") if isinstance(items, dict) else None
+    if isinstance(value, list) and isinstance(wanted, str):
+        for at, item in enumerate(value):
+            if not _fits(item, wanted):
+                return f"{name!r} takes a list, each {_article(wanted)}, got {item!r} at {at}"
     return ""
 
 

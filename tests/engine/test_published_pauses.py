@@ -132,7 +132,7 @@ async def test_only_what_is_paused_can_be_resumed(session: Session) -> None:
         (Plain, [{"x": "zz"}], {"x": 4}, Plain(x=4)),
         (int, [{"value": "abc"}], {"value": 3}, 3),
         (str, [{"value": 3}], {"value": "q"}, "q"),
-        (list[int], [{"value": "q"}], {"value": [1, 2]}, [1, 2]),
+        (list[int], [{"value": "q"}, {"value": [1, "q"]}], {"value": [1, 2]}, [1, 2]),
         (dict[str, int], [{"value": 1}], {"value": {"a": 1}}, {"a": 1}),
         (Order.with_initial_data(item="coffee", description="hi"), [{"n": "x"}], {}, None),
         (None, [], None, None),
