@@ -7,6 +7,7 @@ hooks and events, and waits for what the worker says. What happens on the worker
 from __future__ import annotations
 
 import contextvars
+import logging
 import threading
 from collections.abc import Callable, Mapping
 from importlib import import_module
@@ -27,6 +28,11 @@ if TYPE_CHECKING:
     from .task_call import TaskCall
 
 __all__ = ["DaskTaskRunner"]
+
+log = logging.getLogger(__name__)
+
+_STOP_S = 5.0
+"""How long stopping waits for the workers of a cluster to hear of it."""
 
 ON_THEIR_WAY = 256
 """Tries that the cluster is given at once. Each takes a thread here that waits; the cluster puts them in its own order."""
@@ -205,9 +211,18 @@ class DaskTaskRunner(ThreadPoolTaskRunner):
         from .dask_worker import interrupt as stop_there
 
         client = self._client
-        # First where they run, which frees places there: those that come next must know already that they may not begin.
-        client.run(stop_there, sorted(sent.values()), on_error="ignore")
-        client.cancel(list(sent), force=True)
+
+        def tell() -> None:
+            # First where they run, which frees places there: those that come next must know already that they may not begin.
+            client.run(stop_there, sorted(sent.values()), on_error="ignore")
+            client.cancel(list(sent), force=True)
+
+        # A worker that hangs answers never, and this may be the loop of many flows.
+        telling = threading.Thread(target=tell, name="hark-dask-stop", daemon=True)
+        telling.start()
+        telling.join(_STOP_S)
+        if telling.is_alive():
+            log.warning("dask.workers_silent", extra={"tasks": len(sent), "waited_s": _STOP_S})
 
     def reopen(self) -> None:
         super().reopen()

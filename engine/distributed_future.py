@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import logging
 import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from ..bus.session import Session
 
 __all__ = ["DistributedFuture", "PrefectDistributedFuture", "state_of_background"]
+
+log = logging.getLogger(__name__)
 
 R = TypeVar("R")
 
@@ -103,9 +105,13 @@ class DistributedFuture(TaskFuture[R]):
         """Wait until done without holding the loop, at most ``timeout`` seconds."""
         if self._final is None:
             session = session_here("a future")
-            with waiting_for_another(), contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(timeout):
-                    await session.acall(self._until_over, session)
+            with waiting_for_another():
+                try:
+                    async with asyncio.timeout(timeout) as limit:
+                        await session.acall(self._until_over, session)
+                except TimeoutError:
+                    if not limit.expired():  # not ours, but what the waiting itself ran into
+                        raise
 
     def add_done_callback(self, fn: Callable[[TaskFuture[R]], None]) -> None:
         """Call ``fn(self)`` when done (at once if it is), in whichever thread hears of it."""
@@ -187,7 +193,9 @@ class _Listener:
     async def _hear(self, future: DistributedFuture[Any], session: Session) -> None:
         try:
             await future._until_over(session)
-        except HarkError as exc:
+        except Exception as exc:  # whatever it is, nobody may wait for this future for ever
+            if not isinstance(exc, HarkError):
+                log.exception("future.fault", extra={"task_run_id": future.task_run_id})
             future.finish(State(StateType.CRASHED, message=f"its end cannot be heard of: {exc}", data=exc))
         finally:
             self._tasks.pop(future, None)
