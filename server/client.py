@@ -13,7 +13,7 @@ from urllib.parse import quote
 import anyio
 import orjson
 
-from ..bus.event import Event, checked, format_time
+from ..bus.event import Event, check_type, checked, format_time
 from ..errors import DefinitionError, HarkError, UnavailableError
 from ..vocabulary import JsonObject, JsonValue
 from .address import find_api
@@ -198,6 +198,8 @@ class Hark(ValueCalls):
 
     async def emit_many(self, events: Sequence[Event]) -> list[str]:
         """Store events, in order, all or none answered; return their ids."""
+        for event in events:
+            check_type(event.type)  # the server cleans types of other implementations, and this one is Hark's
         if len(events) == 1:  # so that what is wrong with it is not told as that of a batch's first
             body, media = events[0].to_json(), "application/cloudevents+json"
         else:
