@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
+
+import orjson
 
 from ..vocabulary import JsonObject, JsonValue
 from .alert import Alert, Cause
 from .message import Message, Severity
 from .wording import Line
 
-__all__ = ["Decision", "Group", "Member", "Said", "Send", "shown_address"]
+__all__ = [
+    "Decision", "Group", "Member", "Said", "Send", "group_key", "kind_of_message", "shown_address",
+]  # fmt: skip
 
 
 def shown_address(to: str) -> str:
@@ -185,6 +189,18 @@ class Group:
             sends=int(value["sends"]), unacked_since=value["unacked_since"], escalated=int(value["escalated"]),
             acked_at=value["acked_at"], acked_by=value["acked_by"], muted=value["muted"], due=_back(value["due"]),
         )  # fmt: skip
+
+
+def group_key(route: str, labels: JsonObject) -> str:
+    """Return what an open group is known by: its route's key and the labels its alerts share."""
+    return f"{route} {orjson.dumps(labels, option=orjson.OPT_SORT_KEYS).decode()}"
+
+
+def kind_of_message(fresh: Sequence[Member], repeated: Sequence[Member], *, in_digests: bool) -> str:
+    """Return what a message with these alerts is: ``firing, digest, repeat`` or ``recovered``."""
+    if fresh:
+        return "digest" if in_digests else "firing"
+    return "repeat" if repeated else "recovered"
 
 
 def _finite(at: float) -> JsonValue:

@@ -22,11 +22,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-import orjson
-
 from ..vocabulary import JsonObject, derived_id
 from .alert import Alert, Cause
-from .group import Decision, Group, Member, Said, Send, shown_address
+from .group import Decision, Group, Member, Said, Send, group_key, kind_of_message, shown_address
 from .inhibition import Sources
 from .routing import Route, Tree, next_digest
 from .seen import Seen
@@ -178,7 +176,7 @@ class Grouping:
 
     def _move(self, member: Member, old: Group, route: Route) -> None:
         labels = route.labels(member.alert.facts, member.alert.id)
-        key = _group_key(route, labels)
+        key = group_key(route.key, labels)
         group = self.groups.get(key)
         if group is None:
             # The incident goes on under its id where it is still whole; parts of it become incidents of their own.
@@ -230,7 +228,7 @@ class Grouping:
     def _join(self, alert: Alert, route: Route) -> None:
         now = self.now
         labels = route.labels(alert.facts, alert.id)
-        key = _group_key(route, labels)
+        key = group_key(route.key, labels)
         group = self.groups.get(key)
         if group is None:
             group = self.groups[key] = Group(key, route.key, labels, "", now)
@@ -484,15 +482,7 @@ class Grouping:
         self, group: Group, route: Route, fresh: list[Member], recovered: list[Member], repeated: list[Member]
     ) -> None:
         now = self.now
-        kind = (
-            "digest"
-            if route.digest and fresh
-            else "firing"
-            if fresh
-            else "repeat"
-            if repeated
-            else "recovered"
-        )
+        kind = kind_of_message(fresh, repeated, in_digests=bool(route.digest))
         problems = [m for m in fresh if not m.is_news]
         open_ = [
             m
@@ -608,7 +598,3 @@ class Grouping:
         if any(tree.route(g.route) is None for g in made.groups.values()):
             made._out += made.adopt(tree, made.now)
         return made
-
-
-def _group_key(route: Route, labels: JsonObject) -> str:
-    return f"{route.key} {orjson.dumps(labels, option=orjson.OPT_SORT_KEYS).decode()}"

@@ -18,12 +18,11 @@ from typing import Any, Self, TypeVar
 
 import aiosqlite
 import anyio
-import orjson
 
 from ..bus.event import format_time
 from ..bus.subject import matches
-from ..errors import DefinitionError, HarkError, UnavailableError, UnknownName
-from ..vocabulary import StateType
+from ..errors import HarkError, UnavailableError, UnknownName
+from .asking import MAX_LIMIT, add_bounds, checked_limit, json_array, like_text, states_asked
 from .row import (
     ActionRow,
     ArtifactRow,
@@ -54,7 +53,6 @@ from .store import read_only
 __all__ = ["MAX_LIMIT", "Queries"]
 
 _EVERY_RUN, _EVERY_EVENT = RunFilter(), EventFilter()
-MAX_LIMIT = 1000
 """Most rows in one page."""
 _CHAIN = 50
 _READ = "read.sql"
@@ -93,24 +91,24 @@ class Queries:
         self, where: RunFilter = _EVERY_RUN, *, cursor: str | None = None, limit: int = 50
     ) -> Page[FlowRunRow]:
         """Return flow runs, the latest due first."""
-        parts, values = ["flow_runs"], {"limit": _checked(limit) + 1}  # type: tuple[list[str], dict[str, Any]]
+        parts, values = ["flow_runs"], {"limit": checked_limit(limit) + 1}  # type: tuple[list[str], dict[str, Any]]
         if where.states:
-            types, names = _states(where.states)
+            types, names = states_asked(where.states)
             parts.append("flow_runs.states" if names else "flow_runs.types")
-            values |= {"types": _array(types), "names": _array(names)}
+            values |= {"types": json_array(types), "names": json_array(names)}
         for name in ("name", "flow", "deployment", "pool", "parent", "cause", "cause_event", "correlation"):
             if (value := getattr(where, name)) is not None:
                 parts.append(f"flow_runs.{name}")
                 values[name] = value
         if where.tags:
             parts.append("flow_runs.tags")
-            values["tags"] = _array(where.tags)
+            values["tags"] = json_array(where.tags)
         if where.top_level:
             parts.append("flow_runs.top_level")
-        _bounds(parts, values, "flow_runs", where.since, where.until)
+        add_bounds(parts, values, "flow_runs", where.since, where.until)
         if where.text:
             parts.append("flow_runs.text")
-            values["text"] = f"%{_like(where.text)}%"
+            values["text"] = f"%{like_text(where.text)}%"
         if cursor is not None:
             values["after_at"], values["after_id"] = decode_cursor(cursor, str, str)
             parts.append("flow_runs.after")
@@ -160,7 +158,7 @@ class Queries:
             ["task_runs"],
             {
                 "flow_run": flow_run_id, "after_position": position, "after_id": after_id,
-                "limit": _checked(limit) + 1,
+                "limit": checked_limit(limit) + 1,
             },
         )  # fmt: skip
         found = [read_row(TaskRunRow, row) for row in rows[:limit]]
@@ -180,11 +178,11 @@ class Queries:
         Args:
             states: types, names or event words, any of them. task: the task's name.
         """
-        parts, values = ["tasks_alone"], {"limit": _checked(limit) + 1}  # type: tuple[list[str], dict[str, Any]]
+        parts, values = ["tasks_alone"], {"limit": checked_limit(limit) + 1}  # type: tuple[list[str], dict[str, Any]]
         if states:
-            types, names = _states(states)
+            types, names = states_asked(states)
             parts.append("tasks_alone.states")
-            values |= {"types": _array(types), "names": _array(names)}
+            values |= {"types": json_array(types), "names": json_array(names)}
         if task is not None:
             parts.append("tasks_alone.task")
             values["task"] = task
@@ -218,13 +216,13 @@ class Queries:
         oldest_first: bool = False,
     ) -> Page[EventRow]:
         """Return events in the order of the log: the newest first, or the oldest."""
-        _checked(limit)
+        checked_limit(limit)
         parts, values = ["events"], {"limit": limit + 1}  # type: tuple[list[str], dict[str, Any]]
         for name in ("source", "correlation", "causation", "after_seq", "before_seq"):
             if (value := getattr(where, name)) is not None:
                 parts.append(f"events.{name}")
                 values[name] = value
-        _bounds(parts, values, "events", where.since, where.until)
+        add_bounds(parts, values, "events", where.since, where.until)
         if where.subject is not None:
             parts.append("events.subject_prefix" if where.subject.endswith("*") else "events.subject")
             stem = where.subject.rstrip("*")
@@ -259,7 +257,7 @@ class Queries:
         if where.subject is not None or where.correlation is not None or where.causation is not None:
             # These pick few rows by an index of their own.
             return await self._all(
-                db, EventRow, [*parts, "events.types", tail], values | {"types": _array(types)}
+                db, EventRow, [*parts, "events.types", tail], values | {"types": json_array(types)}
             )
         # One walk per type in the index, merged: SQLite by itself would sort all rows of all types for one page.
         walks = [
@@ -435,7 +433,7 @@ class Queries:
         self, cls: type[T], table: str, asked: Mapping[str, str | None], cursor: str | None, limit: int
     ) -> Page[T]:
         parts = [table, *(f"{table}.{name}" for name, value in asked.items() if value is not None)]
-        values: dict[str, Any] = {**asked, "limit": _checked(limit) + 1}
+        values: dict[str, Any] = {**asked, "limit": checked_limit(limit) + 1}
         if cursor is not None:
             [values["before"]] = decode_cursor(cursor, int)
             parts.append("before")
@@ -568,38 +566,3 @@ class Queries:
             await db.execute("PRAGMA query_only = ON")
             await db.execute("PRAGMA busy_timeout = 2000")
         return db
-
-
-def _checked(limit: int) -> int:
-    if not 1 <= limit <= MAX_LIMIT:
-        raise DefinitionError(f"limit {limit} is not between 1 and {MAX_LIMIT}")
-    return limit
-
-
-def _states(states: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Return (types, names in lower case without dashes) that ``states`` ask for."""
-    types, names = [], []
-    known = {t.value for t in StateType}
-    for state in states:
-        if state.upper() in known:
-            types.append(state.upper())
-        else:
-            names.append(state.lower().replace("-", "").replace("_", "").replace(" ", ""))
-    return types, names
-
-
-def _bounds(
-    parts: list[str], values: dict[str, Any], table: str, since: datetime | None, until: datetime | None
-) -> None:
-    for name, moment in (("since", since), ("until", until)):
-        if moment is not None:
-            parts.append(f"{table}.{name}")
-            values[name] = format_time(moment)
-
-
-def _array(texts: Iterable[str]) -> str:
-    return orjson.dumps(list(texts)).decode()
-
-
-def _like(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
