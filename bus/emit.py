@@ -15,8 +15,11 @@ from ..errors import BufferFull, EventInvalid, RefusedError
 from ..tracing import begin_span, current_traceparent, is_tracing
 from ..vocabulary import JsonValue
 from .event import Event, check_text, check_type, is_own_type, no_number
+from .outgoing import Outgoing
 from .owner import Owner
 from .session import Session, current_session, no_broker
+from .subject import PREFIX
+from .wire import check_subject, message_id
 
 __all__ = ["CauseAttrs", "Emitted", "current_cause", "emit"]
 
@@ -78,7 +81,10 @@ def default_source() -> str:
     """Return who says what this program emits: ``/python/<name of the program>``."""
     program = os.path.basename(sys.argv[0] or "") if getattr(sys, "argv", None) else ""
     name = program.removesuffix(".py") or "interactive"
-    return "/python/" + "".join(c if c.isalnum() or c in "._~-" else "-" for c in name)
+    # ASCII and short, so that it can stand in a header line: see ``emit``.
+    return "/python/" + "".join(
+        c if (c.isascii() and c.isalnum()) or c in "._~-" else "-" for c in name[:100]
+    )
 
 
 def emit(
@@ -111,13 +117,18 @@ def emit(
         BusUnavailable: no broker is known, or it does not answer.
         BufferFull: emitted on the bus's own loop faster than the broker takes; elsewhere the caller waits instead.
     """
-    if type.__class__ is not str or type not in _allowed:
-        _allow(type)
-    _check_attributes(id, source, subject, partitionkey, time)
+    kept_under = _allowed.get(type) if type.__class__ is str else None
+    if kept_under is None:
+        kept_under = _allow(type)
+    is_named = id is not None or source is not None
+    is_plain = subject is None or (subject.__class__ is str and subject and subject.isprintable())
+    if is_named or partitionkey is not None or time is not None or not is_plain:
+        _check_attributes(id, source, subject, partitionkey, time)
     session = current_session(tracking=False)
     if session is None:
         raise no_broker(f"there is no broker to emit {type!r} to")
-    cause = _cause(follows)
+    around = current_cause.get()
+    cause = _cause(around if follows is None else follows)
     event = _new(Emitted)
     Event.__init__(
         event,
@@ -133,7 +144,6 @@ def emit(
         causaldepth=cause.causaldepth,
         traceparent=_traced(type, subject, cause, follows) if is_tracing() else cause.traceparent,
     )
-    around = cause if follows is None else current_cause.get()
     owner = around.owner if isinstance(around, CauseAttrs) else None
     if owner is None:
         owner = Owner()  # outside of a run each event is its own matter
@@ -145,9 +155,13 @@ def emit(
             "emit(..., wait=True) on the bus's own event loop would wait for itself",
             hint="in async code, write `await emit(...)`",
         )
+    msg_id = event.msg_id
+    # What we name ourselves can stand in a header line as it is.
+    line = f"Nats-Msg-Id: {message_id(msg_id) if is_named else msg_id}\r\n"
+    message = Outgoing(kept_under, line, event.to_json(), msg_id, owner)
     while True:
         try:
-            publisher.publish_nowait(event, owner)
+            publisher.give_one(message)
             break
         except BufferFull:
             if session.is_own_loop:
@@ -158,11 +172,12 @@ def emit(
     return event
 
 
-_allowed: set[str] = set()  # types that were found right; a program has few
+_allowed: dict[str, str] = {}
+"""Types that were found right, with the subject their events are stored under; a program has few."""
 
 
-def _allow(type_: str) -> None:
-    """Raise ``EventInvalid`` if user code may not emit this type; else remember it."""
+def _allow(type_: str) -> str:
+    """Return the subject of this type's events and remember it; raise ``EventInvalid`` if user code may not emit it."""
     check_type(type_)
     if is_own_type(type_):
         raise EventInvalid(
@@ -171,7 +186,8 @@ def _allow(type_: str) -> None:
         )
     if len(_allowed) >= 4096:
         _allowed.clear()
-    _allowed.add(type_)
+    _allowed[type_] = subject = check_subject(PREFIX + type_)
+    return subject
 
 
 # Without the detour over ``Emitted.__init__``, which hands its arguments on as a dict: emitting is done a lot.
@@ -214,9 +230,8 @@ def _traced(type: str, subject: str | None, cause: CauseAttrs, follows: Event | 
 _NO_CAUSE = CauseAttrs()
 
 
-def _cause(follows: Event | None) -> CauseAttrs:
-    """Return what a new event takes over: from ``follows`` if given, else from the run around us."""
-    cause = follows if follows is not None else current_cause.get()
+def _cause(cause: object) -> CauseAttrs:
+    """Return what an event takes over from what it follows: an event, a run, or nothing."""
     if cause is None:
         return _NO_CAUSE
     if isinstance(cause, CauseAttrs):

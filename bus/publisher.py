@@ -164,7 +164,7 @@ class Publisher(AsyncContextManagerMixin):
                 subject_of(event), event.to_json(), event.msg_id, headers_of(event), owner
             )
         else:
-            self._give(self._outgoing(subject_of(event), event.to_json(), event.msg_id, None, owner))
+            self.give_one(self._outgoing(subject_of(event), event.to_json(), event.msg_id, None, owner))
 
     def publish_raw_nowait(
         self,
@@ -175,26 +175,46 @@ class Publisher(AsyncContextManagerMixin):
         owner: Owner | None = None,
     ) -> None:
         """Give an encoded message, from any thread; see ``publish_nowait``. ``msg_id`` makes it stored once."""
-        self._give(self._outgoing(subject, payload, msg_id, headers, owner))
+        self.give_one(self._outgoing(subject, payload, msg_id, headers, owner))
 
     def give(self, *messages: Outgoing) -> None:
         """Give messages that are ready to go, from any thread: all of them, or none; see ``publish_nowait``.
 
         For who makes tens of thousands a second and has looked at their subjects, ids and header lines before.
         """
-        limit = self._limit
+        size, limit = 0, self._limit
         for message in messages:
+            size += message.size
             if message.size > limit:
                 self._check_size(message)
-        self._give(*messages)
+        with self._lock:
+            self._check_room(size)
+            self._given += messages
+            self._waiting += len(messages)
+            self._waiting_bytes += size
+            if not self._awake:
+                self._wake()
+
+    def give_one(self, message: Outgoing) -> None:
+        """Give a message that is ready to go, from any thread; see ``publish_nowait``."""
+        size = message.size
+        if size > self._limit:
+            self._check_size(message)
+        with self._lock:
+            waiting = self._waiting
+            if self._closed or waiting >= self._most or self._waiting_bytes + size > BUFFER_BYTES:
+                self._check_room(size)
+            self._given.append(message)
+            self._waiting = waiting + 1
+            self._waiting_bytes += size
+            if not self._awake:
+                self._wake()
 
     async def give_when_room(self, message: Outgoing) -> None:
         """Give a message that is ready to go, waiting for room in the buffer (in the loop of the publisher)."""
-        if message.size > self._limit:
-            self._check_size(message)
         while True:
             try:
-                return self._give(message)
+                return self.give_one(message)
             except BufferFull:
                 await self._settlement()
 
@@ -246,10 +266,7 @@ class Publisher(AsyncContextManagerMixin):
         lines = f"Nats-Msg-Id: {message_id(msg_id)}\r\n"
         if headers:
             lines += header_lines(headers)
-        message = Outgoing(check_subject(subject), lines, payload, msg_id, owner)
-        if message.size > self._limit:
-            self._check_size(message)
-        return message
+        return Outgoing(check_subject(subject), lines, payload, msg_id, owner)
 
     def _check_size(self, message: Outgoing) -> None:
         # The limit may have been taken from another broker, or from none yet.
@@ -257,28 +274,23 @@ class Publisher(AsyncContextManagerMixin):
         if message.size > self._limit:
             raise EventTooLarge(message.subject, size_bytes=message.size, limit_bytes=self._limit)
 
-    def _give(self, *messages: Outgoing) -> None:
-        size = 0
-        for message in messages:
-            size += message.size
-        with self._lock:
-            if self._closed:
-                raise BusUnavailable("the publisher was closed; give events before leaving the bus")
-            if self._waiting >= self._most or (self._waiting and self._waiting_bytes + size > BUFFER_BYTES):
-                raise BufferFull(size=self._waiting)
-            self._given += messages
-            self._waiting += len(messages)
-            self._waiting_bytes += size
-            if self._awake:
-                return
-            loop = self._loop
-            if loop is None:
-                return  # taken up when the publisher starts
-            self._awake = True
-            if threading.get_ident() == self._thread:
-                loop.call_soon(self._turn)
-            else:
-                loop.call_soon_threadsafe(self._turn)
+    def _check_room(self, size: int) -> None:
+        """Raise if nothing of ``size`` bytes can be taken now. Something is always taken when nothing is waiting."""
+        if self._closed:
+            raise BusUnavailable("the publisher was closed; give events before leaving the bus")
+        if self._waiting >= self._most or (self._waiting and self._waiting_bytes + size > BUFFER_BYTES):
+            raise BufferFull(size=self._waiting)
+
+    def _wake(self) -> None:
+        """Have the loop take what was given, if there is one yet: else it is taken up when the publisher starts."""
+        loop = self._loop
+        if loop is None:
+            return
+        self._awake = True
+        if threading.get_ident() == self._thread:
+            loop.call_soon(self._turn)
+        else:
+            loop.call_soon_threadsafe(self._turn)
 
     # --- in the loop ----------------------------------------------------------------------------------
 
