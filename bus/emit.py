@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Generator
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import orjson
 
 from ..errors import BufferFull, EventInvalid, RefusedError
 from ..tracing import begin_span, current_traceparent, is_tracing
-from ..vocabulary import JsonValue
+from ..vocabulary import JsonValue, new_id
 from .event import Event, check_text, check_type, is_own_type, no_number
 from .outgoing import Outgoing
 from .owner import Owner
@@ -44,28 +47,39 @@ current_cause: ContextVar[Event | CauseAttrs | None] = ContextVar("hark_cause", 
 
 @dataclass(frozen=True, slots=True, kw_only=True, init=False)
 class Emitted(Event):
-    """An event on its way. ``await`` it to be sure that it is stored; it is sent either way."""
+    """An event on its way. ``await`` it to be sure that it is stored; it is sent either way.
+
+    What ``emit`` returns is hardly ever looked at, and making an event of it would cost as much as encoding it: its
+    attributes are filled in when the first of them is asked for.
+    """
 
     session: Session | None = field(default=None, repr=False, compare=False)
     owner: Owner | None = field(default=None, repr=False, compare=False)
+    _late: dict[str, Any] | None = field(default=None, repr=False, compare=False, init=False)
 
     def __init__(
         self, *, session: Session | None = None, owner: Owner | None = None, **attributes: Any
     ) -> None:
         # Not super(): the class that ``slots=True`` makes is another than the one this was written in.
         Event.__init__(self, **attributes)
-        object.__setattr__(self, "session", session)
-        object.__setattr__(self, "owner", owner)
+        _set_session(self, session)
+        _set_owner(self, owner)
+        _set_late(self, None)
+
+    if not TYPE_CHECKING:  # a checker would take it for a promise to have every attribute there is
+
+        def __getattr__(self, name: str) -> object:
+            if name not in _ATTRIBUTES:
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            with _filling:  # two threads may look at once
+                if (late := self._late) is not None:
+                    Event.__init__(self, **late)
+                    _set_late(self, None)
+            return object.__getattribute__(self, name)
 
     def to_json(self) -> bytes:
         """As of any event; numbers that JSON has no word for are refused, which would become ``null`` unsaid."""
-        raw = Event.to_json(self)
-        # Looked for only where there is a null at all: walking through data costs more than writing it.
-        if b"null" in raw and (path := no_number(self.data)) is not None:
-            raise EventInvalid(
-                path, "is not a number (nan or infinity), which JSON cannot say: leave it out or send None"
-            )
-        return raw
+        return _without_nan(Event.to_json(self), self.data)
 
     def __await__(self) -> Generator[Any, None, Event]:
         return self._stored().__await__()
@@ -129,36 +143,39 @@ def emit(
         raise no_broker(f"there is no broker to emit {type!r} to")
     around = current_cause.get()
     cause = _cause(around if follows is None else follows)
-    event = _new(Emitted)
-    Event.__init__(
-        event,
-        type=type,
-        source=source or default_source(),
-        id=id,
-        subject=subject,
-        time=None if time is None else time.astimezone(UTC),
-        data=data,
-        partitionkey=partitionkey,
-        correlationid=cause.correlationid,
-        causationid=cause.causationid,
-        causaldepth=cause.causaldepth,
-        traceparent=_traced(type, subject, cause, follows) if is_tracing() else cause.traceparent,
-    )
+    attributes: dict[str, Any] = {
+        "id": id or new_id(),
+        "source": source or default_source(),
+        "type": type,
+    }
+    if subject is not None:
+        attributes["subject"] = subject
+    attributes["time"] = datetime.now(UTC) if time is None else time.astimezone(UTC)
+    attributes["data"] = data
+    if partitionkey is not None:
+        attributes["partitionkey"] = partitionkey
+    if cause is not _NO_CAUSE:
+        attributes["correlationid"], attributes["causationid"] = cause.correlationid, cause.causationid
+        attributes["causaldepth"], attributes["traceparent"] = cause.causaldepth, cause.traceparent
+    if is_tracing() and (traceparent := _traced(type, subject, cause, follows)) is not None:
+        attributes["traceparent"] = traceparent
     owner = around.owner if isinstance(around, CauseAttrs) else None
     if owner is None:
         owner = Owner()  # outside of a run each event is its own matter
+    event = _new(Emitted)
     _set_session(event, session)
     _set_owner(event, owner)
+    _set_late(event, attributes)
     publisher = session.bus.publisher
     if wait and session.is_own_loop:
         raise RefusedError(
             "emit(..., wait=True) on the bus's own event loop would wait for itself",
             hint="in async code, write `await emit(...)`",
         )
-    msg_id = event.msg_id
+    msg_id = f"{attributes['source']}#{attributes['id']}"
     # What we name ourselves can stand in a header line as it is.
     line = f"Nats-Msg-Id: {message_id(msg_id) if is_named else msg_id}\r\n"
-    message = Outgoing(kept_under, line, event.to_json(), msg_id, owner)
+    message = Outgoing(kept_under, line, _encoded(event, attributes), msg_id, owner)
     while True:
         try:
             publisher.give_one(message)
@@ -190,10 +207,35 @@ def _allow(type_: str) -> str:
     return subject
 
 
+def _encoded(event: Emitted, attributes: dict[str, Any]) -> bytes:
+    """Return the event as it stands in the log, from its attributes where that needs no event to be made."""
+    time, data = attributes["time"], attributes["data"]
+    is_usual_time = time.__class__ is datetime and time.microsecond
+    if not is_usual_time or "causaldepth" in attributes or data is None or isinstance(data, bytes):
+        return event.to_json()
+    try:
+        raw = orjson.dumps({"specversion": "1.0", **attributes}, option=orjson.OPT_UTC_Z)
+    except TypeError:
+        return event.to_json()  # which says what is wrong
+    return _without_nan(raw, data)
+
+
+def _without_nan(raw: bytes, data: object) -> bytes:
+    # Looked for only where there is a null at all: walking through data costs more than writing it.
+    if b"null" in raw and (path := no_number(data)) is not None:
+        raise EventInvalid(
+            path, "is not a number (nan or infinity), which JSON cannot say: leave it out or send None"
+        )
+    return raw
+
+
 # Without the detour over ``Emitted.__init__``, which hands its arguments on as a dict: emitting is done a lot.
 _new = object.__new__
 _set_session = vars(Emitted)["session"].__set__
 _set_owner = vars(Emitted)["owner"].__set__
+_set_late = vars(Emitted)["_late"].__set__
+_filling = threading.Lock()
+_ATTRIBUTES = frozenset(attribute.name for attribute in fields(Event))
 
 
 def _check_attributes(

@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import os
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+import orjson
 import pytest
 from hark.bus import Bus, EmbeddedBroker, Event
-from hark.bus.emit import CauseAttrs, current_cause, emit
+from hark.bus.emit import CauseAttrs, Emitted, current_cause, emit
 from hark.bus.session import current_session, use_session
 from hark.errors import BufferFull, EventInvalid, EventTooLarge, RefusedError
 from hark.testing import Harness, harness
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+json_scalars = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(max_size=9)
+
+
+def json_nested(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +65,40 @@ def test_an_emitted_event_is_stored_as_it_was_given(rig: Harness) -> None:
     found = stored(rig, event)
     assert (found.subject, found.data, found.source, found.time) == ("order/42", {"total": 9.5}, "/shop", at)
     assert (found.id, found.partitionkey, found.correlationid, found.causationid) == ("x1", "ann", None, None)
+
+
+@given(
+    attributes=st.fixed_dictionaries(
+        {"data": st.none() | st.binary(max_size=9) | st.recursive(json_scalars, json_nested, max_leaves=6)},
+        optional={
+            "subject": st.just("order/42"),
+            "partitionkey": st.just("ann"),
+            "time": st.datetimes(datetime(1990, 1, 1), datetime(2090, 1, 1), timezones=st.just(UTC)),
+            "source": st.sampled_from(["/shop", "/a b", "/\u00e9", "/" + "x" * 300]),
+            "follows": st.just(Event(type="a.b", source="/s")),
+        },
+    )
+)
+@settings(max_examples=40)
+def test_what_is_sent_is_what_the_event_says(rig: Harness, attributes: dict[str, Any]) -> None:
+    """The short way to the log writes what the event itself would: so does looking at it late change nothing."""
+    event = emit("order.paid", **attributes, wait=True)
+    assert stored(rig, event).to_dict() == event.to_dict() == orjson.loads(event.to_json())
+
+
+def test_an_event_nobody_looked_at_can_be_copied_and_compared(rig: Harness) -> None:
+    """Its attributes are filled in late, whoever asks first, and by however many threads at once."""
+    assert copy.copy(event := emit("order.paid", data={"n": 1})) == event
+    assert emit("order.paid", data={"n": 1}).replace(subject="x").data == {"n": 1}
+    assert "order.paid" in repr(emit("order.paid"))
+    with pytest.raises(AttributeError, match="no attribute 'total'"):
+        emit("order.paid").total  # type: ignore[attr-defined]  # noqa: B018
+    shared = emit("order.paid", subject="order/1")
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(lambda _: (shared.subject, shared.type), range(40))) == {
+            ("order/1", "order.paid")
+        }
+    assert type(shared) is Emitted
 
 
 def test_the_source_is_the_program_unless_given(rig: Harness) -> None:
