@@ -23,13 +23,13 @@ from dataclasses import replace
 from typing import Any
 
 from ..vocabulary import JsonObject, derived_id
+from . import saying
 from .alert import Alert, Cause
-from .group import Decision, Group, Member, Said, Send, group_key, kind_of_message, shown_address
+from .group import Decision, Group, Member, group_key, kind_of_message
 from .inhibition import Sources
 from .routing import Route, Tree, next_digest
 from .seen import Seen
 from .silence import SilenceBook
-from .wording import compose
 
 __all__ = ["Grouping"]
 
@@ -157,7 +157,7 @@ class Grouping:
                 else:
                     routes = tree.targets(member.alert.facts)
                 if not routes:
-                    self._unrouted(member.alert)
+                    self._out.append(saying.unrouted(member.alert, self.now))
                 for route in routes:
                     self._move(member, old, route)
             if kept and not old.members and old.key not in self.groups:
@@ -198,7 +198,7 @@ class Grouping:
     def _take(self, alert: Alert) -> None:
         routes = self.tree.targets(alert.facts)
         if not routes:
-            self._unrouted(alert)
+            self._out.append(saying.unrouted(alert, self.now))
             return
         for route in routes:
             self._join(alert, route)
@@ -219,11 +219,6 @@ class Grouping:
         problems = [m for m in members if m.is_open_problem]
         if self._sources.replace(alert_id, max(problems, key=lambda m: m.last).alert if problems else None):
             self._release_inhibited()
-
-    def _unrouted(self, alert: Alert) -> None:
-        reason = "no route that matches says whom to tell; give the root of `notifications:` a `to:`"
-        data: JsonObject = {"alert": alert.id, "title": alert.message.title, "reason": reason}
-        self._say("unrouted", alert, data, alert.cause.id)
 
     def _join(self, alert: Alert, route: Route) -> None:
         now = self.now
@@ -258,19 +253,14 @@ class Grouping:
         group.members[alert.id] = Member(alert, now, now, ready, is_news=alert.is_news)
         self._where.setdefault(alert.id, set()).add(key)
         self._wake_at(group, min(group.due, ready))
-        data: JsonObject = {
-            "alert": alert.id, "title": alert.message.title, "severity": alert.message.severity.value,
-            "group": group.id, "labels": labels, "route": route.shown, "to": [*map(shown_address, route.to)], "size": len(group.members),
-        }  # fmt: skip
-        self._say("grouped", alert, data, alert.cause.id, key)
+        self._out.append(saying.grouped(alert, group, route, now))
 
     def _resolve(self, ids: Iterable[str], by: Alert | None, cause: Cause | None = None) -> None:
         """End alerts; ``by`` may say so in words of its own."""
         for id_ in ids:
             keys = sorted(self._where.get(id_, ()))
             if not keys and by is not None:
-                data: JsonObject = {"alert": id_, "reason": "it was not open", "told": False}
-                self._say("closed", by, data, by.cause.id)
+                self._out.append(saying.was_not_open(by, self.now))
             for key in keys:
                 group = self.groups[key]
                 member = group.members[id_]
@@ -302,11 +292,7 @@ class Grouping:
             self._where.pop(member.alert.id, None)
             self._freed(member.alert.id)
         if reason:
-            data: JsonObject = {
-                "alert": member.alert.id, "title": member.alert.message.title, "group": group.id, "reason": reason,
-                "told": told, "count": member.count,
-            }  # fmt: skip
-            self._say("closed", member.alert, data, group.id, str(member.since))
+            self._out.append(saying.closed(member, group, reason, told=told, at=self.now))
 
     def _freed(self, alert_id: str) -> None:
         """An alert is over: whom it held back is looked at again."""
@@ -419,12 +405,7 @@ class Grouping:
         label = f"{name} {end}"
         if group.muted != label:
             group.muted = label
-            member = next(iter(group.members.values()))
-            data: JsonObject = {
-                "group": group.id, "labels": group.labels, "mute": name, "until": end if end < math.inf else None,
-                "alerts": len(group.members),
-            }  # fmt: skip
-            self._say("muted", member.alert, data, group.id, label)
+            self._out.append(saying.muted(group, name, until=end, at=self.now))
         self._schedule(group, not_before=end)
 
     def _ripe(self, group: Group) -> tuple[list[Member], list[Member]]:
@@ -446,11 +427,7 @@ class Grouping:
             dropped = member.is_news or member.resolved_at is not None
             label = f"silence {ref}" if word == "silenced" else word
             if member.held != label or dropped:
-                data: JsonObject = {
-                    "alert": member.alert.id, "title": member.alert.message.title, "group": group.id,
-                    ("silence" if word == "silenced" else "by"): ref, "dropped": dropped,
-                }  # fmt: skip
-                self._say(word, member.alert, data, group.id, ref, str(member.since), str(dropped))
+                self._out.append(saying.held_back(member, group, word, by=ref, dropped=dropped, at=now))
             member.held, member.ready = label, until
             if dropped:
                 self._close(group, member, "", told=False)
@@ -500,11 +477,23 @@ class Grouping:
                 group.unacked_since, group.escalated = now, 0
             group.acked_at, group.acked_by = None, ""
         for receiver in dict.fromkeys(to):
-            self._send(group, receiver, kind, shown, recovered, new=[m.alert.id for m in fresh])
+            self._out.append(
+                saying.sent(
+                    group,
+                    receiver,
+                    kind,
+                    firing=shown,
+                    recovered=recovered,
+                    at=now,
+                    new=[m.alert.id for m in fresh],
+                )
+            )
         if recovered:
             for receiver in told:
                 if receiver not in to:
-                    self._send(group, receiver, "recovered", [], recovered)
+                    self._out.append(
+                        saying.sent(group, receiver, "recovered", firing=[], recovered=recovered, at=now)
+                    )
         if fresh or recovered:
             group.flushed_at = now
         group.sent_at = now
@@ -531,43 +520,22 @@ class Grouping:
             shown = [m for m in open_ if self._held(m) is None]
             waited_s = self.now - group.unacked_since
             for receiver in step.to:
-                self._send(group, receiver, "escalation", shown, [], waited_s=waited_s)
+                self._out.append(
+                    saying.sent(
+                        group,
+                        receiver,
+                        "escalation",
+                        firing=shown,
+                        recovered=[],
+                        at=self.now,
+                        waited_s=waited_s,
+                    )
+                )
             group.sends += 1
             group.escalated += 1
             group.told_to = list(dict.fromkeys([*group.told_to, *step.to]))
-            data: JsonObject = {
-                "group": group.id, "labels": group.labels, "step": group.escalated, "to": [*map(shown_address, step.to)],
-                "waited_s": waited_s, "alerts": len(shown),
-            }  # fmt: skip
-            self._say(
-                "escalated", shown[0].alert, data, group.id, str(group.unacked_since), str(group.escalated)
-            )
+            self._out.append(saying.escalated(group, step, shown, waited_s=waited_s, at=self.now))
         return 0.0
-
-    def _send(
-        self,
-        group: Group,
-        to: str,
-        kind: str,
-        firing: list[Member],
-        recovered: list[Member],
-        *,
-        waited_s: float = 0.0,
-        new: Iterable[str] = (),
-    ) -> None:
-        message = compose(
-            kind, group.labels, firing=[m.line() for m in firing], recovered=[m.line() for m in recovered],
-            at=self.now, waited_s=waited_s, group=group.id,
-            new=tuple(new),
-        )  # fmt: skip
-        key = derived_id("notify", group.id, str(group.opened_at), str(group.sends), kind, to)
-        cause = (firing or recovered)[0].alert.cause
-        stamp = group.unacked_since if any(m.is_open_problem for m in firing) else None
-        self._out.append(Send(key, to, group.id, kind, message, cause, self.now, stamp))
-
-    def _say(self, word: str, alert: Alert, data: JsonObject, *parts: str) -> None:
-        id_ = derived_id("notification-decision", word, alert.id, *parts)
-        self._out.append(Said(id_, word, f"alert/{alert.id}", data, alert.cause, self.now))
 
     # --- state ----------------------------------------------------------------------------------------
 
