@@ -16,8 +16,12 @@ from pathlib import Path
 
 import pytest
 from hark.bus import Bus, EmbeddedBroker, Event
+from hark.bus.session import Session, use_session
 from hark.config import BusConfig, load_settings
 from hypothesis import HealthCheck, settings
+from nats.aio.client import Client
+
+from .peer import a_peer
 
 # Machines are shared and noisy: how long an example takes says nothing. What failed is printed so that it can be replayed.
 settings.register_profile(
@@ -109,6 +113,29 @@ async def bus(broker: EmbeddedBroker, bus_config: BusConfig) -> AsyncIterator[Bu
     """A connected bus on a fresh real broker."""
     async with Bus(broker.address, bus_config, name="test") as connected:
         yield connected
+
+
+@pytest.fixture
+async def session(bus: Bus) -> AsyncIterator[Session]:
+    """The test's own loop as the session of this process, as in a worker: what runs is tracked."""
+    with use_session(bus) as found:
+        yield found
+
+
+@pytest.fixture
+def keys_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A home for the key of secrets that code without arguments (a session, a block) finds by itself."""
+    monkeypatch.setenv("HARK_HOME", str(tmp_path / "keys"))
+    load_settings.cache_clear()
+    yield
+    load_settings.cache_clear()
+
+
+@pytest.fixture
+async def peer(broker: EmbeddedBroker) -> AsyncIterator[Client]:
+    """Somebody else on the same broker, with nothing of ours."""
+    async with a_peer(broker.address) as client:
+        yield client
 
 
 @pytest.fixture

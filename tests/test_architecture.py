@@ -23,6 +23,7 @@ ONLY = {
     "typer": {"cli"},
     "fastapi": {"server"},
 }
+LONGEST = 600
 
 
 def source_files() -> list[Path]:
@@ -117,3 +118,10 @@ def test_no_drawers() -> None:
     """A thing that has no room yet needs a name, not a drawer."""
     drawers = {"utils.py", "util.py", "helpers.py", "common.py", "misc.py"}
     assert [str(p.relative_to(ROOT)) for p in source_files() if p.name in drawers] == []
+
+
+def test_no_file_is_long() -> None:
+    """Past 600 lines there are two ideas in one coat: in tests, benchmarks and examples as well."""
+    others = [p for folder in ("tests", "benchmarks", "examples") for p in (ROOT / folder).rglob("*.py")]
+    lengths = {p: len(p.read_text().splitlines()) for p in [ROOT / "__init__.py", *source_files(), *others]}
+    assert {str(p.relative_to(ROOT)): n for p, n in lengths.items() if n > LONGEST} == {}

@@ -14,7 +14,7 @@ from hark import emit, flow, wait_for_event
 from hark.automations.event_wait import EventPattern
 from hark.automations.waker import Waker
 from hark.bus import Bus
-from hark.bus.session import Session, use_session
+from hark.bus.session import Session
 from hark.config import EngineConfig, WorkerConfig
 from hark.engine.control import Control
 from hark.engine.deployment import Deployment
@@ -25,13 +25,6 @@ from hark.errors import DefinitionError, EventWaitTimedOut, MissingContextError
 from hark.vocabulary import StateType
 
 QUICK = EngineConfig(suspend_after_s=0.1)
-
-
-@pytest.fixture
-async def session(bus: Bus) -> AsyncIterator[Session]:
-    """The test's own loop as the session of this process."""
-    with use_session(bus) as found:
-        yield found
 
 
 def counts(run: FlowRun) -> bool:

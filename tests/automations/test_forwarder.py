@@ -16,7 +16,7 @@ from cloudevents.core.bindings.http import HTTPMessage, from_http_event
 from hark.automations.dead_letter import DeadLetters
 from hark.automations.forwarder import Forwarder
 from hark.automations.sink import Sink, outgoing
-from hark.bus import Bus, EmbeddedBroker, Event, LateValues, SecretStore, secret_key
+from hark.bus import Bus, Event, LateValues, SecretStore, secret_key
 from hark.config import AutomationsConfig
 from hark.triggers.verify import Keys, Request, StandardWebhooksVerify, Verified, verify
 from nats.aio.client import Client
@@ -49,23 +49,6 @@ async def forwarding(bus: Bus, home: Path) -> AsyncIterator[Forwarder]:
     await secrets.set("sink", SECRET)
     async with Forwarder(bus, LateValues(bus, secrets), CONFIG) as forwarder:
         yield forwarder
-
-
-@pytest.fixture
-async def peer(broker: EmbeddedBroker) -> AsyncIterator[Client]:
-    """Somebody else on the same broker, with nothing of ours."""
-    address = broker.address
-    client = await nats.connect(
-        address.urls[0],
-        user=address.user,
-        password=address.password,
-        token=address.token,
-        allow_reconnect=False,
-    )
-    try:
-        yield client
-    finally:
-        await client.close()
 
 
 async def until(bus: Bus, filter_: str, count: int = 1) -> list[Event]:

@@ -11,14 +11,13 @@ from typing import Any
 
 import anyio
 import pytest
-from hark.bus import Bus
+from hark.bus import Bus, Recorded
 from hark.config import EngineConfig, WorkerConfig
 from hark.engine.control import Control
 from hark.engine.deployment import Deployment
 from hark.engine.dispatcher import Dispatcher
 from hark.engine.run import Cause, FlowRun
 from hark.engine.worker import Worker
-from hark.vocabulary import FlowRunId
 
 HEAD = """
 import asyncio, os, signal, sys, time
@@ -33,6 +32,40 @@ async def asay(word):
     await emit("said." + word)
 
 """
+
+
+async def events(bus: Bus, filter_: str = "hark.ev.>") -> list[Recorded]:
+    """Everything in the log on a filter, once the publisher has nothing waiting."""
+    await bus.publisher.barrier()
+    found: list[Recorded] = []
+    async with bus.log.read([filter_]) as batches:
+        async for batch in batches:
+            found.extend(batch.records)
+    return found
+
+
+async def words(bus: Bus, filter_: str = "hark.ev.>") -> list[str]:
+    """The types of those events, in order."""
+    return [record.event.type for record in await events(bus, filter_)]
+
+
+async def said(bus: Bus) -> Counter[str]:
+    """Return how often each word has been said: the rest of the type of events `said.<word>`."""
+    words: Counter[str] = Counter()
+    async with bus.log.read(["hark.ev.said.>"]) as batches:
+        async for batch in batches:
+            words.update(recorded.event.type.removeprefix("said.") for recorded in batch.records)
+    return words
+
+
+async def hear(bus: Bus, pattern: str, *, times: int = 1) -> None:
+    """Wait until ``times`` events of a type have been in the log."""
+    with anyio.fail_after(60):
+        async with bus.log.follow([f"hark.ev.{pattern}"], after=0) as batches:
+            async for batch in batches:
+                times -= len(batch.records)
+                if times <= 0:
+                    return
 
 
 class Stage:
@@ -71,20 +104,11 @@ class Stage:
 
     async def said(self) -> Counter[str]:
         """Return how often each word has been said."""
-        words: Counter[str] = Counter()
-        async with self.bus.log.read(["hark.ev.said.>"]) as batches:
-            async for batch in batches:
-                words.update(recorded.event.type.removeprefix("said.") for recorded in batch.records)
-        return words
+        return await said(self.bus)
 
     async def hear(self, pattern: str, *, times: int = 1) -> None:
         """Wait until ``times`` events of a type have been in the log."""
-        with anyio.fail_after(60):
-            async with self.bus.log.follow([f"hark.ev.{pattern}"], after=0) as batches:
-                async for batch in batches:
-                    times -= len(batch.records)
-                    if times <= 0:
-                        return
+        await hear(self.bus, pattern, times=times)
 
     @asynccontextmanager
     async def working(self, *, engine: EngineConfig | None = None, **worker: Any) -> AsyncIterator[Worker]:
@@ -103,7 +127,3 @@ def stage(bus: Bus, tmp_path: Path) -> Stage:
     root = tmp_path / "project"
     root.mkdir()
     return Stage(bus, root)
-
-
-def a_run_id(text: str) -> FlowRunId:
-    return FlowRunId(text)

@@ -5,27 +5,18 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 from hark import concurrency, flow, rate_limit
 from hark.bus import Bus, EmbeddedBroker
-from hark.bus.session import Session, use_session
+from hark.bus.session import Session
 from hark.duration import parse_rate
 from hark.engine.limit import Limit, Ticket, holders, key_of, reserve
 from hark.engine.slots import delete_limit, put_limit
 from hark.errors import DefinitionError, SlotsLost, SlotsTimedOut, UnknownName
 from hypothesis import given
 from hypothesis import strategies as st
-
-
-@pytest.fixture
-async def session(bus: Bus) -> AsyncIterator[Session]:
-    """The test's own loop as the session of this process."""
-    with use_session(bus) as found:
-        yield found
-
 
 # --- deciding -----------------------------------------------------------------------------------------
 

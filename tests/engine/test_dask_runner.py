@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import signal
 import threading
@@ -15,7 +14,7 @@ from typing import Any
 import dask
 import distributed
 import pytest
-from hark import flow, get_run_logger, runtime, tags, task
+from hark import flow, get_run_logger, runtime, task
 from hark.bus import Bus
 from hark.bus.session import use_session
 from hark.bus.subject import TASK_RUNS
@@ -26,6 +25,7 @@ from hark.engine.task_runners import DaskTaskRunner as ByItsName
 from hark.errors import DefinitionError, ProcessDied, RunTimedOut, Unpicklable
 
 from .conftest import Stage
+from .far_tasks import Odd, knows_its_run, raises, square, square_async
 
 LocalCluster: Any = distributed.LocalCluster
 Client: Any = distributed.Client
@@ -46,32 +46,8 @@ def runner(cluster: Any) -> DaskTaskRunner:
 
 
 @task
-def square(x: int) -> tuple[int, int]:
-    return x * x, os.getpid()
-
-
-@task
-async def square_async(x: int) -> int:
-    await asyncio.sleep(0)
-    return x * x
-
-
-@task
 def first_of(pair: tuple[int, int], more: list[tuple[int, int]]) -> int:
     return pair[0] + sum(one[0] for one in more)
-
-
-class Odd(Exception):
-    """An exception that does not come back from its `args`."""
-
-    def __init__(self, *, code: int) -> None:
-        super().__init__(f"odd {code}")
-        self.code = code
-
-
-@task
-def raises() -> None:
-    raise Odd(code=7)
 
 
 def test_tasks_run_on_the_workers(runner: DaskTaskRunner) -> None:
@@ -99,30 +75,7 @@ def test_tasks_run_on_the_workers(runner: DaskTaskRunner) -> None:
 
 def test_a_task_knows_its_run(runner: DaskTaskRunner, caplog: pytest.LogCaptureFixture) -> None:
     """Names, tags and parameters are there on the worker; prints and log lines come to the submitting process."""
-
-    @task(task_run_name="look-{x}", log_prints=True)
-    def look(x: int) -> dict[str, Any]:
-        get_run_logger().info("looking at %d", x, extra={"depth": 3})
-        print("printed")
-        return {
-            "flow": runtime.flow_run.name,
-            "task": runtime.task_run.name,
-            "tags": set(runtime.task_run.tags),
-        }
-
-    @flow(name="observed", task_runner=runner)
-    def observed(n: int) -> Any:
-        with tags("here"):
-            return runtime.flow_run.name, look.submit(n).result()
-
-    with caplog.at_level(logging.INFO, logger="hark.task_runs"):
-        name, facts = observed(4)
-    assert facts == {"flow": name, "task": "look-4", "tags": {"here"}}
-    records = {record.getMessage(): record for record in caplog.records}
-    assert {"looking at 4", "printed"} <= set(records)
-    line: Any = records["looking at 4"]
-    assert (line.task_run_name, line.flow_name, line.depth) == ("look-4", "observed", 3)
-    assert line.process != os.getpid()
+    knows_its_run(runner, caplog)
 
 
 def test_failures_come_back_and_are_retried_here(runner: DaskTaskRunner) -> None:

@@ -6,8 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import anyio
 import pytest
 from hark import task
 from hark.bus import Bus
-from hark.bus.session import Session, use_session
+from hark.bus.session import Session
 from hark.config import EngineConfig
 from hark.engine.background import BackgroundLog, Ticket
 from hark.engine.dead_task import DeadTasks
@@ -24,6 +23,8 @@ from hark.engine.distributed_future import DistributedFuture
 from hark.engine.task_worker import TaskWorker
 from hark.errors import RefusedError, RunCrashed, UnknownName
 from hark.vocabulary import StateType
+
+from .conftest import hear, said
 
 ACK_WAIT_S = 2.0
 ENGINE = EngineConfig(ack_wait_s=ACK_WAIT_S, crash_retries=1)
@@ -105,12 +106,6 @@ def victim(root: Path, home: Path, *tasks: str) -> Iterator[subprocess.Popen[byt
 
 
 @pytest.fixture
-async def session(bus: Bus) -> AsyncIterator[Session]:
-    with use_session(bus) as found:
-        yield found
-
-
-@pytest.fixture
 def root(tmp_path: Path) -> Path:
     path = tmp_path / "project"
     path.mkdir()
@@ -129,23 +124,6 @@ def jobs(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     del sys.modules["jobs"]
 
 
-async def said(bus: Bus) -> Counter[str]:
-    words: Counter[str] = Counter()
-    async with bus.log.read(["hark.ev.said.>"]) as batches:
-        async for batch in batches:
-            words.update(recorded.event.type.removeprefix("said.") for recorded in batch.records)
-    return words
-
-
-async def hear(bus: Bus, word: str, *, times: int = 1) -> None:
-    with anyio.fail_after(60):
-        async with bus.log.follow([f"hark.ev.said.{word}"], after=0) as batches:
-            async for batch in batches:
-                times -= len(batch.records)
-                if times <= 0:
-                    return
-
-
 async def result_of(future: DistributedFuture[Any]) -> Any:
     with anyio.fail_after(60):
         return await future
@@ -159,7 +137,7 @@ async def test_a_run_whose_process_is_killed_is_served_by_another(
     future = jobs.slow.delay(str(root / "marker"))
     with victim(root, home, "quick", "slow") as process:
         assert [await result_of(one) for one in done] == [0, 10, 20]
-        await hear(bus, "waits")
+        await hear(bus, "said.waits")
         process.kill()
     async with TaskWorker(jobs.quick, jobs.slow, bus=bus, engine=ENGINE, drain_s=0):
         assert await result_of(future) == "done"
@@ -175,7 +153,7 @@ async def test_a_worker_that_lost_its_run_writes_no_end(
     """Stopped for longer than the broker waits, it goes on when another has finished: that end stands alone."""
     future = jobs.slow.delay(str(root / "marker"))
     with victim(root, home, "slow") as process:
-        await hear(bus, "waits")
+        await hear(bus, "said.waits")
         process.send_signal(signal.SIGSTOP)
         async with TaskWorker(jobs.slow, bus=bus, engine=ENGINE, drain_s=0):
             assert await result_of(future) == "done"
@@ -199,7 +177,7 @@ async def test_a_run_that_kills_its_workers_becomes_a_dead_letter_that_can_be_re
         await letters.redrive(key)
     for times in (1, 2):
         with victim(root, home, "deadly") as process:
-            await hear(bus, "dies", times=times)
+            await hear(bus, "said.dies", times=times)
             with anyio.fail_after(60):
                 await anyio.to_thread.run_sync(process.wait)
     async with TaskWorker(jobs.deadly, bus=bus, engine=ENGINE, drain_s=0):
@@ -226,12 +204,12 @@ async def test_hooks_of_an_end_are_called_by_a_successor(
     """Killed in the hook of a run that has completed: the hook is called again, the task is not."""
     future = jobs.hooked.delay()
     with victim(root, home, "hooked") as process:
-        await hear(bus, "hook")
+        await hear(bus, "said.hook")
         with anyio.fail_after(60):
             await anyio.to_thread.run_sync(process.wait)
     assert await result_of(future) == "kept"
     async with TaskWorker(jobs.hooked, bus=bus, engine=ENGINE, drain_s=0):
-        await hear(bus, "hook", times=2)
+        await hear(bus, "said.hook", times=2)
     assert await said(bus) == {"body": 1, "hook": 2}
 
 

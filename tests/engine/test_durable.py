@@ -23,20 +23,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from hark.engine.worker import Worker
 
     from .conftest import Stage
 
 QUICK = EngineConfig(suspend_after_s=0.2)
-
-
-@pytest.fixture
-async def session(bus: Bus) -> AsyncIterator[Session]:
-    """The test's own loop as the session of this process, as in a worker."""
-    with use_session(bus) as found:
-        yield found
 
 
 def is_suspended(run: FlowRun) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -40,10 +40,8 @@ from hark.engine.exceptions import (
     SerializationError,
     UnspecifiedFlowError,
 )
-from hark.engine.file_locks import FileSystemLockManager
 from hark.engine.flow_runs import resume_flow_run, wait_for_flow_run
 from hark.engine.flows import Flow, load_flow_from_entrypoint, select_flow
-from hark.engine.locking import LockManager
 from hark.engine.logging import (
     LogEavesdropper,
     disable_run_logger,
@@ -65,90 +63,7 @@ from hark.errors import EventInvalid, MissingContextError
 from hark.triggers.shorthand import Cron, Interval, IntervalSchedule, RRule, Schedule
 from pydantic import BaseModel, SecretStr
 
-
-@pytest.fixture
-async def session(bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Session]:
-    """The test's own loop as the session of this process, with a home for the key of secrets."""
-    monkeypatch.setenv("HARK_HOME", str(tmp_path / "keys"))
-    load_settings.cache_clear()
-    with use_session(bus) as found:
-        yield found
-    load_settings.cache_clear()
-
-
-# --- locks in files -------------------------------------------------------------------------------------
-
-
-def test_a_file_lock_has_one_holder(tmp_path: Path) -> None:
-    """Across managers, as across processes: who has it has it again, others wait in vain or until it is free."""
-    one, other = FileSystemLockManager(tmp_path / "locks"), FileSystemLockManager(tmp_path / "locks")
-    assert isinstance(one, LockManager)
-    assert not one.is_locked("a/b ä")
-    assert one.acquire_lock("a/b ä", holder="ann")
-    assert one.acquire_lock("a/b ä", holder="ann", acquire_timeout=0)
-    assert other.is_locked("a/b ä")
-    assert other.is_lock_holder("a/b ä", "ann")
-    assert not other.acquire_lock("a/b ä", holder="bob", acquire_timeout=0)
-    assert not other.wait_for_lock("a/b ä", timeout=0)
-    assert other.acquire_lock("another", holder="bob", acquire_timeout=0)
-    with pytest.raises(ValueError, match="does not have the lock"):
-        other.release_lock("a/b ä", holder="bob")
-    one.release_lock("a/b ä", holder="ann")
-    assert other.wait_for_lock("a/b ä", timeout=0)
-    assert other.acquire_lock("a/b ä", holder="bob", acquire_timeout=0)
-    assert sorted(p.suffix for p in (tmp_path / "locks").iterdir()) == [".lock", ".lock"]
-
-
-def test_a_file_lock_whose_time_is_up_is_free(tmp_path: Path) -> None:
-    """Also for somebody else; its holder has it no longer."""
-    locks = FileSystemLockManager(tmp_path)
-    assert locks.acquire_lock("k", holder="ann", hold_timeout=-1)
-    assert not locks.is_lock_holder("k", "ann")
-    assert locks.acquire_lock("k", holder="bob", acquire_timeout=0, hold_timeout=60)
-    assert locks.is_lock_holder("k", "bob")
-
-
-async def test_a_file_lock_is_waited_for_without_holding_the_loop(tmp_path: Path) -> None:
-    """And got once it is given back."""
-    locks = FileSystemLockManager(tmp_path)
-    assert await locks.aacquire_lock("k", holder="ann")
-    assert not await locks.aacquire_lock("k", holder="bob", acquire_timeout=0)
-    assert not await locks.await_for_lock("k", timeout=0)
-    got: list[bool] = []
-
-    async def take() -> None:
-        got.append(await locks.aacquire_lock("k", holder="bob"))
-
-    async with anyio.create_task_group() as group:
-        group.start_soon(take)
-        await anyio.lowlevel.checkpoint()
-        locks.release_lock("k", holder="ann")
-    assert got == [True]
-    assert locks.is_lock_holder("k", "bob")
-
-
-def test_of_many_who_want_a_file_lock_one_has_it_at_a_time(tmp_path: Path) -> None:
-    """Threads with managers of their own, as processes would."""
-    inside, most = [0], [0]
-    guard = threading.Lock()
-
-    def work(name: str) -> None:
-        locks = FileSystemLockManager(tmp_path)
-        for _ in range(5):
-            assert locks.acquire_lock("k", holder=name)
-            with guard:
-                inside[0] += 1
-                most[0] = max(most[0], inside[0])
-            with guard:
-                inside[0] -= 1
-            locks.release_lock("k", holder=name)
-
-    threads = [threading.Thread(target=work, args=(f"w{i}",)) for i in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert most == [1]
+pytestmark = pytest.mark.usefixtures("keys_at_home")
 
 
 # --- artifacts ------------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import signal
 import threading
@@ -14,7 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
-from hark import flow, get_run_logger, runtime, tags, task
+from hark import flow, runtime, task
 from hark.bus import Bus
 from hark.bus.session import use_session
 from hark.bus.subject import TASK_RUNS
@@ -23,30 +22,7 @@ from hark.engine.states import State
 from hark.errors import ProcessDied, RunTimedOut, Unpicklable
 
 from .conftest import Stage
-
-
-@task
-def square(x: int) -> tuple[int, int]:
-    return x * x, os.getpid()
-
-
-@task
-async def square_async(x: int) -> int:
-    await asyncio.sleep(0)
-    return x * x
-
-
-class Odd(Exception):
-    """An exception that does not come back from its `args`."""
-
-    def __init__(self, *, code: int) -> None:
-        super().__init__(f"odd {code}")
-        self.code = code
-
-
-@task
-def raises() -> None:
-    raise Odd(code=7)
+from .far_tasks import Odd, knows_its_run, raises, square, square_async
 
 
 def pool(workers: int = 2, **options: Any) -> ProcessPoolTaskRunner:
@@ -73,32 +49,7 @@ def test_tasks_run_in_processes() -> None:
 
 def test_a_task_knows_its_run(caplog: pytest.LogCaptureFixture) -> None:
     """Names, tags and parameters are there in the process, prints and log lines come to the submitting one."""
-
-    @task(task_run_name="look-{x}", log_prints=True)
-    def look(x: int) -> dict[str, Any]:
-        get_run_logger().info("looking at %d", x, extra={"depth": 3})
-        print("printed")
-        return {
-            "flow": runtime.flow_run.name, "flow_name": runtime.flow_run.flow_name, "given": runtime.flow_run.parameters,
-            "task": runtime.task_run.name, "tags": set(runtime.task_run.tags), "parameters": runtime.task_run.parameters,
-        }  # fmt: skip
-
-    @flow(name="observed", task_runner=pool(1))
-    def observed(n: int, lock: Any) -> Any:
-        with tags("here"):
-            return runtime.flow_run.name, look.submit(n).result()
-
-    with caplog.at_level(logging.INFO, logger="hark.task_runs"):
-        name, facts = observed(4, threading.Lock())
-    assert facts == {
-        "flow": name, "flow_name": "observed", "given": {"n": 4}, "task": "look-4", "tags": {"here"},
-        "parameters": {"x": 4},
-    }  # fmt: skip
-    records = {record.getMessage(): record for record in caplog.records}
-    assert {"looking at 4", "printed"} <= set(records)
-    line: Any = records["looking at 4"]
-    assert (line.task_run_name, line.flow_name, line.depth) == ("look-4", "observed", 3)
-    assert line.process != os.getpid()
+    knows_its_run(pool(1), caplog)
 
 
 def test_a_limit_stops_what_nothing_else_stops(tmp_path: Path) -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pydantic
 import pytest
 from hark import flow, pause_flow_run, resume_flow_run, suspend_flow_run, task
 from hark.bus import Bus
-from hark.bus.session import Session, use_session
+from hark.bus.session import Session
 from hark.engine.control import Control
 from hark.engine.exceptions import FlowPauseTimeout, NotPausedError, ObjectNotFound
 from hark.engine.run import FlowRun
@@ -30,13 +29,6 @@ class Plain(pydantic.BaseModel):
     """What a run asks for, of a class that knows nothing of runs."""
 
     x: int
-
-
-@pytest.fixture
-async def session(bus: Bus) -> AsyncIterator[Session]:
-    """The test's own loop as the session of this process, as in a worker."""
-    with use_session(bus) as found:
-        yield found
 
 
 def _default_of_timeout(fn: Any) -> Any:

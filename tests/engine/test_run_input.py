@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
 from hark import flow
-from hark.bus import Bus
-from hark.bus.session import Session, use_session
+from hark.bus.session import Session
 from hark.engine.run_input import AutomaticRunInput, RunInput, receive_input, send_input
 from hark.errors import MissingContextError, ParameterError, UnknownName
-
-
-@pytest.fixture
-async def session(bus: Bus) -> AsyncIterator[Session]:
-    """The test's own loop as the session of this process."""
-    with use_session(bus) as found:
-        yield found
 
 
 class Order(RunInput):

@@ -10,18 +10,11 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 from hark import flow, tags, task
 from hark.bus import Bus
-from hark.bus.session import Session, use_session
+from hark.bus.session import Session
 from hark.engine.futures import wait
 from hark.engine.limit import Limit
 from hark.engine.slots import delete_limit, put_limit
 from hark.engine.task_runners import ThreadPoolTaskRunner
-
-
-@pytest.fixture
-async def session(bus: Bus) -> AsyncIterator[Session]:
-    """The test's own loop as the session of this process."""
-    with use_session(bus) as found:
-        yield found
 
 
 class Crowd:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hark import Block, Secret, Variable, flow, task
 from hark.bus import Bus
-from hark.bus.session import Session, use_session
+from hark.bus.session import Session
 from hark.config import load_settings
 from hark.engine.artifacts import (
     create_image_artifact,
@@ -23,15 +21,7 @@ from hark.engine.artifacts import (
 from hark.errors import DefinitionError, RefusedError, SecretUnreadable, UnknownName
 from pydantic import BaseModel, Field, SecretStr
 
-
-@pytest.fixture
-async def session(bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Session]:
-    """The test's own loop as the session of this process, with a home for the key of secrets."""
-    monkeypatch.setenv("HARK_HOME", str(tmp_path / "keys"))
-    load_settings.cache_clear()
-    with use_session(bus) as found:
-        yield found
-    load_settings.cache_clear()
+pytestmark = pytest.mark.usefixtures("keys_at_home")
 
 
 class Login(BaseModel):

@@ -6,12 +6,12 @@ import json
 from typing import Any
 
 import anyio
-import nats
 from cloudevents.core.bindings.http import HTTPMessage, from_http_event, to_binary_event, to_structured_event
 from cloudevents.core.v1.event import CloudEvent
 from hark.config import AutomationsConfig
 from hark.server.client import Hark
 
+from tests.peer import a_peer
 from tests.server.conftest import Start
 
 CONFIG = """
@@ -40,15 +40,7 @@ async def test_what_others_publish_runs_flows_and_comes_out_as_cloud_events(star
     async with start(config=CONFIG, automations=allow) as (service, http), Hark(service.url, "") as hark:
         await hark.set_secret("back", SECRET)
         await hark.set_variable("base", service.url)
-        address = service.bus.address
-        peer = await nats.connect(
-            address.urls[0],
-            user=address.user,
-            password=address.password,
-            token=address.token,
-            allow_reconnect=False,
-        )
-        try:
+        async with a_peer(service.bus.address) as peer:
             heard = await peer.subscribe("hark-out.>")
             body = json.dumps({"id": 7, "total": 21}).encode()
             first, again = [
@@ -105,8 +97,6 @@ async def test_what_others_publish_runs_flows_and_comes_out_as_cloud_events(star
             assert (await hark.pause("sink", "out"))["paused"] is True
             assert (await hark.resume("source", "shop")).get("paused", False) is False
             assert (await http.get("/api/sinks/nope")).status_code == 404
-        finally:
-            await peer.close()
 
 
 async def test_curl_and_the_sdk_send_events_in_every_form(start: Start) -> None:

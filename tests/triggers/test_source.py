@@ -13,7 +13,7 @@ import nats
 import pytest
 from cloudevents.core.bindings.http import to_binary_event, to_structured_event
 from cloudevents.core.v1.event import CloudEvent
-from hark.bus import Bus, EmbeddedBroker, Event
+from hark.bus import Bus, Event
 from hark.triggers.listener import SourceListener
 from hark.triggers.source import Message, NotAnEvent, Source, event_of
 from nats.aio.client import Client
@@ -28,23 +28,6 @@ def source(**value: Any) -> Source:
 
 async def define(bus: Bus, made: Source) -> None:
     await bus.bucket("sources").put(made.name, made.model_dump_json(exclude_defaults=True).encode())
-
-
-@pytest.fixture
-async def peer(broker: EmbeddedBroker) -> AsyncIterator[Client]:
-    """Somebody else on the same broker, with nothing of ours."""
-    address = broker.address
-    client = await nats.connect(
-        address.urls[0],
-        user=address.user,
-        password=address.password,
-        token=address.token,
-        allow_reconnect=False,
-    )
-    try:
-        yield client
-    finally:
-        await client.close()
 
 
 @asynccontextmanager
