@@ -44,27 +44,41 @@ class Counting:
             if self._sweep.due(len(windows)):
                 self._forget(seen.recorded)
             return None
-        entries: list[tuple[float, int, str]] = [current[1:]] if current.__class__ is tuple else current[1:]
-        newest = entries[-1][0]
-        if seen.time < newest - self._lateness:
-            return None  # too late to count
-        entry = (seen.time, seen.seq, seen.id)
-        if seen.time >= newest:
-            entries.append(entry)
-        else:
-            insort(entries, entry)
+        time, entry = seen.time, (seen.time, seen.seq, seen.id)
+        if current.__class__ is tuple:
+            current = [current[0], current[1:]]
+        newest = current[-1][0]
+        if time < newest:
+            return self._out_of_order(key, current, entry, seen) if time >= newest - self._lateness else None
+        # In order, as nearly always: put behind the others where they lie, and only what ends here can be full.
+        current.append(entry)
+        current[0] = seen.recorded
         # Whatever may still come is no older than this, so no window can reach further back.
+        oldest = time - self._lateness - self._within
+        if current[1][0] < oldest:
+            current[1:] = [e for e in current[1:] if e[0] >= oldest]
+        if len(current) > count and time - current[-count][0] <= self._within:
+            del windows[key]
+            return _firing(current[-count:], seen)
+        windows[key] = current if len(current) > 2 else (seen.recorded, *entry)
+        return None
+
+    def _out_of_order(
+        self, key: str, current: list[Any], entry: tuple[float, int, str], seen: Seen
+    ) -> Firing | None:
+        """Count an event that occurred before the newest of its key: any window it lies in may be full now."""
+        count, entries = self._count, current[1:]
+        insort(entries, entry)
         oldest = entries[-1][0] - self._lateness - self._within
         if entries[0][0] < oldest:
             entries = [e for e in entries if e[0] >= oldest]
-        at = len(entries) - 1 if entries[-1] is entry else entries.index(entry)
+        at = entries.index(entry)
         last = len(entries) - count
         for first in range(max(0, at - count + 1), min(at, last) + 1) if last >= 0 else ():
             if entries[first + count - 1][0] - entries[first][0] <= self._within:
-                del windows[key]
-                refs = tuple(EventRef(e[2], e[1], e[0]) for e in entries[first : first + count])
-                return Firing(refs[-1].time, count, refs, seen.row, seen.depth)
-        windows[key] = (seen.recorded, *entries[0]) if len(entries) == 1 else [seen.recorded, *entries]
+                del self._windows[key]
+                return _firing(entries[first : first + count], seen)
+        self._windows[key] = [seen.recorded, *entries]
         return None
 
     def _forget(self, now: float) -> None:
@@ -112,3 +126,8 @@ class Counting:
 
     def watch(self, before: Callable[[Any], None]) -> bool:
         return False
+
+
+def _firing(entries: list[tuple[float, int, str]], seen: Seen) -> Firing:
+    refs = tuple([EventRef(id_, seq, time) for time, seq, id_ in entries])
+    return Firing(refs[-1].time, len(refs), refs, seen.row, seen.depth)
