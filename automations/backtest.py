@@ -17,7 +17,7 @@ import anyio.lowlevel
 import orjson
 
 from ..bus.event import format_time
-from ..bus.subject import ALL_EVENTS, PREFIX, filters_for
+from ..bus.subject import ALL_EVENTS, PREFIX, TASK_RUNS, filters_for
 from ..errors import DefinitionError
 from ..vocabulary import JsonObject, JsonValue
 from .decision import ADOPTED, Decision
@@ -151,20 +151,35 @@ class Replay:
         self._begins: float | None = None
         self._began = time.perf_counter()
 
-    def record(self, record: Recorded) -> None:
-        """Feed one event as it stands in the log; one that nobody listens to is not even parsed."""
-        fold, recorded = self.fold, record.recorded_s
-        self.events += 1
-        if self._begins is None:
-            self._begins = recorded
-        if fold.is_due(recorded):
-            self._advance(recorded)
-        if record.subject == _ADOPTIONS:  # a rule's own adoption in the past is no adoption now
-            decided = fold.skip(seq=record.seq, recorded=recorded)
-        else:
-            decided = fold.step_record(record)
-        if decided:
-            self._take(decided)
+    def records(
+        self, records: Iterable[Recorded], *, until: float = float("inf"), sifted: bool = False
+    ) -> bool:
+        """Feed events as they stand in the log; return False at one recorded after ``until``, which is not fed.
+
+        Args:
+            sifted: nearly all are listened to, since the broker was asked for no others. Else one that nobody listens to
+                is not even parsed; what is decided is the same.
+        """
+        fold = self.fold
+        step, step_raw, is_due = fold.step_record, fold.step_raw, fold.is_due
+        for record in records:
+            recorded = record.recorded_s
+            if recorded > until:
+                return False
+            self.events += 1
+            if self._begins is None:
+                self._begins = recorded
+            if is_due(recorded):
+                self._advance(recorded)
+            if record.subject == _ADOPTIONS:  # a rule's own adoption in the past is no adoption now
+                decided = fold.skip(seq=record.seq, recorded=recorded)
+            elif sifted:
+                decided = step_raw(record.raw, seq=record.seq, recorded=recorded)
+            else:
+                decided = step(record)
+            if decided:
+                self._take(decided)
+        return True
 
     def row(self, row: dict[str, Any], *, seq: int, recorded: float) -> None:
         """Feed one parsed event."""
@@ -236,13 +251,12 @@ async def backtest_log(
     replay = Replay(automations, begins=since.timestamp(), config=config, keep=keep)
     deadline = time.perf_counter() + longest_s
     stop = until.timestamp() if until is not None else float("inf")
-    feed = replay.record
-    async with bus.log.read(filters_of(automations), since=since, batch=_BATCH) as batches:
+    filters = filters_of(automations)
+    sifted = not {ALL_EVENTS, TASK_RUNS} & set(filters)
+    async with bus.log.read(filters, since=since, batch=_BATCH) as batches:
         async for batch in batches:
-            for record in batch.records:
-                if record.recorded_s > stop:
-                    return replay.finish(stop)
-                feed(record)
+            if not replay.records(batch.records, until=stop, sifted=sifted):
+                return replay.finish(stop)
             if time.perf_counter() > deadline:
                 return replay.finish(whole=False)
             await anyio.lowlevel.checkpoint()

@@ -210,10 +210,7 @@ async def _replayed(
     replay = Replay(taking, begins=since.timestamp(), config=everything, keep=0)
     async with bus.log.read(filters_of(taking), since=since) as batches:
         async for batch in batches:
-            for one in batch.records:
-                if one.seq >= record.seq:
-                    break
-                replay.record(one)
+            replay.records(one for one in batch.records if one.seq < record.seq)
             if batch.records[-1].seq >= record.seq or time.perf_counter() > deadline:
                 break
     at = record.recorded_at.timestamp()

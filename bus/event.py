@@ -160,7 +160,7 @@ def lacking(row: object) -> str | None:
             check_type(type_)
         except EventInvalid as exc:
             return str(exc)
-    if "specversion" in row and row["specversion"] != "1.0":
+    if get("specversion", "1.0") != "1.0":
         return f"its specversion is {row['specversion']!r}, not '1.0'"
     return None
 

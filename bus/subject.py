@@ -72,11 +72,19 @@ def hooks_filter(flow_run_id: str) -> str:
 
 def type_of_record(record: Recorded) -> str | None:
     """Return the event type that a record's subject and headers tell, without parsing it; None if they do not."""
+    known = _run_types.get(record.subject.rpartition(".")[0])
+    if known is not None:
+        return known
     type_ = record.subject[_PREFIX_CHARS:]
     first = type_[:5]
     if first == "flow-":
         head = type_.rpartition(".")[0]
-        return head if head.startswith("flow-run.") and head.count(".") == 1 else type_
+        if not head.startswith("flow-run.") or head.count(".") != 1:
+            return type_
+        if len(_run_types) >= 1000:
+            _run_types.clear()
+        _run_types[PREFIX + head] = head
+        return head
     if first == "task-" and type_.startswith("task-run."):
         state = record.headers.get(STATE_HEADER)
         return f"task-run.{state}" if state else None
@@ -85,6 +93,7 @@ def type_of_record(record: Recorded) -> str | None:
 
 
 _PREFIX_CHARS = len(PREFIX)
+_run_types: dict[str, str] = {}  # by what stands before the run's id: a dozen, in most events of the log
 
 
 def subject_of(event: Event) -> str:

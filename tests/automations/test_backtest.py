@@ -107,6 +107,41 @@ def test_a_backtest_decides_what_a_live_fold_would(steps: list[tuple[float, str]
     ]
 
 
+@settings(max_examples=50)
+@examples(
+    st.lists(
+        st.tuples(
+            st.sampled_from([0, 1, 400]),
+            st.sampled_from(["failed", "completed", "beside"]),
+            st.sampled_from("pq"),
+        ),
+        max_size=30,
+    ),
+    st.booleans(),
+)
+def test_events_nobody_listens_to_change_nothing_parsed_or_not(
+    steps: list[tuple[int, str, str]], wide: bool
+) -> None:
+    """Whether a record is judged by its subject or by what it holds, the decisions and the time are the same."""
+    now, records = datetime(2026, 1, 1, tzinfo=UTC), list[Recorded]()
+    for n, (gap, word, run) in enumerate(steps):
+        now += timedelta(seconds=gap)
+        type_ = f"flow-run.{word}" if word != "beside" else "build.failed"
+        subject = f"hark.ev.{type_}.{run}" if word != "beside" else f"hark.ev.{type_}"
+        row = {"type": type_, "id": f"e{n}", "source": "/t", "data": {"run": run}}
+        records.append(Recorded(n + 1, subject, now, b"{" if n % 7 == 6 else orjson.dumps(row)))
+    on = "flow-run.*" if wide else "flow-run.failed"
+    made = []
+    for sifted in (False, True):
+        replay = Replay(
+            [rule({"on": on, "for_each": "data.run", "count": 2, "within": "5m"})],
+            begins=datetime(2025, 12, 31, tzinfo=UTC).timestamp(),
+        )
+        assert replay.records(records, sifted=sifted)
+        made.append((replay.finish().rules["r"].to_json(), replay.events, replay.fold.now, replay.fold.seq))
+    assert made[0] == made[1]
+
+
 async def test_the_live_log_is_looked_at_and_not_touched(house: House) -> None:
     """A rule that never was live, over what has really happened; the log is as long as before."""
     for _ in range(3):
