@@ -230,6 +230,11 @@ class StorageConfig(_Section):
     prune_every_s: float = Field(
         300.0, gt=0, description="how often rows are dropped whose events have left the log"
     )
+    apart_from: float = Field(
+        1000.0,
+        ge=0,
+        description="events/s from which the read model is kept up by a process of its own; 0: never",
+    )
 
 
 class ServerConfig(_Section):

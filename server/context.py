@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from ..engine.control import Control
     from ..notifications.ack import AckLinks
     from ..notifications.notifier import Notifier
-    from ..storage import Projector, Queries
+    from ..storage import Queries
+    from ..storage.apart import Projection
     from ..triggers.receiver import WebhookReceiver
     from .access import AccessKeys
     from .metrics import Metrics
@@ -66,8 +67,8 @@ class ServerContext:
         return part
 
     @property
-    def projector(self) -> Projector:
-        part: Projector = self._running("projector")
+    def projector(self) -> Projection:
+        part: Projection = self._running("projector")
         return part
 
     @property

@@ -151,7 +151,7 @@ class Service(AsyncContextManagerMixin):
         from ..automations import engine, outbox  # noqa: F401
         from ..engine import dispatcher, worker  # noqa: F401
         from ..notifications import Notifier  # noqa: F401
-        from ..storage import Projector  # noqa: F401
+        from ..storage import apart  # noqa: F401
         from ..triggers import receiver, scheduler  # noqa: F401
 
     async def _address(self, stack: AsyncExitStack) -> BrokerAddress:
@@ -252,9 +252,9 @@ class Service(AsyncContextManagerMixin):
 
     def _server_parts(self, late: LateValues) -> list[Part]:
         def projector() -> Any:
-            from ..storage import Projector
+            from ..storage.apart import Projection
 
-            return Projector(self.bus, self.database, self.settings.storage, clock=self.clock)
+            return Projection(self.bus, self.database, self.settings.storage, clock=self.clock)
 
         def webhooks() -> Any:
             from ..triggers.receiver import WebhookReceiver

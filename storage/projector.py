@@ -15,8 +15,9 @@ from anyio.abc import TaskStatus
 from ..bus.subject import ALL_EVENTS
 from ..clock import SYSTEM_CLOCK, Clock
 from ..config import StorageConfig
-from ..errors import BusUnavailable, GuardFailed, HarkError, LogRewound, UnavailableError
+from ..errors import BusUnavailable, GuardFailed, HarkError, LogRewound
 from .fold import Changes, Folding, fold
+from .progress import Progress
 from .store import Store, remove_files
 
 if TYPE_CHECKING:
@@ -37,27 +38,37 @@ class Projector(AsyncContextManagerMixin):
     It begins where the file stops. A file that was folded from another log (the stream was made anew, or has lost
     its tail), by another schema version, or that is damaged, is dropped and folded from the beginning.
 
+    Args:
+        progress: to be moved on; by default one of its own.
+        gather_s: let so many seconds of events come together for one transaction. Not while it catches up.
     Raises:
         BusUnavailable: on entering, when the broker does not answer. Later outages are waited out.
     """
 
-    def __init__(self, bus: Bus, path: Path, config: StorageConfig, clock: Clock = SYSTEM_CLOCK) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        path: Path,
+        config: StorageConfig,
+        clock: Clock = SYSTEM_CLOCK,
+        *,
+        progress: Progress | None = None,
+        gather_s: float = 0.0,
+    ) -> None:
         self._bus, self._path, self._config, self._clock = bus, path, config, clock
-        self._seq = 0
-        self._pending = 0
-        self._moved = anyio.Event()
+        self._progress, self._gather_s = progress or Progress(), gather_s
         self._again: anyio.CancelScope | None = None
         self._asked_to_rebuild = False
 
     @property
     def seq(self) -> int:
         """The sequence of the last event in the read model."""
-        return self._seq
+        return self._progress.seq
 
     @property
     def behind(self) -> int:
         """How many events the broker still had to hand over after the last batch."""
-        return self._pending
+        return self._progress.behind
 
     async def caught_up(self, seq: int, *, timeout_s: float = 5.0) -> None:
         """Wait until the event at ``seq`` can be read.
@@ -65,14 +76,7 @@ class Projector(AsyncContextManagerMixin):
         Raises:
             UnavailableError: it took longer than ``timeout_s``.
         """
-        with anyio.move_on_after(timeout_s):
-            while self._seq < seq:
-                await self._moved.wait()
-            return
-        raise UnavailableError(
-            f"the read model has reached event {self._seq}, and {seq} was asked for",
-            hint="it is catching up; try again in a moment",
-        )
+        await self._progress.caught_up(seq, timeout_s=timeout_s)
 
     async def rebuild(self) -> None:
         """Drop every row and fold the log from its beginning, up to where it ends now.
@@ -81,7 +85,7 @@ class Projector(AsyncContextManagerMixin):
         """
         head = await self._bus.log.head()
         self._asked_to_rebuild = True
-        self._seq = 0
+        self._progress.go_back(0)
         if self._again is not None:
             self._again.cancel("rebuild")
         await self.caught_up(head, timeout_s=float("inf"))
@@ -111,7 +115,7 @@ class Projector(AsyncContextManagerMixin):
                     await store.reset()
                     self._asked_to_rebuild = False
                 await store.prune(state.first_seq)
-                self._advance(store.reached.seq, self._pending)
+                self._advance(store.reached.seq, self._progress.behind)
                 if started is not None:
                     started()
                     started = None
@@ -128,7 +132,7 @@ class Projector(AsyncContextManagerMixin):
                     log.warning("storage.bus_unavailable", extra={"error": str(exc)})
                     await self._clock.sleep(1)
                 self._again = None
-                self._seq = 0 if self._asked_to_rebuild else store.reached.seq
+                self._progress.go_back(0 if self._asked_to_rebuild else store.reached.seq)
 
     async def _follow(self, store: Store) -> None:
         """Fold and commit until cancelled. Cancelled halfway through a batch, nothing of it is written.
@@ -153,6 +157,8 @@ class Projector(AsyncContextManagerMixin):
                 ) as batches:
                     async for batch in batches:
                         await folded.send((await self._fold(batch), batch.pending))
+                        if self._gather_s and len(batch.records) < self._config.batch:
+                            await self._clock.sleep(self._gather_s)
             except HarkError as exc:
                 failures.append(exc)
                 tg.cancel_scope.cancel("following failed")
@@ -182,9 +188,7 @@ class Projector(AsyncContextManagerMixin):
     def _advance(self, seq: int, pending: int) -> None:
         if self._asked_to_rebuild:  # what has just been committed is about to be dropped
             return
-        self._seq, self._pending = seq, pending
-        self._moved.set()
-        self._moved = anyio.Event()
+        self._progress.reach(seq, pending)
 
 
 async def rebuild(

@@ -1,0 +1,26 @@
+"""What the process that keeps up the read model is told when it is started."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..bus import BrokerAddress
+from ..config import BusConfig, StorageConfig
+
+__all__ = ["GO", "Charge"]
+
+GO = b"go\n"
+"""Said once nobody else has the file open for writing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """What there is to do; ``level``: what is worth logging."""
+
+    address: BrokerAddress
+    bus: BusConfig
+    storage: StorageConfig
+    path: Path
+    level: int = logging.WARNING

@@ -1,0 +1,77 @@
+"""How far the read model is, for all who wait for it, whoever folds it."""
+
+from __future__ import annotations
+
+import anyio
+
+from ..errors import UnavailableError
+
+__all__ = ["Pace", "Progress"]
+
+
+class Progress:
+    """The last sequence that can be read, moved on by whoever folds, in this process or told by another."""
+
+    def __init__(self) -> None:
+        self._seq = 0
+        self._behind = 0
+        self._moved = anyio.Event()
+
+    @property
+    def seq(self) -> int:
+        """The sequence of the last event in the read model."""
+        return self._seq
+
+    @property
+    def behind(self) -> int:
+        """How many events the broker still had to hand over after the last batch."""
+        return self._behind
+
+    def reach(self, seq: int, behind: int) -> None:
+        """Note that everything up to ``seq`` can be read, and how much waits."""
+        self._seq, self._behind = seq, behind
+        moved, self._moved = self._moved, anyio.Event()
+        moved.set()
+
+    def go_back(self, seq: int) -> None:
+        """Note that rows are about to be dropped: what is folded begins again behind ``seq``."""
+        self._seq = seq
+
+    async def moved(self) -> None:
+        """Wait until it is further than now."""
+        await self._moved.wait()
+
+    async def caught_up(self, seq: int, *, timeout_s: float = 5.0) -> None:
+        """Wait until the event at ``seq`` can be read.
+
+        Raises:
+            UnavailableError: it took longer than ``timeout_s``.
+        """
+        with anyio.move_on_after(timeout_s):
+            while self._seq < seq:
+                await self._moved.wait()
+            return
+        raise UnavailableError(
+            f"the read model has reached event {self._seq}, and {seq} was asked for",
+            hint="it is catching up; try again in a moment",
+        )
+
+
+class Pace:
+    """How many events a second come, over stretches of some seconds. Pure: told the time.
+
+    Args:
+        over_s: the shortest stretch that says something.
+    """
+
+    def __init__(self, *, seq: int, now_s: float, over_s: float) -> None:
+        self._seq, self._since_s, self._over_s = seq, now_s, over_s
+
+    def at(self, seq: int, now_s: float) -> float | None:
+        """Return the events a second since the last answer; None while it is too soon for the next."""
+        took_s = now_s - self._since_s
+        if took_s < self._over_s:
+            return None
+        rate = max(0, seq - self._seq) / took_s
+        self._seq, self._since_s = seq, now_s
+        return rate

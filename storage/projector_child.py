@@ -1,0 +1,98 @@
+"""The process that keeps up the read model while there is much to fold: ``python -m hark.storage.projector_child``.
+
+Started by ``apart.py``, which writes a ``Charge`` to its input. It connects, says ``ready``, and folds once it is told
+``go``. Until its input is closed it says how far it is and what it has to log, a JSON object a line. It lives as long as
+the other end of its input, so a service killed with -9 leaves nobody folding.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import pickle
+import signal
+import sys
+from contextlib import suppress
+from typing import Any
+
+import anyio
+import orjson
+
+from ..bus import Bus
+from .charge import GO, Charge
+from .progress import Progress
+from .projector import Projector
+
+__all__ = ["main"]
+
+_NICE = 5
+"""Behind the process that decides and acts, when there are fewer processors than work."""
+_GATHER_S = 0.2
+"""A transaction for each burst of events would cost more than its rows. What happens can be read so much later."""
+_PLAIN = logging.makeLogRecord({}).__dict__.keys() | {"message", "asctime", "taskName"}
+
+
+class _Told(logging.Handler):
+    """Hands log records to the service, which has one form for all of them."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        facts: dict[str, Any] = {k: v for k, v in record.__dict__.items() if k not in _PLAIN}
+        text = record.getMessage()
+        if record.exc_info:
+            text += "\n" + logging.Formatter().formatException(record.exc_info)
+        _tell({"log": text, "logger": record.name, "level": record.levelno, "facts": facts})
+
+
+def main() -> None:
+    """Serve until the input ends."""
+    # The service decides when this stops; a Ctrl-C at the terminal reaches the whole group.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    with suppress(OSError):
+        os.nice(_NICE)
+    charge: Charge = pickle.load(sys.stdin.buffer)  # noqa: S301  # from the process that started us
+    logging.basicConfig(level=charge.level, handlers=[_Told()])
+    try:
+        import uvloop  # noqa: F401
+
+        options: dict[str, Any] = {"use_uvloop": True}
+    except ImportError:
+        options = {}
+    with suppress(BrokenPipeError):  # nobody is there any more to tell
+        anyio.run(_serve, charge, backend_options=options)
+
+
+async def _serve(charge: Charge) -> None:
+    async with Bus(charge.address, charge.bus, name="hark projector", manage=False) as bus:
+        _tell({"ready": os.getpid()})
+        if await _heard() != GO:
+            return
+        gc.collect()
+        gc.freeze()
+        progress = Progress()
+        async with anyio.create_task_group() as tg:
+            tg.start_soon(_report, progress)
+            async with Projector(bus, charge.path, charge.storage, progress=progress, gather_s=_GATHER_S):
+                while await _heard():
+                    pass
+            tg.cancel_scope.cancel("told to stop")
+
+
+async def _report(progress: Progress) -> None:
+    while True:
+        await progress.moved()
+        _tell({"seq": progress.seq, "behind": progress.behind})
+
+
+async def _heard() -> bytes:
+    await anyio.wait_readable(sys.stdin.fileno())
+    return os.read(sys.stdin.fileno(), 4096)
+
+
+def _tell(what: dict[str, Any]) -> None:
+    os.write(sys.stdout.fileno(), orjson.dumps(what, default=str) + b"\n")
+
+
+if __name__ == "__main__":
+    main()
