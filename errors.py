@@ -44,7 +44,8 @@
     │   └── BrokerStartFailed
     ├── DataError                what was stored cannot be used; giving up is all that is left
     │   ├── SecretUnreadable       a secret was encrypted with another key than the one at hand
-    │   └── ObjectCorrupt          a stored object is incomplete, or its bytes are not what was stored
+    │   ├── ObjectCorrupt          a stored object is incomplete, or its bytes are not what was stored
+    │   └── BackupUnreadable       a file is no backup, or one that is cut off, damaged, or of a newer Hark
     └── RunError                 what running somebody's code came to
         ├── FlowFailed / TaskFailed / RunCrashed / RunCancelled
         ├── ProcessDied            the process in which a task ran died; a RunCrashed
@@ -395,6 +396,14 @@ class ObjectCorrupt(DataError):
             hint="restore it from a backup, or make it again and delete it",
         )
         self.name, self.why = name, why
+
+
+class BackupUnreadable(DataError):
+    """A file cannot be restored from: it is no backup, cut off, damaged, or of a newer Hark. Nothing has been changed."""
+
+    def __init__(self, path: str, why: str, *, hint: str = "use another backup") -> None:
+        super().__init__(f"{path} cannot be restored: {why}", hint=hint)
+        self.path, self.why = path, why
 
 
 # --- running somebody's code --------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from typing import Any
 from ..bus import Bus
 from ..bus.event import readable
 from ..bus.presence import Presence
-from ..bus.subject import PREFIX
+from ..bus.subject import PREFIX, RESTORED
 from ..clock import Clock
 from ..errors import AlreadyHeld, BusUnavailable, GuardFailed
 from .action_state import ActionState
@@ -60,6 +60,7 @@ class Claims:
         self._bus, self._clock, self._name, self._holds_s = bus, clock, name, holds_s
         self._bucket = bus.bucket(BUCKET)
         self._presence = Presence(bus.connection)
+        self._restored_seq: int | None = None
 
     async def take(self, key: str, seq: int, *, round: int) -> Claim | Over | float:
         """Claim an action that nobody here is at; or return when to come back (s), or that it is over.
@@ -69,6 +70,8 @@ class Claims:
             round: how often it has been redriven, as far as the caller knows.
         """
         now = self._clock.now()
+        if seq <= await self._restored() and await self._was_done(key, seq, round=round):
+            return Over(None)
         state = ActionState("claimed", 1, round, self._name, now, seq)
         if not round:
             try:
@@ -115,6 +118,31 @@ class Claims:
                 )
             except GuardFailed:
                 continue
+
+    async def _restored(self) -> int:
+        """Return where the log says that it was restored from a backup, 0 if it never was."""
+        if self._restored_seq is None:
+            found = await self._bus.log.last(PREFIX + RESTORED)
+            self._restored_seq = found.seq if found is not None else 0
+        return self._restored_seq
+
+    async def _was_done(self, key: str, seq: int, *, round: int) -> bool:
+        """Return whether an action of before a backup was done, and note so: the bucket's copy is older than the log's."""
+        entry = await self._bucket.get(key)
+        found = ActionState.from_json(entry.value) if entry is not None else None
+        if found is not None and found.is_over:
+            return False  # it is known what became of it
+        decision = await self._bus.log.get(seq)
+        since = (
+            decision.recorded_at if decision is not None else self._clock.now() - timedelta(seconds=KEEP_S)
+        )
+        state = found or ActionState("claimed", 1, round, self._name, since, seq)
+        if not await self._was_executed(key, replace(state, at=since, round=round)):
+            return False
+        await self._bucket.put(
+            key, replace(state, state="done", at=self._clock.now()).to_json(), ttl_s=KEEP_S
+        )
+        return True
 
     async def _met(self, key: str, found: ActionState) -> ActionState | float:
         """Return what a claim somebody has is when it becomes ours, or that it is done; or when to come back (s)."""

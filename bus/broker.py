@@ -31,6 +31,7 @@ from anyio import AsyncContextManagerMixin
 from ..config import BusConfig
 from ..errors import AlreadyHeld, BrokerStartFailed, DefinitionError
 from .address import BrokerAddress, discovery_path, is_our_server, read_discovery, server_config_path
+from .swap import finish_swap
 
 __all__ = ["EmbeddedBroker", "find_program"]
 
@@ -233,9 +234,10 @@ class EmbeddedBroker(AsyncContextManagerMixin):
     async def __asynccontextmanager__(self) -> AsyncGenerator[Self, None]:
         program = find_program(self._program)
         self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
-        (self._folder / "run").mkdir(parents=True, exist_ok=True, mode=0o700)
         with hold_home(self.home):
             await self._stop_orphan()
+            finish_swap(self.home)
+            (self._folder / "run").mkdir(parents=True, exist_ok=True, mode=0o700)
             self._password, wanted_port = self._remembered()
             self._stopping = False
             self._child = await self._start(program, wanted_port)

@@ -8,18 +8,45 @@ in the key's own bucket, so that a successor finds those a crash has left.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime
 
+import anyio
 import orjson
 
-from ..errors import HarkError
+from ..errors import BusUnavailable, HarkError
 from ..vocabulary import new_id
 from .bucket import Bucket
 from .objects import Objects
 
-__all__ = ["LargeValues"]
+__all__ = ["LargeValues", "on_hold"]
 
 log = logging.getLogger(__name__)
+
+
+HOLD = "backup.hold"
+"""The key that says that a backup copies keys and objects one after the other: what the first named has to stay."""
+HOLD_S = 3600.0
+"""So long a hold stands that nobody ends, because its process was killed."""
+
+
+async def is_on_hold(bucket: Bucket) -> bool:
+    """Return whether no large value of the bucket's keys may be removed now."""
+    entry = await bucket.get(HOLD)
+    return entry is not None and (datetime.now(UTC) - entry.created_at).total_seconds() < HOLD_S
+
+
+@asynccontextmanager
+async def on_hold(bucket: Bucket, *, message_ttl: bool) -> AsyncGenerator[None]:
+    """Keep every large value that a key of the bucket names on entering, or later, while inside."""
+    await bucket.put(HOLD, b"{}", ttl_s=HOLD_S if message_ttl else None)
+    try:
+        yield
+    finally:
+        # Should the broker be away, the hold ends by itself.
+        with anyio.CancelScope(shield=True), suppress(BusUnavailable):
+            await bucket.delete(HOLD)
 
 
 class LargeValues:
@@ -49,7 +76,10 @@ class LargeValues:
         What cannot be removed now is tried again the next time.
         """
         kept = set(live)
-        for name in self._known - kept:
+        gone = self._known - kept
+        if gone and await is_on_hold(self._bucket):
+            return
+        for name in gone:
             try:
                 await self._objects.delete(name)
             except HarkError as exc:

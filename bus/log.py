@@ -20,6 +20,7 @@ from .event import Event, Recorded
 from .feed import Batch, Feed, record_of
 from .hearing import Hearing
 from .replies import Refusal, Replies, refusal_in
+from .streams import born_at
 from .subject import ALL_EVENTS, STATE_HEADER, STREAM, flow_run_filter, subject_of
 from .wire import check_subject, header_lines, message_id
 
@@ -40,11 +41,19 @@ class Appended:
 
 @dataclass(frozen=True, slots=True)
 class LogState:
-    """Where the log begins and ends. ``incarnation`` names this very stream: one made anew bears another name."""
+    """Where the log begins and ends.
+
+    Attributes:
+        incarnation: names this very log: one made anew bears another name, one restored from a backup the old one, so that
+            what was restored with it goes on from where it stood.
+        copy: names this very stream: a restored one bears another name too. What is kept outside the broker may have seen
+            events that a backup of earlier does not hold, and compares this one.
+    """
 
     first_seq: int
     last_seq: int
     incarnation: str
+    copy: str
 
 
 def headers_of(event: Event) -> dict[str, str]:
@@ -241,7 +250,8 @@ class EventLog:
         return LogState(
             first_seq=int(str(state["first_seq"])),
             last_seq=int(str(state["last_seq"])),
-            incarnation=f"{self._stream}@{info['created']}",
+            incarnation=f"{self._stream}@{born_at(info)}",
+            copy=f"{self._stream}@{info['created']}",
         )
 
     async def head(self) -> int:

@@ -20,7 +20,7 @@ from .subject import LOGS_STREAM, REQUESTS_STREAM, STREAM, WORK_STREAM
 
 __all__ = [
     "BUCKETS", "BUCKET_PREFIX", "OBJECTS_STREAM", "BrokerInfo", "Features", "features_of", "reconcile",
-    "all_specs", "bucket_spec",
+    "BORN", "all_specs", "born_at", "bucket_spec",
 ]  # fmt: skip
 
 log = logging.getLogger(__name__)
@@ -34,6 +34,9 @@ BUCKET_PREFIX: Final = "hark_"
 """Before the name of every bucket, so that Hark can share a broker with others."""
 OBJECTS_BUCKET: Final = "hark_objects"
 OBJECTS_STREAM: Final = f"OBJ_{OBJECTS_BUCKET}"
+
+BORN = "hark.created"
+"""In the metadata of a restored stream: when the one that was backed up had been made."""
 
 Spec = dict[str, Any]
 
@@ -70,6 +73,12 @@ class BrokerInfo:
     schedules: bool
     message_ttl: bool
     losses: tuple[str, ...] = ()
+
+
+def born_at(info: Mapping[str, Any]) -> str:
+    """Return when a stream was first made, in another place perhaps, of what the broker says of it."""
+    metadata = info["config"].get("metadata") or {}
+    return str(metadata.get(BORN) or info["created"])
 
 
 def features_of(version: tuple[int, int, int], config: BusConfig) -> Features:

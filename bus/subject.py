@@ -19,6 +19,8 @@ FLOW_RUNS = "hark.ev.flow-run.>"
 TASK_RUNS = "hark.ev.task-run.>"
 BACKGROUND_RUNS = "hark.ev.task-run.background.*"
 STATE_HEADER = "Hark-State"
+RESTORED = "hark.restored"
+"""The type of the event that ends what a restore put back into the log."""
 
 
 def flow_run_subject(state: str, run_id: str) -> str:

@@ -55,6 +55,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "keys": ("values:keys", "Access keys: create, ls, revoke."),
     "status": ("service:status", "Show what the service is doing."),
     "rebuild": ("service:rebuild", "Fold the read model anew from the event log."),
+    "backup": ("backup:backup", "Copy the whole state into one file, while it runs."),
+    "restore": ("backup:restore", "Make a home, or a broker, what a backup holds."),
     "doctor": ("service:doctor", "Check what Hark needs."),
     "version": ("service:version", "Print the version."),
 }

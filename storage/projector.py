@@ -110,7 +110,7 @@ class Projector(AsyncContextManagerMixin):
                 log.warning("storage.bus_unavailable", extra={"error": str(exc)})
                 await self._clock.sleep(1)
                 continue
-            async with Store(self._path, stream=state.incarnation) as store:
+            async with Store(self._path, stream=state.copy) as store:
                 if self._asked_to_rebuild or store.reached.seq > state.last_seq:
                     await store.reset()
                     self._asked_to_rebuild = False
@@ -201,7 +201,7 @@ async def rebuild(
     """
     state = await bus.log.state()
     remove_files(path)
-    async with Store(path, stream=state.incarnation) as store:
+    async with Store(path, stream=state.copy) as store:
         await store.prune(state.first_seq)
         reading: AbstractAsyncContextManager[AsyncIterator[Batch]] = bus.log.read(
             (ALL_EVENTS,), after=0, batch=config.batch

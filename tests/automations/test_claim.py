@@ -16,6 +16,7 @@ from hark.automations.claim import Claim, Claims, Over
 from hark.automations.dead_letter import DeadLetters
 from hark.bus import Bus, EmbeddedBroker, Event
 from hark.bus.presence import Presence
+from hark.bus.subject import RESTORED
 from hark.clock import SYSTEM_CLOCK
 from hark.config import BusConfig
 
@@ -188,3 +189,21 @@ class TestDeaths:
         assert found.state is not None
         assert found.state.outcome is not None
         assert Event.from_dict(found.state.outcome).type == "action.executed"
+
+    async def test_what_was_done_before_a_backup_is_not_done_again_after_it(self, house: House) -> None:
+        """The copy of what became of actions is older than that of the log, which says more; what it does not say is open."""
+        done, begun, open_ = [await decide(house, {"emit": "c.d"}) for _ in range(3)]
+        dead = Claims(house.bus, SYSTEM_CLOCK, name="dead", holds_s=0.01)
+        assert isinstance(await dead.take(f"{begun.id}/0", 2, round=0), Claim)
+        for event in (done, begun):
+            key = f"{event.id}/0"
+            await house.bus.log.append(Event(type="action.executed", source="/t", data={"key": key}))
+        await house.bus.log.append(Event(type=RESTORED, source="/t"))
+        claims = Claims(house.bus, SYSTEM_CLOCK, name="new", holds_s=0.01)
+        assert isinstance(await claims.take(f"{done.id}/0", 1, round=0), Over)
+        assert isinstance(await claims.take(f"{begun.id}/0", 2, round=0), Over)
+        assert isinstance(await claims.take(f"{open_.id}/0", 3, round=0), Claim)
+        # Noted, so that the log is not asked again.
+        found = await Claims(house.bus, SYSTEM_CLOCK, name="x", holds_s=1).take(f"{done.id}/0", 1, round=0)
+        assert isinstance(found, Over)
+        assert found.state is not None

@@ -62,6 +62,7 @@ def start(home: Path, project: Path) -> Start:
         config: str | None = None,
         headers: dict[str, str] | None = None,
         awaits_config: bool = False,
+        home: Path = home,
         **changes: Any,
     ) -> AsyncGenerator[tuple[Service, httpx.AsyncClient], None]:
         if config is not None:

@@ -75,7 +75,7 @@ async def test_a_file_ahead_of_its_log_is_folded_again(bus: Bus, home: Path, mak
     """A log that lost its tail (a restored backup, a power cut) makes the file begin anew, not wait for ever."""
     path = home / "a.db"
     head = await publish(bus, make_history(50, 1))
-    async with Store(path, stream=(await bus.log.state()).incarnation) as store:
+    async with Store(path, stream=(await bus.log.state()).copy) as store:
         await store.commit(Changes(reached=5000))
     async with Projector(bus, path, StorageConfig()) as projector:
         await projector.caught_up(head, timeout_s=60)
