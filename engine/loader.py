@@ -69,16 +69,16 @@ def find_source(entrypoint: str, path: str | None = None) -> Source:
 
 
 def _root(path: str | None) -> Path:
-    return (
-        _absolute(path)
-        if path and os.path.isabs(path)
-        else Path(os.path.abspath(Path(path or ".").expanduser()))
-    )
+    if path and path.startswith("~"):
+        return Path(os.path.abspath(Path(path).expanduser()))
+    path = path or "."
+    return _absolute(path, "" if os.path.isabs(path) else os.getcwd())
 
 
 @lru_cache(maxsize=1024)
-def _absolute(path: str) -> Path:
-    return Path(os.path.abspath(path))
+def _absolute(path: str, working: str) -> Path:
+    # Asked several times for each run, and ten times what the answer costs.
+    return Path(os.path.abspath(os.path.join(working, path)))
 
 
 @lru_cache(maxsize=1024)
@@ -312,7 +312,7 @@ def _put_on_path(source: Source) -> None:
 
 def _stamp(file: Path) -> Stamp | None:
     try:
-        stat = file.stat()
+        stat = os.stat(file)
     except OSError:
         return None
     return stat.st_mtime_ns, stat.st_size, stat.st_ino
