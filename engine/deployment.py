@@ -6,6 +6,7 @@ A deployment holds no code, only where a worker finds it: an entrypoint and the 
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
@@ -23,6 +24,7 @@ __all__ = [
     "Name",
     "check_name",
     "is_name",
+    "read_deployment",
     "split_entrypoint",
 ]
 
@@ -146,3 +148,13 @@ class Deployment(BaseModel):
         if self.concurrency is None or self.concurrency.key is None:
             return None
         return render(self.concurrency.key, {"parameters": parameters, "tags": list(tags)})
+
+
+@lru_cache(maxsize=1024)
+def read_deployment(raw: bytes) -> Deployment:
+    """Return a deployment as the bucket holds it; of many runs most are of few.
+
+    Raises:
+        ValidationError: it is none.
+    """
+    return Deployment.model_validate_json(raw)

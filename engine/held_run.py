@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import anyio
-
 from ..bus.work_queue import WorkItem
 from .execution import Outcome
+from .stop_request import StopRequest
 from .ticket import Ticket
 
 __all__ = ["HeldRun"]
@@ -19,8 +18,7 @@ class HeldRun:
 
     item: WorkItem
     ticket: Ticket
-    stop: anyio.Event = field(default_factory=anyio.Event)
-    """Set when the run is to stop, for whatever reason."""
+    stop: StopRequest = field(default_factory=StopRequest)
 
     def was_interrupted_by_others(self, outcome: Outcome) -> bool:
         """Whether a run was interrupted by something other than us: a signal to its process, or the flow itself."""

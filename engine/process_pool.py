@@ -31,6 +31,7 @@ from ..vocabulary import FlowRunId, JsonObject
 from .execution import Job, Outcome, OutcomeKind
 from .frame import encode, read_frame
 from .process_child import encode_address
+from .stop_request import StopRequest
 
 __all__ = ["MAX_RUNS", "ProcessPool"]
 
@@ -153,7 +154,7 @@ class ProcessPool(AsyncContextManagerMixin):
     def server_pid(self) -> int | None:
         return self._server.process.pid if self._server else None
 
-    async def run(self, job: Job, *, stop: anyio.Event | None = None, grace_s: float = 10.0) -> Outcome:
+    async def run(self, job: Job, *, stop: StopRequest | None = None, grace_s: float = 10.0) -> Outcome:
         """Execute a job and return how it ended, once it has.
 
         ``died`` when the process did, with how in ``detail``. Being cancelled kills the process.
@@ -163,7 +164,7 @@ class ProcessPool(AsyncContextManagerMixin):
         Raises:
             UnavailableError: no process could be started.
         """
-        stop = stop or anyio.Event()
+        stop = stop or StopRequest()
         for _ in range(_MOST_CHILDREN):
             if stop.is_set():
                 return Outcome("interrupted")
@@ -188,7 +189,7 @@ class ProcessPool(AsyncContextManagerMixin):
             self._retire(child)
         raise UnavailableError(f"{_MOST_CHILDREN} processes in a row could not begin the run")
 
-    async def _stop_when(self, stop: anyio.Event, child: _Child, run_id: FlowRunId, grace_s: float) -> None:
+    async def _stop_when(self, stop: StopRequest, child: _Child, run_id: FlowRunId, grace_s: float) -> None:
         await stop.wait()
         child.send({"interrupt": child.jobs})
         await anyio.sleep(grace_s)

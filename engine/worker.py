@@ -11,7 +11,6 @@ from asyncio import CancelledError
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
-from functools import lru_cache
 from importlib import import_module
 from typing import ParamSpec, Self, TypeVar
 
@@ -43,7 +42,7 @@ from ..vocabulary import FlowRunId, JsonObject, StateType, new_id
 from . import presence
 from .code_source import fetched
 from .deployment import BUCKET as DEPLOYMENTS
-from .deployment import Deployment, is_name
+from .deployment import Deployment, is_name, read_deployment
 from .execution import Job, Outcome, execute_in_loop
 from .held_run import HeldRun
 from .hook_log import HERE, TRIES, HookLog, is_owed, owing
@@ -54,6 +53,7 @@ from .process_pool import ProcessPool
 from .run import FlowRun
 from .run_log import RunLog
 from .states import Cancelled, Crashed, Failed, Pending, Resuming, Running, Suspended
+from .stop_request import StopRequest
 from .ticket import Answer, Ticket, answer, losses
 from .waiting import LOOP, PROCESS, Lane
 
@@ -346,7 +346,7 @@ class Worker(AsyncContextManagerMixin):
         if run.deployment and is_name(run.deployment):
             entry = await self._bus.bucket(DEPLOYMENTS).get(run.deployment)
             try:
-                deployment = _parsed(entry.value) if entry else None
+                deployment = read_deployment(entry.value) if entry else None
             except ValidationError as exc:
                 return None, Facts(), f"deployment {run.deployment!r} cannot be read: {exc}"
         if deployment is not None and deployment.source is not None:
@@ -396,7 +396,7 @@ class Worker(AsyncContextManagerMixin):
         job = Job(run, run.entrypoint or "", path, hooks=True)
         outcome = Outcome("error", problem) if problem else Outcome("died")
         # Of its own: what asked the run to stop has been heard, and does not stop its hooks.
-        held = replace(held, stop=anyio.Event())
+        held = replace(held, stop=StopRequest())
         for _ in range(TRIES + 1):  # the last one finds that it was tried often enough, and says so
             if outcome.kind == "died":
                 outcome = await self._in_lane(held, lane, job)
@@ -495,19 +495,17 @@ class Worker(AsyncContextManagerMixin):
         return await self._insist(self._runs.move, now, Resuming(message=why), scheduled_at=self._clock.now())
 
     async def _in_loop(self, held: HeldRun, job: Job) -> Outcome:
-        outcome = Outcome("interrupted")
-        async with anyio.create_task_group() as tg:
-            with anyio.CancelScope() as scope:
-                tg.start_soon(self._watch_stop, held.stop, scope, job.run.id)
-                try:
-                    outcome = await execute_in_loop(job, self._loader, self._session, self._engine)
-                except CancelledError:
-                    if scope.cancel_called:
-                        raise
-                    # Nobody cancelled it but itself.
-                    outcome = Outcome("error", "the flow raised CancelledError")
-            tg.cancel_scope.cancel()
-        return outcome
+        def stop() -> None:
+            scope.cancel()
+            self._tg.start_soon(self._look_after, held.stop, job.run.id)
+
+        try:
+            with anyio.CancelScope() as scope, held.stop.calling(stop):
+                return await execute_in_loop(job, self._loader, self._session, self._engine)
+        except CancelledError:
+            # Not the scope's, which keeps it: nobody cancelled the flow but itself.
+            return Outcome("error", "the flow raised CancelledError")
+        return Outcome("interrupted")
 
     async def _in_process(self, held: HeldRun, job: Job) -> Outcome:
         if self._pool is None:
@@ -551,11 +549,11 @@ class Worker(AsyncContextManagerMixin):
         await anyio.sleep(self._engine.cancel_grace_s)
         held.stop.set()
 
-    async def _watch_stop(self, stop: anyio.Event, scope: anyio.CancelScope, run_id: FlowRunId) -> None:
-        """Ask an async flow to stop when it is to; say so if it has not after the grace."""
-        await stop.wait()
-        scope.cancel()
+    async def _look_after(self, stop: StopRequest, run_id: FlowRunId) -> None:
+        """Say so if an async flow that was asked to stop has not after the grace."""
         await anyio.sleep(self._engine.cancel_grace_s)
+        if not stop.is_calling:
+            return
         # Nothing can end a coroutine that does not want to end; it keeps its place here until it does.
         log.error(
             "worker.run_does_not_stop", extra={"run_id": run_id, "after_s": self._engine.cancel_grace_s}
@@ -593,8 +591,3 @@ class Worker(AsyncContextManagerMixin):
                 log.debug("worker.broker_away", extra={"error": str(exc)})
             await anyio.sleep(_BACK_OFF_S[min(tries, len(_BACK_OFF_S) - 1)])
             tries += 1
-
-
-@lru_cache(maxsize=1024)
-def _parsed(raw: bytes) -> Deployment:
-    return Deployment.model_validate_json(raw)

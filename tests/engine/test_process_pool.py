@@ -20,6 +20,7 @@ from hark.engine.execution import Job, Outcome
 from hark.engine.process_child import decode_address, encode_address
 from hark.engine.process_pool import ProcessPool
 from hark.engine.states import Pending
+from hark.engine.stop_request import StopRequest
 from hark.engine.worker import Worker
 from hark.vocabulary import StateType
 
@@ -95,7 +96,7 @@ async def test_a_run_that_is_to_stop_before_it_has_a_process_gets_none(stage: St
     """A cancel that comes while the run is being given to a process is not lost."""
     stage.write(SAYS_PID)
     await stage.deploy("pid")
-    stop = anyio.Event()
+    stop = StopRequest()
     stop.set()
     async with a_pool(stage.bus) as pool:
         run = await stage.control.runs.move(await stage.ask("pid"), Pending(), attempt=1)
