@@ -41,6 +41,7 @@ from ..errors import (
 from ..vocabulary import FlowRunId, JsonObject, StateType, new_id
 from . import presence
 from .code_source import fetched
+from .collection import rare_collections
 from .deployment import BUCKET as DEPLOYMENTS
 from .deployment import Deployment, is_name, read_deployment
 from .execution import Job, Outcome, execute_in_loop
@@ -149,6 +150,7 @@ class Worker(AsyncContextManagerMixin):
     async def _serve_until(self, stop: anyio.Event, ready: Callable[[], None]) -> None:
         async with AsyncExitStack() as stack:
             self._session = stack.enter_context(use_session(self._bus))
+            stack.enter_context(rare_collections())
             # What the first run would otherwise wait for.
             await anyio.to_thread.run_sync(import_module, f"{__package__}.flow_engine")
             await anyio.to_thread.run_sync(import_module, f"{__package__}.flows")
