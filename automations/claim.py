@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
-from ..bus import Bus
+from ..bus import Bus, Recorded
 from ..bus.event import readable
 from ..bus.presence import Presence
 from ..bus.subject import PREFIX, RESTORED
@@ -185,16 +185,25 @@ class Claims:
 
     async def _was_executed(self, key: str, found: ActionState) -> bool:
         """Return whether the log says that a claimed action was done, by one that died before it could note so."""
-        async with self._bus.log.read(
-            [f"{PREFIX}action.executed"], since=found.at - timedelta(seconds=1)
-        ) as batches:
-            async for batch in batches:
-                for record in readable(batch.records):
-                    data: Any = record.event.data
-                    if (
-                        isinstance(data, dict)
-                        and data.get("key") == key
-                        and data.get("round", 0) == found.round
-                    ):
-                        return True
-        return False
+        return (
+            await self._bus.log.find(
+                f"{PREFIX}action.executed",
+                _done_as(key, found.round),
+                found.at - timedelta(seconds=1),
+                mark=_what_was_done,
+            )
+            is not None
+        )
+
+
+def _done_as(key: str, round: int) -> str:
+    return f"{round} {key}"
+
+
+def _what_was_done(record: Recorded) -> str | None:
+    """Return which action a record of the log says was done, at whichever try."""
+    for one in readable([record]):
+        data: Any = one.event.data
+        if isinstance(data, dict):
+            return _done_as(str(data.get("key")), data.get("round", 0))
+    return None

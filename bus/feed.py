@@ -236,6 +236,7 @@ class Feed:
         name = f"feed-{new_id()[-12:]}{self._expected}"
         inbox = self._connection.new_inbox()
         self._buffer_reset()
+        held = len(self._buffer)  # of an earlier consumer, whose answer may never have come
         self._subscription = await subscribe(
             self._connection.nc,
             inbox,
@@ -254,10 +255,7 @@ class Feed:
         if self._expected == 1:  # nothing has arrived before this answer
             self._pending = waiting
         if not self._live:
-            here = waiting + sum(1 for item in self._buffer if not isinstance(item, str)) * (
-                self._left is not None
-            )
-            self._left = here if self._left is None else min(self._left, here)
+            self._left = held + waiting if self._left is None else min(self._left, held + waiting)
 
     def _buffer_reset(self) -> None:
         """Forget flow-control answers owed to the consumer that is gone; records stay, they are in order."""
@@ -334,9 +332,8 @@ class Feed:
             else:
                 self._wire.send(frame(owed, "", "", b""))
         if not self._live and not owed and not self._buffer:
-            self._pending = 0  # all delivered: what was counted at the start has been deleted meanwhile
-            self._left = 0
-            self._wake()
+            # What was counted at the start has been deleted meanwhile, or the broker is very slow: it counts anew.
+            self._lost(f"{self._left} are still to come")
 
     def _on_lost(self) -> None:
         self._lost("the connection broke")

@@ -19,6 +19,7 @@ from .consumer import Consumer
 from .event import Event, Recorded
 from .feed import Batch, Feed, record_of
 from .hearing import Hearing
+from .look_back import LookBack, Mark, message_id_of
 from .replies import Refusal, Replies, refusal_in
 from .streams import born_at
 from .subject import ALL_EVENTS, STATE_HEADER, STREAM, flow_run_filter, subject_of
@@ -70,6 +71,7 @@ class EventLog:
         self._replies = Replies(connection, config)
         self._feeds: dict[tuple[str, ...], list[Feed]] = {}
         self._hearing = Hearing(self.follow)
+        self._look_back = LookBack(self.read)
         # Several replicas: a direct get may be answered by one that lags, and a guard would be set on old news.
         self._direct = config.replicas == 1
 
@@ -109,13 +111,23 @@ class EventLog:
         Raises:
             As ``append``; LogRewound: the log ends before ``after``.
         """
-        wanted = message_id(event.msg_id)
-        async with self.read([check_subject(subject_of(event))], after=after) as batches:
-            async for batch in batches:
-                for record in batch.records:
-                    if record.headers.get("Nats-Msg-Id") == wanted:
-                        return Appended(record.seq, duplicate=True)
-        return await self.append(event)
+        there = await self.find(check_subject(subject_of(event)), message_id(event.msg_id), after)
+        return Appended(there, duplicate=True) if there is not None else await self.append(event)
+
+    async def find(
+        self, filter: str, wanted: str, begin: int | datetime, *, mark: Mark = message_id_of
+    ) -> int | None:
+        """Return where the first event on ``filter`` stands that bears a mark; None if it is not in the log now.
+
+        Many who look at once share one reading.
+
+        Args:
+            begin: it would stand behind this sequence, or not before this (broker) time.
+            mark: a function of a module, which reads the mark of a record; by default its message id.
+        Raises:
+            BusUnavailable: the log cannot be read. LogRewound: it ends before ``begin``.
+        """
+        return await self._look_back.find(filter, wanted, begin, mark=mark)
 
     async def append_many(self, events: Sequence[Event]) -> list[Appended]:
         """Store events, pipelined; return their places in the same order once the broker has all.
