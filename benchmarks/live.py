@@ -38,6 +38,7 @@ RULES = 1_000
 KEYS = 1_000_000
 GOAL_LIVE = 20_000
 GOAL_BACKTEST = 100_000
+ROUNDS = 3
 GOAL_RESTART_S = 5.0
 MANY_RULES, ADDED = 10_000, 40
 GOAL_ADDED_MS = 100
@@ -113,16 +114,19 @@ async def live_path(bus: Bus, count: int, scale: float, goals: Goals) -> None:
 
 
 async def backtests(bus: Bus, count: int, scale: float, goals: Goals) -> None:
-    """Print how fast a rule is tried on the live log."""
+    """Print how fast a rule is tried on the live log, in the best of a few rounds."""
     now = datetime.now(UTC)
     where = {"data.run.attempt": ">= 2"}
     for name, on in (("one type", "flow-run.failed"), ("all types", "flow-run.*")):
         rule = {"on": on, "where": where, "for_each": "data.flow.name", "count": 3, "within": "6h"}
-        began, cpu = time.perf_counter(), time.process_time()
-        made = await backtest_log(
-            bus, [parse_automation(rule, name="r")], since=now - timedelta(days=1), now=now
-        )
-        took, cpu = time.perf_counter() - began, time.process_time() - cpu
+        rounds = []
+        for _ in range(ROUNDS):
+            began, cpu = time.perf_counter(), time.process_time()
+            made = await backtest_log(
+                bus, [parse_automation(rule, name="r")], since=now - timedelta(days=1), now=now
+            )
+            rounds.append((time.process_time() - cpu, time.perf_counter() - began))
+        cpu, took = min(rounds)
         # Of one type the broker sends that type alone: the others are passed over all the same.
         verdict = goals.at_least(f"backtest of the log, {name}", count / cpu, GOAL_BACKTEST * scale)
         print(
