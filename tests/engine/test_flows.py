@@ -418,10 +418,11 @@ async def sleepy(n: int) -> int:
 def test_a_flow_waits_for_what_it_submitted() -> None:
     """Also for tasks whose futures nobody asked; a failing flow begins no more of them."""
     done: list[int] = []
-    gate = threading.Event()
+    gate, begun = threading.Event(), threading.Event()
 
     @task
     def slow(n: int) -> None:
+        begun.set()
         gate.wait(60)
         done.append(n)
 
@@ -434,11 +435,13 @@ def test_a_flow_waits_for_what_it_submitted() -> None:
     forgets()
     assert sorted(done) == [1, 2]
     gate.clear()
+    begun.clear()
     done.clear()
 
     @flow(task_runner=ThreadPoolTaskRunner(max_workers=1))
     def fails() -> None:
         futures.extend(slow.submit(n) for n in range(3))
+        assert begun.wait(60)
         threading.Timer(1, gate.set).start()
         raise ValueError("x")
 
