@@ -23,7 +23,7 @@ from .exact import loads
 from .headers import parse_headers
 
 __all__ = [
-    "OWN_WORDS", "Event", "Recorded", "check_text", "check_type", "checked", "clean_type", "delivered", "format_time", "is_own_type", "lacking",
+    "OWN_WORDS", "Event", "QuicklyMade", "Recorded", "become", "check_text", "check_type", "checked", "clean_type", "delivered", "format_time", "is_own_type", "lacking",
     "parse_time", "readable",
 ]  # fmt: skip
 
@@ -196,7 +196,8 @@ def parse_time(text: str, *, field: str = "time") -> datetime:
         raise EventInvalid(field, f"is a time before the year 1 or after 9999 in UTC, got {text!r}") from exc
 
 
-_become = object.__dict__["__class__"].__set__
+become: Callable[[Any, type[Any]], None] = object.__dict__["__class__"].__set__
+"""Makes an instance one of another class of the same layout: see ``QuicklyMade``."""
 
 
 class QuicklyMade:
@@ -204,7 +205,7 @@ class QuicklyMade:
 
     A frozen dataclass sets each attribute through a call; twenty of them took longer than all the rest of making an
     event. Here an instance is of a twin class, which is not frozen, while its ``__init__`` runs, and of its own from
-    then on.
+    then on. A hot path may make one in the same way: ``object.__new__(cls._open)``, every attribute, ``become``.
     """
 
     __slots__ = ()
@@ -277,7 +278,7 @@ class Event(QuicklyMade):
         extensions: Mapping[str, str | int | bool] | None = None,
     ) -> None:
         cls = self.__class__
-        _become(self, cls._open)
+        become(self, cls._open)
         new: Any = self
         new.type, new.source = type, source
         new.id = new_id() if id is None else id
@@ -289,7 +290,7 @@ class Event(QuicklyMade):
         new.recordedtime, new.expirytime = recordedtime, expirytime
         new.replayof, new.replayid = replayof, replayid
         new.extensions = {} if extensions is None else extensions
-        _become(self, cls)
+        become(self, cls)
 
     @property
     def msg_id(self) -> str:
@@ -467,12 +468,12 @@ class Recorded(QuicklyMade):
         headers: Mapping[str, str] | None = None,
     ) -> None:
         cls = self.__class__
-        _become(self, cls._open)
+        become(self, cls._open)
         new: Any = self
         new.seq, new.subject, new.raw = seq, subject, raw
         new.at_ns = (recorded_at - _EPOCH) // _MICROSECOND * 1000
         new._headers, new._event = headers or b"", None
-        _become(self, cls)
+        become(self, cls)
 
     @property
     def recorded_at(self) -> datetime:
@@ -518,7 +519,7 @@ def delivered(seq: int, subject: str, at_ns: int, raw: bytes, headers: Mapping[s
         headers,
         None,
     )
-    _become(new, Recorded)
+    become(new, Recorded)
     record: Recorded = new
     return record
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from dataclasses import replace
-from datetime import UTC, datetime
+from dataclasses import FrozenInstanceError, fields, replace
+from datetime import UTC, datetime, timedelta
 
 import anyio
 import pytest
-from hark.bus import Bus
-from hark.engine.run import FlowRun, RunRequest, run_id_for
+from hark.bus import Bus, Recorded
+from hark.engine.run import Cause, FlowRun, RunRequest, run_id_for, transition_event
 from hark.engine.run_log import RunLog
 from hark.engine.states import Cancelling, Completed, Failed, Pending, Retrying, Running, Scheduled, State
 from hark.errors import GuardFailed, HarkError, MoveRefused, RunLost, UnknownName
@@ -33,8 +33,35 @@ def test_a_changed_run_is_what_replace_makes() -> None:
     run = FlowRun.requested(RunRequest(flow_name="x"), now=datetime.now(UTC))
     assert run.changed(seq=4, name="n") == replace(run, seq=4, name="n")
     assert run.seq == 0
-    with pytest.raises(KeyError):
+    with pytest.raises(AttributeError):
         run.changed(nothing=1)
+    with pytest.raises(FrozenInstanceError):
+        run.changed(seq=4).seq = 5  # type: ignore[misc]
+
+
+def test_a_run_read_from_its_transition_or_copied_has_every_field() -> None:
+    """Also those that are no part of comparing; values that differ, so that none is taken for another."""
+    now = datetime.now(UTC)
+    request = RunRequest(
+        flow_name="flow", name="run", flow_version="v", deployment="deployment", entrypoint="a.py:f",
+        parameters={"n": 1}, tags=("a", "b"), pool="pool", queue="queue", parent=FlowRunId("parent"),
+        scheduled_at=now + timedelta(seconds=1), concurrency_key="key", cause=Cause("schedule", "name", "event"),
+        traceparent="00-trace",
+    )  # fmt: skip
+    run = FlowRun.requested(request, now=now).changed(
+        correlationid="story", causationid="cause", causaldepth=3, seq=9, result={"format": "json"}
+    )
+    run = run.moved(Running(message="m", details={"d": 1}), attempt=2).moved(Completed(message="end"))
+    run = run.changed(result={"format": "json"})
+    event = transition_event(run, previous=StateType.RUNNING, result=run.result)
+    run = run.landed(seq=9, event_id=event.id)
+    read = FlowRun.from_recorded(Recorded(9, "hark.ev.x", now, event.to_json()))
+    assert not [f.name for f in fields(run) if not getattr(run, f.name) and f.name != "state_details"]
+    for one in (read, run.changed()):
+        assert {f.name: getattr(one, f.name) for f in fields(run)} == {
+            f.name: getattr(run, f.name) for f in fields(run)
+        }
+        assert one == run
 
 
 async def test_ten_who_ask_at_once_for_one_run_get_one_run(bus: Bus) -> None:
