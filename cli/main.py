@@ -54,6 +54,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "migrate": ("migrate:migrate", "Rules of other tools as a hark.yaml: prefect, eda."),
     "keys": ("values:keys", "Access keys: create, ls, revoke."),
     "status": ("service:status", "Show what the service is doing."),
+    "audit": ("service:audit", "Show who changed what."),
     "rebuild": ("service:rebuild", "Fold the read model anew from the event log."),
     "backup": ("backup:backup", "Copy the whole state into one file, while it runs."),
     "restore": ("backup:restore", "Make a home, or a broker, what a backup holds."),

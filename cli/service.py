@@ -1,4 +1,4 @@
-"""``hark status``, ``rebuild``, ``doctor``, ``version``: the service itself."""
+"""``hark status``, ``audit``, ``rebuild``, ``doctor``, ``version``: the service itself."""
 
 from __future__ import annotations
 
@@ -21,6 +21,26 @@ def rebuild(as_json: AsJson = False) -> None:
     """Fold the read model anew from the event log."""
     value = ask(lambda h: h.rebuild())
     show(value, f"rebuilt: {value.get('events')} events in {value.get('took_s')} s", as_json=as_json)
+
+
+def audit(
+    by: Annotated[
+        str | None, typer.Option(help="Only what was called with the key of this name; or `configuration`.")
+    ] = None,
+    since: Annotated[str | None, typer.Option(help="Not older than this: 10m, 2h, 7d, or a time.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="At most so many.")] = 50,
+    as_json: AsJson = False,
+) -> None:
+    """Show who changed what, newest first."""
+    page = ask(lambda h: h.audit(by=by, since=since, limit=limit))
+    rows = [
+        [item["seq"], item["time"], item["by"], item["from"], item["what"], item["on"]] for item in page.items
+    ]
+    show(
+        page.items,
+        table(["SEQ", "TIME", "BY", "FROM", "WHAT", "ON"], rows, empty="nothing was changed"),
+        as_json=as_json,
+    )
 
 
 def doctor(

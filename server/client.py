@@ -213,6 +213,10 @@ class Hark(ValueCalls):
         """List events, newest first: ``type, source, subject, correlation, since, until, limit, cursor``."""
         return await self._page("/api/events", **filters)
 
+    async def audit(self, **filters: Any) -> Page:
+        """List who changed what, newest first: ``by, since, limit, cursor``."""
+        return await self._page("/api/audit", **filters)
+
     async def event(self, id: str) -> JsonObject:
         """Return one event with what it led to."""
         return _object(await self._get(f"/api/events/{_part(id)}"))

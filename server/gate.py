@@ -7,6 +7,7 @@ asked for.
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 import anyio
@@ -15,8 +16,9 @@ from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.routing import Mount, Route
 
-from ..errors import AccessDenied
+from ..errors import AccessDenied, HarkError
 from .access import cross_site, host_allowed, token_of
+from .audit import audit_event, changes_something
 from .health import live, ready
 from .intake import store_events
 from .problem import HANDLERS, problem, problem_of
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from .context import ServerContext
 
 __all__ = ["Gate"]
+
+log = logging.getLogger(__name__)
 
 _OPEN_PATHS = ("/health/", "/hooks/", "/ack/", "/approve/")
 """Health says nothing worth hiding; every webhook verifies its own senders; a link to acknowledge is its own key."""
@@ -47,16 +51,35 @@ class _Guard:
 
         async def counted(message: Message) -> None:
             if message["type"] == "http.response.start":
-                self._context.metrics.answered(message["status"])
+                status = message["status"]
+                self._context.metrics.answered(status)
+                if status < 400 and caller is not None and changes_something(scope["method"], scope["path"]):
+                    self._keep(scope, caller, status)
             await send(message)
 
-        refusal = None if scope["path"].startswith(_OPEN_PATHS) else self._refusal(scope)
-        if refusal is not None:
-            await refusal(scope, receive, counted)
-            return
+        caller: str | None = None
+        if not scope["path"].startswith(_OPEN_PATHS):
+            checked = self._check(scope)
+            if not isinstance(checked, str):
+                await checked(scope, receive, counted)
+                return
+            caller = checked
         await self._app(scope, receive, counted)
 
-    def _refusal(self, scope: Scope) -> Response | None:
+    def _keep(self, scope: Scope, caller: str, status: int) -> None:
+        """Put into the log who did what. It is done by now, so a log that is away for the moment is no reason to say it is not."""
+        client = scope.get("client")
+        event = audit_event(
+            caller, f"{scope['method']} {scope['path']}", client=client[0] if client else None, status=status
+        )
+        try:
+            # Stored with what else there is to store; sent again until it is.
+            self._context.bus.publisher.publish_nowait(event)
+        except HarkError as exc:
+            log.error("audit.not_kept", extra={"by": caller, "what": scope["path"], "error": str(exc)})
+
+    def _check(self, scope: Scope) -> Response | str:
+        """Return the name of the caller, or the answer that refuses."""
         headers = Headers(scope=scope)
         context = self._context
         # Where keys are asked for, a page of another site has none, and proxies may use any name.
@@ -74,10 +97,9 @@ class _Guard:
                 403, "Refused", detail="the request comes from a page of another site", kind="cross-site"
             )
         try:
-            context.keys.check(token_of(headers))
+            return context.keys.check(token_of(headers))
         except AccessDenied as exc:
             return problem_of(exc)
-        return None
 
 
 class Gate:

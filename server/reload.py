@@ -13,6 +13,7 @@ from anyio import AsyncContextManagerMixin, to_thread
 
 from ..errors import HarkError, UnavailableError
 from .apply import apply_manifest, names_besides_config
+from .audit import CONFIGURATION, audit_event
 from .fault import ManifestInvalid
 from .manifest import Manifest, load_manifest
 from .plan import Change, Plan
@@ -77,6 +78,9 @@ class ConfigFeed(AsyncContextManagerMixin):
                 )
         for warning_text in plan.warnings:
             log.warning("config.warning", extra={"why": warning_text})
+        if plan.changes:
+            what = f"{self.path}: {plan.summary()}"
+            await self._bus.log.append(audit_event(CONFIGURATION, what))
         return plan
 
     def _look(self) -> tuple[object, ...]:

@@ -7,15 +7,16 @@ from datetime import timedelta
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.responses import HTMLResponse
 
 from ...errors import HarkError
-from ...storage import RunFilter
-from ..answer import answer
+from ...storage import EventFilter, RunFilter
+from ..answer import answer, moment, page
+from ..audit import AUDIT_TYPES, AUDITED, audit_row, subject_for
 from ..context import ServerContext, context_of
 from ..health import live, not_ready, ready
 from ..metrics import CONTENT_TYPE_LATEST
@@ -87,6 +88,24 @@ async def rebuild(request: Request) -> Response:
     began = time.monotonic()
     await context.projector.rebuild()
     return answer({"events": context.projector.seq, "took_s": round(time.monotonic() - began, 3)})
+
+
+@router.get("/api/audit")
+async def list_audit(
+    request: Request,
+    by: Annotated[str | None, Query(description="the name of a key, or `configuration`")] = None,
+    since: Annotated[str | None, Query(description="a time, or how long ago: 10m, 7d")] = None,
+    cursor: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 50,
+) -> Response:
+    """List who called what that changes something, and what was changed, newest first."""
+    where = EventFilter(
+        types=(AUDITED,) if by is not None else AUDIT_TYPES,
+        subject=subject_for(by) if by is not None else None,
+        since=moment(since, name="since"),
+    )
+    found = await context_of(request).queries.events(where, cursor=cursor, limit=limit)
+    return page(found, [audit_row(row) for row in found.items])
 
 
 # --- pages ----------------------------------------------------------------------------------------------------
