@@ -40,6 +40,8 @@ log = logging.getLogger(__name__)
 HEARTBEAT_S = 8
 SILENCE_S = 2.5 * HEARTBEAT_S  # two lost beats and a half: the consumer is gone
 _LOOK_S = SILENCE_S / 2
+_CREATE_S = 5.0
+"""A cluster that has just lost a server may give the consumer to that one, and never answer; another name goes elsewhere."""
 _RETRY_S = (0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
 SHARED_RECORDS, SHARED_BYTES = 5_000, 16 << 20
 """Feeds that share a consumer part when one has this much waiting."""
@@ -246,6 +248,7 @@ class Feed:
         created = await self._connection.api(
             f"CONSUMER.CREATE.{self._stream}.{name}",
             {"stream_name": self._stream, "action": "create", "config": self._settings(name, inbox)},
+            timeout_s=min(_CREATE_S, self._config.request_timeout_s),
         )
         waiting = int(str(created.get("num_pending", 0)))
         loop = asyncio.get_running_loop()

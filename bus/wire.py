@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -88,10 +88,13 @@ class Wire:
 
     A frame is written to the connection that is up, or dropped: whoever needs it to arrive waits for an answer and
     sends again. (The client's own buffer for the time without a connection would send frames of a dead batch.)
+
+    Args:
+        on_refused: called when frames could not be written to a connection that was thought to be up.
     """
 
-    def __init__(self, nc: Client) -> None:
-        self._nc = nc
+    def __init__(self, nc: Client, *, on_refused: Callable[[], None] | None = None) -> None:
+        self._nc, self._on_refused = nc, on_refused
         self._out: list[bytes] = []
         self._direct = all(
             hasattr(nc, name) for name in ("_pending", "_pending_data_size", "_transport", "_flush_queue")
@@ -129,10 +132,11 @@ class Wire:
             nc._pending_data_size = 0
         try:
             writer.write(b"".join(out))
-        except (OSError, RuntimeError) as exc:
-            log.debug(
-                "bus.write-failed", extra={"error": str(exc)}
-            )  # the read loop reports the lost connection
+        except (OSError, RuntimeError, TypeError) as exc:
+            # What loops say of a socket that has closed unnoticed; the read loop reports the lost connection.
+            log.debug("bus.write-failed", extra={"error": str(exc)})
+            if self._on_refused is not None:
+                self._on_refused()
 
     async def _detour_write(self, data: bytes) -> None:
         """Send frames through the client's public ``publish``."""

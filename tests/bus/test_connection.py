@@ -345,9 +345,8 @@ async def test_a_socket_that_is_gone_unnoticed_is_a_lost_connection(broker: Embe
                 "unable to perform operation on <TCPTransport closed=True>; the handler is closed"
             )
 
-        transport._io_writer.writelines = (
-            refuse  # asyncio's own loop drops what is written to a closed socket
-        )
+        # asyncio's own loop drops what is written to a closed socket
+        transport._io_writer.write = transport._io_writer.writelines = refuse
         with pytest.raises(ConnectionLost, match="socket is closed"):
             await connection.request("$JS.API.INFO")
         transport._io_writer.transport.abort()
