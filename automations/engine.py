@@ -49,7 +49,7 @@ _BATCH = 100
 _MOST_UNSTORED = 1_000
 """Decisions that may wait to be stored while events after them are folded."""
 _ROW_BYTES = 256 * 1024
-_SLICE_S = 0.004
+_SLICE_S = 0.001
 """Of taking a checkpoint, before events have their turn again."""
 _LONGEST_SLEEP_S = 30.0
 _DEFINITIONS_AT_ONCE = 500
@@ -119,6 +119,7 @@ class _Term:
         self._decided: set[str] = set()  # by an earlier leader, behind the checkpoint
         self._unstored: list[Decision] = []
         self._to_store = anyio.Event()
+        self._is_storing = False
         self._stored = 0  # all that was decided up to here is in the log
         self._progress = anyio.Event()  # that place has moved
         self._ahead_s = 0.0  # how far the broker's clock is ahead of ours, as far as we can tell
@@ -180,11 +181,14 @@ class _Term:
         fold, step = self.fold, self.fold.step_record
         async with self._bus.log.follow(after=fold.seq, batch=_BATCH) as batches:
             async for batch in batches:
-                decisions = self._unstored
                 for record in batch.records:
                     decided = step(record)
                     if decided:
-                        decisions += decided
+                        self._unstored += decided
+                        if not self._is_storing:
+                            # At once, and not behind the rest of the batch. What is decided meanwhile is stored together.
+                            self._to_store.set()
+                            await anyio.lowlevel.checkpoint()
                 if batch.records:
                     self._note_time(batch.records[-1].recorded_at)
                 if self._is_worth_saving() and self._taking is None and not self._saving.locked():
@@ -209,7 +213,9 @@ class _Term:
             reached = self.fold.seq
             decisions, self._unstored = self._unstored, []
             if decisions:
+                self._is_storing = True
                 await self._store(decisions)
+                self._is_storing = False
             self._stored = reached
             progress, self._progress = self._progress, anyio.Event()
             progress.set()
@@ -221,7 +227,7 @@ class _Term:
 
     async def _store(self, decisions: Sequence[Decision]) -> None:
         """Append decisions; each is stored once, whatever is lost on the way."""
-        events = [await self._event_of(d) for d in decisions if d.id not in self._decided]
+        await self._append([await self._event_of(d) for d in decisions if d.id not in self._decided])
         for decision in decisions:
             if decision.what != "suppressed":
                 log.info(
@@ -233,6 +239,8 @@ class _Term:
                         "decision": decision.id,
                     },
                 )
+
+    async def _append(self, events: list[Event]) -> None:
         tries = 0
         before = self._stored
         while events:
