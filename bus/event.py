@@ -390,11 +390,13 @@ class Event(QuicklyMade):
             raise EventInvalid("data", f"a CloudEvent is a JSON object, got {type(value).__name__}")
         if value.get("specversion", "1.0") != "1.0":
             raise EventInvalid("specversion", f"must be '1.0', got {value.get('specversion')!r}")
-        kwargs: dict[str, Any] = {"type": check_type(value.get("type", ""))}
+        if "type" not in value:
+            raise EventInvalid("type", "is missing; it says what happened, such as 'order.paid'")
+        kwargs: dict[str, Any] = {"type": check_type(value["type"])}
         for name in ("id", "source"):
             text = value.get(name)
             if not isinstance(text, str) or not text:
-                raise EventInvalid(name, "must be a non-empty string")
+                raise EventInvalid(name, "must be a non-empty string" if name in value else "is missing")
             kwargs[name] = text if text.isprintable() else check_text(name, text)
         extra: dict[str, str | int | bool] = {}
         for (
@@ -427,6 +429,8 @@ class Event(QuicklyMade):
                     "is an extension attribute and must be a string, integer or boolean; put the rest in `data`",
                 )
         if value.get("data_base64") is not None:
+            if value.get("data") is not None:
+                raise EventInvalid("data_base64", "cannot stand beside `data`: an event has one or the other")
             try:
                 kwargs["data"] = base64.b64decode(value["data_base64"], validate=True)
             except (ValueError, TypeError) as exc:

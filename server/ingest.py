@@ -12,25 +12,15 @@ from typing import Any
 from ..bus.cloudevents import decode_value, with_plain_type
 from ..bus.event import OWN_WORDS, Event, is_own_type
 from ..bus.exact import loads
-from ..errors import EventInvalid, LimitError
+from ..errors import EventInvalid
 from ..vocabulary import JsonObject, JsonValue, new_id
-from .problem import MalformedBody, UnsupportedBody
+from .problem import BatchTooLarge, MalformedBody, UnsupportedBody
 
-__all__ = ["BatchTooLarge", "events_in"]
+__all__ = ["events_in"]
 
 DEFAULT_SOURCE = "/api"
 _NOT_ATTRIBUTES = frozenset({"ce-data", "ce-data_base64", "ce-datacontenttype"})
 """Headers that would say what the body and its content type say."""
-
-
-class BatchTooLarge(LimitError):
-    """A batch holds more events than the server takes at once."""
-
-    def __init__(self, *, count: int, limit: int) -> None:
-        super().__init__(
-            f"{count} events are more than the {limit} of one batch", hint="send several batches"
-        )
-        self.count, self.limit = count, limit
 
 
 def events_in(headers: Mapping[str, str], body: bytes, *, max_events: int) -> list[Event]:
@@ -134,7 +124,7 @@ def _binary(headers: Mapping[str, str], content_type: str, body: bytes) -> Event
     if not body:
         return event
     data: JsonValue | bytes
-    declared = headers.get("content-type")
+    declared = headers.get("content-type", "").strip() or None
     if declared is None:
         # Some leave it out where the data is JSON; what else it may be, nobody has said.
         try:

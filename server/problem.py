@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "HANDLERS",
+    "BatchTooLarge",
     "BodyStalled",
     "BodyTooLarge",
     "Lingering",
@@ -47,6 +48,16 @@ class BodyTooLarge(errors.LimitError):
         self.limit_bytes = limit_bytes
 
 
+class BatchTooLarge(errors.LimitError):
+    """A batch holds more events than the server takes at once. Sent again as it is, it is still too large."""
+
+    def __init__(self, *, count: int, limit: int) -> None:
+        super().__init__(
+            f"{count} events are more than the {limit} of one batch", hint="send several batches"
+        )
+        self.count, self.limit = count, limit
+
+
 class BodyStalled(errors.UnavailableError):
     """A request body stopped coming."""
 
@@ -69,6 +80,7 @@ class UnsupportedBody(errors.DefinitionError):
 STATUS: tuple[tuple[type[Exception], int], ...] = (
     # The first class that fits decides, so the narrow ones stand before the wide.
     (BodyTooLarge, 413),
+    (BatchTooLarge, 413),
     (BodyStalled, 408),
     (errors.EventTooLarge, 413),
     (MalformedBody, 400),

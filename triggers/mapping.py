@@ -57,6 +57,7 @@ __all__ = [
     "map_request",
     "map_requests",
     "moment_of",
+    "reads_cloud_events",
 ]
 
 log = logging.getLogger(__name__)
@@ -110,7 +111,7 @@ def map_requests(webhook: Webhook, request: Request, body: Body, *, now: datetim
     if (
         webhook.event is not None
         or media_type(request.headers) != _BATCH_TYPE
-        or not _reads_cloud_events(webhook)
+        or not reads_cloud_events(webhook)
     ):
         return [map_request(webhook, request, body, now=now)]
     if not isinstance(body.value, list):
@@ -131,7 +132,7 @@ def map_requests(webhook: Webhook, request: Request, body: Body, *, now: datetim
     return mapped
 
 
-def _reads_cloud_events(webhook: Webhook) -> bool:
+def reads_cloud_events(webhook: Webhook) -> bool:
     """Return whether the preset has no sender with a way of its own."""
     own = GithubVerify | GitlabVerify | StripeVerify | SlackVerify | ShopifyVerify | StandardWebhooksVerify
     return not isinstance(webhook.verify, own)

@@ -59,7 +59,7 @@ from ..vocabulary import JsonObject, JsonValue, new_id
 from .body import Body, BodyError, parse_body
 from .capture import Captured, capture, has_kept_proof
 from .delivery import Deliveries
-from .mapping import Mapped, MappingFailed, challenge_of, map_requests
+from .mapping import Mapped, MappingFailed, challenge_of, map_requests, reads_cloud_events
 from .rate import TokenBucket
 from .rejection import Rejections
 from .response import RunWaits
@@ -548,11 +548,13 @@ def _handshake(webhook: Webhook, request: Request, rate: Rate) -> Answer:
     Source: HTTP 1.1 Web Hooks for Event Delivery 1.0.2, section 4. A ``WebHook-Request-Callback`` is not called: the
     permission is given at once, and calling addresses that strangers name is not safe.
     """
-    allow = ", ".join((*webhook.methods, "OPTIONS"))
+    takes_events = reads_cloud_events(webhook)
+    allow = ", ".join((*webhook.methods, "OPTIONS") if takes_events else webhook.methods)
     origin = request.headers.get("webhook-request-origin", "").strip()
-    if not isinstance(webhook.verify, CloudEventsVerify) or not origin:
-        raise _Rejected(405, "method", f"this webhook takes {allow}", headers={"Allow": allow})
-    allowed = webhook.verify.allowed_origins
+    if not takes_events or not origin:
+        how = "; OPTIONS is for CloudEvents senders, who say `WebHook-Request-Origin`" if takes_events else ""
+        raise _Rejected(405, "method", f"this webhook takes {allow}{how}", headers={"Allow": allow})
+    allowed = webhook.verify.allowed_origins if isinstance(webhook.verify, CloudEventsVerify) else ()
     if allowed and origin not in allowed:
         near = get_close_matches(origin, allowed, n=1)
         log.info(

@@ -32,6 +32,7 @@ from datetime import UTC, datetime
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, TypeAlias, assert_never
 
+import orjson
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from ..duration import Duration
@@ -503,6 +504,26 @@ def _signed(rule: HmacVerify, request: Request, stamp: str) -> bytes:
 # --- signing, for trying out -----------------------------------------------------------------------------
 
 
+def _as_cloud_event(body: bytes, delivery: str, event: str) -> dict[str, str]:
+    """Return the headers that make ``body`` a CloudEvent: structured or a batch if it is one by itself, else binary."""
+    try:
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        value = None
+    if isinstance(value, dict) and "specversion" in value:
+        return {"content-type": "application/cloudevents+json"}
+    if (
+        isinstance(value, list)
+        and value
+        and all(isinstance(one, dict) and "specversion" in one for one in value)
+    ):
+        return {"content-type": "application/cloudevents-batch+json"}
+    return {
+        "ce-specversion": "1.0", "ce-id": delivery, "ce-source": "/hark/webhooks/send",
+        "ce-type": event or "com.example.tried",
+    }  # fmt: skip
+
+
 def sign(
     rule: Verify,
     keys: Keys,
@@ -563,7 +584,7 @@ def sign(
         )
         return headers
     if isinstance(rule, CloudEventsVerify):
-        return {"Authorization": f"Bearer {secret}"}
+        return {"Authorization": f"Bearer {secret}", **_as_cloud_event(body, delivery, event)}
     if isinstance(rule, BearerVerify):
         return {rule.header: f"{rule.scheme} {secret}".strip()}
     if isinstance(rule, BasicVerify):

@@ -203,14 +203,14 @@ async def test_a_cloud_events_sender_is_let_in_by_the_handshake(bus: Bus) -> Non
         "ce",
         {"verify": {"preset": "cloudevents", "secret": "k", "allowed_origins": ["a.example"]}, "rate": "2/s"},
     )
-    headers = {
-        "ce_specversion": "1.0",
-        "ce_id": "1",
-        "ce_source": "/s",
-        "ce_type": "a.b",
-        "Authorization": "Bearer k",
-    }
+    await define(bus, "open", {"verify": "none"})
+    await define(bus, "github", {"verify": {"preset": "github", "secret": "k"}})
+    headers = {"ce_specversion": "1.0", "ce_id": "1", "ce_source": "/s", "ce_type": "a.b", "Authorization": "Bearer k"}  # fmt: skip
     async with receiving(bus) as receiver:
+        # Where CloudEvents are read, whatever proves who sends them; a sender with a way of its own sends none.
+        for name, expected in (("open", (200, "POST, OPTIONS")), ("github", (405, "POST"))):
+            asked = await post(receiver, name, method="OPTIONS", WebHook_Request_Origin="a.example")
+            assert (asked.status, asked.headers["Allow"]) == expected
         hello = await post(receiver, "ce", method="OPTIONS", WebHook_Request_Origin="a.example")
         assert hello.status == 200
         assert hello.headers["WebHook-Allowed-Origin"] == "a.example"
