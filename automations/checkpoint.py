@@ -21,7 +21,7 @@ from anyio import to_thread
 from ..bus import Bus
 from ..bus.candidate import Deposed
 from ..bus.large_value import LargeValues
-from ..errors import AlreadyHeld, GuardFailed, ObjectCorrupt, UnknownName
+from ..errors import GuardFailed, ObjectCorrupt, UnknownName
 from ..vocabulary import JsonObject, JsonValue
 from .fold import Fold, FoldConfig
 
@@ -57,17 +57,10 @@ class Checkpoints:
 
         A checkpoint that cannot be read is said in the log and counts as none.
         """
-        while True:
-            entry = await self._bucket.get(KEY)
-            try:
-                if entry is None:
-                    self._revision = await self._bucket.create(KEY, b"{}")
-                    await self._large.sweep(())
-                    return None
-                self._revision = await self._bucket.update(KEY, entry.value, revision=entry.revision)
-                break
-            except (GuardFailed, AlreadyHeld):
-                continue  # its owner wrote at this very moment
+        entry, self._revision = await self._bucket.take_over(KEY, empty=b"{}")
+        if entry is None:
+            await self._large.sweep(())
+            return None
         try:
             head = orjson.loads(entry.value)
             self._turn = int(head.get("turn", 0))

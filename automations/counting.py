@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from ..vocabulary import JsonObject, JsonValue
-from .form import EventRef, Firing, Seen, Sweep
+from .form import EventRef, Firing, Seen, Sweep, Timeless
 from .model import Automation
 
 __all__ = ["Counting"]
 
 
-class Counting:
+class Counting(Timeless):
     """``on`` with ``count`` and ``within``: so many events in so long a time; 1 fires at once and keeps no state.
 
     The window slides in event time. An event older than the newest of its key by more than the allowed lateness is
@@ -85,15 +85,6 @@ class Counting:
         for key in [k for k, w in self._windows.items() if now - w[0] > self._keep]:
             del self._windows[key]
         self._sweep.done(len(self._windows))
-
-    def due(self, key: str, at: float, now: float) -> Firing | None:
-        return None
-
-    def deadline(self, key: str) -> float | None:
-        return None
-
-    def deadlines(self) -> Iterable[tuple[str, float]]:
-        return ()
 
     def keys(self) -> int:
         return len(self._windows)

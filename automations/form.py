@@ -125,6 +125,24 @@ class Form(Protocol):
         ...
 
 
+class Timeless:
+    """What is common to forms that only events move: nothing ever falls due."""
+
+    __slots__ = ()
+
+    def due(self, key: str, at: float, now: float) -> Firing | None:
+        """See ``Form.due``."""
+        return None
+
+    def deadline(self, key: str) -> float | None:
+        """See ``Form.deadline``."""
+        return None
+
+    def deadlines(self) -> Iterable[tuple[str, float]]:
+        """See ``Form.deadlines``."""
+        return ()
+
+
 _SWEEP_FROM = 1024
 
 

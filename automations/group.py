@@ -18,7 +18,7 @@ from typing import Any
 
 from ..vocabulary import JsonObject, JsonValue
 from .composite import Branch, Step, leaves_of
-from .form import EventRef, Firing, Seen, Sweep
+from .form import EventRef, Firing, Seen, Sweep, Timeless
 from .model import Automation
 
 __all__ = ["Group"]
@@ -108,7 +108,7 @@ def _node(branch: Branch, numbers: Iterator[int]) -> _Node:
     return _Node(need=branch.any_of.need if branch.any_of is not None else len(inner), inner=inner)
 
 
-class Group:
+class Group(Timeless):
     """``any_of``, ``all_of``."""
 
     def __init__(self, automation: Automation, *, lateness: float) -> None:
@@ -194,15 +194,6 @@ class Group:
         for key in [k for k, w in self._windows.items() if now - w[0] > keep]:
             del self._windows[key]
         self._sweep.done(len(self._windows))
-
-    def due(self, key: str, at: float, now: float) -> Firing | None:
-        return None
-
-    def deadline(self, key: str) -> float | None:
-        return None
-
-    def deadlines(self) -> Iterable[tuple[str, float]]:
-        return ()
 
     def keys(self) -> int:
         return len(self._windows)

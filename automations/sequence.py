@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from ..vocabulary import JsonObject, JsonValue
-from .form import EventRef, Firing, Seen, Sweep
+from .form import EventRef, Firing, Seen, Sweep, Timeless
 from .model import Automation
 from .path import Path
 from .reference import captured
@@ -64,7 +64,7 @@ def _unwatched(place: _Place) -> None:
     """Nobody takes a snapshot."""
 
 
-class Sequence:
+class Sequence(Timeless):
     """``sequence`` … ``within``."""
 
     def __init__(self, automation: Automation, *, lateness: float) -> None:
@@ -219,15 +219,6 @@ class Sequence:
             else:
                 del self._waits[place]
         self._sweep.done(len(self._waits))
-
-    def due(self, key: str, at: float, now: float) -> Firing | None:
-        return None
-
-    def deadline(self, key: str) -> float | None:
-        return None
-
-    def deadlines(self) -> Iterable[tuple[str, float]]:
-        return ()
 
     def keys(self) -> int:
         return len(self._waits)

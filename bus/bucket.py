@@ -119,6 +119,23 @@ class Bucket:
         """
         return await self._write(check_key(key), value, expected=revision, ttl_s=ttl_s)
 
+    async def take_over(self, key: str, *, empty: bytes) -> tuple[Entry | None, int]:
+        """Make sure that nobody who wrote ``key`` under guard can do so any more.
+
+        It is written again as it is, or made with ``empty``.
+
+        Returns:
+            What it held, None if it was not there; and the revision that the next ``update`` has to name.
+        """
+        while True:
+            found = await self.get(key)
+            try:
+                if found is None:
+                    return None, await self.create(key, empty)
+                return found, await self.update(key, found.value, revision=found.revision)
+            except (GuardFailed, AlreadyHeld):
+                continue  # its owner wrote at this very moment
+
     async def delete(self, key: str, *, revision: int | None = None) -> None:
         """Remove ``key``; nothing happens if it does not exist. Watchers see an entry with ``deleted``.
 

@@ -23,7 +23,7 @@ from anyio import to_thread
 
 from ..bus.candidate import Deposed
 from ..bus.large_value import LargeValues
-from ..errors import AlreadyHeld, GuardFailed, ObjectCorrupt, SecretUnreadable, UnknownName
+from ..errors import GuardFailed, ObjectCorrupt, SecretUnreadable, UnknownName
 from ..vocabulary import JsonObject, JsonValue
 from .group import Send
 from .grouping import Grouping
@@ -82,17 +82,10 @@ class StateStore:
 
         A checkpoint that cannot be read is said in the log and counts as none.
         """
-        while True:
-            entry = await self._bucket.get(KEY)
-            try:
-                if entry is None:
-                    self._revision = await self._bucket.create(KEY, b"{}")
-                    await self._large.sweep(())
-                    return None
-                self._revision = await self._bucket.update(KEY, entry.value, revision=entry.revision)
-                break
-            except (GuardFailed, AlreadyHeld):
-                continue  # its owner wrote at this very moment
+        entry, self._revision = await self._bucket.take_over(KEY, empty=b"{}")
+        if entry is None:
+            await self._large.sweep(())
+            return None
         try:
             head = orjson.loads(entry.value)
             await self._large.sweep(_objects_of(head.get("parts") or {}))

@@ -29,6 +29,7 @@ from ..clock import SYSTEM_CLOCK, Clock
 from ..errors import AlreadyHeld, GuardFailed, HarkError, RefusedError, UnavailableError, UnknownName
 from ..vocabulary import FlowRunId, JsonObject
 from .backfill import CHECKPOINT_PREFIX, ENDED, Backfill, BackfillProgress, backfill_event, parameters_of
+from .insist import insist
 from .schedule import StoredSchedule, next_fire
 
 __all__ = ["BUCKET", "Backfiller", "Backfills", "BackfillStarter"]
@@ -422,12 +423,4 @@ class Backfiller(AsyncContextManagerMixin):
         item.progress = progress
 
     async def _insist(self, ask: Callable[[], Awaitable[T]]) -> T:
-        """Ask until there is an answer: the broker comes back, or our lease is lost and we are cancelled."""
-        wait_s = 0.1
-        while True:
-            try:
-                return await ask()
-            except (UnavailableError, GuardFailed) as exc:
-                log.warning("backfiller.waiting", extra={"error": str(exc), "wait_s": wait_s})
-                await anyio.sleep(wait_s)
-                wait_s = min(wait_s * 2, 5.0)
+        return await insist(ask, log=log, who="backfiller")

@@ -30,6 +30,7 @@ from ..config import TriggersConfig
 from ..errors import AlreadyHeld, EventInvalid, GuardFailed, HarkError, UnavailableError
 from ..vocabulary import FlowRunId, JsonObject
 from .due import plan_slots
+from .insist import insist
 from .progress import CHECKPOINT_PREFIX, Progress, base_of, fired_event, missed_event, not_started_event
 from .schedule import Overlap, StoredSchedule, due_at, next_fire, slot_run_id, timing_version
 
@@ -414,15 +415,7 @@ class _Term:
     # --- writing --------------------------------------------------------------------------------------
 
     async def _insist(self, ask: Callable[[], Awaitable[T]]) -> T:
-        """Ask until there is an answer: the broker comes back, or our lease is lost and we are cancelled."""
-        wait_s = 0.1
-        while True:
-            try:
-                return await ask()
-            except (UnavailableError, GuardFailed) as exc:
-                log.warning("scheduler.waiting", extra={"error": str(exc), "wait_s": wait_s})
-                await anyio.sleep(wait_s)
-                wait_s = min(wait_s * 2, 5.0)
+        return await insist(ask, log=log, who="scheduler")
 
     async def _stored_progress(self, item: _Item) -> Entry | None:
         bucket = self.bus.bucket("checkpoints")
