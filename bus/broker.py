@@ -372,6 +372,7 @@ class EmbeddedBroker(AsyncContextManagerMixin):
     async def _stop_orphan(self) -> None:
         """End a server of this home that outlived its parent; we hold the lock, so it is nobody's."""
         pids = set()
+        # Without a file, or with half of one, it is known from the other place, or there was none.
         with suppress(OSError, ValueError):
             pids.add(int((self._folder / "server.pid").read_text()))
         if (found := read_discovery(self.home)) is not None:

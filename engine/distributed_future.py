@@ -170,8 +170,13 @@ def _exception(recorded: object) -> BaseException | None:
     try:
         unpacked_outcome(base64.b64decode(str(recorded["inline"])))
     except BaseException as exc:
-        # What the run raised has its traceback as its cause; anything else is why that cannot be read.
-        return exc if isinstance(exc.__cause__, RemoteTraceback) else None
+        # What the run raised has its traceback as its cause, `sys.exit()` included.
+        if isinstance(exc.__cause__, RemoteTraceback):
+            return exc
+        if not isinstance(exc, Exception):
+            raise
+        # Why it cannot be read here. The state's own message has said in words what it was.
+        log.debug("future.exception_unreadable", extra={"error": repr(exc)})
     return None
 
 

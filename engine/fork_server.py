@@ -63,6 +63,7 @@ class ForkServer:
         """Kill a process of ours; nothing happens if it has ended."""
         with self._lock:
             if self._control is not None and pid not in self._codes:
+                # It has gone, and its processes with it.
                 with contextlib.suppress(OSError):
                     self._control.send(orjson.dumps({"do": "kill", "pid": pid}) + b"\n")
 
@@ -70,6 +71,7 @@ class ForkServer:
         """Return the exit code of a process that has closed its channel, waiting a moment for it; None if unknown."""
         with self._lock:
             if self._channel is not None and pid not in self._codes:
+                # A server that has gone, or is silent, leaves the code unknown, which whoever asks is told.
                 with contextlib.suppress(OSError, TimeoutError):
                     self._channel.wait_at_most(_END_S)
                     self._read_until(self._channel, "exited", pid)

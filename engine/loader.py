@@ -248,7 +248,8 @@ class Loader:
         for name in loaded.modules:
             sys.modules.pop(name, None)
         for file in loaded.stamps:
-            # Compiled files are matched by size and whole seconds, which misses a quick edit.
+            # Compiled files are matched by size and whole seconds, which misses a quick edit. Where there is none, or
+            # the folder may not be written to, there is nothing of ours to take for the file.
             with suppress(OSError, NotImplementedError):
                 os.unlink(importlib.util.cache_from_source(str(file)))
         loaded.modules.clear()

@@ -125,6 +125,7 @@ class _Server:
 
             traceback.print_exc()
         finally:
+            # Whoever read what is printed may have gone; the code has to be told all the same.
             with contextlib.suppress(Exception):
                 sys.stdout.flush()
                 sys.stderr.flush()

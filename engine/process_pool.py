@@ -274,6 +274,7 @@ class ProcessPool(AsyncContextManagerMixin):
 
     def _retire(self, child: _Child) -> None:
         """Let a child that executes nothing end by itself."""
+        # A child that cannot be told has ended already.
         with contextlib.suppress(OSError, RuntimeError):
             child.send({"retire": True})
             child.writer.write_eof()
@@ -283,6 +284,7 @@ class ProcessPool(AsyncContextManagerMixin):
         server = self._server
         if server is None or server.gone or child.ended.is_set():
             return
+        # A server that has gone takes its children with it.
         with contextlib.suppress(OSError):
             server.control.send(orjson.dumps({"do": "kill", "pid": child.pid}) + b"\n")
 

@@ -504,6 +504,7 @@ class FlowTracker:
             now = await self.run_log.get(run.id)
             if now is None or now.is_final or now.attempt != run.attempt:
                 continue
+            # Moved by somebody else since we looked: then it is theirs, or over.
             with suppress(RunLost, MoveRefused):
                 await self.run_log.move(
                     now, Crashed(message="it was stopped on its way, and its parent came to an end")

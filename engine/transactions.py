@@ -518,6 +518,7 @@ async def _is_cancelled_async() -> bool:
     import anyio
 
     flow = FlowRunContext.get()
+    # Who cannot ask, or has no answer in time, leaves it to whoever takes the run up.
     with suppress(HarkError), anyio.CancelScope(shield=True, deadline=anyio.current_time() + ASKING_S):
         while flow is not None:
             if flow.tracker is not None:

@@ -55,6 +55,7 @@ def announced(home: Path, url: str) -> Iterator[None]:
     try:
         yield
     finally:
+        # A file that is gone, or no longer ours to read, names no server of ours.
         with suppress(OSError, orjson.JSONDecodeError, AttributeError):
             if orjson.loads(path.read_bytes()).get("pid") == os.getpid():
                 path.unlink()

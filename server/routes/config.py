@@ -54,6 +54,7 @@ async def _with_impact(context: ServerContext, made: Plan) -> Plan:
     config = context.settings.automations
     live = {}
     for entry in await context.bus.bucket("automations").entries():
+        # One that cannot be read did nothing that could be compared; the plan says that it does not load.
         with suppress(orjson.JSONDecodeError):
             live["automations", entry.key] = orjson.loads(entry.value)
     rules = context.services.running("rules")
