@@ -34,6 +34,14 @@ def children(home: Path, broker: EmbeddedBroker) -> Iterator[Children]:
         yield running
 
 
+async def taken(claims: Claims, key: str, *, at_most_s: float) -> Claim | Over:
+    """Ask for a claim for as long as the answer is to ask again later."""
+    while isinstance(found := await claims.take(key, 1, round=0), float):
+        assert 0 < found <= at_most_s
+        await anyio.sleep(found)
+    return found
+
+
 class TestOutage:
     async def test_an_action_in_progress_is_nobody_elses_after_an_outage(
         self,
@@ -89,14 +97,10 @@ class TestOutage:
         assert broker.pid is not None
         os.kill(broker.pid, signal.SIGKILL)
         await again.wait()
-        wait_s = await mine.take(key, 1, round=0)
-        while isinstance(wait_s, float):
-            assert 0 < wait_s <= 0.5
-            await anyio.sleep(wait_s)
-            wait_s = await mine.take(key, 1, round=0)
-        assert isinstance(wait_s, Claim)
+        claim = await taken(mine, key, at_most_s=0.5)
+        assert isinstance(claim, Claim)
         assert bus.connection.connected_s >= 0.5
-        assert (wait_s.state.attempt, wait_s.state.deaths, wait_s.fresh) == (1, 0, False)
+        assert (claim.state.attempt, claim.state.deaths, claim.fresh) == (1, 0, False)
 
     async def test_who_is_asked_says_what_it_has(self, bus: Bus) -> None:
         """Yes, no, or nothing at all."""
@@ -168,12 +172,11 @@ class TestDeaths:
 
         async def die() -> int | None:
             claims = Claims(house.bus, SYSTEM_CLOCK, name=next(names), holds_s=0.01)
-            claim = await claims.take(key, 1, round=0)
+            claim = await taken(claims, key, at_most_s=0.01)
             assert isinstance(claim, Claim)
             assert await claims.begin(key, claim) is not None
             return claim.state.deaths
 
-        await anyio.sleep(0.01)
         # Of the first nobody knows whether it had begun.
         assert [await die() for _ in range(8)] == [0, 0, 1, 2, 3, 4, 5, 6]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 
 import anyio
@@ -191,7 +192,7 @@ class TestShortMemory:
         return BusConfig(dedup_window_s=0.1)
 
     async def test_decisions_are_not_doubled_when_the_broker_has_forgotten_their_ids(
-        self, house: House
+        self, house: House, forgets: Callable[[], Awaitable[None]]
     ) -> None:
         """A successor that folds again from an old checkpoint finds in the log what has been decided."""
         bucket, kept = house.bus.bucket("checkpoints"), list[bytes]()
@@ -205,7 +206,7 @@ class TestShortMemory:
                     await house.emit("a.b", {"n": n * 5 + i})
                 await house.until(lambda e: e.type == "automation.triggered", count=(n + 1) * 5)
                 await bucket.put("automations.state", kept[0])
-            await anyio.sleep(0.15)  # the broker forgets
+            await forgets()
         async with house.engine():
             await house.define("marker", on="the.end")
             await house.emit("the.end")

@@ -14,7 +14,7 @@ import anyio
 from hark.bus import Bus
 from hark.bus.session import use_session
 from hark.config import EngineConfig
-from hark.engine.caller import BUCKET, PREFIX
+from hark.engine.caller import BEATS, BUCKET, PREFIX
 from hark.engine.control import Control
 from hark.engine.dispatcher import Dispatcher
 from hark.engine.flows import flow
@@ -41,7 +41,7 @@ outer()
 @contextmanager
 def script(home: Path, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A program of a user's that calls a flow."""
-    env = {**os.environ, "HARK_HOME": str(home), "HARK_ENGINE__ACK_WAIT_S": "3"}
+    env = {**os.environ, "HARK_HOME": str(home), "HARK_ENGINE__ACK_WAIT_S": "2"}
     process = subprocess.Popen([sys.executable, "script.py"], cwd=folder, env=env, stdout=subprocess.PIPE)
     assert process.stdout is not None
     try:
@@ -63,6 +63,18 @@ async def plain_runs(bus: Bus) -> dict[str, FlowRun]:
     return {name: run for name, run in found.items() if run is not None}
 
 
+async def beats(bus: Bus, times: int) -> None:
+    """Wait until a process has said so often from now on that it lives."""
+    [entry] = await bus.bucket(BUCKET).entries(PREFIX)
+    with anyio.fail_after(60):
+        async with bus.bucket(BUCKET).watch(PREFIX) as changes:
+            async for change in changes:
+                if change.key == entry.key and change.revision > entry.revision:
+                    times -= 1
+                    if times == 0:
+                        return
+
+
 async def test_a_plain_call_whose_process_dies_is_crashed(bus: Bus, home: Path, tmp_path: Path) -> None:
     """Also what it called; one whose process lives goes on, and a leader that comes later notices, too."""
     (tmp_path / "script.py").write_text(SCRIPT)
@@ -73,7 +85,7 @@ async def test_a_plain_call_whose_process_dies_is_crashed(bus: Bus, home: Path, 
         outer = (await plain_runs(bus))["outer"]
         async with Dispatcher(bus, EngineConfig()) as dispatcher:
             await dispatcher.leading()
-            await anyio.sleep(4)  # longer than a silence that means death
+            await beats(bus, BEATS + 1)  # which takes longer than a silence that means death
             now = await control.get(outer.id)
             assert now is not None
             assert now.state_type is StateType.RUNNING
