@@ -51,7 +51,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "silences": ("silences:silences", "For a while, matching alerts are told to nobody: ls, add, expire."),
     "approvals": ("approvals:approvals", "Questions that rules ask people: ls, approve, reject."),
     "dlq": ("dlq:dlq", "Dead letters, what failed for good: ls, show, redrive, drop."),
-    "migrate": ("migrate:migrate", "Rules of other tools as a hark.yaml: prefect, eda."),
+    "migrate": ("migrate:migrate", "Rules and flows of other tools: prefect, eda, airflow."),
     "keys": ("values:keys", "Access keys: create, ls, revoke."),
     "status": ("service:status", "Show what the service is doing."),
     "audit": ("service:audit", "Show who changed what."),

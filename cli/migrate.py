@@ -1,4 +1,4 @@
-"""``hark migrate``: rules of other tools as a ``hark.yaml``; what has no equivalent is listed with its place."""
+"""``hark migrate``: rules and flows of other tools as those of Hark; what has no equivalent is listed with its place."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ..server.yaml_source import Node
     from ..vocabulary import JsonValue
 
-migrate = group("Rules of other tools as a hark.yaml: prefect, eda.")
+migrate = group("Rules and flows of other tools: prefect, eda, airflow.")
 
 _Path = Annotated[Path, typer.Argument(help="A YAML or JSON file, or a folder of them.")]
 _Out = Annotated[
@@ -38,6 +38,80 @@ def eda(path: _Path, output: _Out = None, strict: _Strict = False, as_json: AsJs
     from ..automations.migrate_eda import convert_rulebook
 
     _migrate(path, convert_rulebook, output=output, strict=strict, as_json=as_json)
+
+
+@migrate.command("airflow")
+def airflow(
+    path: Annotated[Path, typer.Argument(help="A DAG file, or a folder of them.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="Write flows and hark.yaml into this folder; default: only the report."
+        ),
+    ] = None,
+    strict: _Strict = False,
+    as_json: AsJson = False,
+) -> None:
+    """Convert Airflow DAG files to flows and a hark.yaml. Nothing of them is run, and Airflow is not needed."""
+    from ..automations.migrate_airflow import convert_airflow
+    from ..errors import DefinitionError
+
+    files = sorted(path.rglob("*.py")) if path.is_dir() else [path]
+    if not files or not path.exists():
+        raise DefinitionError(f"{path} is no file, and no folder with Python in it")
+    sections: Sections = {}
+    written: dict[str, str] = {}
+    notes: list[dict[str, JsonValue]] = []
+    dags = 0
+    for file in files:
+        name = file.relative_to(path).as_posix() if path.is_dir() else file.name
+        try:
+            made = convert_airflow(_text(file), file=name, sections=sections)
+        except DefinitionError as exc:
+            raise DefinitionError(f"{file}: {exc}") from exc
+        dags += made.dags
+        notes += [
+            {"file": str(file), "line": n.line, "column": n.column, "message": n.message, "lost": n.is_lost}
+            for n in made.notes
+        ]
+        if made.code:
+            written[name] = made.code
+        else:
+            message = "there is no DAG in it; if flows import it, copy it beside them"
+            notes.append({"file": str(file), "line": 1, "column": 1, "message": message, "lost": False})
+    if output is not None:
+        _write_all(output, {**written, "hark.yaml": _yaml(sections)})
+    if as_json:
+        typer.echo(to_json({"files": written, "config": sections, "notes": notes}))
+    else:
+        _tell(notes, count=dags)
+        if output is None:
+            typer.echo("nothing was written: name a folder with -o", err=True)
+    if strict and any(note["lost"] for note in notes):
+        raise typer.Exit(1)
+
+
+def _write_all(folder: Path, files: dict[str, str]) -> None:
+    """Write the files into the folder, none of which may be there."""
+    from ..errors import DefinitionError
+
+    there = [name for name in files if (folder / name).exists()]
+    if there:
+        raise DefinitionError(
+            f"{folder / there[0]} is there already", hint="name another folder, or remove it first"
+        )
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+
+
+def _tell(notes: list[dict[str, JsonValue]], *, count: int) -> None:
+    """Say on stderr what has to be looked at."""
+    for note in notes:
+        word = "not converted" if note["lost"] else "look at this"
+        typer.echo(f"{note['file']}:{note['line']}:{note['column']}: {word}: {note['message']}", err=True)
+    lost = sum(1 for note in notes if note["lost"])
+    typer.echo(f"{count} converted, {lost} not converted, {len(notes) - lost} to look at", err=True)
 
 
 def _migrate(
@@ -73,12 +147,7 @@ def _migrate(
         typer.echo(to_json({"config": sections, "notes": notes}))
     else:
         _write(_yaml(sections), output)
-        for note in notes:
-            word = "not converted" if note["lost"] else "look at this"
-            typer.echo(f"{note['file']}:{note['line']}:{note['column']}: {word}: {note['message']}", err=True)
-        count = sum(len(entries) for entries in sections.values())
-        lost = sum(1 for note in notes if note["lost"])
-        typer.echo(f"{count} converted, {lost} not converted, {len(notes) - lost} to look at", err=True)
+        _tell(notes, count=sum(len(entries) for entries in sections.values()))
     if strict and any(note["lost"] for note in notes):
         raise typer.Exit(1)
 
