@@ -95,6 +95,44 @@ def test_every_command_is_in_the_docs() -> None:
     assert missing(found, page("cli")) == []
 
 
+def shown_commands(text: str) -> Iterator[list[str]]:
+    """Yield the words of each `hark …` that a page shows, alternatives (`ls|show`) one by one."""
+    shown = [
+        line for block in re.findall(r"```sh[^\n]*\n(.*?)```", text, re.S) for line in block.splitlines()
+    ]
+    for line in [*shown, *re.findall(r"`(hark [a-z][^`\n]*)`", text)]:
+        if line.startswith("hark ") and "…" not in line:
+            words = [
+                re.sub(r"['\",]", "", word) for word in re.split(r" (?:#|\||&&|>) ?", line)[0].split()[1:]
+            ]
+            at = next((i for i, word in enumerate(words) if "|" in word and word.islower()), None)
+            for word in words[at].split("|") if at is not None and at < 2 else [""]:
+                yield [*words[:at], word, *words[at + 1 :]] if at is not None and word else words
+
+
+@pytest.mark.parametrize("file", sorted(DOCS.glob("*.md")), ids=lambda file: file.stem)
+def test_every_command_shown_is_there_with_its_options(file: Path) -> None:
+    """What a page tells people to type is no command, or option, of another day."""
+    import typer
+    from hark.cli.main import app
+
+    wrong: list[str] = []
+    for words in shown_commands(file.read_text()):
+        command: Any = typer.main.get_command(app)
+        rest = list(words)
+        while hasattr(command, "get_command") and rest and not rest[0].startswith("-"):
+            found = command.get_command(typer.Context(command), rest[0])
+            if found is None:
+                wrong.append(f"hark {' '.join(words)}: no command {rest[0]!r}")
+                break
+            command, rest = found, rest[1:]
+        else:
+            known = {name for one in command.params for name in (*one.opts, *one.secondary_opts)} | {"--help"}
+            given = {word.partition("=")[0] for word in rest if re.match(r"--?[a-z]", word)}
+            wrong += [f"hark {' '.join(words)}: no option {name}" for name in sorted(given - known)]
+    assert wrong == []
+
+
 @pytest.mark.parametrize("word", sorted(OWN_WORDS - {"hark", "limit", "artifact", "block"}))
 def test_every_kind_of_own_event_is_in_the_docs(word: str) -> None:
     """What Hark itself emits can be looked up before a rule is written on it."""
