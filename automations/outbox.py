@@ -113,7 +113,7 @@ class Outbox(AsyncContextManagerMixin):
         # One rule whose target hangs must leave places for the others.
         self._share = max(1, config.action_concurrency // 2)
         self._shares: dict[str, _Share] = {}
-        self._in_hand: dict[str, Item] = {}
+        self._in_hand: dict[int, Item] = {}  # by sequence, as last delivered
         self._suspects = anyio.CapacityLimiter(1)
         self._running: set[str] = set()
         self._presence = Presence(bus.connection)
@@ -156,9 +156,13 @@ class Outbox(AsyncContextManagerMixin):
         with scope:
             async for item in consumer:
                 # In hand from here on: kept alive even while it waits for a place.
-                self._in_hand[f"{item.recorded.seq}/{item.deliveries}"] = item
+                is_repeat = item.recorded.seq in self._in_hand
+                self._in_hand[item.recorded.seq] = item
+                if is_repeat:
+                    # We were too slow to say that we have it. Handing it back would only bring it again, and again.
+                    continue
                 self._idle = anyio.Event()
-                tg.start_soon(self._carry_out, item)
+                tg.start_soon(self._carry_out, item.recorded)
 
     async def _keep_alive(self) -> None:
         while True:
@@ -166,28 +170,28 @@ class Outbox(AsyncContextManagerMixin):
             for item in list(self._in_hand.values()):
                 await item.in_progress()
 
-    async def _carry_out(self, item: Item) -> None:
-        mark = f"{item.recorded.seq}/{item.deliveries}"
+    async def _carry_out(self, recorded: Recorded) -> None:
+        seq = recorded.seq
         try:
-            delay_s = await self._firing(item.recorded)
+            delay_s = await self._firing(recorded)
             if delay_s is None:
-                await item.ack()
+                await self._in_hand[seq].ack()
             else:
-                await item.nak(delay_s)
+                await self._in_hand[seq].nak(delay_s)
         except BusUnavailable as exc:
-            log.warning("outbox.waits_for_broker", extra={"seq": item.recorded.seq, "error": str(exc)})
-            await item.nak(1.0)
+            log.warning("outbox.waits_for_broker", extra={"seq": seq, "error": str(exc)})
+            await self._in_hand[seq].nak(1.0)
         except anyio.get_cancelled_exc_class():
             with anyio.CancelScope(shield=True):
-                await item.nak()  # another outbox need not wait for our silence to be noticed
+                await self._in_hand[seq].nak()  # another outbox need not wait for our silence to be noticed
             raise
         except Exception as exc:
             # One decision that cannot be read must not stop all the others.
-            log.exception("outbox.unreadable", extra={"seq": item.recorded.seq})
-            await self._unreadable(item.recorded, exc)
-            await item.term("it cannot be read")
+            log.exception("outbox.unreadable", extra={"seq": seq})
+            await self._unreadable(recorded, exc)
+            await self._in_hand[seq].term("it cannot be read")
         finally:
-            self._in_hand.pop(mark, None)
+            del self._in_hand[seq]
             if not self._in_hand:
                 self._idle.set()
 

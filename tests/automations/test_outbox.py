@@ -376,6 +376,41 @@ async def test_an_action_interrupted_by_a_crash_is_done_by_whoever_comes_next(ho
     assert len(await house.events("c.d")) == 1
 
 
+async def test_a_decision_that_comes_again_while_it_is_in_hand_is_not_handed_back(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An outbox too slow to say that it has one gets it again; giving that back would bring it again without end."""
+    from hark.automations.outbox import Outbox
+    from hark.bus.consumer import Item
+
+    slow, came, handed_back = Slow(), 0, list[int]()
+    again = anyio.Event()
+    make, nak = Item.__init__, Item.nak
+
+    def count(self: Item, *args: Any) -> None:
+        nonlocal came
+        make(self, *args)
+        came += 1
+        if came == 3:
+            again.set()
+
+    async def note(self: Item, delay_s: float = 0.0) -> None:
+        handed_back.append(self.recorded.seq)
+        await nak(self, delay_s)
+
+    monkeypatch.setattr(Item, "__init__", count)
+    monkeypatch.setattr(Item, "nak", note)
+    monkeypatch.setattr(Outbox, "_keep_alive", lambda self: anyio.sleep_forever())
+    async with house.engine(), Outbox(house.bus, slow, CONFIG, ack_wait_s=0.2) as outbox:
+        await house.define("tell", on="a.b", do=[{"emit": "c.d"}])
+        await house.emit("a.b")
+        await again.wait()
+        assert outbox.in_hand == 1
+        slow.may_end.set()
+        (done,) = await house.of_type("action.executed")
+    assert (slow.begun, slow.ended, handed_back) == ([at(done, "key")], [at(done, "key")], [])
+
+
 async def test_a_decision_stored_before_the_crash_is_acted_on_after_it(
     house: House, receiver: Receiver
 ) -> None:
