@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from anyio import to_thread
+from anyio import CapacityLimiter, to_thread
+from anyio.lowlevel import RunVar
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from ..config import load_settings
@@ -37,6 +38,12 @@ KEPT = 20
 """Commits of a repository that stay checked out; those used longest ago go first."""
 FETCH_S = 600.0
 """How long one git command may take."""
+TURN_S = 1200.0
+"""How long to wait while others bring the same repository up to date."""
+LOOK_S = 0.1
+"""Between two looks whether they have done."""
+AT_ONCE = 4
+"""Repositories that a worker fetches at once, in threads of their own: they may take long, and others wait for theirs."""
 
 
 class GitSource(BaseModel):
@@ -161,7 +168,8 @@ def fetch(source: GitSource, home: Path, *, token: str | None = None) -> Path:
         home: where repositories are kept.
         token: the access token, if it has one.
     Raises:
-        SourceFailed: there is no git here, or the repository, the branch or the commit cannot be had.
+        SourceFailed: there is no git here; the repository, the branch or the commit cannot be had; or another process
+            has been busy with the repository for too long.
     """
     if shutil.which("git") is None:
         raise SourceFailed(
@@ -170,7 +178,7 @@ def fetch(source: GitSource, home: Path, *, token: str | None = None) -> Path:
     place = home / blake2b(source.url.encode(), digest_size=12).hexdigest()
     place.mkdir(parents=True, exist_ok=True, mode=0o700)
     git = _Git(source, token)
-    with _alone(place / "lock"):
+    with _alone(place / "lock", source.url):
         for left in place.glob(".*"):  # by a process that was killed in the middle
             _remove(left)
         mirror = place / "mirror.git"
@@ -181,6 +189,7 @@ def fetch(source: GitSource, home: Path, *, token: str | None = None) -> Path:
             _stamp(place)
         elif not _is_fresh(place, source, git, mirror):
             git("fetch", "--quiet", "--prune", "origin", "+refs/*:refs/*", at=mirror)
+            _follow_head(git, mirror)
             _stamp(place)
         commit = git("rev-parse", "--verify", "--quiet", f"{_ref(source)}^{{commit}}", at=mirror).strip()
         folder = place / (f"{commit}-submodules" if source.include_submodules else commit)
@@ -206,7 +215,20 @@ async def fetched(bus: Bus, source: GitSource) -> str:
     """
     token = await secret_store(bus).get(source.access_token) if source.access_token else None
     home = load_settings().home_path / "sources"
-    return str(await to_thread.run_sync(partial(fetch, source, home, token=token)))
+    return str(await to_thread.run_sync(partial(fetch, source, home, token=token), limiter=_limiter()))
+
+
+def _limiter() -> CapacityLimiter:
+    """Return the threads of the running loop that fetch."""
+    try:
+        return _limiters.get()
+    except LookupError:
+        limiter = CapacityLimiter(AT_ONCE)
+        _limiters.set(limiter)
+        return limiter
+
+
+_limiters: RunVar[CapacityLimiter] = RunVar("hark_fetching")
 
 
 def _userinfo(url: str) -> str:
@@ -268,6 +290,13 @@ def _is_fresh(place: Path, source: GitSource, git: _Git, mirror: Path) -> bool:
     return time.time() - fetched_at < source.pull_interval
 
 
+def _follow_head(git: _Git, mirror: Path) -> None:
+    """Have the mirror's default branch be the repository's own as it is now; fetching does not change it."""
+    for line in git("ls-remote", "--symref", "origin", "HEAD", at=mirror).splitlines():
+        if line.startswith("ref: ") and (branch := line[5:].split("\t")[0]).startswith("refs/"):
+            git("symbolic-ref", "HEAD", branch, at=mirror)
+
+
 def _stamp(place: Path) -> None:
     (place / "fetched").touch()
 
@@ -285,8 +314,24 @@ def _remove(folder: Path | None) -> None:
 
 
 @contextmanager
-def _alone(file: Path) -> Generator[None]:
-    """Hold a lock that ends with this process: workers of one machine share the repositories."""
+def _alone(file: Path, url: str) -> Generator[None]:
+    """Hold a lock that ends with this process: workers of one machine share the repositories.
+
+    Raises:
+        SourceFailed: others have held it for ``TURN_S``.
+    """
+    deadline = time.monotonic() + TURN_S
     with file.open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
+        while True:
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise SourceFailed(
+                        url, why=f"another process of this machine has been fetching it for {TURN_S:g} s",
+                        hint=f"see what holds {file}, and end it",
+                    ) from None  # fmt: skip
+                time.sleep(LOOK_S)
+            else:
+                break
         yield

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 from hark import flow
+from hark.bus import Bus
 from hark.bus.session import use_session
 from hark.config import load_settings
-from hark.engine.code_source import GitRepository, GitSource, LocalStorage, fetch
+from hark.engine.code_source import GitRepository, GitSource, LocalStorage, fetch, fetched
 from hark.engine.values import Secret
 from hark.errors import DefinitionError, MissingFlow, SourceFailed
 from hark.server.serving import deploy
@@ -105,6 +110,69 @@ def test_what_was_just_fetched_counts_as_new(repository: Repository, home: Path)
     second = repository.commit(2)
     assert value_in(fetch(source, home)) == "VALUE = 1"
     assert value_in(fetch(GitSource(url=repository.url, commit_sha=second), home)) == "VALUE = 2"
+
+
+def test_the_default_branch_is_the_one_the_repository_has_now(repository: Repository, home: Path) -> None:
+    """Not the one it had when it was first fetched."""
+    source = GitSource(url=repository.url, pull_interval=0)
+    assert value_in(fetch(source, home)) == "VALUE = 1"
+    repository.git("checkout", "--quiet", "-b", "trunk")
+    repository.commit(2)
+    assert value_in(fetch(source, home)) == "VALUE = 2"
+    assert value_in(fetch(GitSource(url=repository.url, branch="main", pull_interval=0), home)) == "VALUE = 1"
+    repository.git("branch", "-D", "main")
+    assert value_in(fetch(source, home)) == "VALUE = 2"
+
+
+HOLDER = """
+import fcntl, sys, time
+held = open(sys.argv[1], "w")
+fcntl.flock(held, fcntl.LOCK_EX)
+print("held", flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_process_that_is_stuck_does_not_hold_up_the_others_for_ever(
+    repository: Repository, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They say so after a while; once it is killed, its lock is gone with it."""
+    source = GitSource(url=repository.url, pull_interval=0)
+    folder = fetch(source, home)
+    lock = folder.parent / "lock"
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(lock)], stdout=subprocess.PIPE)
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        monkeypatch.setattr("hark.engine.code_source.TURN_S", 0.3)
+        with pytest.raises(SourceFailed, match="another process of this machine") as caught:
+            fetch(source, home)
+        assert str(lock) in caught.value.hint
+        monkeypatch.setattr("hark.engine.code_source.TURN_S", 60.0)
+        with ThreadPoolExecutor(1) as threads:
+            waiting = threads.submit(fetch, source, home)
+            holder.kill()
+            assert waiting.result(60) == folder
+    finally:
+        holder.kill()
+        holder.communicate()
+
+
+async def test_fetching_takes_no_thread_that_others_wait_for(
+    home: Path, repository: Repository, bus: Bus
+) -> None:
+    """However many runs wait for one repository, the threads of everything else stay free."""
+    source = GitSource(url=repository.url, pull_interval=0)
+    folder = fetch(source, home)
+    with (folder.parent / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        async with anyio.create_task_group() as group:
+            for _ in range(60):
+                group.start_soon(fetched, bus, source)
+            await anyio.wait_all_tasks_blocked()
+            with anyio.fail_after(60):
+                assert await anyio.to_thread.run_sync(lambda: "free") == "free"
+            fcntl.flock(lock, fcntl.LOCK_UN)
 
 
 def test_submodules_are_checked_out_when_asked_for(
