@@ -23,6 +23,8 @@
     │   ├── RunLost                this process no longer owns the run; stop writing
     │   ├── MoveRefused            that move between states does not exist
     │   ├── NotPaused              ... a run that is not paused cannot be resumed
+    │   ├── SuspendRefused         nobody could take the run up again by itself; also a RuntimeError
+    │   ├── NotRunning             ... or it has ended, or is being cancelled: a SuspendRefused and a MoveRefused
     │   ├── AlreadyHeld            the home, lease or name is held by another
     │   ├── AlreadyExists          something of this name is there, and overwriting it was not asked for; also a ValueError
     │   ├── EventRefused           the broker will not store this event, for a reason that stays
@@ -218,6 +220,13 @@ class NotPaused(MoveRefused):
 
     def __init__(self, run_id: str, *, from_state: str) -> None:
         super().__init__(run_id, from_state=from_state, to_state="resumed", why="it is not paused")
+
+
+class NotRunning(MoveRefused, SuspendRefused):
+    """A run that has ended, or is being cancelled, was to be paused or suspended."""
+
+    def __init__(self, run_id: str, *, from_state: str, to_state: str = "suspended") -> None:
+        super().__init__(run_id, from_state=from_state, to_state=to_state, why="it is not running")
 
 
 class AlreadyExists(RefusedError, ValueError):

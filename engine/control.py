@@ -22,6 +22,7 @@ from ..errors import (
     GuardFailed,
     MoveRefused,
     NotPaused,
+    NotRunning,
     ParameterError,
     RefusedError,
     SuspendRefused,
@@ -169,11 +170,13 @@ class Control:
         Raises:
             UnknownName: there is no such run.
             SuspendRefused: it does not belong to a pool, so nobody could take it up again.
-            MoveRefused: it has ended or is stopping.
+            NotRunning: it has ended or is being cancelled.
         """
         details = _by(cause)
 
         def decide(run: FlowRun) -> State | None:
+            if run.is_final or run.state_type is S.CANCELLING:
+                raise NotRunning(run.id, from_state=run.state_type)
             if run.pool is None:
                 raise SuspendRefused(
                     f"run {run.id} was not started by a worker, so it could not be resumed",

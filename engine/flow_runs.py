@@ -62,11 +62,15 @@ async def resume_flow_run(
     Raises:
         UnknownName: there is no such run.
         NotPaused: it is not paused.
+        PauseTimedOut: its time was over before; it has failed instead.
         InputRefused: the input does not fit what the run asked for.
     """
     from .control import Control
 
-    return await Control(session.bus).resume(FlowRunId(str(flow_run_id)), run_input=_as_fields(run_input))
+    run = await Control(session.bus).resume(FlowRunId(str(flow_run_id)), run_input=_as_fields(run_input))
+    if run.is_final:
+        raise PauseTimedOut("Flow run can no longer be resumed.")
+    return run
 
 
 @Either
@@ -122,7 +126,8 @@ def suspend_flow_run(
         key: names the pause; a run pauses once for each key. Default: its place in the code.
     Raises:
         MissingContextError: outside a flow, without ``flow_run_id``; or in a task.
-        SuspendRefused: the run is not that of a deployment, so nobody could take it up; or it is a subflow.
+        SuspendRefused: the run is not that of a deployment, so nobody could take it up; or it is a subflow; or, of another
+            run, it has ended or is being cancelled (``NotRunning``).
     """
     if flow_run_id is not None:
         return _suspend_other(str(flow_run_id))

@@ -15,7 +15,17 @@ from hark.engine.deployment import ConcurrencySpec, Deployment, split_entrypoint
 from hark.engine.pool import Pool
 from hark.engine.run import Cause, RunRequest
 from hark.engine.states import Completed, Pending, Running
-from hark.errors import DefinitionError, MoveRefused, ParameterError, RefusedError, TemplateError, UnknownName
+from hark.errors import (
+    DefinitionError,
+    MoveRefused,
+    NotPaused,
+    NotRunning,
+    ParameterError,
+    RefusedError,
+    SuspendRefused,
+    TemplateError,
+    UnknownName,
+)
 from hark.vocabulary import FlowRunId, StateType
 from pydantic import ValidationError
 
@@ -188,9 +198,14 @@ async def test_what_may_be_asked_of_a_run_depends_on_its_state(bus: Bus) -> None
     run = await control.runs.move(await control.get(run.id) or run, Pending(), attempt=1)
     run = await control.runs.move(run, Running())
     assert (await control.cancel(run.id, cause=CAUSE)).state_details == {"by": CAUSE.to_json()}
-    with pytest.raises(MoveRefused):
+    with pytest.raises(NotRunning, match="it is not running"):
         await control.suspend(run.id)
     run = await control.runs.move(run, Completed())
+    for kind in (MoveRefused, SuspendRefused, RuntimeError):
+        with pytest.raises(kind, match="it is not running"):
+            await control.suspend(run.id)
+    with pytest.raises(NotPaused):
+        await control.resume(run.id)
     assert (await control.cancel(run.id)).state_type is StateType.COMPLETED
     with pytest.raises(MoveRefused, match="it completed"):
         await control.retry(run.id)
