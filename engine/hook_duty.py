@@ -7,7 +7,7 @@ and calls them (``hook_log.py`` says how that is noted). What is not pushed yet 
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from ..bus import Bus
 from ..errors import HarkError, StreamFull
 from ..vocabulary import FlowRunId, JsonValue
 from .hook_log import ANYONE, HookLog, is_owed
+from .insisting import insist
 from .run import FlowRun
 from .run_log import readable_run
 from .ticket import Ticket
@@ -38,14 +39,10 @@ class _Owed:
 
 
 class HookDuty:
-    """Fold of the ends that owe hooks to anyone, and the loop that hands them out.
+    """Fold of the ends that owe hooks to anyone, and the loop that hands them out."""
 
-    Args:
-        insist: does something until the broker has answered.
-    """
-
-    def __init__(self, bus: Bus, insist: Callable[[Callable[[], Awaitable[Any]]], Awaitable[Any]]) -> None:
-        self._bus, self._insist = bus, insist
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
         self._notes = HookLog(bus)
         self._owed: dict[FlowRunId, _Owed] = {}
         self._more = anyio.Event()
@@ -79,13 +76,13 @@ class HookDuty:
     async def _push(self, run_id: FlowRunId, owed: _Owed) -> None:
         # After a restart without a checkpoint the whole log is folded again, with ends whose hooks have long run.
         # Also of an end that somebody has retried the run after: its hooks are owed all the same.
-        record = await self._insist(lambda: self._bus.log.get(owed.seq))
+        record = await insist(lambda: self._bus.log.get(owed.seq))
         run = readable_run(record) if record is not None else None
-        if run is None or await self._insist(lambda: self._notes.is_settled(run)):
+        if run is None or await insist(lambda: self._notes.is_settled(run)):
             return
         ticket = Ticket.issue(run_id, attempt=owed.attempt, since=owed.seq, hooks=True)
         # A worker that finds it to be a sync flow passes it on to a process.
-        await self._insist(
+        await insist(
             lambda: self._bus.work.push(owed.pool, LOOP, ticket.to_json(), msg_id=f"{ticket.msg_id}/hooks")
         )
 

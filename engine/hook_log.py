@@ -26,23 +26,26 @@ from .task_run import TaskRun, stamp
 if TYPE_CHECKING:
     from ..bus import Bus
 
-__all__ = ["ANYONE", "DETAIL", "HERE", "TRIES", "HookLog", "hooked_payload", "is_owed", "owing"]
+__all__ = ["ANYONE", "DETAIL", "HERE", "ROLLBACK", "TRIES", "HookLog", "hooked_payload", "is_owed", "owing"]
 
 log = logging.getLogger(__name__)
 
 DETAIL = "hooks"
 HERE, ANYONE = "here", "anyone"
+ROLLBACK = "rollback"
+"""``rollback: owed`` in an end: whoever wrote it had not seen the run's code leave its transactions. So it is of ``anyone``."""
 TRIES = 3
 """How often successors begin the hooks of one end before they give up: a hook that ends its process every time."""
 
 Word: TypeAlias = Literal["began", "ran", "abandoned"]
 
 
-def owing(state: State, whom: str) -> State:
-    """Return an end that says who is to call its hooks."""
+def owing(state: State, whom: str, *, is_unwound: bool = True) -> State:
+    """Return an end that says who is to call its hooks, and whether the run's code has yet to leave its transactions."""
     if not state.type.is_terminal or DETAIL in state.details:
         return state
-    return state.replace(details={**state.details, DETAIL: whom})
+    more: JsonObject = {} if is_unwound else {ROLLBACK: "owed"}
+    return state.replace(details={**state.details, DETAIL: whom, **more})
 
 
 def is_owed(run: FlowRun, whom: str) -> bool:
@@ -60,18 +63,18 @@ class HookLog:
         """Whether the hooks of the run's end have run, or have been given up."""
         return any(_word(note) in ("ran", "abandoned") for note in await self._notes(run))
 
-    async def begin(self, run: FlowRun) -> bool:
-        """Note that we are about to call the hooks of the run's end; False if there is nothing left to call."""
+    async def begin(self, run: FlowRun) -> int:
+        """Note that we are about to call the hooks of the run's end; return which try that is, 0 if nothing is left to do."""
         words = [_word(note) for note in await self._notes(run)]
         if "ran" in words or "abandoned" in words:
-            return False
-        if words.count("began") >= TRIES:
+            return 0
+        if (tries := words.count("began")) >= TRIES:
             why = f"{TRIES} processes in a row died before these hooks had run"
             log.error("hooks.abandoned", extra={"run_id": run.id, "state": run.state_name, "why": why})
             await self.note(run, "abandoned", why=why)
-            return False
+            return 0
         await self.note(run, "began")
-        return True
+        return tries + 1
 
     async def note(self, run: FlowRun, word: Word, *, why: str | None = None) -> None:
         """Append what became of the hooks of the run's end."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import zlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -48,6 +48,7 @@ from .deployment import BUCKET as DEPLOYMENTS
 from .deployment import Deployment
 from .dispatch import Dispatch
 from .hook_duty import HookDuty
+from .insisting import insist
 from .pause import NEVER_RESUMED
 from .pool import BUCKET as POOLS
 from .pool import Pool
@@ -71,11 +72,12 @@ INLINE_BYTES = 256 * 1024
 """A checkpoint larger than this goes to the object store, and a reference to it into the bucket."""
 LONGEST_SLEEP_S = 60.0
 """Due times are wall time and sleeping is not: after a machine was suspended or its clock set, look again soon."""
+SECOND_LOOK_S = 1.0
+"""Between two looks at a silent worker. Coming later than this to the second, we know nothing of its silence."""
 AT_ONCE = 64
 NOTES_AT_ONCE = 16
 _BACK_OFF_S = (0.1, 0.2, 0.5, 1.0, 2.0)
 
-T = TypeVar("T")
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
@@ -103,7 +105,7 @@ class Leader:
         self._refused: dict[FlowRunId, Start] = {}
         """Starts whose message found the queue of work full."""
         self._was_refused = anyio.Event()
-        self._hooks = HookDuty(bus, self._insist)
+        self._hooks = HookDuty(bus)
 
     async def lead(self, on_ready: Callable[[Leader], None]) -> None:
         """Catch up, then decide and carry out for as long as nobody stops us."""
@@ -188,7 +190,7 @@ class Leader:
         self._hooks.observe(run)
 
     async def _look_up(self, bucket: str, key: str, take: Callable[[Entry], None]) -> None:
-        entry = await self._insist(lambda: self._bus.bucket(bucket).get(key))
+        entry = await insist(lambda: self._bus.bucket(bucket).get(key))
         if entry is not None:
             take(entry)
         elif bucket == POOLS:
@@ -251,11 +253,19 @@ class Leader:
             self._worker_came = anyio.Event()
             if not self._workers:
                 await self._worker_came.wait()
-            first = min((until for _, until in self._workers.values()), default=0.0)
             # A little more than the TTL, so that the broker's own expiry comes first where there is one.
-            await anyio.sleep_until(first + 1.0)
-            for worker_id, (_, until) in list(self._workers.items()):
-                if until + 1.0 <= anyio.current_time() and self._bus.is_connected:
+            due = min((until for _, until in self._workers.values()), default=0.0) + 1.0
+            await anyio.sleep_until(due)
+            silent = {key: until for key, (_, until) in self._workers.items() if until + 1.0 <= due}
+            # It may be we who were stopped, or cut off: what they have said meanwhile is read first.
+            await anyio.sleep(SECOND_LOOK_S)
+            now = anyio.current_time()
+            if now - due > 2 * SECOND_LOOK_S or not self._bus.is_connected:
+                for worker_id, (info, until) in self._workers.items():
+                    self._workers[worker_id] = (info, max(until, now + presence.TTL_S))
+                continue
+            for worker_id, until in silent.items():
+                if worker_id in self._workers and self._workers[worker_id][1] == until:
                     self._lose_worker(worker_id)
 
     # --- processes that call flows themselves -----------------------------------------------------------
@@ -297,11 +307,11 @@ class Leader:
             return Crashed(message=f"its process died: {info.pid} on {info.host}")
 
         for run_id in self.dispatch.plain_calls():
-            history = await self._insist(partial(runs.history, run_id))
+            history = await insist(partial(runs.history, run_id))
             if not any(_caller_in(recorded) == info.id for recorded in history[:1]):
                 continue
             try:
-                await self._insist(partial(runs.change, run_id, end))
+                await insist(partial(runs.change, run_id, end))
             except HarkError as exc:
                 log.error("dispatcher.note_refused", extra={"run_id": run_id, "error": str(exc)})
             else:
@@ -320,7 +330,7 @@ class Leader:
                 self._note_later(decision)
         if any(start.limited for start in starts):
             grants: JsonObject = {**self.dispatch.grants}
-            await self._insist(lambda: self._grants.write(orjson.dumps(grants)))
+            await insist(lambda: self._grants.write(orjson.dumps(grants)))
         if len(starts) == 1:
             await self._push(starts[0])
             return
@@ -345,7 +355,7 @@ class Leader:
                 self._was_refused.set()
 
         try:
-            await self._insist(push)
+            await insist(push)
         except HarkError as exc:
             log.error("dispatcher.push_refused", extra={"run_id": start.run_id, "error": str(exc)})
             why = f"it could not be given to a worker: {exc}"
@@ -381,7 +391,7 @@ class Leader:
             await self._noted.acquire()
             decision = self._notes.pop(next(iter(self._notes)))
             try:
-                await self._insist(partial(self._note, decision))
+                await insist(partial(self._note, decision))
             except (RefusedError, UnknownName) as exc:
                 # The run has moved on, which is all the decision could have asked for.
                 log.debug("dispatcher.note_moot", extra={"run_id": decision.run_id, "why": str(exc)})
@@ -407,17 +417,6 @@ class Leader:
                 await runs.change(run_id, lambda run: None if run.is_final else State(state, message=why))
             case Start():
                 raise AssertionError("starts are pushed, not noted")
-
-    async def _insist(self, act: Callable[[], Awaitable[T]]) -> T:
-        """Do something until the broker has answered; being deposed or cancelled ends it."""
-        tries = 0
-        while True:
-            try:
-                return await act()
-            except BusUnavailable as exc:
-                log.debug("dispatcher.broker_away", extra={"error": str(exc)})
-            await anyio.sleep(_BACK_OFF_S[min(tries, len(_BACK_OFF_S) - 1)])
-            tries += 1
 
     # --- checkpoint -----------------------------------------------------------------------------------
 

@@ -364,11 +364,11 @@ class ProcessPool(AsyncContextManagerMixin):
             process.kill()
             control.close()
             (writer or ours).close()
-            with anyio.CancelScope(shield=True):
-                await anyio.to_thread.run_sync(process.wait)
+            await _reaped(process)
             raise
         if ready is None:
             self._lose_server(server)
+            await _reaped(process)
             raise UnavailableError("the fork server did not start", hint="its own error output says why")
         self._server = server
         assert self._tg is not None
@@ -386,7 +386,7 @@ class ProcessPool(AsyncContextManagerMixin):
         if not self._closing:
             log.error("worker.fork_server_ended", extra={"pid": server.process.pid})
         self._lose_server(server)
-        await anyio.to_thread.run_sync(server.process.wait)
+        await _reaped(server.process)
         self._refill()
 
     def _end(self, server: _Server, pid: int, code: int | None) -> None:
@@ -435,9 +435,15 @@ class ProcessPool(AsyncContextManagerMixin):
             await anyio.to_thread.run_sync(lambda: server.process.wait(_STOP_S))
         except subprocess.TimeoutExpired:
             server.process.kill()
-            await anyio.to_thread.run_sync(server.process.wait)
+            await _reaped(server.process)
         for child in children:
             child.writer.close()
+
+
+async def _reaped(process: subprocess.Popen[bytes]) -> None:
+    """Wait for a process that was killed, also where we are being cancelled: nobody else would."""
+    with anyio.CancelScope(shield=True):
+        await anyio.to_thread.run_sync(process.wait)
 
 
 def _signal_name(number: int) -> str:

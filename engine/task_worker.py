@@ -10,12 +10,12 @@ import contextvars
 import logging
 import os
 import socket
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import import_module
-from typing import Any, ParamSpec, Self, TypeVar
+from typing import Any, Self
 
 import anyio
 from anyio import AsyncContextManagerMixin
@@ -37,6 +37,7 @@ from .distributed_future import state_of_background
 from .futures import TaskFuture
 from .hook_log import HookLog
 from .hooks import HOOK_OF_TYPE, Hook, run_hooks, run_hooks_async
+from .insisting import insist, settle
 from .keeping import keeping_of
 from .nested import is_plain
 from .results import RecordedResult
@@ -50,16 +51,14 @@ __all__ = ["TaskWorker", "serve"]
 
 log = logging.getLogger(__name__)
 
-P = ParamSpec("P")
-T = TypeVar("T")
-
 UNLIMITED = 10_000
 """Runs in hand at once where no limit is set."""
 DRAIN_S = 30.0
 STOPPING_S = 5.0
 """How long tasks that were asked to stop may take to do so."""
+FAULT_S, MAX_FAULT_S = 5.0, 300.0
+"""After a fault of the worker's own a run is tried again, each time this much later."""
 _EARLY_S = 0.05
-_BACK_OFF_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 
 
 @dataclass(eq=False, slots=True)
@@ -201,7 +200,7 @@ class TaskWorker(AsyncContextManagerMixin):
             ticket = Ticket.from_json(item.payload)
         except (ValueError, KeyError, TypeError) as exc:
             log.error("task_worker.unreadable_item", extra={"error": repr(exc)})
-            await self._settle(lambda: item.term("not a task run of Hark"))
+            await settle(lambda: item.term("not a task run of Hark"))
             return
         held = self._held.get(ticket.run_id)
         if held is not None:
@@ -220,9 +219,9 @@ class TaskWorker(AsyncContextManagerMixin):
             log.warning("task_worker.broker_away", extra={"task_run_id": ticket.run_id, "error": str(exc)})
             await held.item.nak(1.0)
         except Exception:
-            # A fault of ours must cost this run one try, not the worker its life.
+            # A fault of ours must cost neither the worker its life nor the run one of its own.
             log.exception("task_worker.fault", extra={"task_run_id": ticket.run_id})
-            await held.item.nak(5.0)
+            await self._excuse(held)
         finally:
             del self._held[ticket.run_id]
             if not self._held:
@@ -263,10 +262,10 @@ class TaskWorker(AsyncContextManagerMixin):
                 await give_up(self._session.bus, run, why=why, lost=lost)
                 return False
             if await self._is_early(run):
-                await self._settle(held.item.ack)
+                await settle(held.item.ack)
                 return True
             return not await self._execute(held, run, given, lost)
-        await self._settle(held.item.ack)
+        await settle(held.item.ack)
         return True
 
     async def _arguments(self, run: BackgroundRun) -> dict[str, Any]:
@@ -312,7 +311,7 @@ class TaskWorker(AsyncContextManagerMixin):
             )
         )  # fmt: skip
         for future in call.upstream:
-            await self._insist(future.wait_for_value_async)
+            await insist(future.wait_for_value_async)
         future = contextvars.copy_context().run(self._runner.launch, call)
         await future.wait_for_end_async()
         if events.is_silent and not events.is_lost:
@@ -322,8 +321,8 @@ class TaskWorker(AsyncContextManagerMixin):
         ended = call.run.state
         if ended is not None and ended.name == "AwaitingRetry":
             # It waits for its next try without holding anybody: the broker gives it out again then.
-            await self._insist(self._session.bus.publisher.barrier)
-            now = await self._insist(self._runs.get, run.id)
+            await insist(self._session.bus.publisher.barrier)
+            now = await insist(self._runs.get, run.id)
             if now is not None and now.claim == claim and now.retry_at is not None:
                 await held.item.nak(max(0.01, _left_s(now.retry_at)))
             return False
@@ -369,14 +368,33 @@ class TaskWorker(AsyncContextManagerMixin):
 
     async def _hand_back(self, held: _Held, run: BackgroundRun, claim: int) -> None:
         """We stop: another goes on with it at once, and that is no loss."""
-        await self._insist(self._session.bus.publisher.barrier)
-        now = await self._insist(self._runs.get, run.id)
+        await insist(self._session.bus.publisher.barrier)
+        now = await insist(self._runs.get, run.id)
         if now is not None and now.claim == claim and now.is_open:
             try:
-                await self._insist(self._runs.move, now, Resuming(message="its worker stopped"))
+                await insist(self._runs.move, now, Resuming(message="its worker stopped"))
             except GuardFailed as exc:
                 log.debug("task_worker.not_handed_back", extra={"task_run_id": run.id, "error": str(exc)})
         await held.item.nak()
+
+    async def _excuse(self, held: _Held) -> None:
+        """Leave a run that a fault of ours kept from its end to another, or to a later time: its task has not died."""
+        events = held.call.events if held.call is not None else None
+        if events is not None:
+            events.silence()  # should it still run: what it writes from here on does not count
+        try:
+            now = await insist(self._runs.get, held.ticket.run_id)
+            if now is not None and now.is_open and now.token == held.ticket.token:
+                state = Resuming(
+                    message="a fault of its worker kept it from its end; the worker's log says more"
+                )
+                await insist(self._runs.move, now, state, lost=now.lost, token=now.token)
+        except Exception as exc:
+            # Then it does count as a death: so the run comes to an end, should it be the run that brings this about.
+            log.warning(
+                "task_worker.not_excused", extra={"task_run_id": held.ticket.run_id, "error": repr(exc)}
+            )
+        await held.item.nak(min(FAULT_S * held.item.deliveries, MAX_FAULT_S))
 
     # --- after the end --------------------------------------------------------------------------------
 
@@ -399,27 +417,7 @@ class TaskWorker(AsyncContextManagerMixin):
 
     async def _note_hooks(self, task: Task[..., Any], run_id: str, state: State) -> None:
         if _hooks_of(task, state):
-            await self._insist(HookLog(self._session.bus).note_call, run_id)
-
-    # --- doing until it is done ------------------------------------------------------------------------
-
-    async def _settle(self, how: Callable[[], Awaitable[None]]) -> None:
-        """Settle an item; one that stays unsettled comes again and is found to be about the past."""
-        try:
-            await how()
-        except BusUnavailable as exc:
-            log.debug("task_worker.broker_away", extra={"error": str(exc)})
-
-    async def _insist(self, act: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Do something until the broker has answered."""
-        tries = 0
-        while True:
-            try:
-                return await act(*args, **kwargs)
-            except BusUnavailable as exc:
-                log.debug("task_worker.broker_away", extra={"error": str(exc)})
-            await anyio.sleep(_BACK_OFF_S[min(tries, len(_BACK_OFF_S) - 1)])
-            tries += 1
+            await insist(HookLog(self._session.bus).note_call, run_id)
 
 
 def serve(*tasks: Task[..., Any], limit: int | None = 10) -> None:

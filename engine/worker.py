@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import logging
 from asyncio import CancelledError
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from importlib import import_module
-from typing import ParamSpec, Self, TypeVar
+from typing import Self
 
 import anyio
 import orjson
 from anyio import AsyncContextManagerMixin
 from anyio.abc import TaskGroup, TaskStatus
-from pydantic import ValidationError
 
 from ..bus import Bus
 from ..bus.session import Session, use_session
@@ -28,30 +27,25 @@ from ..clock import SYSTEM_CLOCK, Clock
 from ..config import EngineConfig, WorkerConfig
 from ..errors import (
     BusUnavailable,
-    DefinitionError,
     GuardFailed,
     LogRewound,
     MoveRefused,
     RunLost,
-    SecretUnreadable,
-    SourceFailed,
     UnavailableError,
-    UnknownName,
 )
 from ..vocabulary import FlowRunId, JsonObject, StateType, new_id
 from . import presence
-from .code_source import fetched
 from .collection import rare_collections
-from .deployment import BUCKET as DEPLOYMENTS
-from .deployment import Deployment, is_name, read_deployment
 from .execution import Job, Outcome, execute_in_loop
 from .held_run import HeldRun
 from .hook_log import HERE, TRIES, HookLog, is_owed, owing
-from .loader import Facts, Loader, facts_of, find_source
+from .insisting import insist, settle
+from .loader import Loader
 from .past_end import past_end
 from .presence import WorkerInfo
 from .process_pool import ProcessPool
 from .run import FlowRun
+from .run_code import RunCode
 from .run_log import RunLog
 from .states import Cancelled, Crashed, Failed, Pending, Resuming, Running, Suspended
 from .stop_request import StopRequest
@@ -63,15 +57,11 @@ __all__ = ["Worker"]
 log = logging.getLogger(__name__)
 
 S = StateType
-P = ParamSpec("P")
-T = TypeVar("T")
-
 STOP_WORDS = ("cancelling", "suspended")
 """Transitions that ask whoever executes the run to stop."""
 END_WORDS = ("cancelled", "crashed")
 """Ends. One that we have written ourselves is followed by hooks; of one that somebody forced, what executes the run
 knows nothing. They look alike, so it is stopped only when it still goes on after the grace."""
-_BACK_OFF_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 _CLOSING_S = 10.0  # how long handing back may take when the worker stops
 
 
@@ -169,8 +159,8 @@ class Worker(AsyncContextManagerMixin):
                     await lanes.start(self._take, LOOP, self._config.concurrency)
                     if self._config.processes:
                         await lanes.start(self._take, PROCESS, self._config.processes)
-                    await self._insist(self._show)
-                    await self._insist(self._bus.log.append, self.info.event("started"))
+                    await insist(self._show)
+                    await insist(self._bus.log.append, self.info.event("started"))
                     lanes.start_soon(self._stay_present)
                     log.info("worker.started", extra={"worker": self.info.name, "pool": self.info.pool})
                     ready()
@@ -193,7 +183,7 @@ class Worker(AsyncContextManagerMixin):
             with anyio.move_on_after(_CLOSING_S):
                 await self._none_held.wait()
         with anyio.move_on_after(2):
-            await self._insist(self._bus.log.append, self.info.event("stopped", left=len(self._held)))
+            await insist(self._bus.log.append, self.info.event("stopped", left=len(self._held)))
         log.info("worker.stopped", extra={"worker": self.info.name})
 
     # --- presence -------------------------------------------------------------------------------------
@@ -242,7 +232,7 @@ class Worker(AsyncContextManagerMixin):
             ticket = Ticket.from_json(item.payload)
         except (orjson.JSONDecodeError, KeyError, TypeError) as exc:
             log.error("worker.unreadable_message", extra={"error": repr(exc)})
-            await self._settle(lambda: item.term("not a work message of Hark"))
+            await settle(lambda: item.term("not a work message of Hark"))
             return
         if (held := self._held.get(ticket.run_id)) is not None:
             if held.ticket.token == ticket.token:
@@ -295,7 +285,7 @@ class Worker(AsyncContextManagerMixin):
             if verdict is Answer.DISCARD or run is None:
                 log.debug("worker.message_moot", extra={"run_id": ticket.run_id})
                 if run is None or not await self._call_past_hooks(held, lane):
-                    await self._settle(held.item.ack)
+                    await settle(held.item.ack)
                 return
             try:
                 await self._act(held, lane, run, verdict, lost)
@@ -306,30 +296,29 @@ class Worker(AsyncContextManagerMixin):
     async def _act(self, held: HeldRun, lane: Lane, run: FlowRun, verdict: Answer, lost: int) -> None:
         if verdict is Answer.STOP:
             run = await self._runs.move_exactly(
-                run, owing(Cancelled(message=run.state_message or "cancelled"), HERE)
+                run, owing(Cancelled(message=run.state_message or "cancelled"), HERE, is_unwound=False)
             )
-        deployment, facts, problem = await self._look_up(run)
-        if facts.lane == PROCESS and lane == LOOP and problem is None:
+        code = await RunCode.of(self._bus, run)
+        if code.facts.lane == PROCESS and lane == LOOP and code.problem is None:
             await self._forward(held)
             return
-        details: JsonObject = {"lane": facts.lane, "worker": self.info.name, "token": held.ticket.token}
+        details: JsonObject = {"lane": code.facts.lane, "worker": self.info.name, "token": held.ticket.token}
         if run.is_final:
-            await self._call_hooks(held, lane, run, deployment, problem)
-            await self._settle(held.item.ack)
+            await self._call_hooks(held, lane, run, code)
+            await settle(held.item.ack)
             return
         if verdict is Answer.TAKE_OVER:
-            run = await self._take_over(
-                run, details, lost=lost + 1, limit=self._crash_retries(deployment, facts)
-            )
+            limit = code.crash_retries(self._engine.crash_retries)
+            run = await self._take_over(run, details, lost=lost + 1, limit=limit)
         else:
             run = await self._runs.move_exactly(run, Pending(details=details), attempt=run.attempt + 1)
         if run.is_final:
-            await self._call_hooks(held, lane, run, deployment, problem)
-        elif problem is not None:
-            run = await self._runs.move(run, Failed(message=problem))
+            await self._call_hooks(held, lane, run, code)
+        elif code.problem is not None:
+            run = await self._runs.move(run, Failed(message=code.problem))
         else:
-            run = await self._execute(held, lane, run, deployment, facts)
-        await self._settle(held.item.ack)
+            run = await self._execute(held, lane, run, code)
+        await settle(held.item.ack)
 
     async def _take_over(
         self, run: FlowRun, details: JsonObject, *, lost: int, limit: int, why: str = "worker lost"
@@ -337,66 +326,25 @@ class Worker(AsyncContextManagerMixin):
         """Take up a run whose worker or process died, or end it if that has happened too often."""
         if lost > limit:
             message = f"{why}; that is {lost} time{'s' if lost > 1 else ''}, and it is taken up again {limit} times at most"
-            return await self._runs.move_exactly(run, owing(Crashed(message=message), HERE))
+            return await self._runs.move_exactly(run, owing(Crashed(message=message), HERE, is_unwound=False))
         log.warning("worker.takes_over", extra={"run_id": run.id, "attempt": run.attempt + 1, "why": why})
         state = Running(message=why, details={**details, "lost": lost})
         return await self._runs.move_exactly(run, state, attempt=run.attempt + 1)
-
-    async def _look_up(self, run: FlowRun) -> tuple[Deployment | None, Facts, str | None]:
-        """Return the run's deployment, what its code says of itself, and why it cannot run if it cannot."""
-        deployment: Deployment | None = None
-        if run.deployment and is_name(run.deployment):
-            entry = await self._bus.bucket(DEPLOYMENTS).get(run.deployment)
-            try:
-                deployment = read_deployment(entry.value) if entry else None
-            except ValidationError as exc:
-                return None, Facts(), f"deployment {run.deployment!r} cannot be read: {exc}"
-        if deployment is not None and deployment.source is not None:
-            try:
-                deployment = deployment.model_copy(
-                    update={"path": await fetched(self._bus, deployment.source)}
-                )
-            except (SourceFailed, UnknownName, SecretUnreadable) as exc:
-                return deployment, Facts(), str(exc)
-        if not run.entrypoint:
-            return deployment, Facts(), "the run has no entrypoint, so no worker can find its code"
-        try:
-            facts = facts_of(find_source(run.entrypoint, deployment.path if deployment else None))
-        except DefinitionError as exc:
-            return deployment, Facts(), str(exc)
-        # One process for each commit: modules that a flow imports while it runs would else be those of another commit.
-        if deployment is not None and (deployment.executor == "process" or deployment.source is not None):
-            facts = replace(facts, lane=PROCESS)
-        return deployment, facts, None
-
-    def _crash_retries(self, deployment: Deployment | None, facts: Facts) -> int:
-        for said in (deployment.crash_retries if deployment else None, facts.crash_retries):
-            if said is not None:
-                return said
-        return self._engine.crash_retries
 
     async def _forward(self, held: HeldRun) -> None:
         """Pass a message on to where it can be executed: the dispatcher did not know that it is a sync flow."""
         # Let go first: it may come to us again before the push has returned.
         self._let_go(held)
         msg_id = f"{held.ticket.msg_id}/{PROCESS}"
-        await self._insist(self._bus.work.push, self._config.pool, PROCESS, held.item.payload, msg_id=msg_id)
-        await self._settle(held.item.ack)
+        await insist(self._bus.work.push, self._config.pool, PROCESS, held.item.payload, msg_id=msg_id)
+        await settle(held.item.ack)
 
     # --- executing ------------------------------------------------------------------------------------
 
-    async def _call_hooks(
-        self,
-        held: HeldRun,
-        lane: Lane,
-        run: FlowRun,
-        deployment: Deployment | None,
-        problem: str | None = None,
-    ) -> None:
+    async def _call_hooks(self, held: HeldRun, lane: Lane, run: FlowRun, code: RunCode) -> None:
         """Call the hooks of an end whose writer has not, or not to their end. Raises ``RunLost`` to have another do it."""
-        path = deployment.path if deployment else None
-        job = Job(run, run.entrypoint or "", path, hooks=True)
-        outcome = Outcome("error", problem) if problem else Outcome("died")
+        job = Job(run, run.entrypoint or "", code.path, hooks=True)
+        outcome = Outcome("error", code.problem) if code.problem else Outcome("died")
         # Of its own: what asked the run to stop has been heard, and does not stop its hooks.
         held = replace(held, stop=StopRequest())
         for _ in range(TRIES + 1):  # the last one finds that it was tried often enough, and says so
@@ -404,7 +352,7 @@ class Worker(AsyncContextManagerMixin):
                 outcome = await self._in_lane(held, lane, job)
         if outcome.kind == "error":
             log.error("worker.hooks_not_run", extra={"run_id": run.id, "why": outcome.detail})
-            await self._insist(HookLog(self._bus).note, run, "abandoned", why=outcome.detail)
+            await insist(HookLog(self._bus).note, run, "abandoned", why=outcome.detail)
         elif outcome.kind != "ended":
             raise RunLost(run.id, reason=f"its hooks have not run: {outcome.detail or outcome.kind}")
 
@@ -413,45 +361,44 @@ class Worker(AsyncContextManagerMixin):
         ended = past_end(await self._runs.history(held.ticket.run_id), held.ticket)
         if ended is None or await HookLog(self._bus).is_settled(ended):
             return False
-        deployment, facts, problem = await self._look_up(ended)
-        if facts.lane == PROCESS and lane == LOOP and problem is None:
+        code = await RunCode.of(self._bus, ended)
+        if code.facts.lane == PROCESS and lane == LOOP and code.problem is None:
             await self._forward(held)
             return True
-        await self._call_hooks(held, lane, ended, deployment, problem)
+        await self._call_hooks(held, lane, ended, code)
         return False
 
     async def _in_lane(self, held: HeldRun, lane: Lane, job: Job) -> Outcome:
         return await (self._in_loop(held, job) if lane == LOOP else self._in_process(held, job))
 
-    async def _execute(
-        self, held: HeldRun, lane: Lane, run: FlowRun, deployment: Deployment | None, facts: Facts
-    ) -> FlowRun:
+    async def _execute(self, held: HeldRun, lane: Lane, run: FlowRun, code: RunCode) -> FlowRun:
         """Execute a run until the log has an end of it, or a rest. Returns the run as it is then."""
         while True:
-            job = Job(
-                run, run.entrypoint or "", deployment.path if deployment else None,
-                deployment.retries if deployment else None,
-            )  # fmt: skip
+            job = Job(run, run.entrypoint or "", code.path, code.retries)
             outcome = await self._in_lane(held, lane, job)
             # An end that was written here is the last word; anything else is looked up.
             ended = outcome.run if outcome.run is not None and outcome.run.is_final else None
-            now = ended or await self._insist(self._runs.get, run.id)
+            now = ended or await insist(self._runs.get, run.id)
             if now is None or not await self._is_ours(held, now):
                 raise RunLost(run.id, reason=outcome.detail or "another has it, or it has left the log")
             left = await self._settle_run(now, outcome, held)
             if left is not None:
                 if is_owed(left, HERE) and (outcome.kind != "ended" or left is not now):
-                    await self._call_hooks(held, lane, left, deployment)
+                    await self._call_hooks(held, lane, left, code)
                 return left
             # Its process died. This worker lives, so it takes the run up again itself, at once.
             why = outcome.detail or "it was interrupted, and nobody had asked for that"
             log.warning("worker.process_died", extra={"run_id": run.id, "how": why})
-            details: JsonObject = {"lane": facts.lane, "worker": self.info.name, "token": held.ticket.token}
-            _, lost = losses(await self._insist(self._runs.history, run.id))
-            limit = self._crash_retries(deployment, facts)
-            run = await self._insist(self._take_over, now, details, lost=lost + 1, limit=limit, why=why)
+            details: JsonObject = {
+                "lane": code.facts.lane,
+                "worker": self.info.name,
+                "token": held.ticket.token,
+            }
+            _, lost = losses(await insist(self._runs.history, run.id))
+            limit = code.crash_retries(self._engine.crash_retries)
+            run = await insist(self._take_over, now, details, lost=lost + 1, limit=limit, why=why)
             if run.is_final:
-                await self._call_hooks(held, lane, run, deployment)
+                await self._call_hooks(held, lane, run, code)
                 return run
 
     async def _is_ours(self, held: HeldRun, now: FlowRun) -> bool:
@@ -463,7 +410,7 @@ class Worker(AsyncContextManagerMixin):
             or (now.state_type is S.SCHEDULED and not now.waits_in_process)
         ):
             return True  # nobody executes it, and nothing is left to write
-        token, _ = losses(await self._insist(self._runs.history, now.id))
+        token, _ = losses(await insist(self._runs.history, now.id))
         return token == held.ticket.token
 
     async def _settle_run(self, now: FlowRun, outcome: Outcome, held: HeldRun) -> FlowRun | None:
@@ -471,30 +418,30 @@ class Worker(AsyncContextManagerMixin):
         if now.state_type is S.PAUSED and now.state_details.get("in_process"):
             # What paused in its process has none any more: whoever is to resume it needs a worker first.
             details = {key: value for key, value in now.state_details.items() if key != "in_process"}
-            return await self._insist(
-                self._runs.move, now, Suspended(message=now.state_message, details=details)
-            )
+            return await insist(self._runs.move, now, Suspended(message=now.state_message, details=details))
         if now.is_final or now.state_type is S.PAUSED:
             return now
         if now.state_type is S.SCHEDULED and not now.waits_in_process:
             return now  # it waits for a time without holding anybody, or somebody put it back
         if now.state_type is S.CANCELLING:
             how = f" ({outcome.detail})" if outcome.kind == "died" else ""
-            return await self._insist(
-                self._runs.move, now, owing(Cancelled(message=(now.state_message or "cancelled") + how), HERE)
+            return await insist(
+                self._runs.move,
+                now,
+                owing(Cancelled(message=(now.state_message or "cancelled") + how), HERE, is_unwound=False),
             )
         if not self._stopping and (outcome.kind == "died" or held.was_interrupted_by_others(outcome)):
             return None
         if outcome.kind == "error":
             message = f"the run could not be seen to its end: {outcome.detail}"
-            return await self._insist(self._runs.move, now, owing(Crashed(message=message), HERE))
+            return await insist(self._runs.move, now, owing(Crashed(message=message), HERE, is_unwound=False))
         # We stop, or the broker was away too long: others go on with it, through the dispatcher.
         why = (
             "its worker stopped"
             if self._stopping
             else f"its worker could not go on: {outcome.detail or outcome.kind}"
         )
-        return await self._insist(self._runs.move, now, Resuming(message=why), scheduled_at=self._clock.now())
+        return await insist(self._runs.move, now, Resuming(message=why), scheduled_at=self._clock.now())
 
     async def _in_loop(self, held: HeldRun, job: Job) -> Outcome:
         def stop() -> None:
@@ -573,23 +520,3 @@ class Worker(AsyncContextManagerMixin):
                 )
         except (GuardFailed, MoveRefused, BusUnavailable) as exc:
             log.debug("worker.give_up", extra={"run_id": run_id, "error": str(exc)})
-
-    # --- doing until it is done ------------------------------------------------------------------------
-
-    async def _settle(self, how: Callable[[], Awaitable[None]]) -> None:
-        """Settle a message; one that stays unsettled comes again and is found to be about the past."""
-        try:
-            await how()
-        except BusUnavailable as exc:
-            log.debug("worker.broker_away", extra={"error": str(exc)})
-
-    async def _insist(self, act: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Do something until the broker has answered."""
-        tries = 0
-        while True:
-            try:
-                return await act(*args, **kwargs)
-            except BusUnavailable as exc:
-                log.debug("worker.broker_away", extra={"error": str(exc)})
-            await anyio.sleep(_BACK_OFF_S[min(tries, len(_BACK_OFF_S) - 1)])
-            tries += 1

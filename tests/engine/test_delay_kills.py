@@ -17,7 +17,7 @@ from hark import task
 from hark.bus import Bus
 from hark.bus.session import Session
 from hark.config import EngineConfig
-from hark.engine.background import BackgroundLog, Ticket
+from hark.engine.background import BackgroundLog, BackgroundRun, Ticket
 from hark.engine.dead_task import DeadTasks
 from hark.engine.distributed_future import DistributedFuture
 from hark.engine.task_worker import TaskWorker
@@ -103,6 +103,11 @@ def victim(root: Path, home: Path, *tasks: str) -> Iterator[subprocess.Popen[byt
     finally:
         process.kill()
         process.wait()
+
+
+@task
+def doubled(n: int) -> int:
+    return 2 * n
 
 
 @pytest.fixture
@@ -234,3 +239,31 @@ async def test_a_run_whose_first_event_is_missing_is_served_all_the_same(
     run = await BackgroundLog(bus).get(future.task_run_id)
     assert run is not None
     assert run.type is StateType.COMPLETED
+
+
+async def test_a_fault_of_the_worker_is_no_death_of_the_task(
+    bus: Bus, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often: the run goes on once it can, as one that nobody's process has died with."""
+    monkeypatch.setattr("hark.engine.task_worker.FAULT_S", 0.01)
+    prepare = TaskWorker._call
+    faults: list[str] = []
+
+    def faulty(self: TaskWorker, run: BackgroundRun, *args: Any, **kwargs: Any) -> Any:
+        if len(faults) < 4:
+            faults.append(run.id)
+            raise RuntimeError("a fault of ours")
+        return prepare(self, run, *args, **kwargs)
+
+    monkeypatch.setattr(TaskWorker, "_call", faulty)
+    runs = BackgroundLog(bus)
+    with anyio.fail_after(60):
+        async with TaskWorker(doubled, bus=bus, engine=ENGINE, drain_s=0.0):
+            future = doubled.delay(21)
+            assert await anyio.to_thread.run_sync(future.result) == 42
+    run = await runs.get(future.task_run_id)
+    assert run is not None
+    assert (run.lost, run.claim, run.tries) == (0, 5, 1)
+    words = [recorded.event.type for recorded in await runs.history(future.task_run_id)]
+    assert words.count("task-run.resuming") == len(faults) == 4
+    assert not any(word.endswith("crashed") for word in words)

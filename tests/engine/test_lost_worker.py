@@ -16,6 +16,7 @@ import anyio
 import psutil
 import pytest
 from hark.config import EngineConfig, WorkerConfig
+from hark.engine import presence
 from hark.engine.dispatcher import Dispatcher
 from hark.engine.run import FlowRun
 from hark.engine.worker import Worker
@@ -46,10 +47,10 @@ asyncio.run(main())
 
 
 @contextmanager
-def program(home: Path, service: str) -> Iterator[subprocess.Popen[bytes]]:
+def program(home: Path, service: str, first: str = "") -> Iterator[subprocess.Popen[bytes]]:
     """A process of its own that runs a service until it is killed."""
     process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM.replace("SERVICE", service)],
+        [sys.executable, "-c", first + PROGRAM.replace("SERVICE", service)],
         env={**os.environ, "HARK_HOME": str(home)},
     )
     try:
@@ -225,3 +226,48 @@ async def most_at_once(stage: Stage) -> int:
                     active.discard(run.id)
                 most = max(most, len(active))
     return most
+
+
+PATIENT = """
+from hark.engine import presence
+presence.TTL_S = 3.0
+"""
+
+
+async def test_a_leader_that_was_stopped_hears_first_what_workers_said_meanwhile(
+    stage: Stage, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGSTOP of the dispatcher for longer than workers may be silent: those that live are not called lost."""
+    monkeypatch.setattr("hark.engine.presence.BEAT_S", 0.2)
+    monkeypatch.setattr("hark.engine.presence.TTL_S", 60.0)
+    stage.write(
+        """
+        @flow
+        async def quick() -> int:
+            return 1
+        """
+    )
+    await stage.deploy("quick")
+    async with Worker(stage.bus, WorkerConfig(drain_s=0), ENGINE) as worker:
+        with program(home, "Dispatcher(bus, engine, lease_ttl_s=600)", first=PATIENT) as leader:
+            assert (
+                await stage.run("quick")
+            ).state_type is StateType.COMPLETED  # it leads, and knows the worker
+            leader.send_signal(signal.SIGSTOP)
+            await beats(stage, worker, 28)
+            leader.send_signal(signal.SIGCONT)
+            assert (await stage.run("quick")).state_type is StateType.COMPLETED
+            await beats(stage, worker, 2)
+        async with stage.bus.log.read(["hark.ev.worker.>"]) as batches:
+            words = [recorded.event.type async for batch in batches for recorded in batch.records]
+    assert words == ["worker.started"]
+
+
+async def beats(stage: Stage, worker: Worker, count: int) -> None:
+    """Wait until a worker has said so many times that it is there."""
+    with anyio.fail_after(60):
+        async with stage.bus.bucket(presence.BUCKET).watch(worker.info.key) as entries:
+            async for entry in entries:
+                count -= entry.key == worker.info.key
+                if count < 0:
+                    return

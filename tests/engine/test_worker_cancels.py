@@ -43,8 +43,8 @@ async def test_cancelling_a_sync_flow_raises_in_its_main_thread(stage: Stage) ->
         """
         @flow
         def forever():
-            say("began")
             try:
+                say("began")  # heard before it returns, so already here it may be interrupted
                 while True:
                     try:
                         time.sleep(1000)

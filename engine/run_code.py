@@ -1,0 +1,76 @@
+"""What a worker has to know of a run's code before it executes it: where it is, what it says of itself, why it cannot run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from pydantic import ValidationError
+
+from ..bus import Bus
+from ..errors import DefinitionError, SecretUnreadable, SourceFailed, UnknownName
+from .code_source import fetched
+from .deployment import BUCKET as DEPLOYMENTS
+from .deployment import Deployment, is_name, read_deployment
+from .loader import Facts, facts_of, find_source
+from .run import FlowRun
+from .waiting import PROCESS
+
+__all__ = ["RunCode"]
+
+
+@dataclass(frozen=True, slots=True)
+class RunCode:
+    """What was found out.
+
+    Attributes:
+        deployment: as it is now; None if the run has none, or one that is gone.
+        facts: what the code says of itself.
+        problem: why it cannot run; None if it can.
+    """
+
+    deployment: Deployment | None = None
+    facts: Facts = field(default_factory=Facts)
+    problem: str | None = None
+
+    @property
+    def path(self) -> str | None:
+        """The folder the entrypoint is relative to; None: the worker's own."""
+        return self.deployment.path if self.deployment is not None else None
+
+    @property
+    def retries(self) -> int | None:
+        """What the deployment says instead of the flow."""
+        return self.deployment.retries if self.deployment is not None else None
+
+    def crash_retries(self, default: int) -> int:
+        """Return how often a run whose worker died is taken up again."""
+        for said in (self.deployment.crash_retries if self.deployment else None, self.facts.crash_retries):
+            if said is not None:
+                return said
+        return default
+
+    @classmethod
+    async def of(cls, bus: Bus, run: FlowRun) -> RunCode:
+        """Look it up, bringing code from a repository up to date first."""
+        deployment: Deployment | None = None
+        if run.deployment and is_name(run.deployment):
+            entry = await bus.bucket(DEPLOYMENTS).get(run.deployment)
+            try:
+                deployment = read_deployment(entry.value) if entry else None
+            except ValidationError as exc:
+                return cls(problem=f"deployment {run.deployment!r} cannot be read: {exc}")
+        if deployment is not None and deployment.source is not None:
+            try:
+                deployment = deployment.model_copy(update={"path": await fetched(bus, deployment.source)})
+            except (SourceFailed, UnknownName, SecretUnreadable) as exc:
+                return cls(deployment, problem=str(exc))
+        if not run.entrypoint:
+            return cls(deployment, problem="the run has no entrypoint, so no worker can find its code")
+        try:
+            facts = facts_of(find_source(run.entrypoint, deployment.path if deployment else None))
+        except DefinitionError as exc:
+            return cls(deployment, problem=str(exc))
+        # One process for each commit: modules that a flow imports while it runs would else be those of another commit.
+        if deployment is not None and (deployment.executor == "process" or deployment.source is not None):
+            facts = replace(facts, lane=PROCESS)
+        return cls(deployment, facts)
