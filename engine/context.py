@@ -57,7 +57,7 @@ class FlowRunContext(RunContext):
     """
 
     __slots__ = (
-        "cached", "calls", "children", "flow", "flow_run", "keeping", "left", "log_prints", "memo", "parameters", "parent",
+        "cached", "calls", "children", "flow", "flow_run", "has_told", "keeping", "left", "log_prints", "memo", "parameters", "parent",
         "rests", "runner", "span", "tracker", "waiting",
     )  # fmt: skip
 
@@ -86,6 +86,8 @@ class FlowRunContext(RunContext):
         self.left: list[FlowRun] = []
         self.children = 0
         """Subflows of it that are going on in this process."""
+        self.has_told = False
+        """Whether the outermost run knows that this subflow has parts of transactions."""
         self.waiting = 0
         """Places of its own code that wait for a task."""
         self.rests: Rests | None = None

@@ -138,7 +138,11 @@ async def _id_in_flow(session: Session, flow: FlowRunContext, key: str) -> str:
     run = flow.flow_run
     # A flow run that is run again from its start asks for everything anew.
     anew = begins_anew(await RunLog(session.bus).history(run.id)) if run.attempt > 1 else 0
-    return derived_id("delay", run.id, key, str(anew))
+    run_id = derived_id("delay", run.id, key, str(anew))
+    undoing = flow.tracker.undoing if flow.tracker is not None else None
+    if undoing is not None and await BackgroundLog(session.bus).get(run_id) is None:
+        undoing.stop()
+    return run_id
 
 
 def _that_travels(

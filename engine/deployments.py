@@ -134,7 +134,13 @@ async def _id_in_parent(
     run = parent.flow_run
     # A parent that is run again from its start asks for everything anew.
     anew = begins_anew(await control.runs.history(run.id)) if run.attempt > 1 else 0
-    return run_id_for("run-deployment", run.id, key, str(anew))
+    run_id = run_id_for("run-deployment", run.id, key, str(anew))
+    undoing = parent.tracker.undoing if parent.tracker is not None else None
+    if undoing is not None:
+        child = await control.get(run_id)
+        if child is None or not child.is_final:
+            undoing.stop()
+    return run_id
 
 
 async def _again_if_retried(control: Control, parent: FlowRunContext, child: FlowRun) -> FlowRun:

@@ -17,7 +17,7 @@ from ..bus.event import format_time, parse_time
 from ..vocabulary import JsonObject
 from .context import FlowRunContext, current_run
 from .signals import Suspend
-from .states import State
+from .states import State, raise_state_exception
 from .task_call import TaskCall, prepare
 from .task_engine import begin_try, recorded, succeeded
 from .tasks import Task
@@ -46,7 +46,10 @@ class Wait:
         flow = current_run.get()
         if not isinstance(flow, FlowRunContext) or flow.tracker is None:
             return None
-        return cls(prepare(_task(what), dict(inputs), is_direct=True), flow)
+        call = prepare(_task(what), dict(inputs), is_direct=True)
+        if call.settled is not None:
+            raise_state_exception(call.settled)
+        return cls(call, flow)
 
     @property
     def is_over(self) -> bool:

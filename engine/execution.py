@@ -107,7 +107,7 @@ async def execute_in_loop(job: Job, loader: Loader, session: Session, engine: En
         return await _failed_to_load(job, session, format_for_author(exc))
     try:
         if job.hooks:
-            await call_owed_hooks_async(flow, job.run, session)
+            await call_owed_hooks_async(flow, job.run, session, engine)
             return Outcome("ended")
         _, run = await execute_run(
             flow, job.run, session=session, run_log=RunLog(session.bus), retries=job.retries, config=engine
@@ -132,7 +132,7 @@ def execute_in_process(job: Job, loader: Loader, session: Session, engine: Engin
         return session.call(_failed_to_load, job, session, format_for_author(exc))
     try:
         if job.hooks:
-            call_owed_hooks(flow, job.run, session)
+            call_owed_hooks(flow, job.run, session, engine)
             return Outcome("ended")
         execute_sync(
             flow, job.run, session=session, run_log=RunLog(session.bus), retries=job.retries, config=engine

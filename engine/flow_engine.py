@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Generator, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -29,6 +29,7 @@ from .side_session import SideSession
 from .states import State
 from .timeouts import within_async
 from .tracking import FlowTracker
+from .undoing import Undoing
 
 if TYPE_CHECKING:
     from ..bus.session import Session
@@ -37,7 +38,8 @@ if TYPE_CHECKING:
     from .run_log import RunLog
 
 __all__ = [
-    "execute", "execute_run", "execute_sync", "run_flow", "run_flow_async", "run_flow_generator", "run_flow_generator_async",
+    "execute", "execute_run", "execute_sync", "go_through", "go_through_async", "run_flow", "run_flow_async", "run_flow_generator", "run_flow_generator_async",
+    "worker_engine",
 ]  # fmt: skip
 
 OnInterruption: TypeAlias = Literal["leave", "crash"]
@@ -148,6 +150,8 @@ def _engine_for(
         and above.tracker.leaves_interrupted,
         beat_s=load_settings().engine.ack_wait_s / BEATS if above is None else None,
     )
+    if above is not None and above.tracker is not None and above.tracker.undoing is not None:
+        tracker.undoing = Undoing()
     return FlowEngine(
         flow, run, parameters=parameters, tracker=tracker, parent=parent, wait_for=wait_for
     ), session
@@ -156,15 +160,17 @@ def _engine_for(
 # --- workers ------------------------------------------------------------------------------------------
 
 
-def _worker_engine(
+def worker_engine(
     flow: Flow[..., Any],
     run: FlowRun,
     session: Session,
-    run_log: RunLog | None,
-    interrupted: OnInterruption,
-    retries: int | None,
-    config: EngineConfig | None,
+    *,
+    run_log: RunLog | None = None,
+    interrupted: OnInterruption = "leave",
+    retries: int | None = None,
+    config: EngineConfig | None = None,
 ) -> FlowEngine:
+    """Return the engine of a run that a worker has in hands; the arguments are those of ``execute``."""
     from ..config import EngineConfig as Defaults
     from .run_log import RunLog
 
@@ -221,7 +227,15 @@ async def execute_run(
 ) -> tuple[State, FlowRun]:
     """Do what ``execute`` does; return the run after its last transition here, too."""
     session = session or _session_here()
-    engine = _worker_engine(flow, run, session, run_log, interrupted, retries, config)
+    engine = worker_engine(
+        flow, run, session, run_log=run_log, interrupted=interrupted, retries=retries, config=config
+    )
+    state = await drive_async(engine, session, _body_of(engine))
+    return state, engine.run
+
+
+def _body_of(engine: FlowEngine) -> Callable[[], Awaitable[Any]]:
+    flow = engine.flow
 
     async def body() -> Any:
         if not flow.isasync:
@@ -232,8 +246,7 @@ async def execute_run(
             async with within_async(flow.timeout_seconds, engine.limit_text):
                 return [item async for item in engine.call_function()]
 
-    state = await drive_async(engine, session, body)
-    return state, engine.run
+    return body
 
 
 def execute_sync(
@@ -264,7 +277,25 @@ def execute_sync(
             )
         )
     session = session or _session_here()
-    return drive(_worker_engine(flow, run, session, run_log, interrupted, retries, config), session)
+    return drive(
+        worker_engine(
+            flow, run, session, run_log=run_log, interrupted=interrupted, retries=retries, config=config
+        ),
+        session,
+    )
+
+
+def go_through(engine: FlowEngine, session: Session) -> None:
+    """Go through a run that has ended, in this thread, to undo what it had begun; see ``undoing.py``."""
+    if engine.flow.isasync:
+        asyncio.run(go_through_async(engine, session))
+    else:
+        drive(engine, session)
+
+
+async def go_through_async(engine: FlowEngine, session: Session) -> None:
+    """Do what ``go_through`` does, in this event loop."""
+    await drive_async(engine, session, _body_of(engine))
 
 
 def _session_here() -> Session:

@@ -44,6 +44,7 @@ from .states import (
 )  # fmt: skip
 from .task_call import resolve_inputs
 from .tracking import FlowTracker
+from .undoing import Undoing, is_passing, resume_undoing, undone_in
 from .user_frames import shown_exception
 
 if TYPE_CHECKING:
@@ -157,6 +158,8 @@ class FlowEngine:
             above.left.append(self.run)
 
     def _life(self) -> Life:
+        if self.tracker is not None and self.tracker.undoing is not None:
+            return (yield from self._undo(self.tracker, self.tracker.undoing))
         try:
             state = yield from self._begin()
             if state is None:
@@ -192,6 +195,32 @@ class FlowEngine:
                 self.log.warning("stopped, and its end could not be written: %s", trouble)
             raise
         return state
+
+    def _undo(self, tracker: FlowTracker, undoing: Undoing) -> Life:
+        """Go through the code of a run that has ended, so that its open transactions are rolled back; write no transition."""
+        if self.context.parent is not None:
+            there = yield OnBus(tracker.run_log.get, (self.run.id,))
+            if there is None:
+                undoing.stop()
+            tracker.flow_run = there
+            self._follow()
+            if there.state_type is StateType.COMPLETED:
+                return (yield from self._recorded_end())
+            yield OnBus(resume_undoing, (tracker,))
+        try:
+            self._take((yield from self._inputs()))
+            yield Body()
+        except BaseException as exc:
+            if is_passing(exc):
+                raise
+            if not undone_in(exc):
+                self.log.info("what the run had begun is undone; its code ended with %s", describe(exc))
+        self.context.runner.stop()
+        yield Drain(STOPPING_S)
+        yield OnBus(tracker.barrier)
+        if self.context.parent is not None:
+            undoing.stop()
+        return self.state
 
     def _cancelled_meanwhile(self) -> Generator[Step, Any, State | None]:
         """End the run as CANCELLED if that was asked for; return None if it was not."""
@@ -275,12 +304,7 @@ class FlowEngine:
         if hooks and is_owed(run, HERE) and (yield OnBus(tracker.begin_hooks)):
             yield from self._call_hooks(hooks, run.state)
         if run.state_type is StateType.COMPLETED:
-            recorded = yield OnBus(tracker.recorded_flow_result)
-            if recorded is None:
-                recorded = {"format": "none", "missing": "the flow says persist_result=False"}
-            stored = RecordedResult(tracker.session, recorded, run_id=run.id, key="flow result")
-            value = yield ReadResult(stored)
-            return Completed(data=value, name=run.state_name, message=run.state_message, run_id=run.id)
+            return (yield from self._recorded_end())
         if run.is_final:
             yield from self._move(Scheduled(message="taken up by its parent"), retry=True)
         if self.run.state_type is StateType.CANCELLING:
@@ -293,6 +317,17 @@ class FlowEngine:
         else:
             yield from self._move(Running(message="taken up by its parent"), attempt=self.run.attempt + 1)
         return None
+
+    def _recorded_end(self) -> Life:
+        """Return the COMPLETED state of a subflow that an earlier attempt of its parent saw to its end."""
+        tracker, run = self.tracker, self.run
+        assert tracker is not None
+        recorded = yield OnBus(tracker.recorded_flow_result)
+        if recorded is None:
+            recorded = {"format": "none", "missing": "the flow says persist_result=False"}
+        stored = RecordedResult(tracker.session, recorded, run_id=run.id, key="flow result")
+        value = yield ReadResult(stored)
+        return Completed(data=value, name=run.state_name, message=run.state_message, run_id=run.id)
 
     def _inputs(self) -> Generator[Step, Any, dict[str, Any]]:
         given = self.given if self.given is not None else self.flow.shape.from_mapping(self.run.parameters)

@@ -15,6 +15,7 @@ from .states import State, StateType
 
 if TYPE_CHECKING:
     from ..bus.session import Session
+    from ..config import EngineConfig
     from .run import FlowRun
 
 __all__ = [
@@ -73,26 +74,53 @@ async def run_hooks_async(hooks: Sequence[Hook], subject: Any, run: Any, state: 
             _report(hook, run)
 
 
-def call_owed_hooks(flow: Any, run: FlowRun, session: Session) -> None:
-    """Call the hooks of an end whose writer could not, and note it; in this thread. Those that ran are not repeated."""
+def call_owed_hooks(flow: Any, run: FlowRun, session: Session, config: EngineConfig | None = None) -> None:
+    """Undo what the run had begun and call the hooks of its end, where its writer could not, and note it; in this thread.
+
+    What has been done is not repeated.
+    """
+    from .flow_engine import go_through
     from .hook_log import HookLog
+    from .undoing import engine_to_undo
 
     hooks = flow.hooks.get(HOOK_OF_TYPE.get(run.state_type)) or ()
     log_of_hooks = HookLog(session.bus)
-    if hooks and session.call(log_of_hooks.begin, run):
+    undoing = engine_to_undo(flow, run, session, config)
+    if (hooks or undoing is not None) and (attempt := session.call(log_of_hooks.begin, run)):
+        if undoing is not None and _may_undo(attempt, run):
+            go_through(undoing, session)
         run_hooks(hooks, flow, run, run.state)
         session.call(log_of_hooks.note, run, "ran")
 
 
-async def call_owed_hooks_async(flow: Any, run: FlowRun, session: Session) -> None:
+async def call_owed_hooks_async(
+    flow: Any, run: FlowRun, session: Session, config: EngineConfig | None = None
+) -> None:
     """As ``call_owed_hooks``, awaiting async hooks in this loop."""
+    from .flow_engine import go_through_async
     from .hook_log import HookLog
+    from .undoing import engine_to_undo_async
 
     hooks = flow.hooks.get(HOOK_OF_TYPE.get(run.state_type)) or ()
     log_of_hooks = HookLog(session.bus)
-    if hooks and await session.acall(log_of_hooks.begin, run):
+    undoing = await engine_to_undo_async(flow, run, session, config)
+    if (hooks or undoing is not None) and (attempt := await session.acall(log_of_hooks.begin, run)):
+        if undoing is not None and _may_undo(attempt, run):
+            await go_through_async(undoing, session)
         await run_hooks_async(hooks, flow, run, run.state)
         await session.acall(log_of_hooks.note, run, "ran")
+
+
+def _may_undo(attempt: int, run: FlowRun) -> bool:
+    """Whether the run is gone through once more: code that ends its process on the way must not cost the run its hooks."""
+    from .hook_log import TRIES
+
+    if attempt < TRIES:
+        return True
+    log.error(
+        "rollback.abandoned", extra={"run_id": run.id, "why": "each process that undid the run has died"}
+    )
+    return False
 
 
 def call_blocking(fn: Callable[..., Any], *args: Any) -> Any:

@@ -25,11 +25,19 @@ __all__ = ["FinishedCall", "FinishedCalls", "attempt_starts", "begins_anew", "no
 
 @dataclass(frozen=True, slots=True)
 class FinishedCall:
-    """A call that completed earlier: the task run that did it, its result as recorded, what its transaction held."""
+    """A call that completed earlier.
+
+    Attributes:
+        task_run_id: the task run that did it.
+        result: as recorded.
+        transaction: what it had set, where it is part of a transaction; None where it is of none.
+        within: the key of the task call whose code made it; "" for the flow's.
+    """
 
     task_run_id: str
     result: JsonObject
     transaction: JsonObject | None = None
+    within: str = ""
 
 
 def attempt_starts(history: Iterable[Recorded]) -> list[tuple[int, int]]:
@@ -137,7 +145,10 @@ class FinishedCalls:
                 self.by_key.pop(key, None)
                 continue
             self.by_key[key] = FinishedCall(
-                data["run"]["id"], data.get("result") or _NULL, data.get("transaction")
+                data["run"]["id"],
+                data.get("result") or _NULL,
+                data.get("transaction"),
+                data.get("within") or "",
             )
 
     def _add_retry(self, word: str | None, recorded: Recorded) -> None:

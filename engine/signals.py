@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .states import State
 
-__all__ = ["Abort", "Interrupted", "ReturnedFailure", "Skip", "Suspend", "suspension_in"]
+__all__ = ["Abort", "Interrupted", "ReturnedFailure", "Skip", "Suspend", "Undone", "suspension_in"]
 
 
 class Abort(Exception):
@@ -33,6 +33,10 @@ class Interrupted(BaseException):
     Not an ``Exception``, so that ``except Exception`` in user code does not swallow it. What the run becomes is
     decided by what the log says of it: cancelled, lost to another worker, or left for one.
     """
+
+
+class Undone(BaseException):
+    """Raised into the code of a run that has ended, where it is gone through once more to undo what it had begun."""
 
 
 class Suspend(BaseException):

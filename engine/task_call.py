@@ -162,6 +162,9 @@ def prepare(
             call.recorded = tracker.take_finished(run.call)
             if call.recorded is not None:
                 return call
+        if tracker.undoing is not None:
+            call.settled = run.state = tracker.undoing.instead(id_)
+            return call
         if tracker.retrying and (retrying := tracker.retrying.pop(run.call, None)) is not None:
             run.run_count, call.retry_at = retrying
             run.state = AwaitingRetry(run_id=id_)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .caching import CallCache, staged_copy
-from .context import TaskRunContext, current_run
+from .context import FlowRunContext, TaskRunContext, current_run
 from .results import NOT_KEPT, InlineResult, LargeResult, encode_result, missing
 from .states import RolledBack, State, StateType
 from .steps import Do, Steps
+from .task_event_text import quoted
 from .transactions import CommitMode, Transaction, TransactionState, current_block
+from .undoing import IN_SUBFLOWS
 
 if TYPE_CHECKING:
     from .task_call import TaskCall
@@ -175,6 +177,7 @@ def replayed(call: TaskCall, value: Any) -> Steps[None]:
     try:
         txn = transaction_of(run)
         if txn.parent is None or txn.parent._was_committed:
+            _meet(call)
             return
         txn.call, txn.is_recorded = call, True
         assert call.recorded is not None
@@ -183,8 +186,28 @@ def replayed(call: TaskCall, value: Any) -> Steps[None]:
         if txn.commit_mode is CommitMode.EAGER:
             txn.state = TransactionState.COMMITTED  # it called its commit hooks before it was recorded
         yield from txn._join_parent()
+        _meet(call)
     finally:
         current_run.reset(token)
+
+
+def _meet(call: TaskCall) -> None:
+    """Stop the code of a run that is undone, where this was the last call that may be part of something."""
+    tracker = call.flow.tracker if call.flow is not None else None
+    if tracker is not None and tracker.undoing is not None:
+        tracker.undoing.meet(call.run.call)
+
+
+def _tell_outermost(flow: FlowRunContext) -> None:
+    """Note in the outermost run that subflows of it have parts of transactions, for whoever may have to undo them."""
+    if flow.has_told:
+        return
+    flow.has_told = True
+    above: FlowRunContext | None = flow
+    while above is not None and above.parent is not None:
+        above = above.parent.flow_context
+    if above is not None and above.tracker is not None and IN_SUBFLOWS not in above.tracker.finished:
+        above.tracker.events.write_noted(IN_SUBFLOWS)
 
 
 def _recorded(
@@ -206,7 +229,14 @@ def _recorded(
 def values_of(call: TaskCall) -> str:
     """Return the piece of the event that tells of the transaction: what its hooks may want to know again."""
     txn = own_transaction()
-    if txn is None or txn.parent is None or not txn.values:
+    if txn is None or txn.parent is None:
         return ""
-    encoded = encode_result(txn.values, inline_bytes=1 << 62)
-    return f'"transaction":{encoded},' if isinstance(encoded, str) else ""
+    encoded = encode_result(txn.values, inline_bytes=1 << 62) if txn.values else "{}"
+    if not isinstance(encoded, str):
+        return ""
+    if isinstance(call.caller, TaskRunContext):
+        return f'"transaction":{encoded},"within":{quoted(call.caller.task_run.call)},'
+    flow = call.flow
+    if flow is not None and flow.parent is not None:
+        _tell_outermost(flow)
+    return f'"transaction":{encoded},'

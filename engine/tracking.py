@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from .run_log import RunLog
     from .serializers import Serializer
     from .tag_limits import TagLimits
+    from .undoing import Undoing
 
 __all__ = ["FlowTracker", "TaskEvents"]
 
@@ -197,12 +198,19 @@ class TaskEvents:
 
     def write_committed(self, call: str) -> None:
         """Say that a ``with transaction()`` block, known by its place in the run as a call is, has been committed."""
+        self._write_note("hark.transaction.committed", call)
+
+    def write_noted(self, key: str) -> None:
+        """Note something under a key that whoever takes up the run finds among its finished calls."""
+        self._write_note("hark.transaction.noted", key)
+
+    def _write_note(self, type_: str, call: str) -> None:
         if self.is_silent:
             return
         event_id = self._event_ids.draw()
         self._give(
             self._message(
-                f'{{"specversion":"1.0","id":"{event_id}","source":"{SOURCE}","type":"hark.transaction.committed",'
+                f'{{"specversion":"1.0","id":"{event_id}","source":"{SOURCE}","type":"{type_}",'
                 f'"time":"{stamp(time.time_ns())}","subject":"flow-run/{self._run_id}",{self._attributes}'
                 f'"run":{{"id":{quoted(call)}}},"call":{quoted(call)}}}}}'.encode(),
                 event_id,
@@ -401,6 +409,8 @@ class FlowTracker:
         self.finished: dict[str, FinishedCall] = {}
         self.retrying: dict[str, tuple[int, datetime | None]] = {}
         """Calls that were between two tries: how many they had made, and when the next is due; taken out as they are met."""
+        self.undoing: Undoing | None = None
+        """Set where the run has ended and is gone through once more, to undo what it had begun."""
         self.hooked: set[str] = set()
         """Keys of finished calls whose ``on_completion`` hooks have run."""
         self.leaves_interrupted = leaves_interrupted
@@ -542,7 +552,7 @@ class FlowTracker:
 
     async def begin_hooks(self) -> bool:
         """Note that the hooks of the run's end are about to be called; False if they have run before."""
-        return await HookLog(self.session.bus).begin(self.flow_run)
+        return await HookLog(self.session.bus).begin(self.flow_run) > 0
 
     async def note_hooks(self) -> None:
         """Note that the hooks of the run's end have run."""

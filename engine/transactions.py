@@ -321,6 +321,8 @@ class Transaction:
                 self._reset()
                 return
             yield from self._rollback()
+        elif _is_past_its_end():
+            yield from self._rollback()
         elif self.commit_mode is CommitMode.EAGER:
             yield from self._commit()
         if exc is None and self.parent is None:
@@ -497,6 +499,12 @@ def get_transaction() -> Transaction | None:
 def _tracker() -> FlowTracker | None:
     flow = FlowRunContext.get()
     return flow.tracker if flow is not None else None
+
+
+def _is_past_its_end() -> bool:
+    """Whether the code goes on in a run that has ended and is being undone: somebody has caught what was to stop it."""
+    tracker = _tracker()
+    return tracker is not None and tracker.undoing is not None and tracker.undoing.is_reached
 
 
 def _is_cancelled(flow: FlowRunContext | None) -> bool:
