@@ -57,8 +57,8 @@ class FlowRunContext(RunContext):
     """
 
     __slots__ = (
-        "cached", "calls", "children", "flow", "flow_run", "has_told", "keeping", "left", "log_prints", "memo", "parameters", "parent",
-        "rests", "runner", "span", "tracker", "waiting",
+        "cached", "calls", "flow", "flow_run", "has_told", "keeping", "left", "log_prints", "memo", "parameters", "parent",
+        "rests", "runner", "span", "subflows", "tracker", "waiting",
     )  # fmt: skip
 
     def __init__(
@@ -84,8 +84,8 @@ class FlowRunContext(RunContext):
         self.memo = memo
         self.keeping = keeping
         self.left: list[FlowRun] = []
-        self.children = 0
-        """Subflows of it that are going on in this process."""
+        self.subflows: set[FlowRunContext] = set()
+        """Those of it that are going on in this process, called by tasks of it included."""
         self.has_told = False
         """Whether the outermost run knows that this subflow has parts of transactions."""
         self.waiting = 0

@@ -25,6 +25,7 @@ from .keeping import keeping_of
 from .logging import RunLogger, logger_of_flow_run, printing
 from .naming import render_name
 from .nested import replace_leaves
+from .replay import RETRY
 from .results import RecordedResult
 from .run import FlowRun
 from .signals import Abort, Skip, Suspend, suspension_in
@@ -135,7 +136,7 @@ class FlowEngine:
         span = self.context.span = flow_span(self.flow, self.run)
         above = self.context.parent.flow_context if self.context.parent is not None else None
         if above is not None:
-            above.children += 1
+            above.subflows.add(self.context)
         try:
             state = yield from self._life()
         except BaseException as exc:
@@ -144,7 +145,9 @@ class FlowEngine:
             raise
         finally:
             if above is not None:
-                above.children -= 1
+                above.subflows.discard(self.context)
+                if above.rests is not None:
+                    above.rests.look()  # this may have been the last thing that was going on
         end_span(span, state)
         return state
 
@@ -388,6 +391,8 @@ class FlowEngine:
             if state.type is not StateType.FAILED or retry >= self.retries or isinstance(state.data, Abort):
                 return (yield from self._end(state))
             retry += 1
+            if (yield from self._leaves_for_retry(state)):
+                return self.state
             yield from self._await_retry(state)
 
     def _try(self) -> Generator[Step, Any, State]:
@@ -425,6 +430,19 @@ class FlowEngine:
             context.waiting -= 1
         if context.rests is not None and context.rests.leaving is not None:
             raise context.rests.leaving
+
+    def _leaves_for_retry(self, failed: State) -> Generator[Step, Any, bool]:
+        """Where the next try is long in coming, leave it to whichever worker takes the run then; return whether that is so."""
+        tracker, delay_s = self.tracker, self.flow.retry_delay_seconds
+        if tracker is None or self.context.parent is not None or self.run.pool is None:
+            return False
+        if delay_s <= tracker.suspend_after_s:
+            return False
+        due = datetime.now(UTC) + timedelta(seconds=delay_s)
+        yield OnBus(tracker.barrier)
+        self.log.info("failed, and will be tried again in %g s: %s", delay_s, failed.message)
+        yield from self._move(AwaitingRetry(message=failed.message, details={RETRY: True}), scheduled_at=due)
+        return True
 
     def _await_retry(self, failed: State) -> Generator[Step, Any, None]:
         delay_s = self.flow.retry_delay_seconds

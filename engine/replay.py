@@ -20,7 +20,19 @@ from ..bus.event import Recorded, parse_time
 from ..bus.subject import STATE_HEADER
 from ..vocabulary import JsonObject
 
-__all__ = ["FinishedCall", "FinishedCalls", "attempt_starts", "begins_anew", "noted_waits", "retries_made"]
+__all__ = [
+    "RETRY",
+    "FinishedCall",
+    "FinishedCalls",
+    "attempt_starts",
+    "begins_anew",
+    "noted_waits",
+    "retries_made",
+]
+
+
+RETRY = "retry"
+"""In the details of an AwaitingRetry of a flow run that has left its worker until the next try of the flow itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +68,17 @@ def attempt_starts(history: Iterable[Recorded]) -> list[tuple[int, int]]:
 
 
 def retries_made(history: Iterable[Recorded]) -> int:
-    """Return how many retries of the flow itself the log tells of, whoever made them."""
-    return sum(recorded.event.type == "flow-run.retrying" for recorded in history)
+    """Return how many retries of the flow itself the log tells of, whoever made them or is to make them."""
+    return sum(
+        recorded.event.type == "flow-run.retrying" or _asks_for_retry(recorded) for recorded in history
+    )
+
+
+def _asks_for_retry(recorded: Recorded) -> bool:
+    data = recorded.event.data
+    state = data.get("state") if isinstance(data, dict) else None
+    details = state.get("details") if isinstance(state, dict) else None
+    return isinstance(details, dict) and details.get(RETRY) is True
 
 
 def begins_anew(history: Iterable[Recorded]) -> int:

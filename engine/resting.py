@@ -1,9 +1,11 @@
 """Waiting for the retry of a task: in place, or, where the delay is long, without holding the worker.
 
 A flow run leaves its worker when nothing of it is going on but such waits: every call that has begun has ended or waits for a
-retry, submitted calls that have not begun wait for one of those, and the flow's own code waits for a task. It comes back when
-the first of them is due. Then finished tasks are replayed, and a call that waited goes on with its next try, whoever makes
-it: the log says how many were made, and when the next is due.
+retry, submitted calls that have not begun wait for one of those, the flow's own code waits for a task or a subflow, and the same
+holds for each subflow. It comes back when the first of them is due. Then finished tasks are replayed, and a call that waited goes
+on with its next try, whoever makes it: the log says how many were made, and when the next is due.
+
+A call made in a task waits in place: the code of a task that has begun is not gone through again while its process lives.
 """
 
 from __future__ import annotations
@@ -35,13 +37,19 @@ class _Resting:
 
 
 class Rests:
-    """The calls of a flow run that wait for their retries. Made when the first does; used from any thread."""
+    """The calls of a flow run that wait for their retries. Made when the first of it or of a subflow does; used from any thread.
 
-    def __init__(self, flow: FlowRunContext) -> None:
+    Args:
+        flow: a run. outermost: the one above it that a worker holds, perhaps itself.
+    """
+
+    def __init__(self, flow: FlowRunContext, outermost: FlowRunContext) -> None:
         assert flow.tracker is not None
-        self._flow = flow
+        self._flow, self._outermost = flow, outermost
         self._resting: set[_Resting] = set()
-        self._lock = threading.Lock()
+        above = outermost.rests
+        # One for all of them: whether they leave is decided for all at once.
+        self._lock: threading.Lock = above._lock if above is not None else threading.Lock()
         self.leaving: Suspend | None = None
         """Why the run leaves its worker, once that is decided."""
         # What may have been the last thing that was going on.
@@ -51,15 +59,23 @@ class Rests:
     def of(cls, call: TaskCall, delay_s: float) -> Rests | None:
         """Return those of the run a call belongs to; None if the call has to wait in place.
 
-        That is: in a task, in a subflow, in a run that no worker could take up, and for a short while.
+        That is: in a task, or in a subflow that a task called; in a run that no worker could take up; and for a short while.
         """
         flow = call.flow
-        if flow is None or flow.tracker is None or call.caller is not flow or flow.parent is not None:
+        if flow is None or flow.tracker is None or call.caller is not flow:
             return None
-        if flow.flow_run.pool is None or delay_s <= flow.tracker.suspend_after_s:
+        above: list[FlowRunContext] = [flow]
+        while (parent := above[-1].parent) is not None:
+            if not isinstance(parent, FlowRunContext):
+                return None
+            above.append(parent)
+        outermost = above[-1]
+        if outermost.flow_run.pool is None or delay_s <= flow.tracker.suspend_after_s:
             return None
-        if flow.rests is None:
-            flow.rests = cls(flow)
+        for one in reversed(above):
+            # Those above too: what ends there may be the last thing that was going on.
+            if one.rests is None:
+                one.rests = cls(one, outermost)
         return flow.rests
 
     def begin(self, call: TaskCall, delay_s: float, wake: Callable[[], object]) -> _Resting:
@@ -85,30 +101,44 @@ class Rests:
 
     def look(self) -> None:
         """Have the run leave its worker if nothing of it is going on any more but waits for retries."""
+        rests = self._outermost.rests
+        if rests is None:
+            return
         with self._lock:
-            if self.leaving is not None or not self._resting or not self._is_all():
+            resting = _all_resting(self._outermost) if rests.leaving is None else None
+            if not resting:
                 return
-            due_at = min(one.due_at for one in self._resting)
-            count = len(self._resting)
-            message = f"{count} task{'s' if count > 1 else ''} will be tried again"
-            self.leave(Suspend(AwaitingRetry(message=message), due_at=due_at))
+            due_at = min(one.due_at for one in resting)
+            message = f"{len(resting)} task{'s' if len(resting) > 1 else ''} will be tried again"
+            rests.leave(Suspend(AwaitingRetry(message=message), due_at=due_at))
 
     def leave(self, suspend: Suspend) -> None:
-        """End the waits here, because the run leaves its worker."""
+        """End the waits here and in subflows, because the run leaves its worker."""
         self.leaving = suspend
         for one in tuple(self._resting):
             one.wake()
+        for subflow in tuple(self._flow.subflows):
+            if subflow.rests is not None:
+                subflow.rests.leave(suspend)
 
-    def _is_all(self) -> bool:
-        flow = self._flow
-        submitted = sum(one.is_submitted for one in self._resting)
-        waits = flow.waiting > 0 or submitted < len(self._resting)
-        assert flow.tracker is not None
-        if not waits or flow.children:
-            return False
-        if flow.tracker.events.going.count != sum(one.is_going for one in self._resting):
-            return False
-        return len(flow.runner.unfinished()) == submitted + flow.runner.blocked
+
+def _all_resting(flow: FlowRunContext) -> list[_Resting] | None:
+    """Return the calls of a flow run and its subflows that wait for retries; None if anything else of it is going on."""
+    own = tuple(flow.rests._resting) if flow.rests is not None else ()
+    found = list(own)
+    subflows = tuple(flow.subflows)
+    for subflow in subflows:
+        inner = _all_resting(subflow)
+        if inner is None:
+            return None
+        found += inner
+    submitted = sum(one.is_submitted for one in own)
+    waits = flow.waiting > 0 or submitted < len(own) or subflows
+    if flow.tracker is None or not found or not waits:
+        return None
+    if flow.tracker.events.going.count != sum(one.is_going for one in own):
+        return None
+    return found if len(flow.runner.unfinished()) == submitted + flow.runner.blocked else None
 
 
 def rest(call: TaskCall, delay_s: float) -> None:

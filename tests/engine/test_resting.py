@@ -139,6 +139,40 @@ async def gathered():
     assert has_left(await stage.states(run))
 
 
+NESTED = """
+@flow
+{kind} innermost(word):
+    return {wait}flaky(word)
+
+@flow
+{kind} inner(word):
+    {wait}step("in-" + word)
+    return {wait}innermost(word)
+
+@flow
+{kind} nested():
+    {wait}step("before")
+    return {both}
+"""
+
+
+@pytest.mark.parametrize("kind", ["async def", "def"])
+async def test_a_long_retry_delay_in_subflows_holds_no_worker(stage: Stage, kind: str) -> None:
+    """However deep; async subflows that run side by side leave together. Each goes on where it was."""
+    is_async = kind == "async def"
+    both = 'await asyncio.gather(inner("a"), inner("b"))' if is_async else '[inner("a"), inner("b")]'
+    stage.write(flows(kind) + NESTED.format(kind=kind, wait="await " if is_async else "", both=both))
+    await stage.deploy("nested")
+    async with stage.working(engine=QUICK) as worker:
+        run = await stage.until(await stage.ask("nested"), is_away)
+        await let_go(worker)
+        run = await stage.end(run)
+    assert result_of(run) == ["a2", "b2"]
+    words = ["before", "in-a", "in-b", "a-1", "a-2", "b-1", "b-2"]
+    assert await stage.said() == dict.fromkeys(words, 1)
+    assert has_left(await stage.states(run))
+
+
 @pytest.mark.parametrize("how", ["submit", "gather", "subflow", "task"])
 async def test_a_run_in_which_something_else_goes_on_stays(stage: Stage, how: str) -> None:
     """The retry is made in place while another task, a subflow or the task around it is running."""
@@ -218,3 +252,28 @@ async def test_a_run_that_waits_for_a_retry_can_be_cancelled(stage: Stage) -> No
         run = await stage.until(await stage.ask("direct"), is_away)
         await let_go(worker)
         assert (await stage.control.cancel(run.id)).state_type is StateType.CANCELLED
+
+
+@pytest.mark.parametrize("kind", ["async def", "def"])
+async def test_a_long_retry_delay_of_a_flow_holds_no_worker(stage: Stage, kind: str) -> None:
+    """It is tried as often as it was said, by whoever takes the run; what has finished is not repeated."""
+    wait, say = ("await ", "asay") if kind == "async def" else ("", "say")
+    stage.write(
+        flows(kind)
+        + f"""
+@flow(retries=2, retry_delay_seconds=0.6)
+{kind} fails():
+    {wait}step("once")
+    {wait}{say}("tried")
+    raise ValueError("no")
+"""
+    )
+    await stage.deploy("fails")
+    async with stage.working(engine=QUICK) as worker:
+        run = await stage.until(await stage.ask("fails"), is_away)
+        await let_go(worker)
+        run = await stage.end(run)
+    assert (run.state_type, run.attempt) == (StateType.FAILED, 3)
+    assert await stage.said() == {"once": 1, "tried": 3}
+    away = ["awaiting-retry", "pending", "running"]
+    assert await stage.states(run) == ["scheduled", "pending", "running", *away, *away, "failed"]
