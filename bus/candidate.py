@@ -100,7 +100,9 @@ class Candidate(AsyncContextManagerMixin, Generic[T]):
                     try:
                         await self._lead(grant, self._set_term)
                     finally:
-                        self._term, self._led = None, anyio.Event()
+                        self._term = None
+                        if self._led.is_set():  # else somebody waits for it, and is to hear of the next term
+                            self._led = anyio.Event()
             except* Deposed:
                 log.warning(f"{self._role}.deposed", extra={"holder": self._name})
             except* (BusUnavailable, LogRewound, GuardFailed) as group:

@@ -52,17 +52,8 @@ if TYPE_CHECKING:
     from .flows import Flow
 
 __all__ = [
-    "Body",
-    "CallHooks",
-    "Drain",
-    "FlowEngine",
-    "Life",
-    "OnBus",
-    "ReadResult",
-    "Sleep",
-    "Step",
-    "WaitFor",
-]
+    "Body", "CallHooks", "Drain", "FlowEngine", "Life", "OnBus", "ReadResult", "Sleep", "Step", "WaitFor",
+]  # fmt: skip
 
 
 STOPPING_S = 5.0
@@ -434,9 +425,7 @@ class FlowEngine:
     def _leaves_for_retry(self, failed: State) -> Generator[Step, Any, bool]:
         """Where the next try is long in coming, leave it to whichever worker takes the run then; return whether that is so."""
         tracker, delay_s = self.tracker, self.flow.retry_delay_seconds
-        if tracker is None or self.context.parent is not None or self.run.pool is None:
-            return False
-        if delay_s <= tracker.suspend_after_s:
+        if tracker is None or self.run.pool is None or delay_s <= tracker.suspend_after_s:
             return False
         due = datetime.now(UTC) + timedelta(seconds=delay_s)
         yield OnBus(tracker.barrier)
