@@ -207,7 +207,7 @@ def _tell_outermost(flow: FlowRunContext) -> None:
     while above is not None and above.parent is not None:
         above = above.parent.flow_context
     if above is not None and above.tracker is not None and IN_SUBFLOWS not in above.tracker.finished:
-        above.tracker.events.write_noted(IN_SUBFLOWS)
+        above.tracker.events.write_note("hark.transaction.noted", IN_SUBFLOWS)
 
 
 def _recorded(

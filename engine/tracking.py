@@ -198,13 +198,10 @@ class TaskEvents:
 
     def write_committed(self, call: str) -> None:
         """Say that a ``with transaction()`` block, known by its place in the run as a call is, has been committed."""
-        self._write_note("hark.transaction.committed", call)
+        self.write_note("hark.transaction.committed", call)
 
-    def write_noted(self, key: str) -> None:
+    def write_note(self, type_: str, call: str) -> None:
         """Note something under a key that whoever takes up the run finds among its finished calls."""
-        self._write_note("hark.transaction.noted", key)
-
-    def _write_note(self, type_: str, call: str) -> None:
         if self.is_silent:
             return
         event_id = self._event_ids.draw()
