@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .engine import runtime
     from .engine.annotations import allow_failure, quote, unmapped
     from .engine.blocks import Block
+    from .engine.client import get_client
     from .engine.concurrency import concurrency, rate_limit
     from .engine.context import get_run_context, tags
     from .engine.deployments import arun_deployment, run_deployment
@@ -72,6 +73,7 @@ _WHERE = {
     "emit": ".bus.emit",
     "exponential_backoff": ".engine.tasks",
     "flow": ".engine.flows",
+    "get_client": ".engine.client",
     "get_run_context": ".engine.context",
     "get_run_logger": ".engine.logging",
     "get_transaction": ".engine.transactions",
@@ -96,7 +98,7 @@ __all__ = [
     "Variable",
     "acancel_flow_run", "allow_failure", "apause_flow_run", "aresume_flow_run", "arun_deployment", "aserve",
     "asuspend_flow_run", "await_for_event", "await_for_flow_run", "cancel_flow_run", "concurrency",
-    "deploy", "emit", "exponential_backoff", "flow", "get_run_context", "get_run_logger", "get_transaction",
+    "deploy", "emit", "exponential_backoff", "flow", "get_client", "get_run_context", "get_run_logger", "get_transaction",
     "pause_flow_run", "quote", "rate_limit", "resume_flow_run", "run_deployment", "runtime", "serve", "sleep",
     "suspend_flow_run", "tags", "task", "transaction", "unmapped", "wait_for_event", "wait_for_flow_run",
 ]  # fmt: skip

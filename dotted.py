@@ -5,7 +5,9 @@ module when somebody imports it, so that ``import hark`` costs nothing and the r
 itself work the same way once a program has said ``sys.modules["prefect"] = hark``.
 
 A name that is exactly one module of ours *is* that module. Others are made of several: an attribute is looked for in the
-modules in their order, or where ``word=module:attribute`` says it is.
+modules in their order, or where ``word=module:attribute`` says it is; one that is set, is set where it was found.
+
+What Prefect has and Hark has not is in ``absent.py``: importing it raises an ``ImportError`` that says what to use instead.
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ __all__ = ["NAMES", "install"]
 
 NAMES: dict[str, tuple[str, ...]] = {
     "artifacts": ("engine.artifacts",),
+    "assets": ("engine.assets",),
+    "assets.core": ("engine.assets",),
     "blocks": ("engine.blocks",),
     "blocks.abstract": ("engine.block_kinds",),
     "blocks.core": ("engine.blocks",),
@@ -32,29 +36,37 @@ NAMES: dict[str, tuple[str, ...]] = {
     "blocks.system": ("engine.values",),
     "blocks.webhook": ("engine.block_kinds",),
     "cache_policies": ("engine.cache_policies",),
-    "client": (),
+    "client": ("get_client=engine.client:get_client",),
+    "client.orchestration": ("engine.client",),
     "client.schemas": ("engine.states", "engine.run", "engine.task_run", "engine.run_input"),
     "client.schemas.objects": (
         "engine.states", "engine.run", "engine.task_run", "engine.run_input", "engine.deployments",
         "TERMINAL_STATES=engine.states:TERMINAL",
     ),
+    "client.schemas.filters": ("engine.run_filters",),
     "client.schemas.schedules": ("triggers.shorthand",),
+    "client.schemas.sorting": ("engine.client",),
     "concurrency": ("engine.concurrency",),
     "concurrency.asyncio": ("engine.concurrency",),
     "concurrency.sync": ("engine.concurrency",),
-    "context": ("engine.context",),
+    "concurrency.v1": (),
+    "concurrency.v1.asyncio": ("engine.concurrency",),
+    "concurrency.v1.sync": ("engine.concurrency",),
+    "context": ("engine.context", ""),
     "deployments": ("engine.deployments", "server.serving"),
     "deployments.flow_runs": ("engine.deployments",),
     "deployments.runner": ("engine.deployments", "server.serving"),
-    "events": ("engine.events", "Event=bus.event:Event"),
+    "events": ("engine.events", "automations.prefect_trigger", "Event=bus.event:Event"),
     "events.schemas": (),
+    "events.schemas.automations": ("automations.prefect_trigger",),
+    "events.schemas.deployment_triggers": ("automations.prefect_trigger",),
     "events.schemas.events": ("engine.events", "Event=bus.event:Event"),
     "events.utilities": ("engine.events",),
-    "exceptions": ("engine.exceptions",),
-    "filesystems": ("engine.filesystems",),
+    "exceptions": ("engine.exceptions", "PrefectHTTPStatusError=server.client:ApiError"),
+    "filesystems": ("engine.filesystems", ""),
     "flow_runs": ("engine.flow_runs",),
-    "flows": ("engine.flows",),
-    "futures": ("engine.futures",),
+    "flows": ("engine.flows", "aserve=server.serving:aserve", "serve=server.serving:serve"),
+    "futures": ("engine.futures", "PrefectDistributedFuture=engine.distributed_future:PrefectDistributedFuture"),
     "input": ("engine.run_input",),
     "input.run_input": ("engine.run_input",),
     "locking": ("engine.locking",),
@@ -75,8 +87,9 @@ NAMES: dict[str, tuple[str, ...]] = {
     "serializers": ("engine.serializers",),
     "settings": ("config", "get_current_settings=config:load_settings"),
     "states": ("engine.states",),
-    "task_runners": ("engine.task_runners",),
-    "tasks": ("engine.tasks",),
+    "task_runners": ("engine.task_runners", ""),
+    "task_worker": ("aserve=server.serving:aserve", "serve=server.serving:serve"),
+    "tasks": ("engine.tasks", "MaterializingTask=engine.assets:MaterializingTask"),
     "testing.utilities": ("testing.rig", "prefect_test_harness=testing.rig:hark_test_harness"),
     "transactions": ("engine.transactions",),
     "types": (),
@@ -86,7 +99,10 @@ NAMES: dict[str, tuple[str, ...]] = {
     "utilities.visualization": ("engine.visualization",),
     "variables": ("engine.values",),
 }  # fmt: skip
-"""From a dotted name below ``hark`` to where its contents are: modules, ``word=module:attribute``, or ``module:object``."""
+"""From a dotted name below ``hark`` to where its contents are: modules, ``word=module:attribute``, or ``module:object``.
+
+An empty source keeps a name from being one module, so that what is absent from it can be answered.
+"""
 
 _PARENTS = {name.rpartition(".")[0] for name in NAMES}
 
@@ -96,9 +112,11 @@ class _Made(ModuleType):
 
     def __init__(self, name: str, sources: tuple[str, ...], root: str) -> None:
         super().__init__(name, f"Made of {', '.join(sources) or 'what is below it'}; see ``hark.dotted``.")
-        self._modules = [source for source in sources if "=" not in source]
+        self._modules = [source for source in sources if source and "=" not in source]
         self._words = dict(source.split("=", 1) for source in sources if "=" in source)
         self._root = root
+        self._before: dict[str, tuple[ModuleType, object]] = {}
+        """What modules of ours had, where something else was set."""
         self.__path__: list[str] = []
 
     def __getattr__(self, name: str) -> object:
@@ -112,6 +130,24 @@ class _Made(ModuleType):
                 if hasattr(module_, name):
                     return getattr(module_, name)
         raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Set what a module of ours has in that module, so that what is patched under one name is patched under all."""
+        if not name.startswith("_") and name not in vars(self):
+            for module in self._imported():
+                if hasattr(module, name):
+                    self._before.setdefault(name, (module, getattr(module, name)))
+                    setattr(module, name, value)
+                    return
+        super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        """Take back what was set: pytest deletes what it has patched and has not found in the module's own names."""
+        if name in self._before:
+            module, value = self._before.pop(name)
+            setattr(module, name, value)
+        elif name in vars(self) or not hasattr(self, name):
+            super().__delattr__(name)
 
     def __dir__(self) -> list[str]:
         return sorted({*super().__dir__(), *self.__getattr__("__all__")})  # type: ignore[misc]
@@ -163,6 +199,24 @@ class _Finder(Loader):
         return made(f"{self._root}.{name}", sources, self._root)
 
 
+class _Absent:
+    """Asked last, for what nobody has: says what to use instead of a name of Prefect's that Hark has not."""
+
+    def __init__(self, root: str) -> None:
+        self._root = root
+
+    def find_spec(self, fullname: str, path: object = None, target: object = None) -> None:
+        top, _, rest = fullname.partition(".")
+        if top != self._root or not rest:
+            return
+        from .absent import instead_of
+
+        hint = instead_of(rest)
+        if hint is not None:
+            raise ImportError(f"Hark has no {fullname}: {hint}", name=fullname)
+
+
 def install(root: str) -> None:
     """Have the names found below the package ``root``. Asked first, since a second name must not load a room twice."""
     sys.meta_path.insert(0, _Finder(root))
+    sys.meta_path.append(_Absent(root))

@@ -8,7 +8,7 @@ queue, delay`` and ``key`` are those of that run, with templates over the event.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Protocol, Self
 
 from pydantic import ValidationError, model_validator
 
@@ -117,15 +117,18 @@ def trigger_rules(deployment: str, triggers: tuple[object, ...]) -> list[Automat
     """Return the rules that the triggers of a deployment stand for.
 
     Args:
-        triggers: models, or mappings as in ``hark.yaml``; a text is an event type.
+        triggers: models, or mappings as in ``hark.yaml``; a text is an event type. Those in Prefect's words, too
+            (``prefect_trigger.py``): a mapping is in them if it has a ``type`` or a ``posture``.
     Raises:
         RuleInvalid: one of them does not stand, or two have one name.
     """
     rules: list[Automation] = []
     for number, written in enumerate(triggers, 1):
-        if not isinstance(written, DeploymentTrigger):
-            written = _read(written, f"trigger {number} of {deployment}")
-        rule = written.automation(deployment, number)
+        known: Any = written
+        trigger: MakesRule = (
+            known if hasattr(written, "automation") else _read(written, f"trigger {number} of {deployment}")
+        )
+        rule = trigger.automation(deployment, number)
         if any(rule.name == other.name for other in rules):
             raise RuleInvalid(
                 [Problem(("name",), "two triggers of the deployment have this name")], name=rule.name
@@ -134,12 +137,22 @@ def trigger_rules(deployment: str, triggers: tuple[object, ...]) -> list[Automat
     return rules
 
 
-def _read(written: object, shown: str) -> DeploymentTrigger:
+class MakesRule(Protocol):
+    """A trigger: of this file, or in Prefect's words."""
+
+    def automation(self, deployment: str, number: int) -> Automation: ...
+
+
+def _read(written: object, shown: str) -> MakesRule:
     value: JsonValue | object = {"on": written} if isinstance(written, str) else written
     if isinstance(value, Automation):
         hint = "give triggers=[…] a DeploymentEventTrigger (or another Deployment…Trigger), and the rule to save_automation"
         raise RuleInvalid([Problem((), f"an Automation is a rule of its own; {hint}")], name=shown)
     try:
+        if isinstance(value, Mapping) and ("type" in value or "posture" in value):
+            from .prefect_trigger import written_trigger
+
+            return written_trigger(value)
         return DeploymentTrigger.model_validate(value)
     except ValidationError as exc:
         raise RuleInvalid(problems_of(exc), name=shown) from exc

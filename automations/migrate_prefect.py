@@ -16,7 +16,7 @@ from ..duration import format_duration
 from .migration import Converted, NotConverted, Sections, slug
 from .problem import Loc
 
-__all__ = ["convert_prefect"]
+__all__ = ["convert_prefect", "event_pattern", "read_trigger"]
 
 _RUN_WORDS = {
     "Scheduled": "scheduled", "Late": "late", "Pending": "pending", "Running": "running", "Retrying": "retrying",
@@ -24,10 +24,20 @@ _RUN_WORDS = {
     "Suspended": "suspended", "Resuming": "resuming", "Cancelling": "cancelling", "Completed": "completed",
     "Cached": "cached", "Failed": "failed", "TimedOut": "timed-out", "Cancelled": "cancelled", "Crashed": "crashed",
 }  # fmt: skip
+_ASSETS = frozenset(
+    {
+        "prefect.asset.materialization.succeeded",
+        "prefect.asset.materialization.failed",
+        "prefect.asset.referenced",
+    }
+)
 _ROLES = {
     "flow": "data.flow.name", "deployment": "data.deployment.name", "work-pool": "data.pool", "work-queue": "data.queue",
     "tag": "data.tags", "flow-run": "data.run.name",
 }  # fmt: skip
+_NAMED = re.compile(r"(?P<not>!?)prefect\.(?P<kind>flow|deployment|work-pool|work-queue)\.(?P<name>.+)")
+"""A resource by its id, which Hark has for a name."""
+_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-")
 _NAMES = {
     "flow.name": "event.data.flow.name", "flow_run.name": "event.data.run.name", "flow_run.id": "event.data.run.id",
     "flow_run.state.name": "event.data.state.name", "flow_run.state.type": "event.data.state.type",
@@ -81,7 +91,26 @@ def convert_prefect(value: object, sections: Sections | None = None) -> Converte
     return out
 
 
-def _event_type(written: object, loc: Loc) -> str:
+def read_trigger(
+    out: Converted, trigger: Mapping[str, Any], parameters: Any = None
+) -> tuple[dict[str, Any], Any]:
+    """Return the matching of a rule, and the parameters of what it runs, for a trigger; ``out`` takes notes.
+
+    It is one that was written for Hark, where the id of a flow or a deployment is its name.
+
+    Raises:
+        NotConverted: it has no equivalent.
+    """
+    rule = _Rule(out, (), ids_are_names=True)
+    return rule.trigger(trigger, ()), rule.values(parameters, ("parameters",))
+
+
+def event_pattern(written: object, loc: Loc) -> str:
+    """Return the pattern of types for a type as Prefect has it.
+
+    Raises:
+        NotConverted: there is none.
+    """
     text = str(written)
     kind, _, word = text.removeprefix("prefect.").partition(".")
     if text.startswith("prefect."):
@@ -90,6 +119,8 @@ def _event_type(written: object, loc: Loc) -> str:
                 return f"{kind}.*"
             if word in _RUN_WORDS:
                 return f"{kind}.{_RUN_WORDS[word]}"
+        if text in _ASSETS:
+            return text.removeprefix("prefect.")
         raise NotConverted(loc, f"Hark has no event like {text!r}")
     words = [re.sub(r"[^a-z0-9*-]+", "-", part.lower()).strip("-") for part in text.split(".")]
     made = ".".join(word for word in words if word)
@@ -99,8 +130,8 @@ def _event_type(written: object, loc: Loc) -> str:
 
 
 class _Rule:
-    def __init__(self, out: Converted, loc: Loc) -> None:
-        self._out, self._loc = out, loc
+    def __init__(self, out: Converted, loc: Loc, *, ids_are_names: bool = False) -> None:
+        self._out, self._loc, self._ids_are_names = out, loc, ids_are_names
 
     def convert(self, name: str, item: Mapping[str, Any]) -> None:
         rule: dict[str, Any] = {"description": item.get("description") or None}
@@ -157,8 +188,10 @@ class _Rule:
         return {key: one for key, one in made.items() if key in ("on", "where", "count", "any_of", "all_of")}
 
     def event(self, trigger: Mapping[str, Any], loc: Loc) -> dict[str, Any]:
-        expect = [_event_type(one, (*loc, "expect", i)) for i, one in enumerate(trigger.get("expect") or [])]
-        after = [_event_type(one, (*loc, "after", i)) for i, one in enumerate(trigger.get("after") or [])]
+        expect = [
+            event_pattern(one, (*loc, "expect", i)) for i, one in enumerate(trigger.get("expect") or [])
+        ]
+        after = [event_pattern(one, (*loc, "after", i)) for i, one in enumerate(trigger.get("after") or [])]
         where = self.where(trigger, loc)
         if not expect:
             resource = str(_first(_mapping(trigger.get("match")).get("prefect.resource.id")))
@@ -268,8 +301,8 @@ class _Rule:
             return [{path: _values(made_of)}]
         if label.startswith("prefect."):
             raise NotConverted(loc, f"the label {label!r} has no equivalent")
-        self._out.look(loc, f"the label {label!r} was taken for a field of `data`")
-        return [{f'data["{label}"]': _values(items)}]
+        self._out.look(loc, f"the label {label!r} is looked for where emit_event() puts it: data.resource")
+        return [{f'data.resource["{label}"]': _values(items)}]
 
     def related(self, match: Mapping[str, Any], loc: Loc) -> list[dict[str, Any]]:
         ids = match.get("prefect.resource.id")
@@ -280,6 +313,9 @@ class _Rule:
         role, names = match.get("prefect.resource.role"), match.get("prefect.resource.name")
         if isinstance(role, str) and role in _ROLES and names is not None:
             return [{_ROLES[role]: _values(names if isinstance(names, list) else [names])}]
+        named = [at for i in items if (at := _NAMED.fullmatch(i)) and not _UUID.search(at["name"])]
+        if self._ids_are_names and len(named) == len(items) and len({at["kind"] for at in named}) == 1:
+            return [{_ROLES[named[0]["kind"]]: _values([at["not"] + at["name"] for at in named])}]
         if items:
             kinds = sorted({i.lstrip("!").split(".")[1] for i in items if i.count(".") > 1})
             raise NotConverted(

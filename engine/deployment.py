@@ -135,6 +135,11 @@ class Deployment(BaseModel):
     paused: bool = False
 
     @property
+    def id(self) -> str:
+        """Its name, by which everything finds it. For flows written for Prefect."""
+        return self.name
+
+    @property
     def shown_flow_name(self) -> str:
         """The flow's name, or what its entrypoint calls it when nobody has looked inside yet."""
         return self.flow_name or split_entrypoint(self.flow)[1].replace("_", "-")

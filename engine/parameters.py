@@ -143,7 +143,8 @@ class CallShape:
         """Return bound parameters from names and values, as a deployment or a form gives them.
 
         Raises:
-            SignatureMismatchError: one is missing or unknown.
+            SignatureMismatchError: one is unknown.
+            ParameterTypeError: one is missing.
         """
         names = set(self._names)
         if self.varkw is None:
@@ -161,7 +162,7 @@ class CallShape:
             bound[self.varkw] = {**bound.get(self.varkw, {}), **extra}
         missing = [name for name in self._names if name not in bound]
         if missing:
-            raise SignatureMismatchError(
+            raise ParameterTypeError(
                 f"{self._label} needs the parameter{'s' if len(missing) > 1 else ''} "
                 f"{', '.join(repr(name) for name in missing)}",
                 hint=f"it takes {self.signature}",

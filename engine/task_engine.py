@@ -100,8 +100,7 @@ def begin_try(call: TaskCall) -> None:
             run.started_text = stamp(run.started_ns)
     if events is not None:
         events.write(run, _RUNNING, "Running" if run.run_count == 1 else "Retrying")
-    # A state is made only when somebody can see it: it costs more than the rest of a try.
-    run.state = None
+    run.__dict__.pop("state", None)  # that of the try before; of this one it is made when somebody looks
 
 
 def running_state(run: TaskRun) -> State:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from ..vocabulary import TaskRunId
-from .states import State, StateType
+from .states import Retrying, Running, State, StateType
 
 if TYPE_CHECKING:
     from ..bus.session import Session
@@ -39,6 +39,18 @@ def _random_prefix() -> str:
     return f"{digits[:8]}-{digits[8:12]}-8{digits[12:15]}-{'89ab'[int(digits[15], 16) & 3]}{digits[16:19]}-"
 
 
+class _StateOfRun:
+    """The state of a run that was given none: RUNNING once a try has begun. One that was given is found before this.
+
+    Tasks seldom look at their own state, and to make it for each try costs more than the rest of the try.
+    """
+
+    def __get__(self, run: TaskRun | None, owner: type) -> State | None:
+        if run is None or not run.run_count:
+            return None
+        return (Running if run.run_count == 1 else Retrying)(run_id=run.id)
+
+
 class TaskRun:
     """One task run. Changed only by the engine that runs it.
 
@@ -59,7 +71,7 @@ class TaskRun:
     pieces: tuple[str, str, str] | None = None
     """Parts of its events that do not change; kept by the tracker."""
     previous: StateType | None = None
-    state: State | None = None
+    state: State | None = _StateOfRun()  # type: ignore[assignment]
     is_going = False
     """Whether it has begun and not ended; kept by the tracker."""
     session: Session | None = None

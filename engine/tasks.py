@@ -82,6 +82,7 @@ class TaskOptions(TypedDict, total=False):
     on_running, on_completion, on_failure, on_cancellation, on_crashed: lists of ``hook(task, task_run, state)``.
     on_commit, on_rollback: lists of ``hook(txn)``; see ``transactions.py``.
     viz_return_value: what stands for its result where the flow is only drawn (``flow.visualize()``).
+    asset_deps: assets that it reads, of tasks that make some (``assets.py``).
     """
 
     name: str | None
@@ -112,6 +113,7 @@ class TaskOptions(TypedDict, total=False):
     on_commit: Sequence[Hook] | None
     on_rollback: Sequence[Hook] | None
     viz_return_value: Any
+    asset_deps: Iterable[Any] | None
 
 
 Binds: TypeAlias = Literal["instance", "class", "nothing"]
@@ -193,7 +195,10 @@ class Task(Marked, Generic[P, R]):
             options.get("cache_expiration"),
             options.get("refresh_cache"),
         )
-        self.viz_return_value = options.get("viz_return_value")
+        self.viz_return_value, self.asset_deps = (
+            options.get("viz_return_value"),
+            list(options.get("asset_deps") or ()),
+        )
         self._bound_shape: CallShape | None = None
 
     @property

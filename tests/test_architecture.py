@@ -12,7 +12,7 @@ RANK = {
     "vocabulary": 0, "errors": 0, "clock": 0, "duration": 1, "template": 1, "config": 1, "tracing": 1,
     "bus": 2, "triggers": 3, "engine": 3, "notifications": 3,
     "automations": 4, "storage": 4, "server": 5, "cli": 6, "testing": 7,
-    "dotted": 8,  # above all: it has their names, and imports none of them itself
+    "absent": 7, "dotted": 8,  # above all: it has their names, and imports none of them itself
 }  # fmt: skip
 ONLY = {
     "nats": {"bus"},

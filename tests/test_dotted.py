@@ -11,30 +11,39 @@ from typing import Any
 
 import hark
 import pytest
+from hark.absent import ABSENT
 from hark.dotted import NAMES
 
-DOCS = Path(__file__).resolve().parent.parent / "docs" / "from_prefect.md"
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs" / "from_prefect.md"
 
 WANTED = {
     "artifacts": "create_markdown_artifact acreate_link_artifact update_progress_artifact MarkdownArtifact TableArtifact",
+    "assets": "Asset AssetProperties materialize add_asset_metadata",
     "blocks.abstract": "CredentialsBlock NotificationBlock JobBlock JobRun DatabaseBlock ObjectStorageBlock SecretBlock",
     "blocks.core": "Block",
     "blocks.fields": "SecretDict",
     "blocks.system": "Secret",
     "blocks.webhook": "Webhook",
     "cache_policies": "DEFAULT INPUTS TASK_SOURCE FLOW_PARAMETERS RUN_ID NO_CACHE NONE CachePolicy CompoundCachePolicy Inputs",
+    "client.orchestration": "get_client PrefectClient SyncPrefectClient",
     "client.schemas": "State StateType FlowRun TaskRun",
+    "client.schemas.filters": "FlowRunFilter FlowRunFilterState FlowRunFilterStateType FlowFilter DeploymentFilter LogFilter",
+    "client.schemas.sorting": "FlowRunSort LogSort",
     "client.schemas.objects": "State StateType StateDetails FlowRun TaskRun ConcurrencyLimitConfig ConcurrencyLimitStrategy"
     " TERMINAL_STATES RunInput",
     "client.schemas.schedules": "CronSchedule IntervalSchedule RRuleSchedule",
     "concurrency.asyncio": "concurrency rate_limit",
     "concurrency.sync": "concurrency rate_limit",
+    "concurrency.v1.sync": "concurrency",
     "context": "FlowRunContext TaskRunContext EngineContext RunContext TagsContext SettingsContext get_run_context"
     " get_settings_context tags with_context",
     "deployments": "run_deployment arun_deployment deploy",
     "deployments.flow_runs": "run_deployment arun_deployment",
     "deployments.runner": "RunnerDeployment deploy adeploy",
-    "events": "emit_event Event Resource RelatedResource",
+    "events": "emit_event Event Resource RelatedResource EventTrigger CompoundTrigger SequenceTrigger MetricTrigger Posture"
+    " DeploymentEventTrigger DeploymentMetricTrigger DeploymentCompoundTrigger DeploymentSequenceTrigger",
+    "events.schemas.deployment_triggers": "DeploymentEventTrigger DeploymentCompoundTrigger",
     "events.schemas.events": "Event Resource RelatedResource",
     "events.utilities": "emit_event",
     "exceptions": "PrefectException CrashedRun FailedRun CancelledRun PausedRun UnfinishedRun MissingFlowError"
@@ -45,8 +54,8 @@ WANTED = {
     "filesystems": "LocalFileSystem RemoteFileSystem ReadableFileSystem WritableFileSystem",
     "flow_runs": "pause_flow_run suspend_flow_run resume_flow_run wait_for_flow_run apause_flow_run asuspend_flow_run"
     " aresume_flow_run",
-    "flows": "Flow flow FlowDecorator load_flow_from_entrypoint select_flow",
-    "futures": "PrefectFuture PrefectFutureList PrefectConcurrentFuture as_completed wait resolve_futures_to_results"
+    "flows": "Flow flow FlowDecorator load_flow_from_entrypoint select_flow serve aserve",
+    "futures": "PrefectFuture PrefectDistributedFuture PrefectFutureList PrefectConcurrentFuture as_completed wait resolve_futures_to_results"
     " resolve_futures_to_states DoneAndNotDoneFutures",
     "input": "RunInput RunInputMetadata send_input receive_input",
     "input.run_input": "RunInput AutomaticRunInput BaseRunInput send_input asend_input receive_input",
@@ -69,7 +78,8 @@ WANTED = {
     " exception_to_failed_state exception_to_crashed_state return_value_to_state is_state_iterable get_state_result"
     " aget_state_exception araise_state_exception",
     "task_runners": "TaskRunner ThreadPoolTaskRunner ConcurrentTaskRunner ProcessPoolTaskRunner",
-    "tasks": "Task task exponential_backoff task_input_hash NO_CACHE DEFAULT",
+    "task_worker": "serve",
+    "tasks": "Task task MaterializingTask exponential_backoff task_input_hash NO_CACHE DEFAULT",
     "testing.utilities": "prefect_test_harness",
     "transactions": "Transaction AsyncTransaction transaction atransaction get_transaction CommitMode IsolationLevel",
     "utilities.annotations": "unmapped allow_failure quote opaque freeze BaseAnnotation NotSet",
@@ -98,14 +108,56 @@ def test_the_docs_say_each_name_of_the_table_and_no_other() -> None:
     """In the table of modules."""
     table = DOCS.read_text().split("## Modules")[1].split("## ")[0]
     left = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
-    assert {name for cell in left for name in re.findall(r"`hark\.([a-z_.]+)`", cell)} == set(NAMES)
+    assert {name for cell in left for name in re.findall(r"`hark\.([a-z0-9_.]+)`", cell)} == set(NAMES)
 
 
 def test_a_name_that_is_one_module_is_that_module() -> None:
-    """So what is patched under one name is patched under the other."""
-    assert importlib.import_module("hark.flows") is importlib.import_module("hark.engine.flows")
+    """The others pass on what is set; so what is patched under one name is patched under the other."""
+    assert importlib.import_module("hark.states") is importlib.import_module("hark.engine.states")
     facts: object = importlib.import_module("hark.runtime.flow_run")
     assert facts is hark.runtime.flow_run
+
+
+def test_what_is_patched_in_a_module_made_of_several_is_patched_where_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And put back there."""
+    made, real = importlib.import_module("hark.flows"), importlib.import_module("hark.engine.flows")
+    before = real.select_flow
+    with monkeypatch.context() as patched:
+        patched.setattr("hark.flows.select_flow", 3)
+        assert (made.select_flow, real.select_flow) == (3, 3)
+    assert made.select_flow is real.select_flow is before
+
+
+@pytest.mark.parametrize(
+    ("statement", "words"),
+    [
+        ("import hark.workers", "Hark has no hark.workers: .*hark worker start"),
+        ("from hark.workers.base import BaseWorker", "hark worker start"),
+        (
+            "from hark.flows import bind_flow_to_infrastructure",
+            "bind_flow_to_infrastructure: .*work_pool_name",
+        ),
+        ("from hark.task_runners import PrefectTaskRunner", r"task\.delay"),
+    ],
+)
+def test_importing_what_hark_has_not_says_what_to_use_instead(statement: str, words: str) -> None:
+    """In an ``ImportError``, so that code which tries it goes on."""
+    with pytest.raises(ImportError, match=words):
+        exec(statement)
+
+
+def test_what_is_said_to_be_absent_is() -> None:
+    """No word of the table hides something that is there, and each says something."""
+    for name, instead in ABSENT.items():
+        module, _, word = name.rpartition(".")
+        assert instead, name
+        assert name not in NAMES, name
+        assert not (ROOT / name.replace(".", "/")).exists(), name
+        assert not (ROOT / f"{name.replace('.', '/')}.py").exists(), name
+        if module in NAMES:
+            assert not hasattr(importlib.import_module(f"hark.{module}"), word), name
 
 
 def test_a_module_that_does_not_exist_is_not_found() -> None:

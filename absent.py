@@ -1,0 +1,98 @@
+"""What Prefect has under a name and Hark has not, and what to use instead. Read when somebody imports such a name.
+
+Keys are names below ``hark``, of modules or of what is in them; one stands for everything below it, too.
+"""
+
+from __future__ import annotations
+
+__all__ = ["ABSENT", "instead_of"]
+
+_CODE = "code is found where the flow stands, or fetched: flow.from_source(GitRepository(…), entrypoint=…)"
+_WORKER = "there are no worker classes to derive from; start workers with `hark worker start --pool NAME`"
+_CLIENT = "use get_client() for runs, deployments and logs, and hark.Hark for all that the HTTP API does"
+_PROFILE = "there are no profiles; set HARK_SECTION__FIELD in the environment (docs/settings.md)"
+_STREAM = "use `async for event in hark.Hark().watch_events(…)`, or wait_for_event() in a flow"
+_IMAGE = "no images are built: workers run the code where it is; leave image=, build= and push= out"
+_INFRASTRUCTURE = "a flow runs on the workers of its deployment's pool: flow.deploy(name, work_pool_name=…)"
+_BACKGROUND = "use task.delay(…), and serve(task) or `hark worker` to run what was asked for"
+
+ABSENT: dict[str, str] = {
+    "agent": _WORKER,
+    "analytics": "nothing is sent to anybody",
+    "blocks.redis": "use LocalFileSystem or RemoteFileSystem of hark.filesystems, or leave it out: results are kept by the broker",
+    "bundles": _INFRASTRUCTURE,
+    "client.base": _CLIENT,
+    "client.cloud": "there is no cloud; " + _CLIENT,
+    "client.collections": _CLIENT,
+    "client.subscriptions": _STREAM,
+    "client.utilities": "use get_client() itself: `async with get_client() as client`",
+    "client.schemas.actions": _CLIENT,
+    "client.schemas.responses": _CLIENT,
+    "concurrency.context": "leases end with the process that holds them; there is nothing to keep",
+    "concurrency.services": "use concurrency() and rate_limit() of hark.concurrency",
+    "context.AsyncClientContext": _CLIENT,
+    "context.SyncClientContext": _CLIENT,
+    "context.hydrated_context": "use with_context(fn) to take the run along into a thread",
+    "context.serialize_context": "use with_context(fn) to take the run along into a thread",
+    "context.use_profile": _PROFILE,
+    "deployments.base": "write hark.yaml by hand (docs/deployments.md); there are no recipes",
+    "deployments.schedules": "write schedules=[Cron(…), Interval(…), RRule(…)], of hark.schedules",
+    "deployments.steps": _CODE,
+    "docker": _IMAGE,
+    "events.clients": _STREAM,
+    "events.filters": "hark.Hark().events(type=…, subject=…, since=…) lists events",
+    "events.get_events_client": "use emit() or emit_event()",
+    "events.get_events_subscriber": _STREAM,
+    "events.FlowRunSubscriber": _STREAM,
+    "events.subscribers": _STREAM,
+    "events.worker": "use emit() or emit_event()",
+    "exceptions.MissingProfileError": _PROFILE,
+    "exceptions.ProfileSettingsValidationError": _PROFILE,
+    "filesystems.SMB": 'use RemoteFileSystem(basepath="smb://…"), with what fsspec needs for it',
+    "flows.InfrastructureBoundFlow": _INFRASTRUCTURE,
+    "flows.bind_flow_to_infrastructure": _INFRASTRUCTURE,
+    "flows.load_flow_from_flow_run": "use load_flow_from_entrypoint(…)",
+    "futures.PrefectFlowRunFuture": "use run_deployment(name, timeout=0) and wait_for_flow_run(run.id)",
+    "infrastructure": _INFRASTRUCTURE,
+    "input.actions": "use RunInput.send_to, RunInput.receive, send_input and receive_input of hark.input",
+    "logging.clients": "get_client().read_logs(…) reads the log of a run",
+    "logging.configuration": "configure the loggers `hark.flow_runs` and `hark.task_runs` with the logging module",
+    "plugins": "there are no plugins",
+    "runner.Runner": "use serve(…), or flow.serve(…)",
+    "runner.runner": "use serve(…), or flow.serve(…)",
+    "runner.server": "use serve(…), or flow.serve(…)",
+    "runner.storage.BlockStorageAdapter": _CODE,
+    "runner.storage.RemoteStorage": _CODE,
+    "server.api": "the server is started by `hark up`; tests have hark.testing.harness()",
+    "server.database": "there are no tables to keep: the event log is the database",
+    "server.events": "rules are hark.automations",
+    "server.models": "there are no tables to keep: the event log is the database",
+    "server.orchestration": "which moves are allowed is MOVES of hark.states",
+    "server.schemas": "use hark.states, hark.client.schemas.objects and hark.schedules",
+    "settings.Profile": _PROFILE,
+    "settings.ProfilesCollection": _PROFILE,
+    "settings.load_current_profile": _PROFILE,
+    "settings.load_profile": _PROFILE,
+    "settings.load_profiles": _PROFILE,
+    "settings.save_profiles": _PROFILE,
+    "settings.update_current_profile": _PROFILE,
+    "task_engine": "call the task: task(…), task.submit(…), task.map(…)",
+    "flow_engine": "call the flow: flow(…)",
+    "task_runners.PrefectTaskRunner": _BACKGROUND,
+    "task_worker.TaskWorker": _BACKGROUND,
+    "telemetry": "spans are made where OpenTelemetry is installed (docs/operations.md)",
+    "utilities.asyncutils": "write the function async, and call it by asyncio.run(…) from sync code",
+    "utilities.processutils": "use anyio.run_process",
+    "utilities.dockerutils": _IMAGE,
+    "workers": _WORKER,
+}  # fmt: skip
+"""From a name to what stands in its place."""
+
+
+def instead_of(name: str) -> str | None:
+    """Return what to use instead of a name, or of what it is below of; None for a name that is nobody's."""
+    while name:
+        if name in ABSENT:
+            return ABSENT[name]
+        name = name.rpartition(".")[0]
+    return None

@@ -1,0 +1,481 @@
+"""``get_client``: reading and steering runs from code, in the words of Prefect's client. It speaks to the broker alone.
+
+Runs are read out of the log itself, so what has just happened is there; a listing reads the log from its beginning, which is
+for tests and tools: over a long history ask the server, by ``hark.Hark().flow_runs(…)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
+
+from ..bus.event import Recorded, parse_time, readable
+from ..bus.run_logs import LogLine
+from ..bus.subject import FLOW_RUNS, TASK_RUNS
+from ..errors import DefinitionError, MoveRefused, UnknownName
+from ..vocabulary import FlowRunId, StateType
+from .either import blocking_session, session_here
+from .flow_runs import resume_flow_run
+from .parameters import parameters_json
+from .run import Cause, FlowRun, run_id_for
+from .run_log import readable_run
+from .states import State
+
+if TYPE_CHECKING:
+    from ..bus.session import Session
+    from .control import Control
+    from .deployment import Deployment
+    from .run_filters import DeploymentFilter, FlowFilter, FlowRunFilter, LogFilter, TaskRunFilter
+
+__all__ = [
+    "FlowRunSort", "LogSort", "OrchestrationResult", "PrefectClient", "RunClient", "SetStateStatus", "SyncPrefectClient",
+    "SyncRunClient", "TaskRunRecord", "get_client",
+]  # fmt: skip
+
+S = StateType
+T = TypeVar("T")
+
+
+class FlowRunSort(StrEnum):
+    """Orders of flow runs."""
+
+    ID_DESC = "ID_DESC"
+    START_TIME_ASC = "START_TIME_ASC"
+    START_TIME_DESC = "START_TIME_DESC"
+    EXPECTED_START_TIME_ASC = "EXPECTED_START_TIME_ASC"
+    EXPECTED_START_TIME_DESC = "EXPECTED_START_TIME_DESC"
+    NAME_ASC = "NAME_ASC"
+    NAME_DESC = "NAME_DESC"
+    END_TIME_DESC = "END_TIME_DESC"
+
+
+class LogSort(StrEnum):
+    """Orders of log lines."""
+
+    TIMESTAMP_ASC = "TIMESTAMP_ASC"
+    TIMESTAMP_DESC = "TIMESTAMP_DESC"
+
+
+class SetStateStatus(StrEnum):
+    """What became of a wish for a state."""
+
+    ACCEPT = "ACCEPT"
+    ABORT = "ABORT"
+
+
+@dataclass(frozen=True, slots=True)
+class OrchestrationResult:
+    """What became of a wish for a state: the state the run has now, and why it has no other."""
+
+    state: State | None
+    status: SetStateStatus
+    details: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRunRecord:
+    """A task run as the log tells it."""
+
+    id: str
+    name: str
+    flow_run_id: str | None
+    task_key: str
+    task_name: str
+    tags: tuple[str, ...]
+    run_count: int
+    start_time: datetime | None
+    end_time: datetime | None
+    state: State
+
+    @property
+    def state_type(self) -> StateType:
+        return self.state.type
+
+    @property
+    def state_name(self) -> str:
+        return self.state.name
+
+
+@dataclass(frozen=True, slots=True)
+class LogRecord:
+    """A line of a run's log."""
+
+    message: str
+    level: int
+    name: str
+    timestamp: datetime
+    flow_run_id: str
+    task_run_id: str | None
+
+
+_ORDERS: Mapping[str, tuple[Callable[[FlowRun], Any], bool]] = {
+    "ID_DESC": (lambda run: run.id, True),
+    "START_TIME_ASC": (lambda run: run.started_at or run.scheduled_at or run.updated_at, False),
+    "START_TIME_DESC": (lambda run: run.started_at or run.scheduled_at or run.updated_at, True),
+    "EXPECTED_START_TIME_ASC": (lambda run: run.scheduled_at or run.updated_at, False),
+    "EXPECTED_START_TIME_DESC": (lambda run: run.scheduled_at or run.updated_at, True),
+    "NAME_ASC": (lambda run: run.name, False),
+    "NAME_DESC": (lambda run: run.name, True),
+    "END_TIME_DESC": (lambda run: (run.ended_at is not None, run.ended_at or run.updated_at), True),
+}
+
+
+class RunClient:
+    """What ``get_client()`` gives in async code: ``async with get_client() as client: await client.read_flow_run(id)``.
+
+    Ids of deployments and flows are their names.
+
+    Raises (every method):
+        UnknownName: there is no such run or deployment. BusUnavailable: no broker is known, or it does not answer.
+    """
+
+    async def __aenter__(self) -> Self:
+        session_here("get_client()")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close nothing: the connection is that of the process."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(
+            f"Hark's client has no {name!r}: it has {', '.join(_CALLS)}; hark.Hark does all that the HTTP API does"
+        )
+
+    async def api_healthcheck(self) -> Exception | None:
+        """Return None if the broker answers, else why it does not."""
+        from ..errors import UnavailableError
+
+        try:
+            await self._ask(lambda session: session.bus.log.head())
+        except UnavailableError as exc:
+            return exc
+        return None
+
+    # --- runs -----------------------------------------------------------------------------------------
+
+    async def read_flow_run(self, flow_run_id: object) -> FlowRun:
+        """Return a run as it is now."""
+
+        async def read(session: Session) -> FlowRun:
+            await session.bus.publisher.barrier()
+            run = await _control(session).get(FlowRunId(str(flow_run_id)))
+            if run is None:
+                raise UnknownName("flow run", str(flow_run_id))
+            return run
+
+        return await self._ask(read)
+
+    async def read_flow_runs(
+        self,
+        *,
+        flow_filter: FlowFilter | None = None,
+        flow_run_filter: FlowRunFilter | None = None,
+        deployment_filter: DeploymentFilter | None = None,
+        sort: FlowRunSort | str | None = None,
+        limit: int | None = None,
+        offset: int = 0,
+    ) -> list[FlowRun]:
+        """Return the runs that fit; the newest first, unless it is said otherwise.
+
+        Raises:
+            ValueError: there is no such order.
+        """
+        if sort is not None and str(sort) not in _ORDERS:
+            raise ValueError(f"there is no order {str(sort)!r}; there are {', '.join(_ORDERS)}")
+
+        async def read(session: Session) -> list[FlowRun]:
+            found: dict[str, FlowRun] = {}
+            for recorded in await _records(session, FLOW_RUNS):
+                if (run := readable_run(recorded)) is not None:
+                    found[run.id] = run
+            names: set[str] | None = None
+            if deployment_filter is not None:
+                names = {one.name for one in await _deployments(session) if deployment_filter.holds(one)}
+            runs = [
+                run
+                for run in reversed(found.values())
+                if (flow_run_filter is None or flow_run_filter.holds(run))
+                and (flow_filter is None or flow_filter.holds(run))
+                and (names is None or run.deployment in names)
+            ]
+            if sort is not None:
+                key, newest_first = _ORDERS[str(sort)]
+                runs.sort(key=key, reverse=newest_first)
+            return runs[offset : None if limit is None else offset + limit]
+
+        return await self._ask(read)
+
+    async def create_flow_run_from_deployment(
+        self,
+        deployment_id: object,
+        *,
+        parameters: Mapping[str, Any] | None = None,
+        context: Mapping[str, Any] | None = None,
+        state: State | None = None,
+        name: str | None = None,
+        tags: Iterable[str] | None = None,
+        idempotency_key: str | None = None,
+        work_queue_name: str | None = None,
+        job_variables: Mapping[str, Any] | None = None,
+    ) -> FlowRun:
+        """Ask for a run of a deployment; return it, scheduled.
+
+        Args:
+            state: ``Scheduled(scheduled_time=…)`` says when it is to start.
+            idempotency_key: asking twice with the same one is asking once.
+            context, job_variables: do nothing here.
+        Raises:
+            DefinitionError: the state is none a run can begin in. ParameterError: the parameters do not fit.
+        """
+        del context, job_variables
+        if state is not None and not state.is_scheduled():
+            raise DefinitionError(
+                f"a run begins Scheduled, not {state.name}", hint="state=Scheduled(scheduled_time=…)"
+            )
+        when = state.state_details.scheduled_time if state is not None else None
+
+        async def ask(session: Session) -> FlowRun:
+            named = str(deployment_id).rpartition("/")[2]
+            key = idempotency_key
+            return await _control(session).run_deployment(
+                named, parameters=parameters_json(parameters or {}), tags=tuple(tags or ()), queue=work_queue_name,
+                scheduled_at=when, run_name=name or "", cause=Cause("api", "get_client"),
+                run_id=run_id_for("idempotency", named, key) if key is not None else None,
+            )  # fmt: skip
+
+        return await self._ask(ask)
+
+    async def set_flow_run_state(
+        self, flow_run_id: object, state: State, force: bool = False
+    ) -> OrchestrationResult:
+        """Have a run come to a state, and say what became of that.
+
+        ``Cancelling()`` and ``Cancelled()`` stop it; ``Scheduled()`` retries one that has failed; ``Suspended()`` takes it off its
+        worker. Others are written down where the table of moves allows it, ``force`` or not.
+        """
+        del force
+        run_id = FlowRunId(str(flow_run_id))
+
+        async def move(session: Session) -> OrchestrationResult:
+            control = _control(session)
+            message = state.message or ""
+            try:
+                if state.type in (S.CANCELLING, S.CANCELLED):
+                    run = await control.cancel(run_id, reason=message)
+                elif state.type is S.PAUSED:
+                    run = await control.suspend(run_id, reason=message)
+                elif state.type is S.SCHEDULED and (found := await control.get(run_id)) and found.is_final:
+                    run = await control.retry(run_id, reason=message)
+                else:
+                    run = await control.set_state(run_id, state.type, name=state.name, message=state.message)
+            except MoveRefused as exc:
+                stays = await control.get(run_id)
+                return OrchestrationResult(stays.state if stays else None, SetStateStatus.ABORT, str(exc))
+            return OrchestrationResult(run.state, SetStateStatus.ACCEPT)
+
+        return await self._ask(move)
+
+    async def resume_flow_run(
+        self, flow_run_id: object, run_input: Mapping[str, Any] | None = None
+    ) -> OrchestrationResult:
+        """Have a paused run go on, with what it asked for."""
+        try:
+            run = await resume_flow_run.aio(str(flow_run_id), run_input)
+        except MoveRefused as exc:
+            return OrchestrationResult(None, SetStateStatus.ABORT, str(exc))
+        return OrchestrationResult(run.state, SetStateStatus.ACCEPT)
+
+    async def read_task_runs(
+        self,
+        *,
+        flow_run_filter: FlowRunFilter | None = None,
+        task_run_filter: TaskRunFilter | None = None,
+        limit: int | None = None,
+        offset: int = 0,
+    ) -> list[TaskRunRecord]:
+        """Return the task runs that fit, in the order in which they began."""
+
+        async def read(session: Session) -> list[TaskRunRecord]:
+            found: dict[str, TaskRunRecord] = {}
+            for recorded in await _records(session, TASK_RUNS):
+                if (run := _task_run(recorded)) is not None:
+                    found[run.id] = run
+            wanted = None
+            if flow_run_filter is not None:
+                runs = await self.read_flow_runs(flow_run_filter=flow_run_filter)
+                wanted = {str(run.id) for run in runs}
+            runs_ = [
+                run
+                for run in found.values()
+                if (task_run_filter is None or task_run_filter.holds(run))
+                and (wanted is None or run.flow_run_id in wanted)
+            ]
+            return runs_[offset : None if limit is None else offset + limit]
+
+        return await self._ask(read)
+
+    async def read_logs(
+        self,
+        log_filter: LogFilter | None = None,
+        limit: int | None = None,
+        offset: int = 0,
+        sort: LogSort | str = LogSort.TIMESTAMP_ASC,
+    ) -> list[LogRecord]:
+        """Return lines of the logs of runs.
+
+        Raises:
+            DefinitionError: the filter does not say of which flow runs (``flow_run_id={"any_": […]}``).
+        """
+        condition = log_filter.flow_run_id if log_filter is not None else None
+        if log_filter is None or condition is None or not condition.any_:
+            raise DefinitionError(
+                "logs are read by run", hint='LogFilter(flow_run_id={"any_": [flow_run.id]})'
+            )
+        ids: list[Any] = condition.any_
+
+        async def read(session: Session) -> list[LogRecord]:
+            lines: list[LogRecord] = []
+            for one in ids:
+                lines += [_line(line) for line in await session.bus.run_logs.read(FlowRunId(one))]
+            kept = [line for line in lines if log_filter.holds(line)]
+            kept.sort(key=lambda line: line.timestamp, reverse=str(sort) == "TIMESTAMP_DESC")
+            return kept[offset : None if limit is None else offset + limit]
+
+        return await self._ask(read)
+
+    # --- deployments ----------------------------------------------------------------------------------
+
+    async def read_deployment(self, deployment_id: object) -> Deployment:
+        """Return a deployment."""
+        return await self._ask(lambda session: _control(session).deployment(str(deployment_id)))
+
+    async def read_deployment_by_name(self, name: str) -> Deployment:
+        """Return a deployment by ``"flow/deployment"``, or by its own name."""
+        flow_name, _, short = name.rpartition("/")
+        found = await self.read_deployment(short)
+        if flow_name and flow_name != found.shown_flow_name:
+            raise UnknownName("deployment", name, known=[f"{found.shown_flow_name}/{found.name}"])
+        return found
+
+    async def read_deployments(
+        self,
+        *,
+        deployment_filter: DeploymentFilter | None = None,
+        limit: int | None = None,
+        offset: int = 0,
+    ) -> list[Deployment]:
+        """Return the deployments that fit, by name."""
+        all_ = await self._ask(_deployments)
+        found = [one for one in all_ if deployment_filter is None or deployment_filter.holds(one)]
+        return found[offset : None if limit is None else offset + limit]
+
+    async def pause_deployment(self, deployment_id: object) -> None:
+        """Hold back what of it has not started, and its schedules."""
+        await self._ask(lambda session: _control(session).pause_deployment(str(deployment_id)))
+
+    async def resume_deployment(self, deployment_id: object) -> None:
+        """Let it start again."""
+        await self._ask(lambda session: _control(session).resume_deployment(str(deployment_id)))
+
+    async def _ask(self, what: Callable[[Session], Coroutine[Any, Any, T]]) -> T:
+        session = session_here("get_client()")
+        return await session.acall(what, session)
+
+
+_CALLS = sorted(word for word in vars(RunClient) if not word.startswith("_"))
+
+
+class SyncRunClient:
+    """What ``get_client(sync_client=True)`` gives: the same calls, holding the thread."""
+
+    def __enter__(self) -> Self:
+        blocking_session("get_client()")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close nothing: the connection is that of the process."""
+
+    def __getattr__(self, name: str) -> Any:
+        call = getattr(RunClient(), name)
+
+        def blocking(*args: Any, **kwargs: Any) -> Any:
+            async def ask() -> Any:
+                return await call(*args, **kwargs)
+
+            return blocking_session("get_client()").call(ask)
+
+        blocking.__name__, blocking.__doc__ = name, call.__doc__
+        return blocking
+
+
+PrefectClient = RunClient
+SyncPrefectClient = SyncRunClient
+
+
+@overload
+def get_client(*, sync_client: Literal[False] = ..., httpx_settings: object = ...) -> RunClient: ...
+
+
+@overload
+def get_client(*, sync_client: Literal[True], httpx_settings: object = ...) -> SyncRunClient: ...
+
+
+def get_client(*, sync_client: bool = False, httpx_settings: object = None) -> RunClient | SyncRunClient:
+    """Return a client for flow runs, deployments and logs; see ``RunClient``. ``hark.Hark`` is the one of the HTTP API.
+
+    Args:
+        sync_client: one for sync code: ``with get_client(sync_client=True) as client: client.read_flow_run(id)``.
+        httpx_settings: does nothing here.
+    """
+    del httpx_settings
+    return SyncRunClient() if sync_client else RunClient()
+
+
+def _control(session: Session) -> Control:
+    from .control import Control
+
+    return Control(session.bus)
+
+
+async def _deployments(session: Session) -> Sequence[Deployment]:
+    from .deployment import BUCKET, Deployment
+
+    entries = await session.bus.bucket(BUCKET).entries()
+    return [Deployment.model_validate_json(entry.value) for entry in sorted(entries, key=lambda one: one.key)]
+
+
+async def _records(session: Session, filter_: str) -> list[Recorded]:
+    await session.bus.publisher.barrier()
+    records: list[Recorded] = []
+    async with session.bus.log.read([filter_]) as batches:
+        async for batch in batches:
+            records.extend(readable(batch.records))
+    return records
+
+
+def _task_run(recorded: Recorded) -> TaskRunRecord | None:
+    data: Any = recorded.event.data
+    run, state = (data.get("run"), data.get("state")) if isinstance(data, dict) else (None, None)
+    if not isinstance(run, dict) or not isinstance(state, dict) or "type" not in state:
+        return None
+    task, flow_run = data.get("task") or {}, data.get("flow_run") or {}
+    at = recorded.event.time
+    began, type_ = run.get("started_at"), StateType(str(state["type"]))
+    return TaskRunRecord(
+        id=str(run["id"]), name=str(run.get("name", "")), flow_run_id=flow_run.get("id"), task_key=str(task.get("key", "")),
+        task_name=str(task.get("name", "")), tags=tuple(data.get("tags") or ()), run_count=int(run.get("attempt") or 0),
+        start_time=parse_time(began) if isinstance(began, str) else None, end_time=at if type_.is_terminal else None,
+        state=State(type_, str(state.get("name", "")), state.get("message"), timestamp=at, run_id=str(run["id"])),
+    )  # fmt: skip
+
+
+def _line(line: LogLine) -> LogRecord:
+    return LogRecord(line.message, line.level, line.logger, line.at, line.flow_run_id, line.task_run_id)

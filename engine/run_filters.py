@@ -1,0 +1,181 @@
+"""Filters of flow runs, task runs, flows, deployments and log lines, in Prefect's words; pure.
+
+``FlowRunFilter(state={"type": {"any_": ["FAILED"]}}, tags={"all_": ["prod"]})``: all that is said must hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, field_validator
+
+__all__ = [
+    "DeploymentFilter", "DeploymentFilterId", "DeploymentFilterName", "DeploymentFilterPaused", "DeploymentFilterTags",
+    "FilterCondition", "FlowFilter", "FlowFilterId", "FlowFilterName", "FlowRunFilter", "FlowRunFilterDeploymentId",
+    "FlowRunFilterEndTime", "FlowRunFilterExpectedStartTime", "FlowRunFilterId", "FlowRunFilterName",
+    "FlowRunFilterParentFlowRunId", "FlowRunFilterStartTime", "FlowRunFilterState", "FlowRunFilterStateName",
+    "FlowRunFilterStateType", "FlowRunFilterTags", "FlowRunFilterWorkQueueName", "LogFilter", "LogFilterFlowRunId",
+    "LogFilterLevel", "LogFilterTaskRunId", "LogFilterTimestamp", "StateFilter", "TaskRunFilter", "TaskRunFilterFlowRunId",
+    "TaskRunFilterId", "TaskRunFilterName", "TaskRunFilterState", "TaskRunFilterStateName", "TaskRunFilterStateType",
+    "TaskRunFilterTags",
+]  # fmt: skip
+
+
+class _Filter(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class FilterCondition(_Filter):
+    """What must hold of one value, or of a list of them (tags). What is not said holds."""
+
+    any_: list[Any] | None = None
+    not_any_: list[Any] | None = None
+    all_: list[Any] | None = None
+    like_: str | None = None
+    eq_: Any = None
+    ge_: int | None = None
+    le_: int | None = None
+    before_: datetime | None = None
+    after_: datetime | None = None
+    is_null_: bool | None = None
+
+    @field_validator("any_", "not_any_", "all_")
+    @classmethod
+    def _texts(cls, given: list[Any] | None) -> list[Any] | None:
+        # Ids may be given as UUID objects, and states as members of an enum: here both are texts.
+        return None if given is None else [str(getattr(one, "value", one)) for one in given]
+
+    def holds(self, value: Any) -> bool:
+        """Return whether it holds of a value, None being that there is none."""
+        several = [str(one) for one in value] if isinstance(value, list | tuple | set | frozenset) else None
+        if self.is_null_ is not None and self.is_null_ is not (value is None or several == []):
+            return False
+        texts = several if several is not None else ([] if value is None else [str(value)])
+        if self.any_ is not None and not set(self.any_) & set(texts):
+            return False
+        if self.not_any_ is not None and set(self.not_any_) & set(texts):
+            return False
+        if self.all_ is not None and not set(self.all_) <= set(texts):
+            return False
+        if self.like_ is not None and not any(self.like_.lower() in one.lower() for one in texts):
+            return False
+        if self.eq_ is not None and value != self.eq_:
+            return False
+        if self.ge_ is not None and (value is None or value < self.ge_):
+            return False
+        if self.le_ is not None and (value is None or value > self.le_):
+            return False
+        if self.before_ is not None and (value is None or value > self.before_):
+            return False
+        return self.after_ is None or (value is not None and value >= self.after_)
+
+
+class StateFilter(_Filter):
+    """What must hold of a state: its type, its name."""
+
+    type: FilterCondition | None = None
+    name: FilterCondition | None = None
+
+    def holds(self, value: Any) -> bool:
+        return all(
+            condition is None or condition.holds(getattr(value, word))
+            for word, condition in (("type", self.type), ("name", self.name))
+        )
+
+
+class _OfFields(_Filter):
+    """Conditions by field."""
+
+    def matches(self, value: Any, *, names: Mapping[str, str]) -> bool:
+        """Return whether all that is said holds; ``names``: where a fact is called otherwise than its condition."""
+        for word in type(self).model_fields:
+            found = getattr(value, names.get(word, word), None)
+            condition = getattr(self, word)
+            if isinstance(condition, FilterCondition | StateFilter) and not condition.holds(found):
+                return False
+        return True
+
+
+class FlowRunFilter(_OfFields):
+    """Which flow runs."""
+
+    id: FilterCondition | None = None
+    name: FilterCondition | None = None
+    tags: FilterCondition | None = None
+    deployment_id: FilterCondition | None = None
+    work_queue_name: FilterCondition | None = None
+    state: StateFilter | None = None
+    flow_version: FilterCondition | None = None
+    start_time: FilterCondition | None = None
+    end_time: FilterCondition | None = None
+    expected_start_time: FilterCondition | None = None
+    next_scheduled_start_time: FilterCondition | None = None
+    parent_flow_run_id: FilterCondition | None = None
+
+    def holds(self, run: Any) -> bool:
+        return self.matches(
+            run, names={"work_queue_name": "queue", "next_scheduled_start_time": "expected_start_time"}
+        )
+
+
+class TaskRunFilter(_OfFields):
+    """Which task runs."""
+
+    id: FilterCondition | None = None
+    name: FilterCondition | None = None
+    tags: FilterCondition | None = None
+    state: StateFilter | None = None
+    start_time: FilterCondition | None = None
+    flow_run_id: FilterCondition | None = None
+
+    def holds(self, run: Any) -> bool:
+        return self.matches(run, names={})
+
+
+class FlowFilter(_OfFields):
+    """Runs of which flows. A flow's id is its name."""
+
+    id: FilterCondition | None = None
+    name: FilterCondition | None = None
+
+    def holds(self, run: Any) -> bool:
+        return self.matches(run, names={"id": "flow_name", "name": "flow_name"})
+
+
+class DeploymentFilter(_OfFields):
+    """Which deployments. A deployment's id is its name."""
+
+    id: FilterCondition | None = None
+    name: FilterCondition | None = None
+    tags: FilterCondition | None = None
+    paused: FilterCondition | None = None
+    work_queue_name: FilterCondition | None = None
+
+    def holds(self, deployment: Any) -> bool:
+        return self.matches(deployment, names={"id": "name", "work_queue_name": "queue"})
+
+
+class LogFilter(_OfFields):
+    """Which lines of which runs' logs; one of the two ids has to be said, with ``any_``."""
+
+    level: FilterCondition | None = None
+    timestamp: FilterCondition | None = None
+    flow_run_id: FilterCondition | None = None
+    task_run_id: FilterCondition | None = None
+
+    def holds(self, line: Any) -> bool:
+        return self.matches(line, names={})
+
+
+FlowRunFilterId = FlowRunFilterName = FlowRunFilterTags = FlowRunFilterDeploymentId = FilterCondition
+FlowRunFilterWorkQueueName = FlowRunFilterStateType = FlowRunFilterStateName = FilterCondition
+FlowRunFilterStartTime = FlowRunFilterEndTime = FlowRunFilterExpectedStartTime = FilterCondition
+FlowRunFilterParentFlowRunId = FilterCondition
+FlowRunFilterState = TaskRunFilterState = StateFilter
+TaskRunFilterId = TaskRunFilterName = TaskRunFilterTags = TaskRunFilterFlowRunId = FilterCondition
+TaskRunFilterStateType = TaskRunFilterStateName = FilterCondition
+FlowFilterId = FlowFilterName = FilterCondition
+DeploymentFilterId = DeploymentFilterName = DeploymentFilterTags = DeploymentFilterPaused = FilterCondition
+LogFilterLevel = LogFilterTimestamp = LogFilterFlowRunId = LogFilterTaskRunId = FilterCondition
