@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Generator, Mapping
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -132,14 +132,15 @@ def temporary_home() -> Generator[Path]:
     close_session()
     with tempfile.TemporaryDirectory(prefix="hark-", ignore_cleanup_errors=True) as folder:
         before = {name: os.environ.get(name) for name in ("HARK_HOME", "HARK_NATS_URL")}
-        _set_environment({"HARK_HOME": folder, "HARK_NATS_URL": None})
+        set_environment({"HARK_HOME": folder, "HARK_NATS_URL": None})
         try:
             yield Path(folder)
         finally:
-            _set_environment(before)
+            set_environment(before)
 
 
-def _set_environment(values: dict[str, str | None]) -> None:
+def set_environment(values: Mapping[str, str | None]) -> None:
+    """Set variables of this process, None to take one away; settings are read anew, and sessions begun anew."""
     for name, value in values.items():
         if value is None:
             os.environ.pop(name, None)

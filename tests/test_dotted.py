@@ -23,6 +23,7 @@ WANTED = {
     "blocks.abstract": "CredentialsBlock NotificationBlock JobBlock JobRun DatabaseBlock ObjectStorageBlock SecretBlock",
     "blocks.core": "Block",
     "blocks.fields": "SecretDict",
+    "blocks.notifications": "AppriseNotificationBlock SlackWebhook MicrosoftTeamsWebhook DiscordWebhook MattermostWebhook",
     "blocks.system": "Secret",
     "blocks.webhook": "Webhook",
     "cache_policies": "DEFAULT INPUTS TASK_SOURCE FLOW_PARAMETERS RUN_ID NO_CACHE NONE CachePolicy CompoundCachePolicy Inputs",
@@ -72,7 +73,7 @@ WANTED = {
     "schedules": "Cron Interval RRule Schedule",
     "serializers": "Serializer PickleSerializer JSONSerializer CompressedSerializer CompressedPickleSerializer"
     " CompressedJSONSerializer prefect_json_object_encoder prefect_json_object_decoder",
-    "settings": "Settings get_current_settings",
+    "settings": "Settings get_current_settings temporary_settings PREFECT_HOME PREFECT_API_URL",
     "states": "Scheduled Pending Running Completed Failed Crashed Cancelling Cancelled Paused Suspended AwaitingRetry"
     " AwaitingConcurrencySlot Retrying Late StateGroup get_state_exception raise_state_exception format_exception"
     " exception_to_failed_state exception_to_crashed_state return_value_to_state is_state_iterable get_state_result"
@@ -139,6 +140,7 @@ def test_what_is_patched_in_a_module_made_of_several_is_patched_where_it_is(
             "from hark.flows import bind_flow_to_infrastructure",
             "bind_flow_to_infrastructure: .*work_pool_name",
         ),
+        ("from hark.automations import RunDeployment", "what a rule does"),
         ("from hark.task_runners import PrefectTaskRunner", r"task\.delay"),
     ],
 )
