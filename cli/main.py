@@ -31,6 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "deployments:deployments",
         "Flows that can be run by name: ls, show, run, pause, resume, backfill.",
     ),
+    "deploy": ("deploy:deploy", "Make a deployment of a flow, with schedules."),
     "backfills": ("backfills:backfills", "Slots of the past being run: ls, show, watch, cancel."),
     "automations": ("automations:automations", "Rules: ls, show, pause, resume, delete."),
     "schedules": ("schedules:schedules", "When deployments run by themselves: ls, next, pause, resume."),
