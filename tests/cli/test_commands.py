@@ -232,7 +232,7 @@ async def test_every_command_has_help(hark: Run) -> None:
     wanted = (
         "up demo run emit plan apply lint test status rebuild doctor version events_ls events_watch events_show runs_ls"
         " runs_show runs_logs runs_watch runs_cancel runs_retry deployments_ls deployments_show deployments_run"
-        " deployments_pause deployments_resume deploy automations_ls automations_show automations_pause automations_resume"
+        " deployments_pause deployments_resume deploy worker_start automations_ls automations_show automations_pause automations_resume"
         " schedules_ls schedules_next schedules_pause schedules_resume webhooks_ls webhooks_send channels_ls"
         " channels_test pools_ls variables_ls variables_set variables_get variables_rm secrets_ls secrets_set secrets_rm"
         " dlq_ls dlq_show dlq_redrive dlq_drop keys_create keys_ls keys_revoke"
