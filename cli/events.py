@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .call import AsJson, ask, group, json_argument, pairs, plain, show, table, to_json
+from .replay import replay
 
 if TYPE_CHECKING:
     from ..server.client import Hark
     from ..vocabulary import JsonObject
 
-events = group("Look at events: ls, watch, show.")
+events = group("Look at events, and emit them again: ls, watch, show, replay.")
+events.command("replay")(replay)
 
 _Types = Annotated[list[str] | None, typer.Argument(help="Types, such as order.paid or flow-run.*")]
 

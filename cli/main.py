@@ -25,7 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "test": ("config:run_tests", "Run the tests written inside rules, in virtual time."),
     "backtest": ("backtest:backtest", "Show what a rule would have done about what has happened."),
     "explain": ("backtest:explain", "Show why rules acted on an event, or did not."),
-    "events": ("events:events", "Events: ls, watch, show."),
+    "events": ("events:events", "Events: ls, watch, show, replay."),
     "runs": ("runs:runs", "Flow runs: ls, show, logs, watch, cancel, pause, suspend, resume, retry."),
     "tasks": ("tasks:tasks", "Background tasks: serve, show."),
     "deployments": (

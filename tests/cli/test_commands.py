@@ -230,7 +230,7 @@ async def test_every_command_has_help(hark: Run) -> None:
     """The commands of the specification are there, each says what it does, every listing takes --json."""
     every = command_paths()
     wanted = (
-        "up demo run emit plan apply lint test status rebuild doctor version events_ls events_watch events_show runs_ls"
+        "up demo run emit plan apply lint test status rebuild doctor version events_ls events_watch events_show events_replay runs_ls"
         " runs_show runs_logs runs_watch runs_cancel runs_retry deployments_ls deployments_show deployments_run"
         " deployments_pause deployments_resume deploy worker_start automations_ls automations_show automations_pause automations_resume"
         " schedules_ls schedules_next schedules_pause schedules_resume webhooks_ls webhooks_send channels_ls"
