@@ -58,8 +58,7 @@
         ├── PauseTimedOut          a paused run was not resumed in time; also a TimeoutError
         ├── RunWaitTimedOut        a run somebody waited for did not end in time; also a TimeoutError
         ├── EventWaitTimedOut      the event a run waited for did not come in time; also a TimeoutError
-        ├── ResultMissing          a recorded result cannot be read back
-        └── ReplayDiverged         the code no longer makes the calls the log recorded
+        └── ResultMissing          a recorded result cannot be read back
 
 An error carries its facts as attributes; nobody needs to parse a message.
 """
@@ -497,7 +496,3 @@ class ResultStorageFailed(UnavailableError):
     def __init__(self, storage: str, key: str, *, doing: str, why: str) -> None:
         super().__init__(f"{doing} the result {key!r} at {storage} failed: {why}")
         self.storage, self.key = storage, key
-
-
-class ReplayDiverged(RunError):
-    """The code no longer makes the calls the log recorded for this run."""

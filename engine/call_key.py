@@ -19,7 +19,10 @@ import orjson
 
 from .serializers import pickled
 
-__all__ = ["OPTIONS", "CallCounter", "canonical", "inputs_hash"]
+__all__ = ["INNER", "OPTIONS", "CallCounter", "canonical", "inputs_hash"]
+
+INNER = "~"
+"""What the key of a call ends in that is made in a task run."""
 
 OPTIONS = (
     orjson.OPT_SORT_KEYS
@@ -48,13 +51,17 @@ def _encoded(inputs: Mapping[str, Any]) -> bytes:
 
 
 class CallCounter:
-    """Gives each call made in one place its key: ``<name>-<index>-<inputs hash>``, the hash being ``inputs_hash``."""
+    """Gives each call made in one place its key: ``<name>-<index>-<inputs hash>``, the hash being ``inputs_hash``.
 
-    __slots__ = ("_keyed", "_lock", "_scope", "_seen")
+    The key of a call that a task run makes ends in ``~``.
+    """
+
+    __slots__ = ("_end", "_keyed", "_lock", "_scope", "_seen")
 
     def __init__(self, scope: str = "") -> None:
         # A hash, because blake2b takes keys of 64 bytes at most.
         self._scope = blake2b(scope.encode(), digest_size=16).digest() if scope else b""
+        self._end = INNER if scope else ""
         self._keyed: dict[bytes, blake2b] = {}  # by salt: taking in the key is half of the work
         self._seen: dict[str, int] = {}
         self._lock = threading.Lock()
@@ -75,7 +82,7 @@ class CallCounter:
         with self._lock:
             index = self._seen.get(what, 0)
             self._seen[what] = index + 1
-        return f"{name}-{index}-{digest}", index
+        return f"{name}-{index}-{digest}{self._end}", index
 
 
 def _slow(inputs: Mapping[str, Any]) -> bytes:

@@ -16,6 +16,7 @@ from ..bus.emit import CauseAttrs, current_cause
 from ..errors import HarkError, MoveRefused, ParameterError, RunLost, RunTimedOut, UpstreamFailed
 from ..vocabulary import StateType
 from .context import FlowRunContext, TaskRunContext, current_run, current_tags
+from .divergence import compared
 from .final_state import describe, state_of_crash, state_of_exception, state_of_value
 from .flow_steps import Body, CallHooks, Drain, Life, OnBus, ReadResult, Sleep, Step, WaitFor
 from .futures import TaskFuture, resolve_futures_to_states
@@ -453,12 +454,13 @@ class FlowEngine:
     def _end(self, state: State) -> Generator[Step, Any, State]:
         """Write the final state, and tell the hooks."""
         tracker = self.tracker
+        state = compared(state, tracker, self.log)
         hooks = self.flow.hooks.get(HOOK_OF_TYPE.get(state.type, ""), [])
         if hooks and self._has_successor:
             # Said with the end itself: should this process die before they have run, others know that they have not.
             state = owing(state, HERE)
         if tracker is not None and self.context.left:
-            # Before its own end, after which nobody would take them up or look after them.
+            # Before its own end, after which nobody would take them up.
             yield OnBus(tracker.close, (tuple(self.context.left),))
         if state.type is StateType.FAILED:
             # Before the end is written, so that who sees the run over finds its last line too.
@@ -475,9 +477,8 @@ class FlowEngine:
                 # PAUSED was returned, say: what the log cannot take, a run cannot end in.
                 if state.type.is_terminal:
                     raise
-                yield OnBus(
-                    tracker.finish, (Failed(message=f"the flow returned {state.name}, which is no end"),)
-                )
+                no_end = f"the flow returned {state.name}, which is no end"
+                yield OnBus(tracker.finish, (Failed(message=no_end),))
             self._follow()
         else:
             self._set(state)

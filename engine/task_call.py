@@ -158,9 +158,10 @@ def prepare(
         assert parent is not None
         run.call, run.index = parent.calls.key(task.name, parameters, salt=task.key_salt)
         call.events = events
-        if tracker.finished and not task.isgenerator:
-            call.recorded = tracker.take_finished(run.call)
-            if call.recorded is not None:
+        if tracker.finished:
+            recorded = tracker.take_finished(run.call)
+            if recorded is not None and not task.isgenerator:
+                call.recorded = recorded
                 return call
         if tracker.undoing is not None:
             call.settled = run.state = tracker.undoing.instead(id_)

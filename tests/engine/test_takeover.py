@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
+import anyio
 import pytest
-from hark import flow, runtime, task
+from hark import flow, runtime, task, transaction
 from hark.bus import Bus
 from hark.bus.session import Session
 from hark.bus.subject import (
@@ -20,6 +22,7 @@ from hark.engine.task_run import TaskRun
 from hark.errors import ResultMissing, RunLost
 from hark.vocabulary import FlowRunId, StateType
 
+from ..conftest import PATIENCE_S
 from .conftest import events, words
 
 
@@ -55,6 +58,98 @@ async def test_a_worker_executes_a_scheduled_run(session: Session, bus: Bus) -> 
         ]
     run = await requested(bus, "triple", n=5)
     assert (await asyncio.to_thread(lambda: execute_sync(triple, run, session=session))).result() == 15
+
+
+async def test_calls_that_are_not_made_again_are_said(session: Session, bus: Bus) -> None:
+    """Changed code is found out: the end names the recorded calls nobody asked for, and so does the run's log."""
+    hang, reached = asyncio.Event(), asyncio.Event()
+    is_new_code = False
+
+    @task
+    async def inner(n: int) -> int:
+        return n
+
+    @task
+    async def step(n: int) -> int:
+        return await inner(n)
+
+    @task
+    async def rest() -> str:
+        if not is_new_code:
+            reached.set()
+            await hang.wait()
+        return "done"
+
+    @flow
+    async def changes() -> str:
+        for n in (2, 3) if is_new_code else (1, 2):
+            await step(n)
+        if not is_new_code:
+            await inner(7)
+        return await rest()
+
+    run = await requested(bus, "changes")
+    with anyio.fail_after(PATIENCE_S):
+        first = asyncio.create_task(execute(changes, run, session=session))
+        await reached.wait()
+        is_new_code = True
+        state = await execute(changes, await taken_over(bus, run), session=session)
+        hang.set()
+        with pytest.raises(RunLost):
+            await first
+    assert (state.result(), state.details["unasked"]) == ("done", {"inner": 1, "step": 1})
+    ended = (await RunLog(bus).history(run.id))[-1].event.data
+    assert ended["state"]["details"]["unasked"] == {"inner": 1, "step": 1}  # type: ignore[call-overload,index]
+    said = [line.message for line in await bus.run_logs.read(run.id)]
+    assert any("did not make: inner, step." in line for line in said)
+
+
+async def test_a_run_taken_up_by_the_same_code_says_nothing_of_it(session: Session, bus: Bus) -> None:
+    """Neither calls within calls nor generators nor transactions are missed: what is asked for once counts as asked."""
+    hang, reached = asyncio.Event(), asyncio.Event()
+
+    @task
+    async def inner(n: int) -> int:
+        return n
+
+    @task
+    async def outer(n: int) -> int:
+        return await inner(n)
+
+    @task
+    def counts() -> Iterator[int]:
+        yield from range(3)
+
+    @task
+    async def rest() -> str:
+        if not reached.is_set():
+            reached.set()
+            await hang.wait()
+        return "done"
+
+    @flow
+    async def below() -> int:
+        return await inner(5)
+
+    @flow
+    async def same() -> str:
+        await outer(1)
+        list(counts())
+        await below()
+        with transaction(key="t"):
+            await inner(2)
+        await asyncio.gather(*(outer(n) for n in range(3)))
+        return await rest()
+
+    run = await requested(bus, "same")
+    with anyio.fail_after(PATIENCE_S):
+        first = asyncio.create_task(execute(same, run, session=session))
+        await reached.wait()
+        state = await execute(same, await taken_over(bus, run), session=session)
+        hang.set()
+        with pytest.raises(RunLost):
+            await first
+    assert (state.result(), "unasked" in state.details) == ("done", False)
 
 
 async def test_finished_calls_do_not_run_again(session: Session, bus: Bus) -> None:
