@@ -289,6 +289,8 @@ class _Changes:
         self._feed, self._entry, self._prefix = feed, entry, prefix
         self._ready: deque[Entry] = deque()
         self._in_history = True
+        self._told: set[str] = set()
+        """Keys that were there, until what is there has been told."""
 
     def __aiter__(self) -> Self:
         return self
@@ -297,13 +299,22 @@ class _Changes:
         while not self._ready:
             batch = await anext(self._feed)
             entries = map(self._entry, batch.records)
-            self._ready.extend(
-                e for e in entries if e.key.startswith(self._prefix) and not (self._in_history and e.deleted)
-            )
+            self._ready.extend(e for e in entries if e.key.startswith(self._prefix) and self._is_news(e))
             if self._in_history and batch.pending == 0:
                 self._in_history = False
+                self._told.clear()
                 self._ready.append(END_OF_HISTORY)
         return self._ready.popleft()
+
+    def _is_news(self, entry: Entry) -> bool:
+        """Whether a change is passed on: all are, but deletions from before the watch."""
+        if not self._in_history:
+            return True
+        if not entry.deleted:
+            self._told.add(entry.key)
+            return True
+        # Deleted while what is there is being told: who has been told of it must hear that it is gone.
+        return entry.key in self._told
 
 
 def read_headers(raw: bytes) -> dict[str, str]:

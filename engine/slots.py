@@ -450,8 +450,9 @@ class _Line:
                 await self._slots._bucket.delete(
                     f"slot.{key_of(self.name)}.{ticket.id}", revision=ticket.order
                 )
-            except GuardFailed:
-                continue  # another has removed it
+            except GuardFailed as exc:
+                log.debug("limits.ticket_gone", extra={"limit": self.name, "error": str(exc)})
+            self._left(ticket.id)  # by us or by another: whatever the watch has told of it
 
 
 @dataclass(frozen=True, slots=True)

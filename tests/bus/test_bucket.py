@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from typing import cast
 
 import anyio
 import pytest
-from hark.bus import BrokerAddress, Bus, EmbeddedBroker
+from hark.bus import BrokerAddress, Bus, EmbeddedBroker, Recorded
+from hark.bus.bucket import _Changes
+from hark.bus.feed import Batch, Feed
 from hark.config import BusConfig
 from hark.errors import AlreadyHeld, BusUnavailable, DefinitionError, EventTooLarge, GuardFailed
 
@@ -205,3 +210,23 @@ async def test_giving_up_on_a_watch_for_a_moment_does_not_end_it(bus: Bus) -> No
         await bucket.put("a", b"1")
         with anyio.fail_after(60):
             assert (await anext(entries)).key == "a"
+
+
+async def test_what_goes_while_it_is_being_told_is_told_as_gone(bus: Bus) -> None:
+    """A deletion that comes between a key and the end of what is there is news; one of a key not told of is none."""
+    bucket = bus.bucket("leases")
+    gone = {"KV-Operation": "PURGE"}
+
+    def record(seq: int, key: str, headers: dict[str, str] | None = None) -> Recorded:
+        return Recorded(seq, f"{bucket._prefix}{key}", datetime.now(UTC), b"value", headers)
+
+    async def told() -> AsyncIterator[Batch]:
+        yield Batch([record(1, "old", gone), record(2, "a"), record(3, "b")], 1)
+        yield Batch([record(4, "a", gone)], 0)
+        yield Batch([record(5, "b", gone)], 0)
+
+    entries = _Changes(cast("Feed", told()), bucket._entry, "")
+    seen = [await anext(entries) for _ in range(5)]
+    assert [(entry.key, entry.deleted) for entry in seen] == [
+        ("a", False), ("b", False), ("a", True), ("", False), ("b", True),
+    ]  # fmt: skip
