@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-CONFTEST = Path(__file__).parents[1] / "conftest.py"
+ROOT = Path(__file__).parents[2]
 
 TESTS = """
 import asyncio, subprocess, threading
@@ -39,7 +39,8 @@ def test_at_last():
 def test_a_leak_fails_the_test_that_made_it(tmp_path: Path) -> None:
     """The fixtures of ``tests/conftest.py`` are in force for every test, without asking."""
     (tmp_path / "conftest.py").write_text(
-        f"import runpy\nglobals().update((k, v) for k, v in runpy.run_path({str(CONFTEST)!r}).items() if k[:2] != '__')\n"
+        f"import runpy, sys\nsys.path.append({str(ROOT)!r})\n"
+        "globals().update((k, v) for k, v in runpy.run_module('tests.conftest').items() if k[:2] != '__')\n"
     )
     (tmp_path / "test_it.py").write_text(TESTS)
     done = subprocess.run(
@@ -60,4 +61,4 @@ def test_a_leak_fails_the_test_that_made_it(tmp_path: Path) -> None:
         env={**os.environ, "LEFT_BEHIND_AFTER_S": "1"},
     )
     failed = re.findall(r"^ERROR \S*::test_(\w+)\b", done.stdout, re.MULTILINE)
-    assert sorted(failed) == ["child", "task", "thread"], done.stdout
+    assert sorted(failed) == ["child", "task", "thread"], done.stdout + done.stderr
