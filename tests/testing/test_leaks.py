@@ -8,8 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
-
 TESTS = """
 import asyncio, subprocess, threading
 kept = []
@@ -39,8 +37,8 @@ def test_at_last():
 def test_a_leak_fails_the_test_that_made_it(tmp_path: Path) -> None:
     """The fixtures of ``tests/conftest.py`` are in force for every test, without asking."""
     (tmp_path / "conftest.py").write_text(
-        f"import runpy, sys\nsys.path.append({str(ROOT)!r})\n"
-        "globals().update((k, v) for k, v in runpy.run_module('tests.conftest').items() if k[:2] != '__')\n"
+        "from hark.tests import conftest\n"
+        "globals().update((k, v) for k, v in vars(conftest).items() if k[:2] != '__')\n"
     )
     (tmp_path / "test_it.py").write_text(TESTS)
     done = subprocess.run(
