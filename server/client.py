@@ -302,7 +302,7 @@ class Hark(ValueCalls):
         return _items(await self._get("/api/deployments"))
 
     async def deployment(self, name: str) -> JsonObject:
-        return _object(await self._get(f"/api/deployments/{_part(name)}"))
+        return _object(await self._get(f"/api/deployments/{_deployment_part(name)}"))
 
     async def run_deployment(
         self,
@@ -333,7 +333,7 @@ class Hark(ValueCalls):
             body["delay_s"] = delay.total_seconds()
         if key is not None:
             body["key"] = key
-        run = _object(await self.request("POST", f"/api/deployments/{_part(name)}/run", json=body))
+        run = _object(await self.request("POST", f"/api/deployments/{_deployment_part(name)}/run", json=body))
         return await self.wait_for_flow_run(str(run["id"]), timeout_s=timeout_s) if wait else run
 
     async def backfill(self, deployment: str, /, **asked: JsonValue) -> JsonObject:
@@ -342,7 +342,7 @@ class Hark(ValueCalls):
         Asking twice is asking once; return how far it has come, or with ``dry_run`` the plan.
         """
         sent: JsonObject = {key.rstrip("_"): value for key, value in asked.items() if value is not None}
-        path = f"/api/deployments/{_part(deployment)}/backfill"
+        path = f"/api/deployments/{_deployment_part(deployment)}/backfill"
         return _object(await self.request("POST", path, json=sent, timeout_s=120))
 
     async def backfills(self, *, deployment: str | None = None) -> list[JsonObject]:
@@ -360,7 +360,7 @@ class Hark(ValueCalls):
 
     async def delete_deployment(self, name: str) -> JsonObject:
         """Take a deployment away, with its schedules and triggers."""
-        return _object(await self.request("DELETE", f"/api/deployments/{_part(name)}"))
+        return _object(await self.request("DELETE", f"/api/deployments/{_deployment_part(name)}"))
 
     async def automations(self) -> list[JsonObject]:
         return _items(await self._get("/api/automations"))
@@ -556,3 +556,13 @@ async def _sse(lines: AsyncIterator[str]) -> AsyncIterator[tuple[int | None, str
             data.append(line[5:].removeprefix(" "))
         elif line.startswith("id:") and line[3:].strip().isdigit():
             seq = int(line[3:])
+
+
+def _deployment_part(name: str) -> str:
+    """Return a deployment's name for a path; raise ``DefinitionError`` for one with its flow before it."""
+    if "/" in name:
+        raise DefinitionError(
+            f"there is no deployment {name!r}: a deployment has a name of its own, without its flow's",
+            hint=f"ask for {name.rpartition('/')[2]!r}; `hark deployments ls` lists them",
+        )
+    return _part(name)

@@ -136,6 +136,7 @@ async def test_what_was_asked_wrongly_says_what_to_do(serve: Serve, hark: Run) -
     async with serve():
         for words, said in (
             (("deployments", "run", "elt"), "did you mean 'etl'?"),
+            (("deployments", "run", "etl/nightly"), "ask for 'nightly'"),
             (("runs", "show", "nope"), "there is no flow run named 'nope'"),
             (("emit", "Order.Paid"), "lower-case dotted words"),
             (("emit", "flow-run.failed"), "one of Hark's own words"),
