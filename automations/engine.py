@@ -227,7 +227,8 @@ class _Term:
 
     async def _store(self, decisions: Sequence[Decision]) -> None:
         """Append decisions; each is stored once, whatever is lost on the way."""
-        await self._append([await self._event_of(d) for d in decisions if d.id not in self._decided])
+        whole: dict[int, bool] = {}
+        await self._append([await self._event_of(d, whole) for d in decisions if d.id not in self._decided])
         for decision in decisions:
             if decision.what != "suppressed":
                 log.info(
@@ -264,16 +265,19 @@ class _Term:
         except BusUnavailable:
             return set()
 
-    async def _event_of(self, decision: Decision) -> Event:
-        row = decision.row
-        if row is None and decision.refs:
+    async def _event_of(self, decision: Decision, whole: dict[int, bool]) -> Event:
+        """``whole``: by identity, whether an event at hand is small enough to stand in the decisions that rest on it."""
+        row, fits = decision.row, None
+        if row is not None:
+            # Many rules may fire at one event: it is measured once.
+            if (fits := whole.get(id(row))) is None:
+                fits = whole[id(row)] = _fits(row)
+        elif decision.refs:
             record = await self._bus.log.get(decision.refs[-1].seq)
             if record is not None:
                 row = orjson.loads(record.raw)
-        event = _traced(decision, decision_event(decision, row))
-        if row is not None and decision.what != "suppressed" and len(orjson.dumps(row)) > _ROW_BYTES:
-            return decision_event(decision, row, with_row=False).replace(traceparent=event.traceparent)
-        return event
+                fits = _fits(row)
+        return _traced(decision, decision_event(decision, row, with_row=bool(fits)))
 
     # --- time -----------------------------------------------------------------------------------------
 
@@ -454,6 +458,10 @@ def _within(event: Event, limit_bytes: int) -> Event:
     if len(event.to_json()) < limit_bytes - 2048 or not isinstance(event.data, dict):
         return event
     return event.replace(data={k: v for k, v in event.data.items() if k != "event"})
+
+
+def _fits(row: JsonObject) -> bool:
+    return len(orjson.dumps(row)) <= _ROW_BYTES
 
 
 def _traced(decision: Decision, event: Event) -> Event:

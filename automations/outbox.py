@@ -62,6 +62,7 @@ MAX_WAITING = 10_000
 BEGIN_BACK_S = KEEP_S / 2
 """How far back the very first outbox begins. The rule engine may have decided before it; whatever has been done since
 is remembered."""
+_NO_ACTIONS = b'"actions":[]'
 _MAX_RESULT_BYTES = 64 * 1024
 _INSIST_S = (0.1, 0.2, 0.5, 1.0, 2.0)
 _LONGEST_BACKOFF_S = 15 * 60.0
@@ -155,6 +156,10 @@ class Outbox(AsyncContextManagerMixin):
     async def _fetch(self, consumer: Consumer, tg: TaskGroup, scope: anyio.CancelScope) -> None:
         with scope:
             async for item in consumer:
+                if _has_nothing_to_do(item.recorded):
+                    # At once: when many rules that only watch fire together, the one that acts comes behind them.
+                    await item.ack()
+                    continue
                 # In hand from here on: kept alive even while it waits for a place.
                 is_repeat = item.recorded.seq in self._in_hand
                 self._in_hand[item.recorded.seq] = item
@@ -550,6 +555,17 @@ async def _held(limiter: anyio.CapacityLimiter) -> AsyncGenerator[None]:
 
 def round_s(seconds: float) -> float:
     return round(seconds, 6)
+
+
+def _has_nothing_to_do(recorded: Recorded) -> bool:
+    """Whether a record is a decision of a rule without actions. What cannot be read has: it is to be said."""
+    if _NO_ACTIONS not in recorded.raw:
+        return False
+    try:
+        row = orjson.loads(recorded.raw)
+        return row["type"] in (TRIGGERED, RESOLVED) and row["data"]["actions"] == []
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 def _is_over(entry: Entry) -> bool:

@@ -13,7 +13,9 @@ import anyio
 import orjson
 import pytest
 from hark.automations.dead_letter import DeadLetters
+from hark.automations.outbox import DURABLE
 from hark.automations.perform import Firing
+from hark.bus.subject import STREAM
 from hark.config import AutomationsConfig
 from hark.engine.deployment import Deployment
 from hark.engine.run import RunRequest
@@ -495,3 +497,21 @@ async def test_a_hostile_template_fails_its_own_action_only(house: House) -> Non
         await house.of_type("e.f")
         dead = await house.of_type("action.dead-lettered", count=2)
     assert all("template" in at(e, "error") for e in dead)
+
+
+async def consumer_state(house: House) -> Any:
+    return await house.bus.log._connection.api(f"CONSUMER.INFO.{STREAM}.{DURABLE}")
+
+
+async def test_a_rule_that_only_watches_keeps_no_place(house: House) -> None:
+    """Its decisions are done with as they come; one that acts is not taken for such by what its event holds."""
+    async with house.all():
+        await house.define("watch", on="order.paid")
+        await house.define("act", on="order.paid", do=[{"emit": "order.seen"}])
+        await house.emit("order.paid", {"actions": []})
+        (done,) = await outcomes(house, 1)
+        # Of this one nothing is left with the broker, so that it never comes again.
+        with anyio.fail_after(60):
+            while (state := await consumer_state(house))["num_ack_pending"] or state["num_pending"]:
+                await anyio.lowlevel.checkpoint()
+    assert at(done, "automation") == "act"
