@@ -22,7 +22,7 @@ from anyio.abc import TaskStatus
 
 from ..bus import Bus, Entry, Event
 from ..bus.candidate import Candidate, Deposed
-from ..bus.event import readable
+from ..bus.event import Recorded, readable
 from ..bus.lease import Grant
 from ..bus.subject import PREFIX
 from ..clock import SYSTEM_CLOCK, Clock
@@ -177,33 +177,48 @@ class _Term:
     # --- folding --------------------------------------------------------------------------------------
 
     async def _follow(self, *, task_status: TaskStatus[None]) -> None:
-        caught_up = False
-        fold, step = self.fold, self.fold.step_record
-        async with self._bus.log.follow(after=fold.seq, batch=_BATCH) as batches:
-            async for batch in batches:
-                for record in batch.records:
-                    decided = step(record)
-                    if decided:
-                        self._unstored += decided
-                        if not self._is_storing:
-                            # At once, and not behind the rest of the batch. What is decided meanwhile is stored together.
-                            self._to_store.set()
-                            await anyio.lowlevel.checkpoint()
-                if batch.records:
-                    self._note_time(batch.records[-1].recorded_at)
-                if self._is_worth_saving() and self._taking is None and not self._saving.locked():
-                    self._taking = self._begun()
-                self._to_store.set()
-                while len(self._unstored) > _MOST_UNSTORED:
-                    await self._progress.wait()
-                # What waits in memory comes without a pause, and the lease has to be renewed meanwhile.
-                await anyio.lowlevel.checkpoint()
-                if not caught_up and batch.pending == 0:
-                    caught_up = True
-                    while self._stored < fold.seq:
-                        await self._progress.wait()
-                    self._decided.clear()
-                    task_status.started()
+        """Fold what comes, for ever. Where no rule wants the most frequent events, they do not come here at all."""
+        started: Callable[[], None] | None = task_status.started
+        while True:
+            filters = self.fold.filters
+            async with self._bus.log.follow(filters, after=self.fold.seq, batch=_BATCH) as batches:
+                async for batch in batches:
+                    changed = await self._fold(batch.records, filters)
+                    # What waits in memory comes without a pause, and the lease has to be renewed meanwhile.
+                    await anyio.lowlevel.checkpoint()
+                    if changed:
+                        break
+                    if started is not None and batch.pending == 0:
+                        while self._stored < self.fold.seq:
+                            await self._progress.wait()
+                        self._decided.clear()
+                        started()
+                        started = None
+
+    async def _fold(self, records: Sequence[Recorded], filters: tuple[str, ...]) -> bool:
+        """Fold records up to one from which on rules want to see other events, and return whether there was one."""
+        fold, step, changed = self.fold, self.fold.step_record, False
+        generation = fold.generation
+        for record in records:
+            decided = step(record)
+            if decided:
+                self._unstored += decided
+                if not self._is_storing:
+                    # At once, and not behind the rest of the batch. What is decided meanwhile is stored together.
+                    self._to_store.set()
+                    await anyio.lowlevel.checkpoint()
+            if fold.generation != generation:
+                generation = fold.generation
+                if changed := fold.filters != filters:
+                    break
+        if records:
+            self._note_time(records[-1].recorded_at)
+        if self._is_worth_saving() and self._taking is None and not self._saving.locked():
+            self._taking = self._begun()
+        self._to_store.set()
+        while len(self._unstored) > _MOST_UNSTORED:
+            await self._progress.wait()
+        return changed
 
     async def _keep_storing(self) -> None:
         """Store what is decided, in order, while the fold goes on; what gathers meanwhile is stored together."""

@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 
+from ..bus.subject import ALL_EVENTS, PREFIX, filters_for
 from .condition import AllOf, Node
+from .decision import ADOPTED, DUE
 from .problem import Loc
 
-__all__ = ["Listening"]
+__all__ = ["Listening", "filters_of"]
+
+_OWN_FILTERS = frozenset({PREFIX + ADOPTED, PREFIX + DUE})
+"""What moves the fold itself."""
+_MOST_FILTERS = 32
+"""With more the broker would take longer to choose events than we take to pass over those nobody wants."""
+
+
+def filters_of(types: Collection[str]) -> tuple[str, ...]:
+    """Return the bus filters under which everything stands that matters to rules that listen to ``types``, in order.
+
+    They may let through more: the types have to be looked at again.
+    """
+    if len(types) > _MOST_FILTERS:
+        return (ALL_EVENTS,)
+    wanted = {found for type_ in types for found in filters_for(type_)}
+    return (ALL_EVENTS,) if ALL_EVENTS in wanted else tuple(sorted(wanted | _OWN_FILTERS))
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ among ten thousand rules costs microseconds.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Generic
 
@@ -63,12 +63,18 @@ class Matcher(Generic[T]):
         self._places: dict[T, list[_Place]] = {}
         self._plans: dict[str, Callable[[Row], list[T]] | None] = {}
         self._order = itertools.count()
+        self._asked: dict[str, int] = {}
 
     def __len__(self) -> int:
         return len(self._places)
 
     def __contains__(self, handle: T) -> bool:
         return handle in self._places
+
+    @property
+    def types(self) -> Collection[str]:
+        """The types and wildcards that are asked for, each once; of those one covers another, perhaps only the wider."""
+        return self._asked.keys()
 
     def add(
         self, handle: T, types: Iterable[str], node: Node | None = None, *, extra: Check | None = None
@@ -113,11 +119,15 @@ class Matcher(Generic[T]):
                 bucket.entries[handle] = entry
                 bucket.touch()
             places.append(_Place(pattern, found.signature, found.keys))
+            self._asked[pattern] = self._asked.get(pattern, 0) + 1
         self._places[handle] = places
 
     def remove(self, handle: T) -> None:
         """Take a pattern out; nothing happens if it is not in."""
         for place in self._places.pop(handle, ()):
+            self._asked[place.types] -= 1
+            if not self._asked[place.types]:
+                del self._asked[place.types]
             index = self._type_index(place.types)
             table = index.tables[place.signature]
             for key in place.keys:

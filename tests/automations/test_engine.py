@@ -62,6 +62,46 @@ async def test_a_rule_takes_effect_at_once_and_leaves_the_others(house: House) -
     assert [at(e, "automation.name") for e in fired] == ["other", "failing", "end"]
 
 
+async def test_only_events_that_a_rule_could_want_are_read(house: House) -> None:
+    """What no rule listens to does not reach the engine, and does from the moment one does."""
+    async with house.engine() as engine:
+        await house.define("failing", on="build.failed")
+        assert engine.fold is not None
+        before = engine.fold.seq
+        for _ in range(3):
+            await house.emit("build.started")
+        failed = await house.emit("build.failed")
+        await house.of_type("automation.triggered")
+        assert engine.fold.filters == (
+            "hark.ev.automation.adopted",
+            "hark.ev.automation.due",
+            "hark.ev.build.failed",
+        )
+        assert before < engine.fold.seq
+        await house.define("starting", on="build.started")
+        started = await house.emit("build.started")
+        _, second = await house.of_type("automation.triggered", count=2)
+    assert at(second, "event.id") == started.id != failed.id
+
+
+async def test_no_event_is_missed_while_rules_for_others_come(house: House) -> None:
+    """Each new type that is listened to makes the engine read the log through other filters; it goes on where it was."""
+    count, others = 200, 5
+    async with house.engine():
+        await house.define("all", on="tick", count=count, within="1h")
+
+        async def emit_all() -> None:
+            for n in range(count):
+                await house.emit("tick", {"n": n})
+
+        async with anyio.create_task_group() as tg:
+            tg.start_soon(emit_all)
+            for n in range(others):
+                await house.define(f"other{n}", on=f"other.of-{n}")
+        (decision,) = await house.of_type("automation.triggered")
+    assert (at(decision, "automation.name"), at(decision, "count")) == ("all", count)
+
+
 async def test_a_definition_that_does_not_load_is_told_and_changes_nothing(house: House) -> None:
     """The live rule stays live; the status shows the fault."""
     async with house.engine() as engine:

@@ -8,8 +8,13 @@ from typing import Any
 import orjson
 import pytest
 from hark.automations.condition import parse_where
+from hark.automations.listening import filters_of
 from hark.automations.matcher import Matcher, indexed_by, pattern_covers
 from hark.automations.where import compile_node
+from hark.bus import Event
+from hark.bus.feed import covers
+from hark.bus.subject import ALL_EVENTS, subject_of
+from hark.vocabulary import JsonValue
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -229,3 +234,28 @@ def test_the_work_does_not_grow_with_the_number_of_patterns() -> None:
         matcher.add(i, ["flow-run.failed"], parse_where({"data.flow": f"flow-{i // 2}"})[0], extra=count)
     assert matcher.match({"type": "flow-run.failed", "data": {"flow": "flow-77"}}) == [154, 155]
     assert looked == 2
+
+
+@settings(max_examples=60, deadline=None)
+@given(rules)
+def test_what_a_matcher_wants_stands_under_its_filters(wanted: list[tuple[list[str], Any]]) -> None:
+    """Who reads the log through the filters of the types asked for misses nothing, and asks for none once all have gone."""
+    matcher: Matcher[int] = Matcher()
+    for handle, (types, _) in enumerate(wanted):
+        matcher.add(handle, types)
+    filters = filters_of(matcher.types)
+    about: JsonValue = {"flow_run": {"id": "f"}, "run": {"id": "t"}, "state": {"type": "COMPLETED"}}
+    for type_ in (*TYPES, "task-run.completed"):
+        subject = f"{type_.partition('.')[0]}/1"
+        event = Event(type=type_, source="/test", subject=subject, data=about)
+        if matcher.wants(type_):
+            assert any(covers(one, subject_of(event)) for one in filters)
+    for handle in range(len(wanted)):
+        matcher.remove(handle)
+    assert not matcher.types
+
+
+def test_many_types_are_read_without_filters() -> None:
+    """The broker would take longer to choose among many filters than it takes to hand over everything."""
+    assert filters_of([f"order.of-{n}" for n in range(100)]) == (ALL_EVENTS,)
+    assert len(filters_of(["order.paid"])) == 3
