@@ -36,12 +36,13 @@ if TYPE_CHECKING:
     from .engine.flows import Flow, flow
     from .engine.logging import get_run_logger
     from .engine.run_input import RunInput
+    from .engine.secret import Secret
     from .engine.signals import Abort, Skip
     from .engine.sleeping import sleep
     from .engine.states import State
     from .engine.tasks import Task, exponential_backoff, task
     from .engine.transactions import Transaction, get_transaction, transaction
-    from .engine.values import Secret, Variable
+    from .engine.values import Variable
     from .server.client import Hark
     from .server.serving import aserve, deploy, serve
 
@@ -52,7 +53,7 @@ _WHERE = {
     "Flow": ".engine.flows",
     "Hark": ".server.client",
     "RunInput": ".engine.run_input",
-    "Secret": ".engine.values",
+    "Secret": ".engine.secret",
     "Skip": ".engine.signals",
     "State": ".engine.states",
     "Task": ".engine.tasks",

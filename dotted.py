@@ -34,7 +34,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "blocks.core": ("engine.blocks",),
     "blocks.fields": ("engine.block_kinds",),
     "blocks.notifications": ("server.notification_blocks",),
-    "blocks.system": ("engine.values",),
+    "blocks.system": ("engine.secret",),
     "blocks.webhook": ("engine.block_kinds",),
     "cache_policies": ("engine.cache_policies",),
     "client": ("get_client=engine.client:get_client",),

@@ -8,13 +8,15 @@
     │   │                          ParameterTypeError and SignatureMismatchError say in which way
     │   ├── ReservedArgumentError  a parameter has a name that calls keep for themselves; also a TypeError
     │   ├── InvalidNameError       a name may not stand in events and addresses; also a ValueError
+    │   ├── InvalidValueError      a value is none of those that may stand there; also a ValueError
     │   ├── HashError              what a cache key is made of cannot be hashed
     │   ├── MappingError           `.map` was given iterables it cannot pair up: MappingMissingIterable,
     │   │                          MappingLengthMismatch
     │   ├── Unpicklable            a value cannot go to another process; also a TypeError
     │   ├── TemplateError          a template does not parse, or failed while rendering
-    │   ├── UnknownName            a deployment, channel, secret, … that does not exist; UnknownBlock and MissingFlow
-    │   │                          are of this kind
+    │   ├── UnknownName            a deployment, channel, secret, … that does not exist; UnknownBlock, UnknownBlockKind
+    │   │                          and MissingFlow are of this kind
+    │   ├── BlockUnfit             a saved block does not fit its class any more; also a RuntimeError
     │   ├── ScriptFailed           the file a flow is in cannot be imported
     │   ├── NotSerializable        a result cannot be written by its serializer; also a TypeError
     │   └── EventInvalid           an event breaks a rule of the envelope
@@ -25,6 +27,8 @@
     │   ├── NotPaused              ... a run that is not paused cannot be resumed
     │   ├── SuspendRefused         nobody could take the run up again by itself; also a RuntimeError
     │   ├── NotRunning             ... or it has ended, or is being cancelled: a SuspendRefused and a MoveRefused
+    │   ├── BlockNotSaved          it takes a block that has been saved; also a RuntimeError
+    │   ├── BlockRegistrationRefused  ``Block`` itself was to be registered
     │   ├── AlreadyHeld            the home, lease or name is held by another
     │   ├── AlreadyExists          something of this name is there, and overwriting it was not asked for; also a ValueError
     │   ├── EventRefused           the broker will not store this event, for a reason that stays
@@ -114,6 +118,10 @@ class InvalidNameError(DefinitionError, ValueError):
     """A name is empty, too long, or has characters that may not stand in events and addresses."""
 
 
+class InvalidValueError(DefinitionError, ValueError):
+    """A value is none of those that may stand there."""
+
+
 class HashError(DefinitionError, ValueError):
     """A value that a cache key is made of can neither be written as JSON nor pickled."""
 
@@ -152,6 +160,21 @@ class UnknownName(DefinitionError):
 
 class UnknownBlock(UnknownName, ValueError):
     """There is no saved block of this name."""
+
+
+class UnknownBlockKind(UnknownName):
+    """Nothing that has been imported is a block of this kind; import its class first."""
+
+
+class BlockUnfit(DefinitionError, RuntimeError):
+    """What is stored of a block does not fit its class; ``load(…, validate=False)`` takes it as it is."""
+
+    def __init__(self, key: str, why: str) -> None:
+        super().__init__(
+            f"block {key!r} cannot be loaded: {why}",
+            hint="load it with validate=False and save it again with overwrite=True",
+        )
+        self.key = key
 
 
 class MissingFlow(UnknownName):
@@ -232,8 +255,21 @@ class AlreadyExists(RefusedError, ValueError):
     """Something of this name is there already, and ``overwrite=True`` was not said."""
 
     def __init__(self, kind: str, name: str) -> None:
-        super().__init__(f"{kind} {name!r} exists", hint="say overwrite=True to change it")
+        super().__init__(
+            f"{kind} {name!r} exists: the name is already in use", hint="say overwrite=True to change it"
+        )
         self.kind, self.name = kind, name
+
+
+class BlockNotSaved(RefusedError, RuntimeError):
+    """What was asked for takes a block that has been saved under a name."""
+
+    def __init__(self, slug: str) -> None:
+        super().__init__(f"this block of kind {slug!r} has not been saved; call its save(name) first")
+
+
+class BlockRegistrationRefused(RefusedError):
+    """``Block`` itself is no kind of block."""
 
 
 class AlreadyHeld(RefusedError):

@@ -101,7 +101,7 @@ class BaseHook:
     @staticmethod
     def get_connection(conn_id: str) -> Connection:
         """Return a connection of the secret ``conn_<id>``."""
-        from ..engine.values import Secret
+        from ..engine.secret import Secret
 
         return Connection(str(Secret.load(f"conn_{conn_id}").get()))
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict
@@ -24,15 +26,33 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class StoredArtifact:
-    """An artifact as the log has it. ``data`` is its content: a text, rows, a percentage, or a link's address and text."""
+    """An artifact as the log has it.
+
+    Attributes:
+        content: what is shown: a text, rows, a percentage, or a link's address and text.
+        updated: when it was made or last moved on.
+    """
 
     id: str
     key: str | None
     type: str
     description: str | None
-    data: Any
+    content: Any
     flow_run_id: str | None = None
     task_run_id: str | None = None
+    updated: datetime | None = field(default=None, compare=False)
+
+    @property
+    def data(self) -> Any:
+        """The content as Prefect has it: of a table its JSON, of a link its Markdown."""
+        return as_data(self.content)
+
+
+def as_data(content: Any) -> Any:
+    """Return the content of an artifact in Prefect's form, which knows texts and numbers only."""
+    if isinstance(content, dict) and content.keys() == {"href", "text"}:
+        return f"[{content['text']}]({content['href']})"
+    return content if content is None or isinstance(content, str | int | float) else json.dumps(content)
 
 
 class Artifact(BaseModel):
@@ -51,9 +71,13 @@ class Artifact(BaseModel):
         if self.type is None:
             self.type = self.kind or "markdown"
 
-    def format(self) -> Any:
-        """Return the content as it is kept: JSON."""
+    def content(self) -> Any:
+        """Return what is kept: JSON."""
         return self.data
+
+    def format(self) -> Any:
+        """Return the content as Prefect has it: of a table its JSON, of a link its Markdown."""
+        return as_data(self.content())
 
     async def aformat(self) -> Any:
         """Do what ``format`` does, in async code."""
@@ -100,7 +124,7 @@ class MarkdownArtifact(Artifact):
     kind = "markdown"
     markdown: str
 
-    def format(self) -> str:
+    def content(self) -> str:
         return self.markdown
 
 
@@ -111,7 +135,7 @@ class LinkArtifact(Artifact):
     link: str
     link_text: str | None = None
 
-    def format(self) -> Any:
+    def content(self) -> Any:
         return link_content(self.link, self.link_text)
 
 
@@ -121,7 +145,7 @@ class TableArtifact(Artifact):
     kind = "table"
     table: Sequence[Mapping[str, Any]] | Sequence[Sequence[Any]] | Mapping[str, Sequence[Any]]
 
-    def format(self) -> Any:
+    def content(self) -> Any:
         return table_content(self.table)
 
 
@@ -131,7 +155,7 @@ class ProgressArtifact(Artifact):
     kind = "progress"
     progress: float
 
-    def format(self) -> float:
+    def content(self) -> float:
         return progress_content(self.progress)
 
 
@@ -141,13 +165,13 @@ class ImageArtifact(Artifact):
     kind = "image"
     image_url: str | bytes
 
-    def format(self) -> str:
+    def content(self) -> str:
         return image_content(self.image_url)
 
 
 @Either
 async def _create(session: Session, artifact: Artifact) -> StoredArtifact:
-    data = artifact.format()
+    data = artifact.content()
     return await _stored(session, artifact, data)
 
 
@@ -159,7 +183,7 @@ async def _stored(session: Session, artifact: Artifact, data: JsonValue) -> Stor
     flow, task = FlowRunContext.get(), TaskRunContext.get()
     return StoredArtifact(
         id_, artifact.key, kind, artifact.description, data, flow.flow_run.id if flow is not None else None,
-        task.task_run.id if task is not None else None,
+        task.task_run.id if task is not None else None, datetime.now(UTC),
     )  # fmt: skip
 
 
@@ -171,11 +195,12 @@ async def _get(session: Session, key: str) -> StoredArtifact | None:
 async def _found(session: Session, key: str) -> StoredArtifact | None:
     await session.bus.publisher.barrier()
     found: dict[str, Any] | None = None
+    at: datetime | None = None
     async with session.bus.log.read(filters_for("artifact.*")) as batches:
         async for batch in batches:
             for recorded in readable(batch.records):
                 if recorded.event.subject == f"artifact/{key}" and isinstance(recorded.event.data, dict):
-                    found = recorded.event.data
+                    found, at = recorded.event.data, recorded.event.time
     if found is None:
         return None
     shown, flow, task = found["artifact"], found.get("flow_run") or {}, found.get("task_run") or {}
@@ -187,6 +212,7 @@ async def _found(session: Session, key: str) -> StoredArtifact | None:
         shown["data"],
         flow.get("id"),
         task.get("id"),
+        at,
     )
 
 
@@ -203,4 +229,4 @@ async def _get_or_create(
     if found is not None:
         return found, False
     made = cls._with(key, description, data, fields)
-    return await _stored(session, made, made.format()), True
+    return await _stored(session, made, made.content()), True

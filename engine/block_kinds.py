@@ -21,14 +21,15 @@ __all__ = [
 T = TypeVar("T")
 
 
-def _all_secret(given: dict[str, Any]) -> dict[str, Any]:
+def all_secret(given: dict[str, Any]) -> dict[str, Any]:
+    """Return a mapping with its values as secrets."""
     return {
         name: value if isinstance(value, SecretStr) else SecretStr(str(value))
         for name, value in given.items()
     }
 
 
-SecretDict = Annotated[dict[str, Any], AfterValidator(_all_secret)]
+SecretDict = Annotated[dict[str, Any], AfterValidator(all_secret)]
 """A mapping whose values are secrets: read with ``.get_secret_value()`` each."""
 
 

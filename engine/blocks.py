@@ -10,66 +10,105 @@
     Warehouse.load("main")              # or Block.load("warehouse/main")
 
 As a whole it is sealed with the key of secrets, so nothing of it stands readable in the broker. Awaited in async code.
+A field that holds a saved block is kept as a reference to it: who loads the outer one gets what the inner one is then.
 """
 
 from __future__ import annotations
 
-import inspect
 import re
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, Self, cast
 
-import orjson
-from pydantic import BaseModel, ConfigDict, SecretBytes, SecretStr, ValidationError
-
-from ..errors import (
-    AlreadyExists,
-    AlreadyHeld,
-    DefinitionError,
-    InvalidNameError,
-    SecretUnreadable,
-    UnknownBlock,
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
 )
-from ..vocabulary import JsonObject, JsonValue
-from .either import Either
-from .values import secret_store
 
-if TYPE_CHECKING:
-    from ..bus.session import Session
+from ..errors import BlockNotSaved, BlockRegistrationRefused, UnknownBlockKind
+from .block_form import ABOUT, SLUG, described, plain, secret_paths, shown_fields
+from .block_schema import add_to_schema
+from .either import is_async_here
 
-__all__ = ["BLOCKS", "Block", "shown_fields"]
+__all__ = [
+    "BLOCKS", "Block", "BlockNotSavedError", "InvalidBlockRegistration", "UnknownBlockType", "load_blocking", "shown_fields",
+]  # fmt: skip
 
 BLOCKS = "blocks"
-_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,99}")
 _known: dict[str, type[Block]] = {}
-_HIDDEN = "$secret"
-"""In the stored form, beside the fields: the paths of those that are secret."""
+
+# As Prefect calls them.
+BlockNotSavedError, InvalidBlockRegistration, UnknownBlockType = (
+    BlockNotSaved,
+    BlockRegistrationRefused,
+    UnknownBlockKind,
+)
 
 
 class Block(BaseModel):
     """A pydantic model that can be saved and loaded. Subclasses are found by their slug, such as ``warehouse``."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="allow", json_schema_extra=add_to_schema)
 
     _block_type_name: ClassVar[str | None] = None
     _block_type_slug: ClassVar[str | None] = None
     _description: ClassVar[str | None] = None
+    _code_example: ClassVar[str | None] = None
+    _logo_url: ClassVar[Any] = None
+    _documentation_url: ClassVar[Any] = None
+    _block_schema_capabilities: ClassVar[list[str] | None] = None
+    _block_schema_version: ClassVar[str | None] = None
+
+    _block_document_name: str | None = PrivateAttr(None)
+    """Under which it was saved or loaded; None if it was not."""
+    _block_document_id: str | None = PrivateAttr(None)
+    _is_anonymous: bool | None = PrivateAttr(None)
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Return an empty block of the kind that ``block_type_slug`` says, where that is a kind of this one."""
+        kind = _known.get(str(kwargs.get(SLUG)))
+        return super().__new__(kind if kind is not None and issubclass(kind, cls) else cls)
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         super().__pydantic_init_subclass__(**kwargs)
-        _known[cls.get_block_type_slug()] = cls
+        if not cls.__pydantic_generic_metadata__["origin"]:  # Kind[int] is no kind of its own
+            _known[cls.get_block_type_slug()] = cls
+
+    def __eq__(self, other: object) -> bool:
+        """Return whether they have the same fields, saved or not."""
+        return (
+            isinstance(other, Block)
+            and type(self) is type(other)
+            and self.__dict__ == other.__dict__
+            and self.__pydantic_extra__ == other.__pydantic_extra__
+        )
+
+    __hash__ = None  # type: ignore[assignment]  # its fields may change
+
+    def __str__(self) -> str:
+        return repr(self)
+
+    def __repr_args__(self) -> Any:
+        fields = type(self).model_fields
+        return [(name, value) for name, value in super().__repr_args__() if name is None or name in fields]
 
     @classmethod
     def get_block_type_name(cls) -> str:
         """Return what people read: the name given, or the class's."""
-        return cls._block_type_name or cls.__name__
+        origin = cls.__pydantic_generic_metadata__["origin"] or cls
+        return cls._block_type_name or str(origin.__name__)
 
     @classmethod
     def get_block_type_slug(cls) -> str:
         """Return what it is stored under: ``AwsCredentials`` is ``awscredentials``, as in Prefect."""
-        given = cls._block_type_slug
-        return given or re.sub(r"[^a-z0-9]+", "-", cls.get_block_type_name().lower()).strip("-")
+        given = cls._block_type_slug or cls.get_block_type_name()
+        return re.sub(r"[^a-z0-9]+", "-", given.lower()).strip("-")
 
     def block_initialization(self) -> None:
         """For subclasses: called once a block has been made or loaded."""
@@ -78,184 +117,195 @@ class Block(BaseModel):
         super().model_post_init(context)
         self.block_initialization()
 
+    # --- reading and writing --------------------------------------------------------------------------
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _of_its_kind(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Take ``{"$ref": …}`` for the saved block it names, and a mapping with a slug for a block of that kind."""
+        if not isinstance(value, Mapping):
+            return handler(value)
+        if set(value) == {"$ref"}:
+            from .block_storage import load_reference
+
+            # What stands there need not be of this class: then the fields both have are taken.
+            found = load_reference(value["$ref"])
+            return found if isinstance(found, cls) else handler(plain(found.model_dump()))
+        if ABOUT.isdisjoint(value):
+            return handler(value)
+        slug, fields = value.get(SLUG), {name: one for name, one in value.items() if name not in ABOUT}
+        if slug is None or slug == cls.get_block_type_slug():
+            return handler(fields)
+        kind = _known.get(str(slug))
+        if kind is None or not issubclass(kind, cls):
+            raise ValueError(
+                f"it is a block of kind {slug!r}, and {cls.get_block_type_slug()!r} was expected"
+            )
+        return kind.model_validate(fields)
+
+    @model_serializer(mode="wrap")
+    def _with_its_kind(
+        self, handler: SerializerFunctionWrapHandler, info: SerializationInfo
+    ) -> dict[str, Any]:
+        """Add of which kind it is, and as what it is saved; with ``context={"include_secrets": True}`` show its secrets."""
+        dumped: dict[str, Any] = handler(self)
+        if info.context and info.context.get("include_secrets"):
+            for name, field in type(self).model_fields.items():
+                key = (field.serialization_alias or field.alias or name) if info.by_alias else name
+                value = getattr(self, name)
+                if key in dumped and next(secret_paths(value), None) is not None:
+                    dumped[key] = plain(value)
+        about = {
+            SLUG: self.get_block_type_slug(), "_block_document_id": self._block_document_id,
+            "_block_document_name": self._block_document_name, "_is_anonymous": self._is_anonymous,
+        }  # fmt: skip
+        wanted, barred = info.include, info.exclude
+        return dumped | {
+            name: value
+            for name, value in about.items()
+            if value is not None
+            and (wanted is None or name in wanted)
+            and (barred is None or name not in barred)
+        }
+
     # --- keeping --------------------------------------------------------------------------------------
 
-    def save(self, name: str, *, overwrite: bool = False) -> Any:
+    def save(self, name: str | None = None, overwrite: bool = False) -> Any:
         """Keep it under a name; return ``slug/name``.
 
+        Args:
+            name: default: the one it was saved or loaded under.
         Raises:
             AlreadyExists: there is one of this name, and ``overwrite`` was not said.
             DefinitionError: the name is none.
         """
-        return _save(self, name, overwrite=overwrite)
+        from .block_storage import save_block
 
-    async def asave(self, name: str, *, overwrite: bool = False) -> str:
+        return save_block(self, name, overwrite=overwrite)
+
+    async def asave(self, name: str | None = None, overwrite: bool = False) -> str:
         """Do what ``save`` does, in async code."""
-        return await _save.aio(self, name, overwrite=overwrite)
+        from .block_storage import save_block
+
+        return await save_block.aio(self, name, overwrite=overwrite)
 
     @classmethod
     def load(cls, name: str, validate: bool = True) -> Any:
         """Return a block: ``Warehouse.load("main")``, or of any kind ``Block.load("warehouse/main")``.
 
         Args:
-            validate: False: take what is stored as it is, though the class has changed since.
+            validate: False: take what is stored as it is, though the class has changed since; what is missing is None.
         Raises:
             UnknownBlock: there is none of that name; also a ``ValueError``.
-            DefinitionError: what is stored does not fit the class; or its class has not been imported.
+            BlockUnfit: what is stored does not fit the class. UnknownBlockKind: its class has not been imported.
             SecretUnreadable: it was sealed with another key.
         """
-        return _load(cls, name, validate)
+        from .block_storage import load_block
+
+        return load_block(cls, name, validate)
 
     @classmethod
     async def aload(cls, name: str, validate: bool = True) -> Self:
         """Do what ``load`` does, in async code."""
-        return cast(Self, await _load.aio(cls, name, validate))
+        from .block_storage import load_block
+
+        return cast(Self, await load_block.aio(cls, name, validate))
 
     @classmethod
-    def register_type_and_schema(cls) -> None:
-        """Do nothing: a kind of block is known once its class is imported. For code written for Prefect."""
+    def load_from_ref(cls, ref: object, validate: bool = True) -> Any:
+        """Return a saved block by its id, or ``{"block_document_id": …}`` or ``{"block_document_slug": "kind/name"}``."""
+        from .block_storage import load_referred
+
+        return load_referred(ref, validate)
 
     @classmethod
-    def get_description(cls) -> str | None:
-        """Return what people read about this kind: what ``_description`` says, or the docstring."""
-        return cls._description or (inspect.cleandoc(cls.__doc__) if cls.__doc__ else None)
+    async def aload_from_ref(cls, ref: object, validate: bool = True) -> Self:
+        """Do what ``load_from_ref`` does, in async code."""
+        from .block_storage import load_referred
+
+        return cast(Self, await load_referred.aio(ref, validate))
 
     @classmethod
     def delete(cls, name: str) -> Any:
         """Remove a block. Raises ``UnknownBlock``."""
-        return _delete(cls, name)
+        from .block_storage import delete_block
+
+        return delete_block(cls, name)
 
     @classmethod
     async def adelete(cls, name: str) -> None:
         """Do what ``delete`` does, in async code."""
-        await _delete.aio(cls, name)
+        from .block_storage import delete_block
 
+        await delete_block.aio(cls, name)
 
-@Either
-async def _save(session: Session, block: Block, name: str, *, overwrite: bool) -> str:
-    key = _key(type(block), name)
-    dumped = block.model_dump(mode="python")
-    fields = {**_plain(dumped), _HIDDEN: [".".join(path) for path in _secrets_in(dumped)]}
-    sealed = secret_store(session.bus).seal(key, orjson.dumps(fields))
-    bucket = session.bus.bucket(BLOCKS)
-    if overwrite:
-        await bucket.put(key.replace("/", "."), sealed)
-        return key
-    try:
-        await bucket.create(key.replace("/", "."), sealed)
-    except AlreadyHeld:
-        raise AlreadyExists("block", key) from None
-    return key
+    # --- what people and programs ask about a kind ----------------------------------------------------
 
+    @classmethod
+    def register_type_and_schema(cls) -> Any:
+        """Do nothing: a kind of block is known once its class is imported. For code written for Prefect.
 
-@Either
-async def _load(session: Session, cls: type[Block], name: str, validate: bool = True) -> Block:
-    key = _key(cls, name)
-    bucket = session.bus.bucket(BLOCKS)
-    entry = await bucket.get(key.replace("/", "."))
-    if entry is None:
-        raise UnknownBlock("block", key, known=[known.replace(".", "/", 1) for known in await bucket.keys()])
-    opened = secret_store(session.bus).unseal(key, entry.value)
-    if cls is Block:
-        slug = key.partition("/")[0]
-        found = _known.get(slug)
+        Raises:
+            BlockRegistrationRefused: it is ``Block`` itself, of which there are none.
+        """
+        if cls is Block:
+            raise BlockRegistrationRefused("Block itself is no kind of block; call this of a subclass of it")
+        return _Nothing() if is_async_here() else None
+
+    @classmethod
+    def get_block_class_from_key(cls, key: str) -> type[Block]:
+        """Return the kind of a slug. Raises ``UnknownBlockKind`` if nothing imported here is one."""
+        found = _known.get(key)
         if found is None:
-            raise DefinitionError(
-                f"nothing imported here is a block of kind {slug!r}", hint="import its class first"
-            )
-        cls = found
-    try:
-        fields: dict[str, Any] = orjson.loads(opened)
-        fields.pop(_HIDDEN, None)
-        return cls.model_validate(fields) if validate else cls.model_construct(**fields)
-    except orjson.JSONDecodeError:
-        raise SecretUnreadable(key, why="its stored form is damaged") from None
-    except ValidationError as exc:
-        raise DefinitionError(f"block {key!r} does not fit {cls.__name__}: {exc}") from exc
+            raise UnknownBlockKind("kind of block", key, known=sorted(_known))
+        return found
+
+    @classmethod
+    def get_block_capabilities(cls) -> frozenset[str]:
+        """Return what ``_block_schema_capabilities`` says, here and in the classes this one is made of."""
+        return frozenset(
+            word for base in cls.__mro__ for word in getattr(base, "_block_schema_capabilities", None) or ()
+        )
+
+    @classmethod
+    def get_block_schema_version(cls) -> str:
+        """Return what ``_block_schema_version`` says, if anything."""
+        return cls._block_schema_version or "non-versioned"
+
+    @classmethod
+    def get_description(cls) -> str | None:
+        """Return what people read about this kind: what ``_description`` says, or the docstring before its sections."""
+        return cls._description or described(cls.__doc__)[0]
+
+    @classmethod
+    def get_code_example(cls) -> str:
+        """Return how to use this kind: what ``_code_example`` says, the example of the docstring, or one that loads it."""
+        said = cls._code_example or described(cls.__doc__)[1]
+        if said:
+            return said
+        variable, name = cls.get_block_type_slug().replace("-", "_"), cls.__name__
+        return f'```python\nfrom {cls.__module__} import {name}\n\n{variable}_block = {name}.load("BLOCK_NAME")\n```'
+
+    def get_block_placeholder(self) -> str:
+        """Return ``prefect.blocks.kind.name``, which stands for this block in texts.
+
+        Raises:
+            BlockNotSaved: it has no name yet.
+        """
+        if not self._block_document_name:
+            raise BlockNotSaved(self.get_block_type_slug())
+        return f"prefect.blocks.{self.get_block_type_slug()}.{self._block_document_name}"
+
+
+class _Nothing:
+    """To be awaited, or not."""
+
+    def __await__(self) -> Iterator[None]:
+        return iter(())
 
 
 def load_blocking(name: str) -> Any:
     """Return the block ``slug/name``, waiting for it, from sync and async code."""
-    return _load.blocking(Block, name)
+    from .block_storage import load_block
 
-
-@Either
-async def _delete(session: Session, cls: type[Block], name: str) -> None:
-    key = _key(cls, name)
-    bucket = session.bus.bucket(BLOCKS)
-    if await bucket.get(key.replace("/", ".")) is None:
-        raise UnknownBlock("block", key, known=[known.replace(".", "/", 1) for known in await bucket.keys()])
-    await bucket.delete(key.replace("/", "."))
-
-
-def _key(cls: type[Block], name: str) -> str:
-    slug, slash, short = str(name).rpartition("/")
-    if not slash:
-        if cls is Block:
-            raise DefinitionError(f"{name!r} does not say the kind of block", hint='write "kind/name"')
-        slug = cls.get_block_type_slug()
-    elif cls is not Block and slug != cls.get_block_type_slug():
-        raise DefinitionError(f"{name!r} is no block of kind {cls.get_block_type_slug()!r}")
-    for part in (slug, short):
-        if not _NAME.fullmatch(part):
-            raise InvalidNameError(
-                f"{part!r} is no name for a block",
-                hint="lower-case letters, digits and -, beginning with one of the first",
-            )
-    return f"{slug}/{short}"
-
-
-def shown_fields(stored: bytes) -> JsonObject:
-    """Return the fields of a block's opened form with its secrets left out: for people."""
-    fields: JsonObject = orjson.loads(stored)
-    secret = fields.pop(_HIDDEN, None)
-    # One that was saved before it was said which are: any may be.
-    hidden = {str(path) for path in secret} if isinstance(secret, list) else None
-    return {name: _masked(value, name, hidden) for name, value in fields.items()}
-
-
-def _masked(value: JsonValue, path: str, hidden: set[str] | None) -> JsonValue:
-    if hidden is None or path in hidden:
-        return "********"
-    if isinstance(value, dict):
-        return {name: _masked(item, f"{path}.{name}", hidden) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_masked(item, f"{path}.{i}", hidden) for i, item in enumerate(value)]
-    return value
-
-
-def _secrets_in(value: Any, at: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """Yield the paths of the secrets in a dumped model."""
-    if isinstance(value, SecretStr | SecretBytes):
-        yield at
-    elif isinstance(value, BaseModel):
-        yield from _secrets_in(value.model_dump(mode="python"), at)
-    elif isinstance(value, dict):
-        for name, item in value.items():
-            yield from _secrets_in(item, (*at, str(name)))
-    elif isinstance(value, list | tuple):
-        for i, item in enumerate(value):
-            yield from _secrets_in(item, (*at, str(i)))
-    elif isinstance(value, set | frozenset) and any(
-        isinstance(item, SecretStr | SecretBytes) for item in value
-    ):
-        yield at
-
-
-def _plain(value: Any) -> Any:
-    """Return a dumped model with its secrets readable: what holds it is sealed as a whole."""
-    if isinstance(value, SecretStr):
-        return value.get_secret_value()
-    if isinstance(value, SecretBytes):
-        return value.get_secret_value().decode()
-    if isinstance(value, dict):
-        return {str(name): _plain(item) for name, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [_plain(item) for item in value]
-    if isinstance(value, BaseModel):
-        return _plain(value.model_dump(mode="python"))
-    if value is None or isinstance(value, str | int | float | bool):
-        return value
-    from pydantic_core import to_jsonable_python
-
-    return to_jsonable_python(value)
+    return load_block.blocking(Block, name)

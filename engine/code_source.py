@@ -27,7 +27,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from ..config import load_settings
 from ..errors import DefinitionError, SourceFailed
 from ..vocabulary import new_id
-from .values import Secret, secret_store
+from .secret import Secret
+from .values import secret_store
 
 if TYPE_CHECKING:
     from ..bus import Bus

@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import inspect
 import os
+import shutil
 from abc import abstractmethod
 from collections.abc import Callable
+from errno import EISDIR, ENOENT
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import unquote, urlsplit
 
 from anyio import to_thread
-from pydantic import Field
+from pydantic import Field, ValidationError
 
-from ..errors import DefinitionError
+from ..errors import DefinitionError, InvalidValueError
 from ..vocabulary import new_id
 from .blocks import Block
+from .either import is_async_here
 
 __all__ = ["LocalFileSystem", "ReadableFileSystem", "RemoteFileSystem", "WritableFileSystem", "storage_at"]
 
@@ -43,12 +47,92 @@ class WritableFileSystem(Block):
         """Do what ``write_path`` does, in async code."""
         return await _awaited(self.write_path, path, content)
 
+    def get_directory(self, from_path: str | None = None, local_path: str | None = None) -> Any:
+        """Copy all below a path of the storage into a folder here; awaited in async code. Not every storage can."""
+        raise NotImplementedError(f"{type(self).__name__} says nothing of folders")
+
+    def put_directory(
+        self, local_path: str | None = None, to_path: str | None = None, ignore_file: str | None = None
+    ) -> Any:
+        """Copy a folder from here below a path of the storage; awaited in async code. Not every storage can.
+
+        Args:
+            ignore_file: a file of patterns as in ``.gitignore``: what they match stays here.
+        """
+        raise NotImplementedError(f"{type(self).__name__} says nothing of folders")
+
     def where(self) -> str | None:
         """Return the URL by which another process finds the same storage; None if it takes more than a URL."""
         return None
 
 
 ReadableFileSystem = WritableFileSystem
+
+
+class PathNotFound(FileNotFoundError, ValueError):
+    """Nothing is stored under a path; a ``ValueError`` too, as code written for Prefect expects."""
+
+
+class PathNotAFile(IsADirectoryError, ValueError):
+    """Under a path is a folder; a ``ValueError`` too."""
+
+
+class _Either(WritableFileSystem):
+    """A storage whose own operations are sync; called from async code they are done in a thread, to be awaited."""
+
+    def read_path(self, path: str) -> Any:
+        return _either(self._read, path)
+
+    def write_path(self, path: str, content: bytes) -> Any:
+        return _either(self._write, path, content)
+
+    def get_directory(self, from_path: str | None = None, local_path: str | None = None) -> Any:
+        return _either(self._get, from_path, local_path)
+
+    def put_directory(
+        self, local_path: str | None = None, to_path: str | None = None, ignore_file: str | None = None
+    ) -> Any:
+        return _either(self._put, local_path, to_path, ignore_file)
+
+    def _read(self, path: str) -> bytes:
+        raise NotImplementedError
+
+    def _write(self, path: str, content: bytes) -> str:
+        raise NotImplementedError
+
+    def _get(self, from_path: str | None, local_path: str | None) -> Any:
+        raise NotImplementedError
+
+    def _put(self, local_path: str | None, to_path: str | None, ignore_file: str | None) -> Any:
+        raise NotImplementedError
+
+
+def _either(function: Callable[..., Any], *args: Any) -> Any:
+    return to_thread.run_sync(function, *args) if is_async_here() else function(*args)
+
+
+def kept_files(folder: Path, ignore_file: str | None) -> list[Path]:
+    """Return the files below a folder, relative to it, but for those that the patterns of a file match, in order."""
+    files = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    if ignore_file is None:
+        return files
+    lines = [line.strip() for line in Path(ignore_file).read_text().splitlines()]
+    patterns = [line for line in lines if line and not line.startswith("#")]
+    return [path for path in files if not _ignored(path, patterns)]
+
+
+def _ignored(path: Path, patterns: list[str]) -> bool:
+    """Return whether a path is matched; as in ``.gitignore`` the last pattern counts, and ``!`` takes one back."""
+    ignored = False
+    for pattern in patterns:
+        plain = pattern.removeprefix("!")
+        folder_only, plain = plain.endswith("/"), plain.rstrip("/")
+        anchored = "/" in plain
+        plain = plain.removeprefix("**/").removeprefix("/")
+        places = [*path.parents[-2::-1], *([] if folder_only else [path])]
+        if any(fnmatch(str(place) if anchored else place.name, plain) for place in places):
+            ignored = not pattern.startswith("!")
+    return ignored
 
 
 async def _awaited(function: Callable[..., Any], *args: Any) -> Any:
@@ -58,7 +142,7 @@ async def _awaited(function: Callable[..., Any], *args: Any) -> Any:
     return await to_thread.run_sync(function, *args)
 
 
-class LocalFileSystem(WritableFileSystem):
+class LocalFileSystem(_Either):
     """A folder. Default: the folder ``storage`` of ``HARK_HOME``."""
 
     _block_type_name: ClassVar[str | None] = "Local File System"
@@ -74,10 +158,16 @@ class LocalFileSystem(WritableFileSystem):
             return load_settings().home_path / "storage"
         return Path(self.basepath).expanduser().absolute()
 
-    def read_path(self, path: str) -> bytes:
-        return self._inside(path).read_bytes()
+    def _read(self, path: str) -> bytes:
+        target = self._inside(path)
+        try:
+            return target.read_bytes()
+        except FileNotFoundError:
+            raise PathNotFound(ENOENT, "nothing is stored under this path", str(target)) from None
+        except IsADirectoryError:
+            raise PathNotAFile(EISDIR, "this is a folder and not a file", str(target)) from None
 
-    def write_path(self, path: str, content: bytes) -> str:
+    def _write(self, path: str, content: bytes) -> str:
         """Keep the bytes; return the whole path. Renamed into its place, so that nobody ever reads half of it."""
         target = self._inside(path)
         target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -88,6 +178,19 @@ class LocalFileSystem(WritableFileSystem):
         finally:
             temporary.unlink(missing_ok=True)
         return str(target)
+
+    def _get(self, from_path: str | None, local_path: str | None) -> None:
+        source = self._inside(from_path) if from_path else self.folder
+        target = Path(local_path).expanduser().absolute() if local_path else self.folder
+        if source != target:
+            shutil.copytree(source, target, dirs_exist_ok=True)
+
+    def _put(self, local_path: str | None, to_path: str | None, ignore_file: str | None) -> None:
+        source = Path(local_path or ".").expanduser().absolute()
+        target = self._inside(to_path) if to_path else self.folder
+        for path in kept_files(source, ignore_file):
+            (target / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source / path, target / path)
 
     def where(self) -> str:
         return self.folder.as_uri()
@@ -100,7 +203,7 @@ class LocalFileSystem(WritableFileSystem):
         return target
 
 
-class RemoteFileSystem(WritableFileSystem):
+class RemoteFileSystem(_Either):
     """Anything fsspec reaches: ``RemoteFileSystem(basepath="s3://bucket/prefix", settings={"key": …})``.
 
     Args:
@@ -114,27 +217,53 @@ class RemoteFileSystem(WritableFileSystem):
 
     def block_initialization(self) -> None:
         if "://" not in self.basepath or not self.basepath.partition("://")[2]:
-            raise DefinitionError(f"{self.basepath!r} is no base path", hint='such as "s3://bucket/prefix"')
+            raise InvalidValueError(f"{self.basepath!r} is no base path", hint='such as "s3://bucket/prefix"')
 
-    def read_path(self, path: str) -> bytes:
+    def _read(self, path: str) -> bytes:
         system, whole = self._open(path)
         data: bytes = system.cat_file(whole)
         return data
 
-    def write_path(self, path: str, content: bytes) -> str:
+    def _get(self, from_path: str | None, local_path: str | None) -> str:
+        target = Path(local_path or ".").expanduser().absolute()
+        system, whole = self._open(from_path or "")
+        for found in system.find(whole):
+            place = target / str(found).removeprefix(whole).lstrip("/")
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(system.cat_file(found))
+        return str(target)
+
+    def _put(self, local_path: str | None, to_path: str | None, ignore_file: str | None) -> int:
+        """Return how many files that were."""
+        source = Path(local_path or ".").expanduser().absolute()
+        files = kept_files(source, ignore_file)
+        for path in files:
+            self._write(
+                "/".join(part for part in (to_path, path.as_posix()) if part), (source / path).read_bytes()
+            )
+        return len(files)
+
+    def _write(self, path: str, content: bytes) -> str:
         system, whole = self._open(path)
         parent = whole.rpartition("/")[0]
         if parent:
             system.makedirs(parent, exist_ok=True)
         system.pipe_file(whole, content)
-        return f"{self.basepath.rstrip('/')}/{path}"
+        return f"{self.basepath.rstrip('/')}/{self._relative(path)}"
+
+    def _relative(self, path: str) -> str:
+        """Return a path inside the base path, which may have been written before it."""
+        base = self.basepath.rstrip("/") + "/"
+        inside = path.removeprefix(base)
+        if ".." in inside.split("/") or inside.startswith("/") or "://" in inside:
+            raise ValueError(f"{path!r} is no path inside {self.basepath}")
+        return inside
 
     def where(self) -> str | None:
         return None if self.settings else self.basepath
 
     def _open(self, path: str) -> tuple[Any, str]:
-        if ".." in path.split("/") or path.startswith("/"):
-            raise ValueError(f"{path!r} is no path inside {self.basepath}")
+        path = self._relative(path)
         try:
             import fsspec  # type: ignore[import-not-found,import-untyped,unused-ignore]
         except ImportError as exc:
@@ -144,7 +273,9 @@ class RemoteFileSystem(WritableFileSystem):
             ) from exc
         try:
             # One instance per process and settings: fsspec keeps them itself.
-            system, whole = fsspec.core.url_to_fs(f"{self.basepath.rstrip('/')}/{path}", **self.settings)
+            system, whole = fsspec.core.url_to_fs(
+                f"{self.basepath.rstrip('/')}/{path}".rstrip("/"), **self.settings
+            )
         except (ImportError, ValueError) as exc:
             scheme = self.basepath.partition("://")[0]
             raise DefinitionError(
@@ -170,7 +301,10 @@ def storage_at(given: object) -> tuple[Any, str | None]:
             if given.startswith("file://"):
                 local = LocalFileSystem(basepath=unquote(urlsplit(given).path))
                 return local, local.where()
-            return RemoteFileSystem(basepath=given), given
+            try:
+                return RemoteFileSystem(basepath=given), given
+            except ValidationError as exc:
+                raise InvalidValueError(f"{given!r} is no storage for results: {exc}") from exc
         if given[:1] in ("/", ".", "~"):
             local = LocalFileSystem(basepath=given)
             return local, local.where()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import builtins
 import json
-from abc import ABC, abstractmethod
+from abc import ABCMeta, abstractmethod
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any, ClassVar
@@ -44,8 +44,24 @@ def unpickled(data: bytes) -> Any:
     return cloudpickle.loads(data)
 
 
-class Serializer(ABC):
-    """Turns a value into bytes and back. Subclasses say a ``type``, and are found by it if they can be made without arguments."""
+class _Kinds(ABCMeta):
+    """``Serializer(type="json")`` is a ``JSONSerializer``, and so on."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        if cls.__dict__.get("_is_base"):
+            return serializer_named(kwargs.pop("type", ""), **kwargs)
+        if kwargs.get("type") == getattr(cls, "type", ""):
+            del kwargs["type"]
+        return super().__call__(*args, **kwargs)
+
+
+class Serializer(metaclass=_Kinds):
+    """Turns a value into bytes and back. Subclasses say a ``type``, and are found by it if they can be made without arguments.
+
+    A subclass need not say how it is made: what it annotates can be given by name.
+    """
+
+    _is_base = True
 
     _known: ClassVar[dict[str, builtins.type[Serializer]]] = {}
     type: str = ""
@@ -55,6 +71,13 @@ class Serializer(ABC):
         if cls.type:
             Serializer._known.setdefault(cls.type, cls)
 
+    def __init__(self, **fields: Any) -> None:
+        known = {word for base in type(self).__mro__ for word in vars(base).get("__annotations__", ())}
+        for name, value in fields.items():
+            if name not in known or name.startswith("_"):
+                raise TypeError(f"{type(self).__name__} takes no {name!r}")
+            setattr(self, name, value)
+
     @abstractmethod
     def dumps(self, value: Any) -> bytes:
         """Return the bytes of ``value``; raises whatever the format raises for what it cannot hold."""
@@ -62,6 +85,14 @@ class Serializer(ABC):
     @abstractmethod
     def loads(self, data: bytes) -> Any:
         """Return the value that ``dumps`` was given."""
+
+    def model_dump(self, **_: Any) -> dict[str, Any]:
+        """Return its ``type`` and what it was made with."""
+        return {"type": self.type, **vars(self)}
+
+    def __repr__(self) -> str:
+        said = ", ".join(f"{name}={value!r}" for name, value in self.model_dump().items())
+        return f"{type(self).__name__}({said})"
 
     def __eq__(self, other: object) -> bool:
         return other.__class__ is self.__class__ and vars(other) == vars(self)
@@ -190,7 +221,7 @@ def prefect_json_object_decoder(result: dict[str, Any]) -> Any:
     return decode(result)
 
 
-def serializer_named(name: str) -> Serializer:
+def serializer_named(name: str, **fields: Any) -> Serializer:
     """Return the serializer of a type: ``pickle``, ``json``, ``compressed/pickle``, ``compressed:lzma/json``, one's own.
 
     Raises:
@@ -199,7 +230,9 @@ def serializer_named(name: str) -> Serializer:
     first, slash, inner = name.partition("/")
     word, _, library = first.partition(":")
     if word == "compressed":
-        return CompressedSerializer(serializer_named(inner if slash else "pickle"), library or "zlib")
+        of = fields.pop("serializer", None) or serializer_named(inner if slash else "pickle")
+        by = fields.pop("compressionlib", None) or library or "zlib"
+        return CompressedSerializer(of, by, **fields)
     found = Serializer._known.get(name)
     if found is None:
         own = sorted(set(Serializer._known) - {"pickle", "json"})
@@ -207,7 +240,7 @@ def serializer_named(name: str) -> Serializer:
             f"there is no serializer {name!r}; take pickle, json, compressed/pickle or compressed/json"
             + (f", or {', '.join(own)}" if own else "")
         )
-    return found()
+    return found(**fields)
 
 
 def serializer_of(given: Any) -> Serializer | None:

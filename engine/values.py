@@ -1,14 +1,14 @@
-"""``Variable`` and ``Secret``: values kept beside the code, read by name from any process. Sync and async alike."""
+"""``Variable``: values kept beside the code, read by name from any process. Sync and async alike."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import orjson
 
-from ..errors import AlreadyExists, AlreadyHeld, DefinitionError, InvalidNameError
+from ..errors import AlreadyExists, AlreadyHeld, InvalidNameError, InvalidValueError
 from ..vocabulary import JsonValue
 from .either import Either
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..bus.secret import SecretStore
     from ..bus.session import Session
 
-__all__ = ["Secret", "Variable", "secret_store"]
+__all__ = ["Variable", "secret_store"]
 
 VARIABLES = "variables"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,254}")
@@ -38,7 +38,25 @@ class Variable:
     """A named JSON value: ``Variable.get("region", default="eu")``, ``Variable.set("region", "us", overwrite=True)``.
 
     Awaited in async code. Templates read it as ``{{ variables.region }}``.
+
+    Attributes:
+        tags: what it was made with; they are not kept.
     """
+
+    name: str
+    value: JsonValue
+    tags: list[str]
+
+    def __init__(self, name: str, value: JsonValue, tags: Iterable[str] | None = None) -> None:
+        self.name, self.value, self.tags = name, value, list(tags or ())
+
+    def __repr__(self) -> str:
+        return f"Variable(name={self.name!r}, value={self.value!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Variable) and (self.name, self.value) == (other.name, other.value)
+
+    __hash__ = None  # type: ignore[assignment]  # its value may be a list
 
     @Either
     async def get(session: Session, name: str, default: JsonValue = None) -> JsonValue:  # noqa: N805
@@ -56,29 +74,30 @@ class Variable:
         value: JsonValue,
         tags: Iterable[str] | None = None,
         overwrite: bool = False,
-    ) -> JsonValue:
-        """Keep a value and return it. ``tags`` do nothing here; for code written for Prefect.
+    ) -> Variable:
+        """Keep a value; return it as a ``Variable``. ``tags`` are not kept; for code written for Prefect.
 
         Raises:
             AlreadyExists: there is one of this name, and ``overwrite`` was not said.
-            DefinitionError: the name is none, or the value no JSON, or larger than 64 KiB.
+            InvalidNameError, InvalidValueError: the name is none, or the value no JSON, or larger than 64 KiB.
         """
-        del tags
         try:
             raw = orjson.dumps(value)
         except TypeError as exc:
-            raise DefinitionError(f"the value of variable {name!r} is no JSON: {exc}") from exc
+            raise InvalidValueError(f"the value of variable {name!r} is no JSON: {exc}") from exc
         if len(raw) > MAX_VARIABLE_BYTES:
-            raise DefinitionError(f"the value of variable {name!r} is longer than {MAX_VARIABLE_BYTES} bytes")
+            raise InvalidValueError(
+                f"the value of variable {name!r} is longer than {MAX_VARIABLE_BYTES} bytes"
+            )
         bucket = session.bus.bucket(VARIABLES)
         if overwrite:
             await bucket.put(check_variable_name(name), raw)
-            return value
+            return Variable(name, value, tags)
         try:
             await bucket.create(check_variable_name(name), raw)
         except AlreadyHeld:
             raise AlreadyExists("variable", name) from None
-        return value
+        return Variable(name, value, tags)
 
     @Either
     async def unset(session: Session, name: str) -> bool:  # noqa: N805
@@ -100,71 +119,3 @@ def secret_store(bus: Bus) -> SecretStore:
     settings = load_settings()
     given = settings.secret_key.get_secret_value() if settings.secret_key else None
     return SecretStore(bus, secret_key(settings.home_path, given))
-
-
-class Secret:
-    """A text that is kept encrypted: ``Secret.load("github").get()``, ``Secret("…").save("github")``.
-
-    ``load`` and ``save`` are awaited in async code. Its ``repr`` does not show it. Templates read it as
-    ``{{ secrets.github }}``.
-    """
-
-    __slots__ = ("_value", "name")
-
-    def __init__(self, value: str) -> None:
-        self._value = str(value)
-        self.name: str | None = None
-        """Under which it was loaded or saved; None if it was not."""
-
-    def get(self) -> str:
-        """Return the text."""
-        return self._value
-
-    get_secret_value = get
-
-    @property
-    def value(self) -> Secret:
-        return self
-
-    def __repr__(self) -> str:
-        return "Secret('***')"
-
-    __str__ = __repr__
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Secret) and other._value == self._value
-
-    def __hash__(self) -> int:
-        return hash(self._value)
-
-    @Either
-    async def load(session: Session, name: str) -> Secret:  # noqa: N805
-        """Return a secret. Raises ``UnknownName``, with the nearest name there is, and ``SecretUnreadable``."""
-        found = Secret(await secret_store(session.bus).get(name))
-        found.name = name
-        return found
-
-    @Either
-    async def _save(session: Session, secret: Secret, name: str, *, overwrite: bool) -> str:  # noqa: N805
-        store = secret_store(session.bus)
-        if not overwrite and name in await store.names():
-            raise AlreadyExists("secret", name)
-        await store.set(name, secret._value)
-        secret.name = name
-        return name
-
-    def save(self, name: str, *, overwrite: bool = False) -> Any:
-        """Keep it under a name, encrypted; return the name.
-
-        Raises:
-            AlreadyExists: there is one of this name, and ``overwrite`` was not said.
-            DefinitionError: the name is none, or the text is empty or too long.
-        """
-        return Secret._save(self, name, overwrite=overwrite)
-
-    @Either
-    async def delete(session: Session, name: str) -> None:  # noqa: N805
-        """Forget a secret. Raises ``UnknownName``."""
-        await secret_store(session.bus).delete(name)
-
-    aload, adelete = load.aio, delete.aio

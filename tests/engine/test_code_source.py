@@ -22,7 +22,7 @@ from hark.bus import Bus
 from hark.bus.session import use_session
 from hark.config import load_settings
 from hark.engine.code_source import GitRepository, GitSource, LocalStorage, fetch, fetched
-from hark.engine.values import Secret
+from hark.engine.secret import Secret
 from hark.errors import DefinitionError, MissingFlow, SourceFailed
 from hark.server.serving import deploy
 

@@ -86,16 +86,15 @@ async def test_artifacts_as_objects_are_made_and_found_again(session: Session) -
     assert await MarkdownArtifact.aget("nothing") is None
     assert await MarkdownArtifact.aget_or_create("report", markdown="# Three") == (made, False)
     table, is_new = await TableArtifact.aget_or_create("numbers", table=[{"a": 1}])
-    assert (is_new, table.data) == (True, [{"a": 1}])
+    assert (is_new, table.content, table.data) == (True, [{"a": 1}], '[{"a": 1}]')
     assert table == await TableArtifact.aget("numbers")
 
 
 def test_the_contents_of_artifacts(caplog: pytest.LogCaptureFixture) -> None:
     """A link without a text is shown by its address; a percentage stays within its bounds, and that is said."""
-    assert LinkArtifact(link="https://example.org").format() == {
-        "href": "https://example.org",
-        "text": "https://example.org",
-    }
+    link = LinkArtifact(link="https://example.org")
+    assert link.content() == {"href": "https://example.org", "text": "https://example.org"}
+    assert link.format() == "[https://example.org](https://example.org)"
     assert ProgressArtifact(progress=120).format() == 100.0
     assert ProgressArtifact(progress=-1.5).format() == 0.0
     assert "120" in caplog.text
@@ -114,7 +113,7 @@ async def test_what_is_there_already_is_a_value_error(session: Session) -> None:
     with pytest.raises(ValueError, match="exists") as caught:
         await Variable.set("region", "us")
     assert isinstance(caught.value, ObjectAlreadyExists)
-    assert await Variable.set("region", "us", overwrite=True) == "us"
+    assert await Variable.set("region", "us", overwrite=True) == Variable("region", "us")
     with pytest.raises(ValueError, match="no name for a variable"):
         await Variable.set("no name", 1)
     await Tiny().save("a")

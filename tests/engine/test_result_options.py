@@ -250,11 +250,11 @@ async def test_anything_that_fsspec_reaches(anywhere: str) -> None:
 
     assert [await go(), await go()] == ["Completed", "Cached"]
     files = RemoteFileSystem(basepath=base)
-    files.write_path("a/b", b"x")
-    assert files.read_path("a/b") == b"x"
-    for wrong in ("../a", "/a"):
+    await files.write_path("a/b", b"x")
+    assert await files.read_path("a/b") == await files.read_path(f"{base}/a/b") == b"x"
+    for wrong in ("../a", "/a", "other://a"):
         with pytest.raises(ValueError, match="no path inside"):
-            files.read_path(wrong)
+            await files.read_path(wrong)
 
 
 def test_a_scheme_that_nobody_knows_says_what_to_install(place: Path) -> None:
