@@ -16,24 +16,9 @@ _IMAGE = "no images are built: workers run the code where it is; leave image=, b
 _INFRASTRUCTURE = "a flow runs on the workers of its deployment's pool: flow.deploy(name, work_pool_name=…)"
 _BACKGROUND = "use task.delay(…), and serve(task) or `hark worker` to run what was asked for"
 
-_ACTION = 'write what a rule does in its `do`: do=[Run(run="deployment"), Notify(notify="channel")], of hark.automations'
-
 ABSENT: dict[str, str] = {
     "agent": _WORKER,
     "analytics": "nothing is sent to anybody",
-    **{
-        f"{module}.{name}": _ACTION
-        for module in ("automations", "events")
-        for name in (
-            "CallWebhook", "CancelFlowRun", "ChangeFlowRunState", "DeclareIncident", "DeleteFlowRun", "DoNothing",
-            "PauseAutomation", "PauseDeployment", "PauseWorkPool", "PauseWorkQueue", "ResumeAutomation", "ResumeDeployment",
-            "ResumeWorkPool", "ResumeWorkQueue", "RunDeployment", "SendNotification", "SuspendFlowRun",
-        )
-    },
-    **{
-        f"automations.{name}": "it is in hark.events, for serve(triggers=[…]); a rule of its own is hark.automations.Automation"
-        for name in ("CompoundTrigger", "EventTrigger", "MetricTrigger", "SequenceTrigger")
-    },
     **{
         f"blocks.notifications.{name}": "use AppriseNotificationBlock(url=…): https://github.com/caronc/apprise lists addresses"
         for name in (
@@ -60,7 +45,6 @@ ABSENT: dict[str, str] = {
     "deployments.schedules": "write schedules=[Cron(…), Interval(…), RRule(…)], of hark.schedules",
     "deployments.steps": _CODE,
     "docker": _IMAGE,
-    "events.actions": _ACTION,
     "events.clients": _STREAM,
     "events.filters": "hark.Hark().events(type=…, subject=…, since=…) lists events",
     "events.get_events_client": "use emit() or emit_event()",

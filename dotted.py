@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 else:
     Loader = object  # importlib.abc takes longer to load than all of this
 
-__all__ = ["NAMES", "install"]
+__all__ = ["NAMES", "UNDER_ANOTHER_NAME", "install"]
 
 NAMES: dict[str, tuple[str, ...]] = {
     "artifacts": ("engine.artifacts",),
@@ -57,11 +57,15 @@ NAMES: dict[str, tuple[str, ...]] = {
     "deployments": ("engine.deployments", "server.serving"),
     "deployments.flow_runs": ("engine.deployments",),
     "deployments.runner": ("engine.deployments", "server.serving"),
-    "events": ("engine.events", "automations.prefect_trigger", "Event=bus.event:Event"),
+    "events": ("engine.events", "automations.prefect_trigger", "automations.prefect_action", "Event=engine.event_view:Event"),
+    "events.actions": ("automations.prefect_action",),
     "events.schemas": (),
-    "events.schemas.automations": ("automations.prefect_trigger",),
+    "events.schemas.automations": ("automations.prefect_trigger", "automations.prefect_automation"),
     "events.schemas.deployment_triggers": ("automations.prefect_trigger",),
-    "events.schemas.events": ("engine.events", "Event=bus.event:Event"),
+    "events.schemas.events": (
+        "engine.events", "Event=engine.event_view:Event", "ReceivedEvent=engine.event_view:Event",
+        "ResourceSpecification=automations.prefect_trigger:ResourceSpecification",
+    ),
     "events.utilities": ("engine.events",),
     "exceptions": ("engine.exceptions", "PrefectHTTPStatusError=server.client:ApiError"),
     "filesystems": ("engine.filesystems", ""),
@@ -105,6 +109,11 @@ NAMES: dict[str, tuple[str, ...]] = {
 
 An empty source keeps a name from being one module, so that what is absent from it can be answered.
 """
+
+UNDER_ANOTHER_NAME: dict[str, tuple[str, ...]] = {
+    "automations": ("automations.prefect_automation", "automations.prefect_action", "automations.prefect_trigger", "automations"),
+}  # fmt: skip
+"""What is something else below ``prefect`` (or whatever the package goes by) than below ``hark``: two rooms of one name."""
 
 _PARENTS = {name.rpartition(".")[0] for name in NAMES}
 
@@ -187,9 +196,14 @@ class _Finder(Loader):
     def exec_module(self, module: ModuleType) -> None:
         # Import takes what it finds under the name once we are done, so that a module of ours can stand at two names.
         top, _, rest = module.__name__.partition(".")
-        sys.modules[module.__name__] = (
-            self._at(rest) if top == self._root else import_module(f"{self._root}.{rest}")
-        )
+        found: ModuleType
+        if top == self._root:
+            found = self._at(rest)
+        elif rest in UNDER_ANOTHER_NAME:
+            found = _Made(module.__name__, UNDER_ANOTHER_NAME[rest], self._root)
+        else:
+            found = import_module(f"{self._root}.{rest}")
+        sys.modules[module.__name__] = found
 
     def _at(self, name: str) -> ModuleType:
         sources = NAMES[name]

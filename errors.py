@@ -19,7 +19,7 @@
     │   ├── BlockUnfit             a saved block does not fit its class any more; also a RuntimeError
     │   ├── ScriptFailed           the file a flow is in cannot be imported
     │   ├── NotSerializable        a result cannot be written by its serializer; also a TypeError
-    │   └── EventInvalid           an event breaks a rule of the envelope
+    │   └── EventInvalid           an event breaks a rule of the envelope; also a ValueError
     ├── RefusedError             asked for something that may not be done (now)
     │   ├── GuardFailed            somebody else wrote first; read again and decide again
     │   ├── RunLost                this process no longer owns the run; stop writing
@@ -193,7 +193,7 @@ class NotSerializable(DefinitionError, TypeError):
     """A result cannot be written by the serializer it is to be written with."""
 
 
-class EventInvalid(DefinitionError):
+class EventInvalid(DefinitionError, ValueError):
     """An event breaks a rule of the envelope; ``field`` names the attribute."""
 
     def __init__(self, field: str, problem: str) -> None:

@@ -72,6 +72,16 @@ _NAMES = {
     "outbox": ("Outbox",),
     "pattern": ("EventPattern",),
     "perform": ("ActionFailed", "Performers"),
+    "prefect_action": (
+        "CallWebhook", "CancelFlowRun", "ChangeFlowRunState", "DeclareIncident", "DeleteFlowRun", "DoNothing",
+        "PauseAutomation", "PauseDeployment", "PauseWorkPool", "PauseWorkQueue", "ResumeAutomation", "ResumeDeployment",
+        "ResumeFlowRun", "ResumeWorkPool", "ResumeWorkQueue", "RunDeployment", "SendNotification", "SuspendFlowRun",
+    ),
+    "prefect_automation": ("AutomationCore",),
+    "prefect_trigger": (
+        "CompositeTrigger", "CompoundTrigger", "EventTrigger", "MetricTrigger", "MetricTriggerOperator",
+        "MetricTriggerQuery", "Posture", "PrefectMetric", "ResourceSpecification", "ResourceTrigger", "SequenceTrigger", "Trigger",
+    ),
     "problem": ("Problem", "RuleInvalid", "problems_of"),
     "ruletest": ("TestOutcome", "run_tests"),
     "where": ("Predicate", "compile_where"),

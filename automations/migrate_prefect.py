@@ -16,7 +16,7 @@ from ..duration import format_duration
 from .migration import Converted, NotConverted, Sections, slug
 from .problem import Loc
 
-__all__ = ["convert_prefect", "event_pattern", "read_trigger"]
+__all__ = ["convert_prefect", "event_pattern", "read_automation", "read_trigger"]
 
 _RUN_WORDS = {
     "Scheduled": "scheduled", "Late": "late", "Pending": "pending", "Running": "running", "Retrying": "retrying",
@@ -105,6 +105,15 @@ def read_trigger(
     return rule.trigger(trigger, ()), rule.values(parameters, ("parameters",))
 
 
+def read_automation(out: Converted, written: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of the rule that an automation written for Hark becomes; ``out`` takes notes.
+
+    Raises:
+        NotConverted: something in it has no equivalent.
+    """
+    return _given(_Rule(out, (), ids_are_names=True).fields(written))
+
+
 def event_pattern(written: object, loc: Loc) -> str:
     """Return the pattern of types for a type as Prefect has it.
 
@@ -134,6 +143,9 @@ class _Rule:
         self._out, self._loc, self._ids_are_names = out, loc, ids_are_names
 
     def convert(self, name: str, item: Mapping[str, Any]) -> None:
+        self._out.rule(name, self.fields(item), self._loc)
+
+    def fields(self, item: Mapping[str, Any]) -> dict[str, Any]:
         rule: dict[str, Any] = {"description": item.get("description") or None}
         if item.get("enabled") is False:
             rule["paused"] = True
@@ -148,7 +160,7 @@ class _Rule:
                 (*self._loc, "actions_on_resolve"),
                 "write `resolve:` (when it is over) to have `on_resolve` here",
             )
-        self._out.rule(name, rule, self._loc)
+        return rule
 
     # --- triggers -------------------------------------------------------------------------------------
 
@@ -332,6 +344,8 @@ class _Rule:
                 paths.append("subject")
             elif match and match[1] in _ROLES:
                 paths.append(_ROLES[match[1]])
+            elif re.fullmatch(r"(?!prefect\.|related:)[\w.-]+", str(label)):
+                paths.append(f'data.resource["{label}"]')
             else:
                 raise NotConverted((*loc, "for_each", i), f"the label {label!r} has no equivalent")
         return _one(paths) if paths else None
@@ -345,6 +359,8 @@ class _Rule:
             try:
                 one = self.action(_mapping(action), loc)
             except NotConverted as exc:
+                if self._ids_are_names:
+                    raise
                 self._out.notes.append(exc.note)
                 continue
             if one is not None:
@@ -380,10 +396,11 @@ class _Rule:
             key = target.replace("-", "_")
             return {verb: {_TARGETS[target]: self.named(key, action, is_selected, loc)}}
         if kind == "send-notification":
-            name = f"prefect-block-{str(action.get('block_document_id'))[:8]}"
+            block = str(action.get("block_document_id"))
+            name = action.get("block_name") or f"prefect-block-{block[:8]}"
             self._out.look(
                 loc,
-                f"define the channel {name!r}: it is what the block {action.get('block_document_id')} was",
+                f"define the channel {name!r}: it is what the block {block} was",
             )
             return _given({
                 "notify": name, "title": self.template(action.get("subject"), (*loc, "subject")),
@@ -391,12 +408,13 @@ class _Rule:
             })  # fmt: skip
         if kind == "call-webhook":
             block = str(action.get("block_document_id"))
+            secret = f"webhook_{str(action.get('block_name') or block[:8]).replace('-', '_')}"
             self._out.look(
                 loc,
-                f"put the address of the webhook block {block} in: `hark secrets set webhook_{block[:8]}`",
+                f"put the address of the webhook block {block} in: `hark secrets set {secret}`",
             )
             return _given({
-                "call": "{{ secrets.webhook_" + block[:8] + " }}",
+                "call": "{{ secrets." + secret + " }}",
                 "body": self.template(action.get("payload"), (*loc, "payload")),
             })  # fmt: skip
         raise NotConverted(loc, f"the action {kind!r} has no equivalent")
@@ -408,6 +426,8 @@ class _Rule:
                 "work_queue": "{{ event.data.pool }}/{{ event.data.queue }}", "automation": "{{ event.data.automation.name }}",
             }[kind]  # fmt: skip
         id_ = str(action.get(f"{kind}_id") or action.get("deployment_name") or "")
+        if self._ids_are_names:
+            return id_ if kind == "work_queue" else id_.rpartition("/")[2]
         name = str(action.get("deployment_name") or f"{kind.replace('_', '-')}-{id_[:8]}")
         if "deployment_name" not in action:
             self._out.look(

@@ -79,6 +79,7 @@ class Automation(Strict):
     owner: str | None = Field(
         None, description="`deployment/<name>`: it is a trigger of it, and goes with it"
     )
+    written: JsonObject | None = Field(None, description="what it was made of, if in another tool's words")
 
     on: Types | None = None
     where: Where | None = None
@@ -405,7 +406,11 @@ class Automation(Strict):
     def version(self) -> str:
         """Short hash of all that the rule decides and does; tests and the description do not count."""
         return _hash(
-            {k: v for k, v in self.to_json().items() if k not in ("tests", "description", "paused", "owner")}
+            {
+                k: v
+                for k, v in self.to_json().items()
+                if k not in ("tests", "description", "paused", "owner", "written")
+            }
         )
 
     @cached_property

@@ -7,12 +7,13 @@ New code says it shorter with the classes of the same names in ``hark.automation
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, field_validator, model_validator
+from pydantic_core import core_schema
 
 from ..duration import format_duration
 from .migrate_prefect import event_pattern, read_trigger
@@ -22,7 +23,7 @@ from .problem import Problem, RuleInvalid, did_you_mean
 
 __all__ = [
     "CompositeTrigger", "CompoundTrigger", "DeploymentCompoundTrigger", "DeploymentEventTrigger", "DeploymentMetricTrigger",
-    "DeploymentSequenceTrigger", "EventTrigger", "MetricTrigger", "MetricTriggerOperator", "MetricTriggerQuery", "Posture",
+    "DeploymentSequenceTrigger", "DeploymentTriggerTypes", "EventTrigger", "MetricTrigger", "MetricTriggerOperator", "MetricTriggerQuery", "Posture",
     "PrefectMetric", "ResourceSpecification", "ResourceTrigger", "SequenceTrigger", "Trigger", "TriggerTypes",
     "written_trigger",
 ]  # fmt: skip
@@ -56,15 +57,60 @@ class PrefectMetric(StrEnum):
 
 
 class ResourceSpecification(dict[str, Any]):
-    """Labels that events must have: ``{"prefect.resource.id": "prefect.flow-run.*"}``."""
+    """Labels that events must have: ``{"prefect.resource.id": "prefect.flow-run.*"}``.
+
+    A value is one text or several, of which one has to fit: ``*`` at its end stands for anything, ``!`` before it for all
+    others. A label that is not there fits none.
+    """
+
+    def __init__(
+        self, labels: Mapping[str, Any] | None = None, /, *, root: Mapping[str, Any] | None = None
+    ) -> None:
+        super().__init__(labels or root or {})
 
     @classmethod
     def model_validate(cls, labels: Mapping[str, Any]) -> ResourceSpecification:
         return cls(labels)
 
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        return core_schema.no_info_after_validator_function(
+            cls, core_schema.dict_schema(core_schema.str_schema(), handler(str | list[str]))
+        )
+
+    def matches_every_resource(self) -> bool:
+        """Return whether nothing is asked for."""
+        return not self
+
+    def matches_every_resource_of_kind(self, prefix: str) -> bool:
+        """Return whether all that is asked for is the kind, as ``prefix.*``."""
+        asked = self.get("prefect.resource.id")
+        return not self or (
+            len(self) == 1 and f"{prefix}.*" in ([asked] if isinstance(asked, str) else asked or [])
+        )
+
+    def matches(self, resource: Mapping[str, str]) -> bool:
+        """Return whether a resource has these labels."""
+        return all(
+            any(_fits(one, resource.get(label)) for one in ([wanted] if isinstance(wanted, str) else wanted))
+            for label, wanted in self.items()
+        )
+
+    def includes(self, candidates: Iterable[Mapping[str, str]]) -> bool:
+        """Return whether one of these has them, or nothing is asked for."""
+        return not self or any(self.matches(one) for one in candidates)
+
+
+def _fits(wanted: str, value: str | None) -> bool:
+    if value is None:
+        return False
+    plain = wanted.removeprefix("!")
+    is_it = value.startswith(plain[:-1]) if plain.endswith("*") else value == plain
+    return is_it != wanted.startswith("!")
+
 
 class _Written(BaseModel):
-    model_config = ConfigDict(extra="forbid", use_enum_values=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", validate_default=True, ser_json_timedelta="float")
 
     @model_validator(mode="before")
     @classmethod
@@ -131,16 +177,14 @@ _OF_DEPLOYMENTS = ("name", "description", "enabled", "parameters", "job_variable
 class ResourceTrigger(Trigger):
     """One that looks at what events are about."""
 
-    match: dict[str, Any] = Field(default_factory=dict)
-    match_related: dict[str, Any] | list[dict[str, Any]] = Field(default_factory=dict)
+    match: ResourceSpecification = Field(default_factory=ResourceSpecification)
+    match_related: ResourceSpecification | list[ResourceSpecification] = Field(
+        default_factory=ResourceSpecification
+    )
 
 
-def _texts(value: Any) -> Any:
-    """Return what is given as a set, in order, so that the rule is the same each time the program runs."""
-    return sorted(value) if isinstance(value, set | frozenset | tuple | list) else value
-
-
-_Texts = Annotated[list[str], BeforeValidator(_texts)]
+# Written in order, so that the rule is the same each time the program runs.
+_Texts = Annotated[set[str], PlainSerializer(sorted, return_type=list[str], when_used="json")]
 
 
 class EventTrigger(ResourceTrigger):
@@ -153,16 +197,16 @@ class EventTrigger(ResourceTrigger):
     """
 
     type: Literal["event"] = "event"
-    after: _Texts = Field(default_factory=list)
-    expect: _Texts = Field(default_factory=list)
-    for_each: _Texts = Field(default_factory=list)
+    after: _Texts = Field(default_factory=set)
+    expect: _Texts = Field(default_factory=set)
+    for_each: _Texts = Field(default_factory=set)
     posture: Literal[Posture.Reactive, Posture.Proactive] = Posture.Reactive
     threshold: int = Field(1, ge=1)
-    within: timedelta = timedelta(0)
+    within: timedelta = Field(timedelta(0), ge=timedelta(0))
 
     @field_validator("after", "expect")
     @classmethod
-    def _types(cls, given: list[str]) -> list[str]:
+    def _types(cls, given: set[str]) -> set[str]:
         for one in given:
             try:
                 event_pattern(one, ())
@@ -172,8 +216,12 @@ class EventTrigger(ResourceTrigger):
 
     @model_validator(mode="after")
     def _time_to_be_absent(self) -> Self:
-        if self.posture == Posture.Proactive and timedelta(0) < self.within < timedelta(seconds=10):
-            raise ValueError("`within` of a Proactive trigger is 10 seconds or more")
+        least = timedelta(seconds=10)
+        if self.posture == Posture.Proactive and self.within < least:
+            if self.within:
+                raise ValueError("`within` of a Proactive trigger is 10 seconds or more")
+            # Not by assignment, which would say that somebody has set it.
+            self.__dict__["within"] = least
         return self
 
 
@@ -256,6 +304,10 @@ class DeploymentCompoundTrigger(_OfDeployment, CompoundTrigger):
 class DeploymentSequenceTrigger(_OfDeployment, SequenceTrigger):
     """Runs the deployment when one trigger has fired after another."""
 
+
+DeploymentTriggerTypes = (
+    DeploymentEventTrigger | DeploymentMetricTrigger | DeploymentCompoundTrigger | DeploymentSequenceTrigger
+)
 
 for _model in (
     CompositeTrigger,

@@ -20,7 +20,7 @@ from .values import secret_store
 if TYPE_CHECKING:
     from ..bus.session import Session
 
-__all__ = ["delete_block", "load_block", "load_reference", "load_referred", "save_block"]
+__all__ = ["block_named", "delete_block", "load_block", "load_reference", "load_referred", "save_block"]
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,99}")
 _REF = "$ref"
@@ -99,6 +99,13 @@ async def delete_block(session: Session, cls: type[Block], name: str) -> None:
     if await bucket.get(key.replace("/", ".")) is None:
         raise UnknownBlock("block", key, known=await _known(session))
     await bucket.delete(key.replace("/", "."))
+
+
+async def block_named(session: Session, ref: object) -> str:
+    """Return the name of a saved block, by its id or as ``kind/name``. Raises ``UnknownBlock``, ``InvalidNameError``."""
+    if "/" in str(ref):
+        return str(ref).rpartition("/")[2]
+    return (await _key_of(session, ref)).rpartition("/")[2]
 
 
 def load_reference(ref: object) -> Block:

@@ -96,9 +96,13 @@ def emit_event(
     others = [dict(RelatedResource(one)) for one in related or ()]
     if others:
         data.setdefault("related", others)  # type: ignore[arg-type]
-    return emit(
-        event_type(event), subject=about.id, data=data, time=occurred, id=str(id) if id is not None else None,
-        follows=follows,
+    from .event_view import seen
+
+    return seen(
+        emit(
+            event_type(event), subject=about.id, data=data, time=occurred, id=str(id) if id is not None else None,
+            follows=follows,
+        )
     )  # fmt: skip
 
 

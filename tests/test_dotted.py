@@ -140,7 +140,6 @@ def test_what_is_patched_in_a_module_made_of_several_is_patched_where_it_is(
             "from hark.flows import bind_flow_to_infrastructure",
             "bind_flow_to_infrastructure: .*work_pool_name",
         ),
-        ("from hark.automations import RunDeployment", "what a rule does"),
         ("from hark.task_runners import PrefectTaskRunner", r"task\.delay"),
     ],
 )
