@@ -85,7 +85,7 @@ class Folding:
 
     def __init__(self) -> None:
         self._changes = Changes()
-        self._tasks: dict[str, tuple[int, dict[str, Any], str]] = {}
+        self._tasks: dict[str, _TaskRun] = {}
 
     def add(self, messages: Iterable[Message]) -> None:
         """Fold messages that follow those added before."""
@@ -98,12 +98,14 @@ class Folding:
         return changes
 
 
-def _add(
-    changes: Changes, tasks: dict[str, tuple[int, dict[str, Any], str]], messages: Iterable[Message]
-) -> None:
+_TaskRun: TypeAlias = "tuple[int, str, Any, Any, Any, Any, Any, str, Any, Any, Any, Any, str]"
+"""What ``_task_run`` makes a row of, as it was read."""
+
+
+def _add(changes: Changes, tasks: dict[str, _TaskRun], messages: Iterable[Message]) -> None:
     unreadable, counted = changes.listed["unreadable"], changes.counted
     add_event = changes.listed["events"].append
-    loads, handlers = orjson.loads, _HANDLERS
+    loads, kinds, states = orjson.loads, _kinds, _STATES
     in_hour: dict[str, int] = {}
     hour, seq = "", changes.reached
     of_second, second_text = -1, ""
@@ -113,14 +115,28 @@ def _add(
         if second != of_second:
             of_second = second
             second_text = format_time(datetime.fromtimestamp(second, UTC))[:20]
+            if second_text[:13] != hour:
+                _count(counted, hour, in_hour)
+                hour, in_hour = second_text[:13], {}
         recorded_at = f"{second_text}{micros:06d}Z"
         try:
             event = loads(raw)
-            if (why := lacking(event)) is not None:
-                raise _Odd(why)
-            get = event.get
-            type_, source = event["type"], event["source"]
+            if event.__class__ is not dict:
+                raise _Odd(lacking(event) or "")
+            get: Callable[[str], Any] = event.get
+            type_, id_, source = get("type"), get("id"), get("source")
             # What most events are is looked at here; what the others are, in a function.
+            kind = kinds.get((type_, source))
+            if (
+                kind is None
+                or id_.__class__ is not str
+                or not id_
+                or not id_.isprintable()
+                or get("specversion") != "1.0"
+            ):
+                if (why := lacking(event)) is not None:
+                    raise _Odd(why)
+                kind = _kind_of(type_, source)
             time = get("time")
             if not (
                 time.__class__ is str
@@ -139,25 +155,38 @@ def _add(
                 causationid = _text(causationid)
             depth = get("causaldepth")
             add_event((
-                seq, event["id"], type_, source, subject, time, recorded_at, correlationid, causationid,
+                seq, id_, type_, source, subject, time, recorded_at, correlationid, causationid,
                 0 if depth is None else _whole(depth) or 0, raw,
             ))  # fmt: skip
         except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError, _Odd) as exc:
             unreadable.append((seq, message.subject, f"not an event: {_why(exc)}", raw))
             continue
-        if recorded_at[:13] != hour:
-            _count(counted, hour, in_hour)
-            hour, in_hour = recorded_at[:13], {}
         in_hour[type_] = in_hour.get(type_, 0) + 1
-        if source[:10] == _WEBHOOKS:
+        if kind is _OTHER:
+            continue
+        handle, rest, is_task_run, is_from_webhook = kind
+        if is_from_webhook:
             _accepted_by_webhook(changes, seq, source, type_, time)
-        word, _, rest = type_.partition(".")
         try:
-            if word == "task-run":
-                # Most events are of these, and most of those are not the last of their run: look now, build later.
-                tasks[_checked_task_run(event)] = seq, event, time
-            elif (handle := handlers.get(word)) is not None:
-                handle(changes, seq, event, rest, time)
+            if not is_task_run:
+                if handle is not None:
+                    handle(changes, seq, event, rest, time)
+                continue
+            # Most events are of these, and most of those are not the last of their run: looked at and taken apart now,
+            # so that what was parsed can go while the processor still has it at hand, and made a row of later.
+            data = event["data"]
+            run, state, flow_run, task = data["run"], data["state"], data["flow_run"], data["task"]
+            if not (run.__class__ is state.__class__ is flow_run.__class__ is task.__class__ is dict):
+                raise _Odd("run, state, flow_run and task are not all objects")
+            state_type = state["type"]
+            if state_type not in states:
+                raise _Odd(f"state type {state_type!r:.40}")
+            of, get = flow_run["id"], run.get
+            tasks[_need(run["id"])] = (
+                seq, of if of.__class__ is str and of else _need(of), get("name"), task.get("name"), get("attempt"),
+                get("index"), data.get("tags"), state_type, state.get("name"), state.get("message"), get("started_at"),
+                get("duration_s"), time,
+            )  # fmt: skip
         except (KeyError, TypeError, AttributeError, ValueError, _Odd) as exc:
             unreadable.append((seq, message.subject, f"{type_}: {_why(exc)}", raw))
     _count(counted, hour, in_hour)
@@ -172,27 +201,26 @@ def _count(counted: dict[tuple[str, str], int], hour: str, in_hour: dict[str, in
 # --- one function per first word ----------------------------------------------------------------------
 
 
-def _checked_task_run(event: dict[str, Any]) -> str:
-    """Return the id of the task run an event is about, having looked at everything ``_task_run`` relies on."""
-    data = event["data"]
-    run, state, flow_run = data["run"], data["state"], data["flow_run"]
-    if not (type(run) is type(state) is type(flow_run) is type(data["task"]) is dict):
-        raise _Odd("run, state, flow_run and task are not all objects")
-    if state["type"] not in _STATES:
-        raise _Odd(f"state type {state['type']!r:.40}")
-    _need(flow_run["id"])
-    return _need(run["id"])
-
-
-def _task_run(id_: str, seq: int, event: dict[str, Any], time: str) -> Row:
-    data = event["data"]
-    run, state, task, tags = data["run"], data["state"], data["task"], data.get("tags")
-    kind: str = state["type"]
+def _task_run(
+    id_: str,
+    seq: int,
+    flow_run: str,
+    name: Any,
+    task_name: Any,
+    attempt: Any,
+    index: Any,
+    tags: Any,
+    kind: str,
+    state_name: Any,
+    message: Any,
+    started_at: Any,
+    duration_s: Any,
+    time: str,
+) -> Row:
     return (
-        id_, seq, data["flow_run"]["id"], _text(run.get("name")) or "", _text(task.get("name")) or "",
-        _whole(run.get("attempt")) or 0, _whole(run.get("index")) or 0, _json_list(tags) if tags else "[]",
-        kind, _text(state.get("name")) or kind.capitalize(), _text(state.get("message")),
-        _moment(run.get("started_at")), _number(run.get("duration_s")), time,
+        id_, seq, flow_run, _text(name) or "", _text(task_name) or "", _whole(attempt) or 0, _whole(index) or 0,
+        _json_list(tags) if tags else "[]", kind, _text(state_name) or kind.capitalize(), _text(message),
+        _moment(started_at), _number(duration_s), time,
     )  # fmt: skip
 
 
@@ -315,6 +343,23 @@ _HANDLERS: dict[str, Callable[[Changes, int, dict[str, Any], str, str], None]] =
     "notification": _notification, "webhook": _webhook, "schedule": _schedule, "worker": _worker,
     "artifact": _artifact,
 }  # fmt: skip
+_Kind: TypeAlias = "tuple[Callable[[Changes, int, dict[str, Any], str, str], None] | None, str, bool, bool]"
+_OTHER: _Kind = (None, "", False, False)
+_kinds: dict[tuple[Any, Any], _Kind] = {}
+"""By type and source: what is done with such events, once one has been looked at. Most events are of a few kinds."""
+_MOST_KINDS = 4096
+
+
+def _kind_of(type_: str, source: str) -> _Kind:
+    """Return the handler, the type behind its first word, whether it is of a task run, and whether a webhook took it in."""
+    word, _, rest = type_.partition(".")
+    kind = (_HANDLERS.get(word), rest, word == "task-run", source.startswith(_WEBHOOKS))
+    if kind == (None, rest, False, False):
+        kind = _OTHER
+    if len(_kinds) >= _MOST_KINDS:
+        _kinds.clear()
+    _kinds[type_, source] = kind
+    return kind
 
 
 # --- reading values that anybody may have written -----------------------------------------------------

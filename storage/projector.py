@@ -30,6 +30,9 @@ log = logging.getLogger(__name__)
 
 _BITE = 200
 """Events folded before others of the loop have a turn: a few milliseconds."""
+_BURST, _BURST_S = 32, 0.05
+"""So many events at once are no single fact somebody waits for: more will follow, and share their transaction with those
+that come within so many seconds. Each transaction writes the ends of all indexes anew."""
 
 
 class Projector(AsyncContextManagerMixin):
@@ -40,7 +43,8 @@ class Projector(AsyncContextManagerMixin):
 
     Args:
         progress: to be moved on; by default one of its own.
-        gather_s: let so many seconds of events come together for one transaction. Not while it catches up.
+        gather_s: let so many seconds of events come together for one transaction, also when they are few. Not while it
+            catches up.
     Raises:
         BusUnavailable: on entering, when the broker does not answer. Later outages are waited out.
     """
@@ -157,13 +161,19 @@ class Projector(AsyncContextManagerMixin):
                 ) as batches:
                     async for batch in batches:
                         await folded.send((await self._fold(batch), batch.pending))
-                        if self._gather_s and len(batch.records) < self._config.batch:
-                            await self._clock.sleep(self._gather_s)
+                        if (pause_s := self._pause_s(len(batch.records))) > 0:
+                            await anyio.sleep(pause_s)
             except HarkError as exc:
                 failures.append(exc)
                 tg.cancel_scope.cancel("following failed")
         if failures:
             raise failures[0]
+
+    def _pause_s(self, count: int) -> float:
+        """Return for how long to let events come together after a batch of ``count``; while it catches up, not at all."""
+        if count >= self._config.batch:
+            return 0.0
+        return max(self._gather_s, _BURST_S) if count >= _BURST else self._gather_s
 
     async def _commit(self, store: Store, changes: AsyncIterable[tuple[Changes, int]]) -> None:
         prune_at = self._clock.monotonic() + self._config.prune_every_s

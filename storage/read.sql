@@ -170,12 +170,20 @@ AND causationid = :causation;
 
 -- name: events.since
 -- for: recorded from then on. Sequences grow with the time of recording, so this is a bound on the key
-AND seq >= coalesce((SELECT seq FROM events WHERE recorded_at >= :since ORDER BY recorded_at, seq LIMIT 1),
+AND seq >= coalesce((SELECT seq FROM events
+                     WHERE recorded_at >= :since
+                       AND seq >= coalesce((SELECT seq FROM events WHERE seq % 64 = 0 AND recorded_at < :since
+                                            ORDER BY recorded_at DESC, seq DESC LIMIT 1), 0)
+                     ORDER BY seq LIMIT 1),
                     9223372036854775807);
 
 -- name: events.until
 -- for: recorded before
-AND seq < coalesce((SELECT seq FROM events WHERE recorded_at >= :until ORDER BY recorded_at, seq LIMIT 1),
+AND seq < coalesce((SELECT seq FROM events
+                    WHERE recorded_at >= :until
+                      AND seq >= coalesce((SELECT seq FROM events WHERE seq % 64 = 0 AND recorded_at < :until
+                                           ORDER BY recorded_at DESC, seq DESC LIMIT 1), 0)
+                    ORDER BY seq LIMIT 1),
                    9223372036854775807);
 
 -- name: events.after_seq
@@ -384,5 +392,9 @@ UNION ALL SELECT 'unreadable', count(*) FROM unreadable;
 
 -- name: seq_since
 -- for: the first place in the log at or after a moment
-SELECT coalesce((SELECT seq FROM events WHERE recorded_at >= :since ORDER BY recorded_at, seq LIMIT 1),
+SELECT coalesce((SELECT seq FROM events
+                 WHERE recorded_at >= :since
+                   AND seq >= coalesce((SELECT seq FROM events WHERE seq % 64 = 0 AND recorded_at < :since
+                                        ORDER BY recorded_at DESC, seq DESC LIMIT 1), 0)
+                 ORDER BY seq LIMIT 1),
                 9223372036854775807);

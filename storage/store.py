@@ -26,7 +26,7 @@ from .statement import in_its_thread, of_many, schema, statements
 
 __all__ = ["SCHEMA_VERSION", "Reached", "Store", "digest", "read_only", "remove_files"]
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """Raise it whenever schema.sql or fold.py changes what rows look like; files of another version are folded again."""
 
 _PRUNE_BITE = 20_000
@@ -100,7 +100,7 @@ class Store:
             "journal_mode = WAL",
             "synchronous = NORMAL",
             "busy_timeout = 5000",
-            "cache_size = -32768",
+            "cache_size = -8192",
             "temp_store = MEMORY",
             "wal_autocheckpoint = 4000",
         ):

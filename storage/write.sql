@@ -118,7 +118,11 @@ DELETE FROM event_hours WHERE hour <= :hour;
 -- name: recount_event_hour
 -- for: what is left of the hour in which the log begins
 INSERT INTO event_hours (hour, type, n)
-SELECT :hour, type, count(*) FROM events WHERE recorded_at >= :hour AND recorded_at < :hour || '~' GROUP BY type;
+SELECT :hour, type, count(*) FROM events
+WHERE recorded_at >= :hour AND recorded_at < :hour || '~'
+  AND seq <= coalesce((SELECT seq FROM events WHERE seq % 64 = 0 AND recorded_at >= :hour || '~'
+                       ORDER BY recorded_at, seq LIMIT 1), 9223372036854775807)
+GROUP BY type;
 
 -- name: prune_unreadable
 -- for: unreadable messages that left the log
