@@ -71,15 +71,14 @@ def inspect_entrypoint(entrypoint: str, folder: Path) -> FlowSource:
     first = what.partition(".")[0]
     names = _names(tree.body)
     if first not in names:
-        near = get_close_matches(first, sorted(names), n=1)
-        functions = sorted(
-            n for n, node in names.items() if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-        )
-        hint = (
-            f"did you mean {near[0]!r}?"
-            if near
-            else f"it defines: {', '.join(functions[:10]) or 'no functions'}"
-        )
+        functions = {
+            n: node for n, node in names.items() if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        }
+        flows = [n for n, node in functions.items() if _is_a(node, "flow")]
+        others = [n for n, node in names.items() if n not in functions or not _is_a(functions[n], "task")]
+        near = get_close_matches(first, sorted(flows), n=1) or get_close_matches(first, sorted(others), n=1)
+        shown = sorted(flows or functions)[:10]
+        hint = f"did you mean {near[0]!r}?" if near else f"it defines: {', '.join(shown) or 'no functions'}"
         if any(isinstance(n, ast.ImportFrom) and any(a.name == "*" for a in n.names) for n in tree.body):
             return FlowSource(None, None, frozenset())
         raise DefinitionError(f"{where} has no function {what!r}", hint=hint)
@@ -161,6 +160,15 @@ def _names(body: Iterable[ast.stmt]) -> dict[str, ast.AST]:
             case _:
                 pass
     return names
+
+
+def _is_a(node: ast.FunctionDef | ast.AsyncFunctionDef, word: str) -> bool:
+    """Return whether a function stands under this decorator: ``@flow``, ``@hark.flow``, ``@flow(retries=2)``."""
+    for decorator in node.decorator_list:
+        called = decorator.func if isinstance(decorator, ast.Call) else decorator
+        if getattr(called, "id", getattr(called, "attr", "")) == word:
+            return True
+    return False
 
 
 def _decorated_name(node: ast.FunctionDef | ast.AsyncFunctionDef) -> str | None:

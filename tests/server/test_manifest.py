@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 from hark.engine.limit import key_of
+from hark.errors import DefinitionError
+from hark.server.entrypoint import inspect_entrypoint
 from hark.server.fault import ManifestInvalid
 from hark.server.lint import lint_manifest
 from hark.server.manifest import Manifest, check_manifest, load_manifest
@@ -130,6 +132,22 @@ def test_a_fault_has_its_place_and_a_suggestion(write: Write, old: str, new: str
     _, faults = check_manifest(write(GOOD.replace(old, new, 1)))
     shown = [str(f) for f in faults]
     assert any(line.startswith(fault) for line in shown), "\n".join(shown)
+
+
+def test_a_wrong_flow_name_is_answered_with_flows(tmp_path: Path) -> None:
+    """Tasks and helpers beside them are no candidates, neither listed nor taken for what was meant."""
+    (tmp_path / "etl.py").write_text(
+        "from hark import flow, task\n@task\ndef step(): ...\n@flow(name='x')\ndef load(): ...\n"
+        "@flow\nasync def etl(): ...\ndef plain(): ...\n"
+    )
+    for wrong, hint in (
+        ("nothing", "it defines: etl, load"),
+        ("steps", "it defines: etl, load"),
+        ("elt", "did you mean 'etl'?"),
+    ):
+        with pytest.raises(DefinitionError) as caught:
+            inspect_entrypoint(f"etl.py:{wrong}", tmp_path)
+        assert caught.value.hint == hint
 
 
 def test_all_faults_are_told_at_once_in_file_order(write: Write) -> None:
