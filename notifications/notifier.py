@@ -30,7 +30,7 @@ from ..errors import (
     NotificationFailed,
     UnknownName,
 )
-from ..template import render
+from ..template import render, template_names
 from ..vocabulary import JsonObject, JsonValue, derived_id, new_id
 from .attachment import Attachments
 from .channel import Channel, Template
@@ -217,16 +217,27 @@ class Notifier(AsyncContextManagerMixin):
         )
         urls = [render(url, context) for url in channel.urls]
         redactor = self._late.redactor.also(urls)
+        link = message.context.get("ack_url")
+        linked = replace(message, body=f"{message.body}\n\nAcknowledge: {link}".strip()) if link else message
         said: dict[str, Any] = {
-            **message.context, **context, "title": message.title, "body": message.body, "severity": message.severity.value,
+            **message.context, **context, "title": message.title, "severity": message.severity.value,
             "channel": channel.name, "event": cause.to_dict() if cause is not None else {},
         }  # fmt: skip
         from .apprise_port import kind_of
 
         def written(template: Template) -> Message:
-            title = render(template.title, said) if template.title is not None else message.title
-            body = render(template.body, said) if template.body is not None else message.body
-            return clipped(replace(message, title=title, body=body))
+            title, body = template.title, template.body
+            # Whoever puts the link where they want it does not get it once more below.
+            places_it = any("ack_url" in template_names(text) for text in (title, body) if text is not None)
+            plain = message if places_it else linked
+            known = {**said, "body": plain.body}
+            return clipped(
+                replace(
+                    message,
+                    title=render(title, known) if title is not None else plain.title,
+                    body=render(body, known) if body is not None else plain.body,
+                )
+            )
 
         addresses = []
         for i, url in enumerate(urls):

@@ -398,10 +398,7 @@ class _Term:
         link = None
         if self._links is not None and send.stamp is not None:
             link = self._links.link(Ticket(send.group, send.stamp, shown_address(send.to)), send.at)
-        context = {**message.context, "ack_url": link}
-        if link is None:
-            return replace(message, context=context)
-        return replace(message, body=f"{message.body}\n\nAcknowledge: {link}".strip(), context=context)
+        return replace(message, context={**message.context, "ack_url": link})
 
     async def _give_up(self, send: Send, exc: HarkError) -> None:
         log.error("notification.given_up", extra={"to": shown_address(send.to), "group": send.group})

@@ -138,6 +138,20 @@ async def test_alerts_of_one_group_are_one_message(
     assert types.count("notification.sent") == 3
 
 
+async def test_a_template_that_places_the_link_shows_it_once(desk: Desk, define: Any, receiver: Any) -> None:
+    """With `ack_url` in its template a channel's message has the link there and not below; without, below."""
+    placed = "[take it]({{ ack_url }}) {{ body }}"
+    await define("oncall", f"json://127.0.0.1:{receiver.port}/", body=placed)
+    async with desk.running():
+        await desk.alert("orders late", body="no rows since six")
+        await desk.pass_time(11)
+        await receiver.wait_for(1)
+    message = receiver.bodies[0]["message"]
+    assert message.startswith("[take it](http://hark.test/ack/")
+    assert message.endswith("no rows since six")
+    assert "Acknowledge" not in message
+
+
 async def test_a_silence_holds_back_while_it_lasts(
     desk: Desk, define: Any, receiver: Any, events_of: Any
 ) -> None:
