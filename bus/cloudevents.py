@@ -6,6 +6,7 @@ format (batch) and NATS protocol binding.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterable, Mapping
 from datetime import datetime
@@ -66,16 +67,20 @@ def decode_http(headers: Mapping[str, str], body: bytes, *, source: str = "/api"
     return _many(value, source=source) if isinstance(value, list) else [_one(value, source=source)]
 
 
-def decode_nats(headers: Mapping[str, str] | None, payload: bytes, *, source: str = "/nats") -> Event:
+def decode_nats(
+    headers: Mapping[str, str] | None, payload: bytes, *, source: str = "/nats", untyped_json: bool = True
+) -> Event:
     """Return the event a NATS message carries: binary mode if it has ``ce-`` headers, else structured or plain JSON.
 
+    Args:
+        untyped_json: data whose content type nobody names is JSON where it can be read as such, else bytes.
     Raises:
         EventInvalid: what is wrong.
     """
     named = {name.lower(): value for name, value in (headers or {}).items()}
     media, charset = _media_type(named.get("content-type") or named.get("ce-datacontenttype", ""))
     if not media.startswith("application/cloudevents") and "ce-specversion" in named:
-        return _binary(named, media, charset, payload)
+        return _binary(named, media, charset, payload, untyped_json=untyped_json)
     return _one(_parse(payload, charset), source=source)
 
 
@@ -150,7 +155,9 @@ def with_plain_type(value: Mapping[str, JsonValue]) -> Mapping[str, JsonValue]:
     return {**value, "type": plain, ORIGINAL_TYPE: value.get(ORIGINAL_TYPE, type_)}
 
 
-def _binary(headers: Mapping[str, str], media: str, charset: str, body: bytes) -> Event:
+def _binary(
+    headers: Mapping[str, str], media: str, charset: str, body: bytes, *, untyped_json: bool = True
+) -> Event:
     value: JsonObject = {}
     for name, raw in headers.items():
         if name.startswith("ce-") and len(name) > 3:
@@ -171,6 +178,10 @@ def _binary(headers: Mapping[str, str], media: str, charset: str, body: bytes) -
             event.replace(datacontenttype=media or None) if media and media != "application/json" else event
         )
     if not media:
+        # Some leave it out where the data is JSON; what else it may be, nobody has said.
+        if untyped_json:
+            with contextlib.suppress(EventInvalid):
+                return event.replace(data=_parse(body, charset))
         return event.replace(data=body)
     kept = None if media == "application/json" else media
     if _is_json(media):
@@ -278,6 +289,7 @@ def _binary_parts(event: Event) -> tuple[dict[str, str], bytes, str | None]:
         body = b""
     elif isinstance(event.data, bytes):
         body = event.data
+        media = media or "application/octet-stream"  # without, it might be read as JSON
     elif isinstance(event.data, str) and media is not None and media.startswith("text/"):
         body = event.data.encode()
     else:

@@ -407,7 +407,8 @@ class Event(QuicklyMade):
                 continue
             if name in _STRINGS:
                 if isinstance(item, str):
-                    kwargs[name] = item if item.isprintable() else check_text(name, item)
+                    if item:  # what is empty is not there: the specification has no empty attributes
+                        kwargs[name] = item if item.isprintable() else check_text(name, item)
                 elif item is not None:
                     raise EventInvalid(name, f"must be a string, got {item!r}")
             elif name in _TIMES:

@@ -124,7 +124,7 @@ def _binary(headers: Mapping[str, str], content_type: str, body: bytes) -> Event
     if not body:
         return event
     data: JsonValue | bytes
-    declared = headers.get("content-type", "").strip() or None
+    declared = headers["content-type"].strip() if content_type and "content-type" in headers else None
     if declared is None:
         # Some leave it out where the data is JSON; what else it may be, nobody has said.
         try:

@@ -435,8 +435,8 @@ def _cloud_event(request: Request, body: Body, now: datetime) -> Mapped:
         if isinstance(depth := attributes.pop("causaldepth", None), str) and depth.isdigit():
             attributes["causaldepth"] = int(depth[:6])
         attributes["data"] = body.value
-        if content_type := request.headers.get("content-type"):
-            attributes["datacontenttype"] = content_type
+        if media_type(request.headers):
+            attributes["datacontenttype"] = request.headers["content-type"].strip()
     written = attributes.get("type")
     type_ = _checked_type(written if isinstance(written, str) else "")
     attributes["type"] = type_

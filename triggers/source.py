@@ -15,13 +15,11 @@ the words of the subject. Templates see ``subject``, ``words``, ``headers`` (low
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-import orjson
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from ..bus.cloudevents import decode_nats
@@ -171,11 +169,8 @@ def event_of(source: Source, message: Message, *, now: datetime) -> SourceEvent:
 def _read(source: Source, message: Message, headers: Mapping[str, str], *, is_ce: bool) -> Event | JsonValue:
     """Return the CloudEvent a message is, or what its payload says."""
     if is_ce:
-        event = decode_nats(headers, message.data, source=f"/nats/{source.name}")
-        if isinstance(event.data, bytes) and source.format == "auto" and event.datacontenttype is None:
-            # Senders leave the content type out where it is JSON, as the CloudEvents SDK does.
-            with contextlib.suppress(orjson.JSONDecodeError):
-                event = event.replace(data=_exact(event.data))
+        untyped_json = source.format == "auto"
+        event = decode_nats(headers, message.data, source=f"/nats/{source.name}", untyped_json=untyped_json)
         # One round of sources and sinks is one step: so a loop through others' hands comes to an end.
         return event.replace(causaldepth=event.causaldepth + 1)
     if source.format == "bytes":
