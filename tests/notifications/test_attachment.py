@@ -57,4 +57,5 @@ async def test_each_kind_of_service_is_written_to_in_its_way(
     assert "<li>a</li><li>b</li>" in mail.get_body(("html",)).get_content()
     by_path = dict(receiver.requests)
     assert by_path["/s"]["text"] == "*2 open*\n2 open, <http://h/ack/x|take it>"
-    assert (by_path["/j"]["title"], by_path["/j"]["message"]) == ("[error] 2 open", "- a\n- b")
+    linked = "- a\n- b\n\nAcknowledge: http://h/ack/x"
+    assert (by_path["/j"]["title"], by_path["/j"]["message"]) == ("[error] 2 open", linked)
