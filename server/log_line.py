@@ -5,10 +5,13 @@ from __future__ import annotations
 import logging
 import re
 import sys
+import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
+from queue import SimpleQueue
+from typing import TextIO
 
-__all__ = ["LineFormatter", "hide_in_logs", "setup_logging"]
+__all__ = ["BehindHandler", "LineFormatter", "hide_in_logs", "setup_logging"]
 
 _PLAIN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 
@@ -46,6 +49,66 @@ class LineFormatter(logging.Formatter):
         return text
 
 
+_MOST_WAITING = 20_000
+"""Lines in memory while nobody takes them."""
+_FLUSH_S = 2.0
+
+
+class BehindHandler(logging.Handler):
+    """Writes lines from a thread of its own, as many at once as there are.
+
+    A disk that syncs, a pipe whose reader is slow, a terminal that was stopped with Ctrl-S: none of them holds up who
+    logs. Beyond 20 000 waiting lines new ones are dropped, and their number is told once somebody reads again.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__()
+        self._stream, self._dropped = stream, 0
+        self._lines: SimpleQueue[str | threading.Event | None] = SimpleQueue()
+        self._writer = threading.Thread(target=self._write, name="hark log", daemon=True)
+        self._writer.start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            if self._lines.qsize() >= _MOST_WAITING:
+                self._dropped += 1
+                return
+            if self._dropped:
+                dropped, self._dropped = self._dropped, 0
+                self._lines.put(f"({dropped} lines of the log were dropped: nobody took them)\n")
+            self._lines.put(self.format(record) + "\n")
+        except Exception:
+            self.handleError(record)
+
+    def flush(self) -> None:
+        """Wait until all there is has been written, but not for ever on a reader that does not read."""
+        if self._writer.is_alive():
+            written = threading.Event()
+            self._lines.put(written)
+            written.wait(_FLUSH_S)
+
+    def close(self) -> None:
+        """Write what there is and end; lines that come later are nobody's."""
+        self._lines.put(None)
+        self._writer.join(_FLUSH_S)
+        super().close()
+
+    def _write(self) -> None:
+        items: list[str | threading.Event | None] = []
+        while None not in items:
+            items = [self._lines.get()]
+            while not self._lines.empty():
+                items.append(self._lines.get())
+            try:
+                self._stream.write("".join([item for item in items if isinstance(item, str)]))
+                self._stream.flush()
+            except (OSError, ValueError):
+                pass  # the reader has gone, and there is nowhere to say so
+            for item in items:
+                if isinstance(item, threading.Event):
+                    item.set()
+
+
 def _shown(value: object) -> str:
     text = str(value)
     if not text or _ODD.search(text):
@@ -58,7 +121,7 @@ def setup_logging(*, verbose: bool = False) -> None:
     # A line costs half as much without what no line shows: `logging` itself names these switches.
     logging._srcfile = None
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    handler = logging.StreamHandler(sys.stderr)
+    handler = BehindHandler(sys.stderr)
     handler.setFormatter(LineFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]

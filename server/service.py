@@ -457,6 +457,8 @@ def _without_threads(code: int) -> int:
                 log.error("hark.thread_left", extra={"thread": thread.name})
                 logging.shutdown()
                 os._exit(code or 1)
+    for handler in logging.getLogger().handlers:
+        handler.flush()
     return code
 
 
@@ -487,6 +489,7 @@ async def _serve(service: Service, announce: Callable[[str], None]) -> int:
         async for _ in signals:
             if asked.is_set():
                 log.warning("hark.killed", extra={"why": "asked to stop a second time"})
+                logging.shutdown()
                 os._exit(130)
             asked.set()
             _end_by_force(service.settings.server.stop_limit_s)

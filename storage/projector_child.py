@@ -26,7 +26,7 @@ from .projector import Projector
 
 __all__ = ["main"]
 
-_NICE = 5
+_NICE = 10
 """Behind the process that decides and acts, when there are fewer processors than work."""
 _GATHER_S = 0.2
 """A transaction for each burst of events would cost more than its rows. What happens can be read so much later."""

@@ -81,8 +81,12 @@ class Watch:
                 while not enough():
                     await self._changed.wait()
         except TimeoutError:
+            newest = {r.event.subject: r for r in self.seen if r.event.type.startswith("flow-run.")}
             told = "\n".join(f"{r.seq} {r.event.type} {r.event.subject}" for r in self.seen[-60:])
-            raise AssertionError(f"not seen within {within_s} s; the last events were:\n{told}") from None
+            runs = "\n".join(f"{r.seq} {r.event.type} {subject}" for subject, r in newest.items())
+            raise AssertionError(
+                f"not seen within {within_s} s; runs stand at:\n{runs}\nthe last events were:\n{told}"
+            ) from None
 
     def events(self, type_: str, **data: object) -> list[Event]:
         """Return the events of a type whose dotted data paths (``__`` for a dot) have these values."""

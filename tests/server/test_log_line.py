@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
+import threading
 
 from hark.bus.secret import Redactor
-from hark.server.log_line import LineFormatter, hide_in_logs
+from hark.server.log_line import BehindHandler, LineFormatter, hide_in_logs
 
 
 def _line(message: str, *, error: Exception | None = None, **facts: object) -> str:
@@ -40,3 +42,58 @@ def test_a_traceback_shows_no_secret() -> None:
     assert "xoxb-1234567890" not in text
     assert text.count("***") == 2
     assert "xoxb" in _line("x", token="xoxb-1234567890")
+
+
+def _record(message: str) -> logging.LogRecord:
+    return logging.LogRecord("hark.x", logging.INFO, __file__, 1, message, None, None)
+
+
+def test_lines_are_written_in_order_and_all_of_them() -> None:
+    """Closed means written."""
+    stream = io.StringIO()
+    handler = BehindHandler(stream)
+    for n in range(500):
+        handler.emit(_record(f"line {n}"))
+    handler.close()
+    assert [line.rpartition("  ")[2].strip() for line in stream.getvalue().splitlines()] == [
+        f"line {n}" for n in range(500)
+    ]
+
+
+class Stopped(io.StringIO):
+    """A terminal somebody pressed Ctrl-S at, until ``go``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go = threading.Event()
+
+    def write(self, text: str) -> int:
+        self.go.wait()
+        return super().write(text)
+
+
+def test_a_reader_that_does_not_read_holds_nobody_up() -> None:
+    """Lines wait in memory, up to a limit; what was dropped beyond it is told when somebody reads again."""
+    stream = Stopped()
+    handler = BehindHandler(stream)
+    for n in range(25_000):
+        handler.emit(_record(f"line {n}"))
+    stream.go.set()
+    handler.flush()
+    handler.emit(_record("again"))
+    handler.close()
+    lines = stream.getvalue().splitlines()
+    assert lines[-1].endswith("again")
+    kept, told = lines[:-2], lines[-2]
+    assert 20_000 <= len(kept) < 25_000
+    assert told == f"({25_000 - len(kept)} lines of the log were dropped: nobody took them)"
+
+
+def test_a_reader_that_has_gone_is_no_error() -> None:
+    """There is nowhere to say so."""
+    stream = io.StringIO()
+    handler = BehindHandler(stream)
+    stream.close()
+    handler.emit(_record("x"))
+    handler.flush()
+    handler.close()
