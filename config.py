@@ -98,6 +98,12 @@ class EngineConfig(_Section):
     crash_retries: int = Field(
         3, ge=0, le=100, description="how often a run whose worker died is taken up again"
     )
+    flow_retries: int = Field(
+        0, ge=0, le=1000, description="how often a flow is tried again that says nothing of `retries`"
+    )
+    flow_retry_delay_s: float = Field(
+        0.0, ge=0, description="after how long, of a flow that says nothing of `retry_delay_seconds`"
+    )
     cancel_grace_s: float = Field(
         10.0, ge=0, le=3600, description="between asking a run to stop and killing it"
     )
@@ -346,8 +352,11 @@ def environment() -> Mapping[str, str]:
 def runtime_override(section: str, name: str) -> str | None:
     """Return what ``HARK__RUNTIME__<SECTION>__<NAME>`` in the environment says of the current run, for tests.
 
+    ``PREFECT__RUNTIME__…`` says it, too, in the tests of flows that were written for Prefect.
+
     No setting of the service: it stands in for a fact of the run that ``hark.runtime`` is asked for.
     """
     import os
 
-    return os.environ.get(f"HARK__RUNTIME__{section}__{name.upper()}")
+    variable = f"__RUNTIME__{section}__{name.upper()}"
+    return os.environ.get(f"HARK{variable}", os.environ.get(f"PREFECT{variable}"))

@@ -24,7 +24,7 @@ class Deployable:
     """Where its code comes from, and its entrypoint there, if it was loaded from a source."""
 
     @classmethod
-    def from_source(cls, source: object, entrypoint: str) -> Any:
+    def from_source(cls, source: object, entrypoint: str, **which: bool) -> Any:
         """Return a flow loaded from a folder or a git repository; deployments of it bring workers the code from there.
 
         ``flow.from_source("https://host/flows.git", entrypoint="etl.py:nightly").deploy("nightly", work_pool_name="default")``.
@@ -36,9 +36,9 @@ class Deployable:
         Raises:
             SourceFailed: the repository, or git, cannot be had. MissingFlow, DefinitionError: the flow is not there.
         """
-        from .either import is_async_here
+        from .either import takes_async
 
-        return cls.afrom_source(source, entrypoint) if is_async_here() else _load(source, entrypoint)
+        return cls.afrom_source(source, entrypoint) if takes_async(which) else _load(source, entrypoint)
 
     @classmethod
     async def afrom_source(cls, source: object, entrypoint: str) -> Any:

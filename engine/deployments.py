@@ -78,9 +78,12 @@ async def run_deployment(
     Raises:
         UnknownName: there is no such deployment.
         ParameterError: the parameters do not fit.
+        ValueError: the time limit is negative.
     """
     from .control import Control
 
+    if timeout is not None and timeout < 0:
+        raise ValueError(f"`timeout` cannot be negative, got {timeout}: leave it out to wait for the end")
     del poll_interval, job_variables, client
     control = Control(session.bus)
     deployment = await _deployment(control, name)

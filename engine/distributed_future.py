@@ -149,14 +149,17 @@ def state_of_background(run: BackgroundRun, session: Session) -> State:
         from ..errors import UpstreamFailed
 
         return NotReady(
-            message=run.message, data=UpstreamFailed(run.message or "upstream failed"), run_id=run.id
+            message=run.message,
+            data=UpstreamFailed(run.message or "upstream failed"),
+            run_id=run.id,
+            task_of="",
         )
     if run.type is StateType.COMPLETED:
         result = last.get("result") or {"inline": None, "format": "json"}
         data = RecordedResult(session, result, run_id=run.id, key=run.task_name)
     elif run.is_over:
         data = _exception(last.get("error"))
-    return State(run.type, run.state_name, run.message, data=data, run_id=run.id)
+    return State(run.type, run.state_name, run.message, data=data, run_id=run.id, task_of="")
 
 
 def _exception(recorded: object) -> BaseException | None:

@@ -18,7 +18,7 @@ from .context import FlowRunContext, TaskRunContext, current_run
 if TYPE_CHECKING:
     from ..bus.session import Session
 
-__all__ = ["Either", "blocking_session", "is_async_here", "session_here"]
+__all__ = ["Either", "blocking_session", "is_async_here", "session_here", "takes_async"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -35,6 +35,12 @@ def is_async_here() -> bool:
         return True
     code: Any = context.task if isinstance(context, TaskRunContext) else context.flow
     return bool(code.isasync)
+
+
+def takes_async(kwargs: dict[str, Any]) -> bool:
+    """Return whether a call is to be awaited: as its ``_sync`` says, which is taken out, else by where the code is."""
+    sync = kwargs.pop("_sync", None)
+    return is_async_here() if sync is None else not sync
 
 
 def session_here(what: str = "this") -> Session:
@@ -81,7 +87,8 @@ class Either(Generic[P, R]):
         self._what = f"{getattr(fn, '__name__', 'this')}()"
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:
-        if is_async_here():
+        """Do it; which way, ``_sync=True`` or ``_sync=False`` may say."""
+        if takes_async(kwargs):
             return self.aio(*args, **kwargs)
         session = blocking_session(self._what)
         return session.call(self._fn, session, *args, **kwargs)

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from types import GeneratorType
-from typing import Any
+from typing import Any, TypeGuard
 
-from ..errors import PauseTimedOut, ProcessDied, RunTimedOut
+from ..errors import ParameterError, PauseTimedOut, ProcessDied, RunTimedOut
 from .signals import Abort, ReturnedFailure, Skip
-from .states import Completed, Crashed, Failed, Skipped, State, StateType, TimedOut
+from .states import Crashed, Failed, Skipped, State, StateType, TimedOut
 
-__all__ = ["aggregate", "state_of_crash", "state_of_exception", "state_of_value"]
+__all__ = [
+    "aggregate",
+    "is_state_iterable",
+    "state_of_crash",
+    "state_of_exception",
+    "state_of_unfit",
+    "state_of_value",
+    "sums_up",
+]
 
 
-def state_of_value(value: Any, *, run_id: str) -> State:
+def state_of_value(value: Any, *, run_id: str, task_of: str | None = None) -> State:
     """Return the final state of a run whose function returned ``value`` (futures already replaced by their states).
 
     A state made by hand is the run's state. A state of another run, or a list, tuple or set of nothing but states, is
@@ -21,16 +30,26 @@ def state_of_value(value: Any, *, run_id: str) -> State:
     """
     if isinstance(value, State):
         if value.run_id is None:
-            return value.replace(run_id=run_id)
-        return aggregate([value], value, run_id=run_id)
-    if isinstance(value, list | tuple | set) and value and all(isinstance(item, State) for item in value):
-        return aggregate(list(value), value, run_id=run_id)
+            return value.replace(run_id=run_id, task_of=task_of)
+        return aggregate([value], value, run_id=run_id, task_of=task_of)
+    if is_state_iterable(value):
+        return aggregate(list(value), value, run_id=run_id, task_of=task_of)
     if isinstance(value, GeneratorType):
         value = list(value)
-    return Completed(data=value, run_id=run_id)
+    return State(StateType.COMPLETED, "Completed", data=value, run_id=run_id, task_of=task_of)
 
 
-def aggregate(states: list[State], data: Any, *, run_id: str) -> State:
+def sums_up(state: State) -> bool:
+    """Whether a flow returned several states or futures, which ``state`` was made from."""
+    return is_state_iterable(state.data)
+
+
+def is_state_iterable(obj: Any) -> TypeGuard[Iterable[State]]:
+    """Return whether something is a list, tuple or set of states and of nothing else; an empty one is not."""
+    return isinstance(obj, list | tuple | set) and bool(obj) and all(isinstance(one, State) for one in obj)
+
+
+def aggregate(states: list[State], data: Any, *, run_id: str, task_of: str | None = None) -> State:
     """Return the state that sums up several: COMPLETED if all are; else CANCELLED or PAUSED if any is; else FAILED."""
     total = len(states)
     counts = Counter(state.type for state in states)
@@ -47,7 +66,7 @@ def aggregate(states: list[State], data: Any, *, run_id: str) -> State:
             message = f"{failed}/{total} states failed."
         else:
             message = f"{sum(not state.is_final() for state in states)}/{total} states are not final."
-    return State(type_, message=message, data=data, run_id=run_id)
+    return State(type_, message=message, data=data, run_id=run_id, task_of=task_of)
 
 
 def state_of_exception(exc: Exception, *, what: str, run_id: str) -> State:
@@ -74,6 +93,16 @@ def state_of_exception(exc: Exception, *, what: str, run_id: str) -> State:
     # The field's words to the letter, with and without the colon: people match them.
     colon = ":" if what == "Flow run" else ""
     return Failed(message=f"{what} encountered an exception{colon} {describe(exc)}", data=exc, run_id=run_id)
+
+
+def state_of_unfit(exc: Exception) -> State:
+    """Return the state of a run that could not begin: a parameter does not fit, or a name cannot be made. Not retried."""
+    what = (
+        "Validation of flow parameters failed with error"
+        if isinstance(exc, ParameterError)
+        else "The run has no name"
+    )
+    return Failed(message=f"{what}: {describe(exc)}", data=exc)
 
 
 def state_of_crash(exc: BaseException, *, run_id: str) -> State:

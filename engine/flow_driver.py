@@ -1,4 +1,4 @@
-"""Living a life (``flow_life.py``): sync or async, and both again for flows that are generators."""
+"""Living a life (``flow_life.py``), sync or async; of flows that are generators, see ``flow_generator.py``."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import asyncio
 import contextvars
 import inspect
 import threading
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
-from contextlib import ExitStack
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BusUnavailable, RunCrashed
@@ -22,7 +21,7 @@ from .timeouts import pause, raise_in_thread, within, within_async
 if TYPE_CHECKING:
     from ..bus.session import Session
 
-__all__ = ["body_async", "body_in_thread", "drive", "drive_async", "drive_generator", "drive_generator_async"]
+__all__ = ["body_async", "body_in_thread", "do_step", "do_step_async", "drive", "drive_async"]
 
 CLOSING_S = 30.0
 """How long each step of the end of an interrupted run may take: a look at the log, a hook, one append."""
@@ -57,12 +56,13 @@ def _steps(engine: FlowEngine, life: Life, session: Session | None, body: Callab
             return state
         send = error = None
         try:
-            send = body() if isinstance(step, Body) else _do(engine, step, session)
+            send = body() if isinstance(step, Body) else do_step(engine, step, session)
         except BaseException as exc:
             error = exc
 
 
-def _do(engine: FlowEngine, step: Step, session: Session | None) -> Any:
+def do_step(engine: FlowEngine, step: Step, session: Session | None) -> Any:
+    """Do what a life asks for, but for its body, blocking; return what is to be sent to it."""
     match step:
         case OnBus():
             assert session is not None
@@ -75,7 +75,8 @@ def _do(engine: FlowEngine, step: Step, session: Session | None) -> Any:
         case Sleep():
             pause(step.seconds)
         case CallHooks():
-            run_hooks(step.hooks, engine.flow, engine.run, step.state)
+            with engine.entering():
+                run_hooks(step.hooks, engine.flow, engine.run, step.state)
         case ReadResult():
             return step.result.read()
         case Body():
@@ -106,7 +107,7 @@ async def drive_async(
                     elif engine.is_interrupted:
                         send = await _shielded(engine, step, session)
                     else:
-                        send = await _do_async(engine, step, session)
+                        send = await do_step_async(engine, step, session)
                 except BaseException as exc:
                     error = exc
         finally:
@@ -176,13 +177,14 @@ async def _shielded(engine: FlowEngine, step: Step, session: Session | None) -> 
     import anyio
 
     with anyio.CancelScope(shield=True, deadline=anyio.current_time() + CLOSING_S) as scope:
-        return await _do_async(engine, step, session)
+        return await do_step_async(engine, step, session)
     if scope.cancelled_caught and not isinstance(step, Drain):
         raise BusUnavailable(f"the end of run {engine.run.name!r} took longer than {CLOSING_S:g} s")
     return None
 
 
-async def _do_async(engine: FlowEngine, step: Step, session: Session | None) -> Any:
+async def do_step_async(engine: FlowEngine, step: Step, session: Session | None) -> Any:
+    """Do what ``do_step`` does, without holding the loop."""
     match step:
         case OnBus():
             assert session is not None
@@ -195,98 +197,10 @@ async def _do_async(engine: FlowEngine, step: Step, session: Session | None) -> 
         case Sleep():
             await asyncio.sleep(step.seconds)
         case CallHooks():
-            await run_hooks_async(step.hooks, engine.flow, engine.run, step.state)
+            with engine.entering():
+                await run_hooks_async(step.hooks, engine.flow, engine.run, step.state)
         case ReadResult():
             return await step.result.aread()
         case Body():
             raise AssertionError("the body is run by the driver")
     return None
-
-
-def drive_generator(engine: FlowEngine, session: Session | None) -> Generator[Any, None, Any]:
-    """Live the life of a flow that is a generator, passing on what it yields; not retried once it has yielded."""
-    life = engine.life()
-    send: Any = None
-    error: BaseException | None = None
-    yielded = False
-    with ExitStack() as stack:
-        stack.callback(engine.close_side)
-        stack.enter_context(engine.context.runner.opened())
-        while True:
-            try:
-                step = life.throw(error) if error is not None else life.send(send)
-            except StopIteration as end:
-                return end.value.result()
-            send = error = None
-            try:
-                if not isinstance(step, Body):
-                    send = _do(engine, step, session)
-                    continue
-                with engine.entering():
-                    generator = engine.call_function()
-                while True:
-                    with engine.entering():
-                        try:
-                            item = next(generator)
-                        except StopIteration as end:
-                            send = end.value
-                            break
-                    yielded = True
-                    yield item
-            except GeneratorExit:
-                # The reader has had enough: a good end.
-                life_end = _finish_early(engine, life, session)
-                raise life_end from None
-            except BaseException as exc:
-                error = exc
-                if yielded:
-                    engine.retries = 0
-
-
-def _finish_early(engine: FlowEngine, life: Life, session: Session | None) -> GeneratorExit:
-    send: Any = None
-    while True:
-        try:
-            step = life.send(send)
-        except StopIteration:
-            return GeneratorExit()
-        send = _do(engine, step, session)
-
-
-async def drive_generator_async(engine: FlowEngine, session: Session | None) -> AsyncGenerator[Any, None]:
-    """Live the life of a flow that is an async generator; see ``drive_generator``."""
-    life = engine.life()
-    send: Any = None
-    error: BaseException | None = None
-    with engine.context.runner.opened():
-        while True:
-            try:
-                step = life.throw(error) if error is not None else life.send(send)
-            except StopIteration as end:
-                end.value.result()
-                return
-            send = error = None
-            try:
-                if not isinstance(step, Body):
-                    send = await _do_async(engine, step, session)
-                    continue
-                with engine.entering():
-                    generator = engine.call_function()
-                while True:
-                    with engine.entering():
-                        try:
-                            item = await anext(generator)
-                        except StopAsyncIteration:
-                            break
-                    engine.retries = 0
-                    yield item
-            except GeneratorExit:
-                while True:
-                    try:
-                        step = life.send(send)
-                    except StopIteration:
-                        break
-                    send = await _do_async(engine, step, session)
-                raise
-            except BaseException as exc:
-                error = exc

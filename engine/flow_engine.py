@@ -18,9 +18,8 @@ from .flow_driver import (
     body_in_thread,
     drive,
     drive_async,
-    drive_generator,
-    drive_generator_async,
 )  # fmt: skip
+from .flow_generator import drive_generator, drive_generator_async
 from .flow_life import FlowEngine
 from .naming import default_run_name
 from .parameters import parameters_json
@@ -64,20 +63,25 @@ async def run_flow_async(
 
 def run_flow_generator(
     flow: Flow[..., Any], parameters: dict[str, Any], wait_for: Iterable[Any] = ()
-) -> Generator[Any, None, Any]:
+) -> Generator[Any, Any, Any]:
     """Run a flow that is a generator, passing on what it yields."""
     return (yield from drive_generator(*_engine_for(flow, parameters, wait_for, blocking=True)))
 
 
 async def run_flow_generator_async(
     flow: Flow[..., Any], parameters: dict[str, Any], wait_for: Iterable[Any] = ()
-) -> AsyncGenerator[Any, None]:
+) -> AsyncGenerator[Any, Any]:
     """Run a flow that is an async generator, passing on what it yields."""
     engine, session = _engine_for(flow, parameters, wait_for, blocking=False)
     values = drive_generator_async(engine, session)
+    sent = None
     try:
-        async for value in values:
-            yield value
+        while True:
+            try:
+                value = await values.asend(sent)
+            except StopAsyncIteration:
+                return
+            sent = yield value
     finally:
         await values.aclose()
 

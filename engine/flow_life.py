@@ -17,11 +17,11 @@ from ..errors import HarkError, MoveRefused, ParameterError, RunLost, RunTimedOu
 from ..vocabulary import StateType
 from .context import FlowRunContext, TaskRunContext, current_run, current_tags
 from .divergence import compared
-from .final_state import describe, state_of_crash, state_of_exception, state_of_value
+from .final_state import describe, state_of_crash, state_of_exception, state_of_unfit, state_of_value
 from .flow_steps import Body, CallHooks, Drain, Life, OnBus, ReadResult, Sleep, Step, WaitFor
 from .futures import TaskFuture, resolve_futures_to_states
 from .hook_log import HERE, is_owed, owing
-from .hooks import HOOK_OF_TYPE, Hook
+from .hooks import HOOK_OF_TYPE, Hook, hooks_of_end
 from .keeping import keeping_of
 from .logging import RunLogger, logger_of_flow_run, printing
 from .naming import render_name
@@ -279,11 +279,11 @@ class FlowEngine:
                 yield from self._move(state)
                 return state.replace(run_id=self.run.id)
             except ParameterError as exc:
-                return (yield from self._end(_unfit(exc)))
+                return (yield from self._end(state_of_unfit(exc)))
             try:
                 name = self._take(given)
             except Exception as exc:
-                return (yield from self._end(_unfit(exc)))
+                return (yield from self._end(state_of_unfit(exc)))
             if self.run.state_type is not StateType.RUNNING:
                 attempt = max(1, self.run.attempt)
                 yield from self._move(Running(), attempt=attempt, name=name)
@@ -455,7 +455,7 @@ class FlowEngine:
         """Write the final state, and tell the hooks."""
         tracker = self.tracker
         state = compared(state, tracker, self.log)
-        hooks = self.flow.hooks.get(HOOK_OF_TYPE.get(state.type, ""), [])
+        hooks = hooks_of_end(self.flow, state)
         if hooks and self._has_successor:
             # Said with the end itself: should this process die before they have run, others know that they have not.
             state = owing(state, HERE)
@@ -473,6 +473,9 @@ class FlowEngine:
                     yield OnBus(tracker.finish_with, (state, state.data, keeping))
                 else:
                     yield OnBus(tracker.finish, (state,))
+                if state.type is StateType.CANCELLING:
+                    # Nothing of it goes on, so nobody else would bring it to an end.
+                    yield OnBus(tracker.finish, (state.replace(type=StateType.CANCELLED, name="Cancelled"),))
             except MoveRefused:
                 # PAUSED was returned, say: what the log cannot take, a run cannot end in.
                 if state.type.is_terminal:
@@ -493,7 +496,9 @@ class FlowEngine:
         return self.tracker is not None and (self.run.pool is not None or self.context.parent is not None)
 
     def _call_hooks(self, hooks: list[Hook], state: State) -> Generator[Step, Any, None]:
+        self.context.runner.reopen()  # hooks may submit tasks, too
         yield CallHooks(hooks, state)
+        yield Drain(STOPPING_S if self.is_interrupted else None)
         if self.tracker is None or not self._has_successor:
             return
         try:
@@ -590,11 +595,3 @@ class FlowEngine:
     def state(self) -> State:
         run = self.run
         return State(run.state_type, name=run.state_name, message=run.state_message, run_id=run.id)
-
-
-def _unfit(exc: Exception) -> State:
-    """A parameter that does not fit, or a name that cannot be made: fails before it runs, without retries."""
-    what = (
-        "Validation of flow parameters failed" if isinstance(exc, ParameterError) else "The run has no name"
-    )
-    return Failed(message=f"{what}: {describe(exc)}", data=exc)

@@ -19,7 +19,7 @@ from ..errors import (
 from ..vocabulary import FlowRunId, JsonObject, StateType
 from .context import FlowRunContext, TaskRunContext
 from .durable import Wait, now
-from .either import Either, blocking_session, is_async_here
+from .either import Either, blocking_session, takes_async
 from .logging import run_loggers
 from .pause import NEVER_RESUMED
 from .signals import Interrupted
@@ -113,6 +113,7 @@ def suspend_flow_run(
     flow_run_id: str | None = None,
     timeout: float | str | timedelta | None = None,
     key: str | None = None,
+    **which: bool,
 ) -> Any:
     """Take a run off its worker until it is resumed; then it goes on after its last finished task.
 
@@ -130,8 +131,8 @@ def suspend_flow_run(
             run, it has ended or is being cancelled (``NotRunning``).
     """
     if flow_run_id is not None:
-        return _suspend_other(str(flow_run_id))
-    if is_async_here():
+        return _suspend_other(str(flow_run_id), **which)
+    if _is_async("suspend_flow_run", which):
         return _suspend_async(wait_for_input, timeout, key)
     pause = _Pause("suspend", wait_for_input, timeout, key)
     if pause.wait.is_over:
@@ -160,6 +161,7 @@ def pause_flow_run(
     timeout: float | str | timedelta | None = PAUSE_S,
     poll_interval: float | None = None,
     key: str | None = None,
+    **which: bool,
 ) -> Any:
     """Pause the run the code is in, its process waiting, until somebody resumes it; returns the input, if one was asked.
 
@@ -170,7 +172,7 @@ def pause_flow_run(
         MissingContextError: outside a flow, or in a task.
         PauseTimedOut: nobody has resumed it in time.
     """
-    if is_async_here():
+    if _is_async("pause_flow_run", which):
         return _pause_async(wait_for_input, timeout, key)
     pause = _Pause("pause", wait_for_input, timeout, key)
     if pause.wait.is_over:
@@ -198,13 +200,14 @@ class _Pause:
     ) -> None:
         if TaskRunContext.get() is not None:
             raise MissingContextError(
-                f"a task run cannot {what}",
+                f"Cannot {what} task runs.",
                 hint="pause in the flow, between its tasks; what is finished is kept",
             )
         flow = FlowRunContext.get()
         if flow is None:
             raise MissingContextError(
-                f"there is no run to {what} here", hint="call it in a flow, or say which run: flow_run_id=…"
+                f"Flow runs can only be {what.rstrip('e')}ed from within a flow run.",
+                hint="call it in a flow, or say which run: flow_run_id=…",
             )
         wait = Wait.here(what, {"key": key} if key is not None else {})
         if wait is None:
@@ -225,13 +228,11 @@ class _Pause:
         if self.wait.noted.get("resumed"):
             return self.resumed(self.wait.noted.get("input"))
         if self.flow.parent is not None:
-            raise SuspendRefused(
-                "a subflow cannot be suspended alone", hint="suspend its parent, or use pause_flow_run"
-            )
+            raise SuspendRefused("Cannot suspend subflows.", hint="suspend the parent, or use pause_flow_run")
         if not self.wait.can_leave:
             raise SuspendRefused(
-                "this run was not started by a worker, so nobody could take it up again",
-                hint="make a deployment of the flow, or use pause_flow_run",
+                "Cannot suspend flows without a deployment: nobody could take this run up again",
+                hint="make a deployment of the flow and start it by a worker, or use pause_flow_run",
             )
         raise self.wait.leave(Suspended(message=self._message(), details=self._details()), due_at=None)
 
@@ -291,6 +292,14 @@ class _Pause:
         if self._seconds is None:
             return wanted
         return f"{wanted}, for {format_duration(self._seconds)} at most"
+
+
+def _is_async(name: str, which: dict[str, bool]) -> bool:
+    """Return whether a call is to be awaited; ``_sync`` is the only word it takes besides those that are written out."""
+    awaited = takes_async(which)
+    if which:
+        raise TypeError(f"{name}() got an unexpected keyword argument {next(iter(which))!r}")
+    return awaited
 
 
 def _as_fields(run_input: Any) -> JsonObject | None:

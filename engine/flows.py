@@ -16,6 +16,7 @@ from . import flow_engine
 from .deployable import Deployable
 from .drawable import Drawable
 from .drawing import drawing
+from .final_state import sums_up
 from .futures import TaskFuture
 from .hooks import Hook, check_hooks
 from .keeping import Keeping
@@ -31,6 +32,7 @@ from .tasks import HOOKS, Binds, check_options, check_retries, check_timeout, is
 if TYPE_CHECKING:
     from typing import Unpack
 
+    from ..config import EngineConfig
     from .serializers import Serializer
 
 __all__ = ["Flow", "FlowDecorator", "FlowOptions", "flow", "load_flow_from_entrypoint", "select_flow"]
@@ -45,8 +47,8 @@ class FlowOptions(TypedDict, total=False):
     name: default: the function's, with dashes. description: default: its docstring.
     version: default: a hash of the file it is defined in.
     flow_run_name: a template of the parameters (``"etl-{day}"``), or a function giving the name.
-    retries, retry_delay_seconds: how often the whole function is tried again, and after how long. In a tracked run,
-        tasks that completed are not run again.
+    retries, retry_delay_seconds: how often the whole function is tried again, and after how long; default: as the
+        settings say. In a tracked run, tasks that completed are not run again.
     crash_retries: how often a run whose worker or process died is taken up again; a plain number, because it is read
         from the text of the file, without importing it. Default: the worker's setting.
     timeout_seconds: for each try; see ``timeouts.py`` for what can be interrupted.
@@ -106,8 +108,9 @@ class Flow(Marked, Deployable, Drawable, Generic[P, R]):
         self._version = options.get("version")
         self.flow_run_name = options.get("flow_run_name")
         check_template("flow_run_name", self.flow_run_name)
-        self.retries = check_retries(options.get("retries"))
-        self.retry_delay_seconds = _check_delay(options.get("retry_delay_seconds"))
+        retries, delay_s = options.get("retries"), options.get("retry_delay_seconds")
+        self._retries = None if retries is None else check_retries(retries)
+        self._retry_delay_s = None if delay_s is None else _check_delay(delay_s)
         crash_retries = options.get("crash_retries")
         self.crash_retries = None if crash_retries is None else check_retries(crash_retries)
         self.timeout_seconds = check_timeout(options.get("timeout_seconds"))
@@ -134,6 +137,16 @@ class Flow(Marked, Deployable, Drawable, Generic[P, R]):
         self.isgenerator = inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn)
         self.isasync = is_async(fn)
         self._bound_shape: CallShape | None = None
+
+    @property
+    def retries(self) -> int:
+        """As given, or else what the settings say (``engine.flow_retries``)."""
+        return _engine_settings().flow_retries if self._retries is None else self._retries
+
+    @property
+    def retry_delay_seconds(self) -> float:
+        """As given, or else what the settings say (``engine.flow_retry_delay_s``)."""
+        return _engine_settings().flow_retry_delay_s if self._retry_delay_s is None else self._retry_delay_s
 
     @property
     def on_running_hooks(self) -> list[Hook]:
@@ -204,7 +217,8 @@ class Flow(Marked, Deployable, Drawable, Generic[P, R]):
         Raises:
             ParameterError: the arguments do not fit.
             UpstreamFailed: something it waits for did not complete.
-            Exception: whatever the function raised, once no retries are left.
+            Exception: whatever the function raised, once no retries are left; or what a state stands for that it returned.
+                Where it returned several states or futures, these states are the result, whatever became of them.
         """
         return_state, wait_for = take_own(kwargs) if kwargs else (False, None)
         parameters = self.shape.bind(args, kwargs)
@@ -214,7 +228,7 @@ class Flow(Marked, Deployable, Drawable, Generic[P, R]):
         if self.isgenerator:
             if return_state:
                 raise ValueError(
-                    f"flow {self.name!r} is a generator, which has no state to return until it is read"
+                    f"The return_type for a generator flow must be 'result': {self.name!r} has no state until it is read"
                 )
             if self.isasync:
                 return flow_engine.run_flow_generator_async(self, parameters, waits)
@@ -222,7 +236,9 @@ class Flow(Marked, Deployable, Drawable, Generic[P, R]):
         if self.isasync:
             return _call_async(self, parameters, waits, return_state)
         state = flow_engine.run_flow(self, parameters, waits)
-        return state if return_state else state.result()
+        if return_state:
+            return state
+        return state.data if sums_up(state) else state.result()
 
     # --- making others -------------------------------------------------------------------------------
 
@@ -325,7 +341,9 @@ async def _call_async(
     flow: Flow[..., Any], parameters: dict[str, Any], wait_for: Iterable[Any], return_state: bool
 ) -> Any:
     state = await flow_engine.run_flow_async(flow, parameters, wait_for)
-    return state if return_state else await state.aresult()
+    if return_state:
+        return state
+    return state.data if sums_up(state) else await state.aresult()
 
 
 class FlowDecorator:
@@ -370,9 +388,13 @@ def _as_json(value: Any) -> JsonValue:
     return plain
 
 
+def _engine_settings() -> EngineConfig:
+    from ..config import load_settings
+
+    return load_settings().engine
+
+
 def _check_delay(delay: object) -> float:
-    if delay is None:
-        return 0.0
     if not isinstance(delay, int | float) or isinstance(delay, bool) or delay < 0:
         raise ValueError(f"retry_delay_seconds of a flow must be a number >= 0, got {delay!r}")
     return float(delay)

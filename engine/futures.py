@@ -59,7 +59,8 @@ class TaskFuture(Generic[R]):
         if self._final is not None:
             return self._final
         run = self._run
-        return (run.state if run else None) or Pending(run_id=self.task_run_id)
+        of = run.flow_run_id if run else None
+        return (run.state if run else None) or Pending(run_id=self.task_run_id, task_of=of or "")
 
     def finish(self, state: State) -> None:
         """Set the last state. For runners; the second call and later ones do nothing."""

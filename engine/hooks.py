@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .run import FlowRun
 
 __all__ = [
-    "HOOK_OF_TYPE", "Hook", "call_blocking", "call_owed_hooks", "call_owed_hooks_async", "check_hooks", "run_hooks",
+    "HOOK_OF_TYPE", "Hook", "call_blocking", "call_owed_hooks", "call_owed_hooks_async", "check_hooks", "hooks_of_end", "run_hooks",
     "run_hooks_async",
 ]  # fmt: skip
 
@@ -37,6 +37,13 @@ HOOK_OF_TYPE = {
 }
 
 
+def hooks_of_end(flow: Any, state: State) -> list[Hook]:
+    """Return the hooks of a flow that are told of its end. To return ``Cancelling()`` is to be cancelled."""
+    if state.type is StateType.CANCELLING:
+        return list(flow.hooks["on_cancellation"])
+    return list(flow.hooks.get(HOOK_OF_TYPE.get(state.type, ""), ()))
+
+
 def check_hooks(argument: str, hooks: object) -> list[Hook]:
     """Return hooks as a list.
 
@@ -46,12 +53,19 @@ def check_hooks(argument: str, hooks: object) -> list[Hook]:
     if hooks is None:
         return []
     if callable(hooks) or not isinstance(hooks, Iterable):
-        raise TypeError(f"{argument} takes a list of functions, got {hooks!r}; write {argument}=[…]")
+        raise _no_hooks("iterable for", argument, hooks)
     found = list(hooks)
     for hook in found:
         if not callable(hook):
-            raise TypeError(f"{argument} takes a list of functions, and {hook!r} is none")
+            raise _no_hooks("callables in", argument, hook)
     return found
+
+
+def _no_hooks(wanted: str, argument: str, got: object) -> TypeError:
+    return TypeError(
+        f"Expected {wanted} {argument!r}; got {type(got).__name__} instead. Please provide a list of hooks to "
+        f"{argument!r}: {argument}=[hook1, hook2]"
+    )
 
 
 def run_hooks(hooks: Sequence[Hook], subject: Any, run: Any, state: State) -> None:

@@ -17,7 +17,7 @@ from ..bus.event import Event, Recorded
 from ..errors import MissingContextError, UnknownName
 from ..vocabulary import FlowRunId, JsonObject, JsonValue, new_id
 from .context import FlowRunContext
-from .either import Either, blocking_session, session_here
+from .either import Either, blocking_session, is_async_here, session_here
 from .run import SOURCE
 from .run_log import RunLog
 
@@ -120,14 +120,23 @@ class Mailbox(Generic[T]):
 
     async def __anext__(self) -> T:
         try:
-            return await self.next()
+            return await self.anext()
         except TimeoutError:
             if self._raises:
                 raise
             raise StopAsyncIteration from None
 
-    async def next(self) -> T:
-        """Return the next input.
+    def next(self) -> Any:
+        """Return the next input; awaited in async code.
+
+        Raises:
+            TimeoutError: none came within the time limit.
+            ParameterError: it does not fit what is received here.
+        """
+        return self.anext() if is_async_here() else self.next_sync()
+
+    async def anext(self) -> T:
+        """Do what ``next`` does, in async code.
 
         Raises:
             TimeoutError: none came within the time limit.

@@ -50,9 +50,9 @@ def name_of_run(run_id: str) -> str:
 
 
 def flow_name_of(fn: Callable[..., Any]) -> str:
-    """Return the default name of a flow: the function's, with dashes; a lambda is called ``lambda``."""
+    """Return the default name of a flow: the function's, with dashes; a lambda is called ``unknown-lambda``."""
     name: str = getattr(fn, "__name__", type(fn).__name__)
-    return "lambda" if name == "<lambda>" else name.strip("_").replace("_", "-") or "flow"
+    return "unknown-lambda" if name == "<lambda>" else name.strip("_").replace("_", "-") or "flow"
 
 
 def check_name(kind: str, name: object) -> str:
@@ -60,13 +60,19 @@ def check_name(kind: str, name: object) -> str:
 
     Raises:
         InvalidNameError: empty, longer than 200 characters, or with one of ``/ % & > < " '`` or a line break.
+        TypeError: not a text.
     """
-    if not isinstance(name, str) or not name.strip() or len(name) > 200:
+    if not isinstance(name, str):
+        call = ". Perhaps you meant to call it?" if callable(name) else ""
+        raise TypeError(
+            f"Expected string for {kind} parameter 'name'; got {type(name).__name__} instead{call}"
+        )
+    if not name.strip() or len(name) > 200:
         raise InvalidNameError(f"the name of a {kind} must be a text of 1 to 200 characters, got {name!r}")
     bad = sorted({c for c in name if c in "/%&><\"'" or ord(c) < 32 or 0xD800 <= ord(c) <= 0xDFFF})
     if bad:
         raise InvalidNameError(
-            f"the name {name!r} of a {kind} contains {' '.join(repr(c) for c in bad)}",
+            f"the name {name!r} of a {kind} contains an invalid character: {' '.join(repr(c) for c in bad)}",
             hint="leave out / % & > < quotes and control characters",
         )
     return name
@@ -82,7 +88,9 @@ def check_template(argument: str, template: object) -> None:
     if template is None or callable(template):
         return
     if not isinstance(template, str):
-        raise TypeError(f"{argument} must be a template string or a function, got {template!r}")
+        raise TypeError(
+            f"Expected string or callable for {argument!r}; got {type(template).__name__} instead."
+        )
     try:
         list(Formatter().parse(template))
     except ValueError as exc:
@@ -105,10 +113,13 @@ def render_name(argument: str, template: str | Callable[..., str], parameters: M
                 f"{argument} {template!r} cannot be filled: {exc}",
                 hint=f"it may use the parameters {', '.join(parameters) or '(there are none)'}",
             ) from exc
+    check_template(argument, template)
     import inspect
 
     takes = inspect.signature(template).parameters
     name = template(parameters=dict(parameters)) if "parameters" in takes else template()
     if not isinstance(name, str):
-        raise TypeError(f"{argument} must return a text, and {template!r} returned {name!r}")
+        raise TypeError(
+            f"Callable {template!r} for {argument!r} returned type {type(name).__name__} but a string is required."
+        )
     return sendable(name)

@@ -55,7 +55,7 @@ class CallShape:
         taken = sorted(RESERVED & parameters.keys())
         if taken:
             raise ReservedArgumentError(
-                f"{label} has a parameter named {taken[0]!r}, which calls keep for themselves",
+                f"{taken[0]!r} is a reserved argument name and cannot be used: calls of {label} keep it for themselves",
                 hint="give the parameter another name",
             )
         self.varpos = next((p.name for p in parameters.values() if p.kind is _P.VAR_POSITIONAL), None)
@@ -99,7 +99,7 @@ class CallShape:
         try:
             found = self.signature.bind(*args, **kwargs)
         except TypeError as exc:
-            raise ParameterBindError(f"{self._label}: {exc}", hint=f"it takes {self.signature}") from exc
+            raise self._unbound(exc) from exc
         found.apply_defaults()
         return dict(found.arguments)
 
@@ -108,7 +108,14 @@ class CallShape:
         try:
             return dict(self.signature.bind(*args, **kwargs).arguments)
         except TypeError as exc:
-            raise ParameterBindError(f"{self._label}: {exc}", hint=f"it takes {self.signature}") from exc
+            raise self._unbound(exc) from exc
+
+    def _unbound(self, exc: TypeError) -> ParameterBindError:
+        name = getattr(self._fn, "__name__", self._label)
+        return ParameterBindError(
+            f"Error binding parameters for function {name!r}: {exc} ({self._label})",
+            hint=f"it takes {self.signature}",
+        )
 
     def with_defaults(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """Return parameters with the defaults of those that are not among them."""
@@ -188,7 +195,7 @@ class CallShape:
                 for error in exc.errors(include_url=False)
             ]
             raise ParameterTypeError(
-                f"{self._label} was given parameters that do not fit: {'; '.join(lines)}"
+                f"Flow run received invalid parameters, which do not fit {self._label}: {'; '.join(lines)}"
             ) from exc
         return {name: getattr(checked, f"p{i}") for i, name in enumerate(self._names)}
 

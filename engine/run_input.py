@@ -270,6 +270,7 @@ def _run_of(metadata: RunInputMetadata) -> str:
     kind, slash, run_id = (metadata.sender or "").partition("/")
     if kind != "flow-run" or not slash:
         raise MissingContextError(
-            f"this input was sent by {metadata.sender or 'nobody who said so'}, not by a flow run"
+            "Cannot respond to an input that was not sent by a flow run: "
+            f"its sender is {metadata.sender or 'nobody who said so'}"
         )
     return run_id

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Iterable
 from types import TracebackType
-from typing import Any, TypeGuard
+from typing import Any
 
 from ..vocabulary import new_id
-from .final_state import describe, state_of_crash, state_of_value
+from .final_state import describe, is_state_iterable, state_of_crash, state_of_value
 from .states import Failed, State, get_state_exception, raise_state_exception
 
 __all__ = [
@@ -66,11 +65,6 @@ async def return_value_to_state(
     if result_store is not None and write_result and state.is_completed():
         await result_store.awrite(state.data, key or new_id(), expiration)
     return state
-
-
-def is_state_iterable(obj: Any) -> TypeGuard[Iterable[State]]:
-    """Return whether something is a list, tuple or set of states and of nothing else; an empty one is not."""
-    return isinstance(obj, list | tuple | set) and bool(obj) and all(isinstance(one, State) for one in obj)
 
 
 async def get_state_result(

@@ -21,6 +21,8 @@ class StateDetails:
     """Facts kept with a state; None for those it does not have.
 
     Attributes:
+        flow_run_id: the flow run whose state it is, or which the task run is part of.
+        task_run_id: the task run whose state it is.
         scheduled_time: when a SCHEDULED run is due.
         pause_timeout: when a PAUSED run stops waiting to be resumed.
         pause_reschedule: whether a PAUSED run holds no worker.
@@ -28,6 +30,8 @@ class StateDetails:
         cache_key: the key under which a result was found or kept.
     """
 
+    flow_run_id: str | None = None
+    task_run_id: str | None = None
     scheduled_time: datetime | None = None
     pause_timeout: datetime | None = None
     pause_reschedule: bool = False
@@ -35,11 +39,20 @@ class StateDetails:
     cache_key: str | None = None
 
     @classmethod
-    def of(cls, details: Mapping[str, object]) -> StateDetails:
-        """Read them out of a state's ``details``."""
+    def of(
+        cls,
+        details: Mapping[str, object],
+        *,
+        flow_run_id: str | None = None,
+        task_run_id: str | None = None,
+        due: datetime | None = None,
+    ) -> StateDetails:
+        """Read them out of a state's ``details``; ``due`` is when a run is, of which they do not say so."""
         key, cache_key = details.get("pause_key"), details.get("cache_key")
         return cls(
-            scheduled_time=_time(details.get("scheduled_time")),
+            flow_run_id=flow_run_id,
+            task_run_id=task_run_id,
+            scheduled_time=_time(details.get("scheduled_time")) or due,
             pause_timeout=_time(details.get("pause_timeout")),
             pause_reschedule=bool(details.get("pause_reschedule")),
             pause_key=key if isinstance(key, str) else None,
@@ -96,9 +109,11 @@ class StateGroup:
         return self.paused_count > 0
 
     def counts_message(self) -> str:
-        """Return how many are in which state, such as ``total=3 COMPLETED=2 FAILED=1``."""
-        named = (f"{type_.value}={self.type_counts[type_]}" for type_ in StateType if self.type_counts[type_])
-        return " ".join((f"total={self.total_count}", *named))
+        """Return how many are in which state, such as ``total=3, not_final=1, 'COMPLETED'=2, 'RUNNING'=1``."""
+        said = [f"total={self.total_count}"]
+        if self.not_final_count:
+            said.append(f"not_final={self.not_final_count}")
+        return ", ".join((*said, *(f"{type_.value!r}={n}" for type_, n in self.type_counts.items())))
 
     def __repr__(self) -> str:
         return f"StateGroup<{self.counts_message()}>"

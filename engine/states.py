@@ -148,6 +148,7 @@ class State:
         details: facts kept with the state as JSON, such as ``scheduled_at`` or ``cache_key``.
         run_id: the run whose state this is; None for a state somebody made by hand, which a flow may return
             to choose how it ends.
+        task_of: of the state of a task run: the flow run it is part of, or ``""``; None: not the state of a task run.
     """
 
     type: StateType
@@ -157,6 +158,7 @@ class State:
     timestamp: datetime = field(default_factory=lambda: datetime.now(UTC), compare=False)
     details: JsonObject = field(default_factory=dict, hash=False)
     run_id: str | None = field(default=None, repr=False, compare=False)
+    task_of: str | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "type", StateType(self.type))
@@ -200,7 +202,12 @@ class State:
 
     @property
     def state_details(self) -> StateDetails:
-        return StateDetails.of(self.details)
+        of_flow, of_task = (
+            (self.run_id, None) if self.task_of is None else (self.task_of or None, self.run_id)
+        )
+        # What somebody made by hand and said no time for is due when it was made.
+        due = self.timestamp if self.run_id is None and self.type is S.SCHEDULED else None
+        return StateDetails.of(self.details, flow_run_id=of_flow, task_run_id=of_task, due=due)
 
     def replace(self, **changes: Any) -> Self:
         return replace(self, **changes)
@@ -227,7 +234,7 @@ class State:
         """Return what the run came to: its value, or for a run that did not complete, its exception.
 
         Args:
-            raise_on_failure: raise the exception instead of returning it.
+            raise_on_failure: raise the exception of a run that failed, crashed or was cancelled, instead of returning it.
             retry_result_failure: does nothing here: what is recorded can be read at once. For flows written for Prefect.
         Raises:
             UpstreamFailed: the run never began, because what it waited for did not complete.
@@ -236,10 +243,10 @@ class State:
         """
         if self.type is S.COMPLETED:
             return self.data.read() if isinstance(self.data, StoredResult) else self.data
-        if raise_on_failure:
-            raise get_state_exception(self)
+        if raise_on_failure or not self.is_final():
+            raise _exception_of(self)
         # What a failed run returned on purpose (states, say) is its result; a bare failure has its exception.
-        return self.data if self.data is not None else get_state_exception(self)
+        return self.data if self.data is not None else _exception_of(self)
 
     async def aresult(self, raise_on_failure: bool = True, retry_result_failure: bool = True) -> Any:
         """Return what ``result`` returns, reading a stored result without holding the loop."""
@@ -248,46 +255,68 @@ class State:
         return self.result(raise_on_failure)
 
 
-def get_state_exception(state: State) -> BaseException:
-    """Return the exception that stands for a state which is not COMPLETED.
+_FAILURES = {
+    S.FAILED: (FlowFailed, "Run failed."),
+    S.CRASHED: (RunCrashed, "Run crashed."),
+    S.CANCELLED: (RunCancelled, "Run cancelled."),
+}
 
-    The run's own exception if it has one; of a state that stands for several, that of the first which did not
-    complete; otherwise one made from the type and message.
+
+def get_state_exception(state: State) -> BaseException:
+    """Return the exception that stands for a FAILED, CRASHED or CANCELLED state.
+
+    The run's own exception if it has one; of a state that stands for several, that of the first which failed, crashed or
+    was cancelled; otherwise one made from what the state has instead, or from its message.
 
     Raises:
-        ValueError: the state is COMPLETED, so there is nothing to raise.
+        ValueError: the state, or each of those it stands for, is of another type, so there is nothing to raise.
+        TypeError: the state has something that is no exception.
     """
-    if state.type is S.COMPLETED:
-        raise ValueError("a completed state has no exception")
-    data = state.data
+    if state.type not in _FAILURES:
+        raise ValueError(f"Expected failed or crashed state got {state!r}: there is no exception in it")
+    data, (wrapper, otherwise) = state.data, _FAILURES[state.type]
+    if data is None or isinstance(data, str):
+        return wrapper(data if data is not None else state.message or otherwise)
     if isinstance(data, BaseException):
         return data
-    if isinstance(data, State) and not data.is_completed():
+    if isinstance(data, State):
         return get_state_exception(data)
-    if isinstance(data, list | tuple | set):
+    if isinstance(data, list | tuple | set) and data and all(isinstance(item, State) for item in data):
         for item in data:
-            if isinstance(item, State) and not item.is_completed():
+            if item.type in _FAILURES:
                 return get_state_exception(item)
-    message = state.message or (data if isinstance(data, str) else f"the run ended {state.name}")
-    match state.type:
-        case S.FAILED:
-            return FlowFailed(message)
-        case S.CRASHED:
-            return RunCrashed(message)
-        case S.CANCELLED:
-            return RunCancelled(message)
-        case S.PENDING if state.name == "NotReady":
-            return UpstreamFailed(message)
-        case S.PAUSED:
-            return RunPaused(f"the run is {state.name} and has no result yet")
-        case _:
-            return RunUnfinished(f"the run is {state.name} and has no result yet")
+        raise ValueError(
+            "Failed state result was an iterable of states but none were failed; return one that is, or a message"
+        )
+    raise TypeError(
+        f"Unexpected result for failed state: {type(data).__name__} cannot be resolved into an exception; {data!r}"
+    )
 
 
 def raise_state_exception(state: State) -> None:
-    """Raise what a state that is not COMPLETED stands for; do nothing for a COMPLETED one."""
-    if not state.is_completed():
+    """Raise what a FAILED, CRASHED or CANCELLED state stands for; do nothing for any other."""
+    if state.type in _FAILURES:
         raise get_state_exception(state)
+
+
+def _exception_of(state: State) -> BaseException:
+    """Return what ``result()`` raises of a state that is not COMPLETED."""
+    if state.type in _FAILURES:
+        try:
+            return get_state_exception(state)
+        except ValueError:
+            # Summed up from states of which none has failed: one has not ended.
+            for one in [state.data] if isinstance(state.data, State) else state.data:
+                if not one.is_completed():
+                    return _exception_of(one)
+            raise
+    if isinstance(state.data, BaseException) and not isinstance(state.data, Exception):
+        return state.data  # the run leaves its worker here, and the code that asks leaves with it
+    if state.name == "NotReady" and state.type is S.PENDING:
+        return state.data if isinstance(state.data, UpstreamFailed) else UpstreamFailed(state.message or "")
+    if state.type is S.PAUSED:
+        return RunPaused("Run is paused, its result is not available.")
+    return RunUnfinished(f"Run is in {state.type.value} state, its result is not available.")
 
 
 def _of(type_: StateType, name: str, kwargs: Mapping[str, Any]) -> State:

@@ -178,7 +178,9 @@ async def _take_one(
     def waits() -> None:
         _announce(call)
         message = f"the limit of tag {tag!r} is full"
-        call.run.state = AwaitingConcurrencySlot(message=message, run_id=call.run.id)
+        call.run.state = AwaitingConcurrencySlot(
+            message=message, run_id=call.run.id, task_of=call.run.flow_run_id or ""
+        )
         if call.events is not None:
             call.events.write(call.run, StateType.SCHEDULED, "AwaitingConcurrencySlot", message)
 

@@ -168,7 +168,7 @@ def prepare(
             return call
         if tracker.retrying and (retrying := tracker.retrying.pop(run.call, None)) is not None:
             run.run_count, call.retry_at = retrying
-            run.state = AwaitingRetry(run_id=id_)
+            run.state = AwaitingRetry(run_id=id_, task_of=run.flow_run_id or "")
             announce(call)
         elif not is_direct or not call.is_plain:
             announce(call)
@@ -190,7 +190,7 @@ def prepare(
         run.call, run.index = parent.calls.key(task.name, parameters, salt=task.key_salt)
         assert flow.memo is not None
         if run.call in flow.memo:
-            call.settled = Completed(data=flow.memo[run.call], run_id=id_)
+            call.settled = Completed(data=flow.memo[run.call], run_id=id_, task_of=run.flow_run_id or "")
     if tags and call.events is not None:
         call.limited = call.events.limited(tags)
     return call
@@ -257,7 +257,9 @@ def resolve_inputs(parameters: dict[str, Any], wait_for: Iterable[Any], *, what:
         if not state.is_completed():
             if allowed and state.is_final():
                 return state.result(raise_on_failure=False)
-            raise UpstreamFailed(f"{what} did not run: upstream {name} is {state.name}, not completed")
+            raise UpstreamFailed(
+                f"Upstream {name} did not reach a 'COMPLETED' state: it is {state.name}, so {what} did not run"
+            )
         try:
             return state.result()
         except ResultMissing as exc:

@@ -52,8 +52,7 @@ _PENDING, _RUNNING, _SCHEDULED = StateType.PENDING, StateType.RUNNING, StateType
 
 
 def _not_ready(call: TaskCall, exc: UpstreamFailed) -> State:
-    state = NotReady(message=str(exc), data=exc, run_id=call.run.id)
-    call.run.state = state
+    state = call.run.state = _of_task(NotReady(message=str(exc), data=exc, run_id=call.run.id), call)
     if call.events is not None:
         call.events.write(call.run, _PENDING, "NotReady", str(exc))
     return state
@@ -61,8 +60,8 @@ def _not_ready(call: TaskCall, exc: UpstreamFailed) -> State:
 
 def cancel_unstarted(call: TaskCall) -> State:
     """End a call that never began because its flow is over; return its state."""
-    state = Cancelled(message="The flow run ended before this task began", run_id=call.run.id)
-    call.run.state = state
+    ended = "The flow run ended before this task began"
+    state = call.run.state = _of_task(Cancelled(message=ended, run_id=call.run.id), call)
     if call.events is not None:
         call.events.write(call.run, StateType.CANCELLED, "Cancelled", state.message)
     return state
@@ -105,7 +104,7 @@ def begin_try(call: TaskCall) -> None:
 
 def running_state(run: TaskRun) -> State:
     """Return the RUNNING state of a try that has begun."""
-    return Running(run_id=run.id) if run.run_count <= 1 else Retrying(run_id=run.id)
+    return (Running if run.run_count <= 1 else Retrying)(run_id=run.id, task_of=run.flow_run_id or "")
 
 
 def succeeded(call: TaskCall, value: Any) -> State:
@@ -113,9 +112,11 @@ def succeeded(call: TaskCall, value: Any) -> State:
     run = call.run
     if type(value) not in ATOMS:
         value = resolve_futures_to_states(value)
-        state = state_of_value(value, run_id=run.id)
+        state = state_of_value(value, run_id=run.id, task_of=run.flow_run_id or "")
     else:
-        state = Completed(data=value, run_id=run.id)
+        state = State(
+            StateType.COMPLETED, "Completed", data=value, run_id=run.id, task_of=run.flow_run_id or ""
+        )
     run.state = state
     if state.type is StateType.FAILED and run.run_count <= call.task.retries and not call.task.isgenerator:
         # To return a failure is to fail: it is tried again as if it had been raised.
@@ -124,6 +125,11 @@ def succeeded(call: TaskCall, value: Any) -> State:
         assert call.flow.memo is not None
         call.flow.memo[run.call] = state.data
     return state
+
+
+def _of_task(state: State, call: TaskCall) -> State:
+    """Return the state as that of the call's task run."""
+    return state if state.task_of is not None else state.replace(task_of=call.run.flow_run_id or "")
 
 
 def recorded(call: TaskCall, state: State) -> InlineResult | LargeResult | None:
@@ -159,7 +165,7 @@ def await_retry(call: TaskCall, failed: State) -> float:
         task.retry_jitter_factor,
         draw=random.random(),  # noqa: S311  jitter is no secret
     )
-    run.state = AwaitingRetry(message=failed.message, run_id=run.id)
+    run.state = _of_task(AwaitingRetry(message=failed.message, run_id=run.id), call)
     _logger(call).warning(
         "try %d of %d failed, the next is in %g s: %s",
         run.run_count,
@@ -342,7 +348,7 @@ def _conclude_sync(call: TaskCall, value: Any) -> State:
 def finish_sync(call: TaskCall, state: State, result: InlineResult | LargeResult | None = None) -> State:
     """Write the final state, and tell the hooks."""
     run, events = call.run, call.events
-    run.state = state
+    state = run.state = _of_task(state, call)
     if state.type is StateType.FAILED:
         report_failure(call, state)
     if events is not None:
@@ -518,7 +524,7 @@ async def finish_async(
 ) -> State:
     """Write the final state, and tell the hooks."""
     run, events = call.run, call.events
-    run.state = state
+    state = run.state = _of_task(state, call)
     if state.type is StateType.FAILED:
         report_failure(call, state)
     if events is not None:
@@ -549,8 +555,7 @@ async def wants_retry_async(call: TaskCall, failed: State) -> bool:
 
 
 def _recorded(call: TaskCall, value: Any) -> State:
-    state = Completed(data=value, run_id=call.run.id)
-    call.run.state = state
+    state = call.run.state = _of_task(Completed(data=value, run_id=call.run.id), call)
     return state
 
 

@@ -65,7 +65,7 @@ def run_generator(call: TaskCall) -> Generator[Any, Any, Any]:
                 token = current_run.set(context)
                 try:
                     began = time.monotonic()
-                    with within(left_s, f"task {task.name!r}"):
+                    with within(left_s, f"task {task.name!r}", of_s=task.timeout_seconds):
                         item = generator.send(sent)
                     left_s = _left(left_s, began)
                 finally:
@@ -125,7 +125,7 @@ async def run_generator_async(call: TaskCall) -> AsyncGenerator[Any, Any]:
                 token = current_run.set(context)
                 try:
                     began = time.monotonic()
-                    async with within_async(left_s, f"task {task.name!r}"):
+                    async with within_async(left_s, f"task {task.name!r}", of_s=task.timeout_seconds):
                         item = await generator.asend(sent)
                     left_s = _left(left_s, began)
                 finally:

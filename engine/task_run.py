@@ -48,7 +48,7 @@ class _StateOfRun:
     def __get__(self, run: TaskRun | None, owner: type) -> State | None:
         if run is None or not run.run_count:
             return None
-        return (Running if run.run_count == 1 else Retrying)(run_id=run.id)
+        return (Running if run.run_count == 1 else Retrying)(run_id=run.id, task_of=run.flow_run_id or "")
 
 
 class TaskRun:

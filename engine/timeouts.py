@@ -36,8 +36,14 @@ class Overrun(BaseException):
 
 
 @asynccontextmanager
-async def within_async(seconds: float | None, what: str) -> AsyncGenerator[None]:
-    """Cancel the block after ``seconds`` and raise ``RunTimedOut`` naming ``what``; None sets no limit."""
+async def within_async(
+    seconds: float | None, what: str, *, of_s: float | None = None
+) -> AsyncGenerator[None]:
+    """Cancel the block after ``seconds`` and raise ``RunTimedOut`` naming ``what``; None sets no limit.
+
+    Args:
+        of_s: the limit that the seconds are the rest of; it is what the error names.
+    """
     if seconds is None:
         yield
         return
@@ -48,20 +54,24 @@ async def within_async(seconds: float | None, what: str) -> AsyncGenerator[None]
     except TimeoutError as exc:
         # The code's own TimeoutError is its own failure.
         if scope.expired():
-            raise _timed_out(what, seconds) from exc
+            raise _timed_out(what, of_s or seconds) from exc
         raise
 
 
 @contextmanager
-def within(seconds: float | None, what: str) -> Generator[None]:
-    """Interrupt the block after ``seconds`` and raise ``RunTimedOut`` naming ``what``; None sets no limit."""
+def within(seconds: float | None, what: str, *, of_s: float | None = None) -> Generator[None]:
+    """Interrupt the block after ``seconds`` and raise ``RunTimedOut`` naming ``what``; None sets no limit.
+
+    Args:
+        of_s: as of ``within_async``.
+    """
     if seconds is None:
         yield
     elif threading.current_thread() is threading.main_thread() and hasattr(signal, "setitimer"):
-        with _by_alarm(seconds, what):
+        with _by_alarm(seconds, _timed_out(what, of_s or seconds)):
             yield
     else:
-        with _by_exception(seconds, what):
+        with _by_exception(seconds, _timed_out(what, of_s or seconds)):
             yield
 
 
@@ -70,7 +80,7 @@ def _timed_out(what: str, seconds: float) -> RunTimedOut:
 
 
 @contextmanager
-def _by_alarm(seconds: float, what: str) -> Generator[None]:
+def _by_alarm(seconds: float, error: RunTimedOut) -> Generator[None]:
     """Limit by SIGALRM. An outer limit that is due sooner keeps the timer: it ends the inner block too."""
     begun = time.monotonic()
     outer_s, outer_again_s = signal.getitimer(signal.ITIMER_REAL)
@@ -89,7 +99,7 @@ def _by_alarm(seconds: float, what: str) -> Generator[None]:
         yield
     except Overrun as exc:
         if exc is mine:
-            raise _timed_out(what, seconds) from None
+            raise error from None
         raise
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -203,7 +213,7 @@ _watch = _Watch()
 
 
 @contextmanager
-def _by_exception(seconds: float, what: str) -> Generator[None]:
+def _by_exception(seconds: float, error: RunTimedOut) -> Generator[None]:
     limit = _Limit(threading.get_ident())
     _local.limits = (*_local.limits, limit)
     _watch.add(time.monotonic() + seconds, limit)
@@ -219,4 +229,4 @@ def _by_exception(seconds: float, what: str) -> Generator[None]:
                 for _ in range(1000):
                     time.sleep(0)
     except limit.exception:
-        raise _timed_out(what, seconds) from None
+        raise error from None

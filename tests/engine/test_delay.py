@@ -320,7 +320,7 @@ async def test_a_submitted_tasks_future_is_waited_for_before_it_is_sent(bus: Bus
     async with serving(bus, add):
         value, why = await asyncio.to_thread(both)
     assert value == 3
-    assert "upstream" in why
+    assert "Upstream" in why
 
 
 async def test_what_cannot_travel_is_named(bus: Bus, session: Session) -> None:

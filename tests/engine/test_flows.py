@@ -97,8 +97,9 @@ def test_the_return_value_decides() -> None:
     assert outcome["state"].is_completed()
     assert outcome["by hand"].name == "Enough"
     assert outcome["caught"].result() == 3
+    assert [state.name for state in returns("futures")] == ["Completed", "Failed"]
     with pytest.raises(ValueError, match="broken"):
-        returns("futures")
+        returns("future")
     with pytest.raises(FlowFailed, match="on purpose"):
         returns("failed by hand")
 

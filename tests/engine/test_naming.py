@@ -31,7 +31,7 @@ def test_a_flow_is_named_after_its_function() -> None:
     def my_flow() -> None: ...
 
     assert flow_name_of(my_flow) == "my-flow"
-    assert flow_name_of(lambda: None) == "lambda"
+    assert flow_name_of(lambda: None) == "unknown-lambda"
 
 
 def test_a_template_is_filled_with_parameters() -> None:
@@ -46,15 +46,23 @@ def test_a_function_may_take_parameters_or_nothing() -> None:
     """Both forms give the name; one that gives no text is refused."""
     assert render_name("task_run_name", lambda: "x", {}) == "x"
     assert render_name("task_run_name", lambda parameters: f"{parameters['n']}", {"n": 1}) == "1"
-    with pytest.raises(TypeError, match="returned 3"):
+    with pytest.raises(TypeError, match="returned type int"):
         render_name("task_run_name", lambda: 3, {})  # type: ignore[arg-type,return-value]
 
 
-@pytest.mark.parametrize("name", ["", "a/b", "a%b", "a\nb", "x" * 201, 3])
-def test_a_bad_name_is_refused(name: object) -> None:
+@pytest.mark.parametrize("name", ["", "a/b", "a%b", "a\nb", "x" * 201])
+def test_a_bad_name_is_refused(name: str) -> None:
     """Names stand in addresses."""
     with pytest.raises(DefinitionError):
         check_name("flow", name)
+
+
+def test_a_name_that_is_no_text_is_a_type_error() -> None:
+    """A function that makes one has to be called."""
+    with pytest.raises(TypeError, match="got int instead"):
+        check_name("flow", 3)
+    with pytest.raises(TypeError, match="meant to call it"):
+        check_name("flow", lambda: "x")
 
 
 def test_a_broken_template_is_refused_when_it_is_written() -> None:

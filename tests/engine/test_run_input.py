@@ -58,7 +58,7 @@ async def test_a_run_answers_who_sent_it_an_input(session: Session) -> None:
         from hark import runtime
 
         server_id.set_result(str(runtime.flow_run.id))
-        order = await Order.receive().next()
+        order: Order = await Order.receive().next()
         await order.respond(Accepted(item=order.item))
         number = await receive_input(int, with_metadata=True).next()
         assert isinstance(number, AutomaticRunInput)
@@ -117,5 +117,5 @@ async def test_an_input_that_does_not_fit_is_an_error_that_says_so(session: Sess
     with pytest.raises(MissingContextError, match="was not received"):
         await Order(item="x").respond(1)
     found = await receive_input(str, key_prefix="n", flow_run_id=await ids, with_metadata=True).next()
-    with pytest.raises(MissingContextError, match="sent by ann"):
+    with pytest.raises(MissingContextError, match="its sender is ann"):
         await found.respond(1)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hark.engine.final_state import state_of_crash, state_of_exception, state_of_value
@@ -24,7 +26,15 @@ from hark.engine.states import (
     get_state_exception,
     move_allowed,
 )  # fmt: skip
-from hark.errors import FlowFailed, RunCancelled, RunCrashed, RunTimedOut, RunUnfinished, UpstreamFailed
+from hark.errors import (
+    FlowFailed,
+    RunCancelled,
+    RunCrashed,
+    RunPaused,
+    RunTimedOut,
+    RunUnfinished,
+    UpstreamFailed,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -163,15 +173,41 @@ def test_an_exception_that_cannot_be_shown_is_still_reported() -> None:
 
 
 def test_a_state_without_an_exception_raises_one_that_fits() -> None:
-    """FAILED, CRASHED, CANCELLED, NotReady and unfinished states each raise their own kind."""
+    """FAILED, CRASHED and CANCELLED states each have their own kind; so has the result of those that have not ended."""
     assert isinstance(get_state_exception(Failed(message="m")), FlowFailed)
     assert isinstance(get_state_exception(Crashed()), RunCrashed)
     assert isinstance(get_state_exception(Cancelled()), RunCancelled)
-    assert isinstance(get_state_exception(NotReady(message="m")), UpstreamFailed)
-    assert isinstance(get_state_exception(Running()), RunUnfinished)
-    assert str(get_state_exception(Failed(data="said so"))) == "said so"
-    with pytest.raises(ValueError, match="completed"):
+    assert str(get_state_exception(Failed(message="m", data="said so"))) == "said so"
+    for state, raises in (
+        (NotReady(message="m"), UpstreamFailed),
+        (Running(), RunUnfinished),
+        (Paused(), RunPaused),
+    ):
+        for raise_on_failure in (True, False):
+            with pytest.raises(raises):
+                state.result(raise_on_failure=raise_on_failure)
+        with pytest.raises(ValueError, match="no exception"):
+            get_state_exception(state)
+    with pytest.raises(ValueError, match="got Completed"):
         get_state_exception(Completed())
+
+
+@pytest.mark.parametrize("made", [Failed, Crashed, Cancelled])
+@pytest.mark.parametrize(
+    ("data", "raises", "match"),
+    [
+        (2, TypeError, "int cannot be resolved"),
+        (Completed(data=1), ValueError, "got Completed"),
+        ([Completed(), Completed()], ValueError, "none were failed"),
+        ([Completed(), Cancelled(message="me")], RunCancelled, "me"),
+    ],
+)
+def test_a_state_that_makes_no_sense_says_so(
+    made: Callable[..., State], data: Any, raises: type[Exception], match: str
+) -> None:
+    """When it is asked to raise."""
+    with pytest.raises(raises, match=match):
+        made(data=data).result()
 
 
 def test_result_can_return_the_exception() -> None:

@@ -45,7 +45,7 @@ async def test_a_task_is_called_like_its_function() -> None:
     assert add.fn(1, 1) == 2
     assert add.__doc__ == "Add two numbers."
     assert add.name == "add"
-    with pytest.raises(ParameterBindError, match=r"task 'add'.*'a'"):
+    with pytest.raises(ParameterBindError, match=r"function 'add'.*'a'.*task 'add'"):
         add()  # type: ignore[call-overload]
     with pytest.raises(ValueError, match="broken"):
         broken()
@@ -57,7 +57,7 @@ def test_wrong_options_are_refused_with_a_suggestion() -> None:
         task(retrys=1)(lambda: None)  # type: ignore[call-overload]
     with pytest.raises(ValueError, match="retries"):
         task(retries=-1)(lambda: None)
-    with pytest.raises(TypeError, match="list of functions"):
+    with pytest.raises(TypeError, match="Expected iterable for 'on_failure'"):
         task(on_failure=print)(lambda: None)  # type: ignore[call-overload]
     with pytest.raises(TypeError, match="retry_condition_fn"):
         task(retry_condition_fn=3)(lambda: None)  # type: ignore[call-overload]

@@ -1,0 +1,117 @@
+"""Living the life of a flow that is a generator: the values passed on as they come, and what is sent passed in.
+
+What has been yielded cannot be taken back: a generator that is tried again yields from its beginning, to the same
+reader. A reader that has had enough ends the run well. A time limit counts the time spent in the generator, not that of
+its reader.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Generator
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+from .flow_driver import do_step, do_step_async
+from .flow_life import Body, FlowEngine
+from .timeouts import within, within_async
+
+if TYPE_CHECKING:
+    from ..bus.session import Session
+
+__all__ = ["drive_generator", "drive_generator_async"]
+
+
+def drive_generator(engine: FlowEngine, session: Session | None) -> Generator[Any, Any, Any]:
+    """Run a flow that is a generator, in the thread of its reader."""
+    life = engine.life()
+    send: Any = None
+    error: BaseException | None = None
+    enough: GeneratorExit | None = None
+    with ExitStack() as stack:
+        stack.callback(engine.close_side)
+        stack.enter_context(engine.context.runner.opened())
+        while True:
+            try:
+                step = life.throw(error) if error is not None else life.send(send)
+            except StopIteration as end:
+                if enough is not None:
+                    raise enough from None
+                return end.value.result()
+            send = error = None
+            try:
+                if not isinstance(step, Body):
+                    send = do_step(engine, step, session)
+                    continue
+                with engine.entering():
+                    generator = engine.call_function()
+                left_s, sent = engine.flow.timeout_seconds, None
+                while True:
+                    began = time.monotonic()
+                    with (
+                        engine.entering(),
+                        within(left_s, engine.limit_text, of_s=engine.flow.timeout_seconds),
+                    ):
+                        try:
+                            item = generator.send(sent)
+                        except StopIteration as end:
+                            send = end.value
+                            break
+                    left_s = _left(left_s, began)
+                    try:
+                        sent = yield item
+                    except GeneratorExit as exc:
+                        enough = exc
+                        with engine.entering():
+                            generator.close()
+                        break
+            except BaseException as exc:
+                error = exc
+
+
+async def drive_generator_async(engine: FlowEngine, session: Session | None) -> AsyncGenerator[Any, Any]:
+    """Run a flow that is an async generator, in the loop of its reader."""
+    life = engine.life()
+    send: Any = None
+    error: BaseException | None = None
+    enough: GeneratorExit | None = None
+    with engine.context.runner.opened():
+        while True:
+            try:
+                step = life.throw(error) if error is not None else life.send(send)
+            except StopIteration as end:
+                if enough is not None:
+                    raise enough from None
+                await end.value.aresult()
+                return
+            send = error = None
+            try:
+                if not isinstance(step, Body):
+                    send = await do_step_async(engine, step, session)
+                    continue
+                with engine.entering():
+                    generator = engine.call_function()
+                left_s, sent = engine.flow.timeout_seconds, None
+                while True:
+                    began = time.monotonic()
+                    with engine.entering():
+                        async with within_async(left_s, engine.limit_text, of_s=engine.flow.timeout_seconds):
+                            try:
+                                item = await generator.asend(sent)
+                            except StopAsyncIteration:
+                                break
+                    left_s = _left(left_s, began)
+                    try:
+                        sent = yield item
+                    except GeneratorExit as exc:
+                        enough = exc
+                        with engine.entering():
+                            await generator.aclose()
+                        break
+            except BaseException as exc:
+                error = exc
+
+
+def _left(left_s: float | None, began: float) -> float | None:
+    """Return what is left of a limit after a step that began then; never nothing, for the next step to raise."""
+    return None if left_s is None else max(1e-6, left_s - (time.monotonic() - began))

@@ -1,0 +1,87 @@
+"""How calls, settings and the environment switch things: as published for Prefect 3, seen there, written down here."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from typing import Any
+
+import pytest
+from hark import flow, pause_flow_run, resume_flow_run, run_deployment, runtime, suspend_flow_run
+from hark.bus.session import Session
+from hark.engine.exceptions import MissingContextError
+from hark.engine.run_input import RunInput, receive_input, send_input
+from hark.testing.temporary import temporary_settings
+from hark.vocabulary import new_id
+
+
+class Word(RunInput):
+    """Sent to runs."""
+
+    text: str
+
+
+async def test_a_call_may_say_whether_it_is_awaited() -> None:
+    """Wherever it is made."""
+    nobody = new_id()
+    resume: Any = resume_flow_run
+    run: Any = run_deployment
+    for made in (
+        pause_flow_run(_sync=False),
+        suspend_flow_run(_sync=False),
+        suspend_flow_run(flow_run_id=nobody, _sync=False),
+        resume(nobody, _sync=False),
+        run("x", _sync=False),
+    ):
+        assert inspect.iscoroutine(made)
+        made.close()
+    with pytest.raises(MissingContextError, match="Flow runs can only be paused from within a flow run"):
+        pause_flow_run(_sync=True)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'nope'"):
+        pause_flow_run(nope=True)
+
+
+async def test_a_negative_time_limit_is_refused(session: Session) -> None:
+    """Before anything is run."""
+    with pytest.raises(ValueError, match="`timeout` cannot be negative"):
+        await run_deployment("x", timeout=-1)
+
+
+def test_flows_are_retried_as_the_settings_say() -> None:
+    """Those that say nothing of it themselves."""
+    tries: list[int] = []
+
+    def body() -> None:
+        tries.append(1)
+        raise ValueError
+
+    with temporary_settings({"PREFECT_FLOW_DEFAULT_RETRIES": 2, "HARK_ENGINE__FLOW_RETRY_DELAY_S": 0}):
+        silent, own = flow(body), flow(retries=0)(body)
+        assert (silent.retries, own.retries, silent.retry_delay_seconds) == (2, 0, 0)
+        silent(return_state=True)
+        assert len(tries) == 3
+        own(return_state=True)
+        assert len(tries) == 4
+    assert silent.retries == 0
+
+
+def test_the_environment_stands_in_for_a_run_under_either_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the tests of flows that were written for Prefect, too."""
+    monkeypatch.setenv("PREFECT__RUNTIME__FLOW_RUN__RUN_COUNT", "7")
+    assert runtime.flow_run.run_count == 7
+    monkeypatch.setenv("HARK__RUNTIME__FLOW_RUN__RUN_COUNT", "8")
+    assert runtime.flow_run.run_count == 8
+
+
+async def test_inputs_are_received_one_by_one_in_sync_flows(session: Session) -> None:
+    """``next()`` is awaited in async code alone."""
+
+    @flow
+    def talks() -> Any:
+        here = runtime.flow_run.id
+        assert here is not None
+        send_input(7, here)
+        Word(text="hi").send_to(here)
+        return receive_input(int, timeout=30).next(), Word.receive(timeout=30).next().text
+
+    assert await asyncio.to_thread(talks) == (7, "hi")
