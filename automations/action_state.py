@@ -18,7 +18,16 @@ from ..vocabulary import JsonObject, derived_id
 from .action import ACTIONS
 from .perform import Firing
 
-__all__ = ["ACTION_SOURCE", "ActionState", "action_event", "backoff_of", "kind_of", "number_of", "timeout_of"]
+__all__ = [
+    "ACTION_SOURCE",
+    "ActionState",
+    "action_event",
+    "backoff_of",
+    "kind_of",
+    "number_of",
+    "said_of",
+    "timeout_of",
+]
 
 ACTION_SOURCE = "/hark/actions"
 _BACKOFF_S = 2.0
@@ -110,6 +119,18 @@ def kind_of(written: Any) -> str:
 
 def timeout_of(written: Any, config: AutomationsConfig) -> float:
     return _seconds_of(written, "timeout") or config.action_timeout_s
+
+
+def said_of(written: Any) -> str:
+    """Return what a written action is and, if that is a plain name or several, about what: ``notify oncall``.
+
+    Addresses (they may hold tokens) and templates are left out.
+    """
+    kind = kind_of(written)
+    named = written.get(kind) if isinstance(written, dict) else None
+    names = [n for n in (named if isinstance(named, list) else [named]) if isinstance(n, str)]
+    plain = [n for n in names if not any(sign in n for sign in ("{{", "{%", ":"))]
+    return " ".join([kind, ", ".join(plain)]).strip()
 
 
 def backoff_of(written: Any) -> float:

@@ -53,7 +53,7 @@ class AddressRefused(RefusedError):
 
     def __init__(self, host: str, address: str) -> None:
         super().__init__(
-            f"{host} is {address}, which is not a public address",
+            f"{host if host == address else f'{host} is {address}, which'} is not a public address",
             hint="set HARK_AUTOMATIONS__ALLOW_PRIVATE_ADDRESSES=true to let `call` reach it",
         )
         self.host, self.address = host, address

@@ -162,8 +162,6 @@ def _actions(automation: Automation, known: Mapping[str, Collection[str]]) -> It
                             f"there is no channel named {name!r}",
                             did_you_mean(name, known["channels"]).removeprefix("; "),
                         )
-                    elif "://" in name and "{{" not in name:
-                        yield from _scheme(name, ("do", i, "notify"))
             case Call(secret=str(secret)) if "{{" not in secret:
                 yield Warned(
                     ("do", i, "secret"),
@@ -178,17 +176,6 @@ def _actions(automation: Automation, known: Mapping[str, Collection[str]]) -> It
                     f"the rule emits {type_!r}, which it reacts to itself",
                     "it stops at the causal depth limit; use another type, or a `where` that leaves it out",
                 )
-
-
-def _scheme(url: str, loc: Loc) -> Iterator[Warned]:
-    from ..errors import DefinitionError
-    from ..notifications.apprise_port import check_scheme
-
-    try:
-        check_scheme(url.partition("://")[0])
-    except DefinitionError as exc:
-        message, _, near = str(exc).partition("; ")
-        yield Warned(loc, message, near or exc.hint)
 
 
 def _texts(automation: Automation) -> Iterator[Warned]:

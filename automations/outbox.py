@@ -41,7 +41,16 @@ from ..errors import BusUnavailable, DefinitionError, GuardFailed, HarkError
 from ..tracing import span
 from ..vocabulary import JsonObject, new_id
 from .action import Action, parse_action, wait_before_retry_s
-from .action_state import ACTION_SOURCE, ActionState, action_event, backoff_of, kind_of, number_of, timeout_of
+from .action_state import (
+    ACTION_SOURCE,
+    ActionState,
+    action_event,
+    backoff_of,
+    kind_of,
+    number_of,
+    said_of,
+    timeout_of,
+)
 from .approval import ANSWERED, EXPIRED, Approvals
 from .claim import BUCKET, KEEP_S, Claims, Over
 from .decision import RESOLVED, TRIGGERED
@@ -481,7 +490,7 @@ class Outbox(AsyncContextManagerMixin):
         kind = kind_of(written)
         again, asked_s = failure_of(exc)
         if isinstance(exc, TimeoutError):
-            error = f"not done within {timeout_of(written, self._config):g} s"
+            error = f"{said_of(written)}: not done within {timeout_of(written, self._config):g} s"
         else:
             error = self._error_of(exc)
             if not isinstance(exc, HarkError):

@@ -171,6 +171,10 @@ def _explain_text(made: JsonObject) -> str:
                 for a in told.get("actions", [])
             ]
             lines += [f"    {m}" for m in told.get("messages", [])]
+            lines += [
+                f"    held back: {held['what']} by {held['by']}{', and dropped' if held['dropped'] else ''}"
+                for held in told.get("held_back", [])
+            ]
     return "\n".join(lines)
 
 

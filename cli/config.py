@@ -92,13 +92,20 @@ def lint(path: _Path = None, as_json: AsJson = False) -> None:
         for fault in faults:
             typer.echo(str(fault), err=True)
         counted = ", ".join(
-            f"{n} {b}" for b in sorted({b for b, _ in manifest.records}) if (n := len(manifest.names(b)))
+            "notifications" if b == "notifications" else _number(n, b.removesuffix("s"))
+            for b in sorted({b for b, _ in manifest.records})
+            if (n := len(manifest.names(b)))
         )
         typer.echo(
-            f"{len(errors)} errors, {len(faults) - len(errors)} warnings; {counted or 'nothing defined'}"
+            f"{_number(len(errors), 'error')}, {_number(len(faults) - len(errors), 'warning')}; "
+            f"{counted or 'nothing defined'}"
         )
     if errors:
         raise typer.Exit(1)
+
+
+def _number(n: int, what: str) -> str:
+    return f"{n} {what}{'' if n == 1 else 's'}"
 
 
 def run_tests(

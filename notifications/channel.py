@@ -106,7 +106,7 @@ class Channel(BaseModel):
         for i, url in enumerate(value, 1):
             where = f"address {i}: " if len(value) > 1 else ""
             try:
-                _check(url)
+                check_url(url)
             except DefinitionError as exc:
                 hint = f" ({exc.hint})" if exc.hint else ""
                 # Not `from exc`: a template's error quotes the template, and the template holds the token.
@@ -119,7 +119,8 @@ class Channel(BaseModel):
         return tuple(m[1].lower() if (m := _LITERAL_SCHEME.match(url)) else "secret" for url in self.urls)
 
 
-def _check(url: str) -> None:
+def check_url(url: str) -> None:
+    """Raise ``DefinitionError`` if an address that may hold templates cannot be one, as far as it is written out."""
     from .apprise_port import check_address, check_scheme
 
     if "{{" not in url and "{%" not in url and "{#" not in url:

@@ -94,7 +94,8 @@ def _value(text: str) -> JsonValue:
         value = orjson.loads(text)
     except orjson.JSONDecodeError:
         return text
-    return value if isinstance(value, int | float | bool) or value is None else text
+    # Labels are texts (the key of a rule for each shard 1 is "1"), fields of events may be numbers: both are meant.
+    return [value, text] if isinstance(value, int | float | bool) else text if value is not None else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,7 +91,7 @@ async def with_impact(
     covered = now.timestamp() - made.begins_at if made is not None and made.begins_at is not None else 0.0
     impacts: dict[str, JsonObject] = {}
     for step in asked:
-        impact: JsonObject = {"days": round(min(covered, SINCE_S) / 86_400, 2)}
+        impact: JsonObject = {"days": round(min(covered, SINCE_S) / 86_400, 5)}
         if made is not None and not made.whole:
             impact["whole"] = False
         for word, name in (("before", _BEFORE + step.key), ("after", step.key)):
@@ -115,13 +115,11 @@ def impact_text(impact: Mapping[str, Any]) -> str:
     """Return an impact on one line."""
     before, after = impact.get("before"), impact.get("after")
     days = impact.get("days") or 0
-    span = (
-        f"over the last {format_duration(round(days * 86_400 / 60) * 60)}"
-        if days
-        else "there is no history yet"
-    )
+    seconds = round(days * 86_400)
+    covered = seconds if seconds < 600 else round(seconds / 60) * 60
+    span = f"over the last {format_duration(covered)}" if covered else "there is no history yet"
     part = "" if impact.get("whole", True) else ", as far as could be read in time"
-    if not days:
+    if not covered:
         return f"impact: {span}"
 
     def said(one: Mapping[str, Any] | None) -> str:

@@ -7,6 +7,7 @@ from typing import TypeAlias
 
 from ..vocabulary import JsonValue
 from .fault import Fault, did_you_mean
+from .routing import address_faults, receiver_faults
 from .shape import dotted
 from .yaml_source import Node
 
@@ -72,8 +73,6 @@ def reference_faults(
                 message = f"the pool {name!r} has no queue {queue.value!r}"
                 yield Fault(queue.at, message, f"deployments.{key}.queue", hint)
         elif bucket == "notifications":
-            from .routing import receiver_faults
-
             yield from receiver_faults(node, known.get("channels", set()))
         elif bucket == "automations":
             for path, action in actions_in(node, (bucket, key)):
@@ -82,8 +81,10 @@ def reference_faults(
                 )
                 for word in ("notify", "approve"):
                     for i, one in _each(short_form(action, word, "to")):
-                        if isinstance(one.value, str) and ":" not in one.value and one.value != "routes":
-                            below = (*path, word) if i is None else (*path, word, i)
+                        below = (*path, word) if i is None else (*path, word, i)
+                        if isinstance(one.value, str) and ":" in one.value:
+                            yield from address_faults(one, below)
+                        elif one.value != "routes":
                             yield from look("channel", "channels", one, below)
                 for verb in ("pause", "resume"):
                     target = action.children.get(verb)

@@ -10,12 +10,13 @@ from pydantic import model_validator
 from ..automations.condition import parse_where
 from ..automations.path import parse_path
 from ..automations.problem import Problem, refuse
+from ..errors import DefinitionError
 from ..notifications.routing import EACH, RouteSpec, Routing
 from .fault import Fault, did_you_mean
 from .shape import dotted
 from .yaml_source import Node
 
-__all__ = ["CheckedRouting", "receiver_faults"]
+__all__ = ["CheckedRouting", "address_faults", "receiver_faults"]
 
 
 class CheckedRouting(Routing):
@@ -77,13 +78,22 @@ def _receivers(node: Node | None, known: Collection[str], path: tuple[str | int,
     if isinstance(node.value, list):
         for i, child in node.children.items():
             yield from _receivers(child, known, (*path, i))
-    elif (
-        isinstance(node.value, str)
-        and ":" not in node.value
-        and "{{" not in node.value
-        and node.value not in known
-    ):
+    elif not isinstance(node.value, str):
+        return
+    elif ":" in node.value:
+        yield from address_faults(node, path)
+    elif "{{" not in node.value and node.value not in known:
         hint = (
             did_you_mean(node.value, known) or "define it under `channels:`; until then what goes there fails"
         )
         yield Fault(node.at, f"there is no channel named {node.value!r}", dotted(path), hint, is_warning=True)
+
+
+def address_faults(node: Node, path: tuple[str | int, ...]) -> Iterator[Fault]:
+    """Yield a fault for an Apprise URL, written out where people are told, that no service can be reached by."""
+    from ..notifications.channel import check_url
+
+    try:
+        check_url(str(node.value))
+    except DefinitionError as exc:
+        yield Fault(node.at, f"{exc} ({exc.hint})" if exc.hint else str(exc), dotted(path))

@@ -519,7 +519,7 @@ def _as_cloud_event(body: bytes, delivery: str, event: str) -> dict[str, str]:
     ):
         return {"content-type": "application/cloudevents-batch+json"}
     return {
-        "ce-specversion": "1.0", "ce-id": delivery, "ce-source": "/hark/webhooks/send",
+        "ce-specversion": "1.0", "ce-id": delivery, "ce-source": "/webhooks/send",
         "ce-type": event or "com.example.tried",
     }  # fmt: skip
 

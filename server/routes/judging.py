@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request, Response
 
 from ...automations.model import Automation, parse_automation
 from ...errors import DefinitionError, UnknownName
+from ...storage import EventRow
 from ...vocabulary import JsonObject
 from ..answer import answer, moment
 from ..body import read_object
@@ -151,16 +152,33 @@ async def explain(request: Request) -> Response:
 
 
 async def _told(context: ServerContext, firings: list[str]) -> JsonObject:
-    """Return what became of firings, by id: their actions, and messages that were sent, grouped or silenced."""
+    """Return what became of firings, by id: their actions, their messages, and what held alerts back."""
     out: JsonObject = {}
     for firing in firings:
         try:
             found = await context.queries.firing(firing)
         except UnknownName:
             continue  # not in the read model yet, or no more
-        messages = [e for e in await context.queries.led_to(firing) if e.type.startswith("notification.")]
+        messages = await _messages(context, firing)
         out[firing] = {
             "actions": [{"kind": a.kind, "state": a.state, "error": a.error} for a in found.actions],
             "messages": [e.type for e in messages],
+            "held_back": [held for e in messages if (held := _held_back(e))],
         }  # fmt: skip
     return out
+
+
+async def _messages(context: ServerContext, firing: str) -> list[EventRow]:
+    """Return the `notification.` events a firing led to, oldest first: an alert's fate follows from its being raised."""
+    direct = [e for e in await context.queries.led_to(firing) if e.type.startswith("notification.")]
+    later = [e for raised in direct for e in await context.queries.led_to(raised.id, limit=50)]
+    return sorted({e.seq: e for e in (*direct, *later)}.values(), key=lambda e: e.seq)
+
+
+def _held_back(event: EventRow) -> JsonObject | None:
+    """Return what silenced, inhibited or muted an alert, if that is what an event tells."""
+    word, data = event.type.removeprefix("notification."), event.data
+    if not isinstance(data, dict):
+        return None
+    by = data.get({"silenced": "silence", "inhibited": "by", "muted": "mute"}.get(word, ""))
+    return {"what": word, "by": by, "dropped": data.get("dropped") is True} if by is not None else None

@@ -313,8 +313,21 @@ def test_matchers_of_the_command_line() -> None:
     """Alertmanager's four signs, on labels and paths."""
     assert matchers(["automation=etl", "severity!=critical", "data.host=~web.*", 'key!~"a|b"', "data.n=3"]) == {
         "automation": "etl", "severity": {"not": "critical"}, "data.host": {"regex": "^(?:web.*)$"},
-        "key": {"not": {"regex": '^(?:"a|b")$'}}, "data.n": 3,
+        "key": {"not": {"regex": '^(?:"a|b")$'}}, "data.n": [3, "3"],
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("key", ["3", 3])
+def test_a_number_in_a_matcher_means_the_label_too(key: JsonValue) -> None:
+    """Keys of rules are texts: `key=3` silences the alert of shard 3, `key!=3` all others, and `data.n=3` a number."""
+    facts: dict[str, Any] = {"automation": "shard-lost", "data": {"n": key}}
+    for word, holds in (
+        ("data.n=3", True),
+        ("data.n!=3", False),
+        ('data.n="3"', key == "3"),
+        ("data.n=4", False),
+    ):
+        assert (a_book((matchers([word]), 0, 60)).holding(facts, START + 1) is not None) is holds, word
 
 
 # --- laws -------------------------------------------------------------------------------------------------

@@ -55,7 +55,9 @@ FLOW = "deployments: {{d: {{flow: f.py:{}}}}}"
         ),
         (DO.format("[{emit: x.y, data: \"{% import 'a' as b %}\"}]"), '"{% imp', "`import` could read"),
         (DO.format("emit"), "emit}}", "an action, or a list of them, such as [{notify: oncall}]"),
-        (DO.format('{notify: "slak://a/b"}'), "notify:", "did you mean 'slack'"),
+        (DO.format('{notify: "slak://a/b"}'), '"slak', "did you mean 'slack'"),
+        (DO.format('[{notify: "slack+http://"}]'), '"slack+http', "it looks like slack+http://{host}/{path}"),
+        ('notifications: {routes: [{to: "slak://a/b"}]}', '"slak', "did you mean 'slack'"),
         (DO.format('{call: "https://a.b/c", secret: hunter2}'), "secret:", "`hark secrets set NAME`"),
         (
             "automations: {r: {on: a.b, do: {emit: c.d}, tests: [{given: [{same: 3}], expect: fired}]}}",

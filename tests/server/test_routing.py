@@ -165,7 +165,7 @@ async def test_alerts_are_routed_silenced_and_acknowledged(start: Start) -> None
                 {"matchers": ["data.shop=hamburg"], "for": "1h", "comment": "moving"}
             )
             assert [s["state"] for s in await hark.silences()] == ["active"]
-            await hark.emit("order.failed", data={"shop": "hamburg"})
+            held = await hark.emit("order.failed", data={"shop": "hamburg"})
             await hark.emit("order.failed", data={"shop": "bremen"})
             await receiver.wait_for(2)
             assert "bremen" in receiver.bodies[1]["message"] + receiver.bodies[1]["title"]
@@ -205,6 +205,10 @@ async def test_alerts_are_routed_silenced_and_acknowledged(start: Start) -> None
                 "notification.raised", "notification.grouped", "notification.sent", "notification.escalated",
                 "notification.acknowledged", "notification.silenced",
             } <= types  # fmt: skip
+            why: Any = await hark.explain({"event": held.id, "automation": "orders-failing"})
+            [effects] = why["effects"].values()
+            assert effects["held_back"] == [{"what": "silenced", "by": silence["id"], "dropped": False}]
+            assert effects["messages"][0] == "notification.raised"
 
 
 async def test_what_is_asked_wrongly_is_told(start: Start) -> None:
