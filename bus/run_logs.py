@@ -183,6 +183,14 @@ class RunLogs:
                 out += lines
         return out
 
+    async def delete(self, flow_run_id: FlowRunId) -> None:
+        """Remove the lines of a run.
+
+        Raises:
+            BusUnavailable: the broker cannot be reached.
+        """
+        await self._connection.api(f"STREAM.PURGE.{LOGS_STREAM}", {"filter": log_subject(flow_run_id)})
+
     def follow(self, flow_run_id: FlowRunId) -> AbstractAsyncContextManager[AsyncIterator[list[LogLine]]]:
         """Read the lines of a run from its first on, and go on as they come. A first empty list says "no more yet".
 

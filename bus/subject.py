@@ -21,6 +21,8 @@ BACKGROUND_RUNS = "hark.ev.task-run.background.*"
 STATE_HEADER = "Hark-State"
 RESTORED = "hark.restored"
 """The type of the event that ends what a restore put back into the log."""
+RUN_DELETED = "hark.flow-run.deleted"
+"""The type of the event that hides a run that is over. It is no state of the run."""
 
 
 def flow_run_subject(state: str, run_id: str) -> str:
@@ -60,6 +62,11 @@ def completed_subject(flow_run_id: str) -> str:
 def is_for_resuming(type_: str, name: str, tries: int) -> bool:
     """Return whether a resumed run has to know of this state of a task run; ``tries`` are those it has begun."""
     return type_ == StateType.COMPLETED or tries > 1 or name == "AwaitingRetry"
+
+
+def deleted_subject(flow_run_id: str) -> str:
+    """``hark.ev.hark.flow-run.deleted.<run_id>``: that a run was deleted, beside the subjects of its transitions."""
+    return f"{PREFIX}{RUN_DELETED}.{flow_run_id}"
 
 
 def hooks_subject(word: str, flow_run_id: str) -> str:
@@ -109,6 +116,8 @@ def subject_of(event: Event) -> str:
         return flow_run_subject(type_[9:], event.subject[9:])
     if type_.startswith("hark.hooks.") and event.subject and event.subject.startswith("flow-run/"):
         return hooks_subject(type_[11:], event.subject[9:])
+    if type_ == RUN_DELETED and event.subject and event.subject.startswith("flow-run/"):
+        return deleted_subject(event.subject[9:])
     if type_ == "hark.task.waits" and event.subject and event.subject.startswith("task-run/"):
         return waits_subject(event.subject[9:])
     if type_.startswith("task-run.") and isinstance(event.data, dict):
@@ -154,6 +163,6 @@ def filters_for(pattern: str) -> list[str]:
         words = pattern.split(".")
         return [PREFIX + pattern] if words[-1] == ">" else [PREFIX + pattern + ".*"]
     if first == "hark" and not pattern.endswith(">"):
-        # Notes about hooks carry the id of their run.
+        # Notes about hooks and deletions carry the id of their run.
         return [PREFIX + pattern, PREFIX + pattern + ".*"]
     return [PREFIX + pattern]

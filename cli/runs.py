@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from ..server.client import Hark
     from ..vocabulary import JsonObject
 
-runs = group("Look at and steer flow runs: ls, show, logs, watch, cancel, pause, suspend, resume, retry.")
+runs = group(
+    "Look at and steer flow runs: ls, show, logs, watch, cancel, pause, suspend, resume, retry, delete."
+)
 
 _Id = Annotated[str, typer.Argument(help="The run's id.")]
 
@@ -170,3 +172,18 @@ def retry(
 ) -> None:
     """Run a failed run again, from the failed task."""
     _done(ask(lambda h: h.retry_flow_run(run_id, from_start=from_start)), as_json)
+
+
+@runs.command("delete")
+def delete(
+    run_ids: Annotated[list[str], typer.Argument(help="The runs' ids.", metavar="RUN_ID...")],
+    reason: Annotated[str, typer.Option(help="Said in the event that tells of it.")] = "",
+) -> None:
+    """Delete runs that are over, with their task runs, logs and artifacts. What happened stays in the log of events."""
+
+    async def each(hark: Hark) -> None:
+        for run_id in run_ids:
+            gone = await hark.delete_flow_run(run_id, reason=reason)
+            typer.echo(f"{gone['id']}  {gone.get('name')} is deleted")
+
+    ask(each)

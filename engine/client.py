@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
 from ..bus.event import Recorded, parse_time, readable
 from ..bus.run_logs import LogLine
-from ..bus.subject import FLOW_RUNS, TASK_RUNS
+from ..bus.subject import FLOW_RUNS, TASK_RUNS, deleted_subject
 from ..errors import DefinitionError, MoveRefused, UnknownName
 from ..vocabulary import FlowRunId, StateType
 from .either import blocking_session, session_here
@@ -164,10 +164,7 @@ class RunClient:
 
         async def read(session: Session) -> FlowRun:
             await session.bus.publisher.barrier()
-            run = await _control(session).get(FlowRunId(str(flow_run_id)))
-            if run is None:
-                raise UnknownName("flow run", str(flow_run_id))
-            return run
+            return await _control(session).present(FlowRunId(str(flow_run_id)))
 
         return await self._ask(read)
 
@@ -194,6 +191,10 @@ class RunClient:
             for recorded in await _records(session, FLOW_RUNS):
                 if (run := readable_run(recorded)) is not None:
                     found[run.id] = run
+            for said in await _records(session, deleted_subject("*")):
+                id_ = said.subject.rpartition(".")[2]
+                if id_ in found and found[id_].seq < said.seq:
+                    del found[id_]
             names: set[str] | None = None
             if deployment_filter is not None:
                 names = {one.name for one in await _deployments(session) if deployment_filter.holds(one)}
@@ -290,6 +291,19 @@ class RunClient:
         except MoveRefused as exc:
             return OrchestrationResult(None, SetStateStatus.ABORT, str(exc))
         return OrchestrationResult(run.state, SetStateStatus.ACCEPT)
+
+    async def delete_flow_run(self, flow_run_id: object) -> None:
+        """Delete a run that is over.
+
+        Raises:
+            UnknownName: there is no such run (any more). RefusedError: it is not over.
+        """
+
+        async def delete(session: Session) -> None:
+            await session.bus.publisher.barrier()
+            await _control(session).delete(FlowRunId(str(flow_run_id)), cause=Cause("api", "get_client"))
+
+        await self._ask(delete)
 
     async def read_task_runs(
         self,

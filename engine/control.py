@@ -30,6 +30,7 @@ from ..errors import (
 )
 from ..tracing import current_traceparent
 from ..vocabulary import FlowRunId, JsonObject, StateType, new_id
+from .deletion import delete_run, present_run
 from .deployment import BUCKET as DEPLOYMENTS
 from .deployment import Deployment, is_name
 from .loader import facts_of, find_source
@@ -141,6 +142,19 @@ class Control:
         """Return the run as it is now; None if there is none."""
         return await self.runs.get(run_id)
 
+    async def present(self, run_id: FlowRunId) -> FlowRun:
+        """Return the run as it is now. Raises ``UnknownName`` if there is none, or it has been deleted."""
+        return await present_run(self._bus, self.runs, run_id)
+
+    async def delete(self, run_id: FlowRunId, *, reason: str = "", cause: Cause | None = None) -> FlowRun:
+        """Hide a run that is over, with its task runs, logs and artifacts, and return it as it was.
+
+        Raises:
+            UnknownName: there is no such run (any more).
+            RefusedError: it is not over; cancel it first.
+        """
+        return await delete_run(self._bus, self.runs, run_id, reason=reason, cause=cause)
+
     async def wait(
         self,
         run_id: FlowRunId,
@@ -228,6 +242,7 @@ class Control:
             MoveRefused: it has not ended, or it completed.
             RefusedError: no worker could run it: it was a plain call.
         """
+        await self.present(run_id)
         details: JsonObject = {**_by(cause), **({"from_start": True} if from_start else {})}
 
         def decide(run: FlowRun) -> State | None:
@@ -257,6 +272,7 @@ class Control:
         Raises:
             UnknownName, MoveRefused.
         """
+        await self.present(run_id)
         details = _by(cause)
         return await self.runs.change(run_id, lambda _: State(type_, name, message, details=details))
 

@@ -282,6 +282,16 @@ class Hark(ValueCalls):
     async def retry_flow_run(self, id: str, *, from_start: bool = False) -> JsonObject:
         return await self.flow_run_action(id, "retry", from_start=from_start)
 
+    async def delete_flow_run(self, id: str, *, reason: str = "") -> JsonObject:
+        """Delete a run that is over, with its task runs, logs and artifacts.
+
+        Raises:
+            ApiError: 404, there is no such run (any more); 409, it is not over.
+        """
+        return _object(
+            await self.request("DELETE", f"/api/flow-runs/{_part(id)}", params={"reason": reason or None})
+        )
+
     async def wait_for_flow_run(self, id: str, *, timeout_s: float = 3600.0) -> JsonObject:
         """Return the run once it is over; the server holds the request, nobody polls.
 

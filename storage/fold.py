@@ -17,6 +17,7 @@ from typing import Any, Protocol, TypeAlias
 import orjson
 
 from ..bus.event import format_time, lacking, parse_time
+from ..bus.subject import RUN_DELETED
 from ..errors import EventInvalid
 from ..vocabulary import StateType
 
@@ -26,11 +27,12 @@ Row: TypeAlias = "tuple[str | int | float | bytes | None, ...]"
 
 LISTED = ("events", "unreadable", "notifications", "webhook_deliveries", "schedule_fires")
 """Tables with one row per event."""
-KEYED = ("flow_runs", "task_runs", "firings", "actions", "workers", "artifacts")
+KEYED = ("flow_runs", "task_runs", "firings", "actions", "workers", "artifacts", "deleted_runs")
 """Tables with one row per thing, made by the last event about it."""
 
 _STATES = frozenset(t.value for t in StateType)
 _WEBHOOKS = "/webhooks/"
+_DELETED = RUN_DELETED.partition(".")[2]
 _FINAL = frozenset(t.value for t in StateType if t.is_terminal)
 
 
@@ -338,10 +340,16 @@ def _artifact(changes: Changes, seq: int, event: dict[str, Any], word: str, time
     )  # fmt: skip
 
 
+def _of_hark(changes: Changes, seq: int, event: dict[str, Any], word: str, time: str) -> None:
+    if word == _DELETED:
+        id_ = _after_slash(event)
+        changes.keyed["deleted_runs"][id_] = (id_, seq, time)
+
+
 _HANDLERS: dict[str, Callable[[Changes, int, dict[str, Any], str, str], None]] = {
     "flow-run": _flow_run, "automation": _automation, "action": _action,
     "notification": _notification, "webhook": _webhook, "schedule": _schedule, "worker": _worker,
-    "artifact": _artifact,
+    "artifact": _artifact, "hark": _of_hark,
 }  # fmt: skip
 _Kind: TypeAlias = "tuple[Callable[[Changes, int, dict[str, Any], str, str], None] | None, str, bool, bool]"
 _OTHER: _Kind = (None, "", False, False)

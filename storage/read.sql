@@ -10,7 +10,8 @@ SELECT stream, seq, first_seq FROM meta WHERE one = 1;
 SELECT id, seq, name, flow_name, flow_version, deployment, pool, queue, parent, tags, cause_kind, cause_name,
        cause_event, state_type, state_name, state_message, attempt, scheduled_at, started_at, ended_at, duration_s,
        updated_at, correlationid, causationid
-FROM flow_runs WHERE TRUE;
+FROM flow_runs
+WHERE NOT EXISTS (SELECT 1 FROM deleted_runs AS gone WHERE gone.id = flow_runs.id AND gone.seq > flow_runs.seq);
 
 -- name: flow_runs.id
 -- for: one run
@@ -92,13 +93,14 @@ ORDER BY scheduled_at DESC, id DESC LIMIT :limit;
 SELECT id, seq, flow_run, name, task_name, attempt, position, tags, state_type, state_name, state_message,
        started_at, duration_s, updated_at
 FROM task_runs WHERE flow_run = :flow_run AND (position, id) > (:after_position, :after_id)
+  AND NOT EXISTS (SELECT 1 FROM gone_runs WHERE gone_runs.id = task_runs.flow_run)
 ORDER BY position, id LIMIT :limit;
 
 -- name: task_run
 -- for: one task run
 SELECT id, seq, flow_run, name, task_name, attempt, position, tags, state_type, state_name, state_message,
        started_at, duration_s, updated_at
-FROM task_runs WHERE id = :id;
+FROM task_runs WHERE id = :id AND NOT EXISTS (SELECT 1 FROM gone_runs WHERE gone_runs.id = task_runs.flow_run);
 
 -- name: tasks_alone
 -- for: task runs outside any flow
@@ -306,7 +308,8 @@ AND outcome = :outcome;
 
 -- name: artifacts
 -- for: what runs show people
-SELECT id, seq, artifact, key, type, description, flow_run, task_run, flow, time FROM artifacts WHERE TRUE;
+SELECT id, seq, artifact, key, type, description, flow_run, task_run, flow, time FROM artifacts
+WHERE NOT EXISTS (SELECT 1 FROM gone_runs WHERE gone_runs.id = artifacts.flow_run);
 
 -- name: artifacts.id
 -- for: one
@@ -345,7 +348,9 @@ SELECT id, seq, state, name, pool, details, time FROM workers ORDER BY state = '
 SELECT id, seq, name, flow_name, flow_version, deployment, pool, queue, parent, tags, cause_kind, cause_name,
        cause_event, state_type, state_name, state_message, attempt, max(scheduled_at) AS scheduled_at, started_at,
        ended_at, duration_s, updated_at, correlationid, causationid
-FROM flow_runs WHERE deployment IS NOT NULL AND state_type <> 'SCHEDULED' GROUP BY deployment;
+FROM flow_runs WHERE deployment IS NOT NULL AND state_type <> 'SCHEDULED'
+  AND NOT EXISTS (SELECT 1 FROM deleted_runs AS gone WHERE gone.id = flow_runs.id AND gone.seq > flow_runs.seq)
+GROUP BY deployment;
 
 -- name: deployment_next
 -- for: the earliest run of each deployment that is still a plan
@@ -357,7 +362,9 @@ FROM flow_runs WHERE deployment IS NOT NULL AND state_type = 'SCHEDULED' GROUP B
 -- name: deployment_states
 -- for: how the runs of each deployment went
 SELECT deployment, state_type, count(*) FROM flow_runs
-WHERE deployment IS NOT NULL AND scheduled_at >= :since GROUP BY deployment, state_type;
+WHERE deployment IS NOT NULL AND scheduled_at >= :since
+  AND NOT EXISTS (SELECT 1 FROM deleted_runs AS gone WHERE gone.id = flow_runs.id AND gone.seq > flow_runs.seq)
+GROUP BY deployment, state_type;
 
 -- name: automation_activity
 -- for: what each rule decided
@@ -373,8 +380,9 @@ FROM firings WHERE NOT shadow GROUP BY automation ORDER BY automation;
 -- name: count_flow_runs
 -- for: runs by state: unfinished ones all, finished ones of late
 SELECT state_type, count(*) FROM flow_runs
-WHERE state_type IN ('SCHEDULED', 'PENDING', 'RUNNING', 'PAUSED', 'CANCELLING')
-   OR (state_type IN ('COMPLETED', 'FAILED', 'CANCELLED', 'CRASHED') AND scheduled_at >= :since)
+WHERE (state_type IN ('SCHEDULED', 'PENDING', 'RUNNING', 'PAUSED', 'CANCELLING')
+       OR (state_type IN ('COMPLETED', 'FAILED', 'CANCELLED', 'CRASHED') AND scheduled_at >= :since))
+  AND NOT EXISTS (SELECT 1 FROM deleted_runs AS gone WHERE gone.id = flow_runs.id AND gone.seq > flow_runs.seq)
 GROUP BY state_type;
 
 -- name: count_recent

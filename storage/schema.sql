@@ -105,6 +105,17 @@ CREATE INDEX task_runs_flow_run ON task_runs (flow_run, position);
 -- Those outside any flow, which stand under their own id: background tasks, mostly.
 CREATE INDEX task_runs_alone ON task_runs (seq) WHERE flow_run = id;
 
+-- Runs that people deleted. One is shown no more while this is the last word about it: a transition behind it shows it again.
+CREATE TABLE deleted_runs (
+    id   TEXT PRIMARY KEY,
+    seq  INTEGER NOT NULL UNIQUE,
+    time TEXT NOT NULL
+) STRICT;
+
+CREATE VIEW gone_runs AS
+SELECT deleted_runs.id FROM deleted_runs LEFT JOIN flow_runs ON flow_runs.id = deleted_runs.id
+WHERE flow_runs.seq IS NULL OR flow_runs.seq < deleted_runs.seq;
+
 -- What rules decided: one row per automation.triggered, .resolved, .suppressed.
 CREATE TABLE firings (
     id         TEXT PRIMARY KEY,                           -- of the event

@@ -26,7 +26,7 @@ from .statement import in_its_thread, of_many, schema, statements
 
 __all__ = ["SCHEMA_VERSION", "Reached", "Store", "digest", "read_only", "remove_files"]
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 """Raise it whenever schema.sql or fold.py changes what rows look like; files of another version are folded again."""
 
 _PRUNE_BITE = 20_000

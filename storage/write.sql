@@ -96,6 +96,11 @@ ON CONFLICT (id) DO UPDATE SET
     description = excluded.description, flow_run = excluded.flow_run, task_run = excluded.task_run,
     flow = excluded.flow, time = excluded.time;
 
+-- name: deleted_runs
+-- for: a run that somebody deleted
+INSERT INTO deleted_runs (id, seq, time) VALUES (?, ?, ?)
+ON CONFLICT (id) DO UPDATE SET seq = excluded.seq, time = excluded.time;
+
 -- name: workers
 -- for: the latest word of a worker
 INSERT INTO workers (id, seq, state, name, pool, details, time) VALUES (?, ?, ?, ?, ?, ?, ?)
@@ -155,6 +160,10 @@ DELETE FROM webhook_deliveries WHERE seq < :first_seq;
 -- name: prune_schedule_fires
 -- for: fires that left the log
 DELETE FROM schedule_fires WHERE seq < :first_seq;
+
+-- name: prune_deleted_runs
+-- for: deletions that left the log, as the runs have before them
+DELETE FROM deleted_runs WHERE seq < :first_seq;
 
 -- name: prune_artifacts
 -- for: artifacts that left the log

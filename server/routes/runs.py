@@ -64,10 +64,7 @@ async def list_flow_runs(
 
 async def _known(context: ServerContext, run_id: str) -> FlowRun:
     """Return a run from the log: always as it is now, however far behind the read model is."""
-    run = await context.control.get(FlowRunId(run_id))
-    if run is None:
-        raise UnknownName("flow run", run_id)
-    return run
+    return await context.control.present(FlowRunId(run_id))
 
 
 @router.get("/api/flow-runs/{run_id}")
@@ -106,10 +103,8 @@ def _brief(run: FlowRunRow) -> dict[str, Any]:
 async def show_logs(request: Request, run_id: str) -> Response:
     """Return the log lines of a run, oldest first."""
     context = context_of(request)
-    lines = await context.bus.run_logs.read(FlowRunId(run_id))
-    if not lines:
-        await _known(context, run_id)
-    return listing(lines)
+    await _known(context, run_id)
+    return listing(await context.bus.run_logs.read(FlowRunId(run_id)))
 
 
 @router.get("/api/flow-runs/{run_id}/task-runs")
@@ -162,6 +157,13 @@ async def wait_for_flow_run(
             await context.control.wait(FlowRunId(run_id), timeout_s=timeout_s + 5)
         tg.cancel_scope.cancel("waited")
     return answer(run_json(await _known(context, run_id)))
+
+
+@router.delete("/api/flow-runs/{run_id}")
+async def delete_flow_run(request: Request, run_id: str, reason: str = "") -> Response:
+    """Delete a run that is over, with its task runs, logs and artifacts: they are listed no more. The events stay."""
+    run = await context_of(request).control.delete(FlowRunId(run_id), reason=reason, cause=Cause(kind="api"))
+    return answer({"id": run.id, "name": run.name, "deleted": True})
 
 
 @router.post("/api/flow-runs/{run_id}/{action}")

@@ -92,6 +92,11 @@ async def test_runs_that_were_made_are_read_and_listed(stage: Any) -> None:
             with pytest.raises(DefinitionError, match="by run"):
                 await client.read_logs()
 
+            await client.delete_flow_run(done.id)
+            assert await names() == ["work-True"]
+            with pytest.raises(UnknownName):
+                await client.read_flow_run(done.id)
+
 
 async def test_runs_of_deployments_are_asked_for_and_steered(stage: Any) -> None:
     """A wish that cannot be met is answered, not raised."""

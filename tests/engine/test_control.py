@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hark.bus import Bus, EmbeddedBroker
 from hark.bus.event import Event
+from hark.bus.subject import RUN_DELETED, flow_run_filter
 from hark.config import BusConfig
 from hark.engine.control import Control, check_parameters
 from hark.engine.deployment import ConcurrencySpec, Deployment, split_entrypoint
@@ -17,6 +18,7 @@ from hark.engine.run import Cause, RunRequest
 from hark.engine.states import Completed, Pending, Running
 from hark.errors import (
     DefinitionError,
+    GuardFailed,
     MoveRefused,
     NotPaused,
     NotRunning,
@@ -256,3 +258,29 @@ async def test_two_thousand_wait_for_runs_at_once(broker: EmbeddedBroker) -> Non
         ended = await asyncio.gather(*waits)
     assert [run.id for run in ended] == [run.id for run in runs]
     assert {run.state_type for run in ended} == {StateType.CANCELLED}
+
+
+async def test_what_only_a_deleted_run_refers_to_is_freed(bus: Bus) -> None:
+    """Its large results go, those of others stay; and it can neither be retried nor deleted while it goes on."""
+    control = Control(bus)
+    await a_deployment(control)
+    run = await control.run_deployment("nightly", cause=CAUSE)
+    for state in (Pending(), Running()):
+        run = await control.runs.move(run, state)
+    own, others = f"results/{run.id}/1", "results/cache/x"
+    for name in (own, others):
+        await bus.objects.put(name, b"x" * 100)
+    with pytest.raises(RefusedError, match="only what is over"):
+        await control.delete(run.id)
+    before = run
+    run = await control.runs.move(run, Completed(), result={"object": own, "size": 100, "format": "json"})
+    note = Event(type=RUN_DELETED, source="/x", subject=f"flow-run/{run.id}")
+    with pytest.raises(GuardFailed):  # it went on in between
+        await bus.log.append(note, after=before.seq, guard=flow_run_filter(run.id))
+    assert (await control.present(run.id)).seq == run.seq
+    assert (await control.delete(run.id, cause=CAUSE)).id == run.id
+    assert [await bus.objects.exists(name) for name in (own, others)] == [False, True]
+    for refused in (control.present(run.id), control.delete(run.id), control.retry(run.id)):
+        with pytest.raises(UnknownName):
+            await refused
+    assert await control.get(run.id) is not None  # the log keeps what happened

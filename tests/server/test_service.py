@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from hark.server.client import ApiError, Hark
 from hark.server.fault import ManifestInvalid
 from hark.server.roles import Role
 from hark.server.service import Service
+from hark.vocabulary import FlowRunId
 
 from tests.server.conftest import Start
 
@@ -62,6 +64,45 @@ async def test_a_deployment_of_the_configuration_runs(start: Start) -> None:
             assert status["ready"] is True
             assert status["last_24h"]["flow_runs"] == {"COMPLETED": 1, "FAILED": 1}
             assert {p["state"] for p in status["parts"].values()} == {"running"}
+
+
+async def test_a_deleted_run_is_shown_no_more(start: Start) -> None:
+    """Only what is over is deleted: then it is listed and found no more, also after a rebuild, and runs no second time."""
+    async with start() as (service, http), Hark(service.url, "") as hark:
+        run = await hark.run_deployment("etl", key="k1", wait=True, timeout_s=60)
+        broken = await hark.run_deployment("broken", wait=True, timeout_s=60)
+        planned = await hark.run_deployment("etl", delay=timedelta(hours=1))
+        with pytest.raises(ApiError, match="only what is over can be deleted") as early:
+            await hark.delete_flow_run(str(planned["id"]))
+        assert early.value.status == 409
+        assert "hark runs cancel" in str(early.value.problem["hint"])
+        gone = [str(run["id"]), str(broken["id"])]
+        for id_ in gone:
+            await hark.delete_flow_run(id_, reason="names people")
+
+        async def look() -> None:
+            await service.parts.running("projector").caught_up(await service.bus.log.head(), timeout_s=60)
+            assert [r["id"] for r in (await hark.flow_runs()).items] == [planned["id"]]
+            for id_ in gone:
+                assert await hark.task_runs(id_) == []
+                for asked in (
+                    http.get(f"/api/flow-runs/{id_}"), http.get(f"/api/flow-runs/{id_}/logs"),
+                    http.delete(f"/api/flow-runs/{id_}"), http.post(f"/api/flow-runs/{id_}/retry", json={}),
+                ):  # fmt: skip
+                    assert (await asked).status_code == 404
+            status: Any = await hark.status()
+            assert status["last_24h"]["flow_runs"] == {"SCHEDULED": 1}
+
+        await look()
+        assert await service.bus.run_logs.read(FlowRunId(gone[0])) == []
+        await http.post("/api/rebuild")
+        await look()
+        # The slot, firing or key it was asked for by is used up.
+        assert (await hark.run_deployment("etl", key="k1"))["id"] == run["id"]
+        told: Any = (await hark.events(type="hark.flow-run.deleted")).items
+        assert [e["event"]["data"]["run"]["id"] for e in told] == gone[::-1]
+        audited = [a["what"] for a in (await hark.audit()).items]
+        assert f"DELETE /api/flow-runs/{gone[0]}" in audited
 
 
 async def test_every_listing_answers_and_definitions_are_told(start: Start) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import anyio
 import orjson
 from hark.bus.event import Event, Recorded
-from hark.bus.subject import subject_of
+from hark.bus.subject import RUN_DELETED, subject_of
 from hark.engine.run import Cause, FlowRun, RunRequest, transition_event
 from hark.engine.states import Completed, Failed, Pending, Running, TimedOut
 from hark.storage.fold import fold
@@ -112,6 +112,10 @@ def one_story(n: int, rng: random.Random, at: datetime) -> list[Event]:
         Event(type="worker.started", source="/hark/worker", id=f"x{n}", time=at, subject=f"worker/w{n % 2}",
               data={"worker": {"id": f"id-{n % 2}", "name": f"w{n % 2}", "pool": "default"}}),
     ]  # fmt: skip
+    if n % 7 == 3:
+        events.append(
+            Event(type=RUN_DELETED, source="/hark/engine", id=f"d{n}", time=at, subject=f"flow-run/{run.id}")
+        )
     return events
 
 
