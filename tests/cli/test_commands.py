@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import subprocess
 import sys
 from contextlib import AsyncExitStack
@@ -479,11 +480,12 @@ async def test_an_open_incident_is_shown_and_taken_on(
         # The channel's address is well-formed and wrong: nobody has to look into the log for it.
         (channel,) = as_json(await hark("channels", "ls", "--json"))
         (failing,) = channel["failing"]
-        assert (failing["address"], failing["kind"], failing["failures"]) == (0, "json", 1)
+        # It is tried again after a while, which may be over by now.
+        assert (failing["address"], failing["kind"], failing["failures"] >= 1) == (0, "json", True)
         assert "refused" in failing["error"]
-        assert "json (1x): " in (await hark("channels", "ls")).stdout
+        assert re.search(r"json \(\d+x\): ", (await hark("channels", "ls")).stdout)
         (said,) = as_json(await hark("status", "--json"))["failing_channels"]["ops"]
-        assert said.startswith("address 0 (json) did not take the last message: ")
+        assert re.match(r"address 0 \(json\) did not take the last (message|\d+ messages): ", said)
         assert "failing_channels" in (await hark("status")).stdout
 
         tells = CONFIG.replace(
