@@ -2,7 +2,8 @@
 
 Prefect's newest release is installed into an environment of its own under ``.venv`` (once; it needs a package index). Both sides
 have a server of theirs running and write to it. Two rates are told for each side: how fast the flow went by (*loop*), and how
-fast what happened was in the database that its API answers from (*stored*): finished task runs, counted in SQLite.
+fast what happened was in the database that its API answers from (*stored*): finished task runs, counted in SQLite, from the
+first workload with tasks to when the last of them was seen there. Flows without tasks come before.
 
 Goals: 40 times Prefect's loop rate, 250 times its stored rate, and 2 ms for an empty flow.
 
@@ -145,7 +146,8 @@ def measure(
                     ended_at, deadline = time.time(), min(deadline, time.monotonic() + STORED_LIMIT_S)
                 if (now_stored := finished(database, table)) != stored:
                     stored, stored_at = now_stored, time.time()
-                time.sleep(0.05)  # each look counts all rows, on the cores that are measured
+                # Each look counts all rows, on the cores that are measured, and the side with more rows pays more for it.
+                time.sleep(0.1 if ended_at is None else 0.05)
         finally:
             child.kill()
             child.wait()
