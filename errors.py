@@ -189,6 +189,10 @@ class ScriptFailed(DefinitionError):
         self.user_exc, self.path = user_exc, path
 
 
+class SourceUnknown(DefinitionError, TypeError):
+    """What was given as the source of a flow's code is of no kind that code can be had from."""
+
+
 class NotSerializable(DefinitionError, TypeError):
     """A result cannot be written by the serializer it is to be written with."""
 

@@ -25,7 +25,7 @@ from anyio.lowlevel import RunVar
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from ..config import load_settings
-from ..errors import DefinitionError, SourceFailed
+from ..errors import DefinitionError, SourceFailed, SourceUnknown
 from ..vocabulary import new_id
 from .secret import Secret
 from .values import secret_store
@@ -148,7 +148,7 @@ def source_of(given: object) -> GitRepository | LocalStorage:
     """Return what was given as a source of code: one of the above, a folder, or the address of a repository.
 
     Raises:
-        DefinitionError: it is none of these.
+        SourceUnknown: it is none of these; also a ``TypeError``.
     """
     if isinstance(given, GitRepository | LocalStorage):
         return given
@@ -157,8 +157,9 @@ def source_of(given: object) -> GitRepository | LocalStorage:
     if isinstance(given, str):
         is_address = "://" in given or given.startswith("git@")
         return GitRepository(given.removeprefix("git+")) if is_address else LocalStorage(given)
-    raise DefinitionError(
-        f"{given!r} is no source of code", hint="a folder, or the address of a git repository"
+    raise SourceUnknown(
+        f"Unsupported source type {type(given).__name__!r}: {given!r}",
+        hint="a folder, or the address of a git repository",
     )
 
 

@@ -296,7 +296,9 @@ class Flow(Marked, Deployable, Drawable, Generic[P, R]):
 
 
 def load_flow_from_entrypoint(entrypoint: str, use_placeholder_flow: bool = True) -> Flow[..., Any]:
-    """Return the flow that ``path/file.py:function`` or ``package.module:function`` names, from the working folder.
+    """Return the flow that ``path/file.py:function``, ``package.module:function`` or ``package.module.function`` names.
+
+    Paths begin at the working folder.
 
     Args:
         use_placeholder_flow: does nothing here: a file that cannot be imported is an error. For code written for Prefect.
@@ -308,6 +310,9 @@ def load_flow_from_entrypoint(entrypoint: str, use_placeholder_flow: bool = True
     from .loader import Loader
 
     del use_placeholder_flow
+    words = entrypoint.split(".")
+    if len(words) > 1 and words[-1] != "py" and all(word.isidentifier() for word in words):
+        entrypoint = f"{'.'.join(words[:-1])}:{words[-1]}"
     try:
         found: Flow[..., Any] = Loader().load(entrypoint)
     except HarkError:

@@ -10,7 +10,7 @@ import builtins
 import logging
 import sys
 import threading
-from collections.abc import Generator, MutableMapping
+from collections.abc import Generator, Mapping, MutableMapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
@@ -44,11 +44,18 @@ _run_logs_off: ContextVar[bool] = ContextVar("hark_run_logs_off", default=False)
 
 
 class RunLogger(logging.LoggerAdapter[logging.Logger]):
-    """A logger that knows its run; ``extra`` given in a call is kept beside the run's own fields."""
+    """A logger that knows its run; ``extra`` given in a call is kept beside the run's own fields.
+
+    A line with ``extra={"send_to_api": False}`` stays in this process: it is not kept with the run.
+    """
 
     def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
         kwargs["extra"] = {**(self.extra or {}), **(kwargs.get("extra") or {})}
         return msg, kwargs
+
+    def getChild(self, suffix: str, extra: Mapping[str, Any] | None = None) -> RunLogger:  # noqa: N802  logging's word
+        """Return the logger of the same run under a longer name, with more fields on every record."""
+        return RunLogger(self.logger.getChild(suffix), {**(self.extra or {}), **(extra or {})})
 
 
 def _traceback(record: logging.LogRecord) -> str:
@@ -81,7 +88,7 @@ class _ToRunLogs(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         session: Session | None = getattr(record, "hark_session", None)
         flow_run_id = getattr(record, "flow_run_id", None)
-        if session is None or flow_run_id is None:
+        if session is None or flow_run_id is None or getattr(record, "send_to_api", True) is False:
             return
         try:
             from ..bus.run_logs import LogLine
@@ -313,7 +320,7 @@ def print_as_log(*args: Any, **kwargs: Any) -> None:
 def _print_to_log(*args: Any, **kwargs: Any) -> None:
     """Stand in for ``print`` while any run has ``log_prints``; prints outside such runs go where they went."""
     run = current_run.get()
-    if run is None or not run.log_prints or kwargs.get("file") not in (None, sys.stdout):
+    if run is None or not run.log_prints or kwargs.get("file") not in (None, sys.stdout, sys.stderr):
         _print(*args, **kwargs)
         return
     separator = kwargs.get("sep")

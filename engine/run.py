@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Self
 
 from ..bus.event import Event, QuicklyMade, Recorded, become, format_time, parse_time
@@ -158,6 +158,27 @@ class FlowRun(QuicklyMade):
     @property
     def flow_id(self) -> str:
         return self.flow_name
+
+    @property
+    def updated(self) -> datetime:
+        return self.updated_at
+
+    @property
+    def work_pool_name(self) -> str | None:
+        return self.pool
+
+    @property
+    def work_queue_name(self) -> str | None:
+        return self.queue if self.pool is not None else None
+
+    @property
+    def total_run_time(self) -> timedelta:
+        """From its start to its end, or to now."""
+        if self.started_at is None:
+            return timedelta(0)
+        return (self.ended_at or datetime.now(UTC)) - self.started_at
+
+    estimated_run_time = total_run_time
 
     @property
     def parent_flow_run_id(self) -> FlowRunId | None:

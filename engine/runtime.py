@@ -8,7 +8,7 @@ there too: ``HARK__RUNTIME__FLOW_RUN__NAME=…``.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from ..config import runtime_override
@@ -116,8 +116,9 @@ class _FlowRunFacts(_Facts):
 
     @property
     def scheduled_start_time(self) -> datetime | None:
+        """When the run was to start; outside a run: now."""
         run = FlowRunContext.get()
-        return run.flow_run.scheduled_at if run else None
+        return run.flow_run.scheduled_at if run else datetime.now(UTC)
 
     @property
     def parent_flow_run_id(self) -> str | None:

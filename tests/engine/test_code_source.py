@@ -294,7 +294,7 @@ def test_a_flow_is_loaded_from_a_repository_or_a_folder(repository: Repository, 
     )
     with pytest.raises(MissingFlow, match="did you mean 'answer'"):
         flow.from_source(str(repository.root), "repo_flows.py:answr")
-    with pytest.raises(DefinitionError, match="no source of code"):
+    with pytest.raises(DefinitionError, match="Unsupported source type"):
         flow.from_source(3, "a.py:b")
     with pytest.raises(ValueError, match="both a branch and a commit"):
         GitRepository(repository.url, branch="a", commit_sha="b")

@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
-from hark import flow, pause_flow_run, resume_flow_run, run_deployment, runtime, suspend_flow_run
+from hark import (
+    Flow,
+    flow,
+    get_client,
+    get_run_logger,
+    pause_flow_run,
+    resume_flow_run,
+    run_deployment,
+    runtime,
+    suspend_flow_run,
+)
 from hark.bus.session import Session
 from hark.engine.exceptions import MissingContextError
+from hark.engine.flows import load_flow_from_entrypoint
+from hark.engine.run_filters import LogFilter
 from hark.engine.run_input import RunInput, receive_input, send_input
 from hark.testing.temporary import temporary_settings
 from hark.vocabulary import new_id
@@ -85,3 +99,54 @@ async def test_inputs_are_received_one_by_one_in_sync_flows(session: Session) ->
         return receive_input(int, timeout=30).next(), Word.receive(timeout=30).next().text
 
     assert await asyncio.to_thread(talks) == (7, "hi")
+
+
+def test_a_line_may_stay_here_and_a_logger_may_have_children(caplog: pytest.LogCaptureFixture) -> None:
+    """The child is the run's logger, with more on every line."""
+
+    @flow(name="lines", log_prints=True)
+    def f() -> None:
+        get_run_logger(shop=1).getChild("tea", {"cup": 2}).warning("poured", extra={"sugar": 3})
+        print("to the other stream", file=sys.stderr)
+
+    with caplog.at_level("INFO", "hark.flow_runs"):
+        f()
+    poured = next(record for record in caplog.records if record.message == "poured")
+    assert (poured.name, poured.flow_name) == ("hark.flow_runs.tea", "lines")  # type: ignore[attr-defined]
+    assert (poured.shop, poured.cup, poured.sugar) == (1, 2, 3)  # type: ignore[attr-defined]
+    assert "to the other stream" in caplog.messages
+
+
+async def test_what_is_not_for_the_service_is_not_kept_with_the_run(session: Session) -> None:
+    """``send_to_api`` in ``extra`` says so."""
+
+    @flow
+    async def f() -> str | None:
+        get_run_logger().info("kept")
+        get_run_logger().info("not kept", extra={"send_to_api": False})
+        return runtime.flow_run.id
+
+    run_id = await f()
+    assert run_id is not None
+    async with get_client() as client:
+        lines = await client.read_logs(LogFilter(flow_run_id={"any_": [run_id]}))
+    assert [line.message for line in lines if "kept" in line.message] == ["kept"]
+
+
+def test_a_source_that_is_none_is_a_type_error() -> None:
+    """Of flows to load."""
+    with pytest.raises(TypeError, match="Unsupported source type 'int'"):
+        Flow.from_source(3, "f.py:f")
+
+
+def test_a_flow_is_named_by_dots_alone_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``module.function``."""
+    (tmp_path / "dotty_flows.py").write_text("from hark import flow\n@flow\ndef dots(): pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert load_flow_from_entrypoint("dotty_flows.dots").name == "dots"
+
+
+def test_outside_of_runs_it_is_due_now() -> None:
+    """Where nothing else is known."""
+    assert runtime.flow_run.scheduled_start_time is not None
+    assert runtime.flow_run.id is None
