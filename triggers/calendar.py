@@ -67,6 +67,8 @@ def parse_span(text: str) -> Span | None:
         return None
     first = date.fromisoformat(match[1])
     last = date.fromisoformat(match[2] or match[1])
+    if last == date.max:
+        raise ValueError(f"{text!r}: the last day there can be is {date.max - timedelta(days=1)}")
     return Span(begin=_midnight(first), end=_midnight(last + timedelta(days=1)))
 
 
@@ -111,10 +113,11 @@ def parse_ics(text: str, *, until: datetime) -> list[Span]:
             if what == "VEVENT":
                 event = []
         elif line.name == "END" and what == "VEVENT" and event is not None:
-            spans += _spans_of(event, until)
+            for span in _spans_of(event, until):
+                spans.append(span)
+                if len(spans) > _MAX_SPANS:
+                    raise ValueError(f"the calendar has more than {_MAX_SPANS} days to exclude")
             event = None
-            if len(spans) > _MAX_SPANS:
-                raise ValueError(f"the calendar has more than {_MAX_SPANS} days to exclude")
         elif event is not None:
             event.append(line)
     if not seen_calendar:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import heapq
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -37,6 +37,7 @@ _PARTS = {
     "BYWEEKNO", "BYMONTH", "BYSETPOS", "WKST", "BYEASTER", "BYWEEKDAY",
 }  # fmt: skip
 _DAY_PARTS = {"BYDAY", "BYWEEKDAY", "BYMONTHDAY", "BYYEARDAY", "BYMONTH", "BYWEEKNO", "BYEASTER"}
+_SPARSE_PARTS = {"BYMONTHDAY", "BYYEARDAY", "BYMONTH", "BYWEEKNO", "BYEASTER"}
 _STEP = {
     _dateutil.WEEKLY: timedelta(weeks=1),
     _dateutil.DAILY: timedelta(days=1),
@@ -49,6 +50,9 @@ _MAX_COUNT = 10_000
 _MAX_DATES = 2_000
 # A rule that is silent for longer is taken to have ended; without a bound, an impossible one would be walked to 9999.
 _HORIZON = timedelta(days=366 * 30)
+_LATEST = datetime(9999, 12, 30)
+# Days around Easter that lie in its year, whenever it is; dateutil takes others for days of another part of the year.
+_EASTER = range(-80, 251)
 # Excluded readings passed over in a row before the set is taken to be empty.
 _MAX_EXCLUDED = 20_000
 
@@ -67,7 +71,7 @@ class _Rule:
 
     def after(self, after: datetime) -> Iterator[datetime]:
         """Give the readings of this rule later than ``after``."""
-        end = max(after, self.dtstart) + _HORIZON
+        end = min(max(after, self.dtstart), _LATEST - _HORIZON) + _HORIZON
         if self.until is not None:
             end = min(end, self.until)
         if self.count is None:
@@ -184,7 +188,8 @@ def parse_rrule(text: str, *, zone: str = "UTC", dtstart: datetime | None = None
         timezone=tzid,
         is_fixed=all(rule.freq <= _dateutil.DAILY for rule in rules),
     )
-    if next(islice(made.walls_after(min([start, *dates]) - timedelta(seconds=1)), 1), None) is None:
+    first = min([start, *dates]) - timedelta(seconds=1)
+    if next(made.walls_after(first), None) is None:
         raise ValueError(f"rrule: {text!r} never fires")
     return made
 
@@ -231,6 +236,10 @@ def _dates(text: str, zone: ZoneInfo, home: ZoneInfo, what: str) -> list[datetim
     return found
 
 
+def _joined(parts: dict[str, str], *, without: Iterable[str] = ()) -> str:
+    return ";".join(f"{k}={v}" for k, v in parts.items() if k != "UNTIL" and k not in without)
+
+
 def _rule(text: str, start: datetime, zone: ZoneInfo) -> _Rule:
     from difflib import get_close_matches
 
@@ -253,6 +262,11 @@ def _rule(text: str, start: datetime, zone: ZoneInfo) -> _Rule:
     for key in ("INTERVAL", "COUNT"):
         if key in parts and not (re.fullmatch(r"[0-9]{1,9}", parts[key]) and int(parts[key]) > 0):
             raise ValueError(f"rrule: {key} must be a whole number from 1, got {parts[key]!r}")
+    for offset in filter(None, parts.get("BYEASTER", "").split(",")):
+        if not re.fullmatch(r"[+-]?[0-9]{1,3}", offset) or int(offset) not in _EASTER:
+            raise ValueError(
+                f"rrule: BYEASTER={offset} is not a day from {_EASTER[0]} to {_EASTER[-1]} around Easter"
+            )
     count = int(parts["COUNT"]) if "COUNT" in parts else None
     if count is not None and count > _MAX_COUNT:
         raise ValueError(f"rrule: COUNT={count} is more than {_MAX_COUNT}; use UNTIL")
@@ -264,16 +278,21 @@ def _rule(text: str, start: datetime, zone: ZoneInfo) -> _Rule:
     until = _one_date(parts["UNTIL"], zone, "UNTIL") if "UNTIL" in parts else None
     if until is not None and re.fullmatch(r"\d{4}-?\d{2}-?\d{2}", parts["UNTIL"]):
         until = until.replace(hour=23, minute=59, second=59)  # a date as the end includes that day
-    rest = ";".join(f"{k}={v}" for k, v in parts.items() if k != "UNTIL")
     by_day = [f"{k}={v}" for k, v in parts.items() if k in _DAY_PARTS]
     days = None
     try:
-        made = _dateutil.rrulestr(rest, dtstart=start)
-        if by_day and _FREQUENCIES.index(freq) > _dateutil.DAILY:
+        made = _dateutil.rrulestr(_joined(parts), dtstart=start)
+        steps = _FREQUENCIES.index(freq)
+        # Of a daily rule weekdays are near; a day of some month may be years away.
+        if by_day and (
+            steps > _dateutil.DAILY or (steps == _dateutil.DAILY and parts.keys() & _SPARSE_PARTS)
+        ):
             if by_day == [f"BYMONTH={parts.get('BYMONTH')}"]:  # else the day of the start would be meant
                 by_day.append("BYMONTHDAY=" + ",".join(map(str, range(1, 32))))
             # Yearly, because dateutil passes over the days of a daily rule one by one, half a millisecond each.
             days = _dateutil.rrulestr(";".join(["FREQ=YEARLY", *by_day]), dtstart=start)
+            # And the rule itself need not ask of the day again: on days that it leaves out it would pass over its end.
+            made = _dateutil.rrulestr(_joined(parts, without=_DAY_PARTS), dtstart=start)
     except (ValueError, TypeError, KeyError, IndexError, AttributeError) as exc:
         raise ValueError(f"rrule: {text!r} is wrong: {exc}") from exc
     if not isinstance(made, _dateutil.rrule):  # pragma: no cover - one RRULE gives one rule

@@ -14,6 +14,7 @@ and strictly rise. What clocks that are moved do to ``cron`` and ``rrule`` is st
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, timedelta
 from difflib import get_close_matches
@@ -54,6 +55,7 @@ DEFAULT_ANCHOR = datetime(2020, 1, 1, tzinfo=UTC)
 _KINDS = ("cron", "interval", "rrule", "at")
 # A calendar that leaves out every slot must not be walked for ever.
 _MAX_EXCLUDED = 10_000
+_MOST_EXCLUSIONS = 20_000
 # Years for which repeating events of a calendar are written out; applying again moves the horizon.
 CALENDAR_YEARS = 10
 
@@ -145,12 +147,18 @@ class _Schedule(BaseModel):
     jitter: Duration | None = None
     start: Moment | None = None
     end: Moment | None = None
-    exclude: tuple[Exclusion, ...] = ()
+    exclude: tuple[Exclusion, ...] = Field((), max_length=_MOST_EXCLUSIONS)
     parameters: JsonObject = Field(default_factory=dict)
     paused: bool = False
 
     @model_validator(mode="after")
     def _sound(self) -> Any:
+        try:
+            return self._checked()
+        except OverflowError as exc:
+            raise ValueError("a moment of it lies beyond the years 1 to 9999") from exc
+
+    def _checked(self) -> Any:
         start, end = _bound(self, "start"), _bound(self, "end")
         if start is not None and end is not None and end < start:
             raise ValueError(f"`end` ({self.end}) is before `start` ({self.start})")
@@ -189,6 +197,8 @@ class IntervalSchedule(_Schedule):
     def _check(self) -> None:
         if self.interval < 1:
             raise ValueError(f"an interval is at least 1s, got {format_duration(self.interval)}")
+        if self.anchor is not None:
+            _moment(self.anchor, self.timezone)
 
 
 class RRuleSchedule(_Schedule):
@@ -208,6 +218,10 @@ class AtSchedule(_Schedule):
         BeforeValidator(lambda v: v if isinstance(v, list | tuple) else [v]),
         Field(min_length=1, max_length=1000),
     ]
+
+    def _check(self) -> None:
+        for moment in self.at:
+            _moment(moment, self.timezone)
 
 
 def schedule_kind(value: object) -> str:
@@ -314,10 +328,11 @@ def fires_after(schedule: Schedule, after: datetime) -> Iterator[datetime]:
     begins = _bound(schedule, "start")
     if begins is not None and begins > after:
         after = begins - timedelta(microseconds=1)
-    excluded = _excluded(schedule)
+    begins_of, ends_of = _closed(schedule.exclude, schedule.timezone) if schedule.exclude else ((), ())
     passed_over = 0
     for slot in _slots(schedule, after):
-        if excluded and any(begin <= slot < end for begin, end in excluded):
+        place = bisect_right(begins_of, slot) - 1
+        if place >= 0 and slot < ends_of[place]:
             passed_over += 1
             if passed_over > _MAX_EXCLUDED:
                 return
@@ -421,6 +436,18 @@ def _bound(schedule: _Schedule, which: Literal["start", "end"]) -> datetime | No
 @lru_cache(maxsize=4096)
 def _spans(spans: tuple[Exclusion, ...], timezone: str) -> tuple[tuple[datetime, datetime], ...]:
     return tuple(span.instants(timezone) for span in spans if isinstance(span, Span))
+
+
+@lru_cache(maxsize=4096)
+def _closed(spans: tuple[Exclusion, ...], timezone: str) -> tuple[tuple[datetime, ...], tuple[datetime, ...]]:
+    """Return where the excluded time begins and where it ends, in order, what overlaps made one."""
+    joined: list[list[datetime]] = []
+    for begin, end in sorted(_spans(spans, timezone)):
+        if joined and begin <= joined[-1][1]:
+            joined[-1][1] = max(joined[-1][1], end)
+        else:
+            joined.append([begin, end])
+    return tuple(begin for begin, _ in joined), tuple(end for _, end in joined)
 
 
 def _excluded(schedule: _Schedule) -> tuple[tuple[datetime, datetime], ...]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime, timedelta
 from itertools import islice, pairwise
 from typing import Any
 
 import pytest
 from hark.errors import DefinitionError
+from hark.triggers.calendar import parse_ics
 from hark.triggers.due import CATCH_UP_LIMIT, Plan, plan_slots
 from hark.triggers.schedule import (
     Schedule,
@@ -449,3 +451,51 @@ def test_schedules_from_python_are_those_of_yaml() -> None:
     assert At(NEW_YEAR, "2026-02-01") == parse_schedule({"at": [NEW_YEAR, "2026-02-01"]})
     with pytest.raises(DefinitionError, match="4 fields"):
         Cron("* * * *")
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ({"rrule": "FREQ=DAILY;BYMONTH=2,4;BYMONTHDAY=31"}, "never fires"),
+        ({"rrule": "DTSTART:99991231T235959\nRRULE:FREQ=SECONDLY"}, "never fires"),
+        ({"rrule": "FREQ=YEARLY;BYEASTER=-1000000"}, "BYEASTER"),
+        ({"interval": "1s", "exclude": ["0001-01-01/9999-12-31"]}, "the last day there can be"),
+        ({"cron": "0 0 * * *", "exclude": ["2026-01-01"] * 100_000}, "20000"),
+        ({"at": "9999-12-31T23:59:59-14:00"}, "beyond the years"),
+        ({"at": "0001-01-01T00:00:00+14:00"}, "beyond the years"),
+        ({"interval": "1s", "anchor": "0001-01-01T00:00:00+14:00"}, "beyond the years"),
+    ],
+)
+def test_what_has_no_end_or_lies_beyond_all_years_is_refused(value: dict[str, Any], says: str) -> None:
+    """At once and with a sentence: days that never come are not looked for one by one."""
+    began = time.process_time()
+    with pytest.raises(DefinitionError, match=says):
+        parse_schedule(value)
+    assert time.process_time() - began < 10
+
+
+def test_rare_days_are_found_without_walking_to_them() -> None:
+    """The 29th of February on a Monday, of daily rules and of those that step by seconds; Easter; a long list of days off."""
+    began = time.process_time()
+    after = datetime(2026, 1, 1, tzinfo=UTC)
+    for rule in (
+        "FREQ=DAILY;BYMONTH=2;BYMONTHDAY=29;BYDAY=MO",
+        "FREQ=SECONDLY;BYMONTH=2;BYMONTHDAY=29;BYDAY=MO;BYHOUR=3",
+    ):
+        found = next_fire(parse_schedule({"rrule": rule}), after)
+        assert found is not None
+        assert f"{found:%Y-%m-%d}" == "2044-02-29"
+    easter = parse_schedule({"rrule": "FREQ=DAILY;INTERVAL=2;BYEASTER=0,1"})
+    assert [f"{slot:%m-%d}" for slot in fires_between(easter, after, datetime(2028, 1, 1, tzinfo=UTC))] == [
+        "04-05",
+        "03-29",
+    ]
+    off = [f"2026-{month:02}-{day:02}" for month in range(1, 13) for day in range(2, 29)] * 20
+    minutes = parse_schedule({"cron": "*/10 * * * *", "exclude": off})
+    assert f"{fires_between(minutes, after, datetime(2027, 1, 1, tzinfo=UTC), 10_000)[200]:%m-%d}" == "01-29"
+    with pytest.raises(ValueError, match="more than 5000 days"):
+        parse_ics(
+            "BEGIN:VCALENDAR\nBEGIN:VEVENT\nDTSTART:20200101\nRRULE:FREQ=SECONDLY\nEND:VEVENT\nEND:VCALENDAR",
+            until=datetime(2036, 1, 1, tzinfo=UTC),
+        )
+    assert time.process_time() - began < 20
