@@ -36,13 +36,16 @@ class WorkItem(Held):
     Attributes:
         deliveries: how often it was handed out, this time included; more than 1 when a worker died with it, or
             handed it back.
+        seq: its place in the stream. Handed out again it has the same, pushed again it would have another.
     """
 
-    __slots__ = ("payload", "pool", "queue")
+    __slots__ = ("payload", "pool", "queue", "seq")
 
     def __init__(self, intake: Intake[Held], msg: Arrival) -> None:
         words = msg.reply.split(".")
-        super().__init__(intake, msg, int(words[4 if len(words) == 9 else 6]))
+        first = 4 if len(words) == 9 else 6  # the domain and the account may stand in between
+        super().__init__(intake, msg, int(words[first]))
+        self.seq = int(words[first + 1])
         self.payload = msg.data
         _, _, pool, queue = msg.subject.split(".")
         self.pool, self.queue = unquote(pool), unquote(queue)

@@ -20,7 +20,7 @@ from ..vocabulary import FlowRunId, StateType, new_id
 from .hook_log import ANYONE, HERE, is_owed
 from .run import FlowRun
 
-__all__ = ["Answer", "Ticket", "answer", "losses"]
+__all__ = ["Answer", "Ticket", "answer", "lane_of", "losses"]
 
 S = StateType
 
@@ -150,3 +150,15 @@ def losses(history: Iterable[Recorded]) -> tuple[str | None, int]:
             if details.get("lost"):
                 count += 1
     return token, count
+
+
+def lane_of(history: Iterable[Recorded], token: str) -> str | None:
+    """Return the lane in which the message with ``token`` was last taken."""
+    lane: str | None = None
+    for recorded in history:
+        data = recorded.event.data
+        state = data.get("state") if isinstance(data, dict) else None
+        details = state.get("details") if isinstance(state, dict) else None
+        if isinstance(details, dict) and details.get("token") == token:
+            lane = str(details.get("lane"))
+    return lane

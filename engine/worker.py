@@ -49,7 +49,7 @@ from .run_code import RunCode
 from .run_log import RunLog
 from .states import Cancelled, Crashed, Failed, Pending, Resuming, Running, Suspended
 from .stop_request import StopRequest
-from .ticket import Answer, Ticket, answer, losses
+from .ticket import Answer, Ticket, answer, lane_of, losses
 from .waiting import LOOP, PROCESS, Lane
 
 __all__ = ["Worker"]
@@ -235,9 +235,11 @@ class Worker(AsyncContextManagerMixin):
             await settle(lambda: item.term("not a work message of Hark"))
             return
         if (held := self._held.get(ticket.run_id)) is not None:
-            if held.ticket.token == ticket.token:
+            if held.item.seq == item.seq:
                 # Our heartbeats did not arrive in time, so the broker gave it out again: to us. Still ours.
                 held.item = item
+            elif held.ticket.token == ticket.token and lane == LOOP:
+                await settle(item.ack)  # as it was before it was passed on, to us
             else:
                 await item.nak(1.0)
             return
@@ -277,7 +279,12 @@ class Worker(AsyncContextManagerMixin):
                 or run.waits_in_process
                 or is_owed(run, HERE)
             ):
-                token, lost = losses(await self._runs.history(run.id))
+                history = await self._runs.history(run.id)
+                token, lost = losses(history)
+                if lane == LOOP and token == ticket.token and lane_of(history, token) == PROCESS:
+                    # It was passed on, by one that died before it could settle this one: the other is served.
+                    await settle(held.item.ack)
+                    return
             verdict = answer(ticket, run, deliveries=held.item.deliveries, claim=token, now=self._clock.now())
             if verdict is Answer.LATER:
                 await held.item.nak(0.2)

@@ -82,8 +82,8 @@ class Watch:
                     await self._changed.wait()
         except TimeoutError:
             newest = {r.event.subject: r for r in self.seen if r.event.type.startswith("flow-run.")}
-            told = "\n".join(f"{r.seq} {r.event.type} {r.event.subject}" for r in self.seen[-60:])
-            runs = "\n".join(f"{r.seq} {r.event.type} {subject}" for subject, r in newest.items())
+            told = "\n".join(map(_line, self.seen[-60:]))
+            runs = "\n".join(map(_line, newest.values()))
             raise AssertionError(
                 f"not seen within {within_s} s; runs stand at:\n{runs}\nthe last events were:\n{told}"
             ) from None
@@ -94,6 +94,11 @@ class Watch:
             r.event for r in self.seen
             if r.event.type == type_ and all(at(r.event, path) == value for path, value in data.items())
         ]  # fmt: skip
+
+
+def _line(recorded: Recorded) -> str:
+    event = recorded.event
+    return f"{recorded.seq} {recorded.recorded_at:%H:%M:%S.%f} {event.type} {event.subject}"
 
 
 def at(event: Event, path: str) -> object:

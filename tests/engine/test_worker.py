@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+import anyio
 import psutil
 import pytest
 from hark.config import EngineConfig, WorkerConfig
 from hark.engine.run import FlowRun, run_id_for
+from hark.engine.states import Pending
+from hark.engine.ticket import Ticket
 from hark.engine.worker import Worker
 from hark.vocabulary import StateType
 
@@ -481,3 +484,26 @@ async def test_leaving_a_worker_leaves_no_process(stage: Stage) -> None:
     assert not [pid for pid in pids if pid is not None and psutil.pid_exists(pid)]
     await stage.hear("worker.started")
     await stage.hear("worker.stopped")
+
+
+@pytest.mark.parametrize("is_claimed", [False, True])
+async def test_a_message_that_was_passed_on_and_not_settled_costs_nothing(
+    stage: Stage, is_claimed: bool
+) -> None:
+    """A worker that died between the two leaves it in both lanes: neither is taken for the other, and the run runs once."""
+    stage.write("@flow\ndef steady(): say('ran')")
+    await stage.deploy("steady")
+    run = await stage.ask("steady")
+    ticket = Ticket.issue(run.id, attempt=run.attempt, since=run.seq)
+    if is_claimed:
+        gone = Pending(details={"lane": "process", "worker": "gone", "token": ticket.token})
+        await stage.control.runs.move_exactly(run, gone, attempt=run.attempt + 1)
+    work = stage.bus.work
+    await work.push("default", "loop", ticket.to_json(), msg_id=ticket.msg_id)
+    await work.push("default", "process", ticket.to_json(), msg_id=f"{ticket.msg_id}/process")
+    async with Worker(stage.bus, WorkerConfig(drain_s=0), EngineConfig(ack_wait_s=2)):
+        assert (await stage.end(run)).state_type is StateType.COMPLETED
+        with anyio.fail_after(60):
+            while (await stage.bus.connection.api("STREAM.INFO.HARK_WORK"))["state"]["messages"]:  # type: ignore[index,call-overload]
+                await anyio.lowlevel.checkpoint()
+    assert (await stage.said())["ran"] == 1
