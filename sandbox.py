@@ -272,16 +272,16 @@ class _Counting(NodeTransformer):
 
     visit_Macro = visit_CallBlock = visit_FilterBlock = visit_AssignBlock = visit_Block = _repeated  # noqa: N815 - jinja's own names
 
-    def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802
+    def visit_For(self, node: nodes.For) -> nodes.Node:
         self._repeated(node)
         node.iter = self._filtered(node.iter, "_turns")
         return node
 
-    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
         self.generic_visit(node)
         return self._filtered(nodes.List(node.nodes, lineno=node.lineno), "_joined")
 
-    def visit_Output(self, node: nodes.Output) -> nodes.Node:  # noqa: N802
+    def visit_Output(self, node: nodes.Output) -> nodes.Node:
         self.generic_visit(node)
         node.nodes = [
             # What stands in the template is written once, unless something repeats it.
@@ -290,20 +290,20 @@ class _Counting(NodeTransformer):
         ]  # fmt: skip
         return node
 
-    def visit_Compare(self, node: nodes.Compare) -> nodes.Node:  # noqa: N802
+    def visit_Compare(self, node: nodes.Compare) -> nodes.Node:
         self.generic_visit(node)
         node.expr = self._weighed(node.expr)
         for operand in node.ops:
             operand.expr = self._weighed(operand.expr)
         return node
 
-    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:  # noqa: N802
+    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
         self.generic_visit(node)
         if not isinstance(node.arg, nodes.Slice):
             node.arg = self._weighed(node.arg)
         return node
 
-    def visit_Pair(self, node: nodes.Pair) -> nodes.Node:  # noqa: N802
+    def visit_Pair(self, node: nodes.Pair) -> nodes.Node:
         self.generic_visit(node)
         node.key = self._weighed(node.key)
         return node

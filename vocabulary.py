@@ -25,6 +25,7 @@ __all__ = [
     "JsonObject",
     "StateType",
     "TERMINAL",
+    "draw",
     "new_id",
     "derived_id",
     "sendable",
@@ -85,6 +86,11 @@ def new_id() -> str:
         # Replaced as one, and counted in C: threads that meet here make different ids.
         _ids = ms, head, numbers
     return f"{head}{next(numbers):012x}"
+
+
+def draw() -> float:
+    """Return a random share of [0, 1) to spread waits by, so that what failed together does not come back together."""
+    return _random.random()
 
 
 # Ids must not repeat, but need not be unguessable: seeded by the system once, they cost no system call each. Not the

@@ -8,7 +8,6 @@ is a dead letter under ``sink-<name>-<seq>/0``, which can be redriven and droppe
 from __future__ import annotations
 
 import logging
-import random
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -35,7 +34,7 @@ from ..errors import (
     RefusedError,
     UnavailableError,
 )
-from ..vocabulary import JsonObject, new_id
+from ..vocabulary import JsonObject, draw, new_id
 from .action import wait_before_retry_s
 from .action_state import ActionState, action_event
 from .claim import BUCKET as OUTBOX
@@ -165,7 +164,7 @@ class Forwarder(AsyncContextManagerMixin):
                     item.deliveries,
                     base_s=sink.backoff,
                     cap_s=_LONGEST_S,
-                    jitter=random.random(),  # noqa: S311
+                    jitter=draw(),
                 )
                 log.info("sink.again", extra={"sink": sink.name, "seq": recorded.seq, "error": str(exc)})
                 await item.nak(max(wait_s, exc.after_s or 0.0))

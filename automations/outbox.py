@@ -17,7 +17,6 @@ A decision or action that nobody can make sense of becomes a dead letter of its 
 from __future__ import annotations
 
 import logging
-import random
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
@@ -39,7 +38,7 @@ from ..clock import SYSTEM_CLOCK, Clock
 from ..config import AutomationsConfig
 from ..errors import BusUnavailable, DefinitionError, GuardFailed, HarkError
 from ..tracing import span
-from ..vocabulary import JsonObject, new_id
+from ..vocabulary import JsonObject, draw, new_id
 from .action import Action, parse_action, wait_before_retry_s
 from .action_state import (
     ACTION_SOURCE,
@@ -503,7 +502,7 @@ class Outbox(AsyncContextManagerMixin):
                 state.attempt,
                 base_s=backoff_of(written),
                 cap_s=_LONGEST_BACKOFF_S,
-                jitter=random.random(),  # noqa: S311
+                jitter=draw(),
             )
             wait_s = max(wait_s, asked_s or 0.0)
             next_at = now + timedelta(seconds=wait_s)

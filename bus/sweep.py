@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import random
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Self
@@ -12,6 +11,7 @@ import anyio
 from anyio import AsyncContextManagerMixin
 
 from ..errors import BusUnavailable, HarkError
+from ..vocabulary import draw
 from .objects import Objects
 
 __all__ = ["ObjectSweep"]
@@ -41,7 +41,7 @@ class ObjectSweep(AsyncContextManagerMixin):
 
     async def _keep_swept(self) -> None:
         # Not while everything starts, and not all processes at one moment.
-        await anyio.sleep(_AGAIN_S * (0.5 + random.random()))  # noqa: S311
+        await anyio.sleep(_AGAIN_S * (0.5 + draw()))
         while True:
             try:
                 swept = await self._objects.sweep(older_s=OLDER_S)

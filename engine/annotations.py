@@ -33,7 +33,7 @@ class Annotation(Generic[T]):
 BaseAnnotation = Annotation
 
 
-class unmapped(Annotation[T]):  # noqa: N801  the name users of the field know
+class unmapped(Annotation[T]):
     """``task.map(xs, unmapped(y))``: every call gets the whole of ``y``."""
 
     __slots__ = ()
@@ -42,13 +42,13 @@ class unmapped(Annotation[T]):  # noqa: N801  the name users of the field know
         return self.value
 
 
-class allow_failure(Annotation[T]):  # noqa: N801
+class allow_failure(Annotation[T]):
     """``task.submit(allow_failure(future))``: run even if it failed; the argument is then its exception."""
 
     __slots__ = ()
 
 
-class quote(Annotation[T]):  # noqa: N801
+class quote(Annotation[T]):
     """``task(quote(value))``: do not look for futures inside ``value``; the task gets it as it is."""
 
     __slots__ = ()
@@ -57,13 +57,13 @@ class quote(Annotation[T]):  # noqa: N801
         return self.value
 
 
-class opaque(Annotation[T]):  # noqa: N801
+class opaque(Annotation[T]):
     """``task(opaque(future))``: wait for the future, and do not look for others inside its result."""
 
     __slots__ = ()
 
 
-class freeze(Annotation[T]):  # noqa: N801
+class freeze(Annotation[T]):
     """``flow.deploy(…, parameters={"day": freeze("mon")})``: a value that is JSON, whatever the deployment is run with.
 
     Raises:

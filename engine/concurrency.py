@@ -66,14 +66,14 @@ class concurrency:  # noqa: N801  a context manager, called like a function
         self._names = _sorted(names)
         self._occupy, self._timeout_s, self._strict = occupy, timeout_seconds, strict
         self._max_retries = max_retries
-        self._stack: list[tuple[Session, list[Any]]] = []
+        self._stack: list[tuple[Session | None, list[Any]]] = []
         self._guards: list[asyncio.Task[None] | None] = []
 
     # --- sync -----------------------------------------------------------------------------------------
 
     def __enter__(self) -> Self:
         if not self._names:
-            self._stack.append((None, []))  # type: ignore[arg-type]
+            self._stack.append((None, []))
             return self
         session = blocking_session("concurrency()")
         self._stack.append((session, session.call(self._acquire, session)))
@@ -83,7 +83,7 @@ class concurrency:  # noqa: N801  a context manager, called like a function
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         session, held = self._stack.pop()
-        if held:
+        if session is not None and held:
             session.call(_release, held)
         if kind is None:
             self._complain(held)
@@ -92,7 +92,7 @@ class concurrency:  # noqa: N801  a context manager, called like a function
 
     async def __aenter__(self) -> Self:
         if not self._names:
-            self._stack.append((None, []))  # type: ignore[arg-type]
+            self._stack.append((None, []))
             self._guards.append(None)
             return self
         session = session_here("concurrency()")
@@ -109,7 +109,7 @@ class concurrency:  # noqa: N801  a context manager, called like a function
         if guard is not None:
             guard.cancel()
             await asyncio.wait([guard])
-        if held:
+        if session is not None and held:
             await session.acall(_release, held)
         lost = any(one.is_lost for one in held)
         if kind is None or (self._strict and lost and kind is asyncio.CancelledError):

@@ -8,13 +8,13 @@ tens of thousands of tasks a second cannot afford to be one with a switch in it;
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
 from ..errors import Unpicklable, UpstreamFailed
+from ..vocabulary import draw
 from .caching import MISS, cache_of
 from .context import TaskRunContext, current_run
 from .final_state import state_of_crash, state_of_exception, state_of_value
@@ -163,7 +163,7 @@ def await_retry(call: TaskCall, failed: State) -> float:
     delay_s = jittered_s(
         retry_delay_s(task.retry_delays, retry=run.run_count),
         task.retry_jitter_factor,
-        draw=random.random(),  # noqa: S311  jitter is no secret
+        draw=draw(),
     )
     run.state = _of_task(AwaitingRetry(message=failed.message, run_id=run.id), call)
     _logger(call).warning(

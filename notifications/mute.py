@@ -85,17 +85,22 @@ def _listed(value: Any) -> Any:
     return [value] if isinstance(value, str | int) and not isinstance(value, bool) else value
 
 
-def _spans(names: tuple[str, ...], low: int, high: int, what: str) -> Any:
+def _texts(value: Any) -> Any:
+    listed = _listed(value)
+    return [str(v) if isinstance(v, int) else v for v in listed] if isinstance(listed, list) else listed
+
+
+def _spans(names: tuple[str, ...], low: int, high: int, what: str) -> AfterValidator:
     def check(value: tuple[str, ...]) -> tuple[str, ...]:
         for one in value:
             _span(one, names, low, high, what)
         return value
 
-    def texts(value: Any) -> Any:
-        listed = _listed(value)
-        return [str(v) if isinstance(v, int) else v for v in listed] if isinstance(listed, list) else listed
+    return AfterValidator(check)
 
-    return Annotated[tuple[str, ...], BeforeValidator(texts), AfterValidator(check)]
+
+Texts = Annotated[tuple[str, ...], BeforeValidator(_texts)]
+Weekdays = Annotated[Texts, _spans(_DAYS, 0, 6, "day of the week")]
 
 
 class MuteTime(BaseModel):
@@ -110,9 +115,9 @@ class MuteTime(BaseModel):
             description="ranges of the day such as 22:00-07:00; one that passes midnight belongs to the day it begins",
         )
     )
-    weekdays: _spans(_DAYS, 0, 6, "day of the week") = ()  # type: ignore[valid-type]
-    days: _spans((), 1, 31, "day of the month") = ()  # type: ignore[valid-type]
-    months: _spans(_MONTHS, 1, 12, "month") = ()  # type: ignore[valid-type]
+    weekdays: Weekdays = ()
+    days: Annotated[Texts, _spans((), 1, 31, "day of the month")] = ()
+    months: Annotated[Texts, _spans(_MONTHS, 1, 12, "month")] = ()
 
 
 def _is_day(mute: MuteTime, day: date) -> bool:

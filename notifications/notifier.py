@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import random
 import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -31,7 +30,7 @@ from ..errors import (
     UnknownName,
 )
 from ..template import render, template_names
-from ..vocabulary import JsonObject, JsonValue, derived_id, new_id
+from ..vocabulary import JsonObject, JsonValue, derived_id, draw, new_id
 from .attachment import Attachments
 from .channel import Channel, Template
 from .held import Group, HeldMessages
@@ -363,7 +362,7 @@ class Notifier(AsyncContextManagerMixin):
             reason = tried.reason
             log.warning("notification.try_failed", extra={**outcome, "reason": reason})
             wait_s = backoff_s(
-                attempt, base_s=self._config.backoff_s, jitter=_jitter(), asked_s=tried.retry_after_s
+                attempt, base_s=self._config.backoff_s, jitter=draw(), asked_s=tried.retry_after_s
             )
             late = self._clock.monotonic() + wait_s >= give_up_at
             if attempt >= tries or tried.is_final or late:
@@ -488,7 +487,7 @@ class Notifier(AsyncContextManagerMixin):
                     tries = 0
                 else:
                     await self._clock.sleep(
-                        backoff_s(tries, base_s=self._config.backoff_s * 4, jitter=_jitter())
+                        backoff_s(tries, base_s=self._config.backoff_s * 4, jitter=draw())
                     )
                 continue
             tries = 0
@@ -522,10 +521,6 @@ class Notifier(AsyncContextManagerMixin):
             )
         )
         await self._forget(name, group)
-
-
-def _jitter() -> float:
-    return random.random()  # noqa: S311  # spreads retries, guards nothing
 
 
 def _held(job: _Job) -> list[Delivery]:

@@ -8,7 +8,6 @@ put down has not been sent, and is decided again from the log. Nothing polls: on
 from __future__ import annotations
 
 import logging
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -23,7 +22,7 @@ from ..bus.event import Event, readable
 from ..bus.lease import Grant
 from ..clock import SYSTEM_CLOCK, Clock
 from ..errors import BusUnavailable, DefinitionError, EventInvalid, HarkError
-from ..vocabulary import JsonObject
+from ..vocabulary import JsonObject, draw
 from .ack import AckLinks, Ticket
 from .alert import ACKNOWLEDGED, RAISED, SOURCE, Alert, Cause
 from .checkpoint import RouterState, StateStore, Vault
@@ -366,9 +365,7 @@ class _Term:
                     if tries >= _TRIES:
                         await self._give_up(send, exc)
                         break
-                await self._clock.sleep(
-                    backoff_s(tries, base_s=_RETRY_S, cap_s=_RETRY_CAP_S, jitter=random.random())  # noqa: S311
-                )
+                await self._clock.sleep(backoff_s(tries, base_s=_RETRY_S, cap_s=_RETRY_CAP_S, jitter=draw()))
         if not lock.statistics().tasks_waiting:
             self._lanes.pop(lane, None)
         self.pending.pop(send.key, None)

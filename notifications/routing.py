@@ -26,7 +26,7 @@ from ..errors import DefinitionError
 from ..template import check_template
 from ..vocabulary import JsonObject, JsonValue
 from .language import Facts, Holds, Language, Reads
-from .mute import _DAYS, MuteTime, Zone, _in, _listed, _spans, clock_minutes, is_muted, mute_end
+from .mute import _DAYS, MuteTime, Weekdays, Zone, _in, _listed, clock_minutes, is_muted, mute_end
 
 __all__ = [
     "Digest",
@@ -96,7 +96,7 @@ class Digest(_Model):
     at: Words = ()
     every: Duration | None = None
     timezone: Zone = "UTC"
-    weekdays: _spans(_DAYS, 0, 6, "day of the week") = ()  # type: ignore[valid-type]
+    weekdays: Weekdays = ()
 
     @model_validator(mode="before")
     @classmethod

@@ -16,7 +16,7 @@ from .schedule import Schedule, parse_schedule
 __all__ = ["At", "Cron", "Interval", "RRule"]
 
 
-def Cron(  # noqa: N802
+def Cron(
     cron: str,
     /,
     timezone: str | None = None,
@@ -34,7 +34,7 @@ def Cron(  # noqa: N802
     return _made({"cron": cron, "day_or": day_or}, timezone, active, parameters, slug, more)
 
 
-def Interval(  # noqa: N802
+def Interval(
     interval: timedelta | float | str,
     /,
     anchor_date: datetime | None = None,
@@ -55,7 +55,7 @@ def Interval(  # noqa: N802
     return _made({"interval": written, "anchor": anchor_date}, timezone, active, parameters, slug, more)
 
 
-def RRule(  # noqa: N802
+def RRule(
     rrule: str,
     /,
     timezone: str | None = None,
@@ -72,7 +72,7 @@ def RRule(  # noqa: N802
     return _made({"rrule": rrule}, timezone, active, parameters, slug, more)
 
 
-def At(  # noqa: N802
+def At(
     *moments: datetime | str,
     timezone: str | None = None,
     active: bool = True,

@@ -73,7 +73,7 @@ class Schedule:
         return self.written()
 
 
-def Cron(  # noqa: N802  the name users of the field know
+def Cron(
     cron: str,
     /,
     timezone: str | None = None,
@@ -88,7 +88,7 @@ def Cron(  # noqa: N802  the name users of the field know
     )
 
 
-def Interval(  # noqa: N802
+def Interval(
     interval: timedelta | float | int,
     /,
     anchor_date: datetime | None = None,
@@ -105,7 +105,7 @@ def Interval(  # noqa: N802
     )  # fmt: skip
 
 
-def RRule(  # noqa: N802
+def RRule(
     rrule: str,
     /,
     timezone: str | None = None,
@@ -117,18 +117,18 @@ def RRule(  # noqa: N802
     return Schedule(rrule=rrule, timezone=timezone, active=active, parameters=parameters or {}, slug=slug)
 
 
-def CronSchedule(*, cron: str, timezone: str | None = "UTC", day_or: bool = True) -> Schedule:  # noqa: N802
+def CronSchedule(*, cron: str, timezone: str | None = "UTC", day_or: bool = True) -> Schedule:
     """Return a schedule of a cron expression; ``Cron`` under the name of Prefect's client."""
     return Cron(cron, timezone=timezone, day_or=day_or)
 
 
-def IntervalSchedule(  # noqa: N802
+def IntervalSchedule(
     *, interval: timedelta | float | int, anchor_date: datetime | None = None, timezone: str | None = None
 ) -> Schedule:
     """Return a schedule of so much time; ``Interval`` under the name of Prefect's client."""
     return Interval(interval, anchor_date=anchor_date, timezone=timezone)
 
 
-def RRuleSchedule(*, rrule: str, timezone: str | None = "UTC") -> Schedule:  # noqa: N802
+def RRuleSchedule(*, rrule: str, timezone: str | None = "UTC") -> Schedule:
     """Return a schedule of a recurrence rule; ``RRule`` under the name of Prefect's client."""
     return RRule(rrule, timezone=timezone)

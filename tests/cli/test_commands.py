@@ -427,7 +427,7 @@ async def test_what_code_keeps_and_shows_is_read_by_command(serve: Serve, hark: 
         assert (await hark("blocks", "rm", "warehouse/main")).exit_code == 0
         assert "no blocks" in (await hark("blocks", "ls")).stdout
 
-        await service.context.projector.caught_up(await service.bus.log.head(), timeout_s=60)  # type: ignore[union-attr]
+        await service.parts.running("projector").caught_up(await service.bus.log.head(), timeout_s=60)
         listed = await hark("artifacts", "ls", "--json")
         kinds = sorted(a["type"] for a in json.loads(listed.stdout))
         assert kinds == ["markdown", "table", "table"]
@@ -455,7 +455,7 @@ async def test_an_open_incident_is_shown_and_taken_on(
             async for batch in batches:
                 if batch.records:
                     break
-        await service.context.projector.caught_up(await service.bus.log.head())  # type: ignore[union-attr]
+        await service.parts.running("projector").caught_up(await service.bus.log.head())
         (listed,) = as_json(await hark("alerts", "ls", "--json"))
         assert (listed["state"], listed["told_to"]) == ("told", ["ops"])
         assert "the disk is full" in (await hark("alerts", "ls")).stdout

@@ -252,7 +252,7 @@ async def test_two_thousand_wait_for_runs_at_once(broker: EmbeddedBroker) -> Non
     async with Bus(broker.address, BusConfig(request_timeout_s=60)) as bus:
         control = Control(bus)
         runs = await asyncio.gather(*(control.runs.request(RunRequest(flow_name="f")) for _ in range(2_000)))
-        waits = [asyncio.create_task(control.wait(run.id, timeout_s=120)) for run in runs]
+        waits = [asyncio.create_task(control.wait(run.id, timeout_s=300)) for run in runs]
         for run in runs:
             await control.cancel(run.id)
         ended = await asyncio.gather(*waits)

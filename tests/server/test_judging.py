@@ -86,7 +86,7 @@ async def test_the_commands_say_it_in_words(start: Start, home: Path, tmp_path: 
     )
     async with start() as (service, http):
         (seen, *_) = await _emit(http, 5)
-        await service.context.projector.caught_up(await service.bus.log.head(), timeout_s=60)  # type: ignore[union-attr]
+        await service.parts.running("projector").caught_up(await service.bus.log.head(), timeout_s=60)
         options: dict[str, Any] = {"url": service.url, "home": home, "cwd": tmp_path}
         code, out, err = await _hark("backtest", "broke", "--since", "1h", **options)
         assert code == 0, err
