@@ -68,7 +68,7 @@ def _make(length: int) -> None:
     """Refuse to make something longer than may come out, before it is made."""
     if length > MAX_OUTPUT_CHARS:
         raise SecurityError("it makes something too long on the way")
-    _spend(length)
+    _spend(max(0, length))  # a width below nothing must not earn anything
 
 
 _SEVERAL = (list, tuple, set, frozenset, KeysView, ValuesView, ItemsView)
@@ -128,6 +128,11 @@ def _turns(items: Iterable[Any], grains: int = _PER_TURN) -> Iterator[Any]:
         yield item
 
 
+def _streamed(value: Any) -> Any:
+    """Return what will be looked through one by one, each paid for as it is: what is left over may be little."""
+    return _turns(value) if value else value
+
+
 def _taken(value: Any) -> Any:
     """Return ``value``, of an iterator all that is in it, paid for."""
     return list(_turns(value, _PER_PIECE)) if hasattr(value, "__next__") else value
@@ -155,6 +160,20 @@ def _replace(text: Any, old: str, new: str, count: int | None = None) -> str:
     _make(len(text) + text.count(old) * len(new))
     made: str = text.replace(old, new, -1 if count is None else count)
     return made
+
+
+def _searched(text: str, wanted: Iterable[Any]) -> None:
+    """Pay for comparing each character of a text with each of others, which takes a fraction of looking through it."""
+    for one in wanted:
+        if isinstance(one, str):
+            _spend(len(text) * len(one) // 16)
+
+
+def _trim(text: Any, chars: str | None = None) -> str:
+    text = str(text)
+    _searched(text, (chars,))
+    stripped: str = text.strip(chars)
+    return stripped
 
 
 def _indent(text: Any, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
@@ -190,6 +209,13 @@ def _list(value: Any) -> list[Any]:
     return list(value)
 
 
+def _sliced(value: Any) -> Any:
+    """Return what a slice is taken of, paid for as if it was all of it."""
+    if hasattr(value, "__len__"):
+        _spend(len(value))
+    return value
+
+
 def _round(value: float, precision: int = 0, method: Any = "common") -> float:
     if abs(precision) > _MAX_DIGITS:
         raise SecurityError(f"`round` to {precision} places is more than a number has")
@@ -212,8 +238,9 @@ def as_json(value: Any, indent: int | None = None) -> str:
 
 _LAZY_FILTERS = frozenset({
     "attr", "batch", "count", "d", "default", "first", "items", "last", "length", "list", "map", "reject", "rejectattr",
-    "safe", "select", "selectattr", "slice", "_turns",
+    "select", "selectattr", "slice", "_sliced", "_turns",
 })  # fmt: skip
+_STREAMING_FILTERS = frozenset({"batch", "map", "reject", "rejectattr", "select", "selectattr"})
 _LAZY_TESTS = frozenset({
     "boolean", "callable", "defined", "divisibleby", "even", "false", "filter", "float", "integer", "iterable", "mapping",
     "none", "number", "odd", "sameas", "sequence", "string", "test", "true", "undefined",
@@ -221,15 +248,17 @@ _LAZY_TESTS = frozenset({
 """What looks at no more than the outside of what it is given, or counts by itself."""
 
 
-def _counted(run: Any, *, is_lazy: bool) -> Any:
+def _counted(run: Any, *, is_lazy: bool, is_streaming: bool = False) -> Any:
     """Return a filter or test that pays for what it looks through. It takes the context, so that none runs when compiled."""
     passed = _PassArg.from_obj(run)
 
     @pass_context
     @wraps(run)
     def counted(context: Context, *args: Any, **kwargs: Any) -> Any:
-        _spend(_PER_PIECE)
-        if not is_lazy:
+        _spend(_PER_PIECE * (len(args) + len(kwargs)))
+        if is_streaming:
+            args = (_streamed(args[0]), *args[1:])
+        elif not is_lazy:
             args = tuple(map(_taken, args))
             for value in (*args, *kwargs.values()):
                 _weigh(value)
@@ -299,7 +328,9 @@ class _Counting(NodeTransformer):
 
     def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
         self.generic_visit(node)
-        if not isinstance(node.arg, nodes.Slice):
+        if isinstance(node.arg, nodes.Slice):
+            node.node = self._filtered(node.node, "_sliced")
+        else:
             node.arg = self._weighed(node.arg)
         return node
 
@@ -312,6 +343,8 @@ class _Counting(NodeTransformer):
         return node if isinstance(node, nodes.Const) else self._filtered(node, "_shown")
 
 
+_SEARCHING = frozenset({"lstrip", "rfind", "rindex", "rpartition", "rsplit", "rstrip", "strip"})
+"""Methods of texts that may compare each character with each of what they are given."""
 _PADDING = frozenset({"center", "ljust", "rjust", "zfill"})
 _CAN_MAKE_ANY_LENGTH = frozenset({"encode", "expandtabs", "format", "format_map", "to_bytes", "translate"})
 _OUTSIDE = frozenset({"get", "items", "keys", "values"})
@@ -335,21 +368,24 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805 - jinja's own names
         """Call, and count: macros can call themselves, and methods look through texts and lists."""
-        _spend(_PER_CALL)
+        _spend(_PER_CALL + _PER_PIECE * (len(args) + len(kwargs)))
         owner = getattr(__obj, "__self__", None)
         if isinstance(__obj, LoopContext):  # a recursive loop, once more
             return super().call(__context, __obj, _turns(args[0]) if args else (), *args[1:], **kwargs)
-        if not isinstance(__obj, Macro | type):
+        if not isinstance(__obj, Macro):
             args = tuple(map(_taken, args))
-            for value in (*args, *kwargs.values()):
+            # What `dict` and `namespace` are given by name they only keep; the rest they look through, and hash.
+            for value in args if isinstance(__obj, type) else (*args, *kwargs.values()):
                 _weigh(value)
-        if isinstance(owner, str | list | tuple | dict) and __obj.__name__ not in _OUTSIDE:
+        if isinstance(owner, (str, dict, range, *_SEVERAL)) and __obj.__name__ not in _OUTSIDE:
             _weigh(owner)
         if isinstance(owner, str):
             if __obj.__name__ == "replace":
                 return _replace(owner, *args, **kwargs)
             if __obj.__name__ == "join" and len(args) == 1:
                 return _join(args[0], owner)
+            if __obj.__name__ in _SEARCHING:
+                _searched(owner, (*args, *kwargs.values()))
             if __obj.__name__ in _PADDING and args and isinstance(args[0], int):
                 _make(args[0])
         return super().call(__context, __obj, *args, **kwargs)
@@ -368,15 +404,17 @@ class _Environment(ImmutableSandboxedEnvironment):
                 raise SecurityError("this power is too large for a template")
         elif operator == "*":
             for one, other in ((left, right), (right, left)):
-                if (
-                    isinstance(one, str | bytes | list | tuple)
-                    and isinstance(other, int)
-                    and len(one) * other > _MAX_REPEAT
-                ):
-                    raise SecurityError("this repetition is too long for a template")
+                if isinstance(one, str | bytes | list | tuple) and isinstance(other, int):
+                    if len(one) * other > _MAX_REPEAT:
+                        raise SecurityError("this repetition is too long for a template")
+                    _make(len(one) * other)
         elif operator == "+":
             if isinstance(left, str | list | tuple) and isinstance(right, str | list | tuple):
                 _make(len(left) + len(right))
+        elif operator == "-" and not isinstance(left, int | float):
+            right = _taken(right)  # keys of objects can be taken from each other
+            _weigh(left)
+            _weigh(right)
         elif operator == "%" and isinstance(left, str):
             # "%999999999d" is a repetition in disguise.
             raise SecurityError(
@@ -395,11 +433,14 @@ def _environment() -> _Environment:
         env.filters.pop(name, None)
     own: Mapping[str, Any] = {
         "tojson": as_json, "replace": _replace, "indent": _indent, "batch": _batch, "slice": _slice, "join": _join,
-        "list": _list, "round": _round, "sum": _sum, "_turns": _turns, "_joined": _joined, "_shown": _shown,
+        "list": _list, "round": _round, "sum": _sum, "trim": _trim, "_sliced": _sliced, "_turns": _turns, "_joined": _joined, "_shown": _shown,
     }  # fmt: skip
     env.filters.update(own)
-    for all_of_them, lazy in ((env.filters, _LAZY_FILTERS), (env.tests, _LAZY_TESTS)):
-        all_of_them.update({name: _counted(run, is_lazy=name in lazy) for name, run in all_of_them.items()})
+    env.filters.update({
+        name: _counted(run, is_lazy=name in _LAZY_FILTERS, is_streaming=name in _STREAMING_FILTERS)
+        for name, run in env.filters.items()
+    })  # fmt: skip
+    env.tests.update({name: _counted(run, is_lazy=name in _LAZY_TESTS) for name, run in env.tests.items()})
     for name in ("lipsum", "cycler", "joiner"):
         env.globals.pop(name, None)
     return env

@@ -19,6 +19,8 @@ DOUBLING = (
 )
 """Two tuples of sixty levels, each twice in the next: small in memory, and never written out."""
 
+TURNS = "{% for a in rows %}{% for b in rows %}{% endfor %}{% endfor %}"
+
 
 @pytest.mark.parametrize(
     "source",
@@ -40,6 +42,10 @@ DOUBLING = (
         "{{ much | indent(1000000000) | length }}",
         "{{ rows | batch(1000000000, 0) | list | length }}",
         "{{ rows | slice(1000000000) | list | length }}",
+        # What asks for less than nothing must not earn anything.
+        "{{ rows | batch(-1000000000) | list | length }}" + TURNS,
+        "{{ 'a' | indent(-1000000000) }}" + TURNS,
+        "{{ 'a'.ljust(-1000000000) }}" + TURNS,
         *(
             DOUBLING + use
             for use in (
@@ -58,6 +64,9 @@ DOUBLING = (
                 "{{ n.x ~ '' }}",
                 "{{ [n.y].count(n.x) }}",
                 "{{ [n.x] | select('in', [n.y]) | list | length }}",
+                "{{ dict([(n.x, 1)]) | length }}",
+                "{% set o = namespace([(n.x, 1)]) %}",
+                "{{ n.x | safe | length }}",
             )
         ),
         "{% for a in rows %}{{ rows | sort | length }}{% endfor %}",
@@ -69,6 +78,25 @@ DOUBLING = (
         "{% set x %}{% for a in rows %}" + "-" * 50_000 + "{% endfor %}{% endset %}{{ x | length }}",
         "{% filter length %}{% for a in rows %}{{ much }}{% endfor %}{% endfilter %}",
         "{% for a in rows recursive %}{% if loop.depth < 3 %}{{ loop(rows) }}{% endif %}{% endfor %}",
+        *(
+            "{% set r, keys = range(99999), dict.fromkeys(range(99999)).keys() %}"
+            "{% for a in rows %}{% for b in rows %}{% set c = " + use + " %}{% endfor %}{% endfor %}"
+            for use in (
+                "rows[:]",
+                "much[1:]",
+                "[0] * 100000",
+                "dict({'a': rows})",
+                "namespace({'much': much})",
+                "r.count(0.5)",
+                "keys - keys",
+                "keys.isdisjoint([])",
+                "r | select('gt', 99999) | list",
+                "0 | default(*rows)",
+                "rows | safe",
+            )
+        ),
+        "{{ ('a' * 60000).strip(('b' * 60000) ~ 'a') | length }}{{ ('a' * 60000) | trim(('b' * 60000) ~ 'a') | length }}",
+        "{{ ('a' * 60000).rfind('ab' ~ 'a' * 30000) }}",
         "{{ 10 | round(-100000000) }}",
         "{% set a = ('f' * 60000) | int(0, 16) %}{% for i in rows %}{% set b = a // (a - 1) %}{% endfor %}",
         "{% set n = namespace(x=2) %}{% for i in range(99999) %}{% set n.x = n.x + n.x %}{% endfor %}",
@@ -106,6 +134,13 @@ def test_nothing_makes_a_template_take_long(source: str) -> None:
         ("{% for a, b in {'k': n}.items() %}{{ a }}={{ b }}{% endfor %}", "k=7"),
         ("{% set f %}{{ n }}!{% endset %}{{ f }}{{ missing | default('none') }}", "7!none"),
         ("{{ rows[n - 7] == 'b' and 7 == n < 8 }}", True),
+        ("{{ rows[:1] + path[2:] | list }}", ["b", "b", "/", "c"]),
+        ("{{ path.strip('ac') | trim('/') }}{{ path.rsplit('/', 1)[1] }}", "bc"),
+        (
+            "{{ ({'k': n, 'l': n}.keys() - ['l']) | list }}{{ none | default([], true) | select | list }}",
+            "['k'][]",
+        ),
+        ("{{ dict([('k', n)], l=rows) }}", {"k": 7, "l": ["b", "a"]}),
         (
             "{% for a in [[1], 2] recursive %}{% if a is number %}{{ a }}{% else %}({{ loop(a) }}){% endif %}{% endfor %}",
             "(1)2",
