@@ -14,8 +14,9 @@
     │   │                          MappingLengthMismatch
     │   ├── Unpicklable            a value cannot go to another process; also a TypeError
     │   ├── TemplateError          a template does not parse, or failed while rendering
-    │   ├── UnknownName            a deployment, channel, secret, … that does not exist; UnknownBlock, UnknownBlockKind
-    │   │                          and MissingFlow are of this kind
+    │   ├── UnknownName            a deployment, channel, secret, … that does not exist; UnknownBlock, UnknownBlockKind,
+    │   │                          UnknownLimit and MissingFlow are of this kind
+    │   ├── SlotsRefused           a limit cannot give what was asked of it; also a ValueError
     │   ├── BlockUnfit             a saved block does not fit its class any more; also a RuntimeError
     │   ├── ScriptFailed           the file a flow is in cannot be imported
     │   ├── NotSerializable        a result cannot be written by its serializer; also a TypeError
@@ -175,6 +176,14 @@ class BlockUnfit(DefinitionError, RuntimeError):
             hint="load it with validate=False and save it again with overwrite=True",
         )
         self.key = key
+
+
+class SlotsRefused(DefinitionError, ValueError):
+    """A limit cannot give what was asked of it, however long one waits."""
+
+
+class UnknownLimit(UnknownName, SlotsRefused):
+    """There is no limit of this name."""
 
 
 class MissingFlow(UnknownName):

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Artifact", "ImageArtifact", "LinkArtifact", "MarkdownArtifact", "ProgressArtifact", "StoredArtifact", "TableArtifact",
+    "read_artifacts",
 ]  # fmt: skip
 
 
@@ -193,27 +194,29 @@ async def _get(session: Session, key: str) -> StoredArtifact | None:
 
 
 async def _found(session: Session, key: str) -> StoredArtifact | None:
+    found = await read_artifacts(session, subject=f"artifact/{key}")
+    return found[-1] if found else None
+
+
+async def read_artifacts(session: Session, *, subject: str | None = None) -> list[StoredArtifact]:
+    """Return the artifacts that the log still has, each as often as it was moved on, in the order in which that was."""
     await session.bus.publisher.barrier()
-    found: dict[str, Any] | None = None
-    at: datetime | None = None
+    found = []
     async with session.bus.log.read(filters_for("artifact.*")) as batches:
         async for batch in batches:
-            for recorded in readable(batch.records):
-                if recorded.event.subject == f"artifact/{key}" and isinstance(recorded.event.data, dict):
-                    found, at = recorded.event.data, recorded.event.time
-    if found is None:
-        return None
-    shown, flow, task = found["artifact"], found.get("flow_run") or {}, found.get("task_run") or {}
+            found += [
+                _of_event(recorded.event.data, recorded.event.time)
+                for recorded in readable(batch.records)
+                if isinstance(recorded.event.data, dict) and subject in (None, recorded.event.subject)
+            ]
+    return found
+
+
+def _of_event(data: dict[str, Any], at: datetime) -> StoredArtifact:
+    shown, flow, task = data["artifact"], data.get("flow_run") or {}, data.get("task_run") or {}
     return StoredArtifact(
-        shown["id"],
-        shown["key"],
-        shown["type"],
-        shown["description"],
-        shown["data"],
-        flow.get("id"),
-        task.get("id"),
-        at,
-    )
+        shown["id"], shown["key"], shown["type"], shown["description"], shown["data"], flow.get("id"), task.get("id"), at,
+    )  # fmt: skip
 
 
 @Either

@@ -20,6 +20,7 @@ from ..errors import DefinitionError, MoveRefused, UnknownName
 from ..vocabulary import FlowRunId, StateType
 from .either import blocking_session, session_here
 from .flow_runs import resume_flow_run
+from .kept_calls import KeptCalls
 from .parameters import parameters_json
 from .run import Cause, FlowRun, run_id_for
 from .run_log import readable_run
@@ -124,8 +125,10 @@ _ORDERS: Mapping[str, tuple[Callable[[FlowRun], Any], bool]] = {
 }
 
 
-class RunClient:
+class RunClient(KeptCalls):
     """What ``get_client()`` gives in async code: ``async with get_client() as client: await client.read_flow_run(id)``.
+
+    What is kept (limits, variables, artifacts) is in ``KeptCalls``.
 
     Ids of deployments and flows are their names.
 
@@ -402,7 +405,7 @@ class RunClient:
         return await session.acall(what, session)
 
 
-_CALLS = sorted(word for word in vars(RunClient) if not word.startswith("_"))
+_CALLS = sorted(word for word in {**vars(RunClient), **vars(KeptCalls)} if not word.startswith("_"))
 
 
 class SyncRunClient:

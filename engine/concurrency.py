@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from ..errors import SlotsLost, UnknownName
+from ..errors import SlotsLost, SlotsRefused, SlotsTimedOut, UnknownLimit
 from .context import TaskRunContext, current_run
 from .either import blocking_session, is_async_here, session_here
 from .slots import slots_of
@@ -26,7 +26,16 @@ from .slots import slots_of
 if TYPE_CHECKING:
     from ..bus.session import Session
 
-__all__ = ["concurrency", "rate_limit"]
+__all__ = [
+    "AcquireConcurrencySlotTimeoutError",
+    "ConcurrencySlotAcquisitionError",
+    "concurrency",
+    "rate_limit",
+]
+
+# As Prefect calls them.
+ConcurrencySlotAcquisitionError = SlotsRefused
+AcquireConcurrencySlotTimeoutError = SlotsTimedOut
 
 log = logging.getLogger("hark.limits")
 
@@ -44,10 +53,13 @@ class concurrency:  # noqa: N801  a context manager, called like a function
         strict: a limit that does not exist is an error, and so is losing slots while inside (the connection was lost
             for so long that others hold them now; the body of an ``async with`` is cancelled then). Otherwise both are
             logged, and the code runs on.
+        holder: who is shown to have them; default: the run the code is in.
+        raise_on_lease_renewal_failure: whether losing slots is an error, if not as ``strict`` says.
+        lease_duration: does nothing here: slots are held for as long as the process lives.
     Raises (on entering):
         SlotsTimedOut: the slots were not free in time; also a ``TimeoutError``.
-        UnknownName: ``strict``, and there is no such limit.
-        DefinitionError: the limit is one per time, or has fewer slots in all.
+        UnknownLimit: ``strict``, and there is no such limit.
+        SlotsRefused: the limit is one per time, or has fewer slots in all.
         BusUnavailable: no broker is known.
     """
 
@@ -55,16 +67,23 @@ class concurrency:  # noqa: N801  a context manager, called like a function
         self,
         names: str | Sequence[str],
         occupy: int = 1,
-        *,
         timeout_seconds: float | None = None,
         max_retries: int | None = None,
+        lease_duration: float = 300,
         strict: bool = False,
+        holder: object = None,
+        raise_on_lease_renewal_failure: bool | None = None,
     ) -> None:
+        del lease_duration
         _check_occupy(occupy)
         if max_retries is not None and (isinstance(max_retries, bool) or max_retries < 0):
             raise ValueError(f"max_retries is a whole number >= 0 or None, got {max_retries!r}")
         self._names = _sorted(names)
         self._occupy, self._timeout_s, self._strict = occupy, timeout_seconds, strict
+        self._fails_if_lost = (
+            strict if raise_on_lease_renewal_failure is None else raise_on_lease_renewal_failure
+        )
+        self._holder = holder
         self._max_retries = max_retries
         self._stack: list[tuple[Session | None, list[Any]]] = []
         self._guards: list[asyncio.Task[None] | None] = []
@@ -98,7 +117,7 @@ class concurrency:  # noqa: N801  a context manager, called like a function
         session = session_here("concurrency()")
         held = await session.acall(self._acquire, session)
         self._stack.append((session, held))
-        self._guards.append(self._guard(session, held) if self._strict and held else None)
+        self._guards.append(self._guard(session, held) if self._fails_if_lost and held else None)
         return self
 
     async def __aexit__(
@@ -112,7 +131,7 @@ class concurrency:  # noqa: N801  a context manager, called like a function
         if session is not None and held:
             await session.acall(_release, held)
         lost = any(one.is_lost for one in held)
-        if kind is None or (self._strict and lost and kind is asyncio.CancelledError):
+        if kind is None or (self._fails_if_lost and lost and kind is asyncio.CancelledError):
             if kind is not None and (task := asyncio.current_task()) is not None:
                 task.uncancel()
             self._complain(held)
@@ -133,7 +152,7 @@ class concurrency:  # noqa: N801  a context manager, called like a function
     async def _acquire(self, session: Session) -> list[Any]:
         slots = slots_of(session)
         held: list[Any] = []
-        holder = run_here()
+        holder = str(self._holder) if self._holder is not None else run_here()
         deadline = None if self._timeout_s is None else time.monotonic() + self._timeout_s
         try:
             for name in self._names:
@@ -152,7 +171,7 @@ class concurrency:  # noqa: N801  a context manager, called like a function
 
     def _complain(self, held: list[Any]) -> None:
         lost = [one.name for one in held if one.is_lost]
-        if lost and self._strict:
+        if lost and self._fails_if_lost:
             raise SlotsLost(lost)
 
 
@@ -182,7 +201,6 @@ async def _until_lost(held: list[Any]) -> None:
 def rate_limit(
     names: str | Sequence[str],
     occupy: int = 1,
-    *,
     timeout_seconds: float | None = None,
     strict: bool = False,
 ) -> Any:
@@ -195,8 +213,8 @@ def rate_limit(
         strict: a limit that does not exist is an error; otherwise that is logged, and the code runs on.
     Raises:
         SlotsTimedOut: it would take longer; also a ``TimeoutError``.
-        UnknownName: ``strict``, and there is no such limit.
-        DefinitionError: the limit is one of slots, which nothing frees.
+        UnknownLimit: ``strict``, and there is no such limit.
+        SlotsRefused: the limit is one of slots, which nothing frees.
     """
     _check_occupy(occupy)
     every = _sorted(names)
@@ -234,14 +252,14 @@ async def _reserve(
 def missing(name: str, *, strict: bool) -> None:
     """Say that a limit does not exist: as an error if ``strict``."""
     if strict:
-        raise UnknownName("limit", name)
+        raise UnknownLimit("limit", name)
     log.warning("there is no limit %r, so nothing is held back", name)
 
 
 def _sorted(names: str | Sequence[str]) -> list[str]:
-    return sorted({names} if isinstance(names, str) else set(names))
+    return sorted({names} if isinstance(names, str) else {name for name in names if name})
 
 
 def _check_occupy(occupy: object) -> None:
     if not isinstance(occupy, int) or isinstance(occupy, bool) or occupy < 1:
-        raise ValueError(f"occupy is a whole number >= 1, got {occupy!r}")
+        raise SlotsRefused(f"occupy is a whole number >= 1, got {occupy!r}")

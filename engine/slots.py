@@ -23,7 +23,7 @@ import orjson
 from pydantic import ValidationError
 
 from ..bus.bucket import Entry
-from ..errors import BusUnavailable, DefinitionError, GuardFailed, HarkError, SlotsTimedOut
+from ..errors import BusUnavailable, DefinitionError, GuardFailed, HarkError, SlotsRefused, SlotsTimedOut
 from ..vocabulary import JsonObject, new_id
 from .limit import BUCKET, Limit, Ticket, holders, key_of, reserve
 
@@ -96,7 +96,7 @@ class Slots:
             max_retries: give up once slots were given back so often without its being our turn; 0: do not wait.
         Raises:
             SlotsTimedOut: they were not free within ``timeout_s``.
-            DefinitionError: the limit is one per time, or has fewer slots than that.
+            SlotsRefused: the limit is one per time, or has fewer slots than that.
         """
         line = self._lines.get(name)
         if line is None:
@@ -112,11 +112,9 @@ class Slots:
                     await held.release()
                     return None
                 if limit.rate is not None:
-                    raise DefinitionError(f"limit {name!r} is one per time", hint="use rate_limit() for it")
+                    raise SlotsRefused(f"limit {name!r} is one per time", hint="use rate_limit() for it")
                 if limit.slots is not None and 0 < limit.slots < occupy:
-                    raise DefinitionError(
-                        f"limit {name!r} has {limit.slots} slots, so {occupy} are never free"
-                    )
+                    raise SlotsRefused(f"limit {name!r} has {limit.slots} slots, so {occupy} are never free")
                 await self._be_alive()
                 await line.watched()
                 await held.ask()
@@ -135,14 +133,14 @@ class Slots:
 
         Raises:
             SlotsTimedOut: it would be longer than ``timeout_s``; nothing is reserved then.
-            DefinitionError: it is a limit of slots.
+            SlotsRefused: it is a limit of slots.
         """
         limit = await limit_named(self._bus, name)
         if limit is None:
             return None
         pace = limit.pace
         if pace is None:
-            raise DefinitionError(
+            raise SlotsRefused(
                 f"limit {name!r} is one of slots, and never frees them by itself",
                 hint="use concurrency() for it",
             )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 
 import hark
 import hark.engine
@@ -19,15 +18,10 @@ def test_every_exported_name_is_there() -> None:
 
 
 def test_importing_hark_is_cheap() -> None:
-    """Less than 200 ms, since nothing is loaded before it is used."""
-    best = 1e9
-    for _ in range(3):
-        began = time.perf_counter()
-        subprocess.run([sys.executable, "-c", "import hark"], check=True)
-        bare = time.perf_counter()
-        subprocess.run([sys.executable, "-c", "pass"], check=True)
-        best = min(best, (bare - began) - (time.perf_counter() - bare))
-    assert best < 0.2
+    """Less than 100 ms of the processor's time, since nothing is loaded before it is used."""
+    code = "import time; began = time.process_time(); import hark; print(time.process_time() - began)"
+    runs = [subprocess.run([sys.executable, "-c", code], check=True, capture_output=True) for _ in range(3)]
+    assert min(float(run.stdout) for run in runs) < 0.1
 
 
 def test_importing_flows_does_not_load_the_broker_client() -> None:

@@ -319,7 +319,9 @@ def _week_days(text: str) -> tuple[frozenset[int], frozenset[tuple[int, int]], f
     weekdays: set[int] = set()
     nth: set[tuple[int, int]] = set()
     last: set[int] = set()
-    for term in text.split(","):
+    for written in text.split(","):
+        # Some write the last Friday `L5`.
+        term = f"{written[1:]}l" if re.fullmatch(r"l(?:[0-7]|[a-z]{3})", written) else written
         name, hash_, count = term.partition("#")
         if term == "?":
             weekdays |= set(range(7))

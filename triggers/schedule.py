@@ -3,7 +3,7 @@
 Four kinds, told apart by the key that is present::
 
     {cron: "0 6 * * mon-fri", timezone: Europe/Berlin}     cron.py; 5 fields, or 6 with seconds first
-    {interval: 15m, anchor: 2026-01-01T00:00:00Z}          real time that passes: summer time does not touch it
+    {interval: 15m, anchor: 2026-01-01T00:00:00Z}          real time that passes; days are those of the timezone's clock
     {rrule: "FREQ=MONTHLY;BYDAY=-1FR;BYHOUR=17"}           rrule.py; RFC 5545, sets with exceptions too
     {at: "2026-12-24T18:00:00", timezone: Europe/Berlin}   once, or a list of moments
 
@@ -52,6 +52,7 @@ __all__ = [
 
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 DEFAULT_ANCHOR = datetime(2020, 1, 1, tzinfo=UTC)
+_DAY = timedelta(days=1)
 _KINDS = ("cron", "interval", "rrule", "at")
 # A calendar that leaves out every slot must not be walked for ever.
 _MAX_EXCLUDED = 10_000
@@ -189,7 +190,11 @@ class CronSchedule(_Schedule):
 
 
 class IntervalSchedule(_Schedule):
-    """Every so much real time, counted from ``anchor`` (2020-01-01T00:00Z if not given) in both directions."""
+    """Every so much time, counted from ``anchor`` (2020-01-01T00:00Z if not given) in both directions.
+
+    Real time, but for the whole days of an interval of a day or more: those are days of the clock of ``timezone``, so that
+    what runs at nine runs at nine when clocks have been moved.
+    """
 
     interval: Duration
     anchor: Moment | None = None
@@ -477,7 +482,9 @@ def _slots(schedule: _Schedule, after: datetime) -> Iterator[datetime]:
 def _unbounded(schedule: _Schedule, after: datetime) -> Iterator[datetime]:
     if isinstance(schedule, IntervalSchedule):
         anchor = _moment(schedule.anchor, schedule.timezone) if schedule.anchor else DEFAULT_ANCHOR
-        return _every(anchor, timedelta(milliseconds=round(schedule.interval * 1000)), after)
+        step = timedelta(milliseconds=round(schedule.interval * 1000))
+        clock = zone_named(schedule.timezone)
+        return _every(anchor, step, after) if step < _DAY else _every_days(anchor, step, after, clock)
     if isinstance(schedule, AtSchedule):
         moments = sorted({_moment(moment, schedule.timezone) for moment in schedule.at})
         return (moment for moment in moments if moment > after)
@@ -491,6 +498,22 @@ def _unbounded(schedule: _Schedule, after: datetime) -> Iterator[datetime]:
     else:
         raise TypeError(f"{type(schedule).__name__} is not a kind of schedule")
     return instants_after(walls, zone, after)
+
+
+def _every_days(anchor: datetime, step: timedelta, after: datetime, zone: ZoneInfo) -> Iterator[datetime]:
+    """Give slots whose distance is whole days of the clock on the wall, and what is left of the step in real time."""
+    local = anchor.astimezone(zone).replace(tzinfo=None, fold=0)
+    days, rest = timedelta(step.days), step - timedelta(step.days)
+    # What clocks are moved by is far less than two days, so that the first slot is among those that are looked at.
+    count = (after - anchor) // step - 2
+    while True:
+        try:
+            slot = to_instant(local + days * count, zone) + rest * count
+        except OverflowError:
+            return
+        if slot > after:
+            yield slot
+        count += 1
 
 
 def _every(anchor: datetime, step: timedelta, after: datetime) -> Iterator[datetime]:

@@ -55,8 +55,11 @@ class Schedule:
             text |= {"cron": self.cron} | ({} if self.day_or else {"day_or": False})
         elif self.rrule is not None:
             text["rrule"] = self.rrule.removeprefix("RRULE:")
-        if self.timezone is not None:
-            text["timezone"] = self.timezone
+        timezone = self.timezone
+        if timezone is None and self.interval is not None:
+            timezone = getattr(self.anchor_date.tzinfo, "key", None)  # of the clock the anchor was read on
+        if timezone is not None:
+            text["timezone"] = timezone
         if not self.active:
             text["paused"] = True
         if self.parameters:

@@ -104,7 +104,12 @@ def test_day_words_mean_what_quartz_says() -> None:
     ]
     assert "08-03" in days("0 0 1W * *", count=9)
     assert days("0 0 * * fri#2") == ["01-09", "02-13", "03-13", "04-10"]
-    assert days("0 0 * * friL") == days("0 0 * * 5L") == ["01-30", "02-27", "03-27", "04-24"]
+    assert (
+        days("0 0 * * friL")
+        == days("0 0 * * 5L")
+        == days("0 0 * * L5")
+        == ["01-30", "02-27", "03-27", "04-24"]
+    )
     assert days("0 0 * * mon#5", count=2) == ["03-30", "06-29"]
 
 

@@ -59,14 +59,35 @@ def test_the_forms_of_the_manual_give_the_slots_it_promises() -> None:
     ]
 
 
-def test_an_interval_is_real_time_whatever_the_clocks_do() -> None:
-    """24 hours stay 24 hours when summer time begins; the anchor reaches both ways."""
+@pytest.mark.parametrize("interval", ["1h", "23h", "90m"])
+def test_an_interval_is_real_time_whatever_the_clocks_do(interval: str) -> None:
+    """23 hours stay 23 hours when summer time begins; the anchor reaches both ways."""
     schedule = parse_schedule(
-        {"interval": "1d", "anchor": "2026-03-28T06:00:00", "timezone": "Europe/Berlin"}
+        {"interval": interval, "anchor": "2026-03-30T06:00:00", "timezone": "Europe/Berlin"}
     )
-    found = list(islice(fires_after(schedule, datetime(2026, 3, 26, 12, tzinfo=UTC)), 6))
-    assert {b - a for a, b in pairwise(found)} == {hours(24)}
-    assert found[0] == datetime(2026, 3, 27, 5, tzinfo=UTC)
+    found = list(islice(fires_after(schedule, datetime(2026, 3, 28, 12, tzinfo=UTC)), 48))
+    (step,) = {b - a for a, b in pairwise(found)}
+    assert (datetime(2026, 3, 30, 4, tzinfo=UTC) - found[0]) % step == hours(0)
+
+
+@pytest.mark.parametrize(
+    ("value", "after", "expected"),
+    [
+        ({"interval": "1d", "anchor": "2026-01-01T09:00:00"}, (3, 27, 12), ["03-28 08:00", "03-29 07:00", "03-30 07:00"]),
+        ({"interval": "1d", "anchor": "2026-07-01T09:00:00"}, (10, 23, 12), ["10-24 07:00", "10-25 08:00", "10-26 08:00"]),
+        ({"interval": "2d", "anchor": "2026-12-30T02:30:00"}, (3, 26, 12), ["03-27 01:30", "03-29 01:00", "03-31 00:30"]),
+        ({"interval": "25h", "anchor": "2026-03-28T00:00:00"}, (3, 27, 12), ["03-27 23:00", "03-29 00:00", "03-29 24:00"]),
+        ({"interval": "1d", "anchor": "2026-01-01T09:00:00", "timezone": "UTC"}, (3, 28, 12), ["03-29 09:00", "03-30 09:00"]),
+    ],
+)  # fmt: skip
+def test_the_days_of_an_interval_are_those_of_its_clock(
+    value: dict[str, str], after: tuple[int, int, int], expected: list[str]
+) -> None:
+    """What runs at nine runs at nine all year; a time that is skipped runs when clocks have been moved."""
+    schedule = parse_schedule({"timezone": "Europe/Berlin", **value})
+    found = list(islice(fires_after(schedule, datetime(2026, *after, tzinfo=UTC)), len(expected)))
+    wanted = [text.replace("03-29 24:00", "03-30 00:00") for text in expected]
+    assert [f"{one.astimezone(UTC):%m-%d %H:%M}" for one in found] == wanted
 
 
 def test_start_end_and_excluded_days_bound_the_slots() -> None:
