@@ -101,7 +101,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "tasks": ("engine.tasks", "MaterializingTask=engine.assets:MaterializingTask"),
     "testing.utilities": ("testing.rig", "prefect_test_harness=testing.rig:hark_test_harness"),
     "transactions": ("engine.transactions",),
-    "types": (),
+    "types": ("SecretDict=engine.block_kinds:SecretDict",),
     "utilities": (),
     "utilities.annotations": ("engine.annotations",),
     "utilities.hashing": ("hash_objects=engine.cache_policies:hash_objects",),

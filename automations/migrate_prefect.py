@@ -328,6 +328,13 @@ class _Rule:
         named = [at for i in items if (at := _NAMED.fullmatch(i)) and not _UUID.search(at["name"])]
         if self._ids_are_names and len(named) == len(items) and len({at["kind"] for at in named}) == 1:
             return [{_ROLES[named[0]["kind"]]: _values([at["not"] + at["name"] for at in named])}]
+        is_others = not any(re.match(r"!?prefect\.", item) for item in items) and role not in _ROLES
+        if match and is_others and not isinstance(role, list):
+            self._out.look(loc, "it is looked for where emit_event() puts related resources: data.related")
+            wanted = {str(label): one if isinstance(one, list) else [one] for label, one in match.items()}
+            return [
+                {"data.related": {"any": {f'["{label}"]': _values(one) for label, one in wanted.items()}}}
+            ]
         if items:
             kinds = sorted({i.lstrip("!").split(".")[1] for i in items if i.count(".") > 1})
             raise NotConverted(

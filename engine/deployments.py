@@ -14,7 +14,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import DefinitionError, UnknownName
+from ..errors import DefinitionError, InvalidNameError, InvalidValueError, UnknownName
 from ..vocabulary import FlowRunId, JsonObject, StateType
 from .annotations import freeze
 from .call_key import inputs_hash
@@ -192,6 +192,12 @@ class RunnerDeployment:
     executor: str = "auto"
     checks_parameters: bool = True
 
+    @property
+    def concurrency_limit(self) -> int | None:
+        """How many of its runs there are at once; None: as many as may be."""
+        limit = (self.concurrency or {}).get("limit")
+        return limit if isinstance(limit, int) else None
+
     def definition(self, *, pool: str) -> Deployment:
         """Return the deployment's definition.
 
@@ -262,13 +268,16 @@ def describe(
         job_variables, entrypoint_type, version_type: do nothing here; for flows written for Prefect.
     Raises:
         DefinitionError: two kinds of schedule were given at once, or one makes no sense.
+        InvalidNameError: the name has a character that none may have.
     """
     given = {"interval": interval, "cron": cron, "rrule": rrule, "schedule": schedule, "schedules": schedules}
     said = [kind for kind, value in given.items() if value is not None]
     if len(said) > 1:
-        raise DefinitionError(
+        raise InvalidValueError(
             f"deployment {name!r} is given {' and '.join(said)}", hint="put them all into schedules=[…]"
         )
+    if any(letter in name for letter in "/%&<>"):
+        raise InvalidNameError(f"{name!r} is no name for a deployment: it has one of / % & < >")
     del job_variables, entrypoint_type, version_type
     if name.endswith(".py"):
         name = Path(name).stem

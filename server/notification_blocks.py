@@ -118,6 +118,7 @@ class MicrosoftTeamsWebhook(AppriseNotificationBlock):
     """A workflow of Teams, by the address that Teams shows."""
 
     _block_type_name: ClassVar[str | None] = "Microsoft Teams Webhook"
+    _block_type_slug: ClassVar[str | None] = "ms-teams-webhook"
 
 
 class DiscordWebhook(AppriseNotificationBlock):

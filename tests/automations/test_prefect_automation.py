@@ -9,7 +9,7 @@ from uuid import uuid4
 
 import hark
 import pytest
-from hark.automations import parse_automation
+from hark.automations import compile_where, parse_automation
 from hark.automations.prefect_action import (
     ActionTypes,
     CallWebhook,
@@ -91,6 +91,30 @@ async def test_an_automation_is_made_read_changed_and_removed(session: Session, 
             await Automation.read(**wrong)
     with pytest.raises(ValueError, match="there is no automation"):
         await made.update()
+
+
+async def test_related_resources_of_ones_own_are_found_where_they_are_emitted(
+    session: Session, bus: Bus
+) -> None:
+    """By their id, role and labels; all of one match hold for the same resource."""
+    trigger = EventTrigger(
+        expect={"order.paid"},
+        match_related=ResourceSpecification(
+            {"prefect.resource.role": "customer", "prefect.resource.id": ["c/*", "!d"]}
+        ),
+        for_each={"kind"},
+    )
+    made = await written(trigger=trigger).acreate()
+    found = await rule(bus, made.id)
+    assert found["for_each"] == ['data.resource["kind"]']
+    holds = compile_where(found["where"])
+
+    def event(role: str, id: str) -> dict[str, Any]:
+        return {"data": {"related": [{"prefect.resource.role": role, "prefect.resource.id": id}]}}
+
+    assert [holds(event(*one)) for one in (("customer", "c/7"), ("seller", "c/7"), ("customer", "d"))] == [
+        True, False, False,
+    ]  # fmt: skip
 
 
 async def test_what_was_never_made_cannot_be_changed(session: Session, bus: Bus) -> None:

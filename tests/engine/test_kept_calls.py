@@ -6,7 +6,7 @@ import asyncio
 from uuid import uuid4
 
 import pytest
-from hark import concurrency, rate_limit
+from hark import concurrency, flow, rate_limit
 from hark.bus.session import Session
 from hark.engine.artifacts import create_markdown_artifact
 from hark.engine.client import get_client
@@ -124,3 +124,13 @@ async def test_variables_and_artifacts_are_read_by_the_client(session: Session) 
     assert [one.data for one in await client.read_artifacts()] == ["4", "3", "2", "1"]
     assert [one.data for one in await client.read_artifacts(limit=1, offset=1)] == ["3"]
     assert [one.data for one in await client.read_latest_artifacts()] == ["3", "2"]
+
+
+def test_a_deployment_says_its_limit_and_refuses_names_and_schedules_that_are_none() -> None:
+    """When it is written down, as a ValueError."""
+    deployment = flow(print).to_deployment("etl", concurrency_limit=3)
+    assert (deployment.concurrency_limit, flow(print).to_deployment("etl").concurrency_limit) == (3, None)
+    with pytest.raises(ValueError, match="no name for a deployment"):
+        flow(print).to_deployment("a/b")
+    with pytest.raises(ValueError, match="interval and cron"):
+        flow(print).to_deployment("etl", cron="0 6 * * *", interval=60)
