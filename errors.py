@@ -26,6 +26,7 @@
     │   ├── RunLost                this process no longer owns the run; stop writing
     │   ├── MoveRefused            that move between states does not exist
     │   ├── NotPaused              ... a run that is not paused cannot be resumed
+    │   ├── ResultLocked           somebody else has locked the key of a result; also a RuntimeError
     │   ├── SuspendRefused         nobody could take the run up again by itself; also a RuntimeError
     │   ├── NotRunning             ... or it has ended, or is being cancelled: a SuspendRefused and a MoveRefused
     │   ├── BlockNotSaved          it takes a block that has been saved; also a RuntimeError
@@ -59,11 +60,12 @@
         ├── RunUnfinished          its result was asked for before it ended
         │   ├── RunPaused            ... while it was paused
         │   └── UpstreamFailed       a task was not run, because what it waits for did not complete
+        │       └── DependsOnItself    ... or because it waits for itself; also a ValueError
         ├── RunTimedOut            it took longer than its `timeout_seconds`; also a TimeoutError
         ├── PauseTimedOut          a paused run was not resumed in time; also a TimeoutError
         ├── RunWaitTimedOut        a run somebody waited for did not end in time; also a TimeoutError
         ├── EventWaitTimedOut      the event a run waited for did not come in time; also a TimeoutError
-        └── ResultMissing          a recorded result cannot be read back
+        └── ResultMissing          a recorded result cannot be read back; also a ValueError
 
 An error carries its facts as attributes; nobody needs to parse a message.
 """
@@ -219,6 +221,10 @@ class EventInvalid(DefinitionError, ValueError):
 
 class RefusedError(HarkError):
     """What was asked may not be done, or not now."""
+
+
+class ResultLocked(RefusedError, RuntimeError):
+    """A result was to be written whose key somebody else has locked."""
 
 
 class SuspendRefused(RefusedError, RuntimeError):
@@ -531,7 +537,11 @@ class UpstreamFailed(RunUnfinished):
     """A task was not run, because what it waits for did not complete."""
 
 
-class ResultMissing(RunError):
+class DependsOnItself(UpstreamFailed, ValueError):
+    """A task run waits for itself: its future was put into one of its arguments after it had been submitted."""
+
+
+class ResultMissing(RunError, ValueError):
     """A recorded result cannot be read back; ``run_id`` and ``key`` say which."""
 
     def __init__(self, run_id: str, key: str, *, why: str) -> None:

@@ -16,7 +16,7 @@ class NotSet:
     """Stands where nothing was said, which is not the same as None."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Annotation(Generic[T]):
     """A value with a mark on it."""
 
@@ -28,6 +28,9 @@ class Annotation(Generic[T]):
     def rewrap(self, value: Any) -> Self:
         """Return another value with the same mark."""
         return type(self)(value)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.value!r})"
 
 
 BaseAnnotation = Annotation

@@ -22,8 +22,9 @@ from ..vocabulary import JsonObject
 from .context import TaskRunContext
 from .parameters import parameters_json
 from .states import State
+from .task_options import TaskOptions
 from .task_run import TaskRun
-from .tasks import Task, TaskOptions
+from .tasks import Task
 
 __all__ = ["Asset", "AssetProperties", "MaterializingTask", "add_asset_metadata", "materialize"]
 

@@ -77,11 +77,14 @@ class TaskCache:
         chosen = policy
         if key_fn is not None:
             if policy is not None:
-                log.warning("task %r has a cache_policy and a cache_key_fn; the function is used", name)
+                log.warning(
+                    "Both `cache_policy` and `cache_key_fn` are set on task %r. `cache_key_fn` will be used.",
+                    name,
+                )
             chosen = CachePolicy.from_cache_key_fn(key_fn)
         if persist is False:
             if chosen is not None and chosen is not NO_CACHE:
-                log.warning("task %r says persist_result=False, so nothing of it is cached", name)
+                log.warning("task %r: Ignoring `cache_policy` because `persist_result` is False", name)
             return None
         if chosen is NO_CACHE:
             return None

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .flows import Flow
     from .keeping import Keeping
     from .resting import Rests
+    from .result_store import ResultStore
     from .run import FlowRun
     from .task_run import TaskRun
     from .task_runners import TaskRunner
@@ -38,9 +39,23 @@ R = TypeVar("R")
 
 
 class RunContext:
-    """What the contexts of flow runs and task runs have in common, for ``isinstance``."""
+    """What the contexts of flow runs and task runs have in common."""
 
     __slots__ = ()
+
+    keeping: Keeping | None
+
+    @property
+    def result_store(self) -> ResultStore:
+        """Where results of the run are kept that are kept by a key."""
+        from .result_store import store_of
+
+        return store_of(self.keeping)
+
+    @property
+    def persist_result(self) -> bool:
+        """Whether somebody said, of the run or around it, that results are to be kept."""
+        return self.keeping is not None and bool(self.keeping.persist)
 
 
 class FlowRunContext(RunContext):
@@ -160,6 +175,11 @@ class TaskRunContext(RunContext):
         self.caller = caller
         self.keeping = keeping
         self.transaction: TaskTransaction | None = None
+
+    @property
+    def start_time(self) -> datetime | None:
+        """When the present try began."""
+        return self.task_run.tried_at
 
     @property
     def calls(self) -> CallCounter:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import threading
 import time
 from datetime import UTC, datetime, timedelta
@@ -133,11 +134,15 @@ class FileSystemLockManager:
 
     def _path(self, key: str) -> Path:
         # Keys are any text; names of files are not.
-        name = blake2b(key.encode("utf-8", "surrogatepass"), digest_size=20).hexdigest()
+        name = key
+        if not _AS_IT_IS.fullmatch(key):
+            name = "key-" + blake2b(key.encode("utf-8", "surrogatepass"), digest_size=20).hexdigest()
         return self.lock_files_directory / f"{name}.lock"
 
 
 _expiring = threading.Lock()
+_AS_IT_IS = re.compile(r"[a-z0-9_-][a-z0-9_.-]{0,199}")
+"""Keys that are names of files everywhere; those with capitals are not told apart by every file system."""
 
 
 def _deadline(timeout_s: float | None) -> float | None:

@@ -26,8 +26,17 @@ from .parameters import CallShape
 from .reference import reduced, restore
 from .states import State
 from .task_call import as_tuple
+from .task_options import (
+    HOOKS,
+    Binds,
+    check_options,
+    check_retries,
+    check_timeout,
+    is_async,
+    take_own,
+    unwrapped,
+)
 from .task_runners import TaskRunner, ThreadPoolTaskRunner
-from .tasks import HOOKS, Binds, check_options, check_retries, check_timeout, is_async, take_own, unwrapped
 
 if TYPE_CHECKING:
     from typing import Unpack

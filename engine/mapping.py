@@ -6,7 +6,7 @@ import io
 from typing import TYPE_CHECKING, Any, cast
 
 from ..errors import MappingLengthMismatch, MappingMissingIterable
-from .annotations import Annotation, allow_failure, unmapped
+from .annotations import Annotation, allow_failure, quote, unmapped
 from .futures import TaskFuture
 from .states import State
 
@@ -38,14 +38,14 @@ def map_calls(task: Task[..., Any], given: dict[str, Any]) -> list[dict[str, Any
             mapped[name] = values
     if not mapped:
         raise MappingMissingIterable(
-            f"task {task.name!r} was mapped over nothing: none of its arguments is iterable",
+            f"task {task.name!r} was mapped over nothing: No iterable parameters were received",
             hint="give at least one list, and call .submit for a single run",
         )
     lengths = {name: len(values) for name, values in mapped.items()}
     if len(set(lengths.values())) > 1:
         shown = ", ".join(f"{name}: {n}" for name, n in lengths.items())
         raise MappingLengthMismatch(
-            f"task {task.name!r} was mapped over iterables of different lengths ({shown})",
+            f"task {task.name!r}: Received iterable parameters with different lengths ({shown})",
             hint="wrap what every call should get whole in unmapped(…)",
         )
     calls = []
@@ -57,11 +57,22 @@ def map_calls(task: Task[..., Any], given: dict[str, Any]) -> list[dict[str, Any
     return calls
 
 
+def _state_of(upstream: TaskFuture[Any] | State) -> State:
+    return upstream.state if isinstance(upstream, TaskFuture) else upstream
+
+
 def _elements(value: Any) -> list[Any] | None:
     """Return what ``map`` iterates over in an argument; None if every call gets the argument whole."""
     if isinstance(value, allow_failure):
+        if isinstance(value.value, TaskFuture):
+            value.value.wait()
+        if isinstance(value.value, TaskFuture | State) and not _state_of(value.value).is_completed():
+            return None  # every call gets its exception
         inner = _elements(value.value)
         return None if inner is None else [allow_failure(item) for item in inner]
+    if isinstance(value, quote):
+        inner = None if isinstance(value.value, TaskFuture | State) else _elements(value.value)
+        return None if inner is None else [quote(item) for item in inner]
     if isinstance(value, Annotation):
         return None
     if isinstance(value, (TaskFuture, State)):

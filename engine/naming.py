@@ -103,7 +103,8 @@ def render_name(argument: str, template: str | Callable[..., str], parameters: M
     A function may take nothing, or one argument ``parameters``.
 
     Raises:
-        DefinitionError: the template names something that is no parameter, or the function gave no text.
+        DefinitionError: the template names something that is no parameter.
+        TypeError: it is no template and no function, or the function gave no text.
     """
     if isinstance(template, str):
         try:

@@ -16,17 +16,18 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from ..bus.event import format_time, parse_time
-from ..errors import DefinitionError, NotSerializable, RefusedError, ResultMissing
+from ..errors import DefinitionError, NotSerializable, ResultLocked, ResultMissing
 from ..vocabulary import new_id
 from .results import decode_bytes, encode_bytes
 from .serializers import Serializer, serializer_of
 from .shelf import BrokerShelf, FileShelf, Shelf
 
 if TYPE_CHECKING:
+    from .keeping import Keeping
     from .locking import LockManager
     from .transactions import IsolationLevel
 
-__all__ = ["ResultRecord", "ResultRecordMetadata", "ResultStore", "get_result_store", "shelf_at"]
+__all__ = ["ResultRecord", "ResultRecordMetadata", "ResultStore", "get_result_store", "shelf_at", "store_of"]
 
 NOWHERE = "(no run)"
 
@@ -36,8 +37,8 @@ class ResultRecordMetadata:
     """What is known of a result. ``serializer`` is the ``type`` of the one that wrote it."""
 
     storage_key: str
-    expiration: datetime | None
-    serializer: str
+    expiration: datetime | None = None
+    serializer: str = "pickle"
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +160,7 @@ class ResultStore:
 
         Raises:
             NotSerializable: the serializer cannot write it; also a ``TypeError``.
-            RefusedError: somebody else has the lock of the key.
+            ResultLocked: somebody else has the lock of the key; also a ``RuntimeError``.
             ResultStorageFailed, BusUnavailable, LimitError: the storage does not take it.
         """
         key = key or self.storage_key_fn()
@@ -181,6 +182,23 @@ class ResultStore:
         if (about := self._about) is not None:
             await about.aput(key, line, ttl_s=ttl_s)
         return key
+
+    def create_result_record(
+        self, obj: Any, key: str | None = None, expiration: datetime | None = None
+    ) -> ResultRecord:
+        """Return a record to be kept with ``persist_result_record``; nothing is kept yet."""
+        kind = self.serializer.type if self.serializer is not None else "pickle"
+        return ResultRecord(obj, ResultRecordMetadata(key or self.storage_key_fn(), expiration, kind))
+
+    def persist_result_record(self, result_record: ResultRecord, holder: str | None = None) -> None:
+        """Keep a record under its key; raises what ``write`` raises."""
+        about = result_record.metadata
+        self.write(result_record.result, about.storage_key, about.expiration, holder)
+
+    async def apersist_result_record(self, result_record: ResultRecord, holder: str | None = None) -> None:
+        """Do what ``persist_result_record`` does, without holding the loop."""
+        about = result_record.metadata
+        await self.awrite(result_record.result, about.storage_key, about.expiration, holder)
 
     def _packed(self, obj: Any, key: str, expiration: datetime | None) -> tuple[bytes, bytes, float | None]:
         try:
@@ -244,7 +262,7 @@ class ResultStore:
         if locks is None or holder is None or locks.is_lock_holder(key, holder):
             return
         if locks.is_locked(key):
-            raise RefusedError(f"the result {key!r} cannot be written: somebody else has its lock")
+            raise ResultLocked(f"the result {key!r} cannot be written: it is locked by another holder")
 
     def with_changes(self, **changes: Any) -> ResultStore:
         """Return a copy with some of its arguments changed."""
@@ -307,7 +325,13 @@ def get_result_store() -> ResultStore:
     """Return the store of the run the code is in; outside of any, the default one."""
     from .keeping import keeping_here
 
-    keeping = keeping_here()
-    return (
-        ResultStore(keeping.storage, serializer=keeping.serializer) if keeping is not None else ResultStore()
+    return store_of(keeping_here())
+
+
+def store_of(keeping: Keeping | None) -> ResultStore:
+    """Return the store that what has been said of results makes."""
+    if keeping is None:
+        return ResultStore()
+    return ResultStore(
+        keeping.storage, serializer=keeping.serializer, cache_result_in_memory=keeping.in_memory
     )

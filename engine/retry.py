@@ -42,12 +42,14 @@ def check_delays(delays: object, *, retries: int) -> float | tuple[float, ...]:
         return float(delays)
     if isinstance(delays, list | tuple):
         if len(delays) > MAX_DELAYS:
-            raise ValueError(f"no more than {MAX_DELAYS} retry delays can be given, got {len(delays)}")
+            raise ValueError(
+                f"Can not configure more than {MAX_DELAYS} retry delays per task; got {len(delays)}"
+            )
         if all(isinstance(d, int | float) and not isinstance(d, bool) and d >= 0 for d in delays):
             return tuple(float(d) for d in delays)
     raise TypeError(
-        "retry_delay_seconds must be a number of seconds >= 0, a list of them, or a callable that takes the number "
-        f"of retries and returns such a list; got {delays!r}"
+        "Invalid `retry_delay_seconds` provided; must be an int, float, list or callable (of the number of retries) "
+        f"giving seconds >= 0. Received type {type(delays)}: {delays!r}"
     )
 
 

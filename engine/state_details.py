@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
+
+import orjson
 
 from ..vocabulary import JsonObject, StateType
 
 if TYPE_CHECKING:
     from .states import State
 
-__all__ = ["StateDetails", "StateGroup"]
+__all__ = ["StateDetails", "StateGroup", "details_with", "dumped", "loaded"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +25,7 @@ class StateDetails:
     Attributes:
         flow_run_id: the flow run whose state it is, or which the task run is part of.
         task_run_id: the task run whose state it is.
+        child_flow_run_id: the subflow a task run stands for; there are no such task runs here.
         scheduled_time: when a SCHEDULED run is due.
         pause_timeout: when a PAUSED run stops waiting to be resumed.
         pause_reschedule: whether a PAUSED run holds no worker.
@@ -32,11 +35,18 @@ class StateDetails:
 
     flow_run_id: str | None = None
     task_run_id: str | None = None
+    child_flow_run_id: str | None = None
     scheduled_time: datetime | None = None
+    cache_key: str | None = None
+    cache_expiration: datetime | None = None
+    deferred: bool | None = None
+    untrackable_result: bool = False
     pause_timeout: datetime | None = None
     pause_reschedule: bool = False
     pause_key: str | None = None
-    cache_key: str | None = None
+    refresh_cache: bool | None = None
+    retriable: bool | None = None
+    traceparent: str | None = None
 
     @classmethod
     def of(
@@ -48,15 +58,14 @@ class StateDetails:
         due: datetime | None = None,
     ) -> StateDetails:
         """Read them out of a state's ``details``; ``due`` is when a run is, of which they do not say so."""
-        key, cache_key = details.get("pause_key"), details.get("cache_key")
         return cls(
             flow_run_id=flow_run_id,
             task_run_id=task_run_id,
             scheduled_time=_time(details.get("scheduled_time")) or due,
             pause_timeout=_time(details.get("pause_timeout")),
             pause_reschedule=bool(details.get("pause_reschedule")),
-            pause_key=key if isinstance(key, str) else None,
-            cache_key=cache_key if isinstance(cache_key, str) else None,
+            pause_key=_text(details.get("pause_key")),
+            cache_key=_text(details.get("cache_key")),
         )
 
 
@@ -71,6 +80,35 @@ def details_with(details: Mapping[str, object] | None, **facts: object) -> JsonO
         elif fact is not None:
             raise TypeError(f"{name} must be a moment, a text or a truth value, got {fact!r}")
     return written
+
+
+def dumped(state: State, *, is_json: bool, exclude: frozenset[str]) -> dict[str, Any]:
+    """Return a state as a mapping."""
+    shown: dict[str, Any] = {
+        "id": state.id, "type": state.type, "name": state.name, "timestamp": state.timestamp, "message": state.message,
+        "data": None if is_json else state.data, "state_details": asdict(state.state_details), "run_id": state.run_id,
+    }  # fmt: skip
+    shown = {name: value for name, value in shown.items() if name not in exclude}
+    return cast("dict[str, Any]", orjson.loads(orjson.dumps(shown))) if is_json else shown
+
+
+def loaded(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of ``State`` for what ``dumped`` made of one."""
+    fields = {name: given[name] for name in ("type", "name", "message", "data", "timestamp") if name in given}
+    if isinstance(at := fields.get("timestamp"), str):
+        fields["timestamp"] = datetime.fromisoformat(at)
+    details = given.get("state_details") or {}
+    known = details if isinstance(details, Mapping) else asdict(details)
+    is_task = known.get("task_run_id") is not None
+    fields["run_id"] = known.get("task_run_id") or known.get("flow_run_id")
+    fields["task_of"] = (known.get("flow_run_id") or "") if is_task else None
+    facts = ("scheduled_time", "pause_timeout", "pause_reschedule", "pause_key", "cache_key")
+    fields["details"] = details_with(None, **{name: known.get(name) or None for name in facts})
+    return fields
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def _time(value: object) -> datetime | None:

@@ -8,15 +8,17 @@ the type otherwise, so a custom name such as ``Skipped`` never escapes a rule th
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from importlib import import_module
-from typing import Any, Self
+from typing import Any, Self, cast
+
+import orjson
 
 from ..errors import FlowFailed, RunCancelled, RunCrashed, RunPaused, RunUnfinished, UpstreamFailed
-from ..vocabulary import TERMINAL, JsonObject, StateType
-from .state_details import StateDetails, StateGroup, details_with
+from ..vocabulary import TERMINAL, JsonObject, StateType, derived_id
+from .state_details import StateDetails, StateGroup, details_with, dumped, loaded
 
 __all__ = [
     "MOVES", "State", "StateDetails", "StateGroup", "StateType", "StoredResult", "TERMINAL", "event_word", "get_state_exception", "move_allowed",
@@ -209,6 +211,11 @@ class State:
         due = self.timestamp if self.run_id is None and self.type is S.SCHEDULED else None
         return StateDetails.of(self.details, flow_run_id=of_flow, task_run_id=of_task, due=due)
 
+    @property
+    def id(self) -> str:
+        """A text that is that of this state alone; a copy has it too, until it is of another time."""
+        return derived_id("state", self.run_id or "", self.type.value, self.name, self.timestamp.isoformat())
+
     def replace(self, **changes: Any) -> Self:
         return replace(self, **changes)
 
@@ -216,9 +223,26 @@ class State:
         """Return the state with some fields changed, as pydantic models do it."""
         return replace(self, **(update or {}))
 
+    def copy(self, *, update: Mapping[str, Any] | None = None) -> Self:
+        """Return the state with some fields changed, as one that has just come about."""
+        return self.fresh_copy(**(update or {}))
+
     def fresh_copy(self, **changes: Any) -> Self:
         """Return the state as it would be had it just come about."""
         return replace(self, **{"timestamp": datetime.now(UTC), **changes})
+
+    def model_dump(self, *, mode: str = "python", exclude: Iterable[str] = ()) -> dict[str, Any]:
+        """Return the state as a mapping: its fields, ``id`` and ``state_details``; with ``mode="json"`` as JSON, without data."""
+        return dumped(self, is_json=mode == "json", exclude=frozenset(exclude))
+
+    def model_dump_json(self, *, exclude: Iterable[str] = ()) -> str:
+        """Return the state as JSON text, without its data."""
+        return orjson.dumps(self.model_dump(mode="json", exclude=exclude)).decode()
+
+    @classmethod
+    def model_validate(cls, given: Self | Mapping[str, Any]) -> Self:
+        """Return the state that ``model_dump`` made a mapping of."""
+        return given if isinstance(given, cls) else cls(**loaded(cast("Mapping[str, Any]", given)))
 
     def __str__(self) -> str:
         """``Completed()``, ``Failed('why')``, ``Mine('why', type=FAILED)``."""
@@ -238,7 +262,7 @@ class State:
             retry_result_failure: does nothing here: what is recorded can be read at once. For flows written for Prefect.
         Raises:
             UpstreamFailed: the run never began, because what it waited for did not complete.
-            RunUnfinished: the run has not ended, so there is no result.
+            RunUnfinished: the run has not ended, so there is no result, whatever was said of failures.
             ResultMissing: the recorded result cannot be read back.
         """
         if self.type is S.COMPLETED:
@@ -426,7 +450,7 @@ def Suspended(
 ) -> State:
     return _waiting(
         "Suspended", kw, timeout_seconds=timeout_seconds, pause_expiration_time=pause_expiration_time,
-        reschedule=False, pause_key=pause_key,
+        reschedule=True, pause_key=pause_key,
     )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ResultMissing, UpstreamFailed
+from ..errors import DependsOnItself, ResultMissing, UpstreamFailed
 from .annotations import Annotation, allow_failure, opaque, quote, unmapped
 from .context import FlowRunContext, TaskRunContext, current_run, current_tags
 from .futures import TaskFuture
@@ -164,7 +164,7 @@ def prepare(
                 call.recorded = recorded
                 return call
         if tracker.undoing is not None:
-            call.settled = run.state = tracker.undoing.instead(id_)
+            call.settled = run.state = tracker.undoing.instead(id_).replace(task_of=flow_run_id)
             return call
         if tracker.retrying and (retrying := tracker.retrying.pop(run.call, None)) is not None:
             run.run_count, call.retry_at = retrying
@@ -246,11 +246,14 @@ def look_for_upstream(call: TaskCall, parameters: dict[str, Any], wait_for: Any)
 # --- inputs -------------------------------------------------------------------------------------------
 
 
-def resolve_inputs(parameters: dict[str, Any], wait_for: Iterable[Any], *, what: str) -> dict[str, Any]:
+def resolve_inputs(
+    parameters: dict[str, Any], wait_for: Iterable[Any], *, what: str, run_id: str = ""
+) -> dict[str, Any]:
     """Return parameters with results in place of futures and states; all futures are done.
 
     Raises:
         UpstreamFailed: one did not complete, and was not marked ``allow_failure``; or what it returned cannot be read.
+        DependsOnItself: one is that of the run ``run_id``, whose parameters these are.
     """
 
     def result_of(state: State, name: str, allowed: bool) -> Any:
@@ -269,6 +272,11 @@ def resolve_inputs(parameters: dict[str, Any], wait_for: Iterable[Any], *, what:
 
     def change(leaf: Any, allowed: bool = False) -> Any:
         if isinstance(leaf, TaskFuture):
+            if leaf.task_run_id == run_id:
+                raise DependsOnItself(
+                    f"Discovered a task depending on itself: the future of {what} is in its own arguments. Raising to "
+                    "avoid a deadlock"
+                )
             leaf.wait()
             return result_of(leaf.state, f"task run {leaf.name!r}", allowed)
         if isinstance(leaf, State):

@@ -74,7 +74,9 @@ def begin(call: TaskCall) -> TaskRunContext:
     """Resolve inputs and the name; return the context for the task's code."""
     run, task = call.run, call.task
     if not call.is_plain:
-        run.parameters = resolve_inputs(run.parameters, call.wait_for, what=f"task {task.name!r}")
+        run.parameters = resolve_inputs(
+            run.parameters, call.wait_for, what=f"task {task.name!r}", run_id=run.id
+        )
     return TaskRunContext(task, run, run.parameters, call.flow, call.log_prints, call.caller, call.keeping)
 
 
@@ -97,6 +99,8 @@ def begin_try(call: TaskCall) -> None:
         run.started_ns = time.time_ns()
         if events is not None:
             run.started_text = stamp(run.started_ns)
+    if run.run_count > 1:
+        run.tried_ns = time.time_ns()
     if events is not None:
         events.write(run, _RUNNING, "Running" if run.run_count == 1 else "Retrying")
     run.__dict__.pop("state", None)  # that of the try before; of this one it is made when somebody looks
@@ -188,12 +192,11 @@ def crashed(call: TaskCall, exc: BaseException) -> State:
     flow = call.flow
     leaves = flow is not None and flow.tracker is not None and flow.tracker.leaves_interrupted
     if leaves and isinstance(exc, asyncio.CancelledError | Interrupted):
-        state = Cancelled(
-            message="The run was stopped while this task was running", data=exc, run_id=call.run.id
-        )
+        why = "The run was stopped while this task was running"
+        state = Cancelled(message=why, data=exc, run_id=call.run.id)
     else:
         state = state_of_crash(exc, run_id=call.run.id)
-    call.run.state = state
+    state = call.run.state = _of_task(state, call)
     if call.events is not None:
         call.events.write(call.run, state.type, state.name, state.message)
     return state

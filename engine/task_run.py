@@ -59,7 +59,7 @@ class TaskRun:
         index: how many equal calls were made before it in the same place.
         run_count: tries begun, 1 during the first.
         upstream: ids of the task runs whose results it was given or waited for.
-        started_ns: wall time of the first try, in nanoseconds since 1970; 0 before.
+        started_ns: wall time of the first try, in nanoseconds since 1970; 0 before. tried_ns: that of the last retry.
     """
 
     # Defaults of the class, not set in __init__: most runs never change them, and there are many runs.
@@ -67,6 +67,7 @@ class TaskRun:
     index = 0
     run_count = 0
     started_ns = 0
+    tried_ns = 0
     started_text: str | None = None
     pieces: tuple[str, str, str] | None = None
     """Parts of its events that do not change; kept by the tracker."""
@@ -123,6 +124,11 @@ class TaskRun:
         return datetime.fromtimestamp(self.started_ns / 1e9, UTC) if self.started_ns else None
 
     start_time = started_at
+
+    @property
+    def tried_at(self) -> datetime | None:
+        """When the present try began; None before the first."""
+        return datetime.fromtimestamp(self.tried_ns / 1e9, UTC) if self.tried_ns else self.started_at
 
     def __repr__(self) -> str:
         return f"TaskRun(name={self.name!r}, id={self.id!r}, state={self.state!r})"

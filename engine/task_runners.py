@@ -238,7 +238,12 @@ class ThreadPoolTaskRunner(TaskRunner):
                 future.finish(run_in_thread(call, context))
             finally:
                 if not future.done:  # an interruption came between the two
-                    future.finish(call.run.state or Cancelled(message="interrupted", run_id=call.run.id))
+                    future.finish(
+                        call.run.state
+                        or Cancelled(
+                            message="interrupted", run_id=call.run.id, task_of=call.run.flow_run_id or ""
+                        )
+                    )
 
         pool.submit(work)
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from datetime import timedelta
-from difflib import get_close_matches
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from hashlib import blake2b
 from importlib import import_module
 from types import MethodType
@@ -17,8 +15,6 @@ from typing import (
     Generic,
     Literal,
     ParamSpec,
-    TypeAlias,
-    TypedDict,
     TypeVar,
     cast,
     overload,
@@ -36,19 +32,32 @@ from .marked import Marked
 from .naming import check_template
 from .parameters import CallShape
 from .reference import reduced, restore
-from .retry import RetryDelays, check_delays, exponential_backoff
+from .retry import check_delays, exponential_backoff
 from .states import State
 from .task_call import as_tuple, prepare
 from .task_engine import call_async, call_sync, run_async, run_sync
 from .task_generator import run_generator, run_generator_async
+from .task_options import (
+    HOOKS,
+    STAYS,
+    Binds,
+    TaskOptions,
+    asks_for_cache,
+    check_options,
+    check_retries,
+    check_timeout,
+    is_async,
+    is_no_cache,
+    policy_of,
+    take_own,
+    unwrapped,
+)
 
 if TYPE_CHECKING:
     from typing import Unpack
 
-    from .cache_policies import CachePolicy
     from .caching import TaskCache
     from .distributed_future import DistributedFuture
-    from .serializers import Serializer
     from .task_runners import TaskRunner
 
 __all__ = ["DEFAULT", "NO_CACHE", "Task", "TaskOptions", "exponential_backoff", "task", "task_input_hash"]
@@ -56,68 +65,6 @@ __all__ = ["DEFAULT", "NO_CACHE", "Task", "TaskOptions", "exponential_backoff", 
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
-
-
-class TaskOptions(TypedDict, total=False):
-    """What can be said of a task, in ``@task(...)`` and ``with_options(...)``.
-
-    name: default: the function's. description: default: its docstring. version: any text.
-    tags: put on each of its runs, besides those of ``with tags(...)``.
-    task_run_name: a template of the parameters (``"load-{day}"``), or a function giving the name.
-    retries: how often a failed run is tried again. retry_delay_seconds: a number, a list (the last one repeats), or a
-        function of the number of retries giving a list (``exponential_backoff(2)``). retry_jitter_factor: >= 0; spreads
-        a delay over ``delay * (1 ± factor)``. retry_condition_fn(task, task_run, state): False: do not retry this.
-    timeout_seconds: for each try; see ``timeouts.py`` for what can be interrupted.
-    persist_result: False: do not record the result; a resumed run then runs the task again. True: keep it for the
-        retries of a flow that is not tracked, and for equal calls in the same run, too. None: as the flow or task around.
-    result_storage: where it is kept: a URL, a path, a saved block (``"slug/name"``) or a block. result_serializer: how it is
-        written: ``"json"``, ``"compressed/pickle"``, … None, of both: as the flow or task around.
-    result_storage_key: what it is called there: ``"{flow_run.name}-{parameters[day]}"``; a later call with the same key
-        takes the result. cache_result_in_memory: taken; a value stays in memory while its state is held.
-    cache_policy: what makes calls equal, whose results are kept for each other beyond the run (``cache_policies``).
-    cache_key_fn(context, parameters): a function that says the key instead; None: do not cache this call.
-    cache_expiration: how long a result counts: a ``timedelta``, seconds, or ``"1h"``. refresh_cache: run anyway, and keep
-        the new result.
-    log_prints: send ``print`` to the run's log; None: as the flow does.
-    on_running, on_completion, on_failure, on_cancellation, on_crashed: lists of ``hook(task, task_run, state)``.
-    on_commit, on_rollback: lists of ``hook(txn)``; see ``transactions.py``.
-    viz_return_value: what stands for its result where the flow is only drawn (``flow.visualize()``).
-    asset_deps: assets that it reads, of tasks that make some (``assets.py``).
-    """
-
-    name: str | None
-    description: str | None
-    tags: Iterable[str] | None
-    version: str | None
-    task_run_name: str | Callable[..., str] | None
-    retries: int
-    retry_delay_seconds: RetryDelays
-    retry_jitter_factor: float | None
-    retry_condition_fn: Callable[..., Any] | None
-    timeout_seconds: float | None
-    persist_result: bool | None
-    result_storage: object
-    result_storage_key: str | None
-    result_serializer: Serializer | str | None
-    cache_result_in_memory: bool | None
-    cache_policy: CachePolicy | None
-    cache_key_fn: Callable[..., str | None] | None
-    cache_expiration: timedelta | float | str | None
-    refresh_cache: bool | None
-    log_prints: bool | None
-    on_running: Sequence[Hook] | None
-    on_completion: Sequence[Hook] | None
-    on_failure: Sequence[Hook] | None
-    on_cancellation: Sequence[Hook] | None
-    on_crashed: Sequence[Hook] | None
-    on_commit: Sequence[Hook] | None
-    on_rollback: Sequence[Hook] | None
-    viz_return_value: Any
-    asset_deps: Iterable[Any] | None
-
-
-Binds: TypeAlias = Literal["instance", "class", "nothing"]
-HOOKS = ("on_running", "on_completion", "on_failure", "on_cancellation", "on_crashed")
 
 
 class Task(Marked, Generic[P, R]):
@@ -155,10 +102,13 @@ class Task(Marked, Generic[P, R]):
         self.retry_delays = check_delays(options.get("retry_delay_seconds"), retries=self.retries)
         self.retry_jitter_factor = options.get("retry_jitter_factor")
         if self.retry_jitter_factor is not None and self.retry_jitter_factor < 0:
-            raise ValueError(f"retry_jitter_factor must be >= 0, got {self.retry_jitter_factor}")
+            raise ValueError(f"`retry_jitter_factor` must be >= 0, got {self.retry_jitter_factor}.")
+        retry_if: object = options.get("retry_condition_fn")
+        if retry_if is not None and not callable(retry_if):
+            raise TypeError(
+                f"Expected `retry_condition_fn` to be callable, got {type(retry_if).__name__} instead."
+            )
         self.retry_condition_fn = options.get("retry_condition_fn")
-        if self.retry_condition_fn is not None and not callable(self.retry_condition_fn):
-            raise TypeError(f"retry_condition_fn must be a function, got {self.retry_condition_fn!r}")
         self.timeout_seconds = check_timeout(options.get("timeout_seconds"))
         self.result_storage, self.result_serializer = (
             options.get("result_storage"),
@@ -169,7 +119,7 @@ class Task(Marked, Generic[P, R]):
             raise TypeError(f"result_storage_key must be a text, got {self.result_storage_key!r}")
         self.cache_result_in_memory = options.get("cache_result_in_memory") is not False
         self.keeping = Keeping.of(
-            options, key=self.result_storage_key is not None, asks=_asks_for_cache(options)
+            options, key=self.result_storage_key is not None, asks=asks_for_cache(options)
         )
         """What it says of its results; None: nothing."""
         self.persist_result = self.keeping.persist if self.keeping is not None else None
@@ -190,7 +140,7 @@ class Task(Marked, Generic[P, R]):
         self.cache = self._cache_of(options)
         self.needs_care |= self.cache is not None
         self.on_running_hooks = self.hooks.setdefault("on_running", [])
-        self.cache_policy, self.cache_key_fn = options.get("cache_policy"), options.get("cache_key_fn")
+        self.cache_policy, self.cache_key_fn = policy_of(options), options.get("cache_key_fn")
         self.cache_expiration, self.refresh_cache = (
             options.get("cache_expiration"),
             options.get("refresh_cache"),
@@ -200,6 +150,36 @@ class Task(Marked, Generic[P, R]):
             list(options.get("asset_deps") or ()),
         )
         self._bound_shape: CallShape | None = None
+        self._is_made = True
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; of one that is an option, or the function, be what the task would be with that."""
+        if "_is_made" not in self.__dict__ or not (name == "fn" or name in TaskOptions.__annotations__):
+            object.__setattr__(self, name, value)
+            return
+        if name == "task_run_name":
+            # Whoever calls it is told if that is no name, as in Prefect.
+            self.__dict__.update(task_run_name=value, needs_care=True)
+            self._options = cast("TaskOptions", {**self._options, name: value})
+            return
+        # Much is worked out once from the options, for calls to be quick.
+        options = {
+            "name": self.name,
+            **self._options,
+            **self.hooks,
+            **({} if name == "fn" else {name: value}),
+        }
+        made = type(self)(value if name == "fn" else self.fn, **cast("TaskOptions", options))
+        kept = {
+            "_binds": self._binds,
+            "task_key": self.task_key,
+            "key_salt": self.key_salt,
+            "fragment": self.fragment,
+        }
+        if name not in ("on_commit", "on_rollback"):
+            kept |= {"on_commit_hooks": self.on_commit_hooks, "on_rollback_hooks": self.on_rollback_hooks}
+        self.__dict__.update(made.__dict__, **kept)
+        self.__dict__["needs_care"] |= self.has_transaction_hooks
 
     @property
     def has_transaction_hooks(self) -> bool:
@@ -224,12 +204,11 @@ class Task(Marked, Generic[P, R]):
         if target is None or self._binds == "nothing":
             return self
         bound: Task[..., R] = copy.copy(self)
-        bound._binds = "nothing"
-        bound.fn = MethodType(self.fn, target)
-        bound.body = _collecting(bound.fn) if inspect.isasyncgenfunction(self.fn) else bound.fn
+        fn = MethodType(self.fn, target)
         if self._bound_shape is None:
-            self._bound_shape = CallShape(bound.fn, label=f"task {self.name!r}")
-        bound.shape = self._bound_shape
+            self._bound_shape = CallShape(fn, label=f"task {self.name!r}")
+        body = _collecting(fn) if inspect.isasyncgenfunction(self.fn) else fn
+        bound.__dict__.update(_binds="nothing", fn=fn, body=body, shape=self._bound_shape)
         return bound
 
     @property
@@ -386,8 +365,15 @@ class Task(Marked, Generic[P, R]):
     # --- making others -------------------------------------------------------------------------------
 
     def with_options(self, **options: Unpack[TaskOptions]) -> Task[P, R]:
-        """Return a copy with some options changed; what is not given stays, and None takes an option away."""
-        merged = cast("TaskOptions", {**self._options, **options})
+        """Return a copy with some options changed; what is not given stays.
+
+        None takes an option away, but for those of which it says nothing (``STAYS``), as in Prefect: the name, the
+        description, the tags, the time limit, hooks and what is said of the cache; no tags are ``tags=()``.
+        """
+        check_options("task", options, TaskOptions)
+        changed = {name: value for name, value in options.items() if value is not None or name not in STAYS}
+        merged = cast("TaskOptions", {**self._options, **changed})
+        options = cast("TaskOptions", changed)
         if options.get("name") is None:
             merged["name"] = self.name
         for argument, hooks in self.hooks.items():
@@ -500,74 +486,3 @@ def _runner() -> TaskRunner:
 
     flow = FlowRunContext.get()
     return flow.runner if flow is not None else default_runner()
-
-
-def take_own(kwargs: dict[str, Any]) -> tuple[bool, Any]:
-    """Take out of a call's keyword arguments what is not for the function: ``return_state`` and ``wait_for``."""
-    return bool(kwargs.pop("return_state", False)), kwargs.pop("wait_for", None)
-
-
-def unwrapped(kind: str, fn: Any) -> tuple[Any, Binds]:
-    """Return the function to call and what it is bound to when looked up in an object.
-
-    Raises:
-        TypeError: it cannot be called.
-    """
-    if isinstance(fn, classmethod):
-        return fn.__func__, "class"
-    if isinstance(fn, staticmethod):
-        return fn.__func__, "nothing"
-    if not callable(fn):
-        raise TypeError(f"@{kind} marks functions, and {fn!r} is none")
-    return fn, "instance"
-
-
-# --- options ------------------------------------------------------------------------------------------
-
-
-def check_options(kind: str, options: Any, known: Any) -> None:
-    """Raise ``TypeError`` for an option that does not exist, suggesting one that does."""
-    for name in options:
-        if name not in known.__annotations__:
-            near = get_close_matches(name, known.__annotations__, n=1)
-            raise TypeError(
-                f"@{kind} has no option {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
-            )
-
-
-def _asks_for_cache(options: TaskOptions) -> bool:
-    policy = options.get("cache_policy")
-    return options.get("cache_key_fn") is not None or (policy is not None and not is_no_cache(policy))
-
-
-def is_no_cache(policy: object) -> bool:
-    """Return whether a policy is NO_CACHE."""
-    return policy is NO_CACHE
-
-
-def check_retries(retries: object) -> int:
-    """Return a number of retries; raise if it is none."""
-    if retries is None:
-        return 0
-    if not isinstance(retries, int) or isinstance(retries, bool) or retries < 0:
-        raise ValueError(f"retries must be a whole number >= 0, got {retries!r}")
-    return retries
-
-
-def check_timeout(seconds: object) -> float | None:
-    """Return a time limit in seconds, None for none, which 0 says too; raise if it is neither."""
-    if seconds is None:
-        return None
-    if not isinstance(seconds, int | float) or isinstance(seconds, bool) or not seconds >= 0:
-        raise ValueError(f"timeout_seconds must be a number >= 0, got {seconds!r}")
-    if seconds == 0:
-        return None
-    return float(seconds)
-
-
-def is_async(fn: Callable[..., Any]) -> bool:
-    """Return whether calling ``fn`` gives something to await or to iterate over with ``async for``."""
-    call = fn if inspect.isroutine(fn) else getattr(fn, "__call__", fn)  # noqa: B004  the method itself is wanted
-    while isinstance(call, functools.partial):
-        call = call.func
-    return inspect.iscoroutinefunction(call) or inspect.isasyncgenfunction(call)

@@ -23,7 +23,7 @@ import threading
 from contextlib import suppress
 from contextvars import ContextVar, Token
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from ..errors import DefinitionError, HarkError, RefusedError, RunLost
 from ..vocabulary import StateType, new_id
@@ -105,6 +105,7 @@ class Transaction:
         overwrite: bool = False,
         write_on_commit: bool = True,
         logger: Any = None,
+        state: TransactionState | str = TransactionState.PENDING,
     ) -> None:
         self.key = key
         self.store = store
@@ -112,7 +113,7 @@ class Transaction:
         self.isolation_level = None if isolation_level is None else IsolationLevel(isolation_level)
         self.overwrite = overwrite
         self.write_on_commit = write_on_commit
-        self.state = TransactionState.PENDING
+        self.state = TransactionState(state)
         self.children: list[Transaction] = []
         self.parent: Transaction | None = None
         self.on_commit_hooks: list[Hook] = []
@@ -151,7 +152,9 @@ class Transaction:
         if self.parent is not None:
             return self.parent.get(name, default)
         if default is _NOT_SET:
-            raise ValueError(f"this transaction has no value {name!r}; set it with .set({name!r}, …)")
+            raise ValueError(
+                f"Could not retrieve value for unknown key: {name}; set it with .set({name!r}, …)"
+            )
         return default
 
     def is_committed(self) -> bool:
@@ -280,7 +283,8 @@ class Transaction:
             and not self.store.supports_isolation_level(self.isolation_level)
         ):
             raise DefinitionError(
-                f"isolation level {self.isolation_level.name} needs a lock manager, and the result store has none",
+                f"Isolation level {self.isolation_level.name} is not supported by provided configuration: the result "
+                "store has no lock manager",
                 hint="make the store with lock_manager=MemoryLockManager(), or give none: the default one has",
             )
         self.state = TransactionState.ACTIVE
@@ -358,7 +362,7 @@ class Transaction:
             return True
         try:
             for child in self._parts():
-                yield from child._commit()
+                yield from _ended(child, "commit")
             for hook in self.on_commit_hooks:
                 yield from self._call_hook(hook, "commit")
             yield from self._write()
@@ -403,7 +407,11 @@ class Transaction:
                 is_well = False
         self.state = TransactionState.ROLLED_BACK
         for child in reversed(self._parts()):
-            undone = yield from child._rollback()
+            try:
+                undone = yield from _ended(child, "rollback")
+            except Exception:
+                self.logger.exception("a part of transaction %r could not be rolled back", self.key)
+                undone = False
             is_well = is_well and (undone or child.is_committed())
         self._undone()
         self._unlock()
@@ -494,6 +502,18 @@ def get_transaction() -> Transaction | None:
 
         return transaction_of(run)
     return block
+
+
+def _ended(child: Transaction, how: Literal["commit", "rollback"]) -> Steps[bool]:
+    """Commit or roll back a part; one of a class that does it in its own way does it so."""
+    if getattr(type(child), how) is not getattr(Transaction, how):
+        own = getattr(child, how)
+        return bool((yield Do(own, lambda: _awaited(own()))))
+    return (yield from (child._commit() if how == "commit" else child._rollback()))
+
+
+async def _awaited(outcome: Any) -> Any:
+    return await outcome if inspect.isawaitable(outcome) else outcome
 
 
 def _tracker() -> FlowTracker | None:

@@ -17,7 +17,7 @@ from hark.engine.deployment import ConcurrencySpec, Deployment
 from hark.engine.flows import FlowOptions
 from hark.engine.pool import Pool, QueueSpec
 from hark.engine.states import State
-from hark.engine.tasks import TaskOptions
+from hark.engine.task_options import TaskOptions
 from hark.notifications.channel import Channel
 from hark.server.lint import run_rule_tests
 from hark.server.manifest import load_manifest
