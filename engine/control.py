@@ -33,6 +33,7 @@ from ..vocabulary import FlowRunId, JsonObject, StateType, new_id
 from .deletion import delete_run, present_run
 from .deployment import BUCKET as DEPLOYMENTS
 from .deployment import Deployment, is_name
+from .hook_log import HookLog
 from .loader import facts_of, find_source
 from .pause import NEVER_RESUMED, PauseSpec
 from .pool import BUCKET as POOLS
@@ -41,6 +42,7 @@ from .run import Cause, FlowRun, RunRequest
 from .run_log import MAX_TRIES, RunLog
 from .schema_check import problems_in
 from .states import Cancelled, Cancelling, Failed, Resuming, Scheduled, State, Suspended
+from .undoing import owes_undoing
 
 __all__ = ["Control", "cancelled_state", "check_parameters"]
 
@@ -239,7 +241,7 @@ class Control:
 
         Raises:
             UnknownName: there is no such run.
-            MoveRefused: it has not ended, or it completed.
+            MoveRefused: it has not ended, or it completed, or what it had begun is being undone.
             RefusedError: no worker could run it: it was a plain call.
         """
         await self.present(run_id)
@@ -256,6 +258,10 @@ class Control:
                 raise MoveRefused(run.id, from_state=run.state_type, to_state="retried", why=why)
             return Scheduled(message=reason or "retried", details=details)
 
+        run = await self.runs.get(run_id)
+        if run is not None and owes_undoing(run) and await HookLog(self._bus).is_being_undone(run):
+            why = "its transactions are being rolled back; ask again when that is done, in a moment"
+            raise MoveRefused(run.id, from_state=run.state_type, to_state="retried", why=why)
         return await self.runs.change(run_id, decide, retry=True, scheduled_at=self._clock.now())
 
     async def set_state(

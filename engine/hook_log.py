@@ -63,8 +63,18 @@ class HookLog:
         """Whether the hooks of the run's end have run, or have been given up."""
         return any(_word(note) in ("ran", "abandoned") for note in await self._notes(run))
 
-    async def begin(self, run: FlowRun) -> int:
-        """Note that we are about to call the hooks of the run's end; return which try that is, 0 if nothing is left to do."""
+    async def is_being_undone(self, run: FlowRun) -> bool:
+        """Whether somebody has begun to undo what the run had begun, and nobody has come to the end of that."""
+        notes = list(await self._notes(run))
+        ended = any(_word(note) in ("ran", "abandoned") for note in notes)
+        return not ended and any(note.get("undoes") for note in notes)
+
+    async def begin(self, run: FlowRun, *, undoes: bool = False) -> int:
+        """Note that we are about to call the hooks of the run's end; return which try that is, 0 if nothing is left to do.
+
+        Args:
+            undoes: what the run had begun is undone first.
+        """
         words = [_word(note) for note in await self._notes(run)]
         if "ran" in words or "abandoned" in words:
             return 0
@@ -73,10 +83,10 @@ class HookLog:
             log.error("hooks.abandoned", extra={"run_id": run.id, "state": run.state_name, "why": why})
             await self.note(run, "abandoned", why=why)
             return 0
-        await self.note(run, "began")
+        await self.note(run, "began", undoes=undoes)
         return tries + 1
 
-    async def note(self, run: FlowRun, word: Word, *, why: str | None = None) -> None:
+    async def note(self, run: FlowRun, word: Word, *, why: str | None = None, undoes: bool = False) -> None:
         """Append what became of the hooks of the run's end."""
         data: JsonObject = {
             "run": {"id": run.id, "name": run.name}, "flow": {"name": run.flow_name}, "seq": run.seq,
@@ -84,6 +94,8 @@ class HookLog:
         }  # fmt: skip
         if why is not None:
             data["why"] = why
+        if undoes:
+            data["undoes"] = True
         await self._bus.log.append(
             Event(
                 type=f"hark.hooks.{word}", source=SOURCE, id=new_id(), subject=f"flow-run/{run.id}", data=data,

@@ -9,6 +9,7 @@ import asyncio
 import inspect
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .states import State, StateType
@@ -95,14 +96,17 @@ def call_owed_hooks(flow: Any, run: FlowRun, session: Session, config: EngineCon
     """
     from .flow_engine import go_through
     from .hook_log import HookLog
-    from .undoing import engine_to_undo
+    from .undoing import alone_undoing, engine_to_undo
 
     hooks = flow.hooks.get(HOOK_OF_TYPE.get(run.state_type)) or ()
     log_of_hooks = HookLog(session.bus)
     undoing = engine_to_undo(flow, run, session, config)
-    if (hooks or undoing is not None) and (attempt := session.call(log_of_hooks.begin, run)):
+    begin = partial(log_of_hooks.begin, run, undoes=undoing is not None)
+    if (hooks or undoing is not None) and (attempt := session.call(begin)):
         if undoing is not None and _may_undo(attempt, run):
-            go_through(undoing, session)
+            with alone_undoing(undoing, session) as is_ours:
+                if is_ours:
+                    go_through(undoing, session)
         run_hooks(hooks, flow, run, run.state)
         session.call(log_of_hooks.note, run, "ran")
 
@@ -113,14 +117,17 @@ async def call_owed_hooks_async(
     """As ``call_owed_hooks``, awaiting async hooks in this loop."""
     from .flow_engine import go_through_async
     from .hook_log import HookLog
-    from .undoing import engine_to_undo_async
+    from .undoing import alone_undoing_async, engine_to_undo_async
 
     hooks = flow.hooks.get(HOOK_OF_TYPE.get(run.state_type)) or ()
     log_of_hooks = HookLog(session.bus)
     undoing = await engine_to_undo_async(flow, run, session, config)
-    if (hooks or undoing is not None) and (attempt := await session.acall(log_of_hooks.begin, run)):
+    begin = partial(log_of_hooks.begin, run, undoes=undoing is not None)
+    if (hooks or undoing is not None) and (attempt := await session.acall(begin)):
         if undoing is not None and _may_undo(attempt, run):
-            await go_through_async(undoing, session)
+            async with alone_undoing_async(undoing, session) as is_ours:
+                if is_ours:
+                    await go_through_async(undoing, session)
         await run_hooks_async(hooks, flow, run, run.state)
         await session.acall(log_of_hooks.note, run, "ran")
 

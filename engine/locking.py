@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..bus.session import Session
 
 __all__ = [
-    "BrokerLockManager", "FileSystemLockManager", "LockManager", "MemoryLockManager", "default_lock_manager",
+    "BrokerLockManager", "FileSystemLockManager", "LockManager", "MemoryLockManager", "broker_locks", "default_lock_manager",
 ]  # fmt: skip
 
 LEASES = "leases"
@@ -162,7 +162,7 @@ class BrokerLockManager:
         from .either import blocking_session
 
         session = blocking_session("a lock")
-        return session.call(self._acquire, session, key, holder, acquire_timeout, hold_timeout)
+        return session.call(self.acquire_on, session, key, holder, acquire_timeout, hold_timeout)
 
     async def aacquire_lock(
         self, key: str, holder: str, acquire_timeout: float | None = None, hold_timeout: float | None = None
@@ -170,12 +170,17 @@ class BrokerLockManager:
         from .either import session_here
 
         session = session_here("a lock")
-        return await session.acall(self._acquire, session, key, holder, acquire_timeout, hold_timeout)
+        return await session.acall(self.acquire_on, session, key, holder, acquire_timeout, hold_timeout)
 
-    async def _acquire(
-        self, session: Session, key: str, holder: str, timeout: float | None, hold_s: float | None
+    async def acquire_on(
+        self,
+        session: Session,
+        key: str,
+        holder: str,
+        timeout: float | None = None,
+        hold_s: float | None = None,
     ) -> bool:
-        """Start the task that holds the lease, and wait until it does. On the session's loop."""
+        """Do what ``acquire_lock`` does, on the session's loop: start the task that holds the lease, and wait until it does."""
         if self.is_ours(key, holder):
             return True
         ready, back = asyncio.Event(), asyncio.Event()
@@ -250,16 +255,16 @@ class BrokerLockManager:
         from .either import blocking_session
 
         session = blocking_session("a lock")
-        return session.call(self._until_free, session, key, timeout)
+        return session.call(self.wait_on, session, key, timeout)
 
     async def await_for_lock(self, key: str, timeout: float | None = None) -> bool:
         from .either import session_here
 
         session = session_here("a lock")
-        return await session.acall(self._until_free, session, key, timeout)
+        return await session.acall(self.wait_on, session, key, timeout)
 
-    async def _until_free(self, session: Session, key: str, timeout: float | None) -> bool:
-        """Take the lock and give it back: what is got is free."""
+    async def wait_on(self, session: Session, key: str, timeout: float | None = None) -> bool:
+        """Do what ``wait_for_lock`` does, on the session's loop: take the lock and give it back."""
         me = f"waiting-{id(object()):x}"
         with anyio.move_on_after(timeout):
             async with self._lease(session, key, me).held():
@@ -271,7 +276,7 @@ def _name_of(key: str) -> str:
     return f"lock.{blake2b(key.encode('utf-8', 'surrogatepass'), digest_size=20).hexdigest()}"
 
 
-_broker_locks = BrokerLockManager()
+broker_locks = BrokerLockManager()
 
 
 def default_lock_manager() -> LockManager:
@@ -281,4 +286,4 @@ def default_lock_manager() -> LockManager:
 
     flow = FlowRunContext.get()
     tracked = flow.tracker is not None if flow is not None else current_session() is not None
-    return _broker_locks if tracked else MemoryLockManager()
+    return broker_locks if tracked else MemoryLockManager()

@@ -34,6 +34,7 @@ from .side_session import SideSession
 from .states import Crashed, State
 from .task_event_text import COMPLETED_LINES, PENDING_LINES, QUOTED, RUNNING_LINES, known, quoted, texts
 from .task_run import IdSource, TaskRun, stamp
+from .undoing import Undoing, until_undone
 from .upload import Upload
 
 if TYPE_CHECKING:
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
     from .run_log import RunLog
     from .serializers import Serializer
     from .tag_limits import TagLimits
-    from .undoing import Undoing
 
 __all__ = ["FlowTracker", "TaskEvents"]
 
@@ -536,6 +536,7 @@ class FlowTracker:
     async def resume(self) -> None:
         """Read what earlier attempts of the run finished."""
         history = await self.run_log.history(self.flow_run.id)
+        await until_undone(self, history)
         self.anew = anew = begins_anew(history)
         self.retries_made = retries_made(recorded for recorded in history if recorded.seq > anew)
         self.waits = noted_waits(self.flow_run.id, (recorded for recorded in history if recorded.seq > anew))

@@ -4,18 +4,26 @@ The code of the run is gone through once more with recorded results, so that it 
 last finished task that is part of one, or at the first step that is not recorded: no task runs. From there it leaves its
 blocks as a cancelled run does, and what stands in them is rolled back, in reverse. Each task that was undone is recorded as such,
 so whoever has to begin again, because a process died on the way, goes on with what is left.
+
+A retry and this keep apart. ``Control.retry`` refuses a run that is being undone. One that is asked for between our last look
+and our note of having begun is met by a lock: we hold it while we go through the code, and look at the run once more when we
+have it; an attempt that follows such an end waits for the lock before it reads what is recorded. So either we see the retry
+and undo nothing, or the attempt sees all that we have undone.
 """
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING
 
 from ..errors import BusUnavailable
-from ..vocabulary import StateType
+from ..vocabulary import StateType, new_id
 from .signals import Undone
 from .states import Cancelled, State
 
 if TYPE_CHECKING:
+    from ..bus.event import Recorded
     from ..bus.session import Session
     from ..config import EngineConfig
     from .flow_life import FlowEngine
@@ -24,7 +32,10 @@ if TYPE_CHECKING:
     from .run import FlowRun
     from .tracking import FlowTracker
 
-__all__ = ["IN_SUBFLOWS", "Undoing", "engine_to_undo", "engine_to_undo_async", "undone_in"]
+__all__ = [
+    "IN_SUBFLOWS", "Undoing", "alone_undoing", "alone_undoing_async", "engine_to_undo", "engine_to_undo_async", "undone_in",
+    "until_undone",
+]  # fmt: skip
 
 IN_SUBFLOWS = "transactions in subflows"
 """Among the finished calls of a run: parts of transactions have finished in subflows of it, whose events are theirs."""
@@ -77,6 +88,56 @@ class Undoing:
         )
 
 
+@contextmanager
+def alone_undoing(engine: FlowEngine, session: Session) -> Iterator[bool]:
+    """Keep attempts of the run from beginning; give whether it is still ours to undo. Blocks."""
+    from .locking import broker_locks
+
+    key, holder = _lock_of(engine.run.id), new_id()
+    session.call(broker_locks.acquire_on, session, key, holder)
+    try:
+        yield session.call(_is_unchanged, engine)
+    finally:
+        broker_locks.release_lock(key, holder)
+
+
+@asynccontextmanager
+async def alone_undoing_async(engine: FlowEngine, session: Session) -> AsyncIterator[bool]:
+    """Do what ``alone_undoing`` does, on a loop."""
+    from .locking import broker_locks
+
+    key, holder = _lock_of(engine.run.id), new_id()
+    await session.acall(broker_locks.acquire_on, session, key, holder)
+    try:
+        yield await session.acall(_is_unchanged, engine)
+    finally:
+        broker_locks.release_lock(key, holder)
+
+
+async def until_undone(tracker: FlowTracker, history: Iterable[Recorded]) -> None:
+    """Before a run that is tried again reads what it finished: wait for who undoes it. On the session's loop."""
+    from .locking import broker_locks
+    from .run_log import readable_run
+
+    if tracker.undoing is not None:
+        return
+    runs = (readable_run(recorded) for recorded in history)
+    if any(run is not None and owes_undoing(run) for run in runs):
+        await broker_locks.wait_on(tracker.session, _lock_of(tracker.flow_run.id))
+
+
+def _lock_of(run_id: str) -> str:
+    return f"undoing/{run_id}"
+
+
+async def _is_unchanged(engine: FlowEngine) -> bool:
+    """Whether nobody has written of the run since its end: retried, whoever executes it sees to its blocks."""
+    tracker = engine.tracker
+    assert tracker is not None
+    now = await tracker.run_log.get(tracker.flow_run.id)
+    return now is not None and now.seq == tracker.flow_run.seq
+
+
 def owes_undoing(run: FlowRun) -> bool:
     """Whether the run's end was written by one who was not executing it, after others had."""
     from .hook_log import ANYONE, ROLLBACK, is_owed
@@ -123,9 +184,8 @@ async def _prepared(engine: FlowEngine) -> bool:
     tracker = engine.tracker
     assert tracker is not None
     assert tracker.undoing is not None
-    now = await tracker.run_log.get(tracker.flow_run.id)
-    if now is None or now.seq != tracker.flow_run.seq:
-        return False  # retried: whoever executes it goes through its blocks, and completes them or rolls them back
+    if not await _is_unchanged(engine):
+        return False
     await resume_undoing(tracker)
     return tracker.undoing.is_needed
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import anyio
 import pytest
 from hark.config import WorkerConfig
 from hark.engine.dispatcher import Dispatcher
+from hark.engine.undoing import until_undone
 from hark.engine.worker import Worker
+from hark.errors import MoveRefused
 from hark.vocabulary import StateType
 
 from .test_hook_log import notes
@@ -304,3 +307,49 @@ def order():
         assert (await stage.end(again)).state_type is StateType.COMPLETED
     assert await stage.said() == {"plain": 1, "charge": 2, "reserve-1": 1, "keep-seat-1": 1}
     assert await notes(stage) == []
+
+
+SLOW_BACK = """
+@reserve.on_rollback
+def wait_here(txn):  # called before give_back: hooks of a rollback run in reverse
+    say("undoing")
+    wait_for("go-on")
+
+def wait_for(name):
+    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), name)
+    while not os.path.exists(path):
+        time.sleep(0.02)
+
+@flow(crash_retries=0)
+def order():
+    with transaction():
+        reserve(1)
+        if first_time("died"):
+            die()
+        say("done")
+"""
+
+
+async def test_a_retry_in_the_middle_of_an_undo_is_refused_until_that_has_ended(stage: Stage) -> None:
+    """What is being rolled back is not at the same time taken for finished; afterwards the retry does it anew."""
+    stage.write("import time\n" + COMMON + SLOW_BACK)
+    await stage.deploy("order")
+    async with stage.working(processes=2):
+        run = await stage.run("order")
+        await stage.hear("said.undoing")
+        with pytest.raises(MoveRefused, match="its transactions are being rolled back; ask again"):
+            await stage.control.retry(run.id)
+        # One that was asked for a moment before that was noted begins, and waits where it would read what is finished.
+        attempt = SimpleNamespace(undoing=None, session=SimpleNamespace(bus=stage.bus), flow_run=run)
+        history = await stage.control.runs.history(run.id)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(until_undone, cast(Any, attempt), history)
+            (stage.root / "go-on").touch()
+        assert await order_of(stage, "back") == ["back-seat-1"]
+        await stage.hear("hark.hooks.ran.*")
+        await stage.control.retry(run.id)
+        run = await stage.end(run)
+    assert run.state_type is StateType.COMPLETED
+    assert await order_of(stage, "back") == ["back-seat-1"]
+    said = await stage.said()
+    assert (said["reserve-1"], said["keep-seat-1"], said["done"]) == (2, 1, 1)
