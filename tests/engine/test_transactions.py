@@ -288,7 +288,7 @@ def test_values_are_copies_and_are_looked_for_outwards() -> None:
         with transaction() as inner:
             assert inner.get("day") == [1]
             assert inner.get("none", 5) == 5
-            with pytest.raises(ValueError, match="no value 'none'"):
+            with pytest.raises(ValueError, match="unknown key: none"):
                 inner.get("none")
         write()
         fail()
