@@ -220,10 +220,10 @@ async def test_a_plain_call_can_be_cancelled_but_not_suspended_or_retried(bus: B
     """No worker has its code."""
     control = Control(bus)
     run = await control.runs.request(RunRequest(flow_name="f"))
-    with pytest.raises(RefusedError, match="without a deployment"):
+    with pytest.raises(RefusedError, match="was not started by a worker"):
         await control.suspend(run.id)
     await control.cancel(run.id)
-    with pytest.raises(RefusedError, match="without a deployment"):
+    with pytest.raises(RefusedError, match="was not started by a worker"):
         await control.retry(run.id)
 
 
