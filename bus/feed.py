@@ -250,7 +250,10 @@ class Feed:
             {"stream_name": self._stream, "action": "create", "config": self._settings(name, inbox)},
             timeout_s=min(_CREATE_S, self._config.request_timeout_s),
         )
-        waiting = int(str(created.get("num_pending", 0)))
+        # All it has to give. A broker slow to answer was asked twice, perhaps, and some of it may have come meanwhile.
+        delivered = created.get("delivered")
+        given = int(str(delivered.get("consumer_seq", 0))) if isinstance(delivered, dict) else 0
+        waiting = given + int(str(created.get("num_pending", 0)))
         loop = asyncio.get_running_loop()
         self._heard = loop.time()
         if self._watch is None:

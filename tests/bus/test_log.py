@@ -12,14 +12,13 @@ import anyio
 import pytest
 from hark.bus import Bus, EmbeddedBroker, Event
 from hark.bus.arrival import Arrival
-from hark.bus.connection import Connection
+from hark.bus.connection import Connection, NoAnswer
 from hark.bus.event import Recorded
 from hark.bus.feed import Batch, Feed, covers, distinct_filters
 from hark.bus.log import Appended
 from hark.bus.subject import ALL_EVENTS, flow_run_filter, matches
 from hark.config import BusConfig
 from hark.errors import BusUnavailable, EventInvalid, EventTooLarge, GuardFailed, LogRewound
-from hark.vocabulary import JsonObject
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -237,21 +236,25 @@ async def test_reading_ends_at_the_head_of_the_call(bus: Bus) -> None:
         assert [batch async for batch in batches] == []
 
 
+@pytest.mark.parametrize("verb", ["api", "request"])
 async def test_reading_is_whole_though_the_answer_that_began_it_was_lost(
-    bus: Bus, monkeypatch: pytest.MonkeyPatch
+    bus: Bus, monkeypatch: pytest.MonkeyPatch, verb: str
 ) -> None:
-    """What has come before the consumer is asked for again is part of it: what is there is never taken for missing."""
+    """What has come before the consumer is asked for again is part of it: what is there is never taken for missing.
+
+    It is asked for again as another one where there was no answer at all, and as the same where it only came late.
+    """
     await bus.log.append_many([an_event(id=str(n), data=n) for n in range(20)])
     arrived, asked = asyncio.Event(), list[str]()
-    ask, hear = Connection.api, Feed._on_message
+    ask, hear = getattr(Connection, verb), Feed._on_message
 
-    async def ask_and_lose(self: Connection, verb: str, *args: Any, **more: Any) -> JsonObject:
-        answer = await ask(self, verb, *args, **more)
-        if verb.startswith("CONSUMER.CREATE."):
-            asked.append(verb)
+    async def ask_and_lose(self: Connection, what: str, *args: Any, **more: Any) -> Any:
+        answer = await ask(self, what, *args, **more)
+        if "CONSUMER.CREATE." in what:
+            asked.append(what)
             if len(asked) == 1:
                 await arrived.wait()
-                raise BusUnavailable("the answer got lost")
+                raise (BusUnavailable if verb == "api" else NoAnswer)("the answer got lost")
         return answer
 
     def hear_and_say(self: Feed, consumer: str, msg: Arrival) -> None:
@@ -259,11 +262,11 @@ async def test_reading_is_whole_though_the_answer_that_began_it_was_lost(
         if self._received == 20:
             arrived.set()
 
-    monkeypatch.setattr(Connection, "api", ask_and_lose)
+    monkeypatch.setattr(Connection, verb, ask_and_lose)
     monkeypatch.setattr(Feed, "_on_message", hear_and_say)
     async with bus.log.read(["hark.ev.order.paid"]) as batches:
         assert [r.seq async for batch in batches for r in batch.records] == list(range(1, 21))
-    assert len(asked) == 2
+    assert (len(asked), len(set(asked))) == (2, 2 if verb == "api" else 1)
 
 
 async def test_reading_takes_filters_and_times(bus: Bus) -> None:
