@@ -74,7 +74,8 @@ class RuleEngine(Candidate["_Term"]):
 
     @property
     def status(self) -> JsonObject:
-        """What it knows: ``leader, rules, keys, seq`` and the rules that do not load, with their errors."""
+        """What it knows: ``leader, rules, keys, seq`` (of the last event a rule wanted) and the rules that do not load, with
+        their errors."""
         term = self._term
         if term is None:
             return {"leader": False}

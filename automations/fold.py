@@ -31,7 +31,7 @@ from .expression import compile_expression
 from .form import Firing, Seen
 from .in_force import InForce
 from .key import key_values, keys_of, show_key
-from .listening import Listening, filters_of
+from .listening import Listening, filters_to_follow
 from .matcher import Matcher
 from .model import Automation, parse_automation
 from .problem import RuleInvalid
@@ -127,7 +127,7 @@ class Fold:
     @property
     def filters(self) -> tuple[str, ...]:
         """The bus filters under which everything stands that matters to the rules in force."""
-        return filters_of(self._matcher.types)
+        return filters_to_follow(self._matcher.types)
 
     def is_due(self, at: float) -> bool:
         """Return whether a deadline may have passed by ``at``; cheap, and never wrong when it says no."""

@@ -11,7 +11,7 @@ from .condition import AllOf, Node
 from .decision import ADOPTED, DUE
 from .problem import Loc
 
-__all__ = ["Listening", "filters_of"]
+__all__ = ["Listening", "filters_to_follow"]
 
 _OWN_FILTERS = frozenset({PREFIX + ADOPTED, PREFIX + DUE})
 """What moves the fold itself."""
@@ -19,7 +19,7 @@ _MOST_FILTERS = 32
 """With more the broker would take longer to choose events than we take to pass over those nobody wants."""
 
 
-def filters_of(types: Collection[str]) -> tuple[str, ...]:
+def filters_to_follow(types: Collection[str]) -> tuple[str, ...]:
     """Return the bus filters under which everything stands that matters to rules that listen to ``types``, in order.
 
     They may let through more: the types have to be looked at again.

@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 import pytest
 from hark.automations.condition import parse_where
-from hark.automations.listening import filters_of
+from hark.automations.listening import filters_to_follow
 from hark.automations.matcher import Matcher, indexed_by, pattern_covers
 from hark.automations.where import compile_node
 from hark.bus import Event
@@ -243,7 +243,7 @@ def test_what_a_matcher_wants_stands_under_its_filters(wanted: list[tuple[list[s
     matcher: Matcher[int] = Matcher()
     for handle, (types, _) in enumerate(wanted):
         matcher.add(handle, types)
-    filters = filters_of(matcher.types)
+    filters = filters_to_follow(matcher.types)
     about: JsonValue = {"flow_run": {"id": "f"}, "run": {"id": "t"}, "state": {"type": "COMPLETED"}}
     for type_ in (*TYPES, "task-run.completed"):
         subject = f"{type_.partition('.')[0]}/1"
@@ -257,5 +257,5 @@ def test_what_a_matcher_wants_stands_under_its_filters(wanted: list[tuple[list[s
 
 def test_many_types_are_read_without_filters() -> None:
     """The broker would take longer to choose among many filters than it takes to hand over everything."""
-    assert filters_of([f"order.of-{n}" for n in range(100)]) == (ALL_EVENTS,)
-    assert len(filters_of(["order.paid"])) == 3
+    assert filters_to_follow([f"order.of-{n}" for n in range(100)]) == (ALL_EVENTS,)
+    assert len(filters_to_follow(["order.paid"])) == 3
