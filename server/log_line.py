@@ -99,11 +99,13 @@ class BehindHandler(logging.Handler):
             items = [self._lines.get()]
             while not self._lines.empty():
                 items.append(self._lines.get())
+            lines = [item for item in items if isinstance(item, str)]
             try:
-                self._stream.write("".join([item for item in items if isinstance(item, str)]))
+                self._stream.write("".join(lines))
                 self._stream.flush()
             except (OSError, ValueError):
-                pass  # the reader has gone, and there is nowhere to say so
+                # The reader has gone, or takes nothing just now: told with the next line that can be written.
+                self._dropped += len(lines)
             for item in items:
                 if isinstance(item, threading.Event):
                     item.set()

@@ -97,3 +97,28 @@ def test_a_reader_that_has_gone_is_no_error() -> None:
     handler.emit(_record("x"))
     handler.flush()
     handler.close()
+
+
+class Full(io.StringIO):
+    """A pipe that does not block and is full, once."""
+
+    refused = False
+
+    def write(self, text: str) -> int:
+        if not self.refused:
+            self.refused = True
+            raise BlockingIOError
+        return super().write(text)
+
+
+def test_lines_that_could_not_be_written_are_counted() -> None:
+    """They are not lost in silence."""
+    stream = Full()
+    handler = BehindHandler(stream)
+    handler.emit(_record("lost"))
+    handler.flush()
+    handler.emit(_record("kept"))
+    handler.close()
+    told, kept = stream.getvalue().splitlines()
+    assert told == "(1 lines of the log were dropped: nobody took them)"
+    assert kept.endswith("kept")
