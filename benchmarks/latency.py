@@ -102,7 +102,7 @@ class Receiver:
     async def wait(self, path: str, n: int) -> float:
         while (path, n) not in self.came:
             self.changed.clear()
-            await asyncio.wait_for(self.changed.wait(), 10)
+            await asyncio.wait_for(self.changed.wait(), 60)
         return self.came[path, n]
 
 
