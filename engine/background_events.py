@@ -21,8 +21,8 @@ from ..vocabulary import TERMINAL, JsonObject, StateType
 from .background import NOT_READY, BackgroundLog, BackgroundRun
 from .results import InlineResult, LargeResult
 from .signals import Interrupted
+from .task_events import TaskEvents
 from .task_run import TaskRun
-from .tracking import TaskEvents
 from .upload import Upload
 
 if TYPE_CHECKING:

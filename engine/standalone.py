@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .tracking import TaskEvents
+from .task_events import TaskEvents
 
 if TYPE_CHECKING:
     from ..bus.session import Session

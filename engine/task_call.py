@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .caching import CallCache
     from .keeping import Keeping
     from .tasks import Task
-    from .tracking import TaskEvents
+    from .task_events import TaskEvents
 
 __all__ = ["TaskCall", "announce", "as_tuple", "look_for_upstream", "prepare", "resolve_inputs"]
 

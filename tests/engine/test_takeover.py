@@ -347,7 +347,7 @@ async def test_a_cancelled_zombie_stays_silent(session: Session, bus: Bus) -> No
 async def test_what_a_lost_run_had_still_to_send_is_dropped(session: Session, bus: Bus) -> None:
     """A result that is being stored is given up, and nobody waits for it."""
     from hark.engine.standalone import standalone_events
-    from hark.engine.tracking import TaskEvents
+    from hark.engine.task_events import TaskEvents
 
     stuck, begun = asyncio.Event(), asyncio.Event()
 

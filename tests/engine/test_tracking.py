@@ -21,7 +21,7 @@ from hark.bus.subject import (
 )
 from hark.engine import AsyncTaskRunner, FlowRun, RunLog, RunRequest, execute
 from hark.engine.states import Completed
-from hark.engine.tracking import TURN
+from hark.engine.task_events import TURN
 from hark.errors import EventRefused, EventTooLarge, ParameterError
 from hark.vocabulary import FlowRunId, StateType
 
