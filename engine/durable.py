@@ -19,7 +19,7 @@ from .context import FlowRunContext, current_run
 from .signals import Suspend
 from .states import State, raise_state_exception
 from .task_call import TaskCall, prepare
-from .task_engine import begin_try, recorded, succeeded
+from .task_life import begin_try, recorded, succeeded
 from .tasks import Task
 
 __all__ = ["Wait"]

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from ..bus.session import Session
     from .caching import CallCache
     from .keeping import Keeping
-    from .tasks import Task
     from .task_events import TaskEvents
+    from .tasks import Task
 
 __all__ = ["TaskCall", "announce", "as_tuple", "look_for_upstream", "prepare", "resolve_inputs"]
 
@@ -79,6 +79,21 @@ class TaskCall:
         self.run = run
         self.flow = flow
         self.log_prints = log_prints
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether nothing but its function is to be called: no hooks, limits, transaction, upstream or earlier try."""
+        return not (
+            self.task.needs_care
+            or self.log_prints
+            or not self.is_plain
+            or self.is_careful
+            or self.recorded is not None
+            or self.settled is not None
+            or self.limited != ()
+            or self.is_traced
+            or self.run.run_count
+        )
 
     @property
     def is_settled(self) -> bool:

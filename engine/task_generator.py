@@ -18,20 +18,8 @@ from .hooks import run_hooks, run_hooks_async
 from .steps import Steps, take_steps, take_steps_async
 from .tag_limits import give_back, give_back_async, take, take_async
 from .task_call import TaskCall
-from .task_engine import (
-    await_retry,
-    begin,
-    begin_try,
-    crashed,
-    finish_async,
-    finish_sync,
-    give_name,
-    may_retry,
-    running_state,
-    succeeded,
-    wants_retry_async,
-    wants_retry_sync,
-)  # fmt: skip
+from .task_engine import finish_async, finish_sync, wants_retry_async, wants_retry_sync
+from .task_life import await_retry, begin, begin_try, crashed, give_name, may_retry, running_state, succeeded
 from .task_transaction import abandon, conclude, try_transaction, undo_try
 from .timeouts import pause, within, within_async
 

@@ -144,7 +144,7 @@ class TaskRunner(ABC):
         """End a call that has not begun, if its flow has failed in the meantime; return whether it did."""
         if not self._refusing:
             return False
-        from .task_engine import cancel_unstarted
+        from .task_life import cancel_unstarted
 
         future.finish(cancel_unstarted(call))
         return True
