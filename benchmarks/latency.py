@@ -115,11 +115,11 @@ def say(
     p99_ms: float | None = None,
 ) -> None:
     ms = [v * 1000 for v in values]
-    print(f"{what:<44} median {median(ms):6.1f} ms  p99 {quantile(ms, 0.99):6.1f} ms  n={len(ms)}")
+    print(f"{what:<59} median {median(ms):6.1f} ms  p99 {quantile(ms, 0.99):6.1f} ms  n={len(ms)}")
     if middle_ms is not None:
-        print(f"{'':<44} median: {goals.below(f'median of {what}', median(ms), middle_ms, ' ms')}")
+        print(f"{'':<59} median: {goals.below(f'median of {what}', median(ms), middle_ms, ' ms')}")
     if p99_ms is not None:
-        print(f"{'':<44} p99: {goals.below(f'p99 of {what}', quantile(ms, 0.99), p99_ms, ' ms')}")
+        print(f"{'':<59} p99: {goals.below(f'p99 of {what}', quantile(ms, 0.99), p99_ms, ' ms')}")
 
 
 async def main() -> int:
@@ -158,7 +158,7 @@ async def main() -> int:
             say(goals, "absence: after its deadline", lateness)
             largest = max(lateness) * 1000
             print(
-                f"{'':<44} largest {largest:.0f} ms: {goals.below('lateness of absence', largest, 300, ' ms')}"
+                f"{'':<59} largest {largest:.0f} ms: {goals.below('lateness of absence', largest, 300, ' ms')}"
             )
 
             for kind, how, goal_ms in (("quick", "async", 25), ("steady", "sync", 60)):
