@@ -1,4 +1,5 @@
-"""Start and idle: import time, ``--help``, ``hark up`` to ready, idle CPU and resident memory of everything together."""
+"""Start and idle: import time, ``--help``, the harness of tests, ``hark up`` to ready; idle CPU and resident memory of
+everything together."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import sys
 import time
 
 import psutil
+from hark.testing import harness
 
 from benchmarks.goal import Goals
 from benchmarks.running import hark_up, median
@@ -23,6 +25,13 @@ def _timed(*arguments: str, tries: int = 7) -> float:
     return median(took) * 1000
 
 
+def _harness_ms() -> float:
+    """Return what every test that has its own pays."""
+    began = time.perf_counter()
+    with harness():
+        return (time.perf_counter() - began) * 1000
+
+
 def main() -> int:
     goals = Goals()
     bare = _timed("-c", "pass")
@@ -35,6 +44,11 @@ def main() -> int:
     print(f"… and flow, task          {_timed('-c', flow) - bare:7.0f} ms over bare python")
     took = _timed("-m", "hark.cli.main", "--help")
     print(f"hark --help               {took:7.0f} ms   {goals.below('--help', took, 300, ' ms')}")
+    harnesses = [_harness_ms() for _ in range(7)]
+    print(
+        f"hark.testing.harness()    {median(harnesses):7.0f} ms"
+        f"   {goals.below('harness', median(harnesses), 300, ' ms')}"
+    )
     ready = []
     for _ in range(3):
         with hark_up() as running:

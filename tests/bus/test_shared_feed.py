@@ -32,20 +32,31 @@ async def consumers(bus: Bus) -> int:
     return int(str((await bus.connection.api("CONSUMER.NAMES.HARK"))["total"]))
 
 
+async def joined(bus: Bus, one: AsyncIterator[Batch], other: AsyncIterator[Batch], *, others: int = 0) -> int:
+    """Go on with two readers, event by event, until one consumer serves both; return the last event's sequence.
+
+    ``others``: consumers there are beside it.
+    """
+    with anyio.fail_after(60):
+        while True:
+            await store(bus, 1)
+            last = (await take(one, 1))[0]
+            assert await take(other, 1) == [last]
+            if await consumers(bus) == 1 + others:
+                return last
+
+
 async def test_readers_at_the_same_place_cost_the_broker_one_consumer(bus: Bus) -> None:
     """However many parts of a process follow the log, each event is sent and read once; one that stays goes on."""
     async with bus.log.follow() as first:
         async with bus.log.follow() as second, bus.log.follow(["hark.ev.other.>"]):
             assert await consumers(bus) == 3
-            for number in range(3):
-                await store(bus, 1)
-                assert await take(first, 1) == await take(second, 1) == [number + 1]
-            assert await consumers(bus) == 2
+            last = await joined(bus, first, second, others=1)
             await store(bus, 100)
-            assert await take(second, 100) == list(range(4, 104))
-            assert await take(first, 100) == list(range(4, 104))
+            assert await take(second, 100) == list(range(last + 1, last + 101))
+            assert await take(first, 100) == list(range(last + 1, last + 101))
         await store(bus, 10)
-        assert await take(first, 10) == list(range(104, 114))
+        assert await take(first, 10) == list(range(last + 101, last + 111))
 
 
 async def test_who_is_behind_holds_up_nobody(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,14 +82,10 @@ async def test_what_waits_for_a_slow_one_is_bounded_in_bytes(
     """A few large events count as much as many small ones."""
     monkeypatch.setattr(feed, "SHARED_BYTES", 100_000)
     async with bus.log.follow() as quick, bus.log.follow() as slow:
-        await store(bus, 1)
-        assert await take(quick, 1) == await take(slow, 1)
-        await store(bus, 1)
-        assert await take(quick, 1) == await take(slow, 1)
-        assert await consumers(bus) == 1
+        last = await joined(bus, quick, slow)
         await store(bus, 20, size=20_000)
-        assert await take(quick, 20) == list(range(3, 23))
-        assert await take(slow, 20) == list(range(3, 23))
+        assert await take(quick, 20) == list(range(last + 1, last + 21))
+        assert await take(slow, 20) == list(range(last + 1, last + 21))
 
 
 @pytest.mark.parametrize("seed", range(4))
