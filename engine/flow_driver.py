@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import BusUnavailable, RunCrashed
 from .final_state import describe
-from .flow_life import Body, CallHooks, Drain, FlowEngine, Life, OnBus, ReadResult, Sleep, Step, WaitFor
+from .flow_life import Body, CallHooks, Drain, FlowEngine, OnBus, ReadResult, Sleep, Step, WaitFor
 from .futures import settle_futures
 from .hooks import run_hooks, run_hooks_async
 from .signals import Interrupted, Suspend
 from .states import State
+from .steps import Turns
 from .timeouts import pause, raise_in_thread, within, within_async
 
 if TYPE_CHECKING:
@@ -31,10 +32,15 @@ STOPPING_S = 10.0
 
 def drive(engine: FlowEngine, session: Session | None) -> State:
     """Live a life in this thread, blocking."""
-    life = engine.life()
+    turns = Turns(engine.life())
     try:
         with engine.context.runner.opened():
-            return _steps(engine, life, session, lambda: _body(engine))
+            for step in turns:
+                try:
+                    turns.answer = _body(engine) if isinstance(step, Body) else do_step(engine, step, session)
+                except BaseException as exc:
+                    turns.error = exc
+            return turns.result
     finally:
         engine.close_side()
 
@@ -43,22 +49,6 @@ def _body(engine: FlowEngine) -> Any:
     with engine.entering(), within(engine.flow.timeout_seconds, engine.limit_text):
         value = engine.call_function()
         return list(value) if inspect.isgenerator(value) else value
-
-
-def _steps(engine: FlowEngine, life: Life, session: Session | None, body: Callable[[], Any]) -> State:
-    send: Any = None
-    error: BaseException | None = None
-    while True:
-        try:
-            step = life.throw(error) if error is not None else life.send(send)
-        except StopIteration as end:
-            state: State = end.value
-            return state
-        send = error = None
-        try:
-            send = body() if isinstance(step, Body) else do_step(engine, step, session)
-        except BaseException as exc:
-            error = exc
 
 
 def do_step(engine: FlowEngine, step: Step, session: Session | None) -> Any:
@@ -88,28 +78,20 @@ async def drive_async(
     engine: FlowEngine, session: Session | None, body: Callable[[], Awaitable[Any]]
 ) -> State:
     """Live a life in this event loop."""
-    life = engine.life()
-    runner = engine.context.runner
-    send: Any = None
-    error: BaseException | None = None
-    with runner.opened():
+    turns = Turns(engine.life())
+    with engine.context.runner.opened():
         try:
-            while True:
-                try:
-                    step = life.throw(error) if error is not None else life.send(send)
-                except StopIteration as end:
-                    state: State = end.value
-                    return state
-                send = error = None
+            for step in turns:
                 try:
                     if isinstance(step, Body):
-                        send = await body()
+                        turns.answer = await body()
                     elif engine.is_interrupted:
-                        send = await _shielded(engine, step, session)
+                        turns.answer = await _shielded(engine, step, session)
                     else:
-                        send = await do_step_async(engine, step, session)
+                        turns.answer = await do_step_async(engine, step, session)
                 except BaseException as exc:
-                    error = exc
+                    turns.error = exc
+            return turns.result
         finally:
             if engine.tracker is not None and engine.owns_side:
                 engine.tracker.let_go()

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from .flow_driver import do_step, do_step_async
 from .flow_life import Body, FlowEngine
-from .timeouts import within, within_async
+from .steps import Turns
+from .timeouts import left_of, within, within_async
 
 if TYPE_CHECKING:
     from ..bus.session import Session
@@ -24,24 +25,15 @@ __all__ = ["drive_generator", "drive_generator_async"]
 
 def drive_generator(engine: FlowEngine, session: Session | None) -> Generator[Any, Any, Any]:
     """Run a flow that is a generator, in the thread of its reader."""
-    life = engine.life()
-    send: Any = None
-    error: BaseException | None = None
+    turns = Turns(engine.life())
     enough: GeneratorExit | None = None
     with ExitStack() as stack:
         stack.callback(engine.close_side)
         stack.enter_context(engine.context.runner.opened())
-        while True:
-            try:
-                step = life.throw(error) if error is not None else life.send(send)
-            except StopIteration as end:
-                if enough is not None:
-                    raise enough from None
-                return end.value.result()
-            send = error = None
+        for step in turns:
             try:
                 if not isinstance(step, Body):
-                    send = do_step(engine, step, session)
+                    turns.answer = do_step(engine, step, session)
                     continue
                 with engine.entering():
                     generator = engine.call_function()
@@ -55,9 +47,9 @@ def drive_generator(engine: FlowEngine, session: Session | None) -> Generator[An
                         try:
                             item = generator.send(sent)
                         except StopIteration as end:
-                            send = end.value
+                            turns.answer = end.value
                             break
-                    left_s = _left(left_s, began)
+                    left_s = left_of(left_s, began)
                     try:
                         sent = yield item
                     except GeneratorExit as exc:
@@ -66,28 +58,21 @@ def drive_generator(engine: FlowEngine, session: Session | None) -> Generator[An
                             generator.close()
                         break
             except BaseException as exc:
-                error = exc
+                turns.error = exc
+        if enough is not None:
+            raise enough
+        return turns.result.result()
 
 
 async def drive_generator_async(engine: FlowEngine, session: Session | None) -> AsyncGenerator[Any, Any]:
     """Run a flow that is an async generator, in the loop of its reader."""
-    life = engine.life()
-    send: Any = None
-    error: BaseException | None = None
+    turns = Turns(engine.life())
     enough: GeneratorExit | None = None
     with engine.context.runner.opened():
-        while True:
-            try:
-                step = life.throw(error) if error is not None else life.send(send)
-            except StopIteration as end:
-                if enough is not None:
-                    raise enough from None
-                await end.value.aresult()
-                return
-            send = error = None
+        for step in turns:
             try:
                 if not isinstance(step, Body):
-                    send = await do_step_async(engine, step, session)
+                    turns.answer = await do_step_async(engine, step, session)
                     continue
                 with engine.entering():
                     generator = engine.call_function()
@@ -100,7 +85,7 @@ async def drive_generator_async(engine: FlowEngine, session: Session | None) -> 
                                 item = await generator.asend(sent)
                             except StopAsyncIteration:
                                 break
-                    left_s = _left(left_s, began)
+                    left_s = left_of(left_s, began)
                     try:
                         sent = yield item
                     except GeneratorExit as exc:
@@ -109,9 +94,7 @@ async def drive_generator_async(engine: FlowEngine, session: Session | None) -> 
                             await generator.aclose()
                         break
             except BaseException as exc:
-                error = exc
-
-
-def _left(left_s: float | None, began: float) -> float | None:
-    """Return what is left of a limit after a step that began then; never nothing, for the next step to raise."""
-    return None if left_s is None else max(1e-6, left_s - (time.monotonic() - began))
+                turns.error = exc
+        if enough is not None:
+            raise enough
+        await turns.result.aresult()

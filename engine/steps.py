@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Generator
 from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Generic, Self, TypeAlias, TypeVar
 
-__all__ = ["Do", "Steps", "take_steps", "take_steps_async"]
+__all__ = ["Do", "Steps", "Turns", "take_steps", "take_steps_async"]
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -22,35 +23,52 @@ class Do:
 Steps: TypeAlias = Generator[Do, Any, T]
 
 
+class Turns(Generic[S, T]):
+    """Take turns with a generator that asks for things to be done: iterate over what it asks for.
+
+    After each item, ``answer`` or ``error`` is set to what came of it, which the generator is sent, or has thrown in,
+    when the next item is asked for. ``result`` is what it returned, once the iteration has ended. What the generator
+    raises goes on up.
+    """
+
+    def __init__(self, asking: Generator[S, Any, T]) -> None:
+        self._asking = asking
+        self.answer: Any = None
+        self.error: BaseException | None = None
+        self.result: T
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> S:
+        answer, self.answer = self.answer, None
+        error, self.error = self.error, None
+        try:
+            return self._asking.send(answer) if error is None else self._asking.throw(error)
+        except StopIteration as end:
+            self.result = end.value
+            raise
+        finally:
+            del error  # whose traceback holds this frame
+
+
 def take_steps(steps: Steps[T]) -> T:
     """Do everything in this thread; return what the generator returns."""
-    send: Any = None
-    error: BaseException | None = None
-    while True:
+    turns = Turns(steps)
+    for step in turns:
         try:
-            step = steps.throw(error) if error is not None else steps.send(send)
-        except StopIteration as end:
-            value: T = end.value
-            return value
-        send = error = None
-        try:
-            send = step.sync()
+            turns.answer = step.sync()
         except BaseException as exc:
-            error = exc
+            turns.error = exc
+    return turns.result
 
 
 async def take_steps_async(steps: Steps[T]) -> T:
     """Do everything in this event loop; return what the generator returns."""
-    send: Any = None
-    error: BaseException | None = None
-    while True:
+    turns = Turns(steps)
+    for step in turns:
         try:
-            step = steps.throw(error) if error is not None else steps.send(send)
-        except StopIteration as end:
-            value: T = end.value
-            return value
-        send = error = None
-        try:
-            send = await step.aio()
+            turns.answer = await step.aio()
         except BaseException as exc:
-            error = exc
+            turns.error = exc
+    return turns.result

@@ -21,7 +21,7 @@ from .task_call import TaskCall
 from .task_engine import finish_async, finish_sync, wants_retry_async, wants_retry_sync
 from .task_life import await_retry, begin, begin_try, crashed, give_name, may_retry, running_state, succeeded
 from .task_transaction import abandon, conclude, try_transaction, undo_try
-from .timeouts import pause, within, within_async
+from .timeouts import left_of, pause, within, within_async
 
 __all__ = ["run_generator", "run_generator_async"]
 
@@ -55,7 +55,7 @@ def run_generator(call: TaskCall) -> Generator[Any, Any, Any]:
                     began = time.monotonic()
                     with within(left_s, f"task {task.name!r}", of_s=task.timeout_seconds):
                         item = generator.send(sent)
-                    left_s = _left(left_s, began)
+                    left_s = left_of(left_s, began)
                 finally:
                     current_run.reset(token)
                 sent = yield item
@@ -115,7 +115,7 @@ async def run_generator_async(call: TaskCall) -> AsyncGenerator[Any, Any]:
                     began = time.monotonic()
                     async with within_async(left_s, f"task {task.name!r}", of_s=task.timeout_seconds):
                         item = await generator.asend(sent)
-                    left_s = _left(left_s, began)
+                    left_s = left_of(left_s, began)
                 finally:
                     current_run.reset(token)
                 sent = yield item
@@ -142,11 +142,6 @@ async def run_generator_async(call: TaskCall) -> AsyncGenerator[Any, Any]:
         finally:
             if call.held is not None:
                 await give_back_async(call)
-
-
-def _left(left_s: float | None, began: float) -> float | None:
-    """Return what is left of a limit after a step that began then; never nothing, for the next step to raise."""
-    return None if left_s is None else max(1e-6, left_s - (time.monotonic() - began))
 
 
 def _end(context: TaskRunContext, steps: Steps[Any]) -> None:

@@ -20,7 +20,7 @@ from types import FrameType
 
 from ..errors import RunTimedOut
 
-__all__ = ["Overrun", "pause", "raise_in_thread", "waking", "within", "within_async"]
+__all__ = ["Overrun", "left_of", "pause", "raise_in_thread", "waking", "within", "within_async"]
 
 
 _AGAIN_S = 0.1
@@ -73,6 +73,14 @@ def within(seconds: float | None, what: str, *, of_s: float | None = None) -> Ge
     else:
         with _by_exception(seconds, _timed_out(what, of_s or seconds)):
             yield
+
+
+def left_of(limit_s: float | None, began: float) -> float | None:
+    """Return what is left of a limit, in seconds, after a step that began then (monotonic); None: there is no limit.
+
+    Never nothing, so that it is the next step that raises.
+    """
+    return None if limit_s is None else max(1e-6, limit_s - (time.monotonic() - began))
 
 
 def _timed_out(what: str, seconds: float) -> RunTimedOut:
