@@ -8,7 +8,9 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from ..errors import DefinitionError
-from ..triggers.verify import Keys, Verify, sign
+from ..triggers.preset import Verify
+from ..triggers.signing import sign
+from ..triggers.verify import Keys
 from ..vocabulary import JsonObject
 
 __all__ = ["signed_headers"]

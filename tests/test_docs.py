@@ -21,8 +21,8 @@ from hark.engine.task_options import TaskOptions
 from hark.notifications.channel import Channel
 from hark.server.lint import run_rule_tests
 from hark.server.manifest import load_manifest
+from hark.triggers.preset import PRESETS, HmacVerify
 from hark.triggers.schedule import AtSchedule, CronSchedule, IntervalSchedule, RRuleSchedule
-from hark.triggers.verify import PRESETS, HmacVerify
 from hark.triggers.webhook import EventMapping, Webhook
 from hark.vocabulary import StateType
 

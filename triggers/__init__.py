@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .due import Plan, Skipped, plan_slots
+    from .preset import Verify
     from .receiver import Answer, WebhookReceiver
     from .schedule import (
         AtSchedule,
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
         slot_run_id,
     )
     from .scheduler import NotStarted, RunStarter, Scheduler, Started
-    from .verify import Keys, Verify, sign
+    from .signing import sign
+    from .verify import Keys
     from .webhook import EventMapping, Webhook, clean_type
 
 _WHERE = {
@@ -41,7 +43,9 @@ _WHERE = {
         "due_at", "fires_after", "fires_between", "next_fire", "parse_schedule", "resolve_calendars", "slot_run_id",
     ),
     "scheduler": ("NotStarted", "RunStarter", "Scheduler", "Started"),
-    "verify": ("Keys", "Verify", "sign"),
+    "preset": ("Verify",),
+    "signing": ("sign",),
+    "verify": ("Keys",),
     "webhook": ("EventMapping", "Webhook", "clean_type"),
 }  # fmt: skip
 _ROOM = {name: module for module, names in _WHERE.items() for name in names}

@@ -19,17 +19,17 @@ from ..bus.event import format_time, parse_time
 from ..vocabulary import JsonObject
 from .body import gathered
 from .mapping import HIDDEN
-from .verify import (
+from .preset import (
     GithubVerify,
     GitlabVerify,
     HmacVerify,
-    Request,
     ShopifyVerify,
     SlackVerify,
     StandardWebhooksVerify,
     StripeVerify,
     Verify,
 )
+from .verify import Request
 
 __all__ = ["Captured", "capture", "has_kept_proof"]
 

@@ -36,15 +36,15 @@ from ..errors import EventInvalid, TemplateError
 from ..template import render, render_value
 from ..vocabulary import JsonObject, JsonValue, derived_id, new_id
 from .body import Body, media_type
-from .verify import (
+from .preset import (
     GithubVerify,
     GitlabVerify,
-    Request,
     ShopifyVerify,
     SlackVerify,
     StandardWebhooksVerify,
     StripeVerify,
 )
+from .verify import Request
 from .webhook import Webhook, clean_type
 
 __all__ = [

@@ -60,10 +60,11 @@ from .body import Body, BodyError, parse_body
 from .capture import Captured, capture, has_kept_proof
 from .delivery import Deliveries
 from .mapping import Mapped, MappingFailed, challenge_of, map_requests, reads_cloud_events
+from .preset import BasicVerify, CloudEventsVerify
 from .rate import TokenBucket
 from .rejection import Rejections
 from .response import RunWaits
-from .verify import BasicVerify, CloudEventsVerify, Keys, Refused, Request, verify
+from .verify import Keys, Refused, Request, verify
 from .webhook import Webhook
 
 __all__ = ["Answer", "LateValues", "WebhookReceiver"]

@@ -34,7 +34,7 @@ from ..duration import Duration, RateSpec
 from ..errors import TemplateError
 from ..template import check_template, template_names
 from ..vocabulary import JsonValue
-from .verify import NoneVerify, Verify
+from .preset import NoneVerify, Verify
 
 __all__ = ["EventMapping", "Webhook", "check_event_template", "clean_type"]
 

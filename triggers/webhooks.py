@@ -1,8 +1,8 @@
-"""Webhooks from Python: the models of ``webhook.py`` and ``verify.py`` under the plural a Prefect user would guess."""
+"""Webhooks from Python: the models of ``webhook.py`` and ``preset.py`` under the plural a Prefect user would guess."""
 
 from __future__ import annotations
 
-from .verify import (
+from .preset import (
     BasicVerify,
     BearerVerify,
     CloudEventsVerify,

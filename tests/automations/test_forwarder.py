@@ -18,7 +18,8 @@ from hark.automations.forwarder import Forwarder
 from hark.automations.sink import Sink, outgoing
 from hark.bus import Bus, Event, LateValues, SecretStore, secret_key
 from hark.config import AutomationsConfig
-from hark.triggers.verify import Keys, Request, StandardWebhooksVerify, Verified, verify
+from hark.triggers.preset import StandardWebhooksVerify
+from hark.triggers.verify import Keys, Request, Verified, verify
 from nats.aio.client import Client
 from pydantic import ValidationError
 

@@ -15,7 +15,8 @@ from hark.config import BusConfig, TriggersConfig
 from hark.errors import RefusedError, UnknownName
 from hark.triggers.capture import Captured, capture
 from hark.triggers.receiver import Answer, WebhookReceiver
-from hark.triggers.verify import Keys, Request, sign
+from hark.triggers.signing import sign
+from hark.triggers.verify import Keys, Request
 from hark.triggers.webhook import Webhook
 
 SECRET = "It's a Secret to Everybody"

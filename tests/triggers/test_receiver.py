@@ -20,7 +20,8 @@ from hark.clock import SYSTEM_CLOCK, Clock, ManualClock
 from hark.config import BusConfig, TriggersConfig
 from hark.triggers.capture import Captured
 from hark.triggers.receiver import Answer, WebhookReceiver
-from hark.triggers.verify import Keys, sign
+from hark.triggers.signing import sign
+from hark.triggers.verify import Keys
 from hark.triggers.webhook import Webhook
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st

@@ -9,7 +9,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from hark.triggers.verify import Keys, Refused, Request, Verified, Verify, sign, verify
+from hark.triggers.preset import Verify
+from hark.triggers.signing import sign
+from hark.triggers.verify import Keys, Refused, Request, Verified, verify
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
