@@ -192,6 +192,10 @@ class MissingFlow(UnknownName):
     """A file or module has no flow of the name asked for."""
 
 
+class MissingFile(DefinitionError, FileNotFoundError):
+    """The file that an entrypoint names is not there."""
+
+
 class ScriptFailed(DefinitionError):
     """The file a flow is in raised while it was imported; ``user_exc`` is what it raised."""
 

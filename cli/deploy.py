@@ -11,7 +11,7 @@ from .call import AsJson, json_argument, key_values, run_async, show
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ..engine.deployments import RunnerDeployment
+    from ..server.description import RunnerDeployment
     from ..vocabulary import JsonObject
 
 

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .code_source import GitRepository, LocalStorage
-    from .deployments import RunnerDeployment
 
-__all__ = ["Deployable"]
+__all__ = ["Deployable", "load_from"]
 
 _FOR_IMAGES = ("image", "build", "push", "print_next_steps", "ignore_warnings")
 """Options of Prefect's ``deploy`` that say how an image is built and how much is printed: no images are built here."""
@@ -38,26 +37,24 @@ class Deployable:
         """
         from .either import takes_async
 
-        return cls.afrom_source(source, entrypoint) if takes_async(which) else _load(source, entrypoint)
+        return cls.afrom_source(source, entrypoint) if takes_async(which) else load_from(source, entrypoint)
 
     @classmethod
     async def afrom_source(cls, source: object, entrypoint: str) -> Any:
         """Do what ``from_source`` does, in async code."""
         from anyio import to_thread
 
-        return await to_thread.run_sync(_load, source, entrypoint)
+        return await to_thread.run_sync(load_from, source, entrypoint)
 
-    def to_deployment(self, name: str, **options: Any) -> RunnerDeployment:
+    def to_deployment(self, name: str, **options: Any) -> Any:
         """Return the description of a deployment of this flow, for ``serve(…)`` or ``deploy(…)``.
 
-        The options are those of ``deployments.describe``: ``cron, interval, rrule, schedules, parameters, tags,
+        The options are those of ``server.description.describe``: ``cron, interval, rrule, schedules, parameters, tags,
         concurrency_limit, paused, work_pool_name, …``.
         """
-        from .deployments import describe
+        return _above("server.description").describe(self, name, **options)
 
-        return describe(self, name, **options)  # type: ignore[arg-type]
-
-    async def ato_deployment(self, name: str, **options: Any) -> RunnerDeployment:
+    async def ato_deployment(self, name: str, **options: Any) -> Any:
         """Do what ``to_deployment`` does, in async code."""
         return self.to_deployment(name, **options)
 
@@ -108,12 +105,13 @@ class Deployable:
         described = self._for_pool(name, work_pool_name, options)
         return await _first_of(_public("deploy").aio(described))
 
-    def _for_pool(self, name: str, pool: str | None, options: dict[str, Any]) -> RunnerDeployment:
+    def _for_pool(self, name: str, pool: str | None, options: dict[str, Any]) -> Any:
         kept = {word: value for word, value in options.items() if word not in _FOR_IMAGES}
         return self.to_deployment(name, work_pool_name=pool, **kept)
 
 
-def _load(source: object, entrypoint: str) -> Any:
+def load_from(source: object, entrypoint: str) -> Any:
+    """Return a flow loaded from a source; what ``from_source`` does. Blocks."""
     from ..config import load_settings
     from .code_source import GitRepository, fetch, source_of
     from .loader import Loader
@@ -133,6 +131,11 @@ def _load(source: object, entrypoint: str) -> Any:
 def _public(name: str) -> Any:
     """Return a name of the public face: of a room above this one, which only the face may know."""
     return getattr(import_module(__package__.rpartition(".")[0]), name)
+
+
+def _above(module: str) -> Any:
+    """Return a module of a room above this one: a flow's own methods lead there, and nothing else here does."""
+    return import_module(f"{__package__.rpartition('.')[0]}.{module}")
 
 
 async def _first_of(names: Any) -> str:

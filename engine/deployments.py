@@ -1,23 +1,19 @@
-"""Running deployments from code, and describing them in code: ``run_deployment``, ``flow.to_deployment``.
+"""Running deployments from code (``run_deployment``), and where the code of a flow is, so that a worker finds it.
 
-What a description becomes, a deployment that is served or applied, is done higher up (``server/serving.py``).
+What describes a deployment in code, ``flow.to_deployment``, is higher up (``server/description.py``).
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from datetime import datetime, timedelta
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
 from enum import StrEnum
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import DefinitionError, InvalidNameError, InvalidValueError, UnknownName
+from ..errors import DefinitionError, UnknownName
 from ..vocabulary import FlowRunId, JsonObject, StateType
-from .annotations import freeze
-from .call_key import inputs_hash
 from .context import FlowRunContext, current_run
 from .either import Either
 from .futures import resolve_futures_to_results, settle_futures
@@ -32,10 +28,7 @@ if TYPE_CHECKING:
     from .deployment import Deployment
     from .flows import Flow
 
-__all__ = [
-    "ConcurrencyLimitConfig", "ConcurrencyLimitStrategy", "RunnerDeployment", "arun_deployment", "entrypoint_of",
-    "run_deployment",
-]  # fmt: skip
+__all__ = ["EntrypointType", "arun_deployment", "entrypoint_of", "run_deployment", "where_of"]
 
 S = StateType
 
@@ -163,211 +156,20 @@ async def _again_if_retried(control: Control, parent: FlowRunContext, child: Flo
     return child
 
 
-# --- describing ---------------------------------------------------------------------------------------
+# --- where its code is --------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunnerDeployment:
-    """A deployment as code describes it, to be given to ``serve`` or ``deploy``. Made by ``flow.to_deployment``.
+class EntrypointType(StrEnum):
+    """How the place of a flow is written down: as a file, or as a module that can be imported."""
 
-    Attributes:
-        schedules: as in ``hark.yaml``: mappings with one of ``cron, interval, rrule``.
-        triggers: rules that run it: mappings as in ``hark.yaml``, or the models of ``hark.automations``.
-    """
-
-    name: str
-    flow: Flow[..., Any]
-    parameters: JsonObject = field(default_factory=dict)
-    tags: tuple[str, ...] = ()
-    description: str | None = None
-    version: str | None = None
-    schedules: tuple[JsonObject, ...] = ()
-    triggers: tuple[object, ...] = ()
-    paused: bool = False
-    concurrency: JsonObject | None = None
-    pool: str | None = None
-    queue: str = "default"
-    retries: int | None = None
-    crash_retries: int | None = None
-    executor: str = "auto"
-    checks_parameters: bool = True
-
-    @property
-    def concurrency_limit(self) -> int | None:
-        """How many of its runs there are at once; None: as many as may be."""
-        limit = (self.concurrency or {}).get("limit")
-        return limit if isinstance(limit, int) else None
-
-    def definition(self, *, pool: str) -> Deployment:
-        """Return the deployment's definition.
-
-        Args:
-            pool: where it runs if it does not say so itself.
-        Raises:
-            DefinitionError: something in it is wrong, or no worker could find the flow's function.
-        """
-        from pydantic import ValidationError
-
-        from .deployment import Deployment
-
-        entrypoint, path, source = _where(self.flow)
-        values: dict[str, Any] = {
-            "name": self.name, "flow": entrypoint, "flow_name": self.flow.name, "path": path, "source": source,
-            "flow_version": self.version or self.flow.version, "description": self.description or self.flow.description,
-            "parameters": self.parameters, "tags": (*sorted(self.flow.tags), *self.tags), "paused": self.paused,
-            "parameter_schema": self.flow.parameters if self.checks_parameters else None, "pool": self.pool or pool,
-            "queue": self.queue, "concurrency": self.concurrency, "retries": self.retries,
-            "crash_retries": self.crash_retries, "executor": self.executor,
-        }  # fmt: skip
-        try:
-            return Deployment.model_validate(values)
-        except ValidationError as exc:
-            first = exc.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            message = first["msg"].removeprefix("Value error, ")
-            raise DefinitionError(f"deployment {self.name!r} ({where}): {message}") from exc
+    FILE_PATH = "file_path"
+    MODULE_PATH = "module_path"
 
 
-def describe(
-    flow: Flow[..., Any],
-    name: str,
-    *,
-    interval: Any = None,
-    cron: str | Sequence[str] | None = None,
-    rrule: str | Sequence[str] | None = None,
-    schedule: Any = None,
-    schedules: Iterable[Any] | None = None,
-    triggers: Iterable[object] | None = None,
-    paused: bool = False,
-    concurrency_limit: int | Mapping[str, Any] | ConcurrencyLimitConfig | None = None,
-    parameters: Mapping[str, Any] | None = None,
-    description: str | None = None,
-    tags: Iterable[str] | None = None,
-    version: str | None = None,
-    enforce_parameter_schema: bool = True,
-    work_pool_name: str | None = None,
-    work_queue_name: str | None = None,
-    retries: int | None = None,
-    crash_retries: int | None = None,
-    executor: str = "auto",
-    job_variables: Mapping[str, Any] | None = None,
-    entrypoint_type: object = None,
-    version_type: object = None,
-) -> RunnerDeployment:
-    """Return the description of a deployment; what ``flow.to_deployment`` is.
-
-    Args:
-        name: ``"nightly"``; the file name of a script (``__file__``) counts by its stem.
-        interval: seconds, a ``timedelta`` or ``"15m"``; or a list of them. cron, rrule: a text or a list.
-        schedule, schedules: mappings as in ``hark.yaml``, or schedule models.
-        triggers: rules that run it, such as ``DeploymentEventTrigger(on="order.paid")`` of ``hark.automations``.
-        paused: nothing of it starts until it is resumed.
-        concurrency_limit: runs at once; or ``{"limit": 1, "on_conflict": "skip"}``. Prefect's ``collision_strategy``
-            is understood: ENQUEUE waits, CANCEL_NEW skips.
-        work_pool_name: default: ``default`` when deployed, a pool of its own when served.
-        job_variables, entrypoint_type, version_type: do nothing here; for flows written for Prefect.
-    Raises:
-        DefinitionError: two kinds of schedule were given at once, or one makes no sense.
-        InvalidNameError: the name has a character that none may have.
-    """
-    given = {"interval": interval, "cron": cron, "rrule": rrule, "schedule": schedule, "schedules": schedules}
-    said = [kind for kind, value in given.items() if value is not None]
-    if len(said) > 1:
-        raise InvalidValueError(
-            f"deployment {name!r} is given {' and '.join(said)}", hint="put them all into schedules=[…]"
-        )
-    if any(letter in name for letter in "/%&<>"):
-        raise InvalidNameError(f"{name!r} is no name for a deployment: it has one of / % & < >")
-    del job_variables, entrypoint_type, version_type
-    if name.endswith(".py"):
-        name = Path(name).stem
-    return RunnerDeployment(
-        name=name, flow=flow, parameters=parameters_json(_unfrozen(parameters or {})), tags=tuple(tags or ()),
-        description=description, version=version, schedules=tuple(_schedules(interval, cron, rrule, schedule, schedules)),
-        paused=paused, concurrency=_concurrency(concurrency_limit), pool=work_pool_name,
-        queue=work_queue_name or "default", retries=retries, crash_retries=crash_retries, executor=executor,
-        checks_parameters=enforce_parameter_schema, triggers=tuple(triggers or ()),
-    )  # fmt: skip
-
-
-def _unfrozen(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value.value if isinstance(value, freeze) else value for name, value in parameters.items()}
-
-
-def _schedules(interval: Any, cron: Any, rrule: Any, schedule: Any, schedules: Any) -> list[JsonObject]:
-    found: list[JsonObject] = [{"interval": _interval_text(one)} for one in _several(interval)]
-    found.extend({"cron": one} for one in _several(cron))
-    found.extend({"rrule": one} for one in _several(rrule))
-    for one in (*_several(schedule), *(schedules or ())):
-        dump = getattr(one, "model_dump", None)
-        value = dump(mode="json", exclude_defaults=True) if dump is not None else one
-        if not isinstance(value, Mapping):
-            raise DefinitionError(
-                f"{one!r} is no schedule",
-                hint='write a mapping such as {"cron": "0 6 * * *", "timezone": "UTC"}',
-            )
-        found.append(dict(value))
-    return found
-
-
-def _several(value: Any) -> list[Any]:
-    if value is None:
-        return []
-    return list(value) if isinstance(value, list | tuple) else [value]
-
-
-def _interval_text(value: Any) -> str:
-    from ..duration import format_duration
-
-    if isinstance(value, timedelta):
-        return format_duration(value.total_seconds())
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return format_duration(float(value))
-    return str(value)
-
-
-class ConcurrencyLimitStrategy(StrEnum):
-    """What becomes of a run past the limit of its deployment: it waits, or ends as cancelled."""
-
-    ENQUEUE = "ENQUEUE"
-    CANCEL_NEW = "CANCEL_NEW"
-
-
-@dataclass(frozen=True)
-class ConcurrencyLimitConfig:
-    """A limit of a deployment as Prefect's flows write it: ``concurrency_limit=ConcurrencyLimitConfig(limit=1)``.
-
-    ``grace_period_seconds`` does nothing here: who holds a slot is known.
-    """
-
-    limit: int
-    collision_strategy: ConcurrencyLimitStrategy | str = ConcurrencyLimitStrategy.ENQUEUE
-    grace_period_seconds: int | None = None
-
-
-_STRATEGIES = {"ENQUEUE": "queue", "CANCEL_NEW": "skip"}
-
-
-def _concurrency(given: int | Mapping[str, Any] | ConcurrencyLimitConfig | None) -> JsonObject | None:
-    if given is None:
-        return None
-    if isinstance(given, int):
-        return {"limit": given}
-    if isinstance(given, ConcurrencyLimitConfig):
-        given = asdict(given)
-    value = dict(given)
-    strategy = value.pop("collision_strategy", None)
-    value.pop("grace_period_seconds", None)
-    if strategy is not None:
-        word = str(getattr(strategy, "value", strategy))
-        value["on_conflict"] = _STRATEGIES.get(word, word)
-    return value
-
-
-def _where(flow: Flow[..., Any]) -> tuple[str, str | None, GitSource | None]:
+def where_of(flow: Flow[..., Any], *, as_module: bool = False) -> tuple[str, str | None, GitSource | None]:
     """Return how a worker finds a flow: its entrypoint, the folder that is relative to, and the repository to fetch first."""
     if flow._origin is None:
-        return *entrypoint_of(flow), None
+        return *entrypoint_of(flow, as_module=as_module), None
     from .code_source import GitRepository
 
     source, entrypoint = flow._origin
@@ -376,9 +178,11 @@ def _where(flow: Flow[..., Any]) -> tuple[str, str | None, GitSource | None]:
     return entrypoint, str(source.path), None
 
 
-def entrypoint_of(flow: Flow[..., Any]) -> tuple[str, str]:
+def entrypoint_of(flow: Flow[..., Any], *, as_module: bool = False) -> tuple[str, str]:
     """Return (entrypoint, folder it is relative to) by which a worker finds a flow.
 
+    Args:
+        as_module: name the module, also where it is at the top.
     Raises:
         DefinitionError: it is not at the top level of a file, so no other process can find it.
     """
@@ -398,7 +202,7 @@ def entrypoint_of(flow: Flow[..., Any]) -> tuple[str, str]:
         )
     source = Path(file).resolve()
     name = module.__name__ if module is not None else "__main__"
-    if "." in name and name != "__main__":
+    if ("." in name or as_module) and name != "__main__":
         root = source.parent if source.name != "__init__.py" else source.parent.parent
         for _ in name.split(".")[:-1]:
             root = root.parent
@@ -415,11 +219,3 @@ def _name_in(module: Any, flow: Flow[..., Any]) -> str | None:
         if getattr(value, "fn", None) is flow.fn and type(value) is type(flow):
             return str(name)
     return None
-
-
-def pool_for(deployments: Sequence[RunnerDeployment]) -> str:
-    """Return the pool that a process which serves these deployments has for itself: the same when it starts again."""
-    names = sorted(deployment.name for deployment in deployments)
-    if len(names) == 1:
-        return f"serve-{names[0]}"[:100]
-    return f"serve-{sha256(inputs_hash({'names': names}).encode()).hexdigest()[:12]}"

@@ -22,7 +22,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ..errors import DefinitionError, MissingFlow
+from ..errors import DefinitionError, MissingFile, MissingFlow
 from .deployment import split_entrypoint
 from .signature import schema_of
 from .waiting import LOOP, PROCESS, Lane
@@ -280,7 +280,7 @@ class Loader:
     def _import_file(self, source: Source) -> ModuleType:
         file = source.file
         if file is None or not file.is_file():
-            raise DefinitionError(
+            raise MissingFile(
                 f"there is no file {file}", hint="an entrypoint is relative to the deployment's `path`"
             )
         present = sys.modules.get(source.module)

@@ -7,10 +7,10 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from ..engine.deployments import RunnerDeployment, pool_for
 from ..engine.either import Either
 from ..errors import DefinitionError, GuardFailed, UnavailableError
 from ..triggers.schedule import StoredSchedule, parse_schedule
+from .description import RunnerDeployment, pool_for
 
 if TYPE_CHECKING:
     from ..bus import Bus
@@ -66,7 +66,7 @@ async def store(bus: Bus, deployments: Sequence[RunnerDeployment], *, pool: str)
     if not deployments:
         raise DefinitionError("there is nothing to deploy", hint="give it what flow.to_deployment(…) returns")
     made = [
-        (one.definition(pool=pool), _stored_schedules(one), trigger_rules(one.name, one.triggers))
+        (one.definition(pool=pool), _stored_schedules(one), trigger_rules(one.name, tuple(one.triggers)))
         for one in deployments
     ]
     for definition, _, rules in made:
@@ -80,10 +80,13 @@ async def store(bus: Bus, deployments: Sequence[RunnerDeployment], *, pool: str)
 
 
 def _stored_schedules(described: RunnerDeployment) -> list[StoredSchedule]:
-    return [
-        StoredSchedule(deployment=described.name, name=str(number), schedule=parse_schedule(written))
+    stored = [
+        StoredSchedule.of(described.name, number, parse_schedule(dict(written)))
         for number, written in enumerate(described.schedules)
     ]
+    if len({one.name for one in stored}) < len(stored):
+        raise DefinitionError(f"deployment {described.name!r} has two schedules of one name")
+    return stored
 
 
 def serve(

@@ -10,7 +10,7 @@ from ..duration import format_duration
 from ..vocabulary import JsonObject
 from .schedule import parse_schedule
 
-__all__ = ["Cron", "CronSchedule", "Interval", "IntervalSchedule", "RRule", "RRuleSchedule", "Schedule"]
+__all__ = ["Cron", "Interval", "RRule", "Schedule"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Schedule:
     def __post_init__(self) -> None:
         said = [name for name in ("interval", "cron", "rrule") if getattr(self, name) is not None]
         if len(said) > 1:
-            raise ValueError(f"Only one schedule type can be defined at a time. Found: {', '.join(said)}")
+            raise ValueError(f"a schedule is of one kind, and this is given {' and '.join(said)}")
         if said:
             try:
                 parse_schedule(self.written())
@@ -118,20 +118,3 @@ def RRule(
 ) -> Schedule:
     """Return a schedule of a recurrence rule of RFC 5545. Raises ``ValueError`` if it is none."""
     return Schedule(rrule=rrule, timezone=timezone, active=active, parameters=parameters or {}, slug=slug)
-
-
-def CronSchedule(*, cron: str, timezone: str | None = "UTC", day_or: bool = True) -> Schedule:
-    """Return a schedule of a cron expression; ``Cron`` under the name of Prefect's client."""
-    return Cron(cron, timezone=timezone, day_or=day_or)
-
-
-def IntervalSchedule(
-    *, interval: timedelta | float | int, anchor_date: datetime | None = None, timezone: str | None = None
-) -> Schedule:
-    """Return a schedule of so much time; ``Interval`` under the name of Prefect's client."""
-    return Interval(interval, anchor_date=anchor_date, timezone=timezone)
-
-
-def RRuleSchedule(*, rrule: str, timezone: str | None = "UTC") -> Schedule:
-    """Return a schedule of a recurrence rule; ``RRule`` under the name of Prefect's client."""
-    return RRule(rrule, timezone=timezone)

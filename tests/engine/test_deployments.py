@@ -11,6 +11,8 @@ from hark import arun_deployment, cancel_flow_run, flow, run_deployment, wait_fo
 from hark.bus.session import use_session
 from hark.engine.deployments import entrypoint_of
 from hark.errors import BusUnavailable, DefinitionError, ParameterError, UnknownName
+from hark.server.description import RunnerDeployment
+from hark.triggers.shorthand import Cron
 from hark.vocabulary import StateType
 
 if TYPE_CHECKING:
@@ -145,7 +147,7 @@ def test_what_a_description_says() -> None:
     made = findable.to_deployment(
         "nightly.py", interval=timedelta(minutes=15), tags=["a"], concurrency_limit=2
     )
-    assert (made.name, made.schedules) == ("nightly", ({"interval": "15m"},))
+    assert (made.name, made.schedules) == ("nightly", [{"interval": "15m"}])
     definition = made.definition(pool="p")
     assert definition.concurrency is not None
     assert (definition.pool, definition.tags, definition.concurrency.limit) == ("p", ("a",), 2)
@@ -158,7 +160,7 @@ def test_what_a_description_says() -> None:
     assert [*several.schedules] == [{"cron": "0 6 * * *"}, {"rrule": "FREQ=DAILY"}]
     skipping = findable.to_deployment("x", concurrency_limit={"limit": 1, "collision_strategy": "CANCEL_NEW"})
     assert skipping.definition(pool="p").concurrency is not None
-    assert skipping.definition(pool="p").concurrency.on_conflict == "skip"  # type: ignore[union-attr]
+    assert skipping.definition(pool="p").concurrency.on_conflict == "skip"
 
 
 def test_what_makes_no_sense_is_refused() -> None:
@@ -174,6 +176,24 @@ def test_what_makes_no_sense_is_refused() -> None:
 
     with pytest.raises(DefinitionError, match="top level"):
         entrypoint_of(hidden)
+
+
+async def test_a_description_of_code_in_a_folder_is_applied(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its entrypoint from the working directory, or from a source; its schedules keep their names."""
+    stage.write("@flow(name='a flow')\ndef there(n: int = 1): return n")
+    monkeypatch.chdir(stage.root)
+    described = RunnerDeployment.from_entrypoint("flows.py:there", "one", cron="0 6 * * *")
+    assert (described.full_name, described.entrypoint) == ("a flow/one", "flows.py:there")
+    stored = await RunnerDeployment.afrom_storage(str(stage.root), "flows.py:there", "two")
+    with use_session(stage.bus):
+        assert await described.apply(schedules=[Cron("0 7 * * *", slug="early")]) == "one"
+        assert await stored.aapply(work_pool_name="p") == "two"
+    assert (await stage.control.deployment("two")).pool == "p"
+    assert await stage.bus.bucket("schedules").keys() == ["one/early"]
+    with pytest.raises(FileNotFoundError):
+        RunnerDeployment.from_entrypoint("none.py:there", "x")
 
 
 async def test_parameters_are_checked_when_the_run_is_asked_for(stage: Stage) -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,6 @@ from hark.engine.context import (
     get_settings_context,
     with_context,
 )
-from hark.engine.deployments import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
 from hark.engine.events import RelatedResource, Resource, emit_event
 from hark.engine.exceptions import (
     FlowRunWaitTimeout,
@@ -60,7 +58,6 @@ from hark.engine.state_conversion import (
 )
 from hark.engine.states import Completed, Failed
 from hark.errors import EventInvalid, MissingContextError
-from hark.triggers.shorthand import Cron, Interval, IntervalSchedule, RRule, Schedule
 from pydantic import BaseModel, SecretStr
 
 pytestmark = pytest.mark.usefixtures("keys_at_home")
@@ -410,53 +407,8 @@ def test_resources_say_what_they_are() -> None:
         RelatedResource.model_validate({"prefect.resource.id": "a"})
 
 
-# --- deployments ----------------------------------------------------------------------------------------
-
-
 @flow
 def etl(day: str = "mon", size: int = 1) -> None: ...
-
-
-def test_a_deployment_is_described_as_for_prefect() -> None:
-    """Schedules as objects, limits as objects, frozen parameters; what images need is taken and does nothing."""
-    described = etl.to_deployment(
-        "nightly",
-        schedules=[
-            Cron("0 6 * * *", timezone="Europe/Berlin", slug="early", parameters={"size": 2}),
-            Interval(timedelta(hours=1), anchor_date=datetime(2026, 1, 1, tzinfo=UTC), active=False),
-            RRule("RRULE:FREQ=DAILY"),
-        ],
-        parameters={"day": freeze("tue")},
-        concurrency_limit=ConcurrencyLimitConfig(1, ConcurrencyLimitStrategy.CANCEL_NEW),
-        job_variables={"env": {}},
-        entrypoint_type=None,
-    )
-    assert described.parameters == {"day": "tue"}
-    assert described.concurrency == {"limit": 1, "on_conflict": "skip"}
-    assert described.schedules == (
-        {"cron": "0 6 * * *", "timezone": "Europe/Berlin", "parameters": {"size": 2}, "name": "early"},
-        {"interval": "1h", "anchor": "2026-01-01T00:00:00+00:00", "paused": True},
-        {"rrule": "FREQ=DAILY"},
-    )
-    assert etl.to_deployment("a", schedule=IntervalSchedule(interval=60)).schedules[0]["interval"] == "1m"
-
-
-def test_a_schedule_that_makes_no_sense_is_refused_when_it_is_made() -> None:
-    """As Prefect does, with a ``ValueError``."""
-    bad: list[Callable[[], object]] = [
-        lambda: Cron("not cron"),
-        lambda: RRule("FREQ=NEVER"),
-        lambda: Schedule(cron="* * * * *", interval=timedelta(1)),
-    ]
-    for make in bad:
-        with pytest.raises(ValueError, match=r"\w"):
-            make()
-
-
-async def test_flows_are_deployed_in_async_code(session: Session) -> None:
-    """``adeploy`` and ``ato_deployment``; options that speak of images are taken."""
-    assert await etl.adeploy("a", work_pool_name="default", image="x", build=False) == "a"
-    assert (await etl.ato_deployment("b", tags=["t"])).tags == ("t",)
 
 
 def test_parameters_are_written_as_json() -> None:
