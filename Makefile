@@ -38,7 +38,7 @@ check: $(STAMP)  ## lint and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	MYPYPATH=$(VENV)/types $(BIN)/mypy -p hark
-	MYPYPATH=$(VENV)/types $(BIN)/mypy --explicit-package-bases tests benchmarks
+	MYPYPATH=$(VENV)/types $(BIN)/mypy --explicit-package-bases tests benchmarks examples
 
 format: $(STAMP)  ## put the code in its house form
 	$(BIN)/ruff check --fix .
