@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from .engine import runtime
     from .engine.annotations import allow_failure, quote, unmapped
     from .engine.blocks import Block
-    from .engine.client import get_client
     from .engine.concurrency import concurrency, rate_limit
     from .engine.context import get_run_context, tags
     from .engine.deployments import arun_deployment, run_deployment
@@ -44,6 +43,7 @@ if TYPE_CHECKING:
     from .engine.transactions import Transaction, get_transaction, transaction
     from .engine.values import Variable
     from .server.client import Hark
+    from .server.prefect_client import get_client
     from .server.serving import aserve, deploy, serve
 
 _WHERE = {
@@ -74,7 +74,7 @@ _WHERE = {
     "emit": ".bus.emit",
     "exponential_backoff": ".engine.tasks",
     "flow": ".engine.flows",
-    "get_client": ".engine.client",
+    "get_client": ".server.prefect_client",
     "get_run_context": ".engine.context",
     "get_run_logger": ".engine.logging",
     "get_transaction": ".engine.transactions",

@@ -32,7 +32,6 @@ ABSENT: dict[str, str] = {
     "client.collections": _CLIENT,
     "client.subscriptions": _STREAM,
     "client.utilities": "use get_client() itself: `async with get_client() as client`",
-    "client.schemas.responses": _CLIENT,
     "concurrency.context": "leases end with the process that holds them; there is nothing to keep",
     "concurrency.services": "use concurrency() and rate_limit() of hark.concurrency",
     "context.AsyncClientContext": _CLIENT,

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from ..bus import Entry
     from ..bus.session import Session
 
-__all__ = ["Automation", "AutomationCore", "UnknownAutomation"]
+__all__ = ["Automation", "AutomationCore", "UnknownAutomation", "automations_in"]
 
 BUCKET = "automations"
 _TRIES = 20
@@ -171,6 +171,16 @@ async def _read(session: Session, cls: type[Automation], id: Id | None, name: st
         if name in (named, entry.key):
             return _written(cls, entry)
     raise UnknownAutomation("automation", str(name), known=known)
+
+
+async def automations_in(session: Session) -> list[Automation]:
+    """Return the automations that are written in Prefect's words, by id."""
+    entries = await session.bus.bucket(BUCKET).entries()
+    return [
+        _written(Automation, entry)
+        for entry in sorted(entries, key=lambda one: one.key)
+        if orjson.loads(entry.value).get("written") is not None
+    ]
 
 
 @Either

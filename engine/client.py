@@ -6,15 +6,13 @@ for tests and tools: over a long history ask the server, by ``hark.Hark().flow_r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from enum import StrEnum
+from inspect import iscoroutinefunction
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from ..bus.event import Recorded, parse_time, readable
-from ..bus.run_logs import LogLine
 from ..bus.subject import FLOW_RUNS, TASK_RUNS, deleted_subject
 from ..errors import DefinitionError, MoveRefused, UnknownName
 from ..vocabulary import FlowRunId, StateType
@@ -22,8 +20,11 @@ from .either import blocking_session, session_here
 from .flow_runs import resume_flow_run
 from .kept_calls import KeptCalls
 from .parameters import parameters_json
+from .read_calls import ReadCalls, deployments_in
 from .run import Cause, FlowRun, run_id_for
 from .run_log import readable_run
+from .run_records import LogRecord, TaskRunRecord, line_of, records_of, task_runs_in
+from .run_sorts import DeploymentSort, FlowRunSort, LogSort, TaskRunSort
 from .states import State
 
 if TYPE_CHECKING:
@@ -32,33 +33,10 @@ if TYPE_CHECKING:
     from .deployment import Deployment
     from .run_filters import DeploymentFilter, FlowFilter, FlowRunFilter, LogFilter, TaskRunFilter
 
-__all__ = [
-    "FlowRunSort", "LogSort", "OrchestrationResult", "PrefectClient", "RunClient", "SetStateStatus", "SyncPrefectClient",
-    "SyncRunClient", "TaskRunRecord", "get_client",
-]  # fmt: skip
+__all__ = ["OrchestrationResult", "RunClient", "SetStateStatus", "SyncRunClient", "TaskRunRecord"]
 
 S = StateType
 T = TypeVar("T")
-
-
-class FlowRunSort(StrEnum):
-    """Orders of flow runs."""
-
-    ID_DESC = "ID_DESC"
-    START_TIME_ASC = "START_TIME_ASC"
-    START_TIME_DESC = "START_TIME_DESC"
-    EXPECTED_START_TIME_ASC = "EXPECTED_START_TIME_ASC"
-    EXPECTED_START_TIME_DESC = "EXPECTED_START_TIME_DESC"
-    NAME_ASC = "NAME_ASC"
-    NAME_DESC = "NAME_DESC"
-    END_TIME_DESC = "END_TIME_DESC"
-
-
-class LogSort(StrEnum):
-    """Orders of log lines."""
-
-    TIMESTAMP_ASC = "TIMESTAMP_ASC"
-    TIMESTAMP_DESC = "TIMESTAMP_DESC"
 
 
 class SetStateStatus(StrEnum):
@@ -77,42 +55,6 @@ class OrchestrationResult:
     details: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class TaskRunRecord:
-    """A task run as the log tells it."""
-
-    id: str
-    name: str
-    flow_run_id: str | None
-    task_key: str
-    task_name: str
-    tags: tuple[str, ...]
-    run_count: int
-    start_time: datetime | None
-    end_time: datetime | None
-    state: State
-
-    @property
-    def state_type(self) -> StateType:
-        return self.state.type
-
-    @property
-    def state_name(self) -> str:
-        return self.state.name
-
-
-@dataclass(frozen=True, slots=True)
-class LogRecord:
-    """A line of a run's log."""
-
-    message: str
-    level: int
-    name: str
-    timestamp: datetime
-    flow_run_id: str
-    task_run_id: str | None
-
-
 _ORDERS: Mapping[str, tuple[Callable[[FlowRun], Any], bool]] = {
     "ID_DESC": (lambda run: run.id, True),
     "START_TIME_ASC": (lambda run: run.started_at or run.scheduled_at or run.updated_at, False),
@@ -121,11 +63,34 @@ _ORDERS: Mapping[str, tuple[Callable[[FlowRun], Any], bool]] = {
     "EXPECTED_START_TIME_DESC": (lambda run: run.scheduled_at or run.updated_at, True),
     "NAME_ASC": (lambda run: run.name, False),
     "NAME_DESC": (lambda run: run.name, True),
+    "NEXT_SCHEDULED_START_TIME_ASC": (
+        lambda run: (run.next_scheduled_start_time is None, run.scheduled_at or run.updated_at),
+        False,
+    ),
     "END_TIME_DESC": (lambda run: (run.ended_at is not None, run.ended_at or run.updated_at), True),
 }
 
 
-class RunClient(KeptCalls):
+_TASK_ORDERS: Mapping[str, tuple[Callable[[TaskRunRecord], Any], bool]] = {
+    "ID_DESC": (lambda run: run.id, True),
+    "EXPECTED_START_TIME_ASC": (lambda run: run.expected_start_time, False),
+    "EXPECTED_START_TIME_DESC": (lambda run: run.expected_start_time, True),
+    "NAME_ASC": (lambda run: run.name, False),
+    "NAME_DESC": (lambda run: run.name, True),
+    "NEXT_SCHEDULED_START_TIME_ASC": (
+        lambda run: (run.next_scheduled_start_time is None, run.updated), False,
+    ),
+    "END_TIME_DESC": (lambda run: (run.end_time is not None, run.end_time or run.updated), True),
+}  # fmt: skip
+_DEPLOYMENT_ORDERS: Mapping[str, tuple[Callable[[Deployment], Any], bool]] = {
+    "NAME_ASC": (lambda one: one.name, False),
+    "NAME_DESC": (lambda one: one.name, True),
+    "CONCURRENCY_LIMIT_ASC": (lambda one: one.concurrency_limit or 0, False),
+    "CONCURRENCY_LIMIT_DESC": (lambda one: one.concurrency_limit or 0, True),
+}
+
+
+class RunClient(ReadCalls, KeptCalls):
     """What ``get_client()`` gives in async code: ``async with get_client() as client: await client.read_flow_run(id)``.
 
     What is kept (limits, variables, artifacts) is in ``KeptCalls``.
@@ -147,7 +112,8 @@ class RunClient(KeptCalls):
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(
-            f"Hark's client has no {name!r}: it has {', '.join(_CALLS)}; hark.Hark does all that the HTTP API does"
+            f"Hark's client has no {name!r}: it has {', '.join(calls_of(type(self)))}; hark.Hark does all that the HTTP"
+            " API does"
         )
 
     async def api_healthcheck(self) -> Exception | None:
@@ -176,6 +142,7 @@ class RunClient(KeptCalls):
         *,
         flow_filter: FlowFilter | None = None,
         flow_run_filter: FlowRunFilter | None = None,
+        task_run_filter: TaskRunFilter | None = None,
         deployment_filter: DeploymentFilter | None = None,
         sort: FlowRunSort | str | None = None,
         limit: int | None = None,
@@ -191,22 +158,30 @@ class RunClient(KeptCalls):
 
         async def read(session: Session) -> list[FlowRun]:
             found: dict[str, FlowRun] = {}
-            for recorded in await _records(session, FLOW_RUNS):
+            for recorded in await records_of(session, FLOW_RUNS):
                 if (run := readable_run(recorded)) is not None:
                     found[run.id] = run
-            for said in await _records(session, deleted_subject("*")):
+            for said in await records_of(session, deleted_subject("*")):
                 id_ = said.subject.rpartition(".")[2]
                 if id_ in found and found[id_].seq < said.seq:
                     del found[id_]
             names: set[str] | None = None
             if deployment_filter is not None:
-                names = {one.name for one in await _deployments(session) if deployment_filter.holds(one)}
+                names = {one.name for one in await deployments_in(session) if deployment_filter.holds(one)}
+            with_tasks: set[str | None] | None = None
+            if task_run_filter is not None:
+                with_tasks = {
+                    one.flow_run_id
+                    for one in task_runs_in(await records_of(session, TASK_RUNS)).values()
+                    if task_run_filter.holds(one)
+                }
             runs = [
                 run
                 for run in reversed(found.values())
                 if (flow_run_filter is None or flow_run_filter.holds(run))
                 and (flow_filter is None or flow_filter.holds(run))
                 and (names is None or run.deployment in names)
+                and (with_tasks is None or run.id in with_tasks)
             ]
             if sort is not None:
                 key, newest_first = _ORDERS[str(sort)]
@@ -249,7 +224,7 @@ class RunClient(KeptCalls):
             key = idempotency_key
             return await _control(session).run_deployment(
                 named, parameters=parameters_json(parameters or {}), tags=tuple(tags or ()), queue=work_queue_name,
-                scheduled_at=when, run_name=name or "", cause=Cause("api", "get_client"),
+                scheduled_at=when, run_name=name or "", cause=Cause("api", "get_client", key=key),
                 run_id=run_id_for("idempotency", named, key) if key is not None else None,
             )  # fmt: skip
 
@@ -311,21 +286,31 @@ class RunClient(KeptCalls):
     async def read_task_runs(
         self,
         *,
+        flow_filter: FlowFilter | None = None,
         flow_run_filter: FlowRunFilter | None = None,
         task_run_filter: TaskRunFilter | None = None,
+        deployment_filter: DeploymentFilter | None = None,
+        sort: TaskRunSort | str | None = None,
         limit: int | None = None,
         offset: int = 0,
     ) -> list[TaskRunRecord]:
-        """Return the task runs that fit, in the order in which they began."""
+        """Return the task runs that fit, in the order in which they began, unless it is said otherwise.
+
+        Raises:
+            ValueError: there is no such order.
+        """
+        if sort is not None and str(sort) not in _TASK_ORDERS:
+            raise ValueError(f"there is no order {str(sort)!r}; there are {', '.join(_TASK_ORDERS)}")
 
         async def read(session: Session) -> list[TaskRunRecord]:
-            found: dict[str, TaskRunRecord] = {}
-            for recorded in await _records(session, TASK_RUNS):
-                if (run := _task_run(recorded)) is not None:
-                    found[run.id] = run
-            wanted = None
-            if flow_run_filter is not None:
-                runs = await self.read_flow_runs(flow_run_filter=flow_run_filter)
+            found = task_runs_in(await records_of(session, TASK_RUNS))
+            wanted: set[str] | None = None
+            if flow_filter is not None or flow_run_filter is not None or deployment_filter is not None:
+                runs = await self.read_flow_runs(
+                    flow_filter=flow_filter,
+                    flow_run_filter=flow_run_filter,
+                    deployment_filter=deployment_filter,
+                )
                 wanted = {str(run.id) for run in runs}
             runs_ = [
                 run
@@ -333,6 +318,9 @@ class RunClient(KeptCalls):
                 if (task_run_filter is None or task_run_filter.holds(run))
                 and (wanted is None or run.flow_run_id in wanted)
             ]
+            if sort is not None:
+                key, newest_first = _TASK_ORDERS[str(sort)]
+                runs_.sort(key=key, reverse=newest_first)
             return runs_[offset : None if limit is None else offset + limit]
 
         return await self._ask(read)
@@ -359,7 +347,7 @@ class RunClient(KeptCalls):
         async def read(session: Session) -> list[LogRecord]:
             lines: list[LogRecord] = []
             for one in ids:
-                lines += [_line(line) for line in await session.bus.run_logs.read(FlowRunId(one))]
+                lines += [line_of(line) for line in await session.bus.run_logs.read(FlowRunId(one))]
             kept = [line for line in lines if log_filter.holds(line)]
             kept.sort(key=lambda line: line.timestamp, reverse=str(sort) == "TIMESTAMP_DESC")
             return kept[offset : None if limit is None else offset + limit]
@@ -383,13 +371,28 @@ class RunClient(KeptCalls):
     async def read_deployments(
         self,
         *,
+        flow_filter: FlowFilter | None = None,
         deployment_filter: DeploymentFilter | None = None,
+        sort: DeploymentSort | str | None = None,
         limit: int | None = None,
         offset: int = 0,
     ) -> list[Deployment]:
-        """Return the deployments that fit, by name."""
-        all_ = await self._ask(_deployments)
-        found = [one for one in all_ if deployment_filter is None or deployment_filter.holds(one)]
+        """Return the deployments that fit, by name, unless it is said otherwise.
+
+        Raises:
+            ValueError: there is no such order: when a deployment was made is not kept.
+        """
+        if sort is not None and str(sort) not in _DEPLOYMENT_ORDERS:
+            raise ValueError(f"there is no order {str(sort)!r}; there are {', '.join(_DEPLOYMENT_ORDERS)}")
+        found = [
+            one
+            for one in await self._ask(deployments_in)
+            if (deployment_filter is None or deployment_filter.holds(one))
+            and (flow_filter is None or flow_filter.holds(one))
+        ]
+        if sort is not None:
+            key, falling = _DEPLOYMENT_ORDERS[str(sort)]
+            found.sort(key=key, reverse=falling)
         return found[offset : None if limit is None else offset + limit]
 
     async def pause_deployment(self, deployment_id: object) -> None:
@@ -405,11 +408,15 @@ class RunClient(KeptCalls):
         return await session.acall(what, session)
 
 
-_CALLS = sorted(word for word in {**vars(RunClient), **vars(KeptCalls)} if not word.startswith("_"))
+def calls_of(client: type[object]) -> list[str]:
+    """Return what a client can be asked for, by name."""
+    return sorted(word for word in dir(client) if not word.startswith("_"))
 
 
 class SyncRunClient:
     """What ``get_client(sync_client=True)`` gives: the same calls, holding the thread."""
+
+    _client: type[RunClient] = RunClient
 
     def __enter__(self) -> Self:
         blocking_session("get_client()")
@@ -421,7 +428,9 @@ class SyncRunClient:
         """Close nothing: the connection is that of the process."""
 
     def __getattr__(self, name: str) -> Any:
-        call = getattr(RunClient(), name)
+        call = getattr(self._client(), name)
+        if not iscoroutinefunction(call):
+            return call
 
         def blocking(*args: Any, **kwargs: Any) -> Any:
             async def ask() -> Any:
@@ -433,66 +442,7 @@ class SyncRunClient:
         return blocking
 
 
-PrefectClient = RunClient
-SyncPrefectClient = SyncRunClient
-
-
-@overload
-def get_client(*, sync_client: Literal[False] = ..., httpx_settings: object = ...) -> RunClient: ...
-
-
-@overload
-def get_client(*, sync_client: Literal[True], httpx_settings: object = ...) -> SyncRunClient: ...
-
-
-def get_client(*, sync_client: bool = False, httpx_settings: object = None) -> RunClient | SyncRunClient:
-    """Return a client for flow runs, deployments and logs; see ``RunClient``. ``hark.Hark`` is the one of the HTTP API.
-
-    Args:
-        sync_client: one for sync code: ``with get_client(sync_client=True) as client: client.read_flow_run(id)``.
-        httpx_settings: does nothing here.
-    """
-    del httpx_settings
-    return SyncRunClient() if sync_client else RunClient()
-
-
 def _control(session: Session) -> Control:
     from .control import Control
 
     return Control(session.bus)
-
-
-async def _deployments(session: Session) -> Sequence[Deployment]:
-    from .deployment import BUCKET, Deployment
-
-    entries = await session.bus.bucket(BUCKET).entries()
-    return [Deployment.model_validate_json(entry.value) for entry in sorted(entries, key=lambda one: one.key)]
-
-
-async def _records(session: Session, filter_: str) -> list[Recorded]:
-    await session.bus.publisher.barrier()
-    records: list[Recorded] = []
-    async with session.bus.log.read([filter_]) as batches:
-        async for batch in batches:
-            records.extend(readable(batch.records))
-    return records
-
-
-def _task_run(recorded: Recorded) -> TaskRunRecord | None:
-    data: Any = recorded.event.data
-    run, state = (data.get("run"), data.get("state")) if isinstance(data, dict) else (None, None)
-    if not isinstance(run, dict) or not isinstance(state, dict) or "type" not in state:
-        return None
-    task, flow_run = data.get("task") or {}, data.get("flow_run") or {}
-    at = recorded.event.time
-    began, type_ = run.get("started_at"), StateType(str(state["type"]))
-    return TaskRunRecord(
-        id=str(run["id"]), name=str(run.get("name", "")), flow_run_id=flow_run.get("id"), task_key=str(task.get("key", "")),
-        task_name=str(task.get("name", "")), tags=tuple(data.get("tags") or ()), run_count=int(run.get("attempt") or 0),
-        start_time=parse_time(began) if isinstance(began, str) else None, end_time=at if type_.is_terminal else None,
-        state=State(type_, str(state.get("name", "")), state.get("message"), timestamp=at, run_id=str(run["id"])),
-    )  # fmt: skip
-
-
-def _line(line: LogLine) -> LogRecord:
-    return LogRecord(line.message, line.level, line.logger, line.at, line.flow_run_id, line.task_run_id)

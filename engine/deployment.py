@@ -140,6 +140,47 @@ class Deployment(BaseModel):
         return self.name
 
     @property
+    def flow_id(self) -> str:
+        return self.shown_flow_name
+
+    @property
+    def entrypoint(self) -> str:
+        return self.flow
+
+    @property
+    def version(self) -> str | None:
+        return self.flow_version
+
+    @property
+    def work_pool_name(self) -> str:
+        return self.pool
+
+    @property
+    def work_queue_name(self) -> str:
+        return self.queue
+
+    @property
+    def concurrency_limit(self) -> int | None:
+        return self.concurrency.limit if self.concurrency is not None else None
+
+    @property
+    def parameter_openapi_schema(self) -> dict[str, Any] | None:
+        return self.parameter_schema
+
+    @property
+    def enforce_parameter_schema(self) -> bool:
+        return self.parameter_schema is not None
+
+    @property
+    def job_variables(self) -> dict[str, Any]:
+        """Nothing: there are no jobs to configure."""
+        return {}
+
+    @property
+    def labels(self) -> dict[str, str]:
+        return {"prefect.flow.id": self.shown_flow_name}
+
+    @property
     def shown_flow_name(self) -> str:
         """The flow's name, or what its entrypoint calls it when nobody has looked inside yet."""
         return self.flow_name or split_entrypoint(self.flow)[1].replace("_", "-")

@@ -25,15 +25,18 @@ SOURCE = "/hark/engine"
 class Cause:
     """Why a run exists: the event that led to it and the thing that decided so.
 
-    ``kind`` is one of ``schedule, webhook, automation, flow-run, api, cli, backfill``; ``name`` that thing's name.
+    ``kind`` is one of ``schedule, webhook, automation, flow-run, api, cli, backfill``; ``name`` that thing's name;
+    ``key`` is what the asker named the wish by, so that asking twice is asking once.
     """
 
     kind: str
     name: str = ""
     event: str | None = None
+    key: str | None = None
 
     def to_json(self) -> JsonObject:
-        return {"event": self.event, "kind": self.kind, "name": self.name}
+        said: JsonObject = {"event": self.event, "kind": self.kind, "name": self.name}
+        return said if self.key is None else {**said, "key": self.key}
 
     @classmethod
     def from_json(cls, value: JsonValue) -> Self | None:
@@ -44,6 +47,7 @@ class Cause:
             kind=str(value.get("kind", "")),
             name=str(value.get("name", "")),
             event=str(event) if event else None,
+            key=_text(value.get("key")),
         )
 
 
@@ -179,6 +183,76 @@ class FlowRun(QuicklyMade):
         return (self.ended_at or datetime.now(UTC)) - self.started_at
 
     estimated_run_time = total_run_time
+
+    @property
+    def estimated_start_time_delta(self) -> timedelta:
+        """By how much it began, or would begin now, after it was due."""
+        if self.scheduled_at is None or (self.started_at is None and self.is_final):
+            return timedelta(0)
+        return max((self.started_at or datetime.now(UTC)) - self.scheduled_at, timedelta(0))
+
+    @property
+    def next_scheduled_start_time(self) -> datetime | None:
+        return self.scheduled_at if self.state_type is StateType.SCHEDULED else None
+
+    @property
+    def created(self) -> datetime:
+        """When it was asked for; the first that is known of it where its id follows from its cause and holds no time."""
+        if self.id[14:15] == "7":
+            return datetime.fromtimestamp(int(self.id[:8] + self.id[9:13], 16) / 1000, UTC)
+        return min(at for at in (self.scheduled_at, self.started_at, self.updated_at) if at is not None)
+
+    @property
+    def state_id(self) -> str:
+        return self.state.id
+
+    @property
+    def idempotency_key(self) -> str | None:
+        return self.cause.key if self.cause is not None else None
+
+    @property
+    def auto_scheduled(self) -> bool:
+        return self.cause is not None and self.cause.kind == "schedule"
+
+    @property
+    def created_by(self) -> Cause | None:
+        return self.cause
+
+    @property
+    def deployment_version(self) -> str | None:
+        return self.flow_version if self.deployment is not None else None
+
+    @property
+    def work_pool_id(self) -> str | None:
+        return self.pool
+
+    @property
+    def work_queue_id(self) -> str | None:
+        return self.work_queue_name
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """What Prefect labels every run with."""
+        said = {"prefect.flow.id": self.flow_name, "prefect.deployment.id": self.deployment}
+        return {label: value for label, value in said.items() if value is not None}
+
+    @property
+    def context(self) -> JsonObject:
+        """Nothing: what a run is given is its parameters."""
+        return {}
+
+    @property
+    def job_variables(self) -> JsonObject:
+        """Nothing: there are no jobs to configure."""
+        return {}
+
+    @property
+    def parent_task_run_id(self) -> None:
+        """Nothing: no task run stands for a run in its parent; see ``parent_flow_run_id``."""
+
+    @property
+    def infrastructure_pid(self) -> None:
+        """Nothing: which process executes a run is the workers' own."""
 
     @property
     def parent_flow_run_id(self) -> FlowRunId | None:

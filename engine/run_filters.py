@@ -7,12 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
+from enum import StrEnum
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, field_validator
 
 __all__ = [
-    "DeploymentFilter", "DeploymentFilterId", "DeploymentFilterName", "DeploymentFilterPaused", "DeploymentFilterTags",
+    "DeploymentFilter", "DeploymentFilterConcurrencyLimit", "DeploymentFilterId", "DeploymentFilterWorkQueueName",
+    "FlowRunFilterFlowVersion", "FlowRunFilterIdempotencyKey", "FlowRunFilterNextScheduledStartTime", "Operator",
+    "TaskRunFilterEndTime", "TaskRunFilterExpectedStartTime", "TaskRunFilterStartTime",
+    "DeploymentFilterName", "DeploymentFilterPaused", "DeploymentFilterTags",
     "FilterCondition", "FlowFilter", "FlowFilterId", "FlowFilterName", "FlowRunFilter", "FlowRunFilterDeploymentId",
     "FlowRunFilterEndTime", "FlowRunFilterExpectedStartTime", "FlowRunFilterId", "FlowRunFilterName",
     "FlowRunFilterParentFlowRunId", "FlowRunFilterStartTime", "FlowRunFilterState", "FlowRunFilterStateName",
@@ -21,6 +25,13 @@ __all__ = [
     "TaskRunFilterId", "TaskRunFilterName", "TaskRunFilterState", "TaskRunFilterStateName", "TaskRunFilterStateType",
     "TaskRunFilterTags",
 ]  # fmt: skip
+
+
+class Operator(StrEnum):
+    """Whether all conditions must hold, or one is enough."""
+
+    and_ = "and_"
+    or_ = "or_"
 
 
 class _Filter(BaseModel):
@@ -86,16 +97,19 @@ class StateFilter(_Filter):
 
 
 class _OfFields(_Filter):
-    """Conditions by field."""
+    """Conditions by field. ``operator``: whether all that are said must hold (``and_``), or one of them is enough."""
+
+    operator: Operator = Operator.and_
 
     def matches(self, value: Any, *, names: Mapping[str, str]) -> bool:
-        """Return whether all that is said holds; ``names``: where a fact is called otherwise than its condition."""
-        for word in type(self).model_fields:
-            found = getattr(value, names.get(word, word), None)
-            condition = getattr(self, word)
-            if isinstance(condition, FilterCondition | StateFilter) and not condition.holds(found):
-                return False
-        return True
+        """Return whether what is said holds; ``names``: where a fact is called otherwise than its condition."""
+        said = {word: getattr(self, word) for word in type(self).model_fields}
+        held = [
+            condition.holds(getattr(value, names.get(word, word), None))
+            for word, condition in said.items()
+            if isinstance(condition, FilterCondition | StateFilter)
+        ]
+        return not held or (all(held) if self.operator is Operator.and_ else any(held))
 
 
 class FlowRunFilter(_OfFields):
@@ -112,12 +126,11 @@ class FlowRunFilter(_OfFields):
     end_time: FilterCondition | None = None
     expected_start_time: FilterCondition | None = None
     next_scheduled_start_time: FilterCondition | None = None
+    idempotency_key: FilterCondition | None = None
     parent_flow_run_id: FilterCondition | None = None
 
     def holds(self, run: Any) -> bool:
-        return self.matches(
-            run, names={"work_queue_name": "queue", "next_scheduled_start_time": "expected_start_time"}
-        )
+        return self.matches(run, names={"work_queue_name": "queue"})
 
 
 class TaskRunFilter(_OfFields):
@@ -128,6 +141,8 @@ class TaskRunFilter(_OfFields):
     tags: FilterCondition | None = None
     state: StateFilter | None = None
     start_time: FilterCondition | None = None
+    end_time: FilterCondition | None = None
+    expected_start_time: FilterCondition | None = None
     flow_run_id: FilterCondition | None = None
 
     def holds(self, run: Any) -> bool:
@@ -151,6 +166,7 @@ class DeploymentFilter(_OfFields):
     name: FilterCondition | None = None
     tags: FilterCondition | None = None
     paused: FilterCondition | None = None
+    concurrency_limit: FilterCondition | None = None
     work_queue_name: FilterCondition | None = None
 
     def holds(self, deployment: Any) -> bool:
@@ -172,7 +188,11 @@ class LogFilter(_OfFields):
 FlowRunFilterId = FlowRunFilterName = FlowRunFilterTags = FlowRunFilterDeploymentId = FilterCondition
 FlowRunFilterWorkQueueName = FlowRunFilterStateType = FlowRunFilterStateName = FilterCondition
 FlowRunFilterStartTime = FlowRunFilterEndTime = FlowRunFilterExpectedStartTime = FilterCondition
-FlowRunFilterParentFlowRunId = FilterCondition
+FlowRunFilterParentFlowRunId = FlowRunFilterFlowVersion = FlowRunFilterIdempotencyKey = FilterCondition
+FlowRunFilterNextScheduledStartTime = TaskRunFilterStartTime = TaskRunFilterEndTime = FilterCondition
+TaskRunFilterExpectedStartTime = DeploymentFilterWorkQueueName = DeploymentFilterConcurrencyLimit = (
+    FilterCondition
+)
 FlowRunFilterState = TaskRunFilterState = StateFilter
 TaskRunFilterId = TaskRunFilterName = TaskRunFilterTags = TaskRunFilterFlowRunId = FilterCondition
 TaskRunFilterStateType = TaskRunFilterStateName = FilterCondition

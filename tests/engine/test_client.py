@@ -10,7 +10,7 @@ import pytest
 from anyio import to_thread
 from hark import flow, get_client, get_run_logger, task
 from hark.bus.session import use_session
-from hark.engine.client import FlowRunSort, LogSort, SetStateStatus
+from hark.engine.client import SetStateStatus
 from hark.engine.run_filters import (
     DeploymentFilter,
     FilterCondition,
@@ -20,6 +20,7 @@ from hark.engine.run_filters import (
     LogFilter,
     TaskRunFilter,
 )
+from hark.engine.run_sorts import FlowRunSort, LogSort
 from hark.engine.states import Cancelling, Completed, Running, Scheduled, Suspended
 from hark.errors import BusUnavailable, DefinitionError, UnknownName
 from hark.testing.rig import temporary_home
@@ -153,7 +154,7 @@ async def test_sync_code_has_the_same_calls(stage: Any) -> None:
         with get_client(sync_client=True) as client:
             run = client.read_flow_runs()[0]
             with pytest.raises(AttributeError, match=r"read_flow_runs.*hark\.Hark"):
-                client.read_work_pools()
+                client.read_worker_metadata()
             return [client.read_flow_run(run.id).name]
 
     with use_session(stage.bus):

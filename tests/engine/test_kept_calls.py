@@ -6,10 +6,9 @@ import asyncio
 from uuid import uuid4
 
 import pytest
-from hark import concurrency, flow, rate_limit
+from hark import concurrency, flow, get_client, rate_limit
 from hark.bus.session import Session
 from hark.engine.artifacts import create_markdown_artifact
-from hark.engine.client import get_client
 from hark.engine.concurrency import AcquireConcurrencySlotTimeoutError, ConcurrencySlotAcquisitionError
 from hark.engine.exceptions import ObjectAlreadyExists, ObjectNotFound
 from hark.engine.kept_calls import (
