@@ -22,6 +22,7 @@ from typing import Any
 from ..vocabulary import FlowRunId, JsonObject, JsonValue, StateType
 from .decision import Await, Cancel, Decision, Drop, Expire, Finish, Late, Start
 from .deployment import ConcurrencySpec, Deployment
+from .hook_log import is_from_outside
 from .pause import PauseSpec
 from .pool import Pool
 from .run import FlowRun
@@ -33,6 +34,8 @@ LATE_AFTER_S = 15.0
 """A run that has not started this long after it was due is late (as in Prefect)."""
 
 S = StateType
+# FAILED where another than its process wrote it: a process that lives may have a subflow that still goes on.
+_PASSED_ON = (S.CANCELLING, S.CANCELLED, S.CRASHED, S.FAILED)
 _LATE_AFTER_US = int(LATE_AFTER_S * 1_000_000)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _FORMAT = 2
@@ -108,7 +111,8 @@ class Dispatch:
         if run.is_final:
             if known is not None:
                 self._forget(known)
-            self._parent_moved(run.id, run.state_type)
+            if run.state_type is not S.FAILED or is_from_outside(run):
+                self._parent_moved(run.id, run.state_type)
             return
         self._ended.pop(run.id, None)
         is_new = known is None
@@ -158,9 +162,8 @@ class Dispatch:
 
     def set_pool(self, name: str, pool: Pool | None) -> None:
         """Note a pool's definition; None when it is gone (then it has no limits)."""
-        if pool is None:
-            self._pools.pop(name, None)
-        else:
+        self._pools.pop(name, None)
+        if pool is not None:
             self._pools[name] = pool
         self._dirty.add(name)
         self._recheck_late = True
@@ -184,6 +187,9 @@ class Dispatch:
     def plain_calls(self) -> list[FlowRunId]:
         """Return the runs that no worker and no other run began: their processes called them."""
         return [run.id for run in self._runs.values() if run.pool is None and run.parent is None]
+
+    def is_going(self, run_id: FlowRunId) -> bool:
+        return run_id in self._runs
 
     def knows_deployment(self, name: str) -> bool:
         return name in self._deployments
@@ -511,7 +517,7 @@ class Dispatch:
 
     def _parent_moved(self, parent: FlowRunId, state: S) -> None:
         """Pass the end of a run, or the wish for it, on to the runs it began."""
-        if state not in (S.CANCELLING, S.CANCELLED, S.CRASHED):
+        if state not in _PASSED_ON:
             return
         for child in sorted(self._children.get(parent, ())):
             self._pass_on(parent, state, self._runs[child])
@@ -523,12 +529,12 @@ class Dispatch:
             return
         parent = self._runs.get(known.parent)
         state = self._ended.get(known.parent) or (parent.type if parent else None)
-        if state in (S.CANCELLING, S.CANCELLED, S.CRASHED):
+        if state in _PASSED_ON:
             self._pass_on(known.parent, state, known)
 
     def _pass_on(self, parent: FlowRunId, state: S, child: _Known) -> None:
         if child.pool is not None:
-            if state is not S.CRASHED and child.type is not S.CANCELLING:
+            if state in (S.CANCELLING, S.CANCELLED) and child.type is not S.CANCELLING:
                 self._orders.append(Cancel(child.id, f"run {parent}, which began it, was cancelled"))
         elif state is not S.CANCELLING:
             # It ran inside its parent's process and ends with it; normally it has said so itself before.

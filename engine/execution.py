@@ -19,7 +19,6 @@ from ..config import EngineConfig
 from ..errors import BusUnavailable, DefinitionError, HarkError, RunLost
 from ..vocabulary import JsonObject, sendable
 from .deployment import split_entrypoint
-from .hooks import call_owed_hooks, call_owed_hooks_async
 from .loader import Loader
 from .run import FlowRun, transition_event
 from .run_log import RunLog
@@ -93,6 +92,7 @@ class Job:
 async def execute_in_loop(job: Job, loader: Loader, session: Session, engine: EngineConfig) -> Outcome:
     """Execute an async flow in the running loop. Being cancelled stops it; what that makes of the run is in the log."""
     from .flow_engine import execute_run
+    from .owed_hooks import call_owed_hooks_async
 
     try:
         flow: Any = loader.loaded(job.entrypoint, job.path)
@@ -122,6 +122,7 @@ async def execute_in_loop(job: Job, loader: Loader, session: Session, engine: En
 def execute_in_process(job: Job, loader: Loader, session: Session, engine: EngineConfig) -> Outcome:
     """Execute a flow in this thread, the main one of its process."""
     from .flow_engine import execute_sync
+    from .owed_hooks import call_owed_hooks
 
     try:
         flow = loader.load(job.entrypoint, job.path)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import BusUnavailable, RunCrashed
 from .final_state import describe
-from .flow_life import Body, CallHooks, Drain, FlowEngine, OnBus, ReadResult, Sleep, Step, WaitFor
+from .flow_life import Body, CallHooks, Drain, FlowEngine, Life, OnBus, ReadResult, Sleep, Step, WaitFor
 from .futures import settle_futures
 from .hooks import run_hooks, run_hooks_async
 from .signals import Interrupted, Suspend
@@ -30,9 +30,9 @@ STOPPING_S = 10.0
 """How long a thread that was asked to stop may take before its run goes on without it."""
 
 
-def drive(engine: FlowEngine, session: Session | None) -> State:
-    """Live a life in this thread, blocking."""
-    turns = Turns(engine.life())
+def drive(engine: FlowEngine, session: Session | None, life: Life | None = None) -> State:
+    """Live a life in this thread, blocking; by default the run's whole life."""
+    turns = Turns(life or engine.life())
     try:
         with engine.context.runner.opened():
             for step in turns:
@@ -75,10 +75,13 @@ def do_step(engine: FlowEngine, step: Step, session: Session | None) -> Any:
 
 
 async def drive_async(
-    engine: FlowEngine, session: Session | None, body: Callable[[], Awaitable[Any]]
+    engine: FlowEngine,
+    session: Session | None,
+    body: Callable[[], Awaitable[Any]],
+    life: Life | None = None,
 ) -> State:
-    """Live a life in this event loop."""
-    turns = Turns(engine.life())
+    """Live a life in this event loop; by default the run's whole life."""
+    turns = Turns(life or engine.life())
     with engine.context.runner.opened():
         try:
             for step in turns:

@@ -26,6 +26,7 @@ from .parameters import parameters_json
 from .run import Cause, FlowRun, RunRequest, run_id_for
 from .side_session import SideSession
 from .states import State
+from .subflow_code import entrypoint_within
 from .timeouts import within_async
 from .tracking import FlowTracker
 from .undoing import Undoing
@@ -121,6 +122,7 @@ def _engine_for(
         run = run.changed(
             correlationid=above_run.correlationid or above_run.id,
             causationid=above_run.event_id or above_run.causationid, causaldepth=above_run.causaldepth, attempt=1,
+            entrypoint=entrypoint_within(above, flow),
         )  # fmt: skip
     else:
         run = run.changed(attempt=1)

@@ -15,20 +15,23 @@ from typing import TYPE_CHECKING, Any
 from ..bus.emit import CauseAttrs, current_cause
 from ..errors import HarkError, MoveRefused, ParameterError, RunLost, RunTimedOut, UpstreamFailed
 from ..vocabulary import StateType
+from .call_key import CallCounter
 from .context import FlowRunContext, TaskRunContext, current_run, current_tags
 from .divergence import compared
 from .final_state import describe, state_of_crash, state_of_exception, state_of_unfit, state_of_value
 from .flow_steps import Body, CallHooks, Drain, Life, OnBus, ReadResult, Sleep, Step, WaitFor
 from .futures import TaskFuture, resolve_futures_to_states
 from .hook_log import HERE, is_owed, owing
-from .hooks import HOOK_OF_TYPE, Hook, hooks_of_end
+from .hooks import HOOK_OF_TYPE, Hook, hooks_of_end, hooks_scope
 from .keeping import keeping_of
 from .logging import RunLogger, logger_of_flow_run, printing
 from .naming import render_name
 from .nested import replace_leaves
+from .parameters import recorded_parameters
 from .replay import RETRY
 from .results import RecordedResult
 from .run import FlowRun
+from .runs_above import is_cancelled_above, tell_above
 from .signals import Abort, Skip, Suspend, suspension_in
 from .spans import end_span, flow_span
 from .states import (
@@ -132,7 +135,7 @@ class FlowEngine:
         try:
             state = yield from self._life()
         except BaseException as exc:
-            self._tell_above()
+            tell_above(self.context)
             end_span(span, None, exc)
             raise
         finally:
@@ -142,15 +145,6 @@ class FlowEngine:
                     above.rests.look()  # this may have been the last thing that was going on
         end_span(span, state)
         return state
-
-    def _tell_above(self) -> None:
-        """Leave it to the run above to end this one, should it come to its own end without taking it up again."""
-        above = self.context.parent.flow_context if self.context.parent is not None else None
-        if above is None or above.tracker is None or self.tracker is None:
-            return
-        above.left.extend(self.context.left)
-        if not self.run.is_final:
-            above.left.append(self.run)
 
     def _life(self) -> Life:
         if self.tracker is not None and self.tracker.undoing is not None:
@@ -297,6 +291,7 @@ class FlowEngine:
         run = self.run
         hooks = self.flow.hooks.get(HOOK_OF_TYPE.get(run.state_type, ""), [])
         if hooks and is_owed(run, HERE) and (yield OnBus(tracker.begin_hooks)):
+            self.context.parameters = recorded_parameters(self.flow, run)
             yield from self._call_hooks(hooks, run.state)
         if run.state_type is StateType.COMPLETED:
             return (yield from self._recorded_end())
@@ -493,12 +488,14 @@ class FlowEngine:
     @property
     def _has_successor(self) -> bool:
         """Whether somebody takes the run up should this process die: a worker, or the next attempt of the run above."""
-        return self.tracker is not None and (self.run.pool is not None or self.context.parent is not None)
+        return self.tracker is not None and (self.run.pool is not None or self.run.parent is not None)
 
     def _call_hooks(self, hooks: list[Hook], state: State) -> Generator[Step, Any, None]:
         self.context.runner.reopen()  # hooks may submit tasks, too
+        own, self.context.calls = self.context.calls, CallCounter(hooks_scope(self.run))
         yield CallHooks(hooks, state)
         yield Drain(STOPPING_S if self.is_interrupted else None)
+        self.context.calls = own
         if self.tracker is None or not self._has_successor:
             return
         try:
@@ -518,7 +515,7 @@ class FlowEngine:
             if now.state_type is StateType.CANCELLING:
                 yield from self._end(Cancelled(message=now.state_message or "cancelled"))
                 return
-            cancelled_above = yield from self._is_cancelled_above()
+            cancelled_above = yield from is_cancelled_above(self.context)
             if cancelled_above:
                 yield from self._end(Cancelled(message="its parent was cancelled"))
                 return
@@ -526,19 +523,6 @@ class FlowEngine:
                 yield OnBus(tracker.barrier)
                 return
         yield from self._end(state_of_crash(exc, run_id=self.run.id))
-
-    def _is_cancelled_above(self) -> Generator[Step, Any, bool]:
-        above = self.context.parent
-        while above is not None:
-            flow = above.flow_context
-            if flow is None:
-                return False
-            if flow.tracker is not None:
-                now = yield OnBus(flow.tracker.look)
-                if now.state_type in (StateType.CANCELLING, StateType.CANCELLED):
-                    return True
-            above = flow.parent
-        return False
 
     # --- moving ---------------------------------------------------------------------------------------
 

@@ -26,7 +26,18 @@ from .task_run import TaskRun, stamp
 if TYPE_CHECKING:
     from ..bus import Bus
 
-__all__ = ["ANYONE", "DETAIL", "HERE", "ROLLBACK", "TRIES", "HookLog", "hooked_payload", "is_owed", "owing"]
+__all__ = [
+    "ANYONE",
+    "DETAIL",
+    "HERE",
+    "ROLLBACK",
+    "TRIES",
+    "HookLog",
+    "hooked_payload",
+    "is_from_outside",
+    "is_owed",
+    "owing",
+]
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +62,11 @@ def owing(state: State, whom: str, *, is_unwound: bool = True) -> State:
 def is_owed(run: FlowRun, whom: str) -> bool:
     """Return whether the run's end says that ``whom`` is to call its hooks; whether they have run, ``HookLog`` knows."""
     return run.is_final and run.state_details.get(DETAIL) == whom
+
+
+def is_from_outside(run: FlowRun) -> bool:
+    """Return whether the run's end was written by one who was not executing it: its process is gone, or it had none."""
+    return is_owed(run, ANYONE) or (run.is_final and run.state_details.get(ROLLBACK) == "owed")
 
 
 class HookLog:

@@ -9,19 +9,12 @@ import asyncio
 import inspect
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 from .states import State, StateType
 
-if TYPE_CHECKING:
-    from ..bus.session import Session
-    from ..config import EngineConfig
-    from .run import FlowRun
-
 __all__ = [
-    "HOOK_OF_TYPE", "Hook", "call_blocking", "call_owed_hooks", "call_owed_hooks_async", "check_hooks", "hooks_of_end", "run_hooks",
-    "run_hooks_async",
+    "HOOK_OF_TYPE", "Hook", "call_blocking", "check_hooks", "hooks_of_end", "hooks_scope", "run_hooks", "run_hooks_async",
 ]  # fmt: skip
 
 log = logging.getLogger("hark.engine")
@@ -89,59 +82,9 @@ async def run_hooks_async(hooks: Sequence[Hook], subject: Any, run: Any, state: 
             _report(hook, run)
 
 
-def call_owed_hooks(flow: Any, run: FlowRun, session: Session, config: EngineConfig | None = None) -> None:
-    """Undo what the run had begun and call the hooks of its end, where its writer could not, and note it; in this thread.
-
-    What has been done is not repeated.
-    """
-    from .flow_engine import go_through
-    from .hook_log import HookLog
-    from .undoing import alone_undoing, engine_to_undo
-
-    hooks = flow.hooks.get(HOOK_OF_TYPE.get(run.state_type)) or ()
-    log_of_hooks = HookLog(session.bus)
-    undoing = engine_to_undo(flow, run, session, config)
-    begin = partial(log_of_hooks.begin, run, undoes=undoing is not None)
-    if (hooks or undoing is not None) and (attempt := session.call(begin)):
-        if undoing is not None and _may_undo(attempt, run):
-            with alone_undoing(undoing, session) as is_ours:
-                if is_ours:
-                    go_through(undoing, session)
-        run_hooks(hooks, flow, run, run.state)
-        session.call(log_of_hooks.note, run, "ran")
-
-
-async def call_owed_hooks_async(
-    flow: Any, run: FlowRun, session: Session, config: EngineConfig | None = None
-) -> None:
-    """As ``call_owed_hooks``, awaiting async hooks in this loop."""
-    from .flow_engine import go_through_async
-    from .hook_log import HookLog
-    from .undoing import alone_undoing_async, engine_to_undo_async
-
-    hooks = flow.hooks.get(HOOK_OF_TYPE.get(run.state_type)) or ()
-    log_of_hooks = HookLog(session.bus)
-    undoing = await engine_to_undo_async(flow, run, session, config)
-    begin = partial(log_of_hooks.begin, run, undoes=undoing is not None)
-    if (hooks or undoing is not None) and (attempt := await session.acall(begin)):
-        if undoing is not None and _may_undo(attempt, run):
-            async with alone_undoing_async(undoing, session) as is_ours:
-                if is_ours:
-                    await go_through_async(undoing, session)
-        await run_hooks_async(hooks, flow, run, run.state)
-        await session.acall(log_of_hooks.note, run, "ran")
-
-
-def _may_undo(attempt: int, run: FlowRun) -> bool:
-    """Whether the run is gone through once more: code that ends its process on the way must not cost the run its hooks."""
-    from .hook_log import TRIES
-
-    if attempt < TRIES:
-        return True
-    log.error(
-        "rollback.abandoned", extra={"run_id": run.id, "why": "each process that undid the run has died"}
-    )
-    return False
+def hooks_scope(run: Any) -> str:
+    """Return what tells the calls that the hooks of a run's end make from its own, and from those of another end's hooks."""
+    return f"hooks of {run.seq}"
 
 
 def call_blocking(fn: Callable[..., Any], *args: Any) -> Any:

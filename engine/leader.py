@@ -187,7 +187,7 @@ class Leader:
             if run.pool and not self.dispatch.knows_pool(run.pool):
                 await self._look_up(POOLS, run.pool, self._on_pool)
         self.dispatch.observe(run)
-        self._hooks.observe(run)
+        self._hooks.observe(run, is_going=self.dispatch.is_going)
 
     async def _look_up(self, bucket: str, key: str, take: Callable[[Entry], None]) -> None:
         entry = await insist(lambda: self._bus.bucket(bucket).get(key))

@@ -16,7 +16,10 @@ from .docstring import parameter_descriptions
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-__all__ = ["MAX_PARAMETER_BYTES", "RESERVED", "CallShape", "parameters_json"]
+    from .flows import Flow
+    from .run import FlowRun
+
+__all__ = ["MAX_PARAMETER_BYTES", "RESERVED", "CallShape", "parameters_json", "recorded_parameters"]
 
 RESERVED = frozenset({"return_state", "wait_for"})
 """Words a call of a flow or task takes for itself."""
@@ -235,6 +238,16 @@ class CallShape:
                 fields[f"p{i}"] = (hint, Field(default, alias=name))
         config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", protected_namespaces=())
         return create_model("Parameters", __config__=config, **fields)
+
+
+def recorded_parameters(flow: Flow[..., Any], run: FlowRun) -> dict[str, Any]:
+    """Return the parameters of a run as its flow takes them; as they are recorded where they do not fit."""
+    try:
+        given = flow.shape.from_mapping(run.parameters)
+        return flow.shape.validate(given) if flow.should_validate_parameters else given
+    except Exception:
+        # Which may be what the run ended of; or the code has changed since.
+        return dict(run.parameters)
 
 
 def parameters_json(parameters: Mapping[str, Any]) -> JsonObject:

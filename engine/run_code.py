@@ -13,6 +13,8 @@ from .deployment import BUCKET as DEPLOYMENTS
 from .deployment import Deployment, is_name, read_deployment
 from .loader import Facts, facts_of, find_source
 from .run import FlowRun
+from .run_log import RunLog
+from .subflow_code import outermost_run, unfindable
 from .waiting import PROCESS
 
 __all__ = ["RunCode"]
@@ -51,14 +53,20 @@ class RunCode:
 
     @classmethod
     async def of(cls, bus: Bus, run: FlowRun) -> RunCode:
-        """Look it up, bringing code from a repository up to date first."""
+        """Look it up, bringing code from a repository up to date first. That of a subflow is where that of the run around it is."""
+        if (why := unfindable(run)) is not None:
+            return cls(problem=why)
+        around = await outermost_run(RunLog(bus), run)
+        if around is None:
+            return cls(problem="the run it is part of has left the log, and with it where its code is")
+        name = around.deployment
         deployment: Deployment | None = None
-        if run.deployment and is_name(run.deployment):
-            entry = await bus.bucket(DEPLOYMENTS).get(run.deployment)
+        if name and is_name(name):
+            entry = await bus.bucket(DEPLOYMENTS).get(name)
             try:
                 deployment = read_deployment(entry.value) if entry else None
             except ValidationError as exc:
-                return cls(problem=f"deployment {run.deployment!r} cannot be read: {exc}")
+                return cls(problem=f"deployment {name!r} cannot be read: {exc}")
         if deployment is not None and deployment.source is not None:
             try:
                 deployment = deployment.model_copy(update={"path": await fetched(bus, deployment.source)})

@@ -142,8 +142,8 @@ def owes_undoing(run: FlowRun) -> bool:
     """Whether the run's end was written by one who was not executing it, after others had."""
     from .hook_log import ANYONE, ROLLBACK, is_owed
 
-    if run.state_type not in _UNDOES or run.attempt < 1:
-        return False
+    if run.state_type not in _UNDOES or run.attempt < 1 or run.pool is None:
+        return False  # what a subflow had begun is undone with the run it is part of
     return is_owed(run, ANYONE) or run.state_details.get(ROLLBACK) == "owed"
 
 

@@ -1,0 +1,106 @@
+"""Calling the hooks of an end whose writer could not: in a process that has loaded the run's code, and in the run's context.
+
+What had been begun is undone first (``undoing.py``). The hooks find all that they would have found in the run's own process:
+its context, its logger, and tasks, which run as tasks of the run. A hook that was cut off is called from its beginning, and
+so are the tasks it calls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from .call_key import CallCounter
+from .flow_driver import drive, drive_async
+from .flow_engine import go_through, go_through_async, worker_engine
+from .flow_steps import CallHooks, Drain, OnBus
+from .hook_log import TRIES, HookLog
+from .hooks import HOOK_OF_TYPE, Hook, hooks_scope
+from .parameters import recorded_parameters
+from .undoing import alone_undoing, alone_undoing_async, engine_to_undo, engine_to_undo_async
+
+if TYPE_CHECKING:
+    from ..bus.session import Session
+    from ..config import EngineConfig
+    from .flow_life import FlowEngine
+    from .flow_steps import Life
+    from .flows import Flow
+    from .run import FlowRun
+
+__all__ = ["call_owed_hooks", "call_owed_hooks_async"]
+
+log = logging.getLogger("hark.engine")
+
+
+def call_owed_hooks(
+    flow: Flow[..., Any], run: FlowRun, session: Session, config: EngineConfig | None = None
+) -> None:
+    """Undo what the run had begun and call the hooks of its end, where its writer could not, and note it; in this thread.
+
+    What has been done is not repeated.
+    """
+    if flow.isasync:
+        asyncio.run(call_owed_hooks_async(flow, run, session, config))
+        return
+    hooks = _hooks_of(flow, run)
+    undoing = engine_to_undo(flow, run, session, config)
+    begin = partial(HookLog(session.bus).begin, run, undoes=undoing is not None)
+    if (hooks or undoing is not None) and (attempt := session.call(begin)):
+        if undoing is not None and _may_undo(attempt, run):
+            with alone_undoing(undoing, session) as is_ours:
+                if is_ours:
+                    go_through(undoing, session)
+        engine = _engine(flow, run, session, config)
+        drive(engine, session, _life(engine, hooks))
+
+
+async def call_owed_hooks_async(
+    flow: Flow[..., Any], run: FlowRun, session: Session, config: EngineConfig | None = None
+) -> None:
+    """As ``call_owed_hooks``, awaiting async hooks in this loop."""
+    hooks = _hooks_of(flow, run)
+    undoing = await engine_to_undo_async(flow, run, session, config)
+    begin = partial(HookLog(session.bus).begin, run, undoes=undoing is not None)
+    if (hooks or undoing is not None) and (attempt := await session.acall(begin)):
+        if undoing is not None and _may_undo(attempt, run):
+            async with alone_undoing_async(undoing, session) as is_ours:
+                if is_ours:
+                    await go_through_async(undoing, session)
+        engine = _engine(flow, run, session, config)
+        await drive_async(engine, session, _no_body, _life(engine, hooks))
+
+
+def _hooks_of(flow: Flow[..., Any], run: FlowRun) -> list[Hook]:
+    return list(flow.hooks.get(HOOK_OF_TYPE.get(run.state_type, ""), ()))
+
+
+def _engine(flow: Flow[..., Any], run: FlowRun, session: Session, config: EngineConfig | None) -> FlowEngine:
+    engine = worker_engine(flow, run, session, interrupted="crash", config=config)
+    engine.context.parameters = recorded_parameters(flow, run)
+    return engine
+
+
+def _life(engine: FlowEngine, hooks: list[Hook]) -> Life:
+    tracker = engine.tracker
+    assert tracker is not None
+    engine.context.calls = CallCounter(hooks_scope(engine.run))
+    yield CallHooks(hooks, engine.run.state)
+    yield Drain()
+    yield OnBus(tracker.note_hooks)
+    return engine.run.state
+
+
+async def _no_body() -> Any:
+    raise AssertionError("hooks are called of a run that has ended")
+
+
+def _may_undo(attempt: int, run: FlowRun) -> bool:
+    """Whether the run is gone through once more: code that ends its process on the way must not cost the run its hooks."""
+    if attempt < TRIES:
+        return True
+    log.error(
+        "rollback.abandoned", extra={"run_id": run.id, "why": "each process that undid the run has died"}
+    )
+    return False

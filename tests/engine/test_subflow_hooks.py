@@ -1,0 +1,302 @@
+"""Hooks of subflows, and of their finished tasks, are called by others too once the process of the run around them is gone."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anyio
+from hark.config import WorkerConfig
+from hark.engine.dispatcher import Dispatcher
+from hark.engine.hook_duty import OwedHooks
+from hark.engine.hook_log import ANYONE, HERE, owing
+from hark.engine.run import FlowRun, RunRequest, run_id_for
+from hark.engine.states import Cancelled, Completed, Crashed, Running, State
+from hark.engine.worker import Worker
+from hark.vocabulary import FlowRunId, StateType
+
+from .conftest import events
+from .test_hook_log import DYING
+from .test_lost_worker import ENGINE, program
+
+if TYPE_CHECKING:
+    from .conftest import Stage
+
+COMMON = (
+    DYING
+    + """
+from hark import get_run_context, get_run_logger, runtime, sleep
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+@task
+def shout(word):
+    say(word)
+    return word
+
+def told(flow, run, state):
+    assert get_run_context().flow_run.id == run.id == runtime.flow_run.id
+    get_run_logger().info("hook of %s", flow.name)
+    shout(f"{flow.name}-{state.type.value.lower()}-{runtime.flow_run.parameters.get('n', 0)}")
+"""
+)
+
+
+async def hear_line(stage: Stage, run: FlowRunId, text: str) -> None:
+    """Wait until a line stands in the log of a run."""
+    with anyio.fail_after(60):
+        async with stage.bus.run_logs.follow(run) as feed:
+            async for found in feed:
+                if any(line.message == text for line in found):
+                    return
+
+
+async def ends_of_hooks(stage: Stage) -> list[tuple[str, str, str]]:
+    """Return (word, flow, state) of what was noted last of the hooks of each run, in order of the flows' names."""
+    found: dict[str, tuple[str, str, str]] = {}
+    for recorded in await events(stage.bus, "hark.ev.hark.hooks.>"):
+        data: Any = recorded.event.data
+        if "seq" in data:
+            word = recorded.event.type.rpartition(".")[2]
+            found[data["run"]["id"]] = (word, data["flow"]["name"], data["state"]["type"].lower())
+    return sorted(found.values(), key=lambda one: one[1])
+
+
+async def test_subflows_of_a_run_that_is_given_up_have_their_hooks_called(stage: Stage) -> None:
+    """Three deep, in a process that is killed: each is told of its end, in its own run; one that had ended, of that."""
+    stage.write(
+        COMMON
+        + """
+def late(flow, run, state):
+    die_once("late")
+    told(flow, run, state)
+
+@flow(on_completion=[late])
+def done(n: int):
+    return n
+
+@flow(on_crashed=[told])
+def inner(n: int):
+    done(n)
+
+@flow
+def silent(n: int):
+    inner(n + 1)
+
+@flow(on_crashed=[told])
+def middle(n: int):
+    silent(n)
+
+@flow(on_crashed=[told], crash_retries=0)
+def outer(n: int = 1):
+    middle(n + 1)
+"""
+    )
+    await stage.deploy("outer")
+    async with stage.working():
+        run = await stage.run("outer")
+        await stage.hear("hark.hooks.ran.*", times=4)
+    assert run.state_type is StateType.CRASHED
+    assert await stage.said() == {
+        "outer-crashed-1": 1, "middle-crashed-2": 1, "inner-crashed-3": 1, "done-completed-3": 1
+    }  # fmt: skip
+    assert await ends_of_hooks(stage) == [
+        ("ran", "done", "completed"), ("ran", "inner", "crashed"), ("ran", "middle", "crashed"), ("ran", "outer", "crashed")
+    ]  # fmt: skip
+    await hear_line(stage, run.id, "hook of outer")
+
+
+async def test_a_worker_that_is_killed_leaves_the_hooks_of_its_subflows_to_another(
+    stage: Stage, home: Path
+) -> None:
+    """kill -9 of the whole worker; the next one gives the run up, and calls the hooks of all that was part of it."""
+    stage.write(
+        COMMON
+        + """
+async def atold(flow, run, state):
+    assert get_run_context().flow_run.id == run.id
+    await asay(f"{flow.name}-{state.type.value.lower()}")
+
+@flow(on_crashed=[atold])
+async def inner():
+    await asay("up")
+    await asyncio.sleep(1000)
+
+@flow(crash_retries=0, on_crashed=[atold])
+async def outer():
+    await inner()
+"""
+    )
+    await stage.deploy("outer")
+    async with Dispatcher(stage.bus, ENGINE) as dispatcher:
+        await dispatcher.leading()
+        with program(home, "Worker(bus, WorkerConfig(), engine)") as victim:
+            run = await stage.ask("outer")
+            await stage.hear("said.up")
+            victim.kill()
+            await anyio.to_thread.run_sync(victim.wait)
+        async with Worker(stage.bus, WorkerConfig(drain_s=0, processes=0), ENGINE):
+            run = await stage.end(run)
+            await stage.hear("hark.hooks.ran.*", times=2)
+    assert run.state_type is StateType.CRASHED
+    assert await stage.said() == {"up": 1, "inner-crashed": 1, "outer-crashed": 1}
+
+
+async def test_a_subflow_that_sleeps_as_its_parent_is_cancelled_has_its_hooks_called(stage: Stage) -> None:
+    """Nobody executes either of them; each has on_cancellation called."""
+    stage.write(
+        COMMON
+        + """
+@flow(on_cancellation=[told])
+def inner():
+    sleep("2h")
+
+@flow(on_cancellation=[told])
+def outer():
+    inner()
+"""
+    )
+    await stage.deploy("outer")
+    async with stage.working():
+        run = await stage.ask("outer")
+        await stage.until(run, lambda now: now.attempt == 1 and now.state_type is StateType.SCHEDULED)
+        await stage.control.cancel(run.id)
+        await stage.hear("hark.hooks.ran.*", times=2)
+    assert await stage.said() == {"inner-cancelled-0": 1, "outer-cancelled-0": 1}
+
+
+async def test_a_subflow_that_has_no_name_of_its_own_has_its_hooks_given_up_with_a_reason(
+    stage: Stage,
+) -> None:
+    """Made in a function, or with hooks given by with_options in the call: the log says so, and what to do."""
+    stage.write(
+        COMMON
+        + """
+@flow
+def plain():
+    pass
+
+def dies(flow, run, state):
+    die()
+
+@flow(crash_retries=0)
+def outer(kind: str):
+    @flow(on_crashed=[told])
+    def local():
+        die()
+
+    if kind == "local":
+        local()
+    plain.with_options(name="renamed", on_running=[dies], on_crashed=[told])()
+"""
+    )
+    await stage.deploy("outer")
+    async with stage.working():
+        for kind in ("local", "renamed"):
+            await stage.run("outer", parameters={"kind": kind})
+        await stage.hear("hark.hooks.abandoned.*", times=2)
+    found = [recorded.event.data for recorded in await events(stage.bus, "hark.ev.hark.hooks.abandoned.>")]
+    whys = sorted(str(data["why"]) for data in found if isinstance(data, dict))
+    assert whys[0].startswith("flow 'local' (outer.<locals>.local in flows.py) was made while its parent ran")
+    assert whys[1].startswith("flow 'renamed' (plain in flows.py) was made while its parent ran")
+    assert not await stage.said()
+
+
+async def test_a_task_that_a_hook_calls_runs_for_each_end_of_the_run(stage: Stage) -> None:
+    """The run fails, is retried and fails again: what the first hook's task came to is not taken for the second's."""
+    stage.write(
+        COMMON
+        + """
+@flow(on_failure=[told])
+def outer():
+    raise ValueError("no")
+"""
+    )
+    await stage.deploy("outer")
+    async with stage.working():
+        run = await stage.run("outer")
+        await stage.hear("hark.hooks.ran.*")
+        await stage.control.retry(run.id)
+        await stage.hear("hark.hooks.ran.*", times=2)
+    assert await stage.said() == {"outer-failed-0": 2}
+
+
+def a_run(name: str, above: FlowRun | None = None, *, pool: str | None = None) -> FlowRun:
+    """Return a run as it begins, in a log where its transitions are counted by hand."""
+    request = RunRequest(
+        id=run_id_for(name),
+        flow_name=name,
+        entrypoint=f"flows.py:{name}",
+        pool=pool,
+        parent=above.id if above else None,
+    )
+    return FlowRun.requested(request, now=datetime.now(UTC)).changed(attempt=1)
+
+
+class Fold:
+    """A fold, and the runs that it has been told of."""
+
+    def __init__(self) -> None:
+        self.fold, self.seq, self.going = OwedHooks(), 0, set[FlowRunId]()
+
+    def tell(self, run: FlowRun, state: State, **changes: Any) -> FlowRun:
+        """Make a transition; return the run after it."""
+        self.seq += 1
+        run = run.moved(state).changed(seq=self.seq, **changes)
+        (self.going.discard if run.is_final else self.going.add)(run.id)
+        self.fold.observe(run, is_going=self.going.__contains__)
+        return run
+
+    def kept(self) -> Fold:
+        """Return another that begins with what this one has written down."""
+        other = Fold()
+        other.fold.load(self.fold.dump())
+        other.seq, other.going = self.seq, set(self.going)
+        return other
+
+    @property
+    def due(self) -> list[str]:
+        """Of which runs hooks are due."""
+        return [str(one.run_id) for one in self.fold.due.values()]
+
+
+def test_an_ended_subflow_is_owed_to_anyone_when_the_run_above_is_ended_from_outside() -> None:
+    """Its own process was to call its hooks; the end of the run above says that there is none. A leader may change between."""
+    told = Fold()
+    outer = told.tell(a_run("outer", pool="default"), Running())
+    inner = told.tell(a_run("inner", outer), Running())
+    told.tell(inner, owing(Completed(), HERE))
+    assert told.due == []
+    told = told.kept()
+    told.tell(outer, owing(Crashed(), HERE, is_unwound=False))
+    assert told.due == [inner.id]
+    assert told.kept().due == [inner.id]
+
+
+def test_an_ended_subflow_is_owed_to_nobody_when_its_process_has_lived() -> None:
+    """The run above came to its own end in its first attempt. After another attempt, the log is asked."""
+    for attempt, due in ((1, 0), (2, 1)):
+        told = Fold()
+        outer = told.tell(a_run("outer", pool="default"), Running(), attempt=attempt)
+        told.tell(told.tell(a_run("inner", outer), Running()), owing(Completed(), HERE))
+        told.tell(outer, owing(Completed(), HERE))
+        assert len(told.due) == due
+
+
+def test_each_end_of_a_run_that_was_retried_is_due() -> None:
+    """Cancelled, retried and cancelled again before anything was handed out: that is two ends. A repeat is none."""
+    told = Fold()
+    run = a_run("outer", pool="default")
+    for _ in range(2):
+        run = told.tell(told.tell(run, Running()), owing(Cancelled(), ANYONE))
+    told.fold.observe(run, is_going=told.going.__contains__)
+    assert told.due == [run.id, run.id]
+
+
+def test_what_an_older_version_has_written_down_is_read() -> None:
+    """By run: sequence, attempt, pool."""
+    fold = OwedHooks()
+    fold.load({"some-run": [7, 1, "default"]})
+    assert [(one.run_id, one.seq, one.pool) for one in fold.due.values()] == [("some-run", 7, "default")]
