@@ -53,7 +53,7 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Show what applying the configuration would change, and what changed rules would have done lately."""
-    from ..server.plan import plan_text
+    from ..server.plan_text import plan_text
 
     found = _find(path)
 
@@ -66,7 +66,7 @@ def plan(
 
 def apply(path: _Path = None, prune: _Prune = False, as_json: AsJson = False) -> None:
     """Make live what the configuration says; nothing changes when it has a fault."""
-    from ..server.plan import plan_text
+    from ..server.plan_text import plan_text
 
     found = _find(path)
 

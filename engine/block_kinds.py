@@ -10,6 +10,7 @@ from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 from pydantic import AfterValidator, Field, SecretStr
 
 from ..errors import HarkError
+from .block_schema import all_secret
 from .blocks import Block
 from .logging import get_logger, get_run_logger
 
@@ -19,14 +20,6 @@ __all__ = [
 ]  # fmt: skip
 
 T = TypeVar("T")
-
-
-def all_secret(given: dict[str, Any]) -> dict[str, Any]:
-    """Return a mapping with its values as secrets."""
-    return {
-        name: value if isinstance(value, SecretStr) else SecretStr(str(value))
-        for name, value in given.items()
-    }
 
 
 SecretDict = Annotated[dict[str, Any], AfterValidator(all_secret)]

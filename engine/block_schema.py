@@ -12,7 +12,15 @@ import orjson
 from pydantic import BaseModel, SecretBytes, SecretStr
 from pydantic import Secret as AnySecret
 
-__all__ = ["add_to_schema"]
+__all__ = ["add_to_schema", "all_secret"]
+
+
+def all_secret(given: dict[str, Any]) -> dict[str, Any]:
+    """Return a mapping with its values as secrets."""
+    return {
+        name: value if isinstance(value, SecretStr) else SecretStr(str(value))
+        for name, value in given.items()
+    }
 
 
 def add_to_schema(schema: dict[str, Any], model: Any) -> None:
@@ -38,8 +46,6 @@ def add_to_schema(schema: dict[str, Any], model: Any) -> None:
 
 
 def _is_secret_dict(field: Any) -> bool:
-    from .block_kinds import all_secret
-
     return any(getattr(part, "func", None) is all_secret for part in field.metadata)
 
 

@@ -7,10 +7,16 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
+from ..errors import DefinitionError
+
 if TYPE_CHECKING:
     from .visualization import Picture
 
-__all__ = ["Drawing", "drawing"]
+__all__ = ["Drawing", "VisualizationUnsupportedError", "drawing"]
+
+
+class VisualizationUnsupportedError(DefinitionError):
+    """The flow does something that has no place in a picture: ``.submit``, ``.map``, ``.delay``."""
 
 
 class Drawing:
@@ -40,8 +46,6 @@ class Drawing:
     def refuse(self, what: str) -> None:
         """Raise ``VisualizationUnsupportedError`` if the code is being drawn: ``what`` has no place in a picture."""
         if self.picture is not None:
-            from .visualization import VisualizationUnsupportedError
-
             raise VisualizationUnsupportedError(
                 f"`{what}` is not currently supported by `flow.visualize()`",
                 hint="call the task directly where the flow is drawn",

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from ..bus.event import Event as Plain
-from .events import RelatedResource, Resource, event_type
+from .event_resource import RelatedResource, Resource, event_type
 
 __all__ = ["Event", "seen"]
 

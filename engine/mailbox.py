@@ -18,12 +18,12 @@ from ..errors import MissingContextError, UnknownName
 from ..vocabulary import FlowRunId, JsonObject, JsonValue, new_id
 from .context import FlowRunContext
 from .either import Either, blocking_session, is_async_here, session_here
+from .input_metadata import RunInputMetadata
 from .run import SOURCE
 from .run_log import RunLog
 
 if TYPE_CHECKING:
     from ..bus.session import Session
-    from .run_input import RunInputMetadata
 
 __all__ = ["INPUT_SENT", "Mailbox", "run_here", "send"]
 
@@ -173,8 +173,6 @@ class Mailbox(Generic[T]):
         raise TimeoutError("the log ended before an input came")
 
     def _note(self, recorded: Recorded) -> None:
-        from .run_input import RunInputMetadata
-
         data: Any = recorded.event.data
         if recorded.event.source != SOURCE or data["run"]["id"] != self._run_id:
             return

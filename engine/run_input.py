@@ -16,13 +16,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError, create_model
 
 from ..errors import MissingContextError, ParameterError
-from ..vocabulary import FlowRunId, JsonObject, JsonValue
+from ..vocabulary import JsonObject, JsonValue
+from .input_metadata import RunInputMetadata
 
 if TYPE_CHECKING:
     from .mailbox import Mailbox
@@ -32,20 +32,6 @@ __all__ = [
 ]  # fmt: skip
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class RunInputMetadata:
-    """About an input that was received.
-
-    Attributes:
-        sender: who sent it: ``flow-run/<id>`` for a run, else what the sender called itself; None if it did not say.
-        receiver: the run it was sent to.
-    """
-
-    key: str
-    sender: str | None
-    receiver: FlowRunId
 
 
 class RunInput(BaseModel):

@@ -153,7 +153,7 @@ async def _take(session: Session, call: TaskCall) -> Abort | None:
             await _take_one(session, call, tag, limits.limit(tag), slots)
     except (Abort, HarkError) as exc:
         await _release(slots)
-        _announce(call)
+        call.announce()
         return (
             exc if isinstance(exc, Abort) else Abort(f"its tags are limited, and no slot could be had: {exc}")
         )
@@ -176,7 +176,7 @@ async def _take_one(
         raise Abort(f"the limit of tag {tag!r} is 0, so no task with that tag may run")
 
     def waits() -> None:
-        _announce(call)
+        call.announce()
         message = f"the limit of tag {tag!r} is full"
         call.run.state = AwaitingConcurrencySlot(
             message=message, run_id=call.run.id, task_of=call.run.flow_run_id or ""
@@ -196,11 +196,3 @@ async def _take_one(
     if wait_s:
         waits()
         await asyncio.sleep(wait_s)
-
-
-def _announce(call: TaskCall) -> None:
-    """Write that the call is pending, where that has not been written: its next state is not RUNNING."""
-    if not call.is_announced:
-        from .task_call import announce
-
-        announce(call)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .task_events import TaskEvents
     from .tasks import Task
 
-__all__ = ["TaskCall", "announce", "as_tuple", "look_for_upstream", "prepare", "resolve_inputs"]
+__all__ = ["TaskCall", "as_tuple", "look_for_upstream", "prepare", "resolve_inputs"]
 
 _ids = IdSource()
 _PENDING = StateType.PENDING
@@ -98,6 +98,14 @@ class TaskCall:
     @property
     def is_settled(self) -> bool:
         return self.settled is not None
+
+    def announce(self) -> None:
+        """Write that it is pending, where that has not been written: its next state is not RUNNING."""
+        if self.is_announced:
+            return
+        if self.events is not None:
+            self.events.write(self.run, _PENDING, "Pending")
+        self.is_announced = True
 
     @property
     def keeps_memo(self) -> bool:
@@ -184,9 +192,9 @@ def prepare(
         if tracker.retrying and (retrying := tracker.retrying.pop(run.call, None)) is not None:
             run.run_count, call.retry_at = retrying
             run.state = AwaitingRetry(run_id=id_, task_of=run.flow_run_id or "")
-            announce(call)
+            call.announce()
         elif not is_direct or not call.is_plain:
-            announce(call)
+            call.announce()
     elif flow is None:
         from ..bus.session import current_session
 
@@ -199,7 +207,7 @@ def prepare(
             call.events = standalone_events(
                 session, id_, inline_bytes=load_settings().engine.inline_result_bytes
             )
-            announce(call)
+            call.announce()
     elif call.keeps_memo:
         assert parent is not None
         run.call, run.index = parent.calls.key(task.name, parameters, salt=task.key_salt)
@@ -209,13 +217,6 @@ def prepare(
     if tags and call.events is not None:
         call.limited = call.events.limited(tags)
     return call
-
-
-def announce(call: TaskCall) -> None:
-    """Write that the call is pending."""
-    if call.events is not None:
-        call.events.write(call.run, _PENDING, "Pending")
-    call.is_announced = True
 
 
 def as_tuple(wait_for: Any) -> tuple[Any, ...]:

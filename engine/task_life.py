@@ -25,7 +25,7 @@ from .results import InlineResult, LargeResult
 from .retry import jittered_s, retry_delay_s
 from .signals import Abort, Interrupted, ReturnedFailure, Skip
 from .states import AwaitingRetry, Cached, Cancelled, Completed, NotReady, Retrying, Running, State, StateType
-from .task_call import TaskCall, announce, resolve_inputs
+from .task_call import TaskCall, resolve_inputs
 from .task_run import TaskRun, stamp
 from .user_frames import note_where, shown_exception
 
@@ -127,8 +127,7 @@ def cached(call: TaskCall, value: Any) -> tuple[State, InlineResult | LargeResul
     state = Cached(data=value, run_id=call.run.id)
     if call.events is None:
         return state, None
-    if not call.is_announced:
-        announce(call)
+    call.announce()
     if call.is_stored and call.cache is not None:
         return state, call.cache.reference()
     return state, call.events.record(value, call.keeping.serializer if call.keeping is not None else None)

@@ -8,7 +8,7 @@ from collections.abc import Coroutine, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DefinitionError, UnavailableError
-from .drawing import drawing
+from .drawing import VisualizationUnsupportedError, drawing
 from .nested import replace_leaves
 
 if TYPE_CHECKING:
@@ -22,10 +22,6 @@ __all__ = [
 
 class FlowVisualizationError(DefinitionError):
     """A picture could not be made."""
-
-
-class VisualizationUnsupportedError(DefinitionError):
-    """The flow does something that has no place in a picture: ``.submit``, ``.map``, ``.delay``."""
 
 
 class GraphvizImportError(UnavailableError, ImportError):

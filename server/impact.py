@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from ..duration import format_duration
 from ..vocabulary import JsonObject, JsonValue
 from .plan import Change, Plan, Step
 
@@ -109,25 +108,3 @@ async def with_impact(
         for s in plan.steps
     )
     return replace(plan, steps=steps)
-
-
-def impact_text(impact: Mapping[str, Any]) -> str:
-    """Return an impact on one line."""
-    before, after = impact.get("before"), impact.get("after")
-    days = impact.get("days") or 0
-    seconds = round(days * 86_400)
-    covered = seconds if seconds < 600 else round(seconds / 60) * 60
-    span = f"over the last {format_duration(covered)}" if covered else "there is no history yet"
-    part = "" if impact.get("whole", True) else ", as far as could be read in time"
-    if not covered:
-        return f"impact: {span}"
-
-    def said(one: Mapping[str, Any] | None) -> str:
-        if one is None:
-            return "nothing"
-        held = f", {one['suppressed']} held back" if one["suppressed"] else ""
-        return f"{one['fired']} firings ({one['actions']} actions{held})"
-
-    if before is None:
-        return f"impact: {said(after)} {span}{part}"
-    return f"impact: {said(before)} before, {said(after)} after, {span}{part}"

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from ..engine.limit import name_of
 from ..vocabulary import JsonObject, JsonValue
 
 __all__ = ["Change", "FieldChange", "Plan", "Step", "differences", "make_plan"]
@@ -22,13 +21,6 @@ class Change(StrEnum):
     """Came from a configuration, is gone from it, and stays because nobody asked to prune."""
 
 
-_SIGN = {
-    Change.CREATE: "+",
-    Change.UPDATE: "~",
-    Change.DELETE: "-",
-    Change.UNCHANGED: " ",
-    Change.ORPHANED: "!",
-}
 _ORDER = (
     "pools", "limits", "variables", "channels", "notifications", "deployments", "schedules", "webhooks", "sources", "automations",
     "sinks",
@@ -102,46 +94,6 @@ class Plan:
             "steps": [s.to_json() for s in self.steps], "summary": self.summary(), "warnings": [*self.warnings],
             "changes": len(self.changes),
         }  # fmt: skip
-
-
-def plan_text(plan: JsonObject) -> str:
-    """Return the JSON form of a plan as lines for people."""
-    lines: list[str] = []
-    steps = plan.get("steps")
-    for step in steps if isinstance(steps, list) else []:
-        assert isinstance(step, dict)
-        change = Change(str(step["change"]))
-        if change is Change.UNCHANGED:
-            continue
-        bucket = str(step["bucket"])
-        note = f"  ({step['note']})" if step.get("note") else ""
-        name = name_of(str(step["key"])) if bucket == "limits" else step["key"]
-        lines.append(f"{_SIGN[change]} {bucket.removesuffix('s')} {name}{note}")
-        fields = step.get("fields")
-        if change is Change.UPDATE and isinstance(fields, list):
-            for f in fields:
-                assert isinstance(f, dict)
-                lines.append(f"    {f['path']}: {_shown(f['before'])} → {_shown(f['after'])}")
-        impact = step.get("impact")
-        if isinstance(impact, dict):
-            from .impact import impact_text
-
-            lines.append(f"    {impact_text(impact)}")
-            lost = impact.get("keys")
-            if lost and "reset" in str(step.get("note")):
-                lines.append(f"    the state of {lost} keys is lost")
-    warnings = plan.get("warnings")
-    lines += [f"! {w}" for w in (warnings if isinstance(warnings, list) else [])]
-    return "\n".join([*lines, str(plan.get("summary", ""))])
-
-
-def _shown(value: JsonValue) -> str:
-    import orjson
-
-    if value is None:
-        return "(not set)"
-    text = orjson.dumps(value).decode()
-    return text if len(text) <= 100 else text[:97] + "…"
 
 
 def differences(before: JsonValue, after: JsonValue, *, path: str = "") -> Iterator[FieldChange]:

@@ -11,7 +11,8 @@ import pytest
 from hark.bus import Bus
 from hark.server.apply import apply_manifest, names_besides_config, plan_manifest
 from hark.server.manifest import Manifest, Record, load_manifest
-from hark.server.plan import Change, Plan, differences, make_plan, plan_text
+from hark.server.plan import Change, Plan, differences, make_plan
+from hark.server.plan_text import plan_text
 from hark.server.roles import Role
 
 from tests.server.conftest import Start

@@ -12,7 +12,7 @@ import anyio
 import orjson
 from hark.automations import Automation, Emit, Step, parse_automation
 from hark.server.client import Hark
-from hark.server.impact import impact_text
+from hark.server.plan_text import impact_text
 
 from tests.server.conftest import Start
 
