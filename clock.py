@@ -55,11 +55,6 @@ class ManualClock:
     def monotonic(self) -> float:
         return self._elapsed_s
 
-    @property
-    def sleepers(self) -> int:
-        """How many tasks are waiting on this clock."""
-        return len(self._sleepers)
-
     async def sleep(self, delay_s: float) -> None:
         if delay_s <= 0:
             await anyio.lowlevel.checkpoint()

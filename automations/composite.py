@@ -22,7 +22,6 @@ __all__ = ["AnyOf", "Branch", "Debounce", "Limit", "Metric", "Resolve", "Step", 
 
 MAX_STEPS = 20
 MAX_STEP_COUNT = 1000
-MAX_LEAVES = 50
 MAX_DEPTH = 5
 MAX_DEBOUNCED = 1000
 _ALIAS = re.compile(r"[a-z_][a-z0-9_]{0,39}")

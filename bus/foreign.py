@@ -29,7 +29,6 @@ log = logging.getLogger(__name__)
 _OURS = frozenset({"hark", "$JS", "$KV", "$O", "$SYS", "_INBOX", "*", ">"})
 """First words of what is Hark's own or the broker's, and wildcards that would take it in."""
 _NO_STREAM = (10059, 10014)
-_NO_CONSUMER = 10014
 
 
 def check_foreign_subject(subject: str, *, is_filter: bool) -> str:

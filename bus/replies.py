@@ -55,9 +55,6 @@ class Refusal:
         return f"{self.description} ({self.err_code})"
 
 
-NO_RESPONDERS = Refusal(503, 0, "nobody answers on that subject")
-
-
 def refusal_in(body: Mapping[str, object]) -> Refusal | None:
     """Return the error a JetStream answer carries, if any."""
     error = body.get("error")

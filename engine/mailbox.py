@@ -30,8 +30,6 @@ __all__ = ["INPUT_SENT", "Mailbox", "run_here", "send"]
 T = TypeVar("T")
 
 INPUT_SENT = "hark.input.sent"
-RECEIVE_S = 3600.0
-"""How long a receiver waits for the next input, where nothing else is said (as in Prefect)."""
 
 
 @Either

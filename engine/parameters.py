@@ -73,10 +73,6 @@ class CallShape:
         """The parameters, in order."""
         return self._names
 
-    @property
-    def variadic(self) -> bool:
-        return self.varpos is not None or self.varkw is not None
-
     def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Return the value of each parameter by name, defaults filled in, in the order of the signature.
 
