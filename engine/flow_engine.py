@@ -9,16 +9,11 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, Unpack
 
 from ..tracing import current_traceparent
 from .context import current_run, current_tags
-from .flow_driver import (
-    body_async,
-    body_in_thread,
-    drive,
-    drive_async,
-)  # fmt: skip
+from .flow_driver import body_async, body_in_thread, drive, drive_async
 from .flow_generator import drive_generator, drive_generator_async
 from .flow_life import FlowEngine
 from .naming import default_run_name
@@ -38,8 +33,8 @@ if TYPE_CHECKING:
     from .run_log import RunLog
 
 __all__ = [
-    "execute", "execute_run", "execute_sync", "go_through", "go_through_async", "run_flow", "run_flow_async", "run_flow_generator", "run_flow_generator_async",
-    "worker_engine",
+    "HowToExecute", "execute", "execute_run", "execute_sync", "go_through", "go_through_async", "run_flow", "run_flow_async",
+    "run_flow_generator", "run_flow_generator_async", "worker_engine",
 ]  # fmt: skip
 
 OnInterruption: TypeAlias = Literal["leave", "crash"]
@@ -166,40 +161,39 @@ def _engine_for(
 # --- workers ------------------------------------------------------------------------------------------
 
 
+class HowToExecute(TypedDict, total=False):
+    """What ``execute`` and its kin may be told besides the flow and its run."""
+
+    run_log: RunLog | None
+    interrupted: OnInterruption
+    """What becomes of the run when the call is cancelled and nobody asked for the run to be cancelled: ``leave`` it RUNNING
+    for another worker (the default), or record a ``crash``."""
+    retries: int | None
+    """Instead of the flow's own."""
+    config: EngineConfig | None
+
+
 def worker_engine(
-    flow: Flow[..., Any],
-    run: FlowRun,
-    session: Session,
-    *,
-    run_log: RunLog | None = None,
-    interrupted: OnInterruption = "leave",
-    retries: int | None = None,
-    config: EngineConfig | None = None,
+    flow: Flow[..., Any], run: FlowRun, session: Session, **how: Unpack[HowToExecute]
 ) -> FlowEngine:
-    """Return the engine of a run that a worker has in hands; the arguments are those of ``execute``."""
+    """Return the engine of a run that a worker has in hands."""
     from ..config import EngineConfig as Defaults
     from .run_log import RunLog
 
+    config = how.get("config") or Defaults()
     tracker = FlowTracker(
         session,
-        run_log or RunLog(session.bus),
+        how.get("run_log") or RunLog(session.bus),
         run,
-        inline_bytes=(config or Defaults()).inline_result_bytes,
-        suspend_after_s=(config or Defaults()).suspend_after_s,
-        leaves_interrupted=interrupted == "leave",
+        inline_bytes=config.inline_result_bytes,
+        suspend_after_s=config.suspend_after_s,
+        leaves_interrupted=how.get("interrupted", "leave") == "leave",
     )
-    return FlowEngine(flow, run, parameters=None, tracker=tracker, retries=retries)
+    return FlowEngine(flow, run, parameters=None, tracker=tracker, retries=how.get("retries"))
 
 
 async def execute(
-    flow: Flow[..., Any],
-    run: FlowRun,
-    *,
-    session: Session | None = None,
-    run_log: RunLog | None = None,
-    interrupted: OnInterruption = "leave",
-    retries: int | None = None,
-    config: EngineConfig | None = None,
+    flow: Flow[..., Any], run: FlowRun, *, session: Session | None = None, **how: Unpack[HowToExecute]
 ) -> State:
     """Run one flow run to its end in this event loop and return its final state; a sync flow runs in a thread.
 
@@ -208,34 +202,20 @@ async def execute(
 
     Args:
         session: default: this process's own.
-        interrupted: what becomes of the run when this call is cancelled and nobody asked for the run to be cancelled:
-            ``leave`` it RUNNING for another worker, or record a ``crash``.
-        retries: instead of the flow's own.
     Raises:
         RunLost: another worker has the run; nothing more was written.
         CancelledError: this call was cancelled; the run's end is written, if it was ours to write.
     """
-    state, _ = await execute_run(
-        flow, run, session=session, run_log=run_log, interrupted=interrupted, retries=retries, config=config
-    )
+    state, _ = await execute_run(flow, run, session=session, **how)
     return state
 
 
 async def execute_run(
-    flow: Flow[..., Any],
-    run: FlowRun,
-    *,
-    session: Session | None = None,
-    run_log: RunLog | None = None,
-    interrupted: OnInterruption = "leave",
-    retries: int | None = None,
-    config: EngineConfig | None = None,
+    flow: Flow[..., Any], run: FlowRun, *, session: Session | None = None, **how: Unpack[HowToExecute]
 ) -> tuple[State, FlowRun]:
     """Do what ``execute`` does; return the run after its last transition here, too."""
     session = session or _session_here()
-    engine = worker_engine(
-        flow, run, session, run_log=run_log, interrupted=interrupted, retries=retries, config=config
-    )
+    engine = worker_engine(flow, run, session, **how)
     state = await drive_async(engine, session, _body_of(engine))
     return state, engine.run
 
@@ -256,14 +236,7 @@ def _body_of(engine: FlowEngine) -> Callable[[], Awaitable[Any]]:
 
 
 def execute_sync(
-    flow: Flow[..., Any],
-    run: FlowRun,
-    *,
-    session: Session | None = None,
-    run_log: RunLog | None = None,
-    interrupted: OnInterruption = "leave",
-    retries: int | None = None,
-    config: EngineConfig | None = None,
+    flow: Flow[..., Any], run: FlowRun, *, session: Session | None = None, **how: Unpack[HowToExecute]
 ) -> State:
     """Run one flow run to its end in this thread, whose session lives on another; see ``execute``.
 
@@ -271,24 +244,9 @@ def execute_sync(
     ``BaseException`` raised in this thread, such as ``Interrupted`` by a signal handler.
     """
     if flow.isasync:
-        return asyncio.run(
-            execute(
-                flow,
-                run,
-                session=session,
-                run_log=run_log,
-                interrupted=interrupted,
-                retries=retries,
-                config=config,
-            )
-        )
+        return asyncio.run(execute(flow, run, session=session, **how))
     session = session or _session_here()
-    return drive(
-        worker_engine(
-            flow, run, session, run_log=run_log, interrupted=interrupted, retries=retries, config=config
-        ),
-        session,
-    )
+    return drive(worker_engine(flow, run, session, **how), session)
 
 
 def go_through(engine: FlowEngine, session: Session) -> None:
