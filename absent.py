@@ -36,8 +36,6 @@ ABSENT: dict[str, str] = {
     "concurrency.services": "use concurrency() and rate_limit() of hark.concurrency",
     "context.AsyncClientContext": _CLIENT,
     "context.SyncClientContext": _CLIENT,
-    "context.hydrated_context": "use with_context(fn) to take the run along into a thread",
-    "context.serialize_context": "use with_context(fn) to take the run along into a thread",
     "context.use_profile": _PROFILE,
     "deployments.base": "write hark.yaml by hand (docs/deployments.md); there are no recipes",
     "deployments.schedules": "write schedules=[Cron(…), Interval(…), RRule(…)], of hark.schedules",
@@ -80,8 +78,14 @@ ABSENT: dict[str, str] = {
     "settings.load_profiles": _PROFILE,
     "settings.save_profiles": _PROFILE,
     "settings.update_current_profile": _PROFILE,
-    "task_engine": "call the task: task(…), task.submit(…), task.map(…)",
-    "flow_engine": "call the flow: flow(…)",
+    **{
+        f"{where}.{name}": f"use run_{kind}(…) of hark.{where}, or call the {kind}"
+        for where, kind, names in (
+            ("task_engine", "task", ("AsyncTaskRunEngine", "BaseTaskRunEngine", "SyncTaskRunEngine")),
+            ("flow_engine", "flow", ("AsyncFlowRunEngine", "BaseFlowRunEngine", "FlowRunEngine")),
+        )
+        for name in names
+    },
     "task_runners.PrefectTaskRunner": _BACKGROUND,
     "task_worker.TaskWorker": _BACKGROUND,
     "telemetry": "spans are made where OpenTelemetry is installed (docs/operations.md)",

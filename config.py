@@ -104,6 +104,13 @@ class EngineConfig(_Section):
     flow_retry_delay_s: float = Field(
         0.0, ge=0, description="after how long, of a flow that says nothing of `retry_delay_seconds`"
     )
+    task_retries: int = Field(
+        0, ge=0, le=1000, description="how often a task is tried again that says nothing of `retries`"
+    )
+    task_retry_delay_s: float | list[float] = Field(
+        0.0,
+        description="after how long, of a task that says nothing of `retry_delay_seconds`; a list: before each try",
+    )
     cancel_grace_s: float = Field(
         10.0, ge=0, le=3600, description="between asking a run to stop and killing it"
     )

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
+
+if TYPE_CHECKING:
+    from pydantic import GetCoreSchemaHandler
+    from pydantic_core.core_schema import CoreSchema
 
 __all__ = [
     "Annotation", "BaseAnnotation", "NotSet", "allow_failure", "freeze", "opaque", "quote", "unmapped",
@@ -28,6 +33,10 @@ class Annotation(Generic[T]):
     def rewrap(self, value: Any) -> Self:
         """Return another value with the same mark."""
         return type(self)(value)
+
+    def __iter__(self) -> Iterator[T]:
+        # As a tuple of one, which Prefect's are; unmapped would be endless otherwise.
+        yield self.value
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.value!r})"
@@ -86,3 +95,14 @@ class freeze(Annotation[T]):
 
     def unfreeze(self) -> T:
         return self.value
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Take any value of a model's field and freeze it; written, it is the value again."""
+        from pydantic_core import core_schema
+
+        return core_schema.no_info_after_validator_function(
+            lambda value: value if isinstance(value, cls) else cls(value),
+            core_schema.any_schema(),
+            serialization=core_schema.plain_serializer_function_ser_schema(cls.unfreeze),
+        )

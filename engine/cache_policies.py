@@ -35,6 +35,11 @@ def hash_objects(*values: Any) -> str:
     Raises:
         HashError: one of them can neither be written as JSON nor pickled.
     """
+    return blake2b(bytes_of(*values), digest_size=16).hexdigest()
+
+
+def bytes_of(*values: Any) -> bytes:
+    """Return bytes that stand for the values, the same in every process; raises as ``hash_objects`` does."""
 
     def plain(value: Any) -> Any:
         found = canonical(value)
@@ -45,18 +50,17 @@ def hash_objects(*values: Any) -> str:
             and found[-1].startswith("!opaque")
         ):
             raise HashError(
-                f"a {type(value).__qualname__} cannot be hashed: it is no JSON and cannot be pickled"
+                f"Unable to create hash: a {type(value).__qualname__} is no JSON and cannot be pickled"
             )
         return found
 
     try:
-        encoded = orjson.dumps(values, default=plain, option=OPTIONS)
+        return orjson.dumps(values, default=plain, option=OPTIONS)
     except (TypeError, RecursionError) as exc:
         cause = exc.__cause__
         if isinstance(cause, HashError):
             raise cause from None
-        raise HashError(f"these values cannot be hashed: {exc}") from exc
-    return blake2b(encoded, digest_size=16).hexdigest()
+        raise HashError(f"Unable to create hash of these values: {exc}") from exc
 
 
 @dataclass(frozen=True)
@@ -113,8 +117,8 @@ class CachePolicy:
             return NotImplemented
         if isinstance(other, _NoCache):
             return self
-        mine = self.policies if isinstance(self, CompoundCachePolicy) else (self,)
-        theirs = other.policies if isinstance(other, CompoundCachePolicy) else (other,)
+        mine = self.policies if isinstance(self, CompoundCachePolicy) else [self]
+        theirs = other.policies if isinstance(other, CompoundCachePolicy) else [other]
         together = {}
         for name, what in (
             ("key_storage", "storage locations"),
@@ -123,16 +127,16 @@ class CachePolicy:
         ):
             one, another = getattr(self, name), getattr(other, name)
             if one is not None and another is not None and one != another:
-                raise ValueError(
-                    f"cache policies with different {what} cannot be added up: {one!r} and {another!r}"
-                )
+                raise ValueError(f"Cannot add CachePolicies with different {what}: {one!r} and {another!r}")
             together[name] = another if one is None else one
-        return CompoundCachePolicy((*mine, *theirs), **together)
+        return CompoundCachePolicy([*mine, *theirs], **together)
 
     def __sub__(self, other: str) -> CachePolicy:
         if not isinstance(other, str):
-            raise TypeError(f"only the name of an argument can be taken out of a cache policy, got {other!r}")
-        return CompoundCachePolicy((self, Inputs((other,))), **self._how())
+            raise TypeError(
+                f"Can only subtract strings, the names of arguments, from a cache policy: got {other!r}"
+            )
+        return CompoundCachePolicy([self, Inputs([other])], **self._how())
 
     def _how(self) -> dict[str, Any]:
         return {
@@ -156,7 +160,7 @@ class CacheKeyFnPolicy(CachePolicy):
 class CompoundCachePolicy(CachePolicy):
     """The keys of several policies together; those that give none are passed over."""
 
-    policies: tuple[CachePolicy, ...] = ()
+    policies: list[CachePolicy] = field(default_factory=list, hash=False)
 
     def compute_key(
         self, task_ctx: Any, inputs: Mapping[str, Any], flow_parameters: Mapping[str, Any], **kwargs: Any
@@ -167,11 +171,13 @@ class CompoundCachePolicy(CachePolicy):
 
     def __sub__(self, other: str) -> CachePolicy:
         if not isinstance(other, str):
-            raise TypeError(f"only the name of an argument can be taken out of a cache policy, got {other!r}")
+            raise TypeError(
+                f"Can only subtract strings, the names of arguments, from a cache policy: got {other!r}"
+            )
         if not any(isinstance(policy, Inputs) for policy in self.policies):
-            return CompoundCachePolicy((*self.policies, Inputs((other,))), **self._how())
+            return CompoundCachePolicy([*self.policies, Inputs([other])], **self._how())
         return CompoundCachePolicy(
-            tuple(policy - other if isinstance(policy, Inputs) else policy for policy in self.policies),
+            [policy - other if isinstance(policy, Inputs) else policy for policy in self.policies],
             **self._how(),
         )
 
@@ -236,7 +242,7 @@ class RunId(CachePolicy):
 class Inputs(CachePolicy):
     """The arguments of the call, but for those in ``exclude``."""
 
-    exclude: tuple[str, ...] = ()
+    exclude: list[str] = field(default_factory=list, hash=False)
 
     def compute_key(
         self, task_ctx: Any, inputs: Mapping[str, Any], flow_parameters: Mapping[str, Any], **kwargs: Any
@@ -247,8 +253,10 @@ class Inputs(CachePolicy):
 
     def __sub__(self, other: str) -> CachePolicy:
         if not isinstance(other, str):
-            raise TypeError(f"only the name of an argument can be taken out of a cache policy, got {other!r}")
-        return Inputs((*self.exclude, other), **self._how())
+            raise TypeError(
+                f"Can only subtract strings, the names of arguments, from a cache policy: got {other!r}"
+            )
+        return Inputs([*self.exclude, other], **self._how())
 
 
 INPUTS = Inputs()

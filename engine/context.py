@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar, Token, copy_context
+import os
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar, Token
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from ..config import Settings
     from ..tracing import Span
+    from .carried import Carried
     from .flows import Flow
     from .keeping import Keeping
     from .resting import Rests
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EngineContext", "FlowRunContext", "RunContext", "SettingsContext", "TagsContext", "TaskRunContext", "current_run",
-    "current_tags", "get_run_context", "get_settings_context", "tags", "with_context",
+    "current_tags", "get_run_context", "get_settings_context", "hydrated_context", "serialize_context", "tags", "with_context",
 ]  # fmt: skip
 
 
@@ -135,6 +136,13 @@ class FlowRunContext(RunContext):
     def flow_context(self) -> FlowRunContext:
         return self
 
+    def serialize(self, include_secrets: bool = True) -> dict[str, Any]:
+        """Return what of it travels to another process; see ``carried.py``."""
+        from .carried import flow_words
+
+        del include_secrets
+        return flow_words(self)
+
     @classmethod
     def get(cls) -> FlowRunContext | None:
         """Return the flow run the code is in, also from inside its tasks; None outside any."""
@@ -188,6 +196,17 @@ class TaskRunContext(RunContext):
             self._calls = CallCounter(self.task_run.call or self.task_run.id)
         return self._calls
 
+    def count_apart(self) -> None:
+        """Count the calls it makes from here on apart from those of the task run where it really runs."""
+        self._calls = CallCounter(f"{self.task_run.id}/{os.getpid()}/{id(self)}")
+
+    def serialize(self, include_secrets: bool = True) -> dict[str, Any]:
+        """Return what of it travels to another process; see ``carried.py``."""
+        from .carried import task_words
+
+        del include_secrets
+        return task_words(self)
+
     @classmethod
     def get(cls) -> TaskRunContext | None:
         """Return the task run the code is in; None outside any, and directly in a flow."""
@@ -234,6 +253,11 @@ class TagsContext:
         self.current_tags = set(current_tags)
         self._tokens: list[Token[frozenset[str]]] = []
 
+    def serialize(self, include_secrets: bool = True) -> dict[str, Any]:
+        """Return what of it travels to another process."""
+        del include_secrets
+        return {"current_tags": set(self.current_tags)}
+
     @classmethod
     def get(cls) -> TagsContext:
         """Return the tags of the code around; there are none outside ``tags(…)``."""
@@ -265,16 +289,31 @@ def get_settings_context() -> SettingsContext:
     return SettingsContext(load_settings())
 
 
-def with_context(fn: Callable[P, R]) -> Callable[P, R]:
-    """Return ``fn`` as a function that, in whatever thread it is called, is in the run the code is in now."""
-    here = copy_context()
+def with_context(fn: Callable[P, R]) -> Carried[P, R]:
+    """Return ``fn`` as a function that, in whatever thread or process it is called, is in the run the code is in now.
 
-    @functools.wraps(fn)
-    def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        # A copy for each call: one context cannot be entered by two threads at once.
-        return here.copy().run(fn, *args, **kwargs)
+    For another process (``multiprocessing.Pool``, ``ProcessPoolExecutor``) it has to be picklable, as ``fn`` by itself; see
+    ``carried.py`` for what goes along.
+    """
+    from .carried import Carried
 
-    return call
+    return Carried(fn)
+
+
+def serialize_context() -> dict[str, Any]:
+    """Return the run and the tags the code is in, as they travel to another process; see ``carried.py``."""
+    from .carried import serialize_context
+
+    return serialize_context()
+
+
+def hydrated_context(
+    serialized_context: Mapping[str, Any] | None = None, client: object = None
+) -> AbstractContextManager[None]:
+    """Be in the run and the tags that ``serialize_context`` told of; see ``carried.py``."""
+    from .carried import hydrated_context
+
+    return hydrated_context(serialized_context, client)
 
 
 @contextmanager

@@ -193,7 +193,9 @@ class DaskTaskRunner(ThreadPoolTaskRunner):
         if answer.outcome is None:
             if self._stopping:
                 raise Interrupted
-            raise RunTimedOut(f"task {call.task.name!r} took longer than its {call.task.timeout_seconds:g} s")
+            raise RunTimedOut(
+                f"task {call.task.name!r} timed out after {call.task.timeout_seconds:g} second(s)"
+            )
         return unpacked_outcome(answer.outcome)
 
     # --- the end --------------------------------------------------------------------------------------

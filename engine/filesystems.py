@@ -14,11 +14,11 @@ from collections.abc import Callable
 from errno import EISDIR, ENOENT
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 from urllib.parse import unquote, urlsplit
 
 from anyio import to_thread
-from pydantic import Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 
 from ..errors import DefinitionError, InvalidValueError
 from ..vocabulary import new_id
@@ -147,7 +147,10 @@ class LocalFileSystem(_Either):
 
     _block_type_name: ClassVar[str | None] = "Local File System"
 
-    basepath: str | None = None
+    basepath: Annotated[
+        str | None,
+        BeforeValidator(lambda given: os.fspath(given) if isinstance(given, os.PathLike) else given),
+    ] = None
 
     @property
     def folder(self) -> Path:

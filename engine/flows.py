@@ -32,6 +32,7 @@ from .task_options import (
     check_options,
     check_retries,
     check_timeout,
+    engine_settings,
     is_async,
     take_own,
     unwrapped,
@@ -41,7 +42,6 @@ from .task_runners import TaskRunner, ThreadPoolTaskRunner
 if TYPE_CHECKING:
     from typing import Unpack
 
-    from ..config import EngineConfig
     from .serializers import Serializer
 
 __all__ = ["Flow", "FlowDecorator", "FlowOptions", "flow", "load_flow_from_entrypoint", "select_flow"]
@@ -150,12 +150,12 @@ class Flow(Marked, Deployable, Drawable, Generic[P, R]):
     @property
     def retries(self) -> int:
         """As given, or else what the settings say (``engine.flow_retries``)."""
-        return _engine_settings().flow_retries if self._retries is None else self._retries
+        return engine_settings().flow_retries if self._retries is None else self._retries
 
     @property
     def retry_delay_seconds(self) -> float:
         """As given, or else what the settings say (``engine.flow_retry_delay_s``)."""
-        return _engine_settings().flow_retry_delay_s if self._retry_delay_s is None else self._retry_delay_s
+        return engine_settings().flow_retry_delay_s if self._retry_delay_s is None else self._retry_delay_s
 
     @property
     def on_running_hooks(self) -> list[Hook]:
@@ -400,12 +400,6 @@ def _as_json(value: Any) -> JsonValue:
     except Exception:  # of whatever kind the value's class raises
         return f"<{type(value).__name__}>"
     return plain
-
-
-def _engine_settings() -> EngineConfig:
-    from ..config import load_settings
-
-    return load_settings().engine
 
 
 def _check_delay(delay: object) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .flows import Flow
     from .run import FlowRun
 
-__all__ = ["MAX_PARAMETER_BYTES", "RESERVED", "CallShape", "parameters_json", "recorded_parameters"]
+__all__ = ["MAX_PARAMETER_BYTES", "RESERVED", "CallShape", "parameters_json", "recorded_parameters", "type_hints"]
 
 RESERVED = frozenset({"return_state", "wait_for"})
 """Words a call of a flow or task takes for itself."""
@@ -45,7 +45,7 @@ class CallShape:
         "varpos",
     )
 
-    def __init__(self, fn: Callable[..., Any], *, label: str) -> None:
+    def __init__(self, fn: Callable[..., Any], *, label: str, reserved: Iterable[str] = RESERVED) -> None:
         """Read the signature of ``fn``; ``label`` (``flow 'etl'``) begins the messages of errors.
 
         Raises:
@@ -55,7 +55,7 @@ class CallShape:
         self._label = label
         self.signature = inspect.signature(fn)
         parameters = self.signature.parameters
-        taken = sorted(RESERVED & parameters.keys())
+        taken = sorted(parameters.keys() & set(reserved))
         if taken:
             raise ReservedArgumentError(
                 f"{taken[0]!r} is a reserved argument name and cannot be used: calls of {label} keep it for themselves",
@@ -217,7 +217,7 @@ class CallShape:
         from pydantic import ConfigDict, Field, create_model
         from pydantic.fields import FieldInfo
 
-        hints = _type_hints(self._fn)
+        hints = type_hints(self._fn)
         fields: dict[str, Any] = {}
         # The fields are called p0, p1, …: a parameter may be called `json`, `copy` or `_x`, which a model cannot take.
         for i, (name, parameter) in enumerate(self.signature.parameters.items()):
@@ -288,7 +288,8 @@ def _short(value: object) -> str:
     return text if len(text) <= 200 else text[:197] + "..."
 
 
-def _type_hints(fn: Callable[..., Any]) -> dict[str, Any]:
+def type_hints(fn: Callable[..., Any]) -> dict[str, Any]:
+    """Return the type hints of a function by parameter; Any for one that names what is not there."""
     try:
         return typing.get_type_hints(fn, include_extras=True)
     except Exception:

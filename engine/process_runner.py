@@ -84,7 +84,7 @@ class ProcessPoolTaskRunner(ThreadPoolTaskRunner):
                 raise Interrupted from None
             if ended.timed_out:
                 raise RunTimedOut(
-                    f"task {call.task.name!r} took longer than its {call.task.timeout_seconds:g} s"
+                    f"task {call.task.name!r} timed out after {call.task.timeout_seconds:g} second(s)"
                 ) from None
             raise ProcessDied(str(ended), run_id=call.run.id) from None
         except BaseException:

@@ -10,16 +10,14 @@ from types import GeneratorType
 from typing import TYPE_CHECKING, Any
 
 from ..bus.emit import CauseAttrs, current_cause
+from .carried import flow_context_of
 from .context import FlowRunContext, TaskRunContext, current_run, current_tags
-from .flows import Flow
 from .futures import resolve_futures_to_states, settle_futures
 from .logging import printing
 from .reference import imported
 from .replay import FinishedCall
-from .run_log import RunLog
 from .serializers import unpickled
 from .shipment import FlowFacts, Shipment, packed_outcome
-from .task_run import TaskRun
 from .task_runners import ThreadPoolTaskRunner
 from .tasks import Task
 from .thread_pool import run_coroutine
@@ -86,12 +84,7 @@ def _run(
     runner = ThreadPoolTaskRunner()
     flow = _flow_context(shipment.flow, session, runner) if shipment.flow is not None else None
     parameters = task.shape.bind(args, kwargs)
-    run = TaskRun(
-        facts.id, facts.name, task, flow_run_id=facts.flow_run_id, parameters=parameters, tags=facts.tags,
-        upstream=facts.upstream,
-    )  # fmt: skip
-    run.call, run.index, run.run_count = facts.call, facts.index, facts.run_count
-    run.started_ns, run.started_text = facts.started_ns, facts.started_text
+    run = facts.run_of(task, parameters)
     with runner:
         current_run.set(TaskRunContext(task, run, parameters, flow, shipment.log_prints))
         current_tags.set(shipment.tags)
@@ -129,18 +122,10 @@ async def _awaited(task: Task[..., Any], args: tuple[Any, ...], kwargs: dict[str
 
 
 def _flow_context(facts: FlowFacts, session: Session | None, runner: ThreadPoolTaskRunner) -> FlowRunContext:
-    tracker: FlowTracker | None = None
-    if facts.is_tracked and session is not None:
-        tracker = FlowTracker(
-            session, RunLog(session.bus), facts.run, inline_bytes=facts.inline_bytes,
-            leaves_interrupted=facts.leaves_interrupted,
-        )  # fmt: skip
-        if facts.run.attempt > 1:
-            tracker.finished = _Unread(tracker)
-    return FlowRunContext(
-        _stand_in(facts), facts.run, parameters=dict(facts.parameters), tracker=tracker, runner=runner,
-        log_prints=facts.log_prints, parent=None,
-    )  # fmt: skip
+    context = flow_context_of(facts, session, runner)
+    if context.tracker is not None and facts.run.attempt > 1:
+        context.tracker.finished = _Unread(context.tracker)
+    return context
 
 
 class _Unread(dict[str, FinishedCall]):
@@ -165,13 +150,3 @@ class _Unread(dict[str, FinishedCall]):
 
 _read: tuple[str, int, dict[str, FinishedCall]] = ("", 0, {})
 """What was read last in this process, which mostly serves one run at a time: its id, attempt, and finished calls."""
-
-
-def _stand_in(facts: FlowFacts) -> Flow[..., Any]:
-    def elsewhere() -> None:
-        raise AssertionError("the flow itself runs in another process")
-
-    run = facts.run
-    return Flow(
-        elsewhere, name=run.flow_name, version=run.flow_version, description=facts.description, log_prints=facts.log_prints
-    )  # fmt: skip

@@ -7,7 +7,6 @@ by itself what it holds, and what was damaged is found out.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from hashlib import sha256
@@ -18,39 +17,21 @@ import orjson
 from ..bus.event import format_time, parse_time
 from ..errors import DefinitionError, NotSerializable, ResultLocked, ResultMissing
 from ..vocabulary import new_id
+from .result_record import ResultRecord, ResultRecordMetadata
 from .results import decode_bytes, encode_bytes
-from .serializers import Serializer, serializer_of
+from .serializers import PickleSerializer, Serializer, serializer_named, serializer_of
 from .shelf import BrokerShelf, FileShelf, Shelf
 
 if TYPE_CHECKING:
+    from .flows import Flow
     from .keeping import Keeping
     from .locking import LockManager
+    from .tasks import Task
     from .transactions import IsolationLevel
 
 __all__ = ["ResultRecord", "ResultRecordMetadata", "ResultStore", "get_result_store", "shelf_at", "store_of"]
 
 NOWHERE = "(no run)"
-
-
-@dataclass(frozen=True, slots=True)
-class ResultRecordMetadata:
-    """What is known of a result. ``serializer`` is the ``type`` of the one that wrote it."""
-
-    storage_key: str
-    expiration: datetime | None = None
-    serializer: str = "pickle"
-
-
-@dataclass(frozen=True, slots=True)
-class ResultRecord:
-    """A result and what is known of it."""
-
-    result: Any
-    metadata: ResultRecordMetadata
-
-    @property
-    def expiration(self) -> datetime | None:
-        return self.metadata.expiration
 
 
 class ResultStore:
@@ -144,7 +125,8 @@ class ResultStore:
         header, data = found
         value = opened(header, data, run_id=NOWHERE, key=key, serializer=self.serializer)
         expires = header.get("expires")
-        about = ResultRecordMetadata(key, parse_time(expires) if expires else None, str(header["format"]))
+        by = self.serializer or serializer_named(str(header["format"]))
+        about = ResultRecordMetadata(key, parse_time(expires) if expires else None, by)
         return ResultRecord(value, about)
 
     def _missing(self, key: str) -> ResultMissing:
@@ -187,8 +169,8 @@ class ResultStore:
         self, obj: Any, key: str | None = None, expiration: datetime | None = None
     ) -> ResultRecord:
         """Return a record to be kept with ``persist_result_record``; nothing is kept yet."""
-        kind = self.serializer.type if self.serializer is not None else "pickle"
-        return ResultRecord(obj, ResultRecordMetadata(key or self.storage_key_fn(), expiration, kind))
+        by = self.serializer or PickleSerializer()
+        return ResultRecord(obj, ResultRecordMetadata(key or self.storage_key_fn(), expiration, by))
 
     def persist_result_record(self, result_record: ResultRecord, holder: str | None = None) -> None:
         """Keep a record under its key; raises what ``write`` raises."""
@@ -263,6 +245,35 @@ class ResultStore:
             return
         if locks.is_locked(key):
             raise ResultLocked(f"the result {key!r} cannot be written: it is locked by another holder")
+
+    def update_for_flow(self, flow: Flow[..., Any]) -> ResultStore:
+        """Return a copy that keeps results as a flow says."""
+        return self.with_changes(**self._said(flow))
+
+    def update_for_task(self, task: Task[..., Any]) -> ResultStore:
+        """Return a copy that keeps results as a task says, and its cache policy."""
+        policy = task.cache_policy
+        about = (
+            {"metadata_storage": policy.key_storage, "lock_manager": policy.lock_manager} if policy else {}
+        )
+        return self.with_changes(
+            **self._said(task), **{name: value for name, value in about.items() if value is not None}
+        )
+
+    async def aupdate_for_flow(self, flow: Flow[..., Any]) -> ResultStore:
+        """Do what ``update_for_flow`` does, in async code."""
+        return self.update_for_flow(flow)
+
+    async def aupdate_for_task(self, task: Task[..., Any]) -> ResultStore:
+        """Do what ``update_for_task`` does, in async code."""
+        return self.update_for_task(task)
+
+    @staticmethod
+    def _said(of: Flow[..., Any] | Task[..., Any]) -> dict[str, Any]:
+        said = {"result_storage": of.result_storage, "serializer": of.result_serializer}
+        if not of.cache_result_in_memory:
+            said["cache_result_in_memory"] = False
+        return {name: value for name, value in said.items() if value is not None}
 
     def with_changes(self, **changes: Any) -> ResultStore:
         """Return a copy with some of its arguments changed."""

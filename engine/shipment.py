@@ -14,19 +14,23 @@ from typing import TYPE_CHECKING, Any
 from ..bus.emit import CauseAttrs, current_cause
 from ..bus.event import Event
 from ..errors import TaskFailed, Unpicklable
-from .context import current_tags
+from .context import FlowRunContext, current_tags
 from .logging import run_loggers
 from .reference import module_file, reference_to
 from .run import FlowRun
 from .serializers import pickled, unpickled
 from .task_call import TaskCall
+from .task_run import TaskRun
 from .tasks import Task
 
 if TYPE_CHECKING:
     from ..bus.address import BrokerAddress
     from ..bus.session import Session
 
-__all__ = ["FlowFacts", "Outcome", "RemoteTraceback", "Shipment", "TaskFacts", "about_arguments", "pack", "packed_outcome", "packed_try", "unpacked_outcome"]  # fmt: skip
+__all__ = [
+    "FlowFacts", "Outcome", "RemoteTraceback", "Shipment", "TaskFacts", "about_arguments", "flow_facts", "pack",
+    "packed_outcome", "packed_try", "task_facts", "that_travel", "travelling", "unpacked_outcome",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +60,16 @@ class TaskFacts:
     tags: frozenset[str]
     upstream: tuple[str, ...]
     flow_run_id: str | None
+
+    def run_of(self, task: Task[..., Any], parameters: dict[str, Any]) -> TaskRun:
+        """Return the task run that they are the facts of."""
+        run = TaskRun(
+            self.id, self.name, task, flow_run_id=self.flow_run_id, parameters=parameters, tags=self.tags,
+            upstream=self.upstream,
+        )  # fmt: skip
+        run.call, run.index, run.run_count = self.call, self.index, self.run_count
+        run.started_ns, run.started_text = self.started_ns, self.started_text
+        return run
 
 
 @dataclass(slots=True)
@@ -88,7 +102,7 @@ def pack(call: TaskCall, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Sh
     """
     task, run = call.task, call.run
     try:
-        function = pickled(_travelling(task))
+        function = pickled(travelling(task))
     except Exception as exc:  # anything at all may be raised while pickling what cannot be pickled
         raise Unpicklable(
             f"task {task.name!r} cannot go to another process: {type(exc).__name__}: {exc}",
@@ -103,11 +117,7 @@ def pack(call: TaskCall, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Sh
     return Shipment(
         modules=[(module, module_file(module))] if module != "__main__" else [],
         task=function, arguments=arguments,
-        facts=TaskFacts(
-            run.id, run.name, run.call, run.index, run.run_count, run.started_ns, run.started_text, run.tags,
-            run.upstream, run.flow_run_id,
-        ),
-        flow=_flow_facts(call), log_prints=call.log_prints, tags=current_tags.get(),
+        facts=task_facts(run), flow=flow_facts(call.flow) if call.flow is not None else None, log_prints=call.log_prints, tags=current_tags.get(),
         cause=replace(cause, owner=None) if isinstance(cause, CauseAttrs) else cause,
         log_level=run_loggers()[1].getEffectiveLevel(),
     )  # fmt: skip
@@ -129,7 +139,7 @@ def packed_try(
     return pickled(shipment), session
 
 
-def _travelling(task: Task[..., Any]) -> Task[..., Any]:
+def travelling(task: Task[..., Any]) -> Task[..., Any]:
     """Return the task, without the hooks and conditions that are called where it was submitted."""
     if reference_to(task) is not None:
         return task
@@ -151,14 +161,18 @@ def about_arguments(task: Task[..., Any], parameters: Mapping[str, Any]) -> Unpi
     return Unpicklable(f"the arguments of task {task.name!r} cannot go to another process")
 
 
-def _flow_facts(call: TaskCall) -> FlowFacts | None:
-    flow = call.flow
-    if flow is None:
-        return None
+def task_facts(run: TaskRun) -> TaskFacts:
+    return TaskFacts(
+        run.id, run.name, run.call, run.index, run.run_count, run.started_ns, run.started_text, run.tags, run.upstream,
+        run.flow_run_id,
+    )  # fmt: skip
+
+
+def flow_facts(flow: FlowRunContext) -> FlowFacts:
     tracker = flow.tracker
     return FlowFacts(
-        run=replace(flow.flow_run, result=None, parameters=_that_travel(flow.flow_run.parameters)), description=flow.flow.description,
-        parameters=_that_travel(flow.parameters), log_prints=flow.log_prints, is_tracked=tracker is not None,
+        run=replace(flow.flow_run, result=None, parameters=that_travel(flow.flow_run.parameters)), description=flow.flow.description,
+        parameters=that_travel(flow.parameters), log_prints=flow.log_prints, is_tracked=tracker is not None,
         leaves_interrupted=tracker is not None and tracker.leaves_interrupted,
         inline_bytes=tracker.events.inline_bytes if tracker is not None else 0,
     )  # fmt: skip
@@ -167,7 +181,7 @@ def _flow_facts(call: TaskCall) -> FlowFacts | None:
 _SMALL = 65_536
 
 
-def _that_travel(parameters: Mapping[str, Any]) -> dict[str, Any]:
+def that_travel(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Return the flow's parameters that are small and can be pickled: they go along with every task."""
     travelling = {}
     for name, value in parameters.items():

@@ -127,12 +127,18 @@ class TaskCall:
 
 
 def prepare(
-    task: Task[..., Any], parameters: dict[str, Any], wait_for: Any = None, *, is_direct: bool = False
+    task: Task[..., Any],
+    parameters: dict[str, Any],
+    wait_for: Any = None,
+    *,
+    is_direct: bool = False,
+    id_: str | None = None,
 ) -> TaskCall:
     """Make a call of ``task``: give it its id, name and key, say that it is pending, look for a recorded result.
 
     Args:
         is_direct: it is run at once, where it is made.
+        id_: of the run; default: one of its own.
     """
     parent = current_run.get()
     flow = parent.flow_context if parent is not None else None
@@ -146,7 +152,8 @@ def prepare(
     tags = current_tags.get()
     if task.tags:
         tags = tags | task.tags if tags else task.tags
-    id_ = ids.draw()
+    if id_ is None:
+        id_ = ids.draw()
     run = TaskRun(
         id_,
         f"{task.name}-{id_[-6:]}",

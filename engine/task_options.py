@@ -14,12 +14,13 @@ from .hooks import Hook
 from .retry import RetryDelays
 
 if TYPE_CHECKING:
+    from ..config import EngineConfig
     from .cache_policies import CachePolicy
     from .serializers import Serializer
 
 __all__ = [
     "HOOKS", "STAYS", "Binds", "TaskOptions", "asks_for_cache", "check_options", "check_retries", "check_timeout",
-    "is_async", "is_no_cache", "policy_of", "take_own", "unwrapped",
+    "engine_settings", "is_async", "is_no_cache", "policy_of", "take_own", "unwrapped",
 ]  # fmt: skip
 
 
@@ -29,7 +30,7 @@ class TaskOptions(TypedDict, total=False):
     name: default: the function's. description: default: its docstring. version: any text.
     tags: put on each of its runs, besides those of ``with tags(...)``.
     task_run_name: a template of the parameters (``"load-{day}"``), or a function giving the name.
-    retries: how often a failed run is tried again. retry_delay_seconds: a number, a list (the last one repeats), or a
+    retries: how often a failed run is tried again; default, also of the delay: as the settings say. retry_delay_seconds: a number, a list (the last one repeats), or a
         function of the number of retries giving a list (``exponential_backoff(2)``). retry_jitter_factor: >= 0; spreads
         a delay over ``delay * (1 ± factor)``. retry_condition_fn(task, task_run, state): False: do not retry this.
     timeout_seconds: for each try; see ``timeouts.py`` for what can be interrupted.
@@ -162,6 +163,13 @@ def check_timeout(seconds: object) -> float | None:
     if seconds == 0:
         return None
     return float(seconds)
+
+
+def engine_settings() -> EngineConfig:
+    """Return what the settings say of running, for what an author has not said; loaded when it is first asked for."""
+    from ..config import load_settings
+
+    return load_settings().engine
 
 
 def is_async(fn: Callable[..., Any]) -> bool:

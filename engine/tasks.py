@@ -46,6 +46,7 @@ from .task_options import (
     check_options,
     check_retries,
     check_timeout,
+    engine_settings,
     is_async,
     is_no_cache,
     policy_of,
@@ -81,8 +82,7 @@ class Task(Marked, Generic[P, R]):
         self._options = options
         self.fn = fn
         functools.update_wrapper(self, fn, updated=())
-        name = str(options.get("name") or getattr(fn, "__name__", type(fn).__name__))
-        self.name = "lambda" if name == "<lambda>" else name
+        self.name = str(options.get("name") or getattr(fn, "__name__", type(fn).__name__))
         self.shape = CallShape(fn, label=f"task {self.name!r}")
         self.description = options.get("description") or inspect.getdoc(fn)
         self.version = options.get("version")
@@ -98,8 +98,9 @@ class Task(Marked, Generic[P, R]):
         self.body: Callable[..., Any] = _collecting(fn) if inspect.isasyncgenfunction(fn) else fn
         self.task_run_name = options.get("task_run_name")
         check_template("task_run_name", self.task_run_name)
-        self.retries = check_retries(options.get("retries"))
-        self.retry_delays = check_delays(options.get("retry_delay_seconds"), retries=self.retries)
+        retries, delays = options.get("retries"), options.get("retry_delay_seconds")
+        self._retries = None if retries is None else check_retries(retries)
+        self._retry_delays = None if delays is None else check_delays(delays, retries=self._retries or 0)
         self.retry_jitter_factor = options.get("retry_jitter_factor")
         if self.retry_jitter_factor is not None and self.retry_jitter_factor < 0:
             raise ValueError(f"`retry_jitter_factor` must be >= 0, got {self.retry_jitter_factor}.")
@@ -210,6 +211,22 @@ class Task(Marked, Generic[P, R]):
         body = _collecting(fn) if inspect.isasyncgenfunction(self.fn) else fn
         bound.__dict__.update(_binds="nothing", fn=fn, body=body, shape=self._bound_shape)
         return bound
+
+    @property
+    def retries(self) -> int:
+        """As given, or else what the settings say (``engine.task_retries``)."""
+        return engine_settings().task_retries if self._retries is None else self._retries
+
+    @retries.setter
+    def retries(self, retries: int) -> None:
+        self.__setattr__("retries", retries)  # which is what setting it calls anyway; here for type checkers
+
+    @property
+    def retry_delays(self) -> float | tuple[float, ...]:
+        """As given, or else what the settings say (``engine.task_retry_delay_s``), in seconds."""
+        if self._retry_delays is not None:
+            return self._retry_delays
+        return check_delays(engine_settings().task_retry_delay_s, retries=self.retries)
 
     @property
     def retry_delay_seconds(self) -> float | list[float]:

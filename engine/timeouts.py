@@ -84,7 +84,7 @@ def left_of(limit_s: float | None, began: float) -> float | None:
 
 
 def _timed_out(what: str, seconds: float) -> RunTimedOut:
-    return RunTimedOut(f"{what} took longer than its {seconds:g} s", seconds=seconds)
+    return RunTimedOut(f"{what} timed out after {seconds:g} second(s)", seconds=seconds)
 
 
 @contextmanager

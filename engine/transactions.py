@@ -22,7 +22,7 @@ import logging
 import threading
 from contextlib import suppress
 from contextvars import ContextVar, Token
-from enum import Enum
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from ..errors import DefinitionError, HarkError, RefusedError, RunLost
@@ -44,8 +44,8 @@ __all__ = [
 ]  # fmt: skip
 
 
-class _Word(Enum):
-    """Equal to its text, in any case, too: ``commit_mode="EAGER"``."""
+class _Word(StrEnum):
+    """Made of its text in any case, too: ``commit_mode="EAGER"``."""
 
     @classmethod
     def _missing_(cls, value: object) -> Any:

@@ -38,7 +38,7 @@ WANTED = {
     "concurrency.sync": "concurrency rate_limit",
     "concurrency.v1.sync": "concurrency",
     "context": "FlowRunContext TaskRunContext EngineContext RunContext TagsContext SettingsContext get_run_context"
-    " get_settings_context tags with_context",
+    " get_settings_context tags with_context serialize_context hydrated_context",
     "deployments": "run_deployment arun_deployment deploy",
     "deployments.flow_runs": "run_deployment arun_deployment",
     "deployments.runner": "RunnerDeployment deploy adeploy",
@@ -53,6 +53,7 @@ WANTED = {
     " InvalidNameError MappingLengthMismatch MappingMissingIterable NotPausedError FlowPauseTimeout FlowRunWaitTimeout"
     " ConfigurationError SerializationError HashError Abort InfrastructureError ProtectedBlockError EventTooLarge",
     "filesystems": "LocalFileSystem RemoteFileSystem ReadableFileSystem WritableFileSystem",
+    "flow_engine": "run_flow run_flow_sync run_flow_async",
     "flow_runs": "pause_flow_run suspend_flow_run resume_flow_run wait_for_flow_run apause_flow_run asuspend_flow_run"
     " aresume_flow_run",
     "flows": "Flow flow FlowDecorator load_flow_from_entrypoint select_flow serve aserve",
@@ -67,7 +68,7 @@ WANTED = {
     "logging.handlers": "APILogHandler PrefectConsoleHandler",
     "logging.loggers": "get_logger get_run_logger disable_logger disable_run_logger flow_run_logger task_run_logger"
     " print_as_log LogEavesdropper PrefectLogAdapter",
-    "results": "ResultStore ResultRecord ResultRecordMetadata get_result_store",
+    "results": "ResultStore ResultRecord ResultRecordMetadata get_result_store get_default_result_storage should_persist_result",
     "runtime": "flow_run task_run deployment",
     "runtime.flow_run": "id name tags parameters run_count",
     "schedules": "Cron Interval RRule Schedule",
@@ -78,13 +79,20 @@ WANTED = {
     " AwaitingConcurrencySlot Retrying Late StateGroup get_state_exception raise_state_exception format_exception"
     " exception_to_failed_state exception_to_crashed_state return_value_to_state is_state_iterable get_state_result"
     " aget_state_exception araise_state_exception",
+    "task_engine": "run_task run_task_sync run_task_async",
     "task_runners": "TaskRunner ThreadPoolTaskRunner ConcurrentTaskRunner ProcessPoolTaskRunner",
     "task_worker": "serve",
     "tasks": "Task task MaterializingTask exponential_backoff task_input_hash NO_CACHE DEFAULT",
-    "testing.utilities": "prefect_test_harness",
+    "testing.utilities": "prefect_test_harness exceptions_equal",
     "transactions": "Transaction AsyncTransaction transaction atransaction get_transaction CommitMode IsolationLevel",
     "utilities.annotations": "unmapped allow_failure quote opaque freeze BaseAnnotation NotSet",
-    "utilities.hashing": "hash_objects",
+    "utilities.callables": "get_call_parameters parameters_to_args_kwargs call_with_parameters get_parameter_defaults"
+    " parameter_schema parameter_docstrings explode_variadic_parameter collapse_variadic_parameters expand_mapping_parameters"
+    " raise_for_reserved_arguments cloudpickle_wrapped_call",
+    "utilities.collections": "visit_collection StopVisiting AutoEnum listrepr isiterable ensure_iterable extract_instances"
+    " batched_iterable distinct dict_to_flatdict flatdict_to_dict remove_nested_keys get_from_dict set_in_dict deep_merge"
+    " deep_merge_dicts quote",
+    "utilities.hashing": "hash_objects stable_hash file_hash",
     "variables": "Variable",
 }
 """What flows import from Prefect, by module."""

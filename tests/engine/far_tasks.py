@@ -66,3 +66,9 @@ def knows_its_run(runner: TaskRunner, caplog: pytest.LogCaptureFixture) -> None:
     line: Any = records["looking at 4"]
     assert (line.task_run_name, line.flow_name, line.depth) == ("look-4", "observed", 3)
     assert line.process != os.getpid()
+
+
+def where_am_i(x: int) -> tuple[int, str | None, str | None]:
+    """Tell in which run this is."""
+    get_run_logger().info("at %d", x)
+    return x, runtime.flow_run.id, runtime.task_run.id

@@ -71,7 +71,7 @@ def test_a_limit_stops_what_nothing_else_stops(tmp_path: Path) -> None:
 
     state, tries, after = impatient()
     assert (state.name, tries, after) == ("TimedOut", 2, 4)
-    assert "took longer than its 2 s" in state.data
+    assert "timed out after 2 second(s)" in state.data
 
 
 def test_a_dead_process_costs_one_try(tmp_path: Path) -> None:
