@@ -18,8 +18,8 @@ import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Self
@@ -31,6 +31,7 @@ from anyio import AsyncContextManagerMixin
 from ..config import BusConfig
 from ..errors import AlreadyHeld, BrokerStartFailed, DefinitionError
 from .address import BrokerAddress, discovery_path, is_our_server, read_discovery, server_config_path
+from .disk import LogEnd, room_for, write_fault
 from .swap import finish_swap
 
 __all__ = ["EmbeddedBroker", "find_program"]
@@ -47,6 +48,10 @@ _MEMORY = {"GOGC": "50"}
 messages of the last ten seconds, and it collects so rarely (a dozen times in 60 000 messages) that more often costs little."""
 _RESTART_PAUSES_S = (0.0, 0.2, 0.5, 1.0, 2.0)
 """Waits between restarts of a child that keeps dying; then the broker gives up."""
+_LOOK_S = 1.0
+"""Between two looks at the size of the child's log, which alone says that it could not write."""
+_MOST_LOOK_S = 10.0
+"""Between two looks whether there is room again."""
 _STEADY_S = 30.0
 """A child that lived this long starts the count of restarts anew."""
 
@@ -199,6 +204,11 @@ class EmbeddedBroker(AsyncContextManagerMixin):
 
     Entered means it takes connections at ``address``. Across restarts of the child the port and the credential
     stay, so clients reconnect by themselves; across restarts of the parent they stay where the port is free.
+    A child that could not write (a full disk) takes nothing more by itself: it is started anew once there is room, and
+    what it has can be read until then.
+
+    Attributes:
+        fault: why it takes no writes now, in words; empty while it does.
 
     Raises:
         AlreadyHeld: on entering, if another process has a broker on this home; ``holder`` names its pid.
@@ -215,6 +225,7 @@ class EmbeddedBroker(AsyncContextManagerMixin):
         self._child: _Child | None = None
         self._stopping = False
         self.restarts = 0
+        self.fault = ""
 
     @property
     def address(self) -> BrokerAddress:
@@ -236,11 +247,13 @@ class EmbeddedBroker(AsyncContextManagerMixin):
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncGenerator[Self, None]:
         program = find_program(self._program)
-        self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with _writing(self.home):
+            self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
         with hold_home(self.home):
             await self._stop_orphan()
-            finish_swap(self.home)
-            (self._folder / "run").mkdir(parents=True, exist_ok=True, mode=0o700)
+            with _writing(self.home):
+                finish_swap(self.home)
+                (self._folder / "run").mkdir(parents=True, exist_ok=True, mode=0o700)
             self._password, wanted_port = self._remembered()
             self._stopping = False
             self._child = await self._start(program, wanted_port)
@@ -272,12 +285,13 @@ class EmbeddedBroker(AsyncContextManagerMixin):
 
     async def _start(self, program: Path, port: int) -> _Child:
         """Start a child on ``port`` and return once it listens; a port that is taken is given up for a free one."""
-        try:
-            return await self._start_once(program, port)
-        except _PortTaken:
-            if self._port > 0:
-                raise  # clients know this one: the caller waits for it
-            return await self._start_once(program, -1)
+        with _writing(self.home):
+            try:
+                return await self._start_once(program, port)
+            except _PortTaken:
+                if self._port > 0:
+                    raise  # clients know this one: the caller waits for it
+                return await self._start_once(program, -1)
 
     async def _start_once(self, program: Path, port: int) -> _Child:
         conf, log_path = server_config_path(self.home), self._folder / "server.log"
@@ -345,13 +359,17 @@ class EmbeddedBroker(AsyncContextManagerMixin):
     # --- living ---------------------------------------------------------------------------------------
 
     async def _keep_alive(self, program: Path) -> None:
-        """Restart the child whenever it dies, on the same port, until we are left."""
+        """Restart the child whenever it dies or cannot write, on the same port, until we are left."""
         tries, child = 0, self._child
         while True:
             assert child is not None
             since = time.monotonic()
-            await child.exited.wait()
-            if time.monotonic() - since > _STEADY_S:
+            if await self._failed_to_write(child):
+                await self._room()
+                # It ends when asked: what it could write is stored, and what it could not is nobody's by its word.
+                await child.stop()
+                tries = 0
+            elif time.monotonic() - since > _STEADY_S:
                 tries = 0
             code = child.returncode
             last: BrokerStartFailed | None = None
@@ -362,16 +380,52 @@ class EmbeddedBroker(AsyncContextManagerMixin):
                         f"nats-server died {tries} times in a row, lastly with code {code}",
                         hint=f"see {self._folder / 'server.log'}",
                     )
-                log.warning("broker.died", extra={"pid": child.pid, "code": code, "try": tries + 1})
+                if not self.fault:
+                    log.warning("broker.died", extra={"pid": child.pid, "code": code, "try": tries + 1})
                 await anyio.sleep(_RESTART_PAUSES_S[tries])
                 tries += 1
                 try:
                     self._child = await self._start(program, self._port)
                 except BrokerStartFailed as exc:
                     last = exc
+                    if await anyio.to_thread.run_sync(room_for, self._folder):
+                        # No fault of the program's: that many tries are for one that cannot run.
+                        await self._room()
+                        tries = 0
             child = self._child
             self.restarts += 1
+            self.fault = ""
             log.info("broker.restarted", extra={"pid": child.pid, "port": self._port})
+
+    async def _failed_to_write(self, child: _Child) -> bool:
+        """Wait until the child has ended, or has said that it could not write; which of the two."""
+        end = LogEnd(self._folder / "server.log")
+        while not child.exited.is_set():
+            with anyio.move_on_after(_LOOK_S):
+                await child.exited.wait()
+            if fault := write_fault(end.news()):
+                self.fault = fault
+                return True
+        return False
+
+    async def _room(self) -> None:
+        """Wait until the disk takes writes; says once that it does not."""
+        pause_s, told = _LOOK_S, False
+        while why := await anyio.to_thread.run_sync(room_for, self._folder):
+            self.fault = why
+            if not told:
+                told = True
+                log.error(
+                    "broker.cannot_write",
+                    extra={
+                        "error": why,
+                        "folder": str(self._folder),
+                        "hint": "make room; it goes on by itself then",
+                    },
+                )
+            await anyio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _MOST_LOOK_S)
+        log.warning("broker.writes_again", extra={"folder": str(self._folder), "was": self.fault})
 
     async def _stop_orphan(self) -> None:
         """End a server of this home that outlived its parent; we hold the lock, so it is nobody's."""
@@ -420,11 +474,25 @@ async def _stranger_gone(pid: int, home: Path) -> None:
         await anyio.sleep(0.01)
 
 
+@contextmanager
+def _writing(home: Path) -> Iterator[None]:
+    """Say of a home that cannot be written why, and what to do."""
+    try:
+        yield
+    except OSError as exc:
+        raise BrokerStartFailed(
+            f"the home {home} cannot be written: {exc.strerror or exc}"
+            + (f" ({exc.filename})" if exc.filename else ""),
+            hint="make room, or let this user write there, or set HARK_HOME to another folder; `hark doctor` tells",
+        ) from exc
+
+
 class hold_home:  # noqa: N801 - used as a context manager function
     """Hold the lock of a home while inside.
 
     Raises:
         AlreadyHeld: another process (or another broker of this one) holds it.
+        BrokerStartFailed: the home cannot be written.
     """
 
     def __init__(self, home: Path) -> None:
@@ -433,8 +501,9 @@ class hold_home:  # noqa: N801 - used as a context manager function
 
     def __enter__(self) -> None:
         path = self._home / "broker.lock"
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        self._file = os.fdopen(fd, "r+b")
+        with _writing(self._home):
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._file = os.fdopen(fd, "r+b", buffering=0)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as exc:
@@ -446,10 +515,14 @@ class hold_home:  # noqa: N801 - used as a context manager function
                 hint=f"stop that process (kill {holder or 'PID'}), use its broker by running `hark up` with "
                 "--nats, or set HARK_HOME to another folder",
             ) from exc
-        self._file.truncate(0)
-        self._file.seek(0)
-        self._file.write(str(os.getpid()).encode())
-        self._file.flush()
+        try:
+            with _writing(self._home):
+                self._file.truncate(0)
+                self._file.seek(0)
+                self._file.write(str(os.getpid()).encode())
+        except BaseException:
+            self._file.close()
+            raise
         _locks.add(self._file)
 
     def __exit__(self, *_: object) -> None:

@@ -203,7 +203,8 @@ class EventLog:
                 await self._replies.until_up(deadline)
                 if loop.time() >= deadline:
                     raise BusUnavailable(
-                        f"the broker did not store {event.type} within {self._config.request_timeout_s:g} s ({why})"
+                        f"the broker did not store {event.type} within {self._config.request_timeout_s:g} s ({why})",
+                        hint="is its disk full? `hark doctor` tells; ask again later",
                     )
             tries += 1
             msg = await self._replies.ask(subject, payload, headers=lines)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from ..automations.approval import ApprovalLinks
     from ..automations.dead_letter import DeadLetters
-    from ..bus import Bus, SecretStore
+    from ..bus import Bus, EmbeddedBroker, SecretStore
     from ..clock import Clock
     from ..config import Settings
     from ..engine.control import Control
@@ -38,6 +38,7 @@ class ServerContext:
     Attributes:
         services: the running parts and how each of them is.
         closing: set when the server is about to stop; long answers (streams, waits) end then.
+        broker: the embedded one, if it is this process's.
         is_public: the server listens on more than loopback.
     """
 
@@ -53,6 +54,7 @@ class ServerContext:
     started_at: datetime
     links: AckLinks | None = None
     approval_links: ApprovalLinks | None = None
+    broker: EmbeddedBroker | None = None
     url: str = ""
     is_public: bool = False
     streams: int = 0

@@ -31,6 +31,10 @@ async def ready(request: Request) -> Response:
 def not_ready(context: ServerContext) -> list[str]:
     """Return what is wrong, in words; empty when everything runs."""
     wrong = [] if context.bus.is_connected else ["the broker is not reachable"]
+    if context.broker is not None and context.broker.fault:
+        wrong.append(
+            f"the broker cannot write to {context.settings.home_path} ({context.broker.fault}): make room, it goes on by itself then"
+        )
     if context.closing.is_set():
         wrong.append("the server is stopping")
     for name, part in context.services.report().items():

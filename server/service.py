@@ -83,6 +83,7 @@ class Service(AsyncContextManagerMixin):
         self.url = ""
         self.took_s = 0.0
         self._bus: Bus | None = None
+        self._broker: EmbeddedBroker | None = None
         self._supervisor: Supervisor | None = None
         self._control: Control | None = None
         self.context: ServerContext | None = None
@@ -141,7 +142,7 @@ class Service(AsyncContextManagerMixin):
 
     def _forget(self) -> None:
         self._http = None
-        self._bus = self._supervisor = self._control = self.context = None
+        self._bus = self._broker = self._supervisor = self._control = self.context = None
 
     def _import_rooms(self) -> None:
         """Import what will be needed, in a thread, while the broker starts."""
@@ -165,7 +166,7 @@ class Service(AsyncContextManagerMixin):
             return found
         if self.roles == ALL_ROLES or Role.SERVER in self.roles:
             broker = EmbeddedBroker(self.home, settings.bus, program=settings.nats_server)
-            await stack.enter_async_context(broker)
+            self._broker = await stack.enter_async_context(broker)
             return broker.address
         # A worker beside a `hark up` of this home uses its broker.
         found = locate_broker(settings)
@@ -408,7 +409,7 @@ class Service(AsyncContextManagerMixin):
         self.context = ServerContext(
             settings=self.settings, bus=self.bus, clock=self.clock, keys=keys, queries=queries, control=control,
             secrets=secrets, services=self.parts, metrics=Metrics(), started_at=self.clock.now(), links=self.links,
-            approval_links=self.approval_links,
+            approval_links=self.approval_links, broker=self._broker,
         )  # fmt: skip
         return self.context
 

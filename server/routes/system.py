@@ -56,6 +56,7 @@ async def _status(context: ServerContext) -> dict[str, Any]:
             "connected": context.bus.is_connected,
             "fast_ingest": context.bus.info.fast_ingest,
             "schedules": context.bus.info.schedules,
+            **({"cannot_write": fault} if (fault := context.broker.fault if context.broker else "") else {}),
         },
         "parts": context.services.report(),
     }

@@ -68,7 +68,8 @@ async def main(part: str, home: str) -> None:
             die()
 
         Claims.begin = begin  # type: ignore[method-assign]
-    async with Bus(address, BusConfig()) as bus:
+    # A busy machine starts brokers slowly; whoever looks after processes would start this one once more.
+    async with Bus(address, BusConfig(connect_timeout_s=60)) as bus:
         if part == "engine":
             async with RuleEngine(bus, CONFIG, lease_ttl_s=1):
                 await anyio.sleep_forever()

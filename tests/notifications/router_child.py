@@ -18,7 +18,8 @@ async def main(home: str) -> None:
     while (address := locate_broker(Settings(home=Path(home)))) is None:  # noqa: ASYNC110
         await anyio.sleep(0.05)
     config = NotificationsConfig(send_timeout_s=5.0, retries=2, backoff_s=0.02)
-    async with Bus(address, BusConfig()) as bus:
+    # A busy machine starts brokers slowly; whoever looks after processes would start this one once more.
+    async with Bus(address, BusConfig(connect_timeout_s=60)) as bus:
         late = LateValues(bus, SecretStore(bus, KEY), environ={})
         async with (
             Notifier(bus, late, config) as notifier,
