@@ -23,6 +23,8 @@ RESTORED = "hark.restored"
 """The type of the event that ends what a restore put back into the log."""
 RUN_DELETED = "hark.flow-run.deleted"
 """The type of the event that hides a run that is over. It is no state of the run."""
+RUN_TAKEN = "hark.flow-run.taken-over"
+"""The type of the event by which a worker tells the one before it, should that be alive, that the run is another's."""
 
 
 def flow_run_subject(state: str, run_id: str) -> str:

@@ -7,7 +7,7 @@ for a run that somebody executes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -16,11 +16,11 @@ from typing import Any, Self
 import orjson
 
 from ..bus.event import Recorded
-from ..vocabulary import FlowRunId, StateType, new_id
+from ..vocabulary import FlowRunId, JsonObject, StateType, new_id
 from .hook_log import ANYONE, HERE, is_owed
 from .run import FlowRun
 
-__all__ = ["Answer", "Ticket", "answer", "lane_of", "losses"]
+__all__ = ["Answer", "Ticket", "answer", "attempt_taken", "lane_of", "losses"]
 
 S = StateType
 
@@ -155,10 +155,29 @@ def losses(history: Iterable[Recorded]) -> tuple[str | None, int]:
 def lane_of(history: Iterable[Recorded], token: str) -> str | None:
     """Return the lane in which the message with ``token`` was last taken."""
     lane: str | None = None
+    for _, details in _taken(history, token):
+        lane = str(details.get("lane"))
+    return lane
+
+
+def attempt_taken(history: Iterable[Recorded], token: str) -> int | None:
+    """Return the attempt that began when the message with ``token`` was last taken.
+
+    A message that is given out again keeps its token; each who takes it begins another attempt.
+    """
+    attempt: int | None = None
+    for data, _ in _taken(history, token):
+        run = data.get("run")
+        found = run.get("attempt") if isinstance(run, dict) else None
+        attempt = found if isinstance(found, int) else None
+    return attempt
+
+
+def _taken(history: Iterable[Recorded], token: str) -> Iterator[tuple[JsonObject, JsonObject]]:
+    """Give the data, and the details of the state, of each transition by which the message with ``token`` was taken."""
     for recorded in history:
         data = recorded.event.data
         state = data.get("state") if isinstance(data, dict) else None
         details = state.get("details") if isinstance(state, dict) else None
-        if isinstance(details, dict) and details.get("token") == token:
-            lane = str(details.get("lane"))
-    return lane
+        if isinstance(data, dict) and isinstance(details, dict) and details.get("token") == token:
+            yield data, details

@@ -19,9 +19,9 @@ import orjson
 from anyio import AsyncContextManagerMixin
 from anyio.abc import TaskGroup, TaskStatus
 
-from ..bus import Bus
+from ..bus import Bus, Event
 from ..bus.session import Session, use_session
-from ..bus.subject import PREFIX
+from ..bus.subject import PREFIX, RUN_TAKEN
 from ..bus.work_queue import WorkItem
 from ..clock import SYSTEM_CLOCK, Clock
 from ..config import EngineConfig, WorkerConfig
@@ -44,12 +44,12 @@ from .loader import Loader
 from .past_end import past_end
 from .presence import WorkerInfo
 from .process_pool import ProcessPool
-from .run import FlowRun
+from .run import SOURCE, FlowRun
 from .run_code import RunCode
 from .run_log import RunLog
 from .states import Cancelled, Crashed, Failed, Pending, Resuming, Running, Suspended
 from .stop_request import StopRequest
-from .ticket import Answer, Ticket, answer, lane_of, losses
+from .ticket import Answer, Ticket, answer, attempt_taken, lane_of, losses
 from .waiting import LOOP, PROCESS, Lane
 
 __all__ = ["Worker"]
@@ -319,6 +319,11 @@ class Worker(AsyncContextManagerMixin):
             run = await self._take_over(run, details, lost=lost + 1, limit=limit)
         else:
             run = await self._runs.move_exactly(run, Pending(details=details), attempt=run.attempt + 1)
+        held.attempt = run.attempt
+        if held.is_lost:
+            raise RunLost(run.id, reason=f"another has begun attempt {held.newest}")
+        if verdict is Answer.TAKE_OVER:
+            await self._say_taken(run)
         if run.is_final:
             await self._call_hooks(held, lane, run, code)
         elif code.problem is not None:
@@ -337,6 +342,18 @@ class Worker(AsyncContextManagerMixin):
         log.warning("worker.takes_over", extra={"run_id": run.id, "attempt": run.attempt + 1, "why": why})
         state = Running(message=why, details={**details, "lost": lost})
         return await self._runs.move_exactly(run, state, attempt=run.attempt + 1)
+
+    async def _say_taken(self, run: FlowRun) -> None:
+        """Tell whoever had the run before us: it may be alive, and still at it."""
+        data: JsonObject = {"run": {"id": run.id}, "attempt": run.attempt, "worker": self.info.name}
+        event = Event(
+            type=RUN_TAKEN,
+            source=SOURCE,
+            subject=f"flow-run/{run.id}",
+            data=data,
+            id=f"{run.id}-taken-{run.attempt}",
+        )
+        await insist(self._bus.log.append, event)
 
     async def _forward(self, held: HeldRun) -> None:
         """Pass a message on to where it can be executed: the dispatcher did not know that it is a sync flow."""
@@ -404,6 +421,7 @@ class Worker(AsyncContextManagerMixin):
             _, lost = losses(await insist(self._runs.history, run.id))
             limit = code.crash_retries(self._engine.crash_retries)
             run = await insist(self._take_over, now, details, lost=lost + 1, limit=limit, why=why)
+            held.attempt = run.attempt
             if run.is_final:
                 await self._call_hooks(held, lane, run, code)
                 return run
@@ -417,8 +435,10 @@ class Worker(AsyncContextManagerMixin):
             or (now.state_type is S.SCHEDULED and not now.waits_in_process)
         ):
             return True  # nobody executes it, and nothing is left to write
-        token, _ = losses(await insist(self._runs.history, now.id))
-        return token == held.ticket.token
+        history = await insist(self._runs.history, now.id)
+        token, _ = losses(history)
+        # Who was silent for too long has lost the message, token and all, to another, who began an attempt of its own.
+        return token == held.ticket.token and attempt_taken(history, token) == held.attempt
 
     async def _settle_run(self, now: FlowRun, outcome: Outcome, held: HeldRun) -> FlowRun | None:
         """Write what an execution left unwritten; None if the run is to be executed again here."""
@@ -474,8 +494,9 @@ class Worker(AsyncContextManagerMixin):
     # --- stopping runs --------------------------------------------------------------------------------
 
     async def _hear(self, *, task_status: TaskStatus[None]) -> None:
-        """Hear from the log when a run we hold is to stop."""
+        """Hear from the log when a run we hold is to stop, or is another's."""
         filters = [f"{PREFIX}flow-run.{word}.*" for word in (*STOP_WORDS, *END_WORDS)]
+        filters.append(f"{PREFIX}{RUN_TAKEN}")
         started = False
         while True:
             try:
@@ -485,7 +506,10 @@ class Worker(AsyncContextManagerMixin):
                             started = True
                             task_status.started()
                         for recorded in batch.records:
-                            self._on_word(recorded.subject, recorded.seq)
+                            if recorded.subject == f"{PREFIX}{RUN_TAKEN}":
+                                self._on_taken(recorded.event)
+                            else:
+                                self._on_word(recorded.subject, recorded.seq)
             except LogRewound as exc:
                 # Somebody restored or removed the log under us. What we hold is refused when it is written.
                 log.error("worker.log_rewound", extra={"error": str(exc)})
@@ -500,6 +524,18 @@ class Worker(AsyncContextManagerMixin):
             held.stop.set()
         else:
             self._tg.start_soon(self._stop_after_grace, held)
+
+    def _on_taken(self, event: Event) -> None:
+        """Stop a run that another has taken up: our heartbeats came too late, and what we still do of it is done twice."""
+        data = event.data
+        held = self._held.get(FlowRunId(str(event.subject).removeprefix("flow-run/")))
+        attempt = data.get("attempt") if isinstance(data, dict) else None
+        if held is None or not isinstance(attempt, int):
+            return
+        held.newest = max(held.newest, attempt)
+        if held.is_lost:
+            log.warning("worker.run_taken", extra={"run_id": held.ticket.run_id, "attempt": attempt})
+            held.stop.set()
 
     async def _stop_after_grace(self, held: HeldRun) -> None:
         await anyio.sleep(self._engine.cancel_grace_s)

@@ -184,6 +184,108 @@ async def test_a_worker_that_was_cut_off_cannot_write_over_its_successor(stage: 
     assert result["result"] == {"inline": "successor", "format": "json"}
 
 
+TWO_ZOMBIES = """
+def first(marker):
+    try:
+        open(marker, "x").close()
+    except FileExistsError:
+        return False
+    return True
+
+@task
+def step(n):
+    say(f"step-{n}")
+
+@task
+async def astep(n):
+    await asay(f"step-{n}")
+
+@flow
+def sync_one(marker: str):
+    step(1)
+    if first(marker):
+        try:
+            say("waits")
+            while not os.path.exists(marker + "-go"):
+                time.sleep(0.05)
+            return "zombie"
+        finally:
+            open(marker + "-left", "w").close()
+    say("again")
+    while not os.path.exists(marker + "-end"):
+        time.sleep(0.05)
+    step(2)
+    return "successor"
+
+@flow
+async def async_one(marker: str):
+    await astep(1)
+    if first(marker):
+        try:
+            await asay("waits")
+            while not os.path.exists(marker + "-go"):
+                await asyncio.sleep(0.05)
+            return "zombie"
+        finally:
+            open(marker + "-left", "w").close()
+    await asay("again")
+    while not os.path.exists(marker + "-end"):
+        await asyncio.sleep(0.05)
+    await astep(2)
+    return "successor"
+"""
+
+
+TELLS = """
+import logging, os
+class Ear(logging.Handler):
+    def emit(self, record):
+        if record.msg == "worker.run_lost":
+            open(os.path.join(os.environ["HARK_HOME"], "lost-" + record.run_id), "w").close()
+logging.getLogger("hark.engine.worker").addHandler(Ear())
+logging.getLogger("hark.engine.worker").setLevel("INFO")
+"""
+
+
+async def test_a_worker_that_comes_back_disturbs_no_successor_that_is_still_at_it(
+    stage: Stage, home: Path
+) -> None:
+    """Cut off for longer than its lease, it stops what others have taken up, and writes nothing of it: no end, no return.
+
+    One of the two flows comes to its end just then, the other would go on for ever.
+    """
+    stage.write(TWO_ZOMBIES)
+    names = ("sync_one", "async_one")
+    for name in names:
+        await stage.deploy(name)
+    async with Dispatcher(stage.bus, ENGINE) as dispatcher:
+        await dispatcher.leading()
+        with program(home, "Worker(bus, WorkerConfig(), engine)", first=TELLS) as victim:
+            runs = [await stage.ask(name, parameters={"marker": str(stage.root / name)}) for name in names]
+            await stage.hear("said.waits", times=2)
+            stopped = [victim.pid, *(process.pid for process in descendants(victim))]
+            for pid in stopped:
+                os.kill(pid, signal.SIGSTOP)
+            async with Worker(stage.bus, WorkerConfig(drain_s=0), ENGINE):
+                await stage.hear("said.again", times=2)
+                (stage.root / "async_one-go").touch()
+                for pid in stopped:
+                    os.kill(pid, signal.SIGCONT)
+                with anyio.fail_after(60):
+                    while not all((home / f"lost-{run.id}").exists() for run in runs):  # noqa: ASYNC110 - another process
+                        await anyio.sleep(0.05)
+                assert all((stage.root / f"{name}-left").exists() for name in names)
+                for name in names:
+                    (stage.root / f"{name}-end").touch()
+                ended = [await stage.end(run) for run in runs]
+    for run in ended:
+        assert (run.state_type, run.attempt) == (StateType.COMPLETED, 2)
+        assert (await stage.states(run))[-3:] == ["running", "running", "completed"]
+        result = (await stage.control.runs.history(run.id))[-1].event.data
+        assert isinstance(result, dict)
+        assert result["result"] == {"inline": "successor", "format": "json"}
+
+
 async def test_when_the_leading_dispatcher_dies_another_leads_and_no_run_is_lost_or_doubled(
     stage: Stage, home: Path
 ) -> None:

@@ -22,7 +22,7 @@ from hark.engine.states import (
     State,
     Suspended,
 )
-from hark.engine.ticket import MAX_LOOKS, Answer, Ticket, answer, losses
+from hark.engine.ticket import MAX_LOOKS, Answer, Ticket, answer, attempt_taken, losses
 from hark.vocabulary import FlowRunId
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
@@ -98,3 +98,18 @@ def test_losses_are_counted_since_the_run_was_last_handed_out_anew() -> None:
         "t2",
         0,
     )
+
+
+def test_the_attempt_a_message_was_last_taken_for_tells_two_workers_apart() -> None:
+    """Both have the same token, for the message is the same. Further tries of the flow itself are no taking."""
+    claim = a_run(Pending(details={"token": "t1"}), attempt=1, seq=2)
+    tried_again = a_run(Retrying(), attempt=2, seq=3)
+    taken_over = a_run(Running(details={"token": "t1", "lost": 1}), attempt=3, seq=4)
+    log = [
+        Recorded(r.seq, "s", NOW, transition_event(r, previous=None).to_json())
+        for r in (claim, tried_again, taken_over)
+    ]
+    assert attempt_taken(log[:1], "t1") == 1
+    assert attempt_taken(log[:2], "t1") == 1
+    assert attempt_taken(log, "t1") == 3
+    assert attempt_taken(log, "t2") is None
