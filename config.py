@@ -310,6 +310,13 @@ class Settings(BaseSettings):
     server: ServerConfig = ServerConfig()
 
     @property
+    def api_address(self) -> str:
+        """Where the API is to be expected: ``api_url`` if somebody set it, else this machine's, on the server's port."""
+        if "api_url" in self.model_fields_set or not self.server.port:
+            return self.api_url
+        return f"http://127.0.0.1:{self.server.port}"
+
+    @property
     def home_path(self) -> Path:
         """The home with ``~`` resolved."""
         return self.home.expanduser().absolute()

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .call import AsJson, ask, plain, show, table
+from .ident import event_id_of
 
 if TYPE_CHECKING:
     from ..automations.model import Automation
+    from ..server.client import Hark
     from ..vocabulary import JsonObject
 
 _Config = Annotated[
@@ -113,7 +115,9 @@ def _backtest_text(made: JsonObject, name: str) -> str:
 
 
 def explain(
-    event: Annotated[str, typer.Argument(help="An event: its id, or its sequence in the log.")],
+    event: Annotated[
+        str, typer.Argument(help="An event: its id or the beginning of it, or its sequence in the log.")
+    ],
     rule: Annotated[
         str | None, typer.Argument(help="One rule; default: every rule that listens to its type.")
     ] = None,
@@ -134,7 +138,13 @@ def explain(
             if found is None:
                 raise UnknownName("automation", rule, known=[])
             body["rules"] = {rule: found.to_json()}
-    made = ask(lambda h: h.explain(body))
+
+    async def whole(hark: Hark) -> JsonObject:
+        return await hark.explain(
+            {**body, "event": event if event.isdigit() else await event_id_of(hark, event)}
+        )
+
+    made = ask(whole)
     show(made, _explain_text(made), as_json=as_json)
 
 

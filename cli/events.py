@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .call import AsJson, ask, group, json_argument, pairs, plain, show, table, to_json
+from .ident import event_id_of
 from .replay import replay
 
 if TYPE_CHECKING:
@@ -72,10 +73,15 @@ def watch(
 
 @events.command("show")
 def show_one(
-    event_id: Annotated[str, typer.Argument(help="The event's id.")], as_json: AsJson = False
+    event_id: Annotated[str, typer.Argument(help="The event's id, or its beginning.")],
+    as_json: AsJson = False,
 ) -> None:
     """Show one event."""
-    item = ask(lambda h: h.event(event_id))
+
+    async def read(hark: Hark) -> JsonObject:
+        return await hark.event(await event_id_of(hark, event_id))
+
+    item = ask(read)
     show(item, pairs(item), as_json=as_json)
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .call import AsJson, ago, ask, group, pairs, show, table, to_json
+from .ident import run_id_of
+
+if TYPE_CHECKING:
+    from ..server.client import Hark, Page
 
 blocks = group("Typed configuration kept by code: ls, show, rm.")
 artifacts = group("What runs show people: ls, show.")
@@ -55,7 +59,12 @@ def artifacts_ls(
     as_json: AsJson = False,
 ) -> None:
     """List artifacts as they are now, the latest first."""
-    items = ask(lambda h: h.artifacts(type=type, flow_run=run, limit=limit)).items
+
+    async def read(hark: Hark) -> Page:
+        shown_by = None if run is None else await run_id_of(hark, run)
+        return await hark.artifacts(type=type, flow_run=shown_by, limit=limit)
+
+    items = ask(read).items
     rows = [[a["id"], a["type"], a["flow"] or "-", ago(a["time"]), a["description"] or ""] for a in items]
     head = ["KEY OR ID", "TYPE", "FLOW", "SHOWN", "DESCRIPTION"]
     show(items, table(head, rows, empty="no artifacts"), as_json=as_json)

@@ -10,6 +10,7 @@ import typer
 
 from ..errors import HarkError
 from .call import AsJson, ask, show, table
+from .ident import event_id_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,8 +23,16 @@ if TYPE_CHECKING:
 _SHOWN = 20
 
 
+async def _select_ids(hark: Hark, ids: Sequence[str]) -> Selected:
+    from ..server.replay import select_ids
+
+    return await select_ids(hark, [await event_id_of(hark, one) for one in ids])
+
+
 def replay(
-    ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]…", help="Events by their ids.")] = None,
+    ids: Annotated[
+        list[str] | None, typer.Argument(metavar="[ID]…", help="Events by their ids, or their beginnings.")
+    ] = None,
     type_: Annotated[
         list[str] | None, typer.Option("--type", help="Types, such as order.paid or order.*; repeatable.")
     ] = None,
@@ -42,7 +51,7 @@ def replay(
 ) -> None:
     """Emit past events again, oldest first, as new ones that name the first in `replayof`; rules act on them anew."""
     from ..server.replay import replay as emit_again
-    from ..server.replay import select, select_ids
+    from ..server.replay import select
     from ..vocabulary import new_id
 
     filters = [type_, source, subject, since, until]
@@ -52,7 +61,7 @@ def replay(
         )
     selected = ask(
         lambda h: (
-            select_ids(h, ids)
+            _select_ids(h, ids)
             if ids
             else select(
                 h, types=type_ or (), source=source, subject=subject, since=since, until=until, limit=limit

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from .call import AsJson, ago, ask, group, json_argument, pairs, plain, show, table, to_json
+from .ident import run_id_of
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from ..server.client import Hark
     from ..vocabulary import JsonObject
 
@@ -17,7 +20,18 @@ runs = group(
     "Look at and steer flow runs: ls, show, logs, watch, cancel, pause, suspend, resume, retry, delete."
 )
 
-_Id = Annotated[str, typer.Argument(help="The run's id.")]
+T = TypeVar("T")
+
+_Id = Annotated[str, typer.Argument(help="The run's id, or its beginning.")]
+
+
+def _ask_of(run_id: str, call: Callable[[Hark, str], Awaitable[T]]) -> T:
+    """Ask the server something of the run whose id this is, or begins so."""
+
+    async def whole(hark: Hark) -> T:
+        return await call(hark, await run_id_of(hark, run_id))
+
+    return ask(whole)
 
 
 def run_rows(items: list[JsonObject]) -> str:
@@ -53,12 +67,12 @@ def ls(
 def show_one(run_id: _Id, as_json: AsJson = False) -> None:
     """Show one run and its task runs."""
 
-    async def both(hark: Hark) -> JsonObject:
+    async def both(hark: Hark, run_id: str) -> JsonObject:
         run = await hark.flow_run(run_id)
         run["task_runs"] = [*await hark.task_runs(run_id)]
         return run
 
-    run = ask(both)
+    run = _ask_of(run_id, both)
     text = pairs({k: v for k, v in run.items() if k != "task_runs"})
     tasks = run["task_runs"]
     if isinstance(tasks, list) and tasks:
@@ -80,7 +94,7 @@ def show_one(run_id: _Id, as_json: AsJson = False) -> None:
 @runs.command("logs")
 def logs(run_id: _Id, as_json: AsJson = False) -> None:
     """Print the log lines of a run."""
-    lines = ask(lambda h: h.flow_run_logs(run_id))
+    lines = _ask_of(run_id, lambda h, id_: h.flow_run_logs(id_))
     text = "\n".join(log_line(line) for line in lines) or "no log lines"
     show(lines, text, as_json=as_json)
 
@@ -96,7 +110,7 @@ def log_line(line: JsonObject) -> str:
 def watch(run_id: _Id, as_json: AsJson = False) -> None:
     """Print the transitions of a run until it is over; exit 1 if it did not complete."""
 
-    async def follow(hark: Hark) -> str:
+    async def follow(hark: Hark, run_id: str) -> str:
         run = await hark.flow_run(run_id)
         if not run.get("is_final"):
             async for item in hark.watch_events("flow-run.*", subject=f"flow-run/{run_id}", after=_seq(run)):
@@ -110,7 +124,7 @@ def watch(run_id: _Id, as_json: AsJson = False) -> None:
             )
         return str(run.get("state_type"))
 
-    if ask(follow) != "COMPLETED":
+    if _ask_of(run_id, follow) != "COMPLETED":
         raise typer.Exit(1)
 
 
@@ -136,13 +150,13 @@ def cancel(
     as_json: AsJson = False,
 ) -> None:
     """Ask a run to stop."""
-    _done(ask(lambda h: h.cancel_flow_run(run_id, reason=reason)), as_json)
+    _done(_ask_of(run_id, lambda h, id_: h.cancel_flow_run(id_, reason=reason)), as_json)
 
 
 @runs.command("suspend")
 def suspend(run_id: _Id, as_json: AsJson = False) -> None:
     """Stop a run for now and free its worker; what is finished is kept."""
-    _done(ask(lambda h: h.flow_run_action(run_id, "suspend")), as_json)
+    _done(_ask_of(run_id, lambda h, id_: h.flow_run_action(id_, "suspend")), as_json)
 
 
 @runs.command("pause")
@@ -161,7 +175,7 @@ def resume(
 ) -> None:
     """Let a paused or suspended run go on."""
     body: JsonObject = {} if given is None else {"input": json_argument(given)}
-    _done(ask(lambda h: h.flow_run_action(run_id, "resume", **body)), as_json)
+    _done(_ask_of(run_id, lambda h, id_: h.flow_run_action(id_, "resume", **body)), as_json)
 
 
 @runs.command("retry")
@@ -171,18 +185,21 @@ def retry(
     as_json: AsJson = False,
 ) -> None:
     """Run a failed run again, from the failed task."""
-    _done(ask(lambda h: h.retry_flow_run(run_id, from_start=from_start)), as_json)
+    _done(_ask_of(run_id, lambda h, id_: h.retry_flow_run(id_, from_start=from_start)), as_json)
 
 
 @runs.command("delete")
 def delete(
-    run_ids: Annotated[list[str], typer.Argument(help="The runs' ids.", metavar="RUN_ID...")],
+    run_ids: Annotated[
+        list[str], typer.Argument(help="The runs' ids, or their beginnings.", metavar="RUN_ID...")
+    ],
     reason: Annotated[str, typer.Option(help="Said in the event that tells of it.")] = "",
 ) -> None:
     """Delete runs that are over, with their task runs, logs and artifacts. What happened stays in the log of events."""
 
     async def each(hark: Hark) -> None:
-        for run_id in run_ids:
+        # All are known before the first is gone.
+        for run_id in [await run_id_of(hark, one) for one in run_ids]:
             gone = await hark.delete_flow_run(run_id, reason=reason)
             typer.echo(f"{gone['id']}  {gone.get('name')} is deleted")
 

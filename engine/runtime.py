@@ -252,7 +252,7 @@ def _url(path: str, id_: str | None) -> str | None:
         return None
     from ..config import load_settings
 
-    return f"{load_settings().api_url.rstrip('/')}{path}{id_}"
+    return f"{load_settings().api_address.rstrip('/')}{path}{id_}"
 
 
 _above: dict[str, FlowRun] = {}

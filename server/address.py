@@ -31,16 +31,16 @@ def _alive(pid: object) -> bool:
 
 
 def find_api(settings: Settings) -> str:
-    """Return the URL of the API: ``HARK_API_URL`` if set, else what a live server announced, else the default."""
+    """Return the URL of the API: ``HARK_API_URL`` if set, else what a live server announced, else its port here."""
     if "api_url" in settings.model_fields_set:
         return settings.api_url
     try:
         value = orjson.loads((settings.home_path / _FILE).read_bytes())
     except (OSError, orjson.JSONDecodeError):
-        return settings.api_url
+        return settings.api_address
     if isinstance(value, dict) and isinstance(value.get("url"), str) and _alive(value.get("pid")):
         return str(value["url"])
-    return settings.api_url
+    return settings.api_address
 
 
 @contextmanager

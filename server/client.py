@@ -210,7 +210,7 @@ class Hark(ValueCalls):
         return [str(i) for i in answer["ids"]]
 
     async def events(self, **filters: Any) -> Page:
-        """List events, newest first: ``type, source, subject, correlation, since, until, limit, cursor``."""
+        """List events, newest first: ``type, source, subject, correlation, id_prefix, since, until, limit, cursor``."""
         return await self._page("/api/events", **filters)
 
     async def audit(self, **filters: Any) -> Page:
@@ -253,7 +253,7 @@ class Hark(ValueCalls):
     # --- runs ------------------------------------------------------------------------------------------
 
     async def flow_runs(self, **filters: Any) -> Page:
-        """List flow runs, newest first: ``state, flow, deployment, tag, parent, since, limit, cursor``."""
+        """List flow runs, newest first: ``state, flow, deployment, tag, parent, id_prefix, since, limit, cursor``."""
         return await self._page("/api/flow-runs", **filters)
 
     async def flow_run(self, id: str) -> JsonObject:

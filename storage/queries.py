@@ -100,6 +100,9 @@ class Queries:
             if (value := getattr(where, name)) is not None:
                 parts.append(f"flow_runs.{name}")
                 values[name] = value
+        if where.id_prefix is not None:
+            parts.append("flow_runs.id_prefix")
+            values |= _beginning(where.id_prefix)
         if where.tags:
             parts.append("flow_runs.tags")
             values["tags"] = json_array(where.tags)
@@ -222,6 +225,9 @@ class Queries:
             if (value := getattr(where, name)) is not None:
                 parts.append(f"events.{name}")
                 values[name] = value
+        if where.id_prefix is not None:
+            parts.append("events.id_prefix")
+            values |= _beginning(where.id_prefix)
         add_bounds(parts, values, "events", where.since, where.until)
         if where.subject is not None:
             parts.append("events.subject_prefix" if where.subject.endswith("*") else "events.subject")
@@ -566,3 +572,8 @@ class Queries:
             await db.execute("PRAGMA query_only = ON")
             await db.execute("PRAGMA busy_timeout = 2000")
         return db
+
+
+def _beginning(stem: str) -> dict[str, str]:
+    # U+10FFFF sorts behind every character there can be.
+    return {"id_from": stem, "id_to": stem + "\U0010ffff"}

@@ -17,6 +17,10 @@ WHERE NOT EXISTS (SELECT 1 FROM deleted_runs AS gone WHERE gone.id = flow_runs.i
 -- for: one run
 AND id = :id;
 
+-- name: flow_runs.id_prefix
+-- for: runs whose id begins so
+AND id >= :id_from AND id < :id_to;
+
 -- name: flow_runs.states
 -- for: types, or names without regard to case and dashes
 AND (state_type IN (SELECT value FROM json_each(:types))
@@ -137,6 +141,10 @@ FROM events WHERE TRUE;
 -- name: events.id
 -- for: one event; recorded again outside the broker's memory it stands in the log twice
 AND id = :id ORDER BY seq DESC LIMIT 1;
+
+-- name: events.id_prefix
+-- for: events whose id begins so
+AND id >= :id_from AND id < :id_to;
 
 -- name: events.seq
 -- for: the event at one place in the log

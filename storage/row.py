@@ -42,9 +42,11 @@ class RunFilter:
         text: part of the run's, flow's or deployment's name or of the state's message, whatever the case.
         top_level: only runs that are no subflow.
         cause: name of the automation, schedule, webhook, … that asked for it; cause_event: id of the event.
+        id_prefix: with which its id begins.
     """
 
     states: tuple[str, ...] = ()
+    id_prefix: str | None = None
     name: str | None = None
     flow: str | None = None
     deployment: str | None = None
@@ -69,9 +71,11 @@ class EventFilter:
         subject: whole, or its beginning followed by ``*``.
         since, until: bounds on when the log recorded it, from and before.
         after_seq, before_seq: bounds on its place in the log, both exclusive.
+        id_prefix: with which its id begins.
     """
 
     types: tuple[str, ...] = ()
+    id_prefix: str | None = None
     subject: str | None = None
     source: str | None = None
     correlation: str | None = None

@@ -35,6 +35,7 @@ async def list_events(
     subject: Annotated[str | None, Query(description="whole, or its beginning followed by *")] = None,
     correlation: str | None = None,
     causation: str | None = None,
+    id_prefix: str | None = None,
     since: Annotated[str | None, Query(description="a time, or how long ago: 10m, 7d")] = None,
     until: str | None = None,
     after_seq: int | None = None,
@@ -45,7 +46,7 @@ async def list_events(
 ) -> Response:
     """List events, newest first."""
     where = EventFilter(
-        types=tuple(type or ()), subject=subject, source=source, correlation=correlation, causation=causation,
+        types=tuple(type or ()), subject=subject, source=source, correlation=correlation, causation=causation, id_prefix=id_prefix,
         since=moment(since, name="since"), until=moment(until, name="until"), after_seq=after_seq, before_seq=before_seq,
     )  # fmt: skip
     found = await context_of(request).queries.events(

@@ -47,6 +47,7 @@ async def list_flow_runs(
     parent: str | None = None,
     top_level: bool = False,
     cause: str | None = None,
+    id_prefix: str | None = None,
     text: str | None = None,
     since: str | None = None,
     until: str | None = None,
@@ -56,7 +57,7 @@ async def list_flow_runs(
     """List flow runs, the latest due first."""
     where = RunFilter(
         states=tuple(state or ()), flow=flow, deployment=deployment, pool=pool, tags=tuple(tag or ()), parent=parent,
-        top_level=top_level, cause=cause, text=text, since=moment(since, name="since"),
+        top_level=top_level, cause=cause, id_prefix=id_prefix, text=text, since=moment(since, name="since"),
         until=moment(until, name="until"),
     )  # fmt: skip
     return page(await context_of(request).queries.flow_runs(where, cursor=cursor, limit=limit))

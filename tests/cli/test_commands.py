@@ -19,7 +19,9 @@ import pytest
 from anyio import to_thread
 from hark.bus.session import use_session
 from hark.cli.main import command_paths
+from hark.config import ServerConfig, Settings
 from hark.engine.slots import slots_of
+from hark.server.address import find_api
 
 from tests.cli.conftest import CONFIG, Run, Serve, as_json
 
@@ -42,6 +44,9 @@ async def test_a_day_with_the_command_line(serve: Serve, hark: Run) -> None:
         await service.parts.running("projector").caught_up(await service.bus.log.head(), timeout_s=60)
         shown = await hark("runs", "show", run_id)
         assert "state_name: Completed" in shown.stdout
+        assert f"id: {run_id}" in (await hark("runs", "show", run_id[:-1])).stdout
+        for made in ("order-77-a", "order-77-b"):
+            await hark("emit", "order.made", "--id", made)
         listed = as_json(await hark("runs", "ls", "--state", "failed", "--json"))
         assert [r["deployment"] for r in listed] == ["broken"]
         assert (await hark("runs", "watch", run_id)).exit_code == 0
@@ -58,6 +63,11 @@ async def test_a_day_with_the_command_line(serve: Serve, hark: Run) -> None:
         causes = [json.loads(line)["event"]["data"]["cause"]["kind"] for line in watched.stdout.splitlines()]
         assert causes == ["cli", "automation"]
         await service.parts.running("projector").caught_up(await service.bus.log.head(), timeout_s=60)
+        assert "order-77-a" in (await hark("events", "show", "order-77-a")).stdout
+        alike = await hark("events", "show", "order-77")
+        said = " ".join(alike.stderr.split())
+        assert alike.exit_code == 2
+        assert "say more of it: order-77-b (order.made), order-77-a (order.made)" in said
         assert "order/1" in (await hark("events", "ls", "order.*")).stdout
         assert as_json(await hark("events", "show", "o1", "--json"))["event"]["data"] == {"shop": "eu"}
         assert as_json(await hark("automations", "ls", "--json"))[0]["fired"] == 1
@@ -150,6 +160,14 @@ async def test_what_was_asked_wrongly_says_what_to_do(serve: Serve, hark: Run) -
             result = await hark(*words)
             assert (result.exit_code, result.stdout) == (2, ""), words
             assert said in " ".join(result.stderr.replace("│", " ").split()), (words, result.stderr)
+
+
+def test_a_server_that_is_not_up_is_looked_for_on_its_own_port(tmp_path: Path) -> None:
+    """Unless an address is set; port 0 is any, so it says nothing."""
+    for port, said in ((4999, "http://127.0.0.1:4999"), (0, "http://127.0.0.1:4280")):
+        assert find_api(Settings(home=tmp_path, server=ServerConfig(port=port))) == said
+    elsewhere = Settings(home=tmp_path, api_url="http://far:1", server=ServerConfig(port=4999))
+    assert find_api(elsewhere) == "http://far:1"
 
 
 async def test_without_a_server_it_says_how_to_start_one(hark: Run) -> None:
