@@ -79,7 +79,7 @@ def _from_file(
     from ..server.answer import moment
 
     if draft is None:
-        found = ask(lambda h: h.request("GET", f"/api/automations/{name}/definition"))
+        found = ask(lambda h: h.automation_definition(name))
         draft = parse_automation(found["definition"], name=name)
     with file.open("rb") as lines:
         made = backtest_lines(

@@ -36,7 +36,7 @@ def _find(path: Path | None) -> Path:
 async def _load(hark: Hark, path: Path) -> Manifest:
     from ..server.manifest import load_manifest
 
-    live: Any = await hark.request("GET", "/api/config/names")
+    live: Any = await hark.config_names()
     manifest = load_manifest(path, live=live)
     for warning in manifest.warnings:
         typer.echo(str(warning), err=True)

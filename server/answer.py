@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from ..errors import DefinitionError, EventInvalid
 
 if TYPE_CHECKING:
     from ..storage import Page
+    from .paging import Asked
 
 __all__ = ["answer", "listing", "moment", "page"]
 
@@ -35,9 +36,13 @@ def answer(value: Any, status: int = 200, headers: Mapping[str, str] | None = No
     return Response(body, status_code=status, media_type="application/json", headers=dict(headers or {}))
 
 
-def listing(items: Iterable[Any]) -> Response:
-    """Return a whole list."""
-    return answer({"items": list(items), "next_cursor": None})
+def listing(items: Sequence[Any], asked: Asked, *, name: Callable[[Any], Any] | None = None) -> Response:
+    """Return the page of a whole list that is asked for; ``name`` tells items apart, by their key, id or name else."""
+    return page(asked.page(items, name or _name_of))
+
+
+def _name_of(item: Mapping[str, Any]) -> Any:
+    return next(item[word] for word in ("key", "id", "name") if word in item)
 
 
 def page(found: Page[Any], items: Iterable[Any] | None = None) -> Response:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -17,14 +16,13 @@ from ..bus.event import Event, check_type, checked, format_time
 from ..errors import DefinitionError, HarkError, UnavailableError
 from ..vocabulary import JsonObject, JsonValue
 from .address import find_api
-from .client_people import _items, _object, _part
-from .client_values import ValueCalls
+from .client_people import Page, _object, _part
+from .client_rules import RuleCalls
 from .lean import import_httpx
 
 if TYPE_CHECKING:
     import httpx
 
-    from ..automations.model import Automation
     from ..config import Settings
 
 __all__ = ["ApiError", "Hark", "Page", "ServerUnreachable"]
@@ -50,15 +48,7 @@ class ServerUnreachable(UnavailableError):
         self.url = url
 
 
-@dataclass(frozen=True, slots=True)
-class Page:
-    """Some items of a listing and the cursor of the next page, None at the end."""
-
-    items: list[JsonObject]
-    next: str | None
-
-
-class Hark(ValueCalls):
+class Hark(RuleCalls):
     """A connection to a server. Use it as an async context manager::
 
         async with Hark() as hark:
@@ -166,10 +156,6 @@ class Hark(ValueCalls):
     async def _get(self, path: str, **params: Any) -> Any:
         return await self.request("GET", path, params=params)
 
-    async def _page(self, path: str, **params: Any) -> Page:
-        value = await self.request("GET", path, params=params)
-        return Page(value["items"], value.get("next_cursor"))
-
     # --- events ----------------------------------------------------------------------------------------
 
     async def emit(
@@ -260,7 +246,7 @@ class Hark(ValueCalls):
         return _object(await self._get(f"/api/flow-runs/{_part(id)}"))
 
     async def flow_run_logs(self, id: str) -> list[JsonObject]:
-        return _items(await self._get(f"/api/flow-runs/{_part(id)}/logs"))
+        return await self._all(f"/api/flow-runs/{_part(id)}/logs")
 
     async def task_run(self, id: str) -> JsonObject:
         return _object(await self._get(f"/api/task-runs/{_part(id)}"))
@@ -270,7 +256,7 @@ class Hark(ValueCalls):
         return await self._page("/api/task-runs", **filters)
 
     async def task_runs(self, flow_run_id: str) -> list[JsonObject]:
-        return _items(await self._get(f"/api/flow-runs/{_part(flow_run_id)}/task-runs"))
+        return await self._all(f"/api/flow-runs/{_part(flow_run_id)}/task-runs")
 
     async def flow_run_action(self, id: str, action: str, **body: JsonValue) -> JsonObject:
         """Do ``cancel, retry, suspend`` or ``resume`` to a run; return the run."""
@@ -309,7 +295,7 @@ class Hark(ValueCalls):
     # --- deployments, rules, schedules -----------------------------------------------------------------
 
     async def deployments(self) -> list[JsonObject]:
-        return _items(await self._get("/api/deployments"))
+        return await self._all("/api/deployments")
 
     async def deployment(self, name: str) -> JsonObject:
         return _object(await self._get(f"/api/deployments/{_deployment_part(name)}"))
@@ -356,7 +342,7 @@ class Hark(ValueCalls):
         return _object(await self.request("POST", path, json=sent, timeout_s=120))
 
     async def backfills(self, *, deployment: str | None = None) -> list[JsonObject]:
-        return _items(await self._get("/api/backfills", deployment=deployment))
+        return await self._all("/api/backfills", deployment=deployment)
 
     async def backfill_progress(self, name: str, *, wait_s: float = 0, over: int | None = None) -> JsonObject:
         """Return one backfill; with ``wait_s``, once more than ``over`` of its runs are over."""
@@ -372,45 +358,27 @@ class Hark(ValueCalls):
         """Take a deployment away, with its schedules and triggers."""
         return _object(await self.request("DELETE", f"/api/deployments/{_deployment_part(name)}"))
 
-    async def automations(self) -> list[JsonObject]:
-        return _items(await self._get("/api/automations"))
-
-    async def save_automation(self, rule: Automation) -> JsonObject:
-        """Make a rule live, or change it."""
-        path = f"/api/automations/{_part(rule.name)}"
-        return _object(await self.request("PUT", path, json=rule.to_json()))
-
-    async def delete_automation(self, name: str) -> JsonObject:
-        """Take a rule away."""
-        return _object(await self.request("DELETE", f"/api/automations/{_part(name)}"))
-
-    async def backtest(self, body: JsonObject) -> JsonObject:
-        """Return what rules would have done: ``automation`` (a name) or ``rules`` (by name), ``since``, ``until``, ``limit``."""
-        path = "/api/automations/backtest"
-        return _object(await self.request("POST", path, json=body, timeout_s=330))
-
-    async def explain(self, body: JsonObject) -> JsonObject:
-        """Return why rules acted on an event: ``event`` (id or sequence), and ``automation`` for one rule only."""
-        return _object(await self.request("POST", "/api/automations/explain", json=body, timeout_s=90))
-
-    async def automation(self, name: str) -> JsonObject:
-        return _object(await self._get(f"/api/automations/{_part(name)}"))
-
     async def schedules(self, *, deployment: str | None = None, count: int = 1) -> list[JsonObject]:
-        return _items(await self._get("/api/schedules", deployment=deployment, count=count))
+        return await self._all("/api/schedules", deployment=deployment, count=count)
 
     async def next_slots(self, *, deployment: str | None = None, count: int = 5) -> list[JsonObject]:
         """List slots that are to come, soonest first, those that are excluded with the reason."""
-        return _items(await self._get("/api/schedules/next", deployment=deployment, count=count))
+        return await self._all("/api/schedules/next", deployment=deployment, count=count)
 
     async def sources(self) -> list[JsonObject]:
-        return _items(await self._get("/api/sources"))
+        return await self._all("/api/sources")
+
+    async def source(self, name: str) -> JsonObject:
+        return _object(await self._get(f"/api/sources/{_part(name)}"))
 
     async def sinks(self) -> list[JsonObject]:
-        return _items(await self._get("/api/sinks"))
+        return await self._all("/api/sinks")
+
+    async def sink(self, name: str) -> JsonObject:
+        return _object(await self._get(f"/api/sinks/{_part(name)}"))
 
     async def webhooks(self) -> list[JsonObject]:
-        return _items(await self._get("/api/webhooks"))
+        return await self._all("/api/webhooks")
 
     async def webhook(self, name: str) -> JsonObject:
         return _object(await self._get(f"/api/webhooks/{_part(name)}"))
@@ -420,7 +388,8 @@ class Hark(ValueCalls):
     ) -> list[JsonObject]:
         """List the requests kept of a webhook, the newest first."""
         shown = None if refused is None else str(refused).lower()
-        return _items(await self._get(f"/api/webhooks/{_part(name)}/requests", limit=limit, refused=shown))
+        path = f"/api/webhooks/{_part(name)}/requests"
+        return (await self._page(path, limit=limit, refused=shown)).items
 
     async def webhook_request(self, id: str) -> JsonObject:
         return _object(await self._get(f"/api/webhook-requests/{_part(id)}"))
@@ -437,7 +406,7 @@ class Hark(ValueCalls):
         return _object(await self.request("POST", f"/api/{kind}s/{quote(name)}/resume"))
 
     async def channels(self) -> list[JsonObject]:
-        return _items(await self._get("/api/channels"))
+        return await self._all("/api/channels")
 
     async def test_channel(
         self, name: str, *, title: str | None = None, body: str | None = None
@@ -447,7 +416,7 @@ class Hark(ValueCalls):
         return _object(await self.request("POST", path, json=sent, timeout_s=120))
 
     async def pools(self) -> list[JsonObject]:
-        return _items(await self._get("/api/pools"))
+        return await self._all("/api/pools")
 
     async def artifacts(self, **filters: Any) -> Page:
         """List artifacts as they are now, the latest first: ``type, flow_run, limit, cursor``."""
@@ -455,17 +424,9 @@ class Hark(ValueCalls):
 
     # --- dead letters, configuration, the service ------------------------------------------------------
 
-    async def dead_letters(self, **filters: Any) -> Page:
-        return await self._page("/api/dlq", **filters)
-
-    async def dead_letter(self, id: str) -> JsonObject:
-        return _object(await self._get(f"/api/dlq/{_part(id)}"))
-
-    async def redrive(self, id: str) -> JsonObject:
-        return _object(await self.request("POST", f"/api/dlq/{_part(id)}/redrive"))
-
-    async def drop(self, id: str) -> JsonObject:
-        return _object(await self.request("POST", f"/api/dlq/{_part(id)}/drop"))
+    async def config_names(self) -> JsonObject:
+        """Return the names that are live and came from no configuration, by kind."""
+        return _object(await self._get("/api/config/names"))
 
     async def plan(self, records: JsonObject, *, prune: bool = False, impact: bool = False) -> JsonObject:
         """Return what applying compiled records (``Manifest.to_json``) would change.

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
 from ..vocabulary import JsonObject, JsonValue
 
-__all__ = ["PeopleCalls"]
+__all__ = ["Page", "PeopleCalls"]
+
+_PAGE = 1000
+"""Items asked for at once where all are wanted: the most the server gives."""
 
 
 def _part(name: str) -> str:
@@ -18,20 +22,40 @@ def _object(value: Any) -> JsonObject:
     return value if isinstance(value, dict) else {"value": value}
 
 
-def _items(value: Any) -> list[JsonObject]:
-    items: list[JsonObject] = value["items"] if isinstance(value, dict) else value
-    return items
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some items of a listing and the cursor of the next page, None at the end."""
+
+    items: list[JsonObject]
+    next: str | None
 
 
 class PeopleCalls:
     """Alerts, silences and approvals; ``Hark`` has these methods."""
 
-    async def request(self, method: str, path: str, *, json: JsonValue = None) -> Any:
+    async def request(
+        self, method: str, path: str, *, json: JsonValue = None, timeout_s: float | None = None
+    ) -> Any:
         """Return the JSON of one answer."""
         raise NotImplementedError
 
     async def _get(self, path: str, **params: Any) -> Any:
         raise NotImplementedError
+
+    async def _page(self, path: str, **params: Any) -> Page:
+        value = await self._get(path, **params)
+        return Page(value["items"], value.get("next_cursor"))
+
+    async def _all(self, path: str, **params: Any) -> list[JsonObject]:
+        """Return every item of a listing, page by page."""
+        items: list[JsonObject] = []
+        cursor: str | None = None
+        while True:
+            value = await self._get(path, **params, limit=_PAGE, cursor=cursor)
+            items += value["items"]
+            cursor = value["next_cursor"]
+            if cursor is None:
+                return items
 
     async def raise_alert(self, title: str, **fields: JsonValue) -> JsonObject:
         """Raise an alert for the routing tree, or end one: ``body, severity, labels, alert, resolved, key, attach``."""
@@ -39,7 +63,7 @@ class PeopleCalls:
 
     async def alerts(self) -> list[JsonObject]:
         """List open incidents, oldest first."""
-        return _items(await self._get("/api/alerts"))
+        return await self._all("/api/alerts")
 
     async def alert(self, incident: str) -> JsonObject:
         return _object(await self._get(f"/api/alerts/{_part(incident)}"))
@@ -50,7 +74,10 @@ class PeopleCalls:
         return _object(await self.request("POST", f"/api/alerts/{_part(incident)}/ack", json=body))
 
     async def silences(self, *, expired: bool = False) -> list[JsonObject]:
-        return _items(await self._get("/api/silences", expired=expired))
+        return await self._all("/api/silences", expired=expired)
+
+    async def silence(self, id: str) -> JsonObject:
+        return _object(await self._get(f"/api/silences/{_part(id)}"))
 
     async def add_silence(self, body: JsonObject) -> JsonObject:
         """Make a silence: ``match`` or ``matchers``, ``for`` or ``ends_at``, ``starts_at, created_by, comment``."""
@@ -61,7 +88,7 @@ class PeopleCalls:
 
     async def approvals(self) -> list[JsonObject]:
         """List questions that rules ask: those open, and those that ended lately, the newest first."""
-        return _items(await self._get("/api/approvals"))
+        return await self._all("/api/approvals")
 
     async def answer_approval(self, id: str, answer: str, *, by: str = "") -> JsonObject:
         """Answer a question with ``yes`` or ``no``; the first answer counts. ``id``: or the beginning of one."""

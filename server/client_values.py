@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..vocabulary import JsonObject, JsonValue
-from .client_people import PeopleCalls, _items, _object, _part
+from .client_people import PeopleCalls, _object, _part
 
 __all__ = ["ValueCalls"]
 
@@ -12,7 +12,7 @@ class ValueCalls(PeopleCalls):
     """Variables, secrets, limits and keys; ``Hark`` has these methods."""
 
     async def variables(self) -> list[JsonObject]:
-        return _items(await self._get("/api/variables"))
+        return await self._all("/api/variables")
 
     async def variable(self, name: str) -> JsonValue:
         value: JsonValue = (await self._get(f"/api/variables/{_part(name)}"))["value"]
@@ -26,7 +26,7 @@ class ValueCalls(PeopleCalls):
 
     async def secrets(self) -> list[str]:
         """Return the names; values never leave the server."""
-        return [str(i["name"]) for i in _items(await self._get("/api/secrets"))]
+        return [str(i["name"]) for i in await self._all("/api/secrets")]
 
     async def set_secret(self, name: str, value: str) -> None:
         await self.request("PUT", f"/api/secrets/{_part(name)}", json={"value": value})
@@ -38,7 +38,7 @@ class ValueCalls(PeopleCalls):
 
     async def limits(self) -> list[JsonObject]:
         """List limits; those of slots say how many are ``occupied`` and how many calls are ``waiting``."""
-        return _items(await self._get("/api/limits"))
+        return await self._all("/api/limits")
 
     async def limit(self, name: str) -> JsonObject:
         """Return one limit; ``line`` is who holds slots and who waits, in order."""
@@ -63,7 +63,7 @@ class ValueCalls(PeopleCalls):
 
     async def blocks(self, *, type: str | None = None) -> list[JsonObject]:
         """List blocks by ``type`` and ``name``; what is in them is not shown here."""
-        return _items(await self._get("/api/blocks", type=type))
+        return await self._all("/api/blocks", type=type)
 
     async def block(self, type: str, name: str) -> JsonObject:
         """Return one block; secrets among its ``fields`` are masked."""
@@ -79,7 +79,7 @@ class ValueCalls(PeopleCalls):
     # --- keys ------------------------------------------------------------------------------------------
 
     async def keys(self) -> list[JsonObject]:
-        return _items(await self._get("/api/keys"))
+        return await self._all("/api/keys")
 
     async def create_key(self, name: str) -> JsonObject:
         """Make an access key; the answer's ``token`` is shown this once."""

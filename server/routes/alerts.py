@@ -19,9 +19,10 @@ from ...notifications.checkpoint import RouterState, read_state, wait_for_state
 from ...notifications.group import Group, Member, shown_address
 from ...notifications.message import Message, Severity
 from ...vocabulary import JsonObject, new_id
-from ..answer import answer, listing
+from ..answer import answer, page
 from ..body import read_object
 from ..context import ServerContext, context_of
+from ..paging import Paging
 
 router = APIRouter(tags=["notifications"])
 
@@ -90,10 +91,11 @@ async def _one(context: ServerContext, incident: str) -> Group:
 
 
 @router.get("/api/alerts")
-async def list_alerts(request: Request) -> Response:
+async def list_alerts(request: Request, paging: Paging) -> Response:
     """List open incidents (groups of alerts), oldest first."""
     context = context_of(request)
-    return listing(_shown(g) for g in _groups(await read_state(context.bus, context.secrets)))
+    found = paging.page(_groups(await read_state(context.bus, context.secrets)), lambda g: g.id)
+    return page(found, [_shown(g) for g in found.items])
 
 
 @router.post("/api/alerts")

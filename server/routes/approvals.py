@@ -18,6 +18,7 @@ from ...errors import AccessDenied, DefinitionError, RefusedError, UnknownName
 from ..answer import answer, listing
 from ..body import read_body, read_object
 from ..context import context_of
+from ..paging import Paging
 
 router = APIRouter(tags=["automations"])
 
@@ -89,10 +90,10 @@ async def decide(request: Request, token: str) -> Response:
 
 
 @router.get("/api/approvals")
-async def list_approvals(request: Request) -> Response:
+async def list_approvals(request: Request, paging: Paging) -> Response:
     """List the questions that are open, and those answered or run out lately, the newest first."""
     context = context_of(request)
-    return listing(a.to_json() for a in await Approvals(context.bus, context.clock).list())
+    return listing([a.to_json() for a in await Approvals(context.bus, context.clock).list()], paging)
 
 
 @router.post("/api/approvals/{id:path}")

@@ -10,24 +10,25 @@ from fastapi import APIRouter, Request, Response
 from ...errors import UnknownName
 from ...notifications import Delivery, Message, Severity
 from ...vocabulary import JsonObject, JsonValue
-from ..answer import answer, listing
+from ..answer import answer, listing, page
 from ..body import read_object
 from ..context import ServerContext, context_of
 from ..definition import Defined, all_defined, one_defined, set_paused
+from ..paging import Paging
 from ..telling import Failing, failing_channels, mute_channels
 
 router = APIRouter(tags=["automations"])
 
 
 @router.get("/api/automations")
-async def list_automations(request: Request) -> Response:
+async def list_automations(request: Request, paging: Paging) -> Response:
     """List rules with what each has been doing for the last 7 days; one that does not load is listed with its error."""
     context = context_of(request)
-    found = await all_defined(context.bus, "automations")
+    found = paging.page(await all_defined(context.bus, "automations"), lambda one: one.key)
     activity = await context.queries.automations(since=datetime.now(UTC) - timedelta(days=7))
     names, failing = await _names(context), await failing_channels(context)
     items = []
-    for one in found:
+    for one in found.items:
         known = activity.get(one.key)
         items.append(
             {
@@ -40,7 +41,7 @@ async def list_automations(request: Request) -> Response:
                 "last_fired_at": known.last_triggered_at if known else None,
             }
         )
-    return listing(items)
+    return page(found, items)
 
 
 @router.get("/api/automations/{name}")
@@ -139,10 +140,11 @@ def _webhook(context: ServerContext, one: Defined) -> JsonObject:
 
 
 @router.get("/api/webhooks")
-async def list_webhooks(request: Request) -> Response:
+async def list_webhooks(request: Request, paging: Paging) -> Response:
     """List webhooks with their addresses; secrets are templates and are not resolved."""
     context = context_of(request)
-    return listing([_webhook(context, one) for one in await all_defined(context.bus, "webhooks")])
+    found = paging.page(await all_defined(context.bus, "webhooks"), lambda one: one.key)
+    return page(found, [_webhook(context, one) for one in found.items])
 
 
 @router.get("/api/webhooks/{name}")
@@ -177,7 +179,7 @@ def _services(urls: object) -> list[str]:
 
 
 @router.get("/api/channels")
-async def list_channels(request: Request) -> Response:
+async def list_channels(request: Request, paging: Paging) -> Response:
     """List channels: their names and services, never their addresses; `failing`: those that took nothing lately."""
     context = context_of(request)
     items: list[dict[str, Any]] = []
@@ -203,7 +205,7 @@ async def list_channels(request: Request) -> Response:
                 **({"error": one.error} if one.error else {}),
             }
         )
-    return listing(items)
+    return listing(items, paging)
 
 
 @router.post("/api/channels/{name}/test")

@@ -10,10 +10,11 @@ from ...errors import DefinitionError, UnknownName
 from ...triggers.backfill import Backfill, BackfillProgress, Reprocess
 from ...triggers.backfiller import Backfills
 from ...vocabulary import JsonObject
-from ..answer import answer, listing
+from ..answer import answer, page
 from ..backfill import BackfillRequest, make_plan
 from ..body import read_object
 from ..context import context_of
+from ..paging import Paging
 
 router = APIRouter(tags=["backfills"])
 
@@ -88,12 +89,13 @@ async def ask_backfill(request: Request, name: str) -> Response:
 
 
 @router.get("/api/backfills")
-async def list_backfills(request: Request, deployment: str | None = None) -> Response:
+async def list_backfills(request: Request, paging: Paging, deployment: str | None = None) -> Response:
     """List backfills with how far each has come, the latest first."""
     context = context_of(request)
     backfills = Backfills(context.bus, context.clock)
-    found = [b for b in await backfills.all() if deployment is None or b.deployment == deployment]
-    return listing([_shown(b, await backfills.progress(b.name)) for b in found])
+    every = [b for b in await backfills.all() if deployment is None or b.deployment == deployment]
+    found = paging.page(every, lambda b: b.name)
+    return page(found, [_shown(b, await backfills.progress(b.name)) for b in found.items])
 
 
 @router.get("/api/backfills/{name}")

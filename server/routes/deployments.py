@@ -14,11 +14,12 @@ from ...errors import DefinitionError, UnknownName
 from ...triggers.schedule import StoredSchedule, due_at, fires_after, schedule_kind
 from ...triggers.upcoming import upcoming
 from ...vocabulary import JsonObject
-from ..answer import answer, listing
+from ..answer import answer, listing, page
 from ..body import read_object
 from ..context import context_of
 from ..definition import Defined, all_defined, one_defined, set_paused
 from ..ownership import delete_deployment, rules_of
+from ..paging import Paging
 from .runs import run_json
 
 router = APIRouter(tags=["deployments"])
@@ -27,14 +28,14 @@ _KINDS = frozenset({"api", "cli"})
 
 
 @router.get("/api/deployments")
-async def list_deployments(request: Request) -> Response:
+async def list_deployments(request: Request, paging: Paging) -> Response:
     """List deployments with their latest run."""
     context = context_of(request)
-    found = await all_defined(context.bus, "deployments")
+    found = paging.page(await all_defined(context.bus, "deployments"), lambda one: one.key)
     schedules = [k.partition("/")[0] for k in await context.bus.bucket("schedules").keys()]
     activity = await context.queries.deployments(since=datetime.now(UTC) - timedelta(days=7))
     items = []
-    for one in found:
+    for one in found.items:
         known = activity.get(one.key)
         items.append(
             {
@@ -46,7 +47,7 @@ async def list_deployments(request: Request) -> Response:
                 "runs_7d": dict(known.states) if known else {},
             }
         )
-    return listing(items)
+    return page(found, items)
 
 
 @router.get("/api/deployments/{name}")
@@ -137,19 +138,26 @@ def _schedule(one: Defined, count: int) -> dict[str, Any]:
 
 @router.get("/api/schedules")
 async def list_schedules(
-    request: Request, deployment: str | None = None, count: Annotated[int, Query(ge=0, le=100)] = 1
+    request: Request,
+    paging: Paging,
+    deployment: str | None = None,
+    count: Annotated[int, Query(ge=0, le=100)] = 1,
 ) -> Response:
     """List schedules with their next `count` fire times."""
     found = await all_defined(context_of(request).bus, "schedules")
     chosen = [one for one in found if deployment is None or one.key.partition("/")[0] == deployment]
     if deployment is not None and not chosen:
         await one_defined(context_of(request).bus, "deployments", deployment)
-    return listing([_schedule(one, count) for one in chosen])
+    shown = paging.page(chosen, lambda one: one.key)
+    return page(shown, [_schedule(one, count) for one in shown.items])
 
 
 @router.get("/api/schedules/next")
 async def next_slots(
-    request: Request, deployment: str | None = None, count: Annotated[int, Query(ge=1, le=100)] = 5
+    request: Request,
+    paging: Paging,
+    deployment: str | None = None,
+    count: Annotated[int, Query(ge=1, le=100)] = 5,
 ) -> Response:
     """List slots that are to come, soonest first: `count` of each schedule that fire, and those between them that do not."""
     context = context_of(request)
@@ -172,7 +180,7 @@ async def next_slots(
                 }
             )  # fmt: skip
     items.sort(key=lambda item: (item["at"], item["schedule"]))
-    return listing(items)
+    return listing(items, paging, name=lambda item: f"{item['schedule']} {item['slot'].isoformat()}")
 
 
 @router.post("/api/schedules/{key:path}/pause")
@@ -191,12 +199,12 @@ async def resume_schedule(request: Request, key: str) -> Response:
 
 
 @router.get("/api/pools")
-async def list_pools(request: Request) -> Response:
+async def list_pools(request: Request, paging: Paging) -> Response:
     """List pools; `default` exists always."""
     found = [one.shown() | {"name": one.key} for one in await all_defined(context_of(request).bus, "pools")]
     if not any(p["name"] == "default" for p in found):
         found.insert(0, {"name": "default", "type": "process", "queues": {}, "paused": False})
-    return listing(found)
+    return listing(found, paging)
 
 
 @router.post("/api/pools/{name}/pause")

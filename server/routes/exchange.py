@@ -10,6 +10,7 @@ from ...vocabulary import JsonObject, JsonValue
 from ..answer import answer, listing
 from ..context import ServerContext, context_of
 from ..definition import Defined, all_defined, one_defined, set_paused
+from ..paging import Paging
 
 router = APIRouter(tags=["exchange"])
 
@@ -38,11 +39,11 @@ def _shown(one: Defined, states: dict[str, Any]) -> JsonObject:
 
 
 @router.get("/api/sources")
-async def list_sources(request: Request) -> Response:
+async def list_sources(request: Request, paging: Paging) -> Response:
     """List sources with how each is."""
     context = context_of(request)
     states = _states(context, "sources")
-    return listing([_shown(one, states) for one in await all_defined(context.bus, "sources")])
+    return listing([_shown(one, states) for one in await all_defined(context.bus, "sources")], paging)
 
 
 @router.get("/api/sources/{name}")
@@ -65,11 +66,11 @@ async def resume_source(request: Request, name: str) -> Response:
 
 
 @router.get("/api/sinks")
-async def list_sinks(request: Request) -> Response:
+async def list_sinks(request: Request, paging: Paging) -> Response:
     """List sinks with how each is; secrets are templates and are not resolved."""
     context = context_of(request)
     states = _states(context, "sinks")
-    return listing([_shown(one, states) for one in await all_defined(context.bus, "sinks")])
+    return listing([_shown(one, states) for one in await all_defined(context.bus, "sinks")], paging)
 
 
 @router.get("/api/sinks/{name}")

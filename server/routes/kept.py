@@ -10,8 +10,9 @@ from ...engine.blocks import BLOCKS, shown_fields
 from ...errors import UnknownName
 from ...storage import EventFilter
 from ...vocabulary import JsonObject
-from ..answer import answer, listing, page
+from ..answer import answer, page
 from ..context import ServerContext, context_of
+from ..paging import Paging
 
 router = APIRouter(tags=["kept"])
 
@@ -22,10 +23,11 @@ def _block(key: str) -> JsonObject:
 
 
 @router.get("/api/blocks")
-async def list_blocks(request: Request, type: str | None = None) -> Response:
+async def list_blocks(request: Request, paging: Paging, type: str | None = None) -> Response:
     """List blocks by type and name; what is in them is not shown here."""
     entries = await context_of(request).bus.bucket(BLOCKS).entries(f"{type}." if type else "")
-    return listing([{**_block(e.key), "changed_at": e.created_at} for e in entries])
+    found = paging.page(entries, lambda e: e.key)
+    return page(found, [{**_block(e.key), "changed_at": e.created_at} for e in found.items])
 
 
 async def _known(context: ServerContext, kind: str, name: str) -> Any:

@@ -12,9 +12,10 @@ from ...bus.bucket import Entry
 from ...engine.limit import BUCKET, Limit, key_of, name_of
 from ...engine.slots import delete_limit, put_limit, reset, standing
 from ...errors import DefinitionError, RefusedError, UnknownName
-from ..answer import answer, listing
+from ..answer import answer, page
 from ..body import read_object
 from ..context import ServerContext, context_of
+from ..paging import Paging
 
 router = APIRouter(tags=["limits"])
 
@@ -53,10 +54,11 @@ async def _entry(context: ServerContext, name: str) -> Entry:
 
 
 @router.get("/api/limits")
-async def list_limits(request: Request) -> Response:
+async def list_limits(request: Request, paging: Paging) -> Response:
     """List limits with how many of their slots are taken."""
     context = context_of(request)
-    return listing([await _shown(context, entry) for entry in await context.bus.bucket(BUCKET).entries()])
+    found = paging.page(await context.bus.bucket(BUCKET).entries(), lambda entry: entry.key)
+    return page(found, [await _shown(context, entry) for entry in found.items])
 
 
 @router.get("/api/limits/{name:path}")

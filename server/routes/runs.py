@@ -11,9 +11,10 @@ from ...engine.run import Cause, FlowRun
 from ...errors import DefinitionError, UnknownName
 from ...storage import FlowRunRow, RunFilter
 from ...vocabulary import FlowRunId, StateType
-from ..answer import answer, listing, moment, page
+from ..answer import answer, moment, page
 from ..body import read_object
 from ..context import ServerContext, context_of
+from ..paging import one_page
 
 router = APIRouter(tags=["runs"])
 
@@ -101,11 +102,19 @@ def _brief(run: FlowRunRow) -> dict[str, Any]:
 
 
 @router.get("/api/flow-runs/{run_id}/logs")
-async def show_logs(request: Request, run_id: str) -> Response:
+async def show_logs(
+    request: Request,
+    run_id: str,
+    cursor: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 1000,
+) -> Response:
     """Return the log lines of a run, oldest first."""
     context = context_of(request)
     await _known(context, run_id)
-    return listing(await context.bus.run_logs.read(FlowRunId(run_id)))
+    lines = await context.bus.run_logs.read(FlowRunId(run_id))
+    # Lines have no names: a place is one, as they are only added to, at the end.
+    places = one_page(range(len(lines)), str, cursor=cursor, limit=limit)
+    return page(places, [lines[place] for place in places.items])
 
 
 @router.get("/api/flow-runs/{run_id}/task-runs")

@@ -18,6 +18,7 @@ from ...vocabulary import JsonObject, JsonValue, new_id
 from ..answer import answer, listing
 from ..body import read_object
 from ..context import ServerContext, context_of
+from ..paging import Paging
 
 router = APIRouter(tags=["notifications"])
 
@@ -27,7 +28,9 @@ _LONGEST_S = 366 * 86_400.0
 
 
 @router.get("/api/silences")
-async def list_silences(request: Request, expired: Annotated[bool, Query()] = False) -> Response:
+async def list_silences(
+    request: Request, paging: Paging, expired: Annotated[bool, Query()] = False
+) -> Response:
     """List silences, those that end first at the top; those that are over for five days more, if asked for."""
     context = context_of(request)
     now = context.clock.now()
@@ -38,7 +41,7 @@ async def list_silences(request: Request, expired: Annotated[bool, Query()] = Fa
         except ValueError:
             continue  # the router says what does not load
     found.sort(key=lambda s: s.ends_at)
-    return listing(s.shown(now) for s in found if expired or s.state(now) != "expired")
+    return listing([s.shown(now) for s in found if expired or s.state(now) != "expired"], paging)
 
 
 @router.get("/api/silences/{silence_id}")

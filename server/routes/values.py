@@ -12,6 +12,7 @@ from ...vocabulary import JsonObject
 from ..answer import answer, listing
 from ..body import read_object
 from ..context import context_of
+from ..paging import Paging
 
 router = APIRouter(tags=["values"])
 
@@ -35,11 +36,11 @@ async def _value(request: Request) -> JsonObject:
 
 
 @router.get("/api/variables")
-async def list_variables(request: Request) -> Response:
+async def list_variables(request: Request, paging: Paging) -> Response:
     """List variables with their values."""
     entries = await context_of(request).bus.bucket("variables").entries()
     return listing(
-        [{"name": e.key, "value": orjson.loads(e.value), "changed_at": e.created_at} for e in entries]
+        [{"name": e.key, "value": orjson.loads(e.value), "changed_at": e.created_at} for e in entries], paging
     )
 
 
@@ -73,9 +74,9 @@ async def remove_variable(request: Request, name: str) -> Response:
 
 
 @router.get("/api/secrets")
-async def list_secrets(request: Request) -> Response:
+async def list_secrets(request: Request, paging: Paging) -> Response:
     """List the names of secrets; values never leave the server."""
-    return listing([{"name": name} for name in await context_of(request).secrets.names()])
+    return listing([{"name": name} for name in await context_of(request).secrets.names()], paging)
 
 
 @router.put("/api/secrets/{name}", status_code=204)
@@ -100,9 +101,9 @@ async def remove_secret(request: Request, name: str) -> Response:
 
 
 @router.get("/api/keys")
-async def list_keys(request: Request) -> Response:
+async def list_keys(request: Request, paging: Paging) -> Response:
     """List access keys."""
-    return listing([k.to_json() for k in context_of(request).keys.all()])
+    return listing([k.to_json() for k in context_of(request).keys.all()], paging)
 
 
 @router.post("/api/keys", status_code=201)

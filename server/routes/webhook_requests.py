@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Request, Response
 
 from ...vocabulary import JsonObject
 from ..answer import answer, listing
 from ..context import context_of
 from ..definition import one_defined
+from ..paging import Paging
 
 router = APIRouter(tags=["webhooks"])
 
@@ -18,7 +17,7 @@ router = APIRouter(tags=["webhooks"])
 async def list_requests(
     request: Request,
     name: str,
-    limit: Annotated[int, Query(ge=1, le=1000)] = 50,
+    paging: Paging,
     refused: bool | None = None,
 ) -> Response:
     """List the requests kept of a webhook, the newest first; with `refused` only those that were, or were not."""
@@ -29,7 +28,7 @@ async def list_requests(
         for one in await context.receiver.requests(name)
         if refused is None or refused == (one.status >= 400)
     ]
-    return listing([one.shown(with_body=False) for one in found[:limit]])
+    return listing([one.shown(with_body=False) for one in found], paging)
 
 
 @router.get("/api/webhook-requests/{id}")

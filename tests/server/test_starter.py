@@ -58,7 +58,8 @@ class World:
         return found
 
     async def running(self, hour: int) -> FlowRun:
-        """Have the run of a slot taken by a worker that we play."""
+        """Have the run of the first slot taken by a worker that we play, once it is there: the slot is told of before."""
+        await self.told("flow-run.scheduled.*", 1)
         run = await self.run(hour)
         assert run is not None
         run = await self.control.runs.move(run, Pending(), attempt=1)

@@ -1,0 +1,64 @@
+"""The part of ``Hark`` that is about rules: what they are, what they did or would do, and what failed for good."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ..vocabulary import JsonObject
+from .client_people import Page, _object, _part
+from .client_values import ValueCalls
+
+if TYPE_CHECKING:
+    from ..automations.model import Automation
+
+__all__ = ["RuleCalls"]
+
+
+class RuleCalls(ValueCalls):
+    """Rules and dead letters; ``Hark`` has these methods."""
+
+    async def automations(self) -> list[JsonObject]:
+        return await self._all("/api/automations")
+
+    async def save_automation(self, rule: Automation) -> JsonObject:
+        """Make a rule live, or change it."""
+        path = f"/api/automations/{_part(rule.name)}"
+        return _object(await self.request("PUT", path, json=rule.to_json()))
+
+    async def delete_automation(self, name: str) -> JsonObject:
+        """Take a rule away."""
+        return _object(await self.request("DELETE", f"/api/automations/{_part(name)}"))
+
+    async def backtest(self, body: JsonObject) -> JsonObject:
+        """Return what rules would have done: ``automation`` (a name) or ``rules`` (by name), ``since``, ``until``, ``limit``."""
+        path = "/api/automations/backtest"
+        return _object(await self.request("POST", path, json=body, timeout_s=330))
+
+    async def explain(self, body: JsonObject) -> JsonObject:
+        """Return why rules acted on an event: ``event`` (id or sequence), and ``automation`` for one rule only."""
+        return _object(await self.request("POST", "/api/automations/explain", json=body, timeout_s=90))
+
+    async def automation(self, name: str) -> JsonObject:
+        return _object(await self._get(f"/api/automations/{_part(name)}"))
+
+    async def automation_definition(self, name: str) -> JsonObject:
+        """Return a rule as it is stored."""
+        return _object(await self._get(f"/api/automations/{_part(name)}/definition"))
+
+    async def firing(self, automation: str, firing_id: str) -> JsonObject:
+        """Return what led to a firing, what became of its actions, and the runs it started."""
+        return _object(await self._get(f"/api/automations/{_part(automation)}/firings/{_part(firing_id)}"))
+
+    # --- dead letters ----------------------------------------------------------------------------------
+
+    async def dead_letters(self, **filters: Any) -> Page:
+        return await self._page("/api/dlq", **filters)
+
+    async def dead_letter(self, id: str) -> JsonObject:
+        return _object(await self._get(f"/api/dlq/{_part(id)}"))
+
+    async def redrive(self, id: str) -> JsonObject:
+        return _object(await self.request("POST", f"/api/dlq/{_part(id)}/redrive"))
+
+    async def drop(self, id: str) -> JsonObject:
+        return _object(await self.request("POST", f"/api/dlq/{_part(id)}/drop"))
