@@ -12,15 +12,20 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from ..bus.event import Event, format_time
-from ..vocabulary import JsonObject, JsonValue
+from ..vocabulary import JsonObject, JsonValue, derived_id
 from .form import EventRef
 
-__all__ = ["ADOPTED", "DUE", "SOURCE", "RESOLVED", "SUPPRESSED", "TRIGGERED", "Decision", "decision_event"]
+__all__ = [
+    "ADOPTED", "DISABLED", "DUE", "SOURCE", "RESOLVED", "SUPPRESSED", "TRIGGERED", "Decision", "decision_event",
+    "disabled_event",
+]  # fmt: skip
 
 SOURCE = "/hark/automations"
 TRIGGERED = "automation.triggered"
 RESOLVED = "automation.resolved"
 SUPPRESSED = "automation.suppressed"
+DISABLED = "automation.disabled"
+"""A rule has spent its budget and stops until the time is over; the firings held back meanwhile are suppressed ones."""
 ADOPTED = "automation.adopted"
 """Places a change of a rule in the order of the log: the rule holds for what comes after."""
 DUE = "automation.due"
@@ -123,3 +128,24 @@ def decision_event(decision: Decision, row: Mapping[str, Any] | None, *, with_ro
         data=data,
         **attributes,
     )
+
+
+def disabled_event(decision: Decision) -> Event | None:
+    """Return the event that says a rule has stopped; None unless ``decision`` is the first that its budget holds back."""
+    if decision.what != "suppressed" or decision.reason != "budget" or decision.suppressed != 1:
+        return None
+    data: JsonObject = {
+        "automation": {"name": decision.automation, "version": decision.version},
+        "reason": decision.reason,
+        "at": _stamp(decision.recorded),
+        "until": _stamp(decision.until) if decision.until is not None else None,
+        "key": decision.key,
+    }
+    if decision.shadow:
+        data["shadow"] = True
+    row = decision.row or {}
+    return Event(
+        type=DISABLED, source=SOURCE, id=derived_id(DISABLED, decision.id), subject=f"automation/{decision.automation}",
+        time=datetime.fromtimestamp(decision.recorded, UTC), data=data, causaldepth=decision.depth + 1,
+        causationid=decision.id, correlationid=row.get("correlationid") or row.get("id"),
+    )  # fmt: skip

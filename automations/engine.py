@@ -31,7 +31,18 @@ from ..errors import BusUnavailable, EventTooLarge
 from ..tracing import begin_span
 from ..vocabulary import JsonObject, derived_id
 from .checkpoint import Checkpoints
-from .decision import ADOPTED, DUE, RESOLVED, SOURCE, SUPPRESSED, TRIGGERED, Decision, decision_event
+from .decision import (
+    ADOPTED,
+    DISABLED,
+    DUE,
+    RESOLVED,
+    SOURCE,
+    SUPPRESSED,
+    TRIGGERED,
+    Decision,
+    decision_event,
+    disabled_event,
+)  # fmt: skip
 from .fold import Fold, FoldConfig
 from .model import parse_automation
 from .problem import RuleInvalid
@@ -43,7 +54,7 @@ log = logging.getLogger(__name__)
 
 LEASE = "automations"
 _BACK_OFF_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
-_DECISIONS = (PREFIX + TRIGGERED, PREFIX + SUPPRESSED, PREFIX + RESOLVED)
+_DECISIONS = (PREFIX + TRIGGERED, PREFIX + SUPPRESSED, PREFIX + RESOLVED, PREFIX + DISABLED)
 _BATCH = 100
 """Events folded in one go: what waits behind them waits some milliseconds at most."""
 _MOST_UNSTORED = 1_000
@@ -244,7 +255,17 @@ class _Term:
     async def _store(self, decisions: Sequence[Decision]) -> None:
         """Append decisions; each is stored once, whatever is lost on the way."""
         whole: dict[int, bool] = {}
-        await self._append([await self._event_of(d, whole) for d in decisions if d.id not in self._decided])
+        events: list[Event] = []
+        for decision in decisions:
+            stops = disabled_event(decision)
+            if stops is not None and stops.id not in self._decided:
+                events.append(stops)
+                log.warning(
+                    "automation.disabled", extra={"automation": decision.automation, "until": decision.until}
+                )
+            if decision.id not in self._decided:
+                events.append(await self._event_of(decision, whole))
+        await self._append(events)
         for decision in decisions:
             if decision.what != "suppressed":
                 log.info(

@@ -283,8 +283,12 @@ async def test_a_storm_is_held_back_by_the_budget(house: House) -> None:
         await house.define("echo", on="a.b", do=[{"emit": "a.b"}])
         await house.emit("a.b")
         (stopped,) = await house.of_type("automation.suppressed")
-        assert at(stopped, "reason") in ("budget", "depth")
+        assert at(stopped, "reason") == "budget"
         assert len(await house.events("automation.triggered")) == 5
+        (disabled,) = await house.events("automation.disabled")
+        assert at(disabled.event, "automation.name") == "echo"
+        assert at(disabled.event, "until") == at(stopped, "until")
+        assert disabled.event.causationid == stopped.id
 
 
 async def test_a_loop_of_rules_ends_at_the_causal_depth(house: House) -> None:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from hark.automations.decision import ADOPTED, SOURCE, Decision, decision_event
+from hark.automations.decision import ADOPTED, SOURCE, Decision, decision_event, disabled_event
 from hark.automations.fold import Fold, FoldConfig
 from hark.automations.model import parse_automation
 from hark.bus.event import format_time
@@ -294,6 +294,9 @@ def test_a_rule_over_its_budget_is_held_back_and_says_so() -> None:
     assert sum(d.what == "triggered" for d in log.decisions if d.automation == "r1") == 30
     (after, _) = log.say(60, data={"k": "z"})
     assert (after.what, after.suppressed) == ("triggered", 25)
+    told = [event for event in map(disabled_event, log.decisions) if event is not None]
+    assert [(e.type, e.subject) for e in told] == [("automation.disabled", "automation/r0")]
+    assert told[0].data["until"] == stamp(60)  # type: ignore[index,call-overload]
 
 
 def test_a_chain_of_rules_ends_at_the_depth_limit() -> None:
