@@ -280,6 +280,8 @@ class FlowEngine:
                 return (yield from self._end(state_of_unfit(exc)))
             if self.run.state_type is not StateType.RUNNING:
                 attempt = max(1, self.run.attempt)
+                if tracker is not None and self.run.flow_version is None:  # asked for by a deployment's name
+                    tracker.flow_run = self.run.changed(flow_version=self.flow.version)
                 yield from self._move(Running(), attempt=attempt, name=name)
         yield CallHooks(self.flow.hooks["on_running"], Running(run_id=self.run.id))
         return None

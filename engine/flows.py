@@ -413,12 +413,13 @@ def _version_of_file(fn: Callable[..., Any]) -> str | None:
         path = inspect.getsourcefile(inspect.unwrap(fn))
     except TypeError:
         return None
-    return _hash_of(path) if path else None
+    try:
+        return _hash_of(path, Path(path).stat().st_mtime_ns) if path else None
+    except OSError:
+        return None
 
 
 @functools.lru_cache(maxsize=256)
-def _hash_of(path: str) -> str | None:
-    try:
-        return sha256(Path(path).read_bytes()).hexdigest()[:16]
-    except OSError:
-        return None
+def _hash_of(path: str, changed_ns: int) -> str:
+    # A worker loads a file again when it has changed: the moment of its change is part of what is remembered.
+    return sha256(Path(path).read_bytes()).hexdigest()[:16]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from hashlib import sha256
 from typing import TYPE_CHECKING
 
 import anyio
@@ -40,6 +41,7 @@ async def test_async_flows_run_in_the_worker_and_sync_ones_in_a_process(stage: S
             assert run.state_type is StateType.COMPLETED, run.state_message
             assert await stage.states(run) == ["scheduled", "pending", "running", "completed"]
             assert run.attempt == 1
+            assert run.flow_version == sha256((stage.root / "flows.py").read_bytes()).hexdigest()[:16]
         pids = [(await stage.control.runs.history(run.id))[-1].event.data for run in (one, other)]
         results = [data["result"]["inline"] for data in pids if isinstance(data, dict)]  # type: ignore[index,call-overload]
         assert results[0] == os.getpid()
