@@ -149,6 +149,15 @@ class TemplateError(DefinitionError):
     """A template does not parse, or failed while rendering."""
 
 
+_MOST_NAMES = 8
+"""Names that an error tells of, at most."""
+_LISTED_BY = {
+    "flow run": "runs", "task run": "tasks", "event": "events", "artifact": "artifacts", "dead letter": "dlq",
+    "approval": "approvals", "variable": "variables", "limit": "limits",
+}  # fmt: skip
+"""Which command lists things of a kind that are too many to be named."""
+
+
 class UnknownName(DefinitionError):
     """A named thing does not exist; the message suggests near ones."""
 
@@ -157,8 +166,17 @@ class UnknownName(DefinitionError):
 
         near = get_close_matches(name, known, n=1, cutoff=0.6)
         tail = f"; did you mean {near[0]!r}?" if near else ""
-        super().__init__(f"there is no {kind} named {name!r}{tail}")
+        super().__init__(
+            f"there is no {kind} named {name!r}{tail}", hint="" if near else _what_there_is(kind, known)
+        )
         self.kind, self.name, self.suggestion = kind, name, near[0] if near else None
+
+
+def _what_there_is(kind: str, known: Sequence[str]) -> str:
+    if not known:
+        return f"`hark {_LISTED_BY[kind]} ls` lists them" if kind in _LISTED_BY else ""
+    more = f" and {len(known) - _MOST_NAMES} more" if len(known) > _MOST_NAMES else ""
+    return f"there is {', '.join(map(repr, sorted(known)[:_MOST_NAMES]))}{more}"
 
 
 class UnknownBlock(UnknownName, ValueError):
