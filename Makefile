@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test chaos up check format bench bench-peers clean
+.PHONY: help demo test chaos oracle up check format bench bench-peers clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -30,6 +30,9 @@ test: $(STAMP)  ## the tests
 
 chaos: $(STAMP)  ## kill processes at the worst moment, at length
 	CHAOS_ROUNDS=$${CHAOS_ROUNDS:-60} CRASH_RUNS=$${CRASH_RUNS:-200} CHAOS_KILLS=$${CHAOS_KILLS:-1000} CHAOS_ALERT_KILLS=$${CHAOS_ALERT_KILLS:-200} $(BIN)/python -m pytest -q -m chaos --timeout 3600
+
+oracle: $(STAMP)  ## play generated histories against a slow evaluator of rules, at length
+	ORACLE_HISTORIES=$${ORACLE_HISTORIES:-20000} $(BIN)/python -m pytest -q tests/automations/test_oracle.py --numprocesses auto
 
 up: $(STAMP)  ## serve on 127.0.0.1:4280, with hark.yaml of this folder if there is one
 	$(BIN)/hark up

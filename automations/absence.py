@@ -12,6 +12,9 @@ from .model import Automation
 
 __all__ = ["Absence", "Heartbeat"]
 
+_MAX_ANSWERS = 64
+"""Of a key, each of which occurred before the one recorded before it, all within the lateness."""
+
 
 def _deadline(seen: Seen, within: float, lateness: float) -> float:
     """Return by when the next event has to be recorded: ``within`` of this one's occurrence.
@@ -27,7 +30,7 @@ class Absence:
 
     The first opening event of a key counts; more of them while it waits change nothing. The expected event answers
     if it is recorded before the deadline and did not occur before the opening one (by more than the lateness);
-    recorded before the opening event but occurred after it, it answers too.
+    recorded before the opening event (by no more than the lateness) but occurred after it, it answers too.
     """
 
     def __init__(self, automation: Automation, *, lateness: float, arm: Arm) -> None:
@@ -35,9 +38,9 @@ class Absence:
         self._lateness = lateness
         self._arm = arm
         self._waiting: dict[str, tuple[float, float, int, str, int]] = {}  # deadline, time, seq, id, depth
-        self._answers: dict[
-            str, tuple[float, float]
-        ] = {}  # recorded, time: expected events that nobody waited for
+        # recorded, time, recorded, time, …: expected events that an opening one still to come may have occurred before.
+        # One that is later in both than another says more, so the times fall.
+        self._answers: dict[str, tuple[float, ...]] = {}
         self._sweep = Sweep()
 
     def start(self, now: float) -> None:
@@ -48,23 +51,37 @@ class Absence:
         if role == 0:
             if waiting is not None and seen.time >= waiting[1] - self._lateness:
                 del self._waiting[key]
-            elif self._lateness > 0:
-                self._answers[key] = (seen.recorded, seen.time)
-                if self._sweep.due(len(self._answers)):
-                    self._forget(seen.recorded)
+            if self._lateness > 0:
+                self._answered(key, seen)
             return None
         if waiting is not None:
             return None
-        answer = self._answers.get(key)
-        if answer is not None and seen.recorded - answer[0] <= self._lateness and answer[1] > seen.time:
+        answers = self._answers.get(key)
+        if answers is not None and any(
+            seen.recorded - answers[i] <= self._lateness and answers[i + 1] > seen.time
+            for i in range(0, len(answers), 2)
+        ):
             return None
         deadline = _deadline(seen, self._within, self._lateness)
         self._waiting[key] = (deadline, seen.time, seen.seq, seen.id, seen.depth)
         self._arm(key, deadline)
         return None
 
+    def _answered(self, key: str, seen: Seen) -> None:
+        known = self._answers.get(key)
+        if known is None:
+            self._answers[key] = (seen.recorded, seen.time)
+            if self._sweep.due(len(self._answers)):
+                self._forget(seen.recorded)
+            return
+        kept: list[float] = []
+        for i in range(0, len(known), 2):
+            if known[i + 1] > seen.time and seen.recorded - known[i] <= self._lateness:
+                kept += known[i : i + 2]
+        self._answers[key] = (*kept[-2 * (_MAX_ANSWERS - 1) :], seen.recorded, seen.time)
+
     def _forget(self, now: float) -> None:
-        self._answers = {k: a for k, a in self._answers.items() if now - a[0] <= self._lateness}
+        self._answers = {k: a for k, a in self._answers.items() if now - a[-2] <= self._lateness}
         self._sweep.done(len(self._answers))
 
     def due(self, key: str, at: float, now: float) -> Firing | None:

@@ -22,7 +22,7 @@ def form_of(automation: Automation, *, lateness_s: float, arm: Arm) -> Form:
         lateness_s: how late events may be, where the rule does not say.
         arm: what the form asks to be woken with.
     """
-    lateness = automation.allowed_lateness if automation.allowed_lateness is not None else lateness_s
+    lateness = automation.late_by(lateness_s)
     match automation.kind:
         case "count":
             return Counting(automation, lateness=lateness)

@@ -282,12 +282,12 @@ class Fold:
             if firing.depth == config.max_causal_depth:
                 out.append(rule.decision(key, firing, recorded, reason="depth", suppressed=1))
             return
-        before = 0
+        before, lateness = 0, automation.late_by(config.allowed_lateness_s)
         if automation.cooldown is not None:
             cooling = rule.cooling.get(key)
             if cooling is not None:
                 until, since, before = cooling
-                fresh = recorded - since <= automation.cooldown + config.allowed_lateness_s
+                fresh = recorded - since <= automation.cooldown + lateness
                 if fresh and firing.at < until:
                     rule.cooling[key] = (until, since, before + 1)
                     if config.say_all or _worth_saying(before + 1):
@@ -302,7 +302,7 @@ class Fold:
                             )
                         )
                     return
-                if recorded - since > automation.cooldown + config.allowed_lateness_s + _DAY_S:
+                if recorded - since > automation.cooldown + lateness + _DAY_S:
                     before = 0
         limit, per_s = (
             (automation.budget.count, automation.budget.per_s)
@@ -331,7 +331,7 @@ class Fold:
         if automation.cooldown is not None:
             rule.cooling[key] = (firing.at + automation.cooldown, recorded, 0)
             if len(rule.cooling) >= rule.cooling_sweep:
-                keep = automation.cooldown + config.allowed_lateness_s
+                keep = automation.cooldown + lateness
                 rule.cooling = {
                     k: c
                     for k, c in rule.cooling.items()
@@ -413,13 +413,12 @@ class Fold:
         self._rules[automation.name] = rule
         self._removed.pop(automation.name, None)
         name = automation.name
-        lateness = self.config.allowed_lateness_s
+        lateness = automation.late_by(self.config.allowed_lateness_s)
         rule.form = form_of(automation, lateness_s=lateness, arm=self._arming(name, quiet=False))
         for index, listening in enumerate(automation.listens):
             self._listen((name, index), listening)
         if automation.resolve is not None or (automation.metric is not None and automation.on_resolve):
-            own = automation.allowed_lateness if automation.allowed_lateness is not None else lateness
-            rule.resolving = Resolving(automation, lateness=own, arm=self._arming(name, quiet=True))
+            rule.resolving = Resolving(automation, lateness=lateness, arm=self._arming(name, quiet=True))
             if automation.resolves is not None:
                 self._listen((name, _RESOLVE), automation.resolves)
 

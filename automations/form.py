@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from ..vocabulary import JsonObject, JsonValue
 
-__all__ = ["Arm", "EventRef", "Firing", "Form", "Seen", "Sweep"]
+__all__ = ["Arm", "EventRef", "Firing", "Form", "Seen", "Sweep", "Timeless", "Used"]
 
 
 class EventRef(NamedTuple):
@@ -141,6 +141,24 @@ class Timeless:
     def deadlines(self) -> Iterable[tuple[str, float]]:
         """See ``Form.deadlines``."""
         return ()
+
+
+class Used:
+    """Says for which keys the event of the moment has fired: told again under another pattern, it is used up there."""
+
+    __slots__ = ("_keys", "_seq")
+
+    def __init__(self) -> None:
+        self._seq = 0
+        self._keys: set[str] = set()
+
+    def by(self, key: str, seq: int) -> bool:
+        return seq == self._seq and key in self._keys
+
+    def up(self, key: str, seq: int) -> None:
+        if seq != self._seq:
+            self._seq, self._keys = seq, set()
+        self._keys.add(key)
 
 
 _SWEEP_FROM = 1024

@@ -18,7 +18,7 @@ from typing import Any
 
 from ..vocabulary import JsonObject, JsonValue
 from .composite import Branch, Step, leaves_of
-from .form import EventRef, Firing, Seen, Sweep, Timeless
+from .form import EventRef, Firing, Seen, Sweep, Timeless, Used
 from .model import Automation
 
 __all__ = ["Group"]
@@ -124,13 +124,13 @@ class Group(Timeless):
         # [last recorded, newest time, entries of pattern 0, entries of pattern 1, …], entries sorted by time
         self._windows: dict[str, list[Any]] = {}
         self._sweep = Sweep()
-        self._fired: tuple[str, int] = ("", 0)  # an event of several patterns that has fired is used up
+        self._used = Used()
 
     def start(self, now: float) -> None:
         pass
 
     def event(self, role: int, key: str, seen: Seen) -> Firing | None:
-        if self._fired == (key, seen.seq):
+        if self._used.by(key, seen.seq):
             return None
         window = self._windows.get(key)
         if window is None or seen.recorded - window[0] > self._within + self._lateness:
@@ -156,7 +156,7 @@ class Group(Timeless):
             found = self._root.found(lists, start, end)
             if found is not None:
                 del self._windows[key]
-                self._fired = (key, seen.seq)
+                self._used.up(key, seen.seq)
                 refs = tuple(EventRef(id_, seq, time) for time, seq, id_ in sorted(set(found)))
                 named: JsonObject = {
                     alias: {"id": id_, "seq": seq}

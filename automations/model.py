@@ -387,6 +387,10 @@ class Automation(Strict):
             own = self.within or 0.0 if self.expect is not None else 0.0
         return own + after
 
+    def late_by(self, default_s: float) -> float:
+        """Return how late events may be: what the rule says, else the service's own ``default_s``."""
+        return default_s if self.allowed_lateness is None else self.allowed_lateness
+
     @property
     def actions(self) -> tuple[Action, ...]:
         """What it does when it fires."""

@@ -10,11 +10,12 @@ Firing ends every wait of the same key that asks for the same values: the sequen
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from ..vocabulary import JsonObject, JsonValue
-from .form import EventRef, Firing, Seen, Sweep, Timeless
+from .form import EventRef, Firing, Seen, Sweep, Timeless, Used
 from .model import Automation
 from .path import Path
 from .reference import captured
@@ -28,6 +29,7 @@ _ANY = ""
 """Where waits stand that no join key can find: they are looked at event by event."""
 
 _Place = tuple[str, int, str]
+_Ref = tuple[float, int, str]
 
 
 class _Wait:
@@ -41,7 +43,7 @@ class _Wait:
         time: float,
         last: float,
         done: int,
-        refs: list[tuple[float, int, str]],
+        refs: list[_Ref],
         known: dict[str, Any],
         named: dict[str, Any],
     ) -> None:
@@ -58,6 +60,15 @@ class _Wait:
     def load(cls, state: Any) -> _Wait:
         recorded, time, last, done, refs, known, named = state
         return cls(recorded, time, last, done, [tuple(ref) for ref in refs], known, named)
+
+
+def _full(refs: list[_Ref], ref: _Ref, *, count: int, within: float) -> list[_Ref] | None:
+    """Return the latest ``count`` in a row, ``ref`` among them, that lie within a time; None if there are not."""
+    at = refs.index(ref)
+    for first in range(min(at, len(refs) - count), max(0, at - count + 1) - 1, -1):
+        if refs[first + count - 1][0] - refs[first][0] <= within:
+            return refs[first : first + count]
+    return None
 
 
 def _unwatched(place: _Place) -> None:
@@ -79,14 +90,14 @@ class Sequence(Timeless):
         self._reads = {alias: frozenset(paths) for alias, paths in reads.items()}
         self._waits: dict[_Place, list[_Wait]] = {}
         self._sweep = Sweep()
-        self._fired: tuple[str, int] = ("", 0)  # key and sequence: an event that fired begins nothing
+        self._used = Used()  # an event that fired begins nothing
         self._before: Callable[[_Place], object] = _unwatched
 
     def start(self, now: float) -> None:
         pass
 
     def event(self, role: int, key: str, seen: Seen) -> Firing | None:
-        if self._fired == (key, seen.seq):
+        if self._used.by(key, seen.seq):
             return None
         i = len(self._steps) - 1 - role
         if i == 0:
@@ -116,23 +127,26 @@ class Sequence(Timeless):
             if found is not wait and not self._is_gone(found, seen):
                 if seen.time < found.last - self._lateness:
                     return
-                found.refs.append(ref)
-                oldest = seen.time - (step.within or self._within)
-                found.refs = sorted(r for r in found.refs if r[0] >= oldest)
-                found.recorded, found.last, found.done = (
-                    seen.recorded,
-                    max(found.last, seen.time),
-                    len(found.refs),
-                )
+                self._collect(found, ref, step.within or self._within)
+                found.recorded, found.last = seen.recorded, max(found.last, seen.time)
                 wait = found
-            if wait.done < step.count:
+            full = _full(wait.refs, ref, count=step.count, within=step.within or self._within)
+            if full is None:
                 self._waits[place] = [wait]
                 self._swept(seen)
                 return
             self._waits.pop(place, None)
-            wait.refs = wait.refs[-step.count :]
-            wait.time = wait.refs[0][0]
+            wait.refs, wait.time = full, full[0][0]
         self._advance(key, 0, wait, seen)
+
+    def _collect(self, wait: _Wait, ref: _Ref, within: float) -> None:
+        """Put an event among those of the current step, by time, and forget what no window to come can hold."""
+        begins = len(wait.refs) - wait.done
+        own = wait.refs[begins:]
+        insort(own, ref)
+        oldest = own[-1][0] - self._lateness - within
+        own = [r for r in own if r[0] >= oldest]
+        wait.refs[begins:], wait.done = own, len(own)
 
     def _is_gone(self, wait: _Wait, seen: Seen) -> bool:
         return seen.recorded > wait.recorded + self._within + self._lateness
@@ -150,13 +164,20 @@ class Sequence(Timeless):
                 or (wait.check is not None and not wait.check(seen.row))
             ):
                 continue
-            wait.refs.append((seen.time, seen.seq, seen.id))
-            wait.done += 1
-            if step.within is not None:
-                own = [r for r in wait.refs[-wait.done :] if r[0] >= seen.time - step.within]
-                wait.refs[-wait.done :] = own
-                wait.done = len(own)
-            if wait.done >= step.count:
+            ref = (seen.time, seen.seq, seen.id)
+            if step.within is None:
+                wait.refs.append(ref)
+                wait.done += 1
+                if wait.done >= step.count:
+                    complete.append(wait)
+                continue
+            begins = len(wait.refs) - wait.done
+            if wait.done and seen.time < wait.refs[-1][0] - self._lateness:
+                continue
+            self._collect(wait, ref, step.within)
+            full = _full(wait.refs[begins:], ref, count=step.count, within=step.within)
+            if full is not None:
+                wait.refs[begins:] = full
                 complete.append(wait)
         if not complete:
             return None
@@ -204,7 +225,7 @@ class Sequence(Timeless):
         for place in places:
             self._before(place)
             self._waits.pop(place, None)
-        self._fired = (key, seen.seq)
+        self._used.up(key, seen.seq)
         refs = tuple(EventRef(id_, seq, time) for time, seq, id_ in wait.refs)
         extra: JsonObject | None = {"steps": wait.named} if wait.named else None
         return Firing(seen.time, len(refs), refs, seen.row, seen.depth, extra=extra)

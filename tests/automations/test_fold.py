@@ -149,6 +149,15 @@ def test_a_clock_that_runs_ahead_does_not_hold_windows_open() -> None:
     assert log.fired() == [("x", 2)]
 
 
+def test_a_cooldown_waits_for_late_events_as_long_as_the_rule_says() -> None:
+    """What happened in the cooldown is held back if it is recorded within the rule's own lateness, not the service's."""
+    for lateness, held in (("30s", True), ("1s", False)):
+        log = Log({"on": "a.b", "cooldown": "10s", "allowed_lateness": lateness})
+        log.say(0)
+        (made,) = log.say(18, time=9)
+        assert (made.what == "suppressed") is held
+
+
 def test_cooldown_holds_back_and_counts() -> None:
     """Firings within the cooldown are suppressed, each is told, and the next message knows how many."""
     log = Log({"on": "a.b", "cooldown": "10m", "for_each": "data.k"})
@@ -233,6 +242,20 @@ def test_an_answer_that_overtook_its_question_counts() -> None:
     log.say(10, "job.ended", time=5)  # of an earlier job: it ended before this one began
     log.say(11, "job.began", time=8)
     assert len(log.wait(100_000)) == 1
+
+
+def test_an_answer_that_overtook_its_question_counts_whatever_came_since() -> None:
+    """Neither an older answer behind it nor that it ended another wait hides it from a question that comes late."""
+    log = Log({"after": "job.began", "expect": "job.ended", "within": "1h"})
+    log.say(10, "job.ended", time=9)
+    log.say(11, "job.ended", time=7)
+    log.say(12, "job.began", time=8)
+    assert log.wait(100_000) == []
+    log = Log({"after": "job.began", "expect": "job.ended", "within": "1h"})
+    log.say(1, "job.began")
+    log.say(10, "job.ended", time=9)
+    log.say(11, "job.began", time=8)
+    assert log.wait(100_000) == []
 
 
 def test_a_backlog_of_old_events_is_given_time_to_be_complete() -> None:

@@ -206,6 +206,13 @@ def test_a_sequence_may_be_one_branch_of_a_group() -> None:
     assert fired(SUSPECT, *again) == [(65, "web", 4)]
 
 
+def test_an_event_of_several_patterns_and_keys_fires_once_for_each_key() -> None:
+    """What has fired for one key is used up there, although it fires for another before it is looked at again."""
+    rule = {"any_of": ["probe.*", "probe.failed"], "for_each": "data.regions", "within": "1m"}
+    failed = given(0, "probe.failed", regions=["eu", "us"])
+    assert fired(rule, failed) == [(0, "eu", 1), (0, "us", 1)]
+
+
 def test_either_of_two_sequences() -> None:
     """A late event takes its place in the order in which things occurred."""
     rule = {

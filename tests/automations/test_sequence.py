@@ -204,6 +204,24 @@ def _by_hand(events: list[tuple[float, str, str]], within: float) -> list[int]:
     return out
 
 
+def test_events_of_one_step_that_come_out_of_order_are_in_one_window() -> None:
+    """Of a step with a time of its own, first or later, a late event does not count with one far after it."""
+    errors = {"on": "app.error", "count": 2, "within": "2s"}
+    for steps in ([{"on": "deploy.done"}, errors], [errors, {"on": "app.down"}]):
+        rule = {"sequence": steps, "within": "1m", "allowed_lateness": "30s"}
+        apart = [given(0, "deploy.done"), given(20, "app.error"), given(21, "app.error", late=11)]
+        assert fired(rule, *apart, given(22, "app.down")) == []
+        near = given(22, "app.error", late=11)
+        assert len(fired(rule, *apart, near, given(23, "app.down"))) == 1
+
+
+def test_an_event_that_fired_begins_nothing_for_any_of_its_keys() -> None:
+    """It ends the sequence of one key and of another, and is the first event of neither."""
+    rule = {"sequence": ["app.*", "app.error"], "for_each": "data.hosts", "within": "1m"}
+    events = [given(at, "app.error", hosts=["h1", "h2"]) for at in (0, 1, 2)]
+    assert fired(rule, *events) == [(1, "h1", 2), (1, "h2", 2)]
+
+
 @settings(max_examples=150)
 @examples(st.integers(0, 10_000), st.sampled_from([5.0, 20.0]))
 def test_sequences_agree_with_following_each_start_by_hand(seed: int, within: float) -> None:
