@@ -19,7 +19,14 @@ if TYPE_CHECKING:
     from .flows import Flow
     from .run import FlowRun
 
-__all__ = ["MAX_PARAMETER_BYTES", "RESERVED", "CallShape", "parameters_json", "recorded_parameters", "type_hints"]
+__all__ = [
+    "MAX_PARAMETER_BYTES",
+    "RESERVED",
+    "CallShape",
+    "parameters_json",
+    "recorded_parameters",
+    "type_hints",
+]
 
 RESERVED = frozenset({"return_state", "wait_for"})
 """Words a call of a flow or task takes for itself."""
