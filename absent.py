@@ -41,9 +41,11 @@ ABSENT: dict[str, str] = {
     "deployments.schedules": "write schedules=[Cron(…), Interval(…), RRule(…)], of hark.schedules",
     "deployments.steps": _CODE,
     "docker": _IMAGE,
-    "events.clients": _STREAM,
+    **{
+        f"events.clients.{name}": _STREAM
+        for name in ("AssertingEventsClient", "PrefectEventSubscriber", "get_events_subscriber")
+    },
     "events.filters": "hark.Hark().events(type=…, subject=…, since=…) lists events",
-    "events.get_events_client": "use emit() or emit_event()",
     "events.get_events_subscriber": _STREAM,
     "events.FlowRunSubscriber": _STREAM,
     "events.subscribers": _STREAM,

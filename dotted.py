@@ -71,8 +71,12 @@ NAMES: dict[str, tuple[str, ...]] = {
     "deployments": ("engine.deployments", "server.serving"),
     "deployments.flow_runs": ("engine.deployments",),
     "deployments.runner": ("server.description", "server.serving", "EntrypointType=engine.deployments:EntrypointType"),
-    "events": ("engine.events", "automations.prefect_trigger", "automations.prefect_action", "Event=engine.event_view:Event"),
+    "events": (
+        "engine.events", "automations.prefect_trigger", "automations.prefect_action", "Event=engine.event_view:Event",
+        "get_events_client=engine.events_client:get_events_client", "AutomationCore=automations.prefect_automation:AutomationCore",
+    ),
     "events.actions": ("automations.prefect_action",),
+    "events.clients": ("engine.events_client", ""),
     "events.schemas": (),
     "events.schemas.automations": ("automations.prefect_trigger", "automations.prefect_automation"),
     "events.schemas.deployment_triggers": ("automations.prefect_trigger",),

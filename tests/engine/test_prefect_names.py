@@ -28,7 +28,9 @@ from hark.engine.context import (
     get_settings_context,
     with_context,
 )
+from hark.engine.event_view import Event
 from hark.engine.events import RelatedResource, Resource, emit_event
+from hark.engine.events_client import get_events_client
 from hark.engine.exceptions import (
     FlowRunWaitTimeout,
     MissingFlowError,
@@ -59,6 +61,8 @@ from hark.engine.state_conversion import (
 from hark.engine.states import Completed, Failed
 from hark.errors import EventInvalid, MissingContextError
 from pydantic import BaseModel, SecretStr
+
+from .conftest import events
 
 pytestmark = pytest.mark.usefixtures("keys_at_home")
 
@@ -405,6 +409,21 @@ def test_resources_say_what_they_are() -> None:
         Resource({"kind": "x"})
     with pytest.raises(EventInvalid, match="role"):
         RelatedResource.model_validate({"prefect.resource.id": "a"})
+
+
+async def test_an_event_that_was_made_beforehand_is_emitted(session: Session) -> None:
+    """As it is, with its id and its time; sent twice it is stored once."""
+    when = datetime(2026, 1, 2, tzinfo=UTC)
+    made = Event(
+        event="order.paid", resource={"prefect.resource.id": "order/42", "kind": "web"}, payload={"amount": 3},
+        occurred=when, id="o-1",
+    )  # fmt: skip
+    async with get_events_client(checkpoint_every=1) as client:
+        await client.emit(made)
+        await client.emit(made)
+    (stored,) = await events(session.bus, "hark.ev.order.paid")
+    assert (stored.event.id, stored.event.subject, stored.event.time) == ("o-1", "order/42", when)
+    assert stored.event.data == {"amount": 3, "resource": {"kind": "web"}}
 
 
 @flow
