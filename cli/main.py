@@ -26,11 +26,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "backtest": ("backtest:backtest", "Show what a rule would have done about what has happened."),
     "explain": ("backtest:explain", "Show why rules acted on an event, or did not."),
     "events": ("events:events", "Events: ls, watch, show, replay."),
-    "runs": ("runs:runs", "Flow runs: ls, show, logs, watch, cancel, pause, suspend, resume, retry."),
-    "tasks": ("tasks:tasks", "Background tasks: serve, show."),
+    "runs": ("runs:runs", "Flow runs: ls, show, logs, watch, cancel, pause, suspend, resume, retry, delete."),
+    "tasks": ("tasks:tasks", "Background tasks: serve, ls, show."),
     "deployments": (
         "deployments:deployments",
-        "Flows that can be run by name: ls, show, run, pause, resume, backfill.",
+        "Flows that can be run by name: ls, show, run, pause, resume, backfill, delete.",
     ),
     "deploy": ("deploy:deploy", "Make a deployment of a flow, with schedules."),
     "backfills": ("backfills:backfills", "Slots of the past being run: ls, show, watch, cancel."),
@@ -38,7 +38,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "schedules": ("schedules:schedules", "When deployments run by themselves: ls, next, pause, resume."),
     "webhooks": (
         "webhooks:webhooks",
-        "Requests that become events: ls, show, send, requests, redeliver, pause, resume.",
+        "Requests that become events: ls, show, send, requests, request, redeliver, pause, resume.",
     ),
     "sources": ("exchange:sources", "NATS subjects of others that become events: ls, show, pause, resume."),
     "sinks": ("exchange:sinks", "Events forwarded to NATS or HTTP: ls, show, pause, resume."),

@@ -18,7 +18,7 @@ import httpx
 import pytest
 from anyio import to_thread
 from hark.bus.session import use_session
-from hark.cli.main import command_paths
+from hark.cli.main import COMMANDS, command_paths
 from hark.config import ServerConfig, Settings
 from hark.engine.slots import slots_of
 from hark.server.address import find_api
@@ -256,7 +256,9 @@ async def test_every_command_has_help(hark: Run) -> None:
         " deployments_pause deployments_resume deploy worker_start automations_ls automations_show automations_pause automations_resume"
         " schedules_ls schedules_next schedules_pause schedules_resume webhooks_ls webhooks_send channels_ls"
         " channels_test pools_ls variables_ls variables_set variables_get variables_rm secrets_ls secrets_set secrets_rm"
-        " dlq_ls dlq_show dlq_redrive dlq_drop keys_create keys_ls keys_revoke"
+        " dlq_ls dlq_show dlq_redrive dlq_drop keys_create keys_ls keys_revoke backtest explain audit backup restore"
+        " runs_pause runs_resume runs_delete deployments_delete deployments_backfill automations_delete webhooks_show"
+        " silences_ls silences_add silences_expire limits_ls blocks_ls artifacts_ls migrate_prefect migrate_airflow"
     )
     assert {tuple(w.split("_")) for w in wanted.split()} <= set(every)
     top = (await hark("--help")).stdout
@@ -267,6 +269,16 @@ async def test_every_command_has_help(hark: Run) -> None:
         assert len(result.stdout.splitlines()[2].strip()) > 10, words
         if words[-1] == "ls":
             assert "--json" in result.stdout, words
+
+
+def test_the_line_of_a_group_names_all_that_is_in_it() -> None:
+    """`hark --help` is where people look for what a group can do: no command is left out, none is of another day."""
+    inside: dict[str, set[str]] = {}
+    for words in command_paths():
+        if len(words) > 1:
+            inside.setdefault(words[0], set()).add(words[1])
+    lines = {group: COMMANDS[group][1].rstrip(".").rpartition(": ")[2] for group in inside}
+    assert {group: set(line.split(", ")) for group, line in lines.items()} == inside
 
 
 def test_the_program_starts_quickly_and_speaks_to_the_right_streams(tmp_path: Path) -> None:
