@@ -55,11 +55,17 @@ def ls(
     flow: Annotated[str | None, typer.Option(help="Only of this flow.")] = None,
     deployment: Annotated[str | None, typer.Option(help="Only of this deployment.")] = None,
     tag: Annotated[str | None, typer.Option(help="Only with this tag.")] = None,
+    since: Annotated[str | None, typer.Option(help="Not older than this: 10m, 2h, 7d, or a time.")] = None,
+    text: Annotated[str | None, typer.Option(help="Only with this in their name, flow or message.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=1000, help="At most so many.")] = 50,
     as_json: AsJson = False,
 ) -> None:
     """List flow runs, newest first."""
-    page = ask(lambda h: h.flow_runs(state=state, flow=flow, deployment=deployment, tag=tag, limit=limit))
+    page = ask(
+        lambda h: h.flow_runs(
+            state=state, flow=flow, deployment=deployment, tag=tag, since=since, text=text, limit=limit
+        )
+    )
     show(page.items, run_rows(page.items), as_json=as_json)
 
 

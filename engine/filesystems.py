@@ -12,7 +12,6 @@ import shutil
 from abc import abstractmethod
 from collections.abc import Callable
 from errno import EISDIR, ENOENT
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 from urllib.parse import unquote, urlsplit
@@ -112,27 +111,18 @@ def _either(function: Callable[..., Any], *args: Any) -> Any:
 
 
 def kept_files(folder: Path, ignore_file: str | None) -> list[Path]:
-    """Return the files below a folder, relative to it, but for those that the patterns of a file match, in order."""
+    """Return the files below a folder, relative to it and in order, but for those that a file of patterns matches.
+
+    The patterns are read as git reads its ``.gitignore`` at the top of that folder.
+    """
     files = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     if ignore_file is None:
         return files
-    lines = [line.strip() for line in Path(ignore_file).read_text().splitlines()]
-    patterns = [line for line in lines if line and not line.startswith("#")]
-    return [path for path in files if not _ignored(path, patterns)]
+    # Imported here: few flows copy folders, and `import hark` stays light.
+    from pathspec import GitIgnoreSpec
 
-
-def _ignored(path: Path, patterns: list[str]) -> bool:
-    """Return whether a path is matched; as in ``.gitignore`` the last pattern counts, and ``!`` takes one back."""
-    ignored = False
-    for pattern in patterns:
-        plain = pattern.removeprefix("!")
-        folder_only, plain = plain.endswith("/"), plain.rstrip("/")
-        anchored = "/" in plain
-        plain = plain.removeprefix("**/").removeprefix("/")
-        places = [*path.parents[-2::-1], *([] if folder_only else [path])]
-        if any(fnmatch(str(place) if anchored else place.name, plain) for place in places):
-            ignored = not pattern.startswith("!")
-    return ignored
+    ignored = GitIgnoreSpec.from_lines(Path(ignore_file).read_text().splitlines())
+    return [path for path in files if not ignored.match_file(path)]
 
 
 async def _awaited(function: Callable[..., Any], *args: Any) -> Any:

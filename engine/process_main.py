@@ -62,8 +62,8 @@ class _Server:
         selector = selectors.DefaultSelector()
         selector.register(self._control, selectors.EVENT_READ)
         selector.register(wake_r, selectors.EVENT_READ)
-        self._tell({"ready": os.getpid()})
         try:
+            self._tell({"ready": os.getpid()})
             while True:
                 for key, _ in selector.select():
                     if key.fd == wake_r:
@@ -73,7 +73,7 @@ class _Server:
                         return
                 self._reap()
         except ConnectionError:
-            return  # the worker went while we were telling it something
+            return  # the worker was killed while we were telling it something, perhaps before we were ready
         finally:
             for pid in self._children:
                 with contextlib.suppress(ProcessLookupError):

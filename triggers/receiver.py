@@ -123,14 +123,24 @@ class _Trace:
     is_told: bool = True
 
 
+_NOT_SET_UP = "this webhook is not set up completely"
+
+
 class _Rejected(Exception):
-    """The request is not accepted."""
+    """The request is not accepted. ``told`` is for its sender, ``detail`` for us where senders need not know."""
 
     def __init__(
-        self, status: int, reason: str, detail: str, *, headers: Mapping[str, str] | None = None
+        self,
+        status: int,
+        reason: str,
+        detail: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        told: str | None = None,
     ) -> None:
         super().__init__(detail)
         self.status, self.reason, self.detail, self.headers = status, reason, detail, dict(headers or {})
+        self.told = detail if told is None else told
 
 
 class WebhookReceiver(AsyncContextManagerMixin):
@@ -290,9 +300,9 @@ class WebhookReceiver(AsyncContextManagerMixin):
             tolerance_s=self._config.webhook_tolerance_s,
         )
         if isinstance(verdict, Refused):
-            if verdict.reason == "secret-missing":
+            if verdict.reason in ("secret-missing", "secret-malformed"):
                 log.error("webhook.no_secret", extra={"webhook": name, "error": verdict.detail})
-                raise _Rejected(500, verdict.reason, "this webhook is not set up completely")
+                raise _Rejected(500, verdict.reason, verdict.detail, told=_NOT_SET_UP)
             challenge = "Basic" if isinstance(webhook.verify, BasicVerify) else "Bearer"
             needs = (
                 {"WWW-Authenticate": f'{challenge} realm="hark"'} if "credentials" in verdict.reason else {}
@@ -330,7 +340,7 @@ class WebhookReceiver(AsyncContextManagerMixin):
             rendered = [render(template, context) for template in templates]
         except DefinitionError as exc:
             log.error("webhook.no_secret", extra={"webhook": hook.webhook.name, "error": str(exc)})
-            raise _Rejected(500, "secret-missing", "this webhook is not set up completely") from exc
+            raise _Rejected(500, "secret-missing", str(exc), told=_NOT_SET_UP) from exc
         if isinstance(rule, BasicVerify):
             keys = Keys(tuple(rendered[:-1]), rendered[-1])
         else:
@@ -503,7 +513,7 @@ class WebhookReceiver(AsyncContextManagerMixin):
             "type": f"urn:hark:problem:webhook-{why.reason}",
             "title": _TITLES.get(why.status, "Error"),
             "status": why.status,
-            "detail": why.detail,
+            "detail": why.told,
             "reason": why.reason,
         }
         return Answer(why.status, problem, {"Content-Type": "application/problem+json", **why.headers})

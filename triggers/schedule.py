@@ -56,6 +56,9 @@ _DAY = timedelta(days=1)
 _KINDS = ("cron", "interval", "rrule", "at")
 # A calendar that leaves out every slot must not be walked for ever.
 _MAX_EXCLUDED = 10_000
+# So many slots in one excluded time are passed over one by one; then its end is where the search goes on, so that
+# a schedule of every second comes out of its holidays.
+_MOST_WALKED = 32
 _MOST_EXCLUSIONS = 20_000
 # Years for which repeating events of a calendar are written out; applying again moves the horizon.
 CALENDAR_YEARS = 10
@@ -330,27 +333,29 @@ class StoredSchedule(BaseModel):
 
 def fires_after(schedule: Schedule, after: datetime) -> Iterator[datetime]:
     """Give the slots later than ``after`` in order, perhaps without end. Paused or not makes no difference."""
-    begins = _bound(schedule, "start")
-    if begins is not None and begins > after:
-        after = begins - timedelta(microseconds=1)
+    after = _from_start(schedule, after)
     begins_of, ends_of = _closed(schedule.exclude, schedule.timezone) if schedule.exclude else ((), ())
     passed_over = 0
-    for slot in _slots(schedule, after):
-        place = bisect_right(begins_of, slot) - 1
-        if place >= 0 and slot < ends_of[place]:
-            passed_over += 1
+    behind: datetime | None = after
+    while behind is not None:
+        after, behind, of_span = behind, None, 0
+        for slot in _slots(schedule, after):
+            place = bisect_right(begins_of, slot) - 1
+            if place < 0 or slot >= ends_of[place]:
+                passed_over = of_span = 0
+                yield slot
+                continue
+            passed_over, of_span = passed_over + 1, of_span + 1
             if passed_over > _MAX_EXCLUDED:
                 return
-            continue
-        passed_over = 0
-        yield slot
+            if of_span > _MOST_WALKED:
+                behind = ends_of[place] - timedelta(microseconds=1)
+                break
 
 
 def slots_after(schedule: Schedule, after: datetime) -> Iterator[tuple[datetime, Span | None]]:
     """Give every slot later than ``after`` in order, each with the span that excludes it, or None: it fires."""
-    begins = _bound(schedule, "start")
-    if begins is not None and begins > after:
-        after = begins - timedelta(microseconds=1)
+    after = _from_start(schedule, after)
     spans = [span for span in schedule.exclude if isinstance(span, Span)]
     bounds = list(zip(_excluded(schedule), spans, strict=True)) if spans else []
     for slot in _slots(schedule, after):
@@ -431,6 +436,11 @@ def _moment(moment: datetime, timezone: str) -> datetime:
     if moment.tzinfo is not None:
         return moment.astimezone(UTC)
     return to_instant(moment.replace(fold=0), zone_named(timezone))
+
+
+def _from_start(schedule: _Schedule, after: datetime) -> datetime:
+    begins = _bound(schedule, "start")
+    return after if begins is None or begins <= after else begins - timedelta(microseconds=1)
 
 
 def _bound(schedule: _Schedule, which: Literal["start", "end"]) -> datetime | None:

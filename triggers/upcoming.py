@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from .calendar import Span
@@ -13,6 +13,8 @@ __all__ = ["Upcoming", "upcoming"]
 
 # So many slots in a row that do not fire are shown; a calendar that leaves out all of them must not be walked for ever.
 _MOST_EXCLUDED = 200
+# Of one excluded time so many are shown; more would push what fires out of sight.
+_MOST_OF_SPAN = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,17 +38,28 @@ class Upcoming:
 def upcoming(stored: StoredSchedule, after: datetime, count: int) -> list[Upcoming]:
     """Return the slots after ``after`` until ``count`` of them fire, with those between them that do not.
 
-    Of a paused schedule none fires; its slots are given with that as the reason.
+    Of a paused schedule none fires; its slots are given with that as the reason. Of many slots in one excluded time
+    the first few are given, the last of them with the moment until which it goes on so.
     """
     zone = zone_named(stored.schedule.timezone)
     found: list[Upcoming] = []
-    fires = in_a_row = 0
-    for slot, span in slots_after(stored.schedule, after):
+    fires = in_a_row = of_span = 0
+    current: Span | None = None
+    walk = slots_after(stored.schedule, after)
+    while fires < count and in_a_row < _MOST_EXCLUDED and (following := next(walk, None)) is not None:
+        slot, span = following
+        if stored.is_paused:
+            span = None
+        of_span = of_span + 1 if span is current else 1
+        current = span
+        if span is not None and of_span > _MOST_OF_SPAN:
+            end = span.instants(stored.schedule.timezone)[1]
+            until = f"{end.astimezone(zone):%Y-%m-%d %H:%M}"
+            found[-1] = replace(found[-1], excluded=f"{found[-1].excluded}; and so on until {until}")
+            walk, current = slots_after(stored.schedule, end - timedelta(microseconds=1)), None
+            continue
         excluded = "the schedule is paused" if stored.is_paused else _why(span)
-        is_run = not excluded or stored.is_paused
-        if fires >= count or in_a_row >= _MOST_EXCLUDED:
-            break
-        fires, in_a_row = (fires + 1, 0) if is_run else (fires, in_a_row + 1)
+        fires, in_a_row = (fires, in_a_row + 1) if span else (fires + 1, 0)
         local = slot.astimezone(zone)
         found.append(
             Upcoming(slot, local, due_at(stored.schedule, slot, key=stored.key), excluded, _note(local))

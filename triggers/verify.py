@@ -266,7 +266,9 @@ def _verify_standard(
         return _MISSING
     macs = standard_macs(keys, b"%b.%b.%b" % (_raw(id_), _raw(stamp), body))
     if not macs:
-        return Refused("secret-missing", "the secret of this webhook is not base64")
+        return Refused(
+            "secret-malformed", "no secret of this webhook is base64, with or without whsec_ before it"
+        )
     found = _any_equal(macs, given)
     return found if isinstance(found, Refused) else _age(stamp, now, tolerance_s)
 

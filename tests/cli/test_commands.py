@@ -49,6 +49,8 @@ async def test_a_day_with_the_command_line(serve: Serve, hark: Run) -> None:
             await hark("emit", "order.made", "--id", made)
         listed = as_json(await hark("runs", "ls", "--state", "failed", "--json"))
         assert [r["deployment"] for r in listed] == ["broken"]
+        found = await hark("runs", "ls", "--since", "1h", "--text", "no such table", "--json")
+        assert [r["deployment"] for r in as_json(found)] == ["broken"]
         assert (await hark("runs", "watch", run_id)).exit_code == 0
         retried = as_json(await hark("runs", "retry", listed[0]["id"], "--json"))
         assert retried["state_type"] == "SCHEDULED"

@@ -240,6 +240,9 @@ def test_folders_are_copied_to_a_storage_and_back(tmp_path: Path) -> None:
     assert kept_files(source, ignore) == [Path("a.txt"), Path("b.py"), Path("deep/c.txt")]
     (source / ".ignore").write_text("deep/\n")
     assert kept_files(source, ignore) == [Path(".ignore"), Path("a.txt"), Path("b.py")]
+    (source / ".ignore").write_text("/*.txt\n**/d.*\n")
+    assert kept_files(source, ignore) == [Path(".ignore"), Path("b.py"), Path("deep/c.txt")]
+    (source / ".ignore").write_text("deep/\n")
     files = LocalFileSystem(basepath=str(store))
     files.put_directory(str(source), "up", ignore)
     files.get_directory("up", str(back))

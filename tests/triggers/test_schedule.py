@@ -98,7 +98,17 @@ def test_start_end_and_excluded_days_bound_the_slots() -> None:
     }  # fmt: skip
     assert slots(value, count=10) == ["2026-01-02 11:00:00", "2026-01-04 11:00:00"]
     # A calendar that leaves everything out ends the search.
-    assert slots({"cron": "0 12 * * *", "exclude": ["2020-01-01/2400-01-01"]}) == []
+    assert slots({"cron": "0 12 * * *", "end": "2399-01-01", "exclude": ["2020-01-01/2400-01-01"]}) == []
+
+
+@pytest.mark.parametrize("timing", [{"cron": "* * * * * *"}, {"interval": "1s"}, {"rrule": "FREQ=SECONDLY"}])
+def test_a_schedule_comes_out_of_an_exclusion_however_many_slots_it_holds(timing: dict[str, Any]) -> None:
+    """Nine days of every second are 777 600 slots: what fires next is found behind them, and not given up for."""
+    made = parse_schedule({"timezone": "Europe/Berlin", "exclude": ["2026-12-24/2027-01-01"], **timing})
+    found = list(islice(fires_after(made, datetime(2026, 12, 23, 22, 59, 58, tzinfo=UTC)), 3))
+    assert [f"{slot:%m-%d %H:%M:%S}" for slot in found] == [
+        "12-23 22:59:59", "01-01 23:00:00", "01-01 23:00:01",
+    ]  # fmt: skip
 
 
 def test_a_rule_without_a_start_names_the_same_slots_whenever_it_is_read() -> None:
