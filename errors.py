@@ -441,16 +441,24 @@ class NotificationFailed(UnavailableError):
 
     Attributes:
         channel: its name, or the scheme of a bare address.
+        is_named: there is a channel of that name; if not, the addresses stood in the action.
         failures: (address kind such as ``mailto``, redacted reason) of each address that failed.
     """
 
-    def __init__(self, channel: str, *, failures: Sequence[tuple[str, str]], sent: int = 0) -> None:
+    def __init__(
+        self, channel: str, *, failures: Sequence[tuple[str, str]], sent: int = 0, is_named: bool = True
+    ) -> None:
         reasons = "; ".join(f"{kind}: {reason}" for kind, reason in failures)
         others = f" ({sent} took it)" if sent else ""
-        super().__init__(
-            f"channel {channel!r}: {len(failures)} of {len(failures) + sent} addresses failed{others}: {reasons}",
-            hint=f"try it with `hark channels test {channel}`",
-        )
+        many = f"{len(failures)} of {len(failures) + sent} addresses failed{others}: {reasons}"
+        if is_named:
+            super().__init__(
+                f"channel {channel!r}: {many}", hint=f"try it with `hark channels test {channel}`"
+            )
+        else:
+            super().__init__(
+                many, hint="look at the address the action names; a channel can be tried by itself"
+            )
         self.channel, self.failures, self.sent = channel, tuple(failures), sent
 
 

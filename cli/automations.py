@@ -63,12 +63,18 @@ def show_one(name: _Name, as_json: AsJson = False) -> None:
     firings = item.get("firings")
     if isinstance(firings, list) and firings:
         rows = [
-            [f.get("triggered_at"), f.get("decision"), f.get("key"), f.get("count"), _done(f.get("actions"))]
+            [f.get("triggered_at"), _decided(f), f.get("key"), f.get("count"), _done(f.get("actions"))]
             for f in firings
             if isinstance(f, dict)
         ]
         text += "\n\n" + table(["AT", "DECISION", "KEY", "COUNT", "ACTIONS"], rows)
     show(item, text, as_json=as_json)
+
+
+def _decided(firing: dict[str, object]) -> str:
+    """Return what was decided and, where it was held back, by what: ``suppressed (budget)``."""
+    reason = firing.get("reason")
+    return f"{firing.get('decision')} ({reason})" if reason else str(firing.get("decision"))
 
 
 def _done(actions: object) -> str:

@@ -16,15 +16,17 @@ if TYPE_CHECKING:
 dlq = group("Dead letters: actions that failed for good: ls, show, redrive, drop.")
 
 _Id = Annotated[str, typer.Argument(help="The dead letter's id.")]
+_Rule = Annotated[str | None, typer.Option("--rule", help="Only of this rule.")]
 
 
 @dlq.command("ls")
 def ls(
+    rule: _Rule = None,
     limit: Annotated[int, typer.Option(min=1, max=1000, help="At most so many.")] = 50,
     as_json: AsJson = False,
 ) -> None:
     """List dead letters, newest first."""
-    page = ask(lambda h: h.dead_letters(limit=limit))
+    page = ask(lambda h: h.dead_letters(automation=rule, limit=limit))
     rows = [
         [d["id"], ago(d.get("at")), d.get("automation"), d.get("kind"), d.get("error")] for d in page.items
     ]
@@ -46,9 +48,10 @@ def show_one(letter: _Id, as_json: AsJson = False) -> None:
 def redrive(
     letters: Annotated[list[str] | None, typer.Argument(help="Dead letters' ids.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="All there are.")] = False,
+    rule: _Rule = None,
 ) -> None:
     """Try the action of a dead letter again."""
-    for letter in _chosen(letters, everything):
+    for letter in _chosen(letters, everything, rule):
         ask(_calling("redrive", letter))
         typer.echo(f"{letter} is tried again")
 
@@ -57,9 +60,10 @@ def redrive(
 def drop(
     letters: Annotated[list[str] | None, typer.Argument(help="Dead letters' ids.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="All there are.")] = False,
+    rule: _Rule = None,
 ) -> None:
     """Give a dead letter up."""
-    for letter in _chosen(letters, everything):
+    for letter in _chosen(letters, everything, rule):
         ask(_calling("drop", letter))
         typer.echo(f"{letter} is dropped")
 
@@ -68,7 +72,7 @@ def _calling(verb: str, letter: str) -> Callable[[Hark], Awaitable[JsonObject]]:
     return lambda hark: hark.redrive(letter) if verb == "redrive" else hark.drop(letter)
 
 
-def _chosen(letters: list[str] | None, everything: bool) -> list[str]:
-    if bool(letters) == everything:
-        raise typer.BadParameter("name dead letters, or give --all")
-    return letters or [str(d["id"]) for d in ask(lambda h: h.dead_letters(limit=1000)).items]
+def _chosen(letters: list[str] | None, everything: bool, rule: str | None) -> list[str]:
+    if bool(letters) == (everything or rule is not None):
+        raise typer.BadParameter("name dead letters, or give --all, or the --rule whose they are")
+    return letters or [str(d["id"]) for d in ask(lambda h: h.dead_letters(automation=rule, limit=1000)).items]

@@ -323,7 +323,9 @@ class Notifier(AsyncContextManagerMixin):
         found.sort(key=lambda d: d.address)
         failed = [(d.kind, d.reason or "") for d in found if d.outcome == "failed"]
         if failed:
-            raise NotificationFailed(job.shown_as, failures=failed, sent=len(found) - len(failed))
+            raise NotificationFailed(
+                job.shown_as, failures=failed, sent=len(found) - len(failed), is_named=job.channel is not None
+            )
         return found
 
     async def _try_address(self, job: _Job, address: _Address, *, tries: int) -> Delivery:

@@ -13,7 +13,7 @@ import anyio
 from ..bus.exact import loads
 from ..vocabulary import JsonObject
 from .context import context_of
-from .problem import BodyStalled, BodyTooLarge, MalformedBody
+from .problem import BodyStalled, BodyTooLarge, MalformedBody, UnsupportedBody
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -57,8 +57,12 @@ async def read_body(request: Request, *, limit_bytes: int) -> bytes:
     """Return the raw body.
 
     Raises:
-        BodyTooLarge: more than ``limit_bytes``. BodyStalled: it stopped coming.
+        BodyTooLarge: more than ``limit_bytes``. BodyStalled: it stopped coming. UnsupportedBody: it is compressed.
     """
+    encoding = request.headers.get("content-encoding", "").strip().lower()
+    if encoding not in ("", "identity"):
+        # Unpacked it could be of any size, and kept as it is it would be an event that nobody can read.
+        raise UnsupportedBody(f"bodies in {encoding!r} are not read", hint="send it without Content-Encoding")
     body = await read_at_most(request, limit_bytes=limit_bytes)
     if max(len(body), declared_bytes(request)) > limit_bytes:
         raise BodyTooLarge(limit_bytes=limit_bytes)

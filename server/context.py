@@ -31,6 +31,11 @@ if TYPE_CHECKING:
 __all__ = ["ServerContext", "context_of"]
 
 
+# Of clients that come together so many are let in at a time: each asks the broker for its place and for a consumer, and
+# hundreds of such questions at once kept the broker from answering those who renew their leases.
+_OPENING_AT_ONCE = 8
+
+
 @dataclass(slots=True)
 class ServerContext:
     """Everything a route may need.
@@ -39,6 +44,7 @@ class ServerContext:
         services: the running parts and how each of them is.
         closing: set when the server is about to stop; long answers (streams, waits) end then.
         broker: the embedded one, if it is this process's.
+        opening_streams: held by clients of event streams while they are let in.
         is_public: the server listens on more than loopback.
     """
 
@@ -58,6 +64,9 @@ class ServerContext:
     url: str = ""
     is_public: bool = False
     streams: int = 0
+    opening_streams: anyio.CapacityLimiter = field(
+        default_factory=lambda: anyio.CapacityLimiter(_OPENING_AT_ONCE)
+    )
     closing: anyio.Event = field(default_factory=anyio.Event)
 
     def _running(self, name: str) -> Any:

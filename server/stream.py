@@ -6,6 +6,7 @@ Source: HTML Living Standard, section 9.2, "Server-sent events".
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -92,7 +93,10 @@ class EventStream(Response):
         context = self._context
         context.streams += 1
         try:
-            after = self._after if self._after is not None else await context.bus.log.head()
+            after = self._after
+            if after is None:
+                async with context.opening_streams:
+                    after = await context.bus.log.head()
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             # The place is said at once, so that a client that loses the connection before the first event resumes here.
             await _send(send, b"retry: 1000\nid: %d\n\n" % after)
@@ -117,7 +121,12 @@ class EventStream(Response):
             context.streams -= 1
 
     async def _read(self, after: int, give: anyio.abc.ObjectSendStream[bytes]) -> None:
-        async with give, self._context.bus.log.follow(self._filters, after=after, batch=_BATCH) as batches:
+        context = self._context
+        async with AsyncExitStack() as life:
+            await life.enter_async_context(give)
+            async with context.opening_streams:
+                following = context.bus.log.follow(self._filters, after=after, batch=_BATCH)
+                batches = await life.enter_async_context(following)
             async for batch in batches:
                 chunk = b"".join(frame(r) for r in readable(batch.records) if self._wanted.takes(r))
                 if chunk:

@@ -351,9 +351,11 @@ class Queries:
         asked = {"state": state, "automation": automation, "firing": firing}
         return await self._listing(ActionRow, "actions", asked, cursor, limit)
 
-    async def dead_letters(self, *, cursor: str | None = None, limit: int = 50) -> Page[ActionRow]:
-        """Return the actions that were given up and wait for a person, newest first."""
-        return await self.actions(state="dead-lettered", cursor=cursor, limit=limit)
+    async def dead_letters(
+        self, *, automation: str | None = None, cursor: str | None = None, limit: int = 50
+    ) -> Page[ActionRow]:
+        """Return the actions (of one rule) that were given up and wait for a person, newest first."""
+        return await self.actions(state="dead-lettered", automation=automation, cursor=cursor, limit=limit)
 
     async def action(self, key: str) -> tuple[ActionRow, EventRow]:
         """Return an action's latest outcome and the event that says so.

@@ -382,7 +382,10 @@ SELECT automation,
        sum(decision = 'resolved' AND time >= :since) AS resolved,
        max(CASE WHEN decision = 'triggered' THEN time END) AS last_triggered_at,
        (SELECT count(*) FROM actions
-        WHERE actions.automation = firings.automation AND actions.state = 'dead-lettered') AS dead_letters
+        WHERE actions.automation = firings.automation AND actions.state = 'dead-lettered') AS dead_letters,
+       (SELECT error FROM actions
+        WHERE actions.automation = firings.automation AND actions.state = 'dead-lettered'
+        ORDER BY seq DESC LIMIT 1) AS last_error
 FROM firings WHERE NOT shadow GROUP BY automation ORDER BY automation;
 
 -- name: count_flow_runs

@@ -326,7 +326,10 @@ class DeploymentActivity:
 
 @dataclass(frozen=True, slots=True)
 class AutomationActivity:
-    """What a rule has been doing since the moment asked about; ``last_triggered_at`` looks further back."""
+    """What a rule has been doing since the moment asked about; ``last_triggered_at`` looks further back.
+
+    ``dead_letters`` are its actions that wait for a person, however old; ``last_error`` is why the latest was given up.
+    """
 
     automation: str
     triggered: int
@@ -334,6 +337,7 @@ class AutomationActivity:
     resolved: int
     last_triggered_at: datetime | None
     dead_letters: int
+    last_error: str | None
 
 
 @dataclass(frozen=True, slots=True)

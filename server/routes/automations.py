@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request, Response
 
 from ...errors import UnknownName
 from ...notifications import Delivery, Message, Severity
+from ...storage import AutomationActivity
 from ...vocabulary import JsonObject, JsonValue
 from ..answer import answer, listing, page
 from ..body import read_object
@@ -19,13 +20,15 @@ from ..telling import Failing, failing_channels, mute_channels
 
 router = APIRouter(tags=["automations"])
 
+_LATELY = timedelta(days=7)
+
 
 @router.get("/api/automations")
 async def list_automations(request: Request, paging: Paging) -> Response:
     """List rules with what each has been doing for the last 7 days; one that does not load is listed with its error."""
     context = context_of(request)
     found = paging.page(await all_defined(context.bus, "automations"), lambda one: one.key)
-    activity = await context.queries.automations(since=datetime.now(UTC) - timedelta(days=7))
+    activity = await context.queries.automations(since=datetime.now(UTC) - _LATELY)
     names, failing = await _names(context), await failing_channels(context)
     items = []
     for one in found.items:
@@ -34,7 +37,7 @@ async def list_automations(request: Request, paging: Paging) -> Response:
             {
                 **one.shown(),
                 "name": one.key,
-                "problems": _problems(one, names, failing),
+                "problems": _problems(one, names, failing, known),
                 "fired": known.triggered if known else 0,
                 "suppressed": known.suppressed if known else 0,
                 "dead_letters": known.dead_letters if known else 0,
@@ -66,7 +69,8 @@ async def show_automation(request: Request, name: str) -> Response:
         }
         for f in firings.items
     ]
-    problems = _problems(found, await _names(context), await failing_channels(context))
+    activity = await context.queries.automations(since=datetime.now(UTC) - _LATELY)
+    problems = _problems(found, await _names(context), await failing_channels(context), activity.get(name))
     status = {"name": name, "changed_at": found.changed_at, "problems": problems, "firings": shown}
     return answer({**found.shown(), **status})
 
@@ -77,13 +81,21 @@ async def _names(context: ServerContext) -> dict[str, list[str]]:
     return {bucket: await context.bus.bucket(bucket).keys() for bucket in buckets}
 
 
-def _problems(one: Defined, names: dict[str, list[str]], failing: Failing) -> list[str]:
-    """Return what a rule needs and is not there, or does not work: it would fire, and its actions would fail."""
+def _problems(
+    one: Defined, names: dict[str, list[str]], failing: Failing, activity: AutomationActivity | None
+) -> list[str]:
+    """Return what a rule needs and is not there, or does not work: it would fire, and its actions would fail, or did."""
     from ...automations.target import missing_targets
 
-    if one.model is None:
-        return []
-    return [str(p) for p in (*missing_targets(one.model, names), *mute_channels(one.model, failing))]
+    found: list[str] = []
+    if one.model is not None:
+        found = [str(p) for p in (*missing_targets(one.model, names), *mute_channels(one.model, failing))]
+    if activity is not None and activity.dead_letters:
+        many = activity.dead_letters
+        were = "1 action was given up" if many == 1 else f"{many} actions were given up, the last"
+        why = activity.last_error or "no reason given"
+        found.append(f"{were}: {why}; `hark dlq redrive --rule {one.key}` tries again")
+    return found
 
 
 @router.get("/api/automations/{name}/firings/{firing_id}")

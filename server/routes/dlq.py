@@ -22,10 +22,13 @@ def _shown(row: ActionRow) -> dict[str, object]:
 
 @router.get("/api/dlq")
 async def list_dead_letters(
-    request: Request, cursor: str | None = None, limit: Annotated[int, Query(ge=1, le=1000)] = 50
+    request: Request,
+    automation: str | None = None,
+    cursor: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 50,
 ) -> Response:
-    """List dead letters, newest first."""
-    found = await context_of(request).queries.dead_letters(cursor=cursor, limit=limit)
+    """List dead letters (of one rule), newest first."""
+    found = await context_of(request).queries.dead_letters(automation=automation, cursor=cursor, limit=limit)
     return page(found, [_shown(row) for row in found.items])
 
 

@@ -295,6 +295,38 @@ async def test_a_stream_resumes_where_it_was_left(start: Start) -> None:
         assert seen == [0, 2, 4, 6]
 
 
+async def test_clients_that_come_together_are_let_in_a_few_at_a_time(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of them are, but the broker is not asked for all places at once: it has leases to renew."""
+    async with start(roles=SERVER) as (service, http):
+        asking = most = let_in = 0
+        head = type(service.bus.log).head
+
+        async def counted(log: Any) -> int:
+            nonlocal asking, most
+            asking, most = asking + 1, max(most, asking + 1)
+            try:
+                return await head(log)
+            finally:
+                asking -= 1
+
+        monkeypatch.setattr(type(service.bus.log), "head", counted)
+
+        async def watch() -> None:
+            nonlocal let_in
+            async with http.stream("GET", "/api/events/stream") as answer:
+                async for frame in frames(answer):
+                    let_in += "id" in frame
+                    return
+
+        with anyio.fail_after(120):
+            async with anyio.create_task_group() as tg:
+                for _ in range(24):
+                    tg.start_soon(watch)
+        assert (let_in, most <= 8) == (24, True)
+
+
 async def test_the_client_watches_and_emits(start: Start) -> None:
     """`Hark.emit` returns when stored; `watch_events` yields what is stored from then on."""
     async with start(roles=SERVER) as (service, _), Hark(service.url, "") as hark:

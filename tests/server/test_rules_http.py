@@ -16,6 +16,7 @@ channels:
 automations:
   paid: {on: shop.paid, do: [{emit: shop.seen}]}
   other: {on: shop.other, do: [{emit: shop.seen}]}
+  broken: {on: shop.broken, do: [{emit: shop.seen, subject: "{{ event.data.nobody }}"}]}
 """
 
 
@@ -34,6 +35,28 @@ async def test_a_firing_is_shown_with_its_actions_under_its_own_rule(start: Star
         assert (missing.status_code, "firing of 'other'" in missing.text) == (404, True)
 
 
+async def test_a_rule_whose_actions_are_given_up_says_so_until_somebody_sees_to_them(start: Start) -> None:
+    """In its status and in the listing, with the reason; dead letters are listed by rule; dropped, nothing is said."""
+    async with start(config=CONFIG) as (_, http):
+        await http.post("/api/events", json={"type": "shop.broken", "data": {}})
+        letters: list[Any] = []
+        with anyio.fail_after(60):
+            while not letters:
+                letters = (await http.get("/api/dlq?automation=broken")).json()["items"]
+        assert (await http.get("/api/dlq?automation=paid")).json()["items"] == []
+        [problem] = (await http.get("/api/automations/broken")).json()["problems"]
+        assert problem.startswith("1 action was given up: template")
+        assert problem.endswith("`hark dlq redrive --rule broken` tries again")
+        listed = (await http.get("/api/automations")).json()["items"]
+        assert {one["name"]: one["problems"] for one in listed} == {
+            "broken": [problem],
+            "other": [],
+            "paid": [],
+        }
+        assert (await http.post(f"/api/dlq/{letters[0]['id']}/drop")).status_code == 200
+        assert (await http.get("/api/automations/broken")).json()["problems"] == []
+
+
 async def test_a_channels_test_tells_of_every_address_and_is_no_event(start: Start, home: Any) -> None:
     """Also of those that failed; and the read model is for its owner's eyes."""
     async with start(config=CONFIG) as (service, http):
@@ -50,5 +73,7 @@ async def test_a_channels_test_tells_of_every_address_and_is_no_event(start: Sta
         assert modes == {0o600}
         refused = await http.post("/hooks/none", json={})
         assert refused.json()["type"] == "urn:hark:problem:webhook-unknown"
+        packed = await http.post("/api/events", content=b"\x1f\x8b", headers={"content-encoding": "gzip"})
+        assert (packed.status_code, packed.json()["detail"]) == (415, "bodies in 'gzip' are not read")
         wrong = await http.post("/api/events", json={"type": "No"})
         assert "[0]" not in wrong.json()["detail"]

@@ -394,13 +394,11 @@ async def test_an_event_larger_than_the_broker_takes_is_413(bus: Bus) -> None:
 async def test_a_secret_that_cannot_be_used_is_named_inside_and_not_outside(bus: Bus) -> None:
     """No base64 where it has to be: the sender hears that it is our fault, the event says what is wrong."""
     await define(bus, "std", {"verify": {"preset": "standard-webhooks", "secret": "not base64!"}})
-    headers = {"webhook-id": "m1", "webhook-timestamp": "1", "webhook-signature": "v1,eA=="}
     async with receiving(bus) as receiver:
-        answer = await post(receiver, "std", {"a": 1}, **headers)
-        assert (answer.status, answer.body["detail"]) == (500, "this webhook is not set up completely")
+        answer = await post(receiver, "std", {"a": 1}, webhook_id="m1", webhook_timestamp="1")
     [told] = await rejected(bus)
-    assert (told["reason"], told["status"]) == ("secret-malformed", 500)
-    assert "base64" in told["detail"]
+    assert (answer.status, answer.body["detail"]) == (500, "this webhook is not set up completely")
+    assert (told["reason"], "base64" in told["detail"]) == ("secret-malformed", True)
 
 
 async def test_over_the_rate_is_429_until_it_has_passed(bus: Bus) -> None:
