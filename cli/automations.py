@@ -9,6 +9,8 @@ import typer
 from .call import AsJson, ago, ask, group, pairs, plain, show, table
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from ..vocabulary import JsonObject
 
 automations = group("Rules: when this pattern of events, do these actions: ls, show, pause, resume, delete.")
@@ -46,12 +48,12 @@ def ls(as_json: AsJson = False) -> None:
             _about(a),
             a.get("fired", 0),
             ago(a.get("last_fired_at")),
-            a.get("paused"),
+            "paused" if a.get("paused") else a.get("mode", "live"),
             a.get("error") or "; ".join(map(str, _list(a.get("problems")))),
         ]
         for a in items
     ]
-    head = ["NAME", "ON", "FIRED", "LAST", "PAUSED", "PROBLEM"]
+    head = ["NAME", "ON", "FIRED", "LAST", "MODE", "PROBLEM"]
     show(items, table(head, rows, empty="no rules; write some into hark.yaml"), as_json=as_json)
 
 
@@ -63,17 +65,24 @@ def show_one(name: _Name, as_json: AsJson = False) -> None:
     firings = item.get("firings")
     if isinstance(firings, list) and firings:
         rows = [
-            [f.get("triggered_at"), _decided(f), f.get("key"), f.get("count"), _done(f.get("actions"))]
+            [
+                f.get("triggered_at"),
+                _decided(f),
+                f.get("key"),
+                f.get("count"),
+                _done(f.get("actions")),
+                f.get("id"),
+            ]
             for f in firings
             if isinstance(f, dict)
         ]
-        text += "\n\n" + table(["AT", "DECISION", "KEY", "COUNT", "ACTIONS"], rows)
+        text += "\n\n" + table(["AT", "DECISION", "KEY", "COUNT", "ACTIONS", "ID"], rows)
     show(item, text, as_json=as_json)
 
 
-def _decided(firing: dict[str, object]) -> str:
-    """Return what was decided and, where it was held back, by what: ``suppressed (budget)``."""
-    reason = firing.get("reason")
+def _decided(firing: Mapping[str, object]) -> str:
+    """Return what was decided and, where it was held back, by what: ``suppressed (budget)``, ``triggered (shadow)``."""
+    reason = firing.get("reason") or ("shadow" if firing.get("shadow") else "")
     return f"{firing.get('decision')} ({reason})" if reason else str(firing.get("decision"))
 
 

@@ -21,6 +21,7 @@ from .routes import (
     judging,
     kept,
     limits,
+    pages,
     runs,
     silences,
     system,
@@ -65,6 +66,7 @@ def make_app(context: ServerContext) -> FastAPI:
         kept,
         dlq,
         config,
+        pages,
         system,
     ):
         app.include_router(module.router)

@@ -62,6 +62,7 @@ async def show_automation(request: Request, name: str) -> Response:
             "id": f.id,
             "triggered_at": f.time,
             "decision": f.decision,
+            "shadow": f.shadow,
             "key": f.key,
             "count": f.count,
             "reason": f.reason,

@@ -6,12 +6,9 @@ import time
 from datetime import timedelta
 from functools import lru_cache
 from importlib.metadata import version
-from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from starlette.responses import HTMLResponse
 
 from ...errors import HarkError
 from ...storage import EventFilter, RunFilter
@@ -20,6 +17,7 @@ from ..audit import AUDIT_TYPES, AUDITED, audit_row, subject_for
 from ..context import ServerContext, context_of
 from ..health import live, not_ready, ready
 from ..metrics import CONTENT_TYPE_LATEST
+from ..page import page_of
 from ..problem import problem
 from ..telling import failing_channels, said_of
 
@@ -111,21 +109,6 @@ async def list_audit(
 
 # --- pages ----------------------------------------------------------------------------------------------------
 
-_PAGE_HEADERS = {
-    # No script, no frame, nothing from elsewhere: whatever an event says, it is text.
-    "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:; form-action 'self'; "
-    "frame-ancestors 'none'; base-uri 'none'",
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-    "cache-control": "no-store",
-}
-
-
-@lru_cache(maxsize=1)
-def _pages() -> Environment:
-    folder = Path(__file__).resolve().parent.parent / "templates"
-    return Environment(loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined)
-
 
 @router.get("/", include_in_schema=False)
 async def home(request: Request) -> Response:
@@ -138,11 +121,10 @@ async def home(request: Request) -> Response:
         shown = await _status(context)
     except HarkError as exc:
         return problem(503, "Not available now", detail=str(exc), kind="read-model")
-    html = _pages().get_template("status.html").render(
-        status=shown, runs=runs, firings=firings, dead_letters=letters, is_open=context.keys.is_open,
+    return page_of(
+        "status.html", status=shown, runs=runs, firings=firings, dead_letters=letters, is_open=context.keys.is_open,
         now=context.clock.now(), wrong=not_ready(context),
     )  # fmt: skip
-    return HTMLResponse(html, headers=_PAGE_HEADERS)
 
 
 @router.get("/docs", include_in_schema=False)
@@ -161,5 +143,4 @@ async def docs(request: Request) -> Response:
                     "parameters": operation.get("parameters", []),
                 }
             )
-    html = _pages().get_template("docs.html").render(groups=groups, version=_version())
-    return HTMLResponse(html, headers=_PAGE_HEADERS)
+    return page_of("docs.html", groups=groups, version=_version())

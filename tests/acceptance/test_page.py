@@ -85,9 +85,16 @@ def test_the_status_page_tells_what_happened(served: HarkProcess, tmp_path: Path
             text = page.inner_text("body")
             page.screenshot(path=str(tmp_path / "page.png"), full_page=True)
             title = page.title()
+            # What failed leads on to why, and to what can be done about it.
+            page.locator("tr", has_text="no such table").first.locator("a").first.click()
+            run = page.inner_text("body")
+            buttons = page.locator("button").all_inner_texts()
         finally:
             browser.close()
     assert "owned" not in title
+    assert "no such table: <b>orders</b>" in run
+    assert "Traceback" in run
+    assert buttons == ["Retry"]
     assert "Hark" in title
     for word in ("good", "bad", "completed", "failed", "on-paid"):
         assert word in text.lower(), f"{word!r} is not on the page:\n{text}"

@@ -53,6 +53,19 @@ async def test_a_rule_whose_actions_are_given_up_says_so_until_somebody_sees_to_
             "other": [],
             "paid": [],
         }
+        # The same for people: from the status page to the firing, and a button.
+        firing = letters[0]["firing"]
+        assert f'href="/firings/{firing}"' in (await http.get("/")).text
+        page = (await http.get(f"/firings/{firing}")).text
+        assert "shop.broken" in page
+        assert f'name="letter" value="{letters[0]["id"]}"' in page
+        wrong = await http.post(f"/firings/{firing}/redrive", data={"letter": "other/0"})
+        assert wrong.status_code == 422
+        pressed = await http.post(f"/firings/{firing}/redrive", data={"letter": letters[0]["id"]})
+        assert (pressed.status_code, pressed.headers["location"]) == (303, f"/firings/{firing}")
+        with anyio.fail_after(60):
+            while not (await http.get("/api/dlq?automation=broken")).json()["items"]:
+                await anyio.lowlevel.checkpoint()
         assert (await http.post(f"/api/dlq/{letters[0]['id']}/drop")).status_code == 200
         assert (await http.get("/api/automations/broken")).json()["problems"] == []
 
