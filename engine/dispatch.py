@@ -15,7 +15,6 @@ from __future__ import annotations
 import heapq
 from collections import Counter, defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -23,6 +22,7 @@ from ..vocabulary import FlowRunId, JsonObject, JsonValue, StateType
 from .decision import Await, Cancel, Decision, Drop, Expire, Finish, Late, Start
 from .deployment import ConcurrencySpec, Deployment
 from .hook_log import is_from_outside
+from .known_run import KnownRun
 from .pause import PauseSpec
 from .pool import Pool
 from .run import FlowRun
@@ -42,46 +42,13 @@ _FORMAT = 2
 """Of the checkpoint; one with another number is not read, and the log is folded from its beginning."""
 
 
-@dataclass(slots=True)
-class _Known:
-    """What the fold remembers of one run that has not ended."""
-
-    id: FlowRunId
-    pool: str | None
-    queue: str
-    deployment: str
-    key: str
-    code: str
-    parent: FlowRunId | None
-    type: S
-    name: str
-    attempt: int
-    due_us: int
-    born: int
-    since: int
-    seq: int
-    lane: Lane
-    late: bool = False
-    """The log says that it is late. ``late_said``: so have we, and the log has not confirmed it yet."""
-    late_said: bool = False
-    granted: bool = False
-    leaving: bool = False
-    at_once: bool = False
-    """It asked for no later time: it is due whatever our clock says."""
-    in_process: bool = False
-    """Its process is waiting to try again by itself: it keeps its place, and nobody else may start it."""
-    expires_us: int = 0
-    """When it fails if it is still suspended; 0: never."""
-    holds: tuple[tuple[str, ...], ...] = ()
-
-
 class Dispatch:
     """The fold. Mutable, single-threaded, deterministic: the same facts give the same decisions."""
 
     def __init__(self) -> None:
         self.seq = 0
         """The log sequence up to which transitions have been folded."""
-        self._runs: dict[FlowRunId, _Known] = {}
+        self._runs: dict[FlowRunId, KnownRun] = {}
         self._children: dict[FlowRunId, set[FlowRunId]] = defaultdict(set)
         self._ended: dict[FlowRunId, S] = {}
         self._lanes: dict[str, Lane] = {}
@@ -365,12 +332,12 @@ class Dispatch:
                 out.append(Cancel(victim.id, why))
         return not first.leaving
 
-    def _drop(self, run: _Known, why: str, out: list[Decision]) -> None:
+    def _drop(self, run: KnownRun, why: str, out: list[Decision]) -> None:
         run.leaving = True
         self._waiting.remove(run.id)
         out.append(Drop(run.id, run.since, why))
 
-    def _grant(self, run: _Known) -> Start:
+    def _grant(self, run: KnownRun) -> Start:
         run.granted = True
         run.lane = self._lane_of(run.deployment, run.code)
         self._settle_place(run)
@@ -384,7 +351,7 @@ class Dispatch:
         # A run whose lane is not known yet will turn out to be in one of the two; it is counted when it is.
         return self._held["lane", line.pool, line.lane] < self._capacity[line.pool, line.lane]
 
-    def _is_limited(self, run: _Known) -> bool:
+    def _is_limited(self, run: KnownRun) -> bool:
         deployment, pool = self._deployments.get(run.deployment), self._pools.get(run.pool or "")
         return bool(
             (deployment and deployment.concurrency)
@@ -397,7 +364,7 @@ class Dispatch:
             return PROCESS
         return self._lanes.get(code, UNKNOWN)
 
-    def _is_paused(self, run: _Known) -> bool:
+    def _is_paused(self, run: KnownRun) -> bool:
         deployment, pool = self._deployments.get(run.deployment), self._pools.get(run.pool or "")
         return bool(
             (deployment and deployment.paused) or (pool and (pool.paused or pool.queue(run.queue).paused))
@@ -405,9 +372,9 @@ class Dispatch:
 
     # --- keeping the picture --------------------------------------------------------------------------
 
-    def _remember(self, run: FlowRun) -> _Known:
+    def _remember(self, run: FlowRun) -> KnownRun:
         code = f"{run.deployment or ''}|{run.entrypoint or ''}"
-        known = _Known(
+        known = KnownRun(
             id=run.id, pool=run.pool, queue=run.queue, deployment=run.deployment or "", key=run.concurrency_key or "",
             code=code, parent=run.parent, type=run.state_type, name=run.state_name, attempt=run.attempt, due_us=0,
             born=run.seq, since=0, seq=0, lane=UNKNOWN,
@@ -417,7 +384,7 @@ class Dispatch:
             self._children[run.parent].add(run.id)
         return known
 
-    def _forget(self, known: _Known) -> None:
+    def _forget(self, known: KnownRun) -> None:
         del self._runs[known.id]
         self._waiting.remove(known.id)
         self._release(known)
@@ -427,7 +394,7 @@ class Dispatch:
                 del self._children[known.parent]
                 self._ended.pop(known.parent, None)
 
-    def _learn(self, known: _Known, run: FlowRun) -> None:
+    def _learn(self, known: KnownRun, run: FlowRun) -> None:
         lane = run.state_details.get("lane")
         if lane not in (LOOP, PROCESS) or not isinstance(lane, str):
             return
@@ -442,7 +409,7 @@ class Dispatch:
             if known.pool:
                 self._dirty.add(known.pool)
 
-    def _settle_place(self, known: _Known) -> None:
+    def _settle_place(self, known: KnownRun) -> None:
         """Take or give back the run's place, as its state says."""
         if known.pool is None:
             return
@@ -462,7 +429,7 @@ class Dispatch:
         elif not wants and known.holds:
             self._release(known)
 
-    def _release(self, known: _Known) -> None:
+    def _release(self, known: KnownRun) -> None:
         if not known.holds or known.pool is None:
             return
         for key in known.holds:
@@ -478,7 +445,7 @@ class Dispatch:
         known.holds = ()
         self._dirty.add(known.pool)
 
-    def _set_timer(self, known: _Known) -> None:
+    def _set_timer(self, known: KnownRun) -> None:
         if known.pool is None or known.type is not S.SCHEDULED or known.in_process:
             return
         self._waiting.remove(known.id)
@@ -504,7 +471,7 @@ class Dispatch:
         known = self._runs.get(pause[2])
         return known is not None and known.seq == pause[1] and known.expires_us == pause[0]
 
-    def _enqueue(self, known: _Known) -> None:
+    def _enqueue(self, known: KnownRun) -> None:
         if known.granted or known.leaving or known.pool is None or known.id in self._waiting:
             return
         lane = self._lane_of(known.deployment, known.code)
@@ -524,7 +491,7 @@ class Dispatch:
         if state is not S.CANCELLING and self._children.get(parent):
             self._ended[parent] = state
 
-    def _follow_parent(self, known: _Known) -> None:
+    def _follow_parent(self, known: KnownRun) -> None:
         if known.parent is None:
             return
         parent = self._runs.get(known.parent)
@@ -532,7 +499,7 @@ class Dispatch:
         if state in _PASSED_ON:
             self._pass_on(known.parent, state, known)
 
-    def _pass_on(self, parent: FlowRunId, state: S, child: _Known) -> None:
+    def _pass_on(self, parent: FlowRunId, state: S, child: KnownRun) -> None:
         if child.pool is not None:
             if state in (S.CANCELLING, S.CANCELLED) and child.type is not S.CANCELLING:
                 self._orders.append(Cancel(child.id, f"run {parent}, which began it, was cancelled"))
@@ -544,14 +511,7 @@ class Dispatch:
 
     def dump(self) -> JsonObject:
         """Return what the fold of transitions remembers, as JSON; definitions and workers are not part of it."""
-        runs: list[JsonValue] = [
-            [
-                run.id, run.pool, run.queue, run.deployment, run.key, run.code, run.parent, run.type.value, run.name,
-                run.attempt, run.due_us, run.born, run.since, run.seq, run.lane, run.late, run.at_once,
-                run.in_process, run.expires_us,
-            ]
-            for run in self._runs.values()
-        ]  # fmt: skip
+        runs: list[JsonValue] = [run.to_row() for run in self._runs.values()]
         return {
             "format": _FORMAT, "seq": self.seq, "runs": runs, "lanes": dict(self._lanes),
             "ended": {run_id: state.value for run_id, state in self._ended.items()},
@@ -567,19 +527,13 @@ class Dispatch:
         self.seq = int(stored["seq"])
         self._lanes = dict(stored["lanes"])
         self._ended = {FlowRunId(run_id): S(state) for run_id, state in stored["ended"].items()}
-        for item in stored["runs"]:
-            id_, pool, queue, deployment, key, code, parent, type_, name, *numbers = item
-            attempt, due_us, born, since, seq, lane, late, at_once, in_process, expires_us = numbers
-            known = _Known(
-                id=id_, pool=pool, queue=queue, deployment=deployment, key=key, code=code, parent=parent, type=S(type_),
-                name=name, attempt=attempt, due_us=due_us, born=born, since=since, seq=seq, lane=lane, late=late,
-                at_once=at_once, in_process=in_process, expires_us=expires_us,
-            )  # fmt: skip
-            if expires_us:
-                heapq.heappush(self._pauses, (expires_us, seq, known.id))
+        for row in stored["runs"]:
+            known = KnownRun.from_row(row)
+            if known.expires_us:
+                heapq.heappush(self._pauses, (known.expires_us, known.seq, known.id))
             self._runs[known.id] = known
-            if parent:
-                self._children[parent].add(known.id)
+            if known.parent:
+                self._children[known.parent].add(known.id)
         for known in self._runs.values():
             self._settle_place(known)
             self._set_timer(known)
