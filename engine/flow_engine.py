@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, Unpack
 
 from ..tracing import current_traceparent
-from .context import current_run, current_tags
+from .context import FlowRunContext, TaskRunContext, current_run, current_tags
 from .flow_driver import body_async, body_in_thread, drive, drive_async
 from .flow_generator import drive_generator, drive_generator_async
 from .flow_life import FlowEngine
@@ -88,7 +88,6 @@ def _engine_for(
     """Make the engine of a plain call or a subflow, tracked if its parent is, or if a broker is known."""
     parent = current_run.get()
     above = parent.flow_context if parent is not None else None
-    tags = tuple(sorted(current_tags.get() | flow.tags))
     session: Session | None
     if above is not None:
         session = above.tracker.session if above.tracker is not None else None
@@ -96,66 +95,73 @@ def _engine_for(
         from ..bus.session import current_session
 
         session = current_session()
+    tracker: FlowTracker | None = None
+    run = _run_of_call(flow, parameters, parent, is_tracked=session is not None)
+    if session is not None:
+        tracker = _tracker_of_call(session, run, above, blocking=blocking)
+        session = tracker.session
+    engine = FlowEngine(flow, run, parameters=parameters, tracker=tracker, parent=parent, wait_for=wait_for)
+    return engine, session
+
+
+def _run_of_call(
+    flow: Flow[..., Any],
+    parameters: dict[str, Any],
+    parent: FlowRunContext | TaskRunContext | None,
+    *,
+    is_tracked: bool,
+) -> FlowRun:
+    """Return the run that a call of a flow makes; inside another run, one whose id and cause follow from that."""
+    above = parent.flow_context if parent is not None else None
     request = RunRequest(
         flow_name=flow.name, flow_version=flow.version, name=default_run_name(),
-        parameters=parameters_json(parameters) if session is not None else dict(parameters), tags=tags,
+        parameters=parameters_json(parameters) if is_tracked else dict(parameters),
+        tags=tuple(sorted(current_tags.get() | flow.tags)),
         parent=above.flow_run.id if above is not None else None,
         cause=Cause("flow-run", above.flow_run.flow_name) if above is not None else None,
         traceparent=current_traceparent(),
     )  # fmt: skip
-    if above is not None and parent is not None:
-        # The child's id follows from its place in the parent, so that a resumed parent finds it again.
-        key, _ = parent.calls.key(f"flow:{flow.name}", parameters)
-        # A parent that is run again from its start begins its children anew, too.
-        anew = above.tracker.anew if above.tracker is not None else 0
-        request = replace(
-            request, id=run_id_for("subflow", above.flow_run.id, key, *([str(anew)] if anew else []))
-        )
-    run = FlowRun.requested(request, now=datetime.now(UTC))
-    if above is not None:
-        above_run = above.flow_run
-        run = run.changed(
-            correlationid=above_run.correlationid or above_run.id,
-            causationid=above_run.event_id or above_run.causationid, causaldepth=above_run.causaldepth, attempt=1,
-            entrypoint=entrypoint_within(above, flow),
-        )  # fmt: skip
-    else:
-        run = run.changed(attempt=1)
-    if session is None:
-        return FlowEngine(
-            flow, run, parameters=parameters, tracker=None, parent=parent, wait_for=wait_for
-        ), None
-    side: SideSession | None = None
-    if blocking and session.is_own_loop:
-        # The flow above owns it, and closes it at its end; a flow with none above closes its own.
-        side = (
-            above.tracker.side
-            if above is not None and above.tracker is not None
-            else SideSession(session.bus)
-        )
-        session = side.session()
+    if above is None or parent is None:
+        return FlowRun.requested(request, now=datetime.now(UTC)).changed(attempt=1)
+    # The child's id follows from its place in the parent, so that a resumed parent finds it again.
+    key, _ = parent.calls.key(f"flow:{flow.name}", parameters)
+    # A parent that is run again from its start begins its children anew, too.
+    anew = above.tracker.anew if above.tracker is not None else 0
+    id_ = run_id_for("subflow", above.flow_run.id, key, *([str(anew)] if anew else []))
+    above_run = above.flow_run
+    return FlowRun.requested(replace(request, id=id_), now=datetime.now(UTC)).changed(
+        correlationid=above_run.correlationid or above_run.id,
+        causationid=above_run.event_id or above_run.causationid, causaldepth=above_run.causaldepth, attempt=1,
+        entrypoint=entrypoint_within(above, flow),
+    )  # fmt: skip
+
+
+def _tracker_of_call(
+    session: Session, run: FlowRun, above: FlowRunContext | None, *, blocking: bool
+) -> FlowTracker:
+    """Return the tracker of a run that a call makes; it goes on as the run above does."""
     from ..config import load_settings
     from .caller import BEATS
     from .run_log import RunLog
 
+    outer = above.tracker if above is not None else None
+    config = load_settings().engine
+    if blocking and session.is_own_loop:
+        # The flow above owns it, and closes it at its end; a flow with none above closes its own.
+        side = outer.side if outer is not None else SideSession(session.bus)
+        session = side.session()
     tracker = FlowTracker(
         session,
         RunLog(session.bus),
         run,
-        inline_bytes=load_settings().engine.inline_result_bytes,
-        suspend_after_s=above.tracker.suspend_after_s
-        if above is not None and above.tracker is not None
-        else load_settings().engine.suspend_after_s,
-        leaves_interrupted=above is not None
-        and above.tracker is not None
-        and above.tracker.leaves_interrupted,
-        beat_s=load_settings().engine.ack_wait_s / BEATS if above is None else None,
+        inline_bytes=config.inline_result_bytes,
+        suspend_after_s=outer.suspend_after_s if outer is not None else config.suspend_after_s,
+        leaves_interrupted=outer is not None and outer.leaves_interrupted,
+        beat_s=config.ack_wait_s / BEATS if above is None else None,
     )
-    if above is not None and above.tracker is not None and above.tracker.undoing is not None:
+    if outer is not None and outer.undoing is not None:
         tracker.undoing = Undoing()
-    return FlowEngine(
-        flow, run, parameters=parameters, tracker=tracker, parent=parent, wait_for=wait_for
-    ), session
+    return tracker
 
 
 # --- workers ------------------------------------------------------------------------------------------
