@@ -17,7 +17,7 @@ A decision or action that nobody can make sense of becomes a dead letter of its 
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -29,14 +29,14 @@ from anyio import AsyncContextManagerMixin
 from anyio.abc import TaskGroup
 from pydantic import ValidationError
 
-from ..bus import Bus, Entry, Event, Recorded
+from ..bus import Bus, Event, Recorded
 from ..bus.consumer import Consumer, Item
 from ..bus.event import format_time
 from ..bus.presence import Presence
 from ..bus.subject import PREFIX
 from ..clock import SYSTEM_CLOCK, Clock
 from ..config import AutomationsConfig
-from ..errors import BusUnavailable, DefinitionError, GuardFailed, HarkError
+from ..errors import BusUnavailable, DefinitionError, HarkError
 from ..tracing import span
 from ..vocabulary import JsonObject, draw, new_id
 from .action import Action, parse_action, wait_before_retry_s
@@ -54,6 +54,7 @@ from .approval import ANSWERED, EXPIRED, Approvals
 from .claim import BUCKET, KEEP_S, Claims, Over
 from .decision import RESOLVED, TRIGGERED
 from .expression import compile_expression
+from .outcome import Outcomes, bounded_decision, bounded_result
 from .perform import ActionFailed, Firing, failure_of
 from .problem import problems_of
 
@@ -71,8 +72,6 @@ BEGIN_BACK_S = KEEP_S / 2
 """How far back the very first outbox begins. The rule engine may have decided before it; whatever has been done since
 is remembered."""
 _NO_ACTIONS = b'"actions":[]'
-_MAX_RESULT_BYTES = 64 * 1024
-_INSIST_S = (0.1, 0.2, 0.5, 1.0, 2.0)
 _LONGEST_BACKOFF_S = 15 * 60.0
 _GRACE_S = 5.0
 
@@ -115,6 +114,7 @@ class Outbox(AsyncContextManagerMixin):
     ) -> None:
         self._bus, self._performers, self._config, self._clock = bus, performers, config, clock
         self._bucket = bus.bucket(BUCKET)
+        self._outcomes = Outcomes(bus, clock)
         self._approvals = Approvals(bus, clock)
         self._ack_wait_s = ack_wait_s
         self._name = new_id()
@@ -295,7 +295,7 @@ class Outbox(AsyncContextManagerMixin):
                 return claim
             if isinstance(claim, Over):
                 if claim.state is not None:
-                    await self._say_again(claim.state)
+                    await self._outcomes.say_again(claim.state)
                 return None
             if claim.state.deaths > 1:
                 # One of those that were in the middle kills; it must not count against the others again and again.
@@ -320,7 +320,9 @@ class Outbox(AsyncContextManagerMixin):
         state, revision = begun.state, begun.revision
         if failure is not None:
             return await self._failed(failure, key, written, firing, state, revision, took_s)
-        await self._finish(key, replace(state, state=word, outcome=outcome.to_dict()), revision, outcome)
+        await self._outcomes.finish(
+            key, replace(state, state=word, outcome=outcome.to_dict()), revision, outcome
+        )
         return None
 
     async def _bury(self, key: str, kind: str, firing: Firing, exc: Exception, *, round: int) -> None:
@@ -330,16 +332,11 @@ class Outbox(AsyncContextManagerMixin):
         event = action_event(
             "dead-lettered", firing, key=key, kind=kind, state=dead, now=now, error=error, duration_s=0.0
         )
-        await self._say(event, after=firing.seq, again=True)
-        dead = replace(dead, outcome=event.to_dict(), decision=_bounded(firing.event))
-
-        async def keep() -> None:
-            entry = await self._bucket.get(key)
-            if entry is None or not _is_over(entry):
-                await self._bucket.put(key, dead.to_json())
+        await self._outcomes.say(event, after=firing.seq, again=True)
+        dead = replace(dead, outcome=event.to_dict(), decision=bounded_decision(firing.event))
 
         try:
-            await self._insist(keep, key=key)
+            await self._outcomes.keep_dead(key, dead)
         except HarkError as refused:
             # Such as a key that no bucket takes: the log has said it, and there is nothing to try again.
             log.error("outbox.no_dead_letter", extra={"key": key, "error": str(refused)})
@@ -359,7 +356,7 @@ class Outbox(AsyncContextManagerMixin):
             duration_s=0.0, seq=seq,
         )  # fmt: skip
         try:
-            await self._say(event, after=seq, again=True)
+            await self._outcomes.say(event, after=seq, again=True)
         except HarkError as refused:
             log.error("outbox.not_said", extra={"seq": seq, "error": str(refused)})
 
@@ -417,7 +414,7 @@ class Outbox(AsyncContextManagerMixin):
         )
         return "done", action_event(
             "executed", firing, key=key, kind=kind, state=state, now=self._clock.now(),
-            duration_s=round_s(anyio.current_time() - began), result=_bounded_result(result),
+            duration_s=round_s(anyio.current_time() - began), result=bounded_result(result),
         )  # fmt: skip
 
     async def _wanted(self, action: Action, firing: Firing) -> bool:
@@ -432,48 +429,6 @@ class Outbox(AsyncContextManagerMixin):
         return compile_expression(action.if_).holds(event if isinstance(event, dict) else {}, names)
 
     # --- how it ends ----------------------------------------------------------------------------------
-
-    async def _finish(self, key: str, state: ActionState, revision: int, event: Event) -> None:
-        state = replace(state, at=self._clock.now())
-        if not await self._note(key, state, revision, ttl_s=KEEP_S):
-            # We were thought dead and somebody took it over; it has been done, so the log shall say so once.
-            log.warning("outbox.taken_over", extra={"key": key})
-        await self._say(event, after=state.seq)
-
-    async def _note(self, key: str, state: ActionState, revision: int, *, ttl_s: float | None = None) -> bool:
-        """Write how far an action has got; return False if somebody else has it now. Waits for the broker."""
-        value = state.to_json()
-
-        async def write() -> bool:
-            try:
-                await self._bucket.update(key, value, revision=revision, ttl_s=ttl_s)
-            except GuardFailed:
-                entry = await self._bucket.get(key)
-                return entry is not None and entry.value == value  # by ourselves: the answer was lost
-            return True
-
-        return await self._insist(write, key=key)
-
-    async def _say(self, event: Event, *, after: int, again: bool = False) -> None:
-        """Append an event once; ``again``: it may have been tried before. Waits for the broker."""
-
-        async def say() -> None:
-            nonlocal again
-            look, again = again, True
-            await (self._bus.log.append_once(event, after=after) if look else self._bus.log.append(event))
-
-        await self._insist(say, key=event.subject or "")
-
-    async def _insist(self, act: Callable[[], Awaitable[T]], *, key: str) -> T:
-        """Do it until the broker has answered: what was done and is not noted would be done again."""
-        tries = 0
-        while True:
-            try:
-                return await act()
-            except BusUnavailable as exc:
-                log.warning("outbox.waits_to_note", extra={"key": key, "error": str(exc)})
-            await anyio.sleep(_INSIST_S[min(tries, len(_INSIST_S) - 1)])
-            tries += 1
 
     async def _failed(
         self,
@@ -511,7 +466,7 @@ class Outbox(AsyncContextManagerMixin):
                 "action.failed",
                 extra={"automation": firing.automation, "kind": kind, "key": key, "error": error},
             )
-            if not await self._note(key, waiting, revision):
+            if not await self._outcomes.note(key, waiting, revision):
                 return self._ack_wait_s
             event = action_event(
                 "failed",
@@ -523,28 +478,27 @@ class Outbox(AsyncContextManagerMixin):
                 next_at=format_time(next_at),
                 **more,
             )
-            await self._say(event, after=firing.seq)
+            await self._outcomes.say(event, after=firing.seq)
             return wait_s
         event = action_event("failed", firing, key=key, kind=kind, state=state, now=now, next_at=None, **more)
-        await self._say(event, after=firing.seq)
+        await self._outcomes.say(event, after=firing.seq)
         event = action_event("dead-lettered", firing, key=key, kind=kind, state=state, now=now, **more)
         log.error(
             "action.dead_lettered",
             extra={"automation": firing.automation, "kind": kind, "key": key, "error": error},
         )
         dead = replace(
-            state, state="dead", at=now, error=error, outcome=event.to_dict(), decision=_bounded(firing.event)
+            state,
+            state="dead",
+            at=now,
+            error=error,
+            outcome=event.to_dict(),
+            decision=bounded_decision(firing.event),
         )
-        if not await self._note(key, dead, revision):
+        if not await self._outcomes.note(key, dead, revision):
             return self._ack_wait_s
-        await self._say(event, after=firing.seq)
+        await self._outcomes.say(event, after=firing.seq)
         return None
-
-    async def _say_again(self, state: ActionState) -> None:
-        """Make sure that the log says how an action ended, if a crash came between the two."""
-        if state.outcome is not None:
-            # The broker may have forgotten the id by now.
-            await self._bus.log.append_once(Event.from_dict(state.outcome), after=state.seq)
 
 
 @asynccontextmanager
@@ -574,22 +528,3 @@ def _has_nothing_to_do(recorded: Recorded) -> bool:
         return row["type"] in (TRIGGERED, RESOLVED) and row["data"]["actions"] == []
     except (ValueError, KeyError, TypeError):
         return False
-
-
-def _is_over(entry: Entry) -> bool:
-    try:
-        return ActionState.from_json(entry.value).is_over
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return False
-
-
-def _bounded_result(result: JsonObject) -> JsonObject:
-    """Return what an action gave, or that it is too large to be kept: the outcome has to fit into one event."""
-    size = len(orjson.dumps(result, default=str))
-    return result if size <= _MAX_RESULT_BYTES else {"omitted_bytes": size}
-
-
-def _bounded(event: Event) -> JsonObject | None:
-    """Return a copy of the decision to keep with a dead letter, if it is small enough for the bucket."""
-    out = event.to_dict()
-    return out if len(orjson.dumps(out)) < 512 * 1024 else None

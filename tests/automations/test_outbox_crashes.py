@@ -208,8 +208,8 @@ class TestBrokerAway:
     ) -> None:
         """The broker hangs right after the action: who has done it notes it later, and does not do it again."""
         waits = [
-            hears("hark.automations.outbox", f"outbox.{word}")
-            for word in ("waits_to_note", "waits_for_broker")
+            hears("hark.automations.outcome", "outbox.waits_to_note"),
+            hears("hark.automations.outbox", "outbox.waits_for_broker"),
         ]
         with ExitStack() as ice:
 
