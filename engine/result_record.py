@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Self
 
@@ -14,8 +14,6 @@ from .serializers import PickleSerializer, Serializer, serializer_named, seriali
 
 __all__ = ["ResultRecord", "ResultRecordMetadata"]
 
-_PICKLE = PickleSerializer()
-
 
 @dataclass(frozen=True, slots=True)
 class ResultRecordMetadata:
@@ -23,10 +21,10 @@ class ResultRecordMetadata:
 
     storage_key: str
     expiration: datetime | None = None
-    serializer: Serializer = _PICKLE
+    serializer: Serializer = field(default_factory=PickleSerializer)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "serializer", serializer_of(self.serializer) or _PICKLE)
+        object.__setattr__(self, "serializer", serializer_of(self.serializer) or PickleSerializer())
 
     def dump_bytes(self) -> bytes:
         """Return it as one line of JSON, without an end of line."""
