@@ -91,7 +91,11 @@ ABSENT: dict[str, str] = {
     "task_runners.PrefectTaskRunner": _BACKGROUND,
     "task_worker.TaskWorker": _BACKGROUND,
     "telemetry": "spans are made where OpenTelemetry is installed (docs/operations.md)",
-    "utilities.asyncutils": "write the function async, and call it by asyncio.run(…) from sync code",
+    **{
+        f"utilities.asyncutils.{name}": "write the function async, and call it by run_coro_as_sync(…) from sync code"
+        for name in ("run_async_from_worker_thread", "run_async_in_new_loop", "sync", "sync_compatible")
+    },
+    "utilities.asyncutils.gather": "use asyncio.gather(…), or a task group",
     "utilities.processutils": "use anyio.run_process",
     "utilities.dockerutils": _IMAGE,
     "workers": _WORKER,

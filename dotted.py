@@ -121,6 +121,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "types": ("SecretDict=engine.block_kinds:SecretDict",),
     "utilities": (),
     "utilities.annotations": ("engine.annotations",),
+    "utilities.asyncutils": ("engine.asyncness", ""),
     "utilities.callables": ("engine.callables",),
     "utilities.collections": ("engine.visiting", "engine.iterables", "engine.nested_dicts", "engine.annotations"),
     "utilities.hashing": ("engine.hashing",),

@@ -82,10 +82,14 @@ def _call(
     given = task.shape.with_defaults(parameters or {})
     call = prepare(task, given, wait_for, is_direct=True, id_=None if id_ is None else str(id_))
     if dependencies:
-        known = dict.fromkeys(call.run.upstream)
-        for runs in dependencies.values():
-            known |= {str(run.id): None for run in runs if hasattr(run, "id")}
-        call.run.upstream = tuple(known)
+        # RunInput-like things: only those that are runs have an id.
+        by = {
+            name: tuple(str(run.id) for run in runs if hasattr(run, "id"))
+            for name, runs in dependencies.items()
+        }
+        run = call.run
+        run.upstream_by = {**run.upstream_by, **by}
+        run.upstream = tuple(dict.fromkeys((*run.upstream, *(id_ for ids in by.values() for id_ in ids))))
     return call
 
 

@@ -176,6 +176,8 @@ def prepare(
         call.is_traced = True
     if parent is not None:
         call.caller = parent
+        if isinstance(parent, TaskRunContext):
+            run.parent_id = parent.task_run.id
     else:
         keeping = keeping_of(task.keeping, None)
     if keeping is not None:
@@ -256,14 +258,20 @@ def look_for_upstream(call: TaskCall, parameters: dict[str, Any], wait_for: Any)
         call.is_plain = False
         return leaf
 
-    for value in parameters.values():
+    by: dict[str, tuple[str, ...]] = {}
+    for name, value in parameters.items():
+        before = len(ids)
         replace_leaves(value, note)
+        if len(ids) > before:
+            by[name] = tuple(dict.fromkeys(ids[before:]))
     if wait_for is not None:
         call.wait_for = as_tuple(wait_for)
         call.is_plain = False
+        before = len(ids)
         for item in call.wait_for:
             replace_leaves(item, note)
-    call.run.upstream = tuple(dict.fromkeys(ids))
+        by["wait_for"] = tuple(dict.fromkeys(ids[before:]))
+    call.run.upstream, call.run.upstream_by = tuple(dict.fromkeys(ids)), by
 
 
 # --- inputs -------------------------------------------------------------------------------------------

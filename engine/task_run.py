@@ -5,8 +5,11 @@ from __future__ import annotations
 import itertools
 import os
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..vocabulary import TaskRunId
 from .states import Retrying, Running, State, StateType
@@ -15,7 +18,25 @@ if TYPE_CHECKING:
     from ..bus.session import Session
     from .tasks import Task
 
-__all__ = ["IdSource", "TaskRun", "stamp"]
+__all__ = ["IdSource", "TaskRun", "TaskRunPolicy", "TaskRunResult", "stamp"]
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRunResult:
+    """What a task run was given, or waited for: the result of another, by its ``id``."""
+
+    input_type: ClassVar[str] = "task_run"
+
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRunPolicy:
+    """How a task run is tried again. ``retry_delay``: seconds, for all tries or for each."""
+
+    retries: int
+    retry_delay: float | list[float]
+    retry_jitter_factor: float | None
 
 
 class IdSource:
@@ -75,6 +96,10 @@ class TaskRun:
     state: State | None = _StateOfRun()  # type: ignore[assignment]
     is_going = False
     """Whether it has begun and not ended; kept by the tracker."""
+    parent_id: str | None = None
+    """The task run whose code made the call, if that is one."""
+    upstream_by: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+    """Ids among ``upstream`` by parameter, and under ``wait_for``; those that have some."""
     session: Session | None = None
     """Where its log lines go, of a run in no flow; under ``log_id``."""
     log_id: str | None = None
@@ -107,9 +132,28 @@ class TaskRun:
         return self.task.name
 
     @property
-    def task_inputs(self) -> dict[str, Any]:
-        """The parameters, by name."""
-        return dict(self.parameters)
+    def task_inputs(self) -> dict[str, list[TaskRunResult]]:
+        """What it depends on, by name of the parameter: lists of ``TaskRunResult``, empty where a value was given.
+
+        ``wait_for`` has what it waited for besides, and ``__parents__`` the task run that called it; without any they are not there.
+        """
+        ids = {**dict.fromkeys(self.parameters, ()), **self.upstream_by}
+        if self.parent_id is not None:
+            ids["__parents__"] = (self.parent_id,)
+        return {name: [TaskRunResult(id_) for id_ in some] for name, some in ids.items()}
+
+    @property
+    def task_version(self) -> str | None:
+        return self.task.version
+
+    @property
+    def dynamic_key(self) -> str:
+        """What tells it apart from the other runs of its task."""
+        return self.call or self.id
+
+    @property
+    def empirical_policy(self) -> TaskRunPolicy:
+        return TaskRunPolicy(self.task.retries, self.task.retry_delay_seconds, self.task.retry_jitter_factor)
 
     @property
     def state_name(self) -> str | None:

@@ -470,7 +470,7 @@ def test_hooks_see_the_run_as_it_ended() -> None:
         step(x)
 
     whole(3)
-    assert seen == [({"q"}, 1, "Completed", {"x": 3}), ("n-3", {"x": 3}, "Completed")]
+    assert seen == [({"q"}, 1, "Completed", {"x": []}), ("n-3", {"x": 3}, "Completed")]
 
 
 @pytest.mark.parametrize(

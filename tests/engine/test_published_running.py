@@ -20,6 +20,12 @@ import pytest
 from anyio import to_thread
 from hark import flow, get_client, runtime, tags, task
 from hark.bus.session import Session
+from hark.engine.asyncness import (
+    is_async_fn,
+    is_async_gen_fn,
+    run_coro_as_sync,
+    run_sync_in_worker_thread,
+)
 from hark.engine.cache_policies import INPUTS
 from hark.engine.context import (
     FlowRunContext,
@@ -47,6 +53,7 @@ from hark.engine.result_record import ResultRecord, ResultRecordMetadata
 from hark.engine.result_store import ResultStore
 from hark.engine.running import run_flow, run_flow_async, run_task, run_task_async, run_task_sync
 from hark.engine.serializers import JSONSerializer, PickleSerializer
+from hark.engine.task_run import TaskRun, TaskRunResult
 from hark.testing.equality import exceptions_equal
 from hark.testing.temporary import temporary_settings
 
@@ -148,6 +155,49 @@ async def test_tasks_run_by_a_function() -> None:
     assert [i async for i in run_task(items_later, parameters={"n": 2})] == [0, 1]
     with pytest.raises(ValueError, match="must be 'result'"):
         run_task(items, parameters={"n": 2}, return_type="state")
+
+
+def test_a_task_run_says_what_it_depends_on() -> None:
+    """By parameter; and how it is tried again, and by whom it was called."""
+    seen: list[Any] = []
+
+    def here() -> TaskRun:
+        context = TaskRunContext.get()
+        assert context is not None
+        return context.task_run
+
+    @task
+    def first() -> int:
+        return 1
+
+    @task
+    def inner() -> None:
+        seen.append(here())
+
+    @task(retries=2, retry_delay_seconds=[1, 2], version="7")
+    def outer(x: list[int], y: int = 2) -> None:
+        seen.append(here())
+        inner()
+
+    @flow
+    def whole() -> None:
+        one, two = first.submit(), first.submit()
+        outer([one, two], wait_for=[two])
+        run_task(inner, dependencies={"z": {TaskRunResult("abc")}})
+        ids.extend([one.task_run_id, two.task_run_id])
+
+    ids: list[str] = []
+    whole()
+    of_outer, of_inner, alone = seen
+    assert of_outer.task_inputs == {
+        "x": [TaskRunResult(ids[0]), TaskRunResult(ids[1])], "y": [], "wait_for": [TaskRunResult(ids[1])],
+    }  # fmt: skip
+    assert of_outer.task_inputs["x"][0].input_type == "task_run"
+    assert of_inner.task_inputs == {"__parents__": [TaskRunResult(of_outer.id)]}
+    assert alone.task_inputs == {"z": [TaskRunResult("abc")]}
+    assert (of_outer.task_version, of_outer.empirical_policy.retries) == ("7", 2)
+    assert of_outer.empirical_policy.retry_delay == [1.0, 2.0]
+    assert len({run.dynamic_key for run in seen}) == 3
 
 
 async def test_flows_run_by_a_function(caplog: pytest.LogCaptureFixture) -> None:
@@ -266,6 +316,36 @@ async def test_a_function_that_has_travelled_is_in_a_tracked_run(session: Sessio
     async with get_client() as client:
         runs = await client.read_task_runs()
     assert [run.flow_run_id for run in runs] == [flow_run_id]
+
+
+# --- async from sync, and back ----------------------------------------------------------------------------
+
+
+def test_a_coroutine_runs_from_sync_code_wherever_that_is() -> None:
+    """With a loop around it or none, in the run."""
+
+    async def where() -> str | None:
+        return runtime.flow_run.id
+
+    def with_one(*, x: int) -> tuple[str | None, int]:
+        return runtime.flow_run.id, x
+
+    @flow
+    def plain() -> bool:
+        return run_coro_as_sync(where()) == runtime.flow_run.id
+
+    @flow
+    async def inside_a_loop() -> bool:
+        here = runtime.flow_run.id
+        in_thread = await run_sync_in_worker_thread(with_one, x=1)
+        return run_coro_as_sync(where()) == here and in_thread == (here, 1)
+
+    assert plain()
+    assert run_coro_as_sync(inside_a_loop())
+    assert is_async_fn(where)
+    assert is_async_fn(inside_a_loop)
+    assert not is_async_fn(plain)
+    assert not is_async_gen_fn(where)
 
 
 # --- settings -------------------------------------------------------------------------------------------
