@@ -14,10 +14,11 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
+from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from .rrule import parse_rrule
+from .rrule import NeverFires, parse_rrule
 from .wall import to_instant, zone_named
 
 __all__ = ["Span", "parse_ics", "parse_span"]
@@ -25,6 +26,7 @@ __all__ = ["Span", "parse_ics", "parse_span"]
 _MAX_FILE_CHARS = 4 << 20
 _MAX_SPANS = 5_000
 _DATE = r"\d{4}-\d{2}-\d{2}"
+_DAY = re.compile(r"(\d{4})(\d{2})(\d{2})")
 _DURATION = re.compile(r"P(?:(\d+)W)?(?:(\d+)D)?(?:T(?:(\d+)H)?(?:(\d+)M)?(?:(\d+)S)?)?")
 
 
@@ -139,18 +141,23 @@ def _spans_of(event: list[_Line], until: datetime) -> Iterator[Span]:
             length = _plain(_moment(by_name["DTEND"])) - _plain(begin)
         elif "DURATION" in by_name:
             length = _length(by_name["DURATION"].value)
-        else:
-            length = timedelta(days=1)  # RFC 5545: an event of a date lasts that day
+        else:  # RFC 5545: an event of a date lasts that day, one of a time no time at all
+            length = timedelta(days=1 if _DAY.fullmatch(start_line.value) else 0)
         if length <= timedelta(0):
             return  # a mark in the calendar, not a time that passes
         repeats = [line for line in event if line.name in ("RRULE", "RDATE", "EXDATE")]
-        if not any(line.name in ("RRULE", "RDATE") for line in repeats):
+        if not repeats:
             yield Span(begin=begin, end=begin + length, summary=summary)
             return
-        text = "\n".join(f"{line.name}:{line.value}" for line in repeats)
-        if not any(line.name == "RRULE" for line in repeats):
-            yield Span(begin=begin, end=begin + length, summary=summary)
-        rules = parse_rrule(text, dtstart=_plain(begin))
+        text = [_written(line) for line in repeats]
+        if "RRULE" not in by_name:
+            text.append(f"RDATE:{_plain(begin):%Y%m%dT%H%M%S}")  # the event itself, unless it is an exception
+        # Ends and exceptions are often written in UTC, whatever the zone of the event.
+        zone = begin.tzinfo.key if isinstance(begin.tzinfo, ZoneInfo) else "UTC"
+        try:
+            rules = parse_rrule("\n".join(text), zone=zone, dtstart=_plain(begin))
+        except NeverFires:
+            return
         limit = _plain(until)
         for reading in rules.walls_after(_plain(begin) - timedelta(seconds=1)):
             if reading > limit:
@@ -161,6 +168,11 @@ def _spans_of(event: list[_Line], until: datetime) -> Iterator[Span]:
         raise ValueError(f"calendar event {summary or '(no summary)'!r}: {exc}") from exc
 
 
+def _written(line: _Line) -> str:
+    zone = f";TZID={line.attributes['TZID']}" if "TZID" in line.attributes else ""
+    return f"{line.name}{zone}:{line.value}"
+
+
 def _plain(moment: datetime) -> datetime:
     return moment.replace(tzinfo=None, fold=0)
 
@@ -168,7 +180,7 @@ def _plain(moment: datetime) -> datetime:
 def _moment(line: _Line) -> datetime:
     """Return the moment of ``DTSTART`` or ``DTEND``: naive for dates and floating times, else with its zone."""
     text = line.value.upper()
-    if match := re.fullmatch(r"(\d{4})(\d{2})(\d{2})", text):
+    if match := _DAY.fullmatch(text):
         return _midnight(date(int(match[1]), int(match[2]), int(match[3])))
     match = re.fullmatch(r"(\d{4})(\d{2})(\d{2})T(\d{2})(\d{2})(\d{2})(Z?)", text)
     if match is None:

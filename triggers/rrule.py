@@ -28,7 +28,7 @@ from dateutil import rrule as _dateutil
 
 from .wall import zone_named
 
-__all__ = ["DEFAULT_DTSTART", "RRuleSet", "parse_rrule"]
+__all__ = ["DEFAULT_DTSTART", "NeverFires", "RRuleSet", "parse_rrule"]
 
 DEFAULT_DTSTART = datetime(2020, 1, 1)
 _FREQUENCIES = ("YEARLY", "MONTHLY", "WEEKLY", "DAILY", "HOURLY", "MINUTELY", "SECONDLY")
@@ -139,6 +139,10 @@ class RRuleSet:
             yield reading
 
 
+class NeverFires(ValueError):
+    """A rule that stands, and has no time left once its exceptions are taken out."""
+
+
 @lru_cache(maxsize=1024)
 def parse_rrule(text: str, *, zone: str = "UTC", dtstart: datetime | None = None) -> RRuleSet:
     """Return the set ``text`` stands for, its times as readings of a clock in ``zone``.
@@ -147,7 +151,7 @@ def parse_rrule(text: str, *, zone: str = "UTC", dtstart: datetime | None = None
         zone: the schedule's time zone; a ``TZID`` on ``DTSTART`` comes before it.
         dtstart: naive start of rules that have no ``DTSTART`` of their own.
     Raises:
-        ValueError: not a rule, or one that never fires; the message says which part.
+        ValueError: not a rule; the message says which part. ``NeverFires``: one that never fires.
     """
     if len(text) > _MAX_CHARS:
         raise ValueError(f"an rrule of {len(text)} characters is too long (at most {_MAX_CHARS})")
@@ -190,7 +194,7 @@ def parse_rrule(text: str, *, zone: str = "UTC", dtstart: datetime | None = None
     )
     first = min([start, *dates]) - timedelta(seconds=1)
     if next(made.walls_after(first), None) is None:
-        raise ValueError(f"rrule: {text!r} never fires")
+        raise NeverFires(f"rrule: {text!r} never fires")
     return made
 
 

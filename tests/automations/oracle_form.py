@@ -329,19 +329,21 @@ class Sequence(_Simple):
         return some
 
     def goes_on(self, wait: _Wait, log: list[Fact], fired: list[_Wait]) -> bool:
-        """Take a wait through what follows; return False if a firing ended it."""
+        """Take a wait through what follows; return False if a firing ended it. The event of a firing is used up."""
         begun = wait.last
         for fact in log:
+            others = [other for other in fired if fact is other.last]
+            if any(self.same(wait, other) for other in others):
+                return False
             if (
-                wait.step < len(self.rule["sequence"])
+                not others
+                and wait.step < len(self.rule["sequence"])
                 and fact.fits(self.rule["sequence"][wait.step], wait.known)
                 and fact.time - wait.time <= self.within
                 and fact.time >= wait.last.time - self.lateness
                 and fact.recorded <= begun.recorded + self.within + self.lateness
             ):
                 self.takes(wait, fact)
-            if any(fact is other.last and self.same(wait, other) for other in fired):
-                return False
         return True
 
     def takes(self, wait: _Wait, fact: Fact) -> None:

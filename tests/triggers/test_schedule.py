@@ -285,6 +285,35 @@ def test_an_icalendar_file_of_holidays_leaves_out_its_days() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("lines", "days"),
+    [
+        (
+            ["DTSTART;VALUE=DATE:20260504", "RDATE;VALUE=DATE:20260603", "EXDATE;VALUE=DATE:20260504"],
+            ["06-03"],
+        ),
+        (["DTSTART;VALUE=DATE:20260504", "EXDATE;VALUE=DATE:20260504"], []),
+        (["DTSTART:20260504T170000"], []),
+        (["DTSTART;VALUE=DATE:20260504"], ["05-04"]),
+        (
+            ["{berlin}", "DURATION:PT1H", "RRULE:FREQ=DAILY;UNTIL=20260505T220000Z"],
+            ["05-04", "05-05", "05-06"],
+        ),
+        (
+            ["{berlin}", "DURATION:PT1H", "RRULE:FREQ=DAILY;COUNT=3", "EXDATE:20260504T220000Z"],
+            ["05-04", "05-06"],
+        ),
+        (["{berlin}", "DURATION:PT1H", "RDATE:20260504T220000Z"], ["05-04", "05-05"]),
+    ],
+)
+def test_an_event_of_a_calendar_happens_when_icalendar_says(lines: list[str], days: list[str]) -> None:
+    """An exception may be the first day, a time without an end is no time, and what is in UTC is read in UTC."""
+    told = [line.format(berlin="DTSTART;TZID=Europe/Berlin:20260504T000000") for line in lines]
+    text = "\n".join(["BEGIN:VCALENDAR", "BEGIN:VEVENT", *told, "END:VEVENT", "END:VCALENDAR"])
+    spans = parse_ics(text, until=datetime(2027, 1, 1, tzinfo=UTC))
+    assert [f"{span.begin:%m-%d}" for span in spans] == days
+
+
 def test_a_calendar_that_cannot_be_read_is_named() -> None:
     """No such file, no calendar, a broken event: the message says which file."""
     schedule = parse_schedule({"cron": "0 0 * * *", "exclude": ["x.ics"]})
