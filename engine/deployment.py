@@ -15,6 +15,7 @@ from ..errors import DefinitionError
 from ..template import check_template, render
 from ..vocabulary import JsonObject
 from .code_source import GitSource
+from .entrypoint import split_entrypoint
 
 __all__ = [
     "BUCKET",
@@ -25,7 +26,6 @@ __all__ = [
     "check_name",
     "is_name",
     "read_deployment",
-    "split_entrypoint",
 ]
 
 BUCKET = "deployments"
@@ -47,20 +47,6 @@ def check_name(text: str) -> str:
 def is_name(text: str) -> bool:
     """Whether ``text`` can be a name at all; one that cannot is the name of nothing."""
     return bool(_NAME.fullmatch(text)) and len(text) <= MAX_NAME_CHARS
-
-
-def split_entrypoint(text: str) -> tuple[str, str]:
-    """Return (where, what) of ``path/file.py:function`` or ``package.module:function``.
-
-    Raises:
-        ValueError: there is no ``:name`` at the end; the message shows both forms.
-    """
-    where, colon, what = text.rpartition(":")
-    if not colon or not where or not all(part.isidentifier() for part in what.split(".")):
-        raise ValueError(
-            f"{text!r} is not an entrypoint: write 'path/file.py:function' or 'package.module:function'"
-        )
-    return where, what
 
 
 def _check_entrypoint(text: str) -> str:

@@ -18,7 +18,7 @@ from ..bus.subject import subject_of
 from ..config import EngineConfig
 from ..errors import BusUnavailable, DefinitionError, HarkError, RunLost
 from ..vocabulary import JsonObject, sendable
-from .deployment import split_entrypoint
+from .entrypoint import split_entrypoint
 from .loader import Loader
 from .run import FlowRun, transition_event
 from .run_log import RunLog

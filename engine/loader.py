@@ -23,7 +23,7 @@ from types import ModuleType
 from typing import Any
 
 from ..errors import DefinitionError, MissingFile, MissingFlow
-from .deployment import split_entrypoint
+from .entrypoint import split_entrypoint
 from .signature import schema_of
 from .waiting import LOOP, PROCESS, Lane
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Any
 
+from .entrypoint import split_entrypoint
+
 if TYPE_CHECKING:
     from .context import FlowRunContext
     from .flows import Flow
@@ -42,9 +44,6 @@ def entrypoint_within(above: FlowRunContext, flow: Flow[..., Any]) -> str | None
         if not any(flow.hooks.values()):
             return None
         what = f"{qualname}.{_NO_NAME}"
-    # Here, since it takes half a second of pydantic along, which a program that only calls flows does without.
-    from .deployment import split_entrypoint
-
     where, _ = split_entrypoint(top.flow_run.entrypoint)
     # A file that is run by its path may have been imported under a name that nothing else finds it by.
     same = getattr(getattr(top.flow.fn, "__func__", top.flow.fn), "__module__", None) == module
