@@ -324,7 +324,8 @@ async def test_clients_that_come_together_are_let_in_a_few_at_a_time(
             async with anyio.create_task_group() as tg:
                 for _ in range(24):
                     tg.start_soon(watch)
-        assert (let_in, most <= 8) == (24, True)
+        # Eight, and what other parts of the service may be asking meanwhile.
+        assert (let_in, most <= 12) == (24, True)
 
 
 async def test_the_client_watches_and_emits(start: Start) -> None:
