@@ -10,9 +10,9 @@ from urllib.parse import quote, unquote
 import orjson
 
 from ..config import BusConfig
-from ..errors import EventRefused, EventTooLarge, StreamFull
+from ..errors import BusUnavailable, EventRefused, EventTooLarge, StreamFull
 from .arrival import Arrival
-from .connection import Connection
+from .connection import ApiError, Connection
 from .intake import Held, Intake, Source
 from .replies import Replies, refusal_in
 from .subject import WORK_STREAM
@@ -104,6 +104,21 @@ class WorkQueue:
                 raise StreamFull(subject, why=refusal.description)
             raise EventRefused(subject, msg_id=msg_id, why=str(refusal))
         return not body.get("duplicate")
+
+    async def has(self, seq: int) -> bool:
+        """Return whether the piece of work at a place of the stream is waiting, or in somebody's hands: not settled yet.
+
+        Raises:
+            BusUnavailable: the broker does not say.
+        """
+        try:
+            # Of the leader: a copy that lags may still show what has been settled.
+            await self._connection.api(f"STREAM.MSG.GET.{WORK_STREAM}", {"seq": seq})
+        except ApiError as exc:
+            if exc.code == 404:
+                return False
+            raise BusUnavailable(f"cannot look into the queue of work: {exc}") from exc
+        return True
 
     def consume(
         self, pool: str, queues: Sequence[str], *, ack_wait_s: float = 30, max_pending: int = 1

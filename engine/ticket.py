@@ -20,7 +20,7 @@ from ..vocabulary import FlowRunId, JsonObject, StateType, new_id
 from .hook_log import ANYONE, HERE, is_owed
 from .run import FlowRun
 
-__all__ = ["Answer", "Ticket", "answer", "attempt_taken", "lane_of", "losses"]
+__all__ = ["Answer", "Ticket", "answer", "attempt_taken", "lane_of", "losses", "message_taken"]
 
 S = StateType
 
@@ -171,6 +171,19 @@ def attempt_taken(history: Iterable[Recorded], token: str) -> int | None:
         found = run.get("attempt") if isinstance(run, dict) else None
         attempt = found if isinstance(found, int) else None
     return attempt
+
+
+def message_taken(history: Iterable[Recorded], token: str) -> int | None:
+    """Return the place in the queue of the message by which the run was last taken under ``token``; None: it is not known.
+
+    A message that was passed on may stand in the queue twice, when whoever passed it on died before it was settled and
+    the broker had forgotten the first by the time of the second.
+    """
+    place: int | None = None
+    for _, details in _taken(history, token):
+        found = details.get("message")
+        place = found if isinstance(found, int) else None
+    return place
 
 
 def _taken(history: Iterable[Recorded], token: str) -> Iterator[tuple[JsonObject, JsonObject]]:

@@ -19,7 +19,7 @@ import orjson
 from anyio import AsyncContextManagerMixin
 from anyio.abc import TaskGroup, TaskStatus
 
-from ..bus import Bus, Event
+from ..bus import Bus, Event, Recorded
 from ..bus.session import Session, use_session
 from ..bus.subject import PREFIX, RUN_TAKEN
 from ..bus.work_queue import WorkItem
@@ -49,7 +49,7 @@ from .run_code import RunCode
 from .run_log import RunLog
 from .states import Cancelled, Crashed, Failed, Pending, Resuming, Running, Suspended
 from .stop_request import StopRequest
-from .ticket import Answer, Ticket, answer, attempt_taken, lane_of, losses
+from .ticket import Answer, Ticket, answer, attempt_taken, lane_of, losses, message_taken
 from .waiting import LOOP, PROCESS, Lane
 
 __all__ = ["Worker"]
@@ -273,7 +273,7 @@ class Worker(AsyncContextManagerMixin):
         while True:
             run = await self._runs.get(ticket.run_id)
             token: str | None = None
-            lost = 0
+            lost, history = 0, list[Recorded]()
             if run is not None and (
                 run.state_type in (S.PENDING, S.RUNNING, S.CANCELLING, S.PAUSED)
                 or run.waits_in_process
@@ -286,6 +286,9 @@ class Worker(AsyncContextManagerMixin):
                     await settle(held.item.ack)
                     return
             verdict = answer(ticket, run, deliveries=held.item.deliveries, claim=token, now=self._clock.now())
+            if verdict is Answer.TAKE_OVER and await self._is_twin(held, history):
+                await settle(held.item.ack)
+                return
             if verdict is Answer.LATER:
                 await held.item.nak(0.2)
                 return
@@ -300,6 +303,11 @@ class Worker(AsyncContextManagerMixin):
                 continue  # somebody wrote between our look and our claim: look again
             return
 
+    async def _is_twin(self, held: HeldRun, history: list[Recorded]) -> bool:
+        """Whether the run was taken by another message, which is not settled: the run is in somebody's hands, or will be again."""
+        taken = message_taken(history, held.ticket.token)
+        return taken is not None and taken != held.item.seq and await self._bus.work.has(taken)
+
     async def _act(self, held: HeldRun, lane: Lane, run: FlowRun, verdict: Answer, lost: int) -> None:
         if verdict is Answer.STOP:
             run = await self._runs.move_exactly(
@@ -309,7 +317,7 @@ class Worker(AsyncContextManagerMixin):
         if code.facts.lane == PROCESS and lane == LOOP and code.problem is None:
             await self._forward(held)
             return
-        details: JsonObject = {"lane": code.facts.lane, "worker": self.info.name, "token": held.ticket.token}
+        details = self._details(held, code)
         if run.is_final:
             await self._call_hooks(held, lane, run, code)
             await settle(held.item.ack)
@@ -331,6 +339,12 @@ class Worker(AsyncContextManagerMixin):
         else:
             run = await self._execute(held, lane, run, code)
         await settle(held.item.ack)
+
+    def _details(self, held: HeldRun, code: RunCode) -> JsonObject:
+        """Return what a transition says by which we take a run: who, and under which message."""
+        return {
+            "lane": code.facts.lane, "worker": self.info.name, "token": held.ticket.token, "message": held.item.seq,
+        }  # fmt: skip
 
     async def _take_over(
         self, run: FlowRun, details: JsonObject, *, lost: int, limit: int, why: str = "worker lost"
@@ -413,11 +427,7 @@ class Worker(AsyncContextManagerMixin):
             # Its process died. This worker lives, so it takes the run up again itself, at once.
             why = outcome.detail or "it was interrupted, and nobody had asked for that"
             log.warning("worker.process_died", extra={"run_id": run.id, "how": why})
-            details: JsonObject = {
-                "lane": code.facts.lane,
-                "worker": self.info.name,
-                "token": held.ticket.token,
-            }
+            details = self._details(held, code)
             _, lost = losses(await insist(self._runs.history, run.id))
             limit = code.crash_retries(self._engine.crash_retries)
             run = await insist(self._take_over, now, details, lost=lost + 1, limit=limit, why=why)

@@ -509,3 +509,52 @@ async def test_a_message_that_was_passed_on_and_not_settled_costs_nothing(
             while (await stage.bus.connection.api("STREAM.INFO.HARK_WORK"))["state"]["messages"]:  # type: ignore[index,call-overload]
                 await anyio.lowlevel.checkpoint()
     assert (await stage.said())["ran"] == 1
+
+
+async def test_a_second_copy_of_a_message_takes_no_run_from_who_is_at_it(stage: Stage) -> None:
+    """Copied more than a deduplication window apart, both are handed out, to two workers: one executes, and is not disturbed."""
+    stage.write(
+        "@flow\ndef steady(go: str):\n    say('ran')\n    while not os.path.exists(go):\n        time.sleep(0.02)\n"
+    )
+    await stage.deploy("steady")
+    go = stage.root / "go"
+    run = await stage.ask("steady", parameters={"go": str(go)})
+    ticket = Ticket.issue(run.id, attempt=run.attempt, since=run.seq)
+    work, config = stage.bus.work, EngineConfig(ack_wait_s=60)
+
+    async def left() -> int:
+        info = await stage.bus.connection.api("STREAM.INFO.HARK_WORK")
+        return int(info["state"]["messages"])  # type: ignore[index,call-overload,arg-type]
+
+    async with Worker(stage.bus, WorkerConfig(drain_s=0), config):
+        await work.push("default", "process", ticket.to_json(), msg_id=f"{ticket.msg_id}/process")
+        await stage.hear("said.ran")
+        async with Worker(stage.bus, WorkerConfig(drain_s=0), config):
+            # One of them comes to the second worker: the first hands back what it holds already.
+            await work.push(
+                "default", "process", ticket.to_json(), msg_id=f"{ticket.msg_id}/process/much-later"
+            )
+            with anyio.fail_after(60):
+                while await left() > 1:
+                    await anyio.lowlevel.checkpoint()
+            go.touch()
+            run = await stage.end(run)
+            with anyio.fail_after(60):
+                while await left():
+                    await anyio.lowlevel.checkpoint()
+    assert (run.state_type, run.attempt) == (StateType.COMPLETED, 1)
+    assert (await stage.said())["ran"] == 1
+
+
+async def test_a_second_copy_takes_the_run_up_when_the_first_is_settled(stage: Stage) -> None:
+    """Nobody else would: what is gone from the queue is not handed out again."""
+    stage.write("@flow\ndef steady(): say('ran')")
+    await stage.deploy("steady")
+    run = await stage.ask("steady")
+    ticket = Ticket.issue(run.id, attempt=run.attempt, since=run.seq)
+    gone = Pending(details={"lane": "process", "worker": "gone", "token": ticket.token, "message": 999})
+    await stage.control.runs.move_exactly(run, gone, attempt=run.attempt + 1)
+    await stage.bus.work.push("default", "process", ticket.to_json(), msg_id=f"{ticket.msg_id}/process")
+    async with Worker(stage.bus, WorkerConfig(drain_s=0), EngineConfig(ack_wait_s=2)):
+        run = await stage.end(run)
+    assert (run.state_type, run.attempt) == (StateType.COMPLETED, 2)
