@@ -15,8 +15,8 @@ from hark.bus import Bus, LateValues, SecretStore
 from hark.bus.event import Event
 from hark.clock import ManualClock
 from hark.config import NotificationsConfig
-from hark.errors import AccessDenied
-from hark.notifications import AckLinks, Message, Notifier, Router, Severity, Silence, raise_alert
+from hark.errors import AccessDenied, UnknownName
+from hark.notifications import AckLinks, Message, Notifier, Router, Severity, Silence, checkpoint, raise_alert
 from hark.notifications import router as router_module
 from hark.notifications.ack import acknowledge
 from hark.notifications.checkpoint import read_state, wait_for_state
@@ -302,6 +302,44 @@ async def test_a_restart_loses_and_doubles_nothing(desk: Desk, define: Any, rece
         assert state is not None
         groups: Any = state.fold["groups"]
         assert [m["count"] for m in groups[0]["members"]] == [1, 1]
+
+
+async def test_a_state_that_is_replaced_as_fast_as_it_is_read_is_read(
+    desk: Desk, define: Any, receiver: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its parts go while somebody reads them, over and over; a part that is missing for good is still an error."""
+    monkeypatch.setattr(checkpoint, "_INLINE_BYTES", 0)
+    await define("oncall", f"json://127.0.0.1:{receiver.port}/")
+    async with desk.running():
+        await desk.alert("orders late")
+        await desk.pass_time(11)
+        await receiver.wait_for(1)
+        await desk.folded()
+    bucket, get = desk.bus.bucket("checkpoints"), desk.bus.objects.get
+    replaced = 0
+
+    async def replaces(name: str) -> bytes:
+        nonlocal replaced
+        replaced += 1
+        if replaced <= 12:
+            head = await bucket.get(checkpoint.KEY)
+            assert head is not None
+            await bucket.put(checkpoint.KEY, head.value)
+            raise UnknownName("object", name)
+        return await get(name)
+
+    async def lacks(name: str) -> bytes:
+        raise UnknownName("object", name)
+
+    monkeypatch.setattr(desk.bus.objects, "get", replaces)
+    state = await read_state(desk.bus, desk.late)
+    assert state is not None
+    groups: Any = state.fold["groups"]
+    assert [g["labels"] for g in groups] == [{"automation": "etl"}]
+    assert replaced > 12
+    monkeypatch.setattr(desk.bus.objects, "get", lacks)
+    with pytest.raises(UnknownName):
+        await read_state(desk.bus, desk.late)
 
 
 async def test_what_people_said_while_nobody_was_there_counts_before_what_fell_due(
