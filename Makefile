@@ -29,7 +29,7 @@ test: $(STAMP)  ## the tests
 	$(BIN)/python -m pytest -q --numprocesses auto --dist worksteal $(PYTEST_ARGS)
 
 chaos: $(STAMP)  ## kill processes at the worst moment, at length
-	CHAOS_ROUNDS=$${CHAOS_ROUNDS:-60} CRASH_RUNS=$${CRASH_RUNS:-200} CHAOS_KILLS=$${CHAOS_KILLS:-1000} CHAOS_ALERT_KILLS=$${CHAOS_ALERT_KILLS:-200} $(BIN)/python -m pytest -q -m chaos --timeout 3600
+	CHAOS_ROUNDS=$${CHAOS_ROUNDS:-60} CRASH_RUNS=$${CRASH_RUNS:-200} CHAOS_KILLS=$${CHAOS_KILLS:-1000} CHAOS_ALERT_KILLS=$${CHAOS_ALERT_KILLS:-200} CHAOS_FREEZES=$${CHAOS_FREEZES:-50} $(BIN)/python -m pytest -q -m chaos --timeout 3600
 
 oracle: $(STAMP)  ## play generated histories against a slow evaluator of rules, at length
 	ORACLE_HISTORIES=$${ORACLE_HISTORIES:-20000} $(BIN)/python -m pytest -q tests/automations/test_oracle.py --numprocesses auto

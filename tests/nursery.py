@@ -48,6 +48,16 @@ class Children:
         finally:
             os.close(gone)
 
+    @contextmanager
+    def frozen(self, part: str) -> Iterator[None]:
+        """Stop a process where it is while inside; then it goes on as if nothing had been."""
+        pid = self._running[part]
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
     @property
     def told(self) -> str:
         """What they have last written."""
