@@ -65,8 +65,8 @@ def do_step(engine: FlowEngine, step: Step, session: Session | None) -> Any:
         case Sleep():
             pause(step.seconds)
         case CallHooks():
-            with engine.entering():
-                run_hooks(step.hooks, engine.flow, engine.run, step.state)
+            with engine.entering(), step.entering():
+                run_hooks(step.hooks, *step.told(engine.flow, engine.run), step.state)
         case ReadResult():
             return step.result.read()
         case Body():
@@ -182,8 +182,8 @@ async def do_step_async(engine: FlowEngine, step: Step, session: Session | None)
         case Sleep():
             await asyncio.sleep(step.seconds)
         case CallHooks():
-            with engine.entering():
-                await run_hooks_async(step.hooks, engine.flow, engine.run, step.state)
+            with engine.entering(), step.entering():
+                await run_hooks_async(step.hooks, *step.told(engine.flow, engine.run), step.state)
         case ReadResult():
             return await step.result.aread()
         case Body():

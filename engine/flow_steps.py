@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Generator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from .context import TaskRunContext, entered
 from .futures import TaskFuture
 from .hooks import Hook
 from .results import RecordedResult
@@ -51,10 +53,19 @@ class Sleep:
 
 @dataclass(slots=True)
 class CallHooks:
-    """Call these hooks with the state."""
+    """Call these hooks with the state: those of the flow, or of a task of it."""
 
     hooks: list[Hook]
     state: State
+    task: TaskRunContext | None = None
+
+    def told(self, flow: Any, run: Any) -> tuple[Any, Any]:
+        """Return what the hooks are told of: the task and its run, or else these."""
+        return (flow, run) if self.task is None else (self.task.task, self.task.task_run)
+
+    def entering(self) -> AbstractContextManager[None]:
+        """Return what makes the task run, if there is one, the run the code is in."""
+        return nullcontext() if self.task is None else entered(self.task)
 
 
 @dataclass(slots=True)

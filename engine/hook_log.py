@@ -20,7 +20,7 @@ from ..bus.event import Event
 from ..bus.subject import hooks_filter
 from ..vocabulary import JsonObject, JsonValue, new_id
 from .run import SOURCE, FlowRun
-from .states import State
+from .states import State, StateType
 from .task_run import TaskRun, stamp
 
 if TYPE_CHECKING:
@@ -132,6 +132,27 @@ class HookLog:
             )
         )
 
+    async def abandon_task(self, run: FlowRun, task_run_id: str, *, name: str, why: str) -> None:
+        """Append that the hooks of the end of a task run of a flow run are given up."""
+        data: JsonObject = {
+            "run": {"id": run.id, "name": run.name}, "flow": {"name": run.flow_name},
+            "task_run": {"id": task_run_id, "name": name}, "why": why,
+        }  # fmt: skip
+        await self._bus.log.append(
+            Event(
+                type="hark.hooks.abandoned", source=SOURCE, id=new_id(), subject=f"flow-run/{run.id}", data=data,
+                correlationid=run.correlationid or run.id, causationid=run.causationid, causaldepth=run.causaldepth,
+            )
+        )  # fmt: skip
+
+    async def task_runs(self, run_id: str) -> set[str]:
+        """Return the ids of the task runs of a run whose hooks have run for their end, or are given up; the keys of completed calls."""
+        found: set[str] = set()
+        for note in await self._read(run_id):
+            if isinstance(about := note.get("task_run"), dict):
+                found |= {str(about.get("id")), str(note.get("call"))}
+        return found
+
     async def calls(self, run_id: str, *, after: int = 0) -> set[str]:
         """Return the keys of the task calls of a run whose ``on_completion`` hooks have run."""
         return {
@@ -156,12 +177,13 @@ class HookLog:
 
 
 def hooked_payload(run: TaskRun, *, run_id: str, event_id: str) -> bytes:
-    """Return the event that says that the hooks of a completed task call have run."""
+    """Return the event that says that the hooks of a task call have run for its end; of one that completed, by its key."""
+    key = {"call": run.call} if run.previous is StateType.COMPLETED else {}
     return orjson.dumps(
         {
             "specversion": "1.0", "id": event_id, "source": SOURCE, "type": "hark.hooks.ran",
             "time": stamp(time.time_ns()), "subject": f"flow-run/{run_id}",
-            "data": {"run": {"id": run_id}, "task_run": {"id": run.id, "name": run.name}, "call": run.call},
+            "data": {"run": {"id": run_id}, "task_run": {"id": run.id, "name": run.name}, **key},
         }
     )  # fmt: skip
 

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias
 
+from .signals import suspension_in
 from .states import State, StateType
 
 __all__ = [
@@ -67,7 +68,9 @@ def run_hooks(hooks: Sequence[Hook], subject: Any, run: Any, state: State) -> No
     for hook in hooks:
         try:
             call_blocking(hook, subject, run, state)
-        except Exception:
+        except BaseException as exc:
+            if not _is_its_own(exc, state):
+                raise
             _report(hook, run)
 
 
@@ -78,8 +81,17 @@ async def run_hooks_async(hooks: Sequence[Hook], subject: Any, run: Any, state: 
             outcome = hook(subject, run, state)
             if inspect.isawaitable(outcome):
                 await outcome
-        except Exception:
+        except BaseException as exc:
+            if not _is_its_own(exc, state):
+                raise
             _report(hook, run)
+
+
+def _is_its_own(exc: BaseException, state: State) -> bool:
+    """Whether what left a hook is a matter of this hook alone. What has ended cannot leave its worker, nor can a hook end that."""
+    if isinstance(exc, Exception | SystemExit):
+        return True
+    return state.type.is_terminal and suspension_in(exc) is not None
 
 
 def hooks_scope(run: Any) -> str:

@@ -13,11 +13,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .call_key import CallCounter
+from .final_state import describe
 from .flow_driver import drive, drive_async
 from .flow_engine import go_through, go_through_async, worker_engine
 from .flow_steps import CallHooks, Drain, OnBus
-from .hook_log import TRIES, HookLog
+from .hook_log import TRIES, HookLog, is_from_outside
 from .hooks import HOOK_OF_TYPE, Hook, hooks_scope
+from .owed_task_hooks import OwedCall, owed_calls
 from .parameters import recorded_parameters
 from .undoing import alone_undoing, alone_undoing_async, engine_to_undo, engine_to_undo_async
 
@@ -47,13 +49,14 @@ def call_owed_hooks(
     hooks = _hooks_of(flow, run)
     undoing = engine_to_undo(flow, run, session, config)
     begin = partial(HookLog(session.bus).begin, run, undoes=undoing is not None)
-    if (hooks or undoing is not None) and (attempt := session.call(begin)):
+    calls = session.call(owed_calls, session.bus, run) if is_from_outside(run) and run.attempt else []
+    if (hooks or calls or undoing is not None) and (attempt := session.call(begin)):
         if undoing is not None and _may_undo(attempt, run):
             with alone_undoing(undoing, session) as is_ours:
                 if is_ours:
                     go_through(undoing, session)
         engine = _engine(flow, run, session, config)
-        drive(engine, session, _life(engine, hooks))
+        drive(engine, session, _life(engine, hooks, calls))
 
 
 async def call_owed_hooks_async(
@@ -63,13 +66,14 @@ async def call_owed_hooks_async(
     hooks = _hooks_of(flow, run)
     undoing = await engine_to_undo_async(flow, run, session, config)
     begin = partial(HookLog(session.bus).begin, run, undoes=undoing is not None)
-    if (hooks or undoing is not None) and (attempt := await session.acall(begin)):
+    calls = await session.acall(owed_calls, session.bus, run) if is_from_outside(run) and run.attempt else []
+    if (hooks or calls or undoing is not None) and (attempt := await session.acall(begin)):
         if undoing is not None and _may_undo(attempt, run):
             async with alone_undoing_async(undoing, session) as is_ours:
                 if is_ours:
                     await go_through_async(undoing, session)
         engine = _engine(flow, run, session, config)
-        await drive_async(engine, session, _no_body, _life(engine, hooks))
+        await drive_async(engine, session, _no_body, _life(engine, hooks, calls))
 
 
 def _hooks_of(flow: Flow[..., Any], run: FlowRun) -> list[Hook]:
@@ -82,9 +86,23 @@ def _engine(flow: Flow[..., Any], run: FlowRun, session: Session, config: Engine
     return engine
 
 
-def _life(engine: FlowEngine, hooks: list[Hook]) -> Life:
+def _life(engine: FlowEngine, hooks: list[Hook], calls: list[OwedCall]) -> Life:
     tracker = engine.tracker
     assert tracker is not None
+    for call in calls:
+        try:
+            told = call.enter(engine.context)
+        except Exception as exc:
+            # Importing is running other people's code.
+            log.error(
+                "hooks.abandoned", extra={"run_id": engine.run.id, "task": call.name, "why": describe(exc)}
+            )
+            note = partial(HookLog(tracker.session.bus).abandon_task, name=call.name, why=describe(exc))
+            yield OnBus(note, (engine.run, call.id))
+            continue
+        context, state, task_hooks = told
+        yield CallHooks(task_hooks, state, context)
+        tracker.events.write_hooked(context.task_run)
     engine.context.calls = CallCounter(hooks_scope(engine.run))
     yield CallHooks(hooks, engine.run.state)
     yield Drain()

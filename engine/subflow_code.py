@@ -6,10 +6,10 @@ and the pool whose workers have it, are those of the outermost run.
 
 from __future__ import annotations
 
-import inspect
 from typing import TYPE_CHECKING, Any
 
 from .entrypoint import split_entrypoint
+from .named_code import NO_NAME, name_of
 
 if TYPE_CHECKING:
     from .context import FlowRunContext
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["entrypoint_within", "outermost_run", "unfindable"]
 
-_NO_NAME = "<without a name>"
-"""The last word of an entrypoint that says which flow it was and leads nowhere."""
 _DEEPEST = 1000
 """Runs above one another that are looked at: beyond what Python can call."""
 
@@ -35,37 +33,14 @@ def entrypoint_within(above: FlowRunContext, flow: Flow[..., Any]) -> str | None
         top = top.parent.flow_context
     if top.flow_run.pool is None or top.flow_run.entrypoint is None:
         return None
-    fn = getattr(flow.fn, "__func__", flow.fn)
-    module, qualname = getattr(fn, "__module__", None), getattr(fn, "__qualname__", None)
-    if not module or not qualname or module == "__main__":
+    named = name_of(flow)
+    if named is None or (NO_NAME in named[1] and not any(flow.hooks.values())):
         return None
-    what = _name_of(flow, fn, qualname)
-    if what is None:
-        if not any(flow.hooks.values()):
-            return None
-        what = f"{qualname}.{_NO_NAME}"
+    module, what = named
     where, _ = split_entrypoint(top.flow_run.entrypoint)
     # A file that is run by its path may have been imported under a name that nothing else finds it by.
     same = getattr(getattr(top.flow.fn, "__func__", top.flow.fn), "__module__", None) == module
     return f"{where if same else module}:{what}"
-
-
-def _name_of(flow: Flow[..., Any], fn: Any, qualname: str) -> str | None:
-    """Return the name under which the flow, or one of the same function and hooks, stands in its module; None: none."""
-    # Not ``sys.modules``: a worker that serves several folders has modules of the same name in turn.
-    names = getattr(inspect.unwrap(fn), "__globals__", {})
-    if "<" not in qualname:
-        first, *rest = qualname.split(".")
-        thing: Any = names.get(first)
-        for name in rest:
-            thing = vars(thing).get(name) if isinstance(thing, type) else None
-        if (
-            getattr(getattr(thing, "fn", None), "__func__", getattr(thing, "fn", None)) is fn
-            and thing.hooks == flow.hooks
-        ):
-            return qualname
-    # As ``other = it.with_options(on_failure=[…])``.
-    return next((name for name, value in list(names.items()) if value is flow), None)
 
 
 def unfindable(run: FlowRun) -> str | None:
@@ -74,7 +49,7 @@ def unfindable(run: FlowRun) -> str | None:
     if "<" not in entrypoint:
         return None
     where, _, what = entrypoint.rpartition(":")
-    what = what.removesuffix(f".{_NO_NAME}")
+    what = what.removesuffix(f".{NO_NAME}")
     return (
         f"flow {run.flow_name!r} ({what} in {where}) was made while its parent ran, so no other process can find it; "
         "give it a name at the top of a module, with_options included"

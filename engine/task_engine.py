@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import UpstreamFailed
 from .caching import MISS, cache_of
-from .context import TaskRunContext, current_run
+from .context import TaskRunContext, current_run, entered
 from .final_state import state_of_exception
 from .futures import resolve_futures_to_states, settle_futures
 from .hooks import call_blocking, run_hooks, run_hooks_async
@@ -30,9 +30,11 @@ from .task_life import (
     begin,
     begin_try,
     cached,
+    context_of,
     crashed,
     give_name,
     hooks_of,
+    hooks_text,
     may_retry,
     not_ready,
     note_hooked,
@@ -111,7 +113,8 @@ def run_sync(call: TaskCall) -> State:
         take_steps(replayed(call, value))
         state = replayed_state(call, value)
         if hooks := owed_hooks(call):
-            run_hooks(hooks, call.task, call.run, state)
+            with entered(context_of(call)):
+                run_hooks(hooks, call.task, call.run, state)
             note_hooked(call, state)
         return state
     if call.settled is not None:
@@ -133,6 +136,9 @@ def run_sync(call: TaskCall) -> State:
                 state = state_of_exception(exc, what="Task run", run_id=call.run.id)
                 return finish_sync(call, state)
             if kept is not MISS:
+                if call.task.on_running_hooks:
+                    call.run.state = running_state(call.run)
+                    run_hooks(call.task.on_running_hooks, call.task, call.run, call.run.state)
                 return finish_sync(call, *cached(call, kept))
             return _tries_sync(call)
     except BaseException as exc:
@@ -142,6 +148,7 @@ def run_sync(call: TaskCall) -> State:
             hooks = hooks_of(call, state)
             if hooks:
                 run_hooks(hooks, call.task, call.run, state)
+                note_hooked(call, state)
         raise
     finally:
         if call.held is not None:  # stopped between having them and calling the function
@@ -207,7 +214,8 @@ def finish_sync(call: TaskCall, state: State, result: InlineResult | LargeResult
     if state.type is StateType.FAILED:
         report_failure(call, state)
     if events is not None:
-        events.write(run, state.type, state.name, state.message, result, values_of(call))
+        more = values_of(call) + hooks_text(call, state)
+        events.write(run, state.type, state.name, state.message, result, more)
         if events.is_guarded or isinstance(result, LargeResult):
             events.give_way()
     hooks = hooks_of(call, state)
@@ -276,7 +284,8 @@ async def run_async(call: TaskCall) -> State:
         await take_steps_async(replayed(call, value))
         state = replayed_state(call, value)
         if hooks := owed_hooks(call):
-            await run_hooks_async(hooks, call.task, call.run, state)
+            with entered(context_of(call)):
+                await run_hooks_async(hooks, call.task, call.run, state)
             note_hooked(call, state)
         return state
     if call.settled is not None:
@@ -300,6 +309,9 @@ async def run_async(call: TaskCall) -> State:
                 state = state_of_exception(exc, what="Task run", run_id=call.run.id)
                 return await finish_async(call, state)
             if kept is not MISS:
+                if call.task.on_running_hooks:
+                    call.run.state = running_state(call.run)
+                    await run_hooks_async(call.task.on_running_hooks, call.task, call.run, call.run.state)
                 return await finish_async(call, *cached(call, kept))
             return await _tries_async(call)
     except BaseException as exc:
@@ -309,6 +321,7 @@ async def run_async(call: TaskCall) -> State:
             hooks = hooks_of(call, state)
             if hooks:
                 await run_hooks_async(hooks, call.task, call.run, state)
+                note_hooked(call, state)
         raise
     finally:
         current_run.reset(token)
@@ -373,7 +386,8 @@ async def finish_async(
     if state.type is StateType.FAILED:
         report_failure(call, state)
     if events is not None:
-        events.write(run, state.type, state.name, state.message, result, values_of(call))
+        more = values_of(call) + hooks_text(call, state)
+        events.write(run, state.type, state.name, state.message, result, more)
         if events.is_guarded or isinstance(result, LargeResult):
             await events.give_way_async()
     hooks = hooks_of(call, state)

@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import orjson
+
 from ..errors import Unpicklable, UpstreamFailed
 from ..vocabulary import draw
 from .context import TaskRunContext
@@ -18,6 +20,7 @@ from .final_state import state_of_crash, state_of_value
 from .futures import resolve_futures_to_states
 from .hooks import HOOK_OF_TYPE
 from .logging import RunLogger, logger_of_task_run
+from .named_code import MARK, name_of
 from .naming import render_name
 from .nested import ATOMS
 from .resting import left_behind
@@ -30,7 +33,7 @@ from .task_run import TaskRun, stamp
 from .user_frames import note_where, shown_exception
 
 __all__ = [
-    "await_retry", "begin", "begin_try", "cached", "cancel_unstarted", "crashed", "give_name", "hooks_of", "may_retry",
+    "await_retry", "begin", "begin_try", "cached", "cancel_unstarted", "context_of", "crashed", "give_name", "hooks_of", "hooks_text", "may_retry",
     "not_ready", "note_hooked", "of_task", "owed_hooks", "recorded", "replayed_state", "report_condition",
     "report_failure", "running_state", "succeeded",
 ]  # fmt: skip
@@ -54,7 +57,15 @@ def begin(call: TaskCall) -> TaskRunContext:
         run.parameters = resolve_inputs(
             run.parameters, call.wait_for, what=f"task {task.name!r}", run_id=run.id
         )
-    return TaskRunContext(task, run, run.parameters, call.flow, call.log_prints, call.caller, call.keeping)
+    return context_of(call)
+
+
+def context_of(call: TaskCall) -> TaskRunContext:
+    """Return the context for the code of a call's task and its hooks."""
+    run = call.run
+    return TaskRunContext(
+        call.task, run, run.parameters, call.flow, call.log_prints, call.caller, call.keeping
+    )
 
 
 def give_name(call: TaskCall) -> None:
@@ -174,7 +185,7 @@ def crashed(call: TaskCall, exc: BaseException) -> State:
         state = state_of_crash(exc, run_id=call.run.id)
     state = call.run.state = of_task(state, call)
     if call.events is not None:
-        call.events.write(call.run, state.type, state.name, state.message)
+        call.events.write(call.run, state.type, state.name, state.message, more=hooks_text(call, state))
     return state
 
 
@@ -203,9 +214,17 @@ def owed_hooks(call: TaskCall) -> list[Callable[..., Any]]:
 
 
 def note_hooked(call: TaskCall, state: State) -> None:
-    """Note that the hooks of a completed call have run: a failed one runs again if the run is taken up, hooks and all."""
-    if call.events is not None and call.flow is not None and state.type is StateType.COMPLETED:
+    """Note that the hooks of a call have run for its end."""
+    if call.events is not None and call.flow is not None and state.type.is_terminal:
         call.events.write_hooked(call.run)
+
+
+def hooks_text(call: TaskCall, state: State) -> str:
+    """Return the piece of the event of an end that tells where hooks are found that are told of it."""
+    if call.flow is None or not hooks_of(call, state):
+        return ""
+    named = name_of(call.task)
+    return "" if named is None else f'"{MARK}":{orjson.dumps(":".join(named)).decode()},'
 
 
 def report_failure(call: TaskCall, state: State) -> None:

@@ -542,3 +542,29 @@ def test_locks_in_memory_are_given_back() -> None:
     assert locks.wait_for_lock("m", 10)
     with pytest.raises(ValueError, match="does not have the lock"):
         locks.release_lock("m", "b")
+
+
+async def test_hooks_of_a_call_whose_result_is_cached_are_those_of_one_that_runs(anywhere: None) -> None:
+    """As in Prefect: ``on_running`` first, then ``on_completion`` with the state Cached."""
+    heard: list[str] = []
+
+    def hook(_task: Any, run: Any, state: Any) -> None:
+        assert run.state.name == state.name
+        heard.append(state.name)
+
+    @task(cache_policy=INPUTS, persist_result=True, on_running=[hook], on_completion=[hook])
+    def square(n: int) -> int:
+        heard.append("body")
+        return n * n
+
+    @task(cache_policy=INPUTS, persist_result=True, on_running=[hook], on_completion=[hook])
+    async def cube(n: int) -> int:
+        heard.append("body")
+        return n**3
+
+    @flow
+    async def twice() -> tuple[int, int, int, int]:
+        return square(7), square(7), await cube(5), await cube(5)
+
+    assert await twice() == (49, 49, 125, 125)
+    assert heard == ["Running", "body", "Completed", "Running", "Cached"] * 2

@@ -373,12 +373,12 @@ async def fails_once():
     engine = EngineConfig(ack_wait_s=2.0)
     async with Dispatcher(stage.bus, engine) as dispatcher:
         await dispatcher.leading()
-        with program(home, "Worker(bus, WorkerConfig(), engine)") as victim:
+        with program(home, "Worker(bus, WorkerConfig(processes=0), engine)") as victim:
             run = await stage.ask("fails_once")
             await stage.hear("said.hook")
             victim.kill()
         await stage.control.retry(run.id)
-        async with Worker(stage.bus, WorkerConfig(drain_s=0), engine):
+        async with Worker(stage.bus, WorkerConfig(drain_s=0, processes=0), engine):
             assert (await stage.end(run)).state_type is StateType.COMPLETED
             await stage.hear("said.hook", times=2)
             await stage.hear("hark.hooks.ran.*")

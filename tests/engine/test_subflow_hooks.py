@@ -132,7 +132,7 @@ async def outer():
     await stage.deploy("outer")
     async with Dispatcher(stage.bus, ENGINE) as dispatcher:
         await dispatcher.leading()
-        with program(home, "Worker(bus, WorkerConfig(), engine)") as victim:
+        with program(home, "Worker(bus, WorkerConfig(processes=0), engine)") as victim:
             run = await stage.ask("outer")
             await stage.hear("said.up")
             victim.kill()
@@ -202,6 +202,82 @@ def outer(kind: str):
     assert whys[0].startswith("flow 'local' (outer.<locals>.local in flows.py) was made while its parent ran")
     assert whys[1].startswith("flow 'renamed' (plain in flows.py) was made while its parent ran")
     assert not await stage.said()
+
+
+async def test_a_finished_task_of_a_run_that_is_given_up_has_its_hooks_called(stage: Stage) -> None:
+    """The process dies in the hook, and no attempt follows: it is called again, in its task's run, and no other is."""
+    stage.write(
+        COMMON
+        + """
+def step_told(task, run, state):
+    assert get_run_context().task_run.id == run.id
+    word = f"{run.name}-{state.type.value.lower()}-{state.result() if state.is_completed() else 0}"
+    if run.name == "last":
+        say("so-far")  # is stored, and what was given to the broker before it
+        die_once(word)
+    say(word)
+
+@task(on_completion=[step_told], on_failure=[step_told], task_run_name="{name}")
+def step(name, n):
+    if n == 0:
+        raise ValueError("no")
+    return n
+
+@flow(crash_retries=0)
+def outer(n: int):
+    step("first", 1)
+    step("last", n)
+"""
+    )
+    await stage.deploy("outer")
+    async with stage.working():
+        for n in (0, 2):
+            assert (await stage.run("outer", parameters={"n": n})).state_type is StateType.CRASHED
+        await stage.hear("said.last-completed-2")
+        await stage.hear("said.last-failed-0")
+        await until_settled(stage, 2)
+    assert await stage.said() == {
+        "first-completed-1": 2,
+        "so-far": 4,
+        "last-completed-2": 1,
+        "last-failed-0": 1,
+    }
+
+
+async def until_settled(stage: Stage, times: int) -> None:
+    """Wait until so many flow runs have had their hooks called."""
+    with anyio.fail_after(60):
+        async with stage.bus.log.follow(["hark.ev.hark.hooks.ran.*"], after=0) as batches:
+            async for batch in batches:
+                times -= sum(
+                    "seq" in data for data in (r.event.data for r in batch.records) if isinstance(data, dict)
+                )
+                if times <= 0:
+                    return
+
+
+async def test_a_hook_that_exits_or_sleeps_keeps_no_other_from_being_called(stage: Stage) -> None:
+    """What has ended cannot leave its worker, and sys.exit() in a hook ends nothing but the hook."""
+    stage.write(
+        COMMON
+        + """
+def exits(flow, run, state):
+    sys.exit(3)
+
+def naps(flow, run, state):
+    sleep("2h")
+
+@flow(on_completion=[exits, naps, told])
+def outer():
+    pass
+"""
+    )
+    await stage.deploy("outer")
+    async with stage.working():
+        run = await stage.run("outer")
+        await stage.hear("hark.hooks.ran.*")
+    assert await stage.said() == {"outer-completed-0": 1}
+    assert await stage.states(run) == ["scheduled", "pending", "running", "completed"]
 
 
 async def test_a_task_that_a_hook_calls_runs_for_each_end_of_the_run(stage: Stage) -> None:
