@@ -64,20 +64,20 @@ class OwedHooks:
         Args:
             is_going: whether a run has not ended.
         """
-        if run.entrypoint is None:
-            return False  # nobody can find its code
         owed = _Owed(run.id, run.seq, run.attempt, run.pool)
-        is_new = is_owed(run, ANYONE)
+        is_findable = run.entrypoint is not None
+        is_new = is_findable and is_owed(run, ANYONE)
         if is_new:
             self.due[run.seq] = owed
         above = run.parent if run.pool is None else None
         if above is not None and above in self._inside:
             self._inside[above].pop(run.id, None)
-        if above is not None and is_owed(run, HERE) and is_going(above):
+        if above is not None and is_findable and is_owed(run, HERE) and is_going(above):
             self._inside[above][run.id] = owed
         inside = self._inside.pop(run.id, None) if run.is_final else None
-        # A process that lived through all of it has called them. After a first attempt that is not known.
-        if inside and (run.attempt > 1 or is_from_outside(run)):
+        # A process that lived through all of it has called them. After a first attempt that is not known, nor of a run whose
+        # own code nobody can find: its end does not say who wrote it.
+        if inside and (run.attempt > 1 or not is_findable or is_from_outside(run)):
             self.due.update({one.seq: one for one in inside.values()})
             is_new = True
         return is_new

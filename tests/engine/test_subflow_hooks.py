@@ -361,6 +361,17 @@ def test_an_ended_subflow_is_owed_to_nobody_when_its_process_has_lived() -> None
         assert len(told.due) == due
 
 
+def test_a_run_in_between_that_nobody_can_find_keeps_none_within_it_from_its_hooks() -> None:
+    """A flow made inside another calls one that has a name. Its end says nothing of hooks, so the log is asked of those within."""
+    told = Fold()
+    outer = told.tell(a_run("outer", pool="default"), Running())
+    between = told.tell(a_run("between", outer).changed(entrypoint=None), Running())
+    inner = told.tell(told.tell(a_run("inner", between), Running()), owing(Completed(), HERE))
+    told.tell(between, Crashed())
+    assert told.due == [inner.id]
+    assert told.fold.dump()["inside"] == []
+
+
 def test_each_end_of_a_run_that_was_retried_is_due() -> None:
     """Cancelled, retried and cancelled again before anything was handed out: that is two ends. A repeat is none."""
     told = Fold()
