@@ -178,7 +178,8 @@ class HookLog:
 
 def hooked_payload(run: TaskRun, *, run_id: str, event_id: str) -> bytes:
     """Return the event that says that the hooks of a task call have run for its end; of one that completed, by its key."""
-    key = {"call": run.call} if run.previous is StateType.COMPLETED else {}
+    # By its state, not by what it has written last: a call whose result was recorded has written nothing.
+    key = {"call": run.call} if run.state is not None and run.state.type is StateType.COMPLETED else {}
     return orjson.dumps(
         {
             "specversion": "1.0", "id": event_id, "source": SOURCE, "type": "hark.hooks.ran",

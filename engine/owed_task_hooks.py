@@ -77,7 +77,7 @@ class OwedCall:
         ended = State(
             self.type, state["name"], state["message"], data=value, run_id=self.id, task_of=flow.flow_run.id
         )
-        task_run.state, task_run.previous = ended, self.type
+        task_run.state = ended
         context = TaskRunContext(thing, task_run, {}, flow, flow.log_prints, flow)
         return context, ended, thing.hooks.get(HOOK_OF_TYPE[self.type], [])
 
