@@ -66,7 +66,8 @@ def hydrated_context(
 ) -> Generator[None]:
     """Be in the run and the tags that ``serialize_context`` told of, here or in another process; of nothing, in what there is.
 
-    Tasks that were submitted inside have ended when the block has, and what was written is stored.
+    Tasks that were submitted inside have ended when the block has, and what was written is stored. Not so in an async flow or
+    task in a worker, whose loop stores it: there wait for them inside the block; what was written is stored a moment later.
 
     Args:
         client: taken, and not needed. For code written for Prefect.
@@ -77,25 +78,28 @@ def hydrated_context(
     told = serialized_context or {}
     facts = told.get("flow_run_context")
     about = told.get("task_run_context")
-    with ThreadPoolTaskRunner() as runner:
-        flow = flow_context_of(_facts(FlowFacts, facts), _session(facts), runner) if facts else None
-        run: FlowRunContext | TaskRunContext | None = flow
-        if flow is not None:
-            # Keys of its own: a call made here is none of those the run makes where it really is.
-            flow.calls = CallCounter(f"{flow.flow_run.id}/{os.getpid()}/{id(flow)}")
-        if about:
-            run = _task_context(about, flow)
-        with tags(*(told.get("tags_context") or {}).get("current_tags", ())):
-            if run is None:
+    runner = ThreadPoolTaskRunner()
+    flow = flow_context_of(_facts(FlowFacts, facts), _session(facts), runner) if facts else None
+    run: FlowRunContext | TaskRunContext | None = flow
+    if flow is not None:
+        # Keys of its own: a call made here is none of those the run makes where it really is.
+        flow.calls = CallCounter(f"{flow.flow_run.id}/{os.getpid()}/{id(flow)}")
+    if about:
+        run = _task_context(about, flow)
+    with runner.opened(), tags(*(told.get("tags_context") or {}).get("current_tags", ())):
+        if run is None:
+            yield
+            return
+        tracker = flow.tracker if flow is not None else None
+        with entered(run):
+            try:
                 yield
-                return
-            with entered(run):
-                try:
-                    yield
-                finally:
+            finally:
+                # On the session's own loop, waiting would hold up what is waited for.
+                if tracker is None or not tracker.session.is_own_loop:
                     runner.drain()
-                    if flow is not None and flow.tracker is not None:
-                        flow.tracker.session.call(flow.tracker.barrier)
+                    if tracker is not None:
+                        tracker.session.call(tracker.barrier)
 
 
 class Carried(Generic[P, R]):

@@ -318,6 +318,28 @@ async def test_a_function_that_has_travelled_is_in_a_tracked_run(session: Sessio
     assert [run.flow_run_id for run in runs] == [flow_run_id]
 
 
+async def test_async_code_on_the_loop_of_its_session_enters_a_context(session: Session) -> None:
+    """As an async flow in a worker: it returns what it came to, and what was called there is recorded as the run's."""
+
+    @task
+    async def inner(x: int) -> tuple[int, str | None]:
+        return x, runtime.flow_run.id
+
+    @flow
+    async def outer() -> Any:
+        told = serialize_context()
+        with hydrated_context(told):
+            first = await inner(1)
+        return first, await run_task(inner, parameters={"x": 2}, context=told), runtime.flow_run.id
+
+    assert session.is_own_loop
+    first, second, flow_run_id = await outer()
+    assert (first, second) == ((1, flow_run_id), (2, flow_run_id))
+    async with get_client() as client:
+        runs = await client.read_task_runs()
+    assert [run.flow_run_id for run in runs] == [flow_run_id, flow_run_id]
+
+
 # --- async from sync, and back ----------------------------------------------------------------------------
 
 
