@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 __all__ = [
@@ -139,6 +139,15 @@ class EngineConfig(_Section):
         "auto",
         description="whether plain calls are recorded: when a broker is known, always (or fail), or never",
     )
+
+    @field_validator("task_retry_delay_s")
+    @classmethod
+    def _check_delays(cls, given: float | list[float]) -> float | list[float]:
+        # Here, where a person reads it: at a retry it would take the place of what the task failed of.
+        delays = given if isinstance(given, list) else [given]
+        if len(delays) > 50 or not all(0 <= delay < float("inf") for delay in delays):
+            raise ValueError("delays are seconds >= 0, and 50 at most")
+        return given
 
 
 class WorkerConfig(_Section):

@@ -21,12 +21,14 @@ from hark import (
     suspend_flow_run,
 )
 from hark.bus.session import Session
+from hark.config import EngineConfig
 from hark.engine.exceptions import MissingContextError
 from hark.engine.flows import load_flow_from_entrypoint
 from hark.engine.run_filters import LogFilter
 from hark.engine.run_input import RunInput, receive_input, send_input
 from hark.testing.temporary import temporary_settings
 from hark.vocabulary import new_id
+from pydantic import ValidationError
 
 
 class Word(RunInput):
@@ -77,6 +79,13 @@ def test_flows_are_retried_as_the_settings_say() -> None:
         own(return_state=True)
         assert len(tries) == 4
     assert silent.retries == 0
+
+
+@pytest.mark.parametrize("delays", [-1.0, float("nan"), [0.0, -2.0], [0.0] * 51])
+def test_a_delay_of_retries_that_cannot_be_is_refused_with_the_settings(delays: float | list[float]) -> None:
+    """Not at the first retry, in place of what the task failed of."""
+    with pytest.raises(ValidationError, match=r"task_retry_delay_s\n.*seconds >= 0"):
+        EngineConfig(task_retry_delay_s=delays)
 
 
 def test_the_environment_stands_in_for_a_run_under_either_name(monkeypatch: pytest.MonkeyPatch) -> None:
