@@ -43,12 +43,14 @@ _ASKING = ("/api/config/plan", "/api/automations/backtest", "/api/automations/ex
 """POST, because the question is long; they change nothing."""
 _EVENTS = "/api/events"
 """Events are in the log themselves."""
+_CHANGING = ("/api/", "/runs/", "/firings/")
+"""Below which calls may change something: the buttons of the pages do what the API does."""
 _MOST_PATH = 500
 
 
 def changes_something(method: str, path: str) -> bool:
     """Return whether a call is one that changes something, if it succeeds."""
-    if method not in ("POST", "PUT", "PATCH", "DELETE") or not path.startswith("/api/"):
+    if method not in ("POST", "PUT", "PATCH", "DELETE") or not path.startswith(_CHANGING):
         return False
     return path not in _ASKING and path != _EVENTS
 

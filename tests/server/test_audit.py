@@ -18,7 +18,8 @@ from tests.server.conftest import Start
         ("PUT", "/api/variables/region", True), ("DELETE", "/api/keys/ci", True), ("POST", "/api/flow-runs/1/cancel", True),
         ("POST", "/api/config/apply", True), ("GET", "/api/variables", False), ("POST", "/api/events", False),
         ("POST", "/api/config/plan", False), ("POST", "/api/automations/backtest", False), ("POST", "/hooks/github", False),
-        ("HEAD", "/api/events", False),
+        ("HEAD", "/api/events", False), ("POST", "/runs/1/cancel", True), ("POST", "/firings/1/redrive", True),
+        ("GET", "/runs/1", False), ("POST", "/ack/token", False),
     ],
 )  # fmt: skip
 def test_calls_that_change_something_are_kept(method: str, path: str, is_kept: bool) -> None:
