@@ -138,7 +138,11 @@ def _spans_of(event: list[_Line], until: datetime) -> Iterator[Span]:
             raise ValueError("it has no DTSTART")
         begin = _moment(start_line)
         if "DTEND" in by_name:
-            length = _plain(_moment(by_name["DTEND"])) - _plain(begin)
+            end = _moment(by_name["DTEND"])
+            if begin.tzinfo is not None and end.tzinfo is not None:
+                # It may be written in another zone than the beginning, or in UTC.
+                end = end.astimezone(begin.tzinfo)
+            length = _plain(end) - _plain(begin)
         elif "DURATION" in by_name:
             length = _length(by_name["DURATION"].value)
         else:  # RFC 5545: an event of a date lasts that day, one of a time no time at all
@@ -149,7 +153,7 @@ def _spans_of(event: list[_Line], until: datetime) -> Iterator[Span]:
         if not repeats:
             yield Span(begin=begin, end=begin + length, summary=summary)
             return
-        text = [_written(line) for line in repeats]
+        text = [_written(line, is_zoned=begin.tzinfo is not None) for line in repeats]
         if "RRULE" not in by_name:
             text.append(f"RDATE:{_plain(begin):%Y%m%dT%H%M%S}")  # the event itself, unless it is an exception
         # Ends and exceptions are often written in UTC, whatever the zone of the event.
@@ -168,8 +172,9 @@ def _spans_of(event: list[_Line], until: datetime) -> Iterator[Span]:
         raise ValueError(f"calendar event {summary or '(no summary)'!r}: {exc}") from exc
 
 
-def _written(line: _Line) -> str:
-    zone = f";TZID={line.attributes['TZID']}" if "TZID" in line.attributes else ""
+def _written(line: _Line, *, is_zoned: bool) -> str:
+    # Days and floating times have no zone, whatever is said with an exception to them.
+    zone = f";TZID={line.attributes['TZID']}" if is_zoned and "TZID" in line.attributes else ""
     return f"{line.name}{zone}:{line.value}"
 
 

@@ -304,6 +304,14 @@ def test_an_icalendar_file_of_holidays_leaves_out_its_days() -> None:
             ["05-04", "05-06"],
         ),
         (["{berlin}", "DURATION:PT1H", "RDATE:20260504T220000Z"], ["05-04", "05-05"]),
+        (
+            [
+                "DTSTART;VALUE=DATE:20260504",
+                "RRULE:FREQ=DAILY;COUNT=2",
+                "EXDATE;TZID=Europe/Berlin:20260505T000000",
+            ],
+            ["05-04"],
+        ),
     ],
 )
 def test_an_event_of_a_calendar_happens_when_icalendar_says(lines: list[str], days: list[str]) -> None:
@@ -312,6 +320,18 @@ def test_an_event_of_a_calendar_happens_when_icalendar_says(lines: list[str], da
     text = "\n".join(["BEGIN:VCALENDAR", "BEGIN:VEVENT", *told, "END:VEVENT", "END:VCALENDAR"])
     spans = parse_ics(text, until=datetime(2027, 1, 1, tzinfo=UTC))
     assert [f"{span.begin:%m-%d}" for span in spans] == days
+
+
+@pytest.mark.parametrize("end", ["DTEND:20260504T090000Z", "DTEND;TZID=America/New_York:20260504T050000"])
+def test_an_event_of_a_calendar_may_end_in_another_zone_than_it_began(end: str) -> None:
+    """From ten to eleven in Berlin, whatever clock the end is read from."""
+    told = ["DTSTART;TZID=Europe/Berlin:20260504T100000", end]
+    text = "\n".join(["BEGIN:VCALENDAR", "BEGIN:VEVENT", *told, "END:VEVENT", "END:VCALENDAR"])
+    [span] = parse_ics(text, until=datetime(2027, 1, 1, tzinfo=UTC))
+    assert span.instants("UTC") == (
+        datetime(2026, 5, 4, 8, tzinfo=UTC),
+        datetime(2026, 5, 4, 9, tzinfo=UTC),
+    )
 
 
 def test_a_calendar_that_cannot_be_read_is_named() -> None:
