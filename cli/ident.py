@@ -49,7 +49,22 @@ async def event_id_of(hark: Hark, text: str) -> str:
             found.setdefault(
                 str(event.get("id")), f"{event.get('type')} {event.get('subject') or ''}".rstrip()
             )
-    return text if text in found else _only(text, "events", list(found.items()))
+    if text in found or (page.next is not None and await _is_event(hark, text)):
+        return text
+    return _only(text, "events", list(found.items()))
+
+
+async def _is_event(hark: Hark, text: str) -> bool:
+    """Return whether an event has this very id: one older than those that are listed may."""
+    from ..server.client import ApiError
+
+    try:
+        await hark.event(text)
+    except ApiError as exc:
+        if exc.status != 404:
+            raise
+        return False
+    return True
 
 
 def _only(text: str, what: str, found: Sequence[tuple[str, str]]) -> str:

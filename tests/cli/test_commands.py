@@ -45,7 +45,7 @@ async def test_a_day_with_the_command_line(serve: Serve, hark: Run) -> None:
         shown = await hark("runs", "show", run_id)
         assert "state_name: Completed" in shown.stdout
         assert f"id: {run_id}" in (await hark("runs", "show", run_id[:-1])).stdout
-        for made in ("order-77-a", "order-77-b"):
+        for made in ("order-77-a", "order-77-b", "parcel-1", "parcel-10", "parcel-11"):
             await hark("emit", "order.made", "--id", made)
         listed = as_json(await hark("runs", "ls", "--state", "failed", "--json"))
         assert [r["deployment"] for r in listed] == ["broken"]
@@ -70,6 +70,11 @@ async def test_a_day_with_the_command_line(serve: Serve, hark: Run) -> None:
         said = " ".join(alike.stderr.split())
         assert alike.exit_code == 2
         assert "say more of it: order-77-b (order.made), order-77-a (order.made)" in said
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("hark.cli.ident._SHOWN", 1)
+            whole = as_json(await hark("events", "show", "parcel-1", "--json"))
+            assert whole["event"]["id"] == "parcel-1"
+            assert (await hark("events", "show", "parcel")).exit_code == 2
         assert "order/1" in (await hark("events", "ls", "order.*")).stdout
         assert as_json(await hark("events", "show", "o1", "--json"))["event"]["data"] == {"shop": "eu"}
         assert as_json(await hark("automations", "ls", "--json"))[0]["fired"] == 1
