@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 __all__ = ["ApiError", "Hark", "Page", "ServerUnreachable"]
 
+_LINES = 20_000
+"""Lines of a run's log asked for at once: the server reads the log from its beginning for every page."""
+
 
 class ApiError(HarkError):
     """The server said no. ``status`` is the HTTP code, ``problem`` the problem document."""
@@ -246,7 +249,7 @@ class Hark(RuleCalls):
         return _object(await self._get(f"/api/flow-runs/{_part(id)}"))
 
     async def flow_run_logs(self, id: str) -> list[JsonObject]:
-        return await self._all(f"/api/flow-runs/{_part(id)}/logs")
+        return await self._all(f"/api/flow-runs/{_part(id)}/logs", page=_LINES)
 
     async def task_run(self, id: str) -> JsonObject:
         return _object(await self._get(f"/api/task-runs/{_part(id)}"))

@@ -46,12 +46,12 @@ class PeopleCalls:
         value = await self._get(path, **params)
         return Page(value["items"], value.get("next_cursor"))
 
-    async def _all(self, path: str, **params: Any) -> list[JsonObject]:
-        """Return every item of a listing, page by page."""
+    async def _all(self, path: str, *, page: int | None = None, **params: Any) -> list[JsonObject]:
+        """Return every item of a listing, by pages of ``page`` items (default: as many as most listings give)."""
         items: list[JsonObject] = []
         cursor: str | None = None
         while True:
-            value = await self._get(path, **params, limit=_PAGE, cursor=cursor)
+            value = await self._get(path, **params, limit=page or _PAGE, cursor=cursor)
             items += value["items"]
             cursor = value["next_cursor"]
             if cursor is None:

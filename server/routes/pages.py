@@ -22,6 +22,8 @@ router = APIRouter(include_in_schema=False)
 
 _LINES = 500
 """So many of a run's latest log lines are on its page; all of them are in ``/api/flow-runs/{id}/logs``."""
+_TASKS = 200
+"""So many of its tasks, the first; all are in ``/api/flow-runs/{id}/task-runs``."""
 _OVER = ("FAILED", "CRASHED", "CANCELLED")
 
 
@@ -30,11 +32,12 @@ async def show_run(request: Request, run_id: str) -> Response:
     """Show one run: its state, tasks, log, what led to it; with a button to retry or cancel it."""
     context = context_of(request)
     found = await context.queries.flow_run(run_id)
-    tasks = (await context.queries.task_runs(run_id, limit=200)).items
+    tasks = await context.queries.task_runs(run_id, limit=_TASKS)
     lines = await context.bus.run_logs.read(FlowRunId(run_id))
     return page_of(
         "run.html", run=found.run, data=found.data, transitions=found.transitions, children=found.children,
-        causes=found.causes, tasks=tasks, lines=lines[-_LINES:], left_out=max(0, len(lines) - _LINES),
+        causes=found.causes, tasks=tasks.items, more_tasks=tasks.next_cursor is not None,
+        lines=lines[-_LINES:], left_out=max(0, len(lines) - _LINES),
         can_retry=found.run.state_type in _OVER,
         can_cancel=found.run.state_type not in (*_OVER, "COMPLETED", "CANCELLING"),
         now=context.clock.now(),

@@ -118,6 +118,7 @@ async def test_every_listing_is_paged(start: Start) -> None:
 async def test_the_client_gives_whole_lists(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     """More than one page of definitions, log lines and task runs come as one list."""
     monkeypatch.setattr("hark.server.client_people._PAGE", 1)
+    monkeypatch.setattr("hark.server.client._LINES", 1)
     async with start(config=CONFIG, awaits_config=True) as (service, _), Hark(service.url) as hark:
         assert [d["name"] for d in await hark.deployments()] == ["one", "two"]
         assert len(await hark.schedules(deployment="one")) == 2
@@ -133,6 +134,8 @@ async def test_the_client_gives_whole_lists(start: Start, monkeypatch: pytest.Mo
         assert [line["message"] for line in lines][-2:] == ["reading a", "one more"]
         first = await hark.request("GET", f"/api/flow-runs/{run_id}/logs", params={"limit": 1})
         assert first["items"] == lines[:1]
+        most = await hark.request("GET", f"/api/flow-runs/{run_id}/logs", params={"limit": 20_000})
+        assert most["items"] == lines
         assert first["next_cursor"]
 
 
