@@ -197,8 +197,9 @@ class PrefectClient(RunClient):
         Raises:
             InvalidValueError: it would be none.
         """
-        said = deployment.model_dump(exclude_unset=True)
-        schedules = said.pop("schedules", None)
+        said = deployment.model_dump(exclude_unset=True, exclude={"schedules"})
+        # As they are: put down, an interval loses the moment it is counted from.
+        schedules = deployment.schedules
         values: dict[str, Any] = {_FIELDS.get(word, word): value for word, value in said.items()}
         if "concurrency_limit" in values:
             limit = values.pop("concurrency_limit")
@@ -454,7 +455,7 @@ class PrefectClient(RunClient):
         return await self._ask(read)
 
     async def update_work_pool(self, work_pool_name: str, work_pool: WorkPoolUpdate) -> None:
-        """Change what is said of a pool."""
+        """Change what is said of a pool. Raises ``InvalidValueError`` if it would be none."""
         said = work_pool.model_dump(exclude_unset=True)
         words = {"is_paused": "paused", "concurrency_limit": "concurrency"}
 
@@ -464,7 +465,8 @@ class PrefectClient(RunClient):
             if entry is None:
                 raise UnknownName("work pool", work_pool_name, known=await bucket.keys())
             before = Pool.model_validate_json(entry.value)
-            after = before.model_copy(update={words.get(word, word): value for word, value in said.items()})
+            changed = {words.get(word, word): value for word, value in said.items()}
+            after = _checked(Pool, {**before.model_dump(), **changed}, f"pool {work_pool_name!r}")
             await bucket.update(work_pool_name, after.model_dump_json().encode(), revision=entry.revision)
 
         await self._ask(change)
@@ -498,12 +500,15 @@ def _checked(model: type[ModelT], values: Mapping[str, Any], what: str) -> Model
 
 def _stored(deployment: str, schedules: Iterable[Any]) -> list[StoredSchedule]:
     try:
-        return [
+        stored = [
             StoredSchedule.of(deployment, number, parse_schedule(dict(DeploymentSchedule(one))))
             for number, one in enumerate(schedules)
         ]
     except DefinitionError as exc:
         raise InvalidValueError(str(exc)) from exc
+    if len({one.name for one in stored}) < len(stored):
+        raise InvalidValueError(f"deployment {deployment!r} has two schedules of one name")
+    return stored
 
 
 def _dumped(stored: StoredSchedule) -> bytes:

@@ -172,6 +172,13 @@ async def test_deployments_and_their_schedules_are_made_changed_and_removed(sess
         True,
     )
     assert [one.id for one in changed.schedules] == ["nightly/0"]
+    anchored = IntervalSchedule(interval=timedelta(hours=1))
+    await client.update_deployment(made, DeploymentUpdate(schedules=[anchored]))
+    assert [one.schedule for one in (await client.read_deployment(made)).schedules] == [anchored]
+    with pytest.raises(InvalidValueError, match="two schedules of one name"):
+        await client.update_deployment(
+            made, DeploymentUpdate(schedules=2 * [{"cron": "0 1 * * *", "name": "a"}])
+        )
     with pytest.raises(InvalidValueError, match="entrypoint"):
         await client.update_deployment(made, DeploymentUpdate(entrypoint="nothing"))
     with pytest.raises(InvalidValueError, match="where its flow is"):
@@ -223,6 +230,8 @@ async def test_pools_are_made_changed_and_removed(session: Session) -> None:
     await client.create_work_pool(WorkPoolCreate(name="p", concurrency_limit=4), overwrite=True)
     await client.update_work_pool("p", WorkPoolUpdate(is_paused=True))
     assert [(one.is_paused, one.concurrency_limit) for one in await client.read_work_pools()] == [(True, 4)]
+    with pytest.raises(InvalidValueError, match="paused"):
+        await client.update_work_pool("p", WorkPoolUpdate(is_paused=None))
     await client.delete_work_pool("p")
     for call in (
         client.read_work_pool("p"),
