@@ -20,6 +20,7 @@ from .hook_log import HookLog
 from .hooks import HOOK_OF_TYPE, Hook
 from .named_code import MARK, split_name
 from .results import RecordedResult
+from .run_log import RunLog
 from .states import State
 from .task_run import TaskRun
 
@@ -85,14 +86,18 @@ class OwedCall:
 async def owed_calls(bus: Bus, run: FlowRun) -> list[OwedCall]:
     """Return the ends of task runs of a run whose hooks have not run, in order.
 
-    One that had not completed is run again by the next attempt, hooks and all: so only those of the last attempt count.
+    One that had not completed is run again by the next attempt, hooks and all: so only those of the last attempt count. One that
+    had is told of by the next attempt, if somebody has retried the run since.
     """
+    now = await RunLog(bus).get(run.id)
+    is_retried = now is not None and now.seq != run.seq
     noted = await HookLog(bus).task_runs(run.id)
     found: dict[str, OwedCall] = {}
     async with bus.log.read([task_run_subject(run.id), completed_subject(run.id)]) as batches:
         async for batch in batches:
             for recorded in batch.records:
-                if b'"hooks":"' not in recorded.raw:
+                # What comes behind the end is of another attempt, or of a process that is not gone: they see to theirs.
+                if recorded.seq > run.seq or b'"hooks":"' not in recorded.raw:
                     continue
                 data = orjson.loads(recorded.raw).get("data")
                 if not isinstance(data, dict) or not isinstance(data.get(MARK), str):
@@ -100,7 +105,7 @@ async def owed_calls(bus: Bus, run: FlowRun) -> list[OwedCall]:
                 one = OwedCall(data)
                 if one.type is StateType.COMPLETED:
                     # Of a later attempt it is told by its key: the task run it has there is another.
-                    is_owed = data["call"] not in noted
+                    is_owed = not is_retried and data["call"] not in noted
                 else:
                     is_owed = data["flow_run"]["attempt"] == run.attempt
                 if is_owed and one.id not in noted:

@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
+from hark.bus import Event
 from hark.config import WorkerConfig
 from hark.engine.dispatcher import Dispatcher
 from hark.engine.hook_duty import OwedHooks
 from hark.engine.hook_log import ANYONE, HERE, owing
+from hark.engine.owed_task_hooks import owed_calls
 from hark.engine.run import FlowRun, RunRequest, run_id_for
-from hark.engine.states import Cancelled, Completed, Crashed, Running, State
+from hark.engine.run_log import RunLog
+from hark.engine.states import Cancelled, Completed, Crashed, Running, Scheduled, State
 from hark.engine.worker import Worker
-from hark.vocabulary import FlowRunId, StateType
+from hark.vocabulary import FlowRunId, JsonObject, StateType
 
 from .conftest import events
 from .test_hook_log import DYING
@@ -242,6 +245,33 @@ def outer(n: int):
         "last-completed-2": 1,
         "last-failed-0": 1,
     }
+
+
+async def test_a_finished_task_of_a_run_that_is_retried_is_left_to_the_next_attempt(stage: Stage) -> None:
+    """That tells of it, as it tells of those that it finishes. It runs the failed ones again: they are owed as before."""
+    runs = RunLog(stage.bus)
+
+    async def ended(run: FlowRun, name: str, state: StateType) -> None:
+        data: JsonObject = {
+            "flow_run": {"id": run.id, "attempt": run.attempt}, "run": {"id": name, "name": name, "attempt": 1},
+            "state": {"type": state, "name": state.title()}, "call": name, "hooks": "flows:step",
+        }  # fmt: skip
+        await stage.bus.log.append(
+            Event(type=f"task-run.{state.lower()}", source="/t", subject=f"task-run/{name}", data=data)
+        )
+
+    async def owed(end: FlowRun) -> list[str]:
+        return sorted(one.id for one in await owed_calls(stage.bus, end))
+
+    run = await runs.begin(a_run("outer", pool="default"), Running())
+    await ended(run, "done", StateType.COMPLETED)
+    await ended(run, "broken", StateType.FAILED)
+    end = await runs.move(run, Crashed())
+    await ended(end, "late", StateType.COMPLETED)
+    assert await owed(end) == ["broken", "done"]
+    again = await runs.move(end, Scheduled(), retry=True)
+    await ended(again, "next", StateType.COMPLETED)
+    assert await owed(end) == ["broken"]
 
 
 async def until_settled(stage: Stage, times: int) -> None:
