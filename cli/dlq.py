@@ -75,4 +75,4 @@ def _calling(verb: str, letter: str) -> Callable[[Hark], Awaitable[JsonObject]]:
 def _chosen(letters: list[str] | None, everything: bool, rule: str | None) -> list[str]:
     if bool(letters) == (everything or rule is not None):
         raise typer.BadParameter("name dead letters, or give --all, or the --rule whose they are")
-    return letters or [str(d["id"]) for d in ask(lambda h: h.dead_letters(automation=rule, limit=1000)).items]
+    return letters or [str(d["id"]) for d in ask(lambda h: h.all_dead_letters(automation=rule))]

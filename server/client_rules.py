@@ -54,6 +54,10 @@ class RuleCalls(ValueCalls):
     async def dead_letters(self, **filters: Any) -> Page:
         return await self._page("/api/dlq", **filters)
 
+    async def all_dead_letters(self, *, automation: str | None = None) -> list[JsonObject]:
+        """Return every dead letter (of one rule), newest first."""
+        return await self._all("/api/dlq", automation=automation)
+
     async def dead_letter(self, id: str) -> JsonObject:
         return _object(await self._get(f"/api/dlq/{_part(id)}"))
 

@@ -6,6 +6,7 @@ import stat
 from typing import TYPE_CHECKING, Any
 
 import anyio
+from hark.server.client import Hark
 
 if TYPE_CHECKING:
     from .conftest import Start
@@ -37,13 +38,16 @@ async def test_a_firing_is_shown_with_its_actions_under_its_own_rule(start: Star
 
 async def test_a_rule_whose_actions_are_given_up_says_so_until_somebody_sees_to_them(start: Start) -> None:
     """In its status and in the listing, with the reason; dead letters are listed by rule; dropped, nothing is said."""
-    async with start(config=CONFIG) as (_, http):
+    async with start(config=CONFIG) as (service, http):
         await http.post("/api/events", json={"type": "shop.broken", "data": {}})
         letters: list[Any] = []
         with anyio.fail_after(60):
             while not letters:
                 letters = (await http.get("/api/dlq?automation=broken")).json()["items"]
         assert (await http.get("/api/dlq?automation=paid")).json()["items"] == []
+        async with Hark(service.url) as hark:
+            assert await hark.all_dead_letters(automation="broken") == letters
+            assert await hark.all_dead_letters(automation="paid") == []
         [problem] = (await http.get("/api/automations/broken")).json()["problems"]
         assert problem.startswith("1 action was given up: template")
         assert problem.endswith("`hark dlq redrive --rule broken` tries again")
