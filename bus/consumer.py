@@ -13,7 +13,7 @@ from .arrival import Arrival
 from .connection import Connection
 from .event import Recorded, format_time
 from .feed import distinct_filters, recorded_of
-from .intake import Held, Intake, Source
+from .intake import Held, Intake, Source, start_of
 
 __all__ = ["Consumer", "Item"]
 
@@ -69,17 +69,10 @@ async def _start_of(
     connection: Connection, stream: str, durable: str, after: int | None, since: datetime | None
 ) -> JsonObject:
     """Return where the durable begins; the place of one that exists cannot be changed, and is not."""
-    from .connection import ApiError
-
-    try:
-        found = (await connection.api(f"CONSUMER.INFO.{stream}.{durable}"))["config"]
-    except ApiError as exc:
-        if exc.code != 404:
-            raise
-        if since is not None:
-            return {"deliver_policy": "by_start_time", "opt_start_time": format_time(since)}
-        if after is None:
-            return {"deliver_policy": "new"}
-        return {"deliver_policy": "by_start_sequence", "opt_start_seq": after + 1}
-    assert isinstance(found, dict)
-    return {key: found[key] for key in ("deliver_policy", "opt_start_seq", "opt_start_time") if key in found}
+    if (found := await start_of(connection, stream, durable)) is not None:
+        return found
+    if since is not None:
+        return {"deliver_policy": "by_start_time", "opt_start_time": format_time(since)}
+    if after is None:
+        return {"deliver_policy": "new"}
+    return {"deliver_policy": "by_start_sequence", "opt_start_seq": after + 1}

@@ -31,13 +31,16 @@ from .wire import Wire, frame
 if TYPE_CHECKING:
     from nats.aio.subscription import Subscription
 
-__all__ = ["Held", "Intake", "Source"]
+__all__ = ["Held", "Intake", "Source", "start_of"]
 
 log = logging.getLogger(__name__)
 
 PULL_S = 60
 HEARTBEAT_S = 15
 _RETRY_S = 0.2
+_NOT_CREATED = 10012
+"""Among others: a consumer of that name is there and begins elsewhere."""
+_START = frozenset(("deliver_policy", "opt_start_seq", "opt_start_time"))
 
 
 class Held:
@@ -87,6 +90,18 @@ class Source:
     heard: float = 0.0
     inbox: str = ""
     subscription: Subscription | None = field(default=None, repr=False)
+
+
+async def start_of(connection: Connection, stream: str, durable: str) -> JsonObject | None:
+    """Return what of a consumer's configuration says where it begins; None if there is no such consumer."""
+    try:
+        config = (await connection.api(f"CONSUMER.INFO.{stream}.{durable}"))["config"]
+    except ApiError as exc:
+        if exc.code != 404:
+            raise
+        return None
+    assert isinstance(config, dict)
+    return {key: value for key, value in config.items() if key in _START}
 
 
 class Intake(Generic[ItemT]):
@@ -158,19 +173,33 @@ class Intake(Generic[ItemT]):
 
     async def _create(self, source: Source) -> None:
         try:
-            await self._connection.api(
-                f"CONSUMER.CREATE.{source.stream}.{source.durable}",
-                {
-                    "stream_name": source.stream,
-                    "config": {**source.settings, "durable_name": source.durable, "name": source.durable},
-                },
-            )
+            try:
+                await self._ask_to_create(source)
+            except ApiError as exc:
+                found = exc.err_code == _NOT_CREATED and await start_of(
+                    self._connection, source.stream, source.durable
+                )
+                if not found:
+                    raise
+                # Somebody made it after we had looked, and where it begins stays: theirs it is.
+                kept = {key: value for key, value in source.settings.items() if key not in _START}
+                source.settings = kept | found
+                await self._ask_to_create(source)
         except ApiError as exc:
             if exc.code >= 500 or exc.code == 404:
                 raise BusUnavailable(str(exc)) from exc
             raise DefinitionError(
                 f"consumer {source.durable} on {source.stream} cannot be set up: {exc.description}"
             ) from exc
+
+    async def _ask_to_create(self, source: Source) -> None:
+        await self._connection.api(
+            f"CONSUMER.CREATE.{source.stream}.{source.durable}",
+            {
+                "stream_name": source.stream,
+                "config": {**source.settings, "durable_name": source.durable, "name": source.durable},
+            },
+        )
 
     async def _listen(self, source: Source) -> None:
         source.inbox = self._connection.new_inbox()

@@ -404,6 +404,27 @@ async def test_a_slow_reader_holds_the_broker_back(bus: Bus) -> None:
 # --- sharing ------------------------------------------------------------------------------------------
 
 
+async def test_consumers_that_are_made_at_the_same_moment_share_the_log(bus: Bus) -> None:
+    """Each finds none and begins at a time of its own; the place of the first holds for both."""
+    await bus.log.append(an_event())
+    now = datetime.now(UTC)
+    opened: list[int] = []
+    both = anyio.Event()
+
+    async def take(days: int) -> None:
+        async with bus.log.consume("new", deliver_since=now - timedelta(days=days)):
+            opened.append(days)
+            if len(opened) == 2:
+                both.set()
+            await both.wait()
+
+    with anyio.fail_after(60):
+        async with anyio.create_task_group() as tg:
+            tg.start_soon(take, 1)
+            tg.start_soon(take, 2)
+    assert sorted(opened) == [1, 2]
+
+
 async def test_consumers_of_one_name_share_the_log(bus: Bus) -> None:
     """Each event goes to one of them; a refused one comes again, a settled one does not."""
     await bus.log.append_many([an_event(id=str(n), data=n) for n in range(100)])

@@ -195,10 +195,17 @@ async def test_alerts_are_routed_silenced_and_acknowledged(start: Start) -> None
             plan = await plan_manifest(service.bus, manifest)
             assert {s.change for s in plan.steps} == {Change.UNCHANGED}
             await service.bus.bucket("notifications").put("routes", b'{"to":["managers"],"group_wait":"0s"}')
-            before = len(managers.bodies)
-            await hark.raise_alert("the api says so", severity="critical", labels={"team": "ops"}, key="1")
-            await hark.raise_alert("the api says so", severity="critical", labels={"team": "ops"}, key="1")
-            await managers.wait_for(before + 1)
+            with anyio.fail_after(60):
+                n = 0
+                while not any("the api says so" in body["title"] for body in managers.bodies):
+                    # One that came before the change was heard of goes its old way.
+                    n += 1
+                    for _ in range(2):
+                        await hark.raise_alert(
+                            "the api says so", severity="critical", labels={"team": "ops"}, key=f"{n}"
+                        )
+                    with anyio.move_on_after(2):
+                        await managers.came.wait()
             told: Any = (await hark.events(type="notification.*", limit=100)).items
             types = {str(e["event"]["type"]) for e in told}
             assert {
