@@ -287,20 +287,24 @@ class _Term:
                 return
             except EventTooLarge as exc:
                 events = [_within(e, exc.limit_bytes) for e in events]
+                continue
             except BusUnavailable as exc:
                 log.warning("automations.waits_for_broker", extra={"error": str(exc)})
+            landed: set[str] | None = None
+            while landed is None:
                 await anyio.sleep(_BACK_OFF_S[min(tries, len(_BACK_OFF_S) - 1)])
                 tries += 1
-                # Longer than the broker remembers ids, perhaps: look for what has landed.
+                # Longer than the broker remembers ids, perhaps: look for what has landed before anything is sent again.
                 landed = await self._landed(after=before)
-                events = [e for e in events if e.id not in landed]
+            events = [e for e in events if e.id not in landed]
 
-    async def _landed(self, *, after: int) -> set[str]:
+    async def _landed(self, *, after: int) -> set[str] | None:
+        """Return which decisions stand in the log behind a place; None if the broker does not say."""
         try:
             async with self._bus.log.read(_DECISIONS, after=after) as batches:
                 return {r.event.id async for batch in batches for r in readable(batch.records)}
         except BusUnavailable:
-            return set()
+            return None
 
     async def _event_of(self, decision: Decision, whole: dict[int, bool]) -> Event:
         """``whole``: by identity, whether an event at hand is small enough to stand in the decisions that rest on it."""

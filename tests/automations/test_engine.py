@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from typing import Any
 
 import anyio
 import pytest
 from hark.automations.engine import RuleEngine
-from hark.bus import Bucket, Bus, EmbeddedBroker
+from hark.bus import Bucket, Bus, EmbeddedBroker, Event
+from hark.bus.log import Appended, EventLog
 from hark.config import AutomationsConfig, BusConfig
+from hark.errors import BusUnavailable
 
 from .conftest import CONFIG, House, at
 
@@ -144,6 +148,45 @@ async def test_a_deadline_that_passed_while_nobody_ran_fires_once(house: House) 
         await house.emit("x.y")
         decisions = await house.of_type("automation.triggered", count=2)
     assert [(at(d, "automation.name"), at(d, "key")) for d in decisions] == [("gone", "lost"), ("marker", "")]
+
+
+async def test_nothing_is_stored_again_before_the_log_was_looked_at(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broker took a decision, its answer was lost, and it does not answer the first look either: one append."""
+    asked: list[str] = []
+    append, read = EventLog.append_many, EventLog.read
+
+    async def append_many(self: EventLog, events: Sequence[Event]) -> list[Appended]:
+        appended = await append(self, events)
+        if any(event.type == "automation.triggered" for event in events):
+            asked.append("append")
+            raise BusUnavailable("the answer was lost")
+        return appended
+
+    @asynccontextmanager
+    async def read_back(self: EventLog, *args: Any, **more: Any) -> AsyncIterator[Any]:
+        if asked:
+            asked.append("look")
+            if len(asked) == 2:
+                raise BusUnavailable("nor this")
+        async with read(self, *args, **more) as batches:
+            yield batches
+
+    async with house.engine():
+        await house.define("failing", on="build.failed")
+        monkeypatch.setattr(EventLog, "append_many", append_many)
+        monkeypatch.setattr(EventLog, "read", read_back)
+        await house.emit("build.failed")
+        with anyio.fail_after(60):
+            while len(asked) < 3:
+                await house.emit("build.started")
+        monkeypatch.undo()
+        await house.define("end", on="the.end")
+        await house.emit("the.end")
+        fired = await house.of_type("automation.triggered", count=2)
+    assert asked == ["append", "look", "look"]
+    assert [at(e, "automation.name") for e in fired] == ["failing", "end"]
 
 
 async def test_windows_survive_a_restart(house: House) -> None:
