@@ -6,6 +6,7 @@ from collections.abc import Generator, Iterable, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from logging import Logger
 from typing import Any, Literal, TypeAlias
+from uuid import UUID
 
 from . import flow_engine
 from .final_state import sums_up
@@ -41,10 +42,11 @@ def run_task(
         dependencies: runs it is shown to depend on, by name; nothing waits for them.
         context: of ``serialize_context``: what run it is called in, if not the one around.
     Raises:
-        ValueError: the state of a generator was asked for.
+        ValueError: the state of a generator was asked for; the id is no UUID.
         Exception: whatever the function raised, once no retries are left.
     """
-    id_ = getattr(task_run, "id", None) or task_run_id
+    given_id = getattr(task_run, "id", None) or task_run_id
+    id_ = None if given_id is None else str(UUID(str(given_id)))
     if task.isgenerator:
         if return_type != "result":
             raise ValueError(f"The return_type for a generator task must be 'result', got {return_type!r}")
@@ -60,7 +62,7 @@ def run_task(
 
 async def _run_async(
     task: Task[..., Any],
-    id_: object,
+    id_: str | None,
     parameters: Mapping[str, Any] | None,
     wait_for: Any,
     return_type: What,
@@ -74,13 +76,13 @@ async def _run_async(
 
 def _call(
     task: Task[..., Any],
-    id_: object,
+    id_: str | None,
     parameters: Mapping[str, Any] | None,
     wait_for: Any,
     dependencies: Mapping[str, Iterable[Any]] | None,
 ) -> TaskCall:
     given = task.shape.with_defaults(parameters or {})
-    call = prepare(task, given, wait_for, is_direct=True, id_=None if id_ is None else str(id_))
+    call = prepare(task, given, wait_for, is_direct=True, id_=id_)
     if dependencies:
         # RunInput-like things: only those that are runs have an id.
         by = {

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
 
+import anyio
+import anyio.lowlevel
 import cloudpickle  # type: ignore[import-untyped]
 import pytest
 from anyio import to_thread
@@ -54,6 +56,7 @@ from hark.engine.result_store import ResultStore
 from hark.engine.running import run_flow, run_flow_async, run_task, run_task_async, run_task_sync
 from hark.engine.serializers import JSONSerializer, PickleSerializer
 from hark.engine.task_run import TaskRun, TaskRunResult
+from hark.errors import RefusedError
 from hark.testing.equality import exceptions_equal
 from hark.testing.temporary import temporary_settings
 
@@ -401,3 +404,20 @@ def test_a_lambda_is_a_task_of_its_own_name() -> None:
     named: Callable[..., Any] = task(lambda x: x, name="same")
     assert named(5) == 5
     assert inspect.signature(named) == inspect.signature(lambda x: x)
+
+
+async def test_a_worker_is_not_held_up_by_its_own_code(session: Session) -> None:
+    """What an async flow asks of the loop it runs in would never be answered."""
+    assert session.is_own_loop
+    with pytest.raises(RefusedError, match="hold up the loop"):
+        run_coro_as_sync(anyio.lowlevel.checkpoint())
+
+
+def test_the_id_of_a_run_is_a_uuid() -> None:
+    """It goes into events as it is."""
+
+    @task
+    def plain() -> None: ...
+
+    with pytest.raises(ValueError, match="badly formed"):
+        run_task(plain, task_run_id='x"}')
