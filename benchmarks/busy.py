@@ -83,7 +83,7 @@ async def load(home: Path, rate: int, *, fires: bool) -> None:
             due = int((now - begin) * rate)
             for n in range(sent, due):
                 event = events[n % len(events)]
-                bus.publisher.publish_nowait(event.replace(id=f"{event.id}-{n}"))
+                bus.publisher.publish_nowait(event.replace(id=f"{event.id}-{fires:d}-{n}"))
             sent = due
             if now - told >= 1:
                 print(sent, flush=True)
