@@ -6,13 +6,14 @@ as everywhere.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from urllib.parse import parse_qs
 
 from fastapi import APIRouter, Request, Response
 from starlette.responses import RedirectResponse
 
 from ...engine.run import Cause
-from ...errors import DefinitionError, UnknownName
+from ...errors import DefinitionError, UnavailableError, UnknownName
 from ...vocabulary import FlowRunId
 from ..body import read_body
 from ..context import ServerContext, context_of
@@ -84,5 +85,6 @@ async def redrive(request: Request, firing_id: str) -> Response:
 
 
 async def _read(context: ServerContext) -> None:
-    """Wait until what was just done can be read."""
-    await context.projector.caught_up(await context.bus.log.head())
+    """Wait until what was just done can be read. It has been done: if that takes long, the page shows what was before."""
+    with suppress(UnavailableError):
+        await context.projector.caught_up(await context.bus.log.head())
