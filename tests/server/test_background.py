@@ -107,7 +107,7 @@ async def test_a_program_serves_its_tasks_until_it_is_stopped(
     import importlib
 
     jobs: Any = importlib.import_module("jobs")
-    monkeypatch.delitem(sys.modules, "jobs")
+    del sys.modules["jobs"]  # other tests have a module of that name, too
     process = subprocess.Popen(  # noqa: ASYNC220
         [sys.executable, *command], cwd=tmp_path, env={**os.environ, "HARK_HOME": str(home)},
         stdout=subprocess.PIPE, text=True,
