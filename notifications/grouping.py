@@ -167,9 +167,13 @@ class Grouping:
             self._note_source(alert_id)
         for group in list(self.groups.values()):
             group.muted = ""
+            route = self._route(group)
             for member in group.members.values():
                 if member.held:
                     member.ready = self.now
+                elif member.waits and group.flushed_at is not None and route.digest is None:
+                    # A shorter interval holds for what waits already, too.
+                    member.ready = min(member.ready, max(self.now, group.flushed_at + route.group_interval))
             self._schedule(group)
         self._pass(at)
         return self._decided()

@@ -523,3 +523,13 @@ def test_an_interval_may_be_never(written: str) -> None:
     stored = routing.model_dump_json(exclude_defaults=True)
     assert orjson.loads(stored) == {"repeat_interval": written}
     assert (Routing.model_validate_json(stored).repeat_interval == math.inf) is (written == "never")
+
+
+def test_a_shorter_interval_holds_for_what_waits_already() -> None:
+    """Routes are changed after an alert has joined a group that was told: it goes when the new section says."""
+    fold = Grouping(a_tree(group_interval="5m"), NO_SILENCE)
+    fold.raised(an_alert("first", "error", id="h1"), 0)
+    fold.advance(10)
+    fold.raised(an_alert("second", "error", id="h2"), 11)
+    fold.adopt(a_tree(group_interval="1m"), 12)
+    assert [group.due for group in fold.groups.values()] == [70]
