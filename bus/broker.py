@@ -8,6 +8,7 @@ and stops it before starting anew.
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import logging
 import os
@@ -52,6 +53,8 @@ _LOOK_S = 1.0
 """Between two looks at the size of the child's log, which alone says that it could not write."""
 _MOST_LOOK_S = 10.0
 """Between two looks whether there is room again."""
+_NOT_THE_DISK = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN))
+"""What this process or machine has too little of: making room in the home would not help."""
 _STEADY_S = 30.0
 """A child that lived this long starts the count of restarts anew."""
 
@@ -360,11 +363,15 @@ class EmbeddedBroker(AsyncContextManagerMixin):
 
     async def _keep_alive(self, program: Path) -> None:
         """Restart the child whenever it dies or cannot write, on the same port, until we are left."""
-        tries, child = 0, self._child
+        tries, child, has_failed = 0, self._child, False
         while True:
             assert child is not None
             since = time.monotonic()
             if await self._failed_to_write(child):
+                if has_failed and time.monotonic() - since <= _STEADY_S:
+                    # Room alone does not help: what it has can be read, and is not taken away every second.
+                    await anyio.sleep(_MOST_LOOK_S)
+                has_failed = True
                 await self._room()
                 # It ends when asked: what it could write is stored, and what it could not is nobody's by its word.
                 await child.stop()
@@ -480,6 +487,8 @@ def _writing(home: Path) -> Iterator[None]:
     try:
         yield
     except OSError as exc:
+        if exc.errno in _NOT_THE_DISK:
+            raise
         raise BrokerStartFailed(
             f"the home {home} cannot be written: {exc.strerror or exc}"
             + (f" ({exc.filename})" if exc.filename else ""),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -68,6 +69,11 @@ class ServerContext:
         default_factory=lambda: anyio.CapacityLimiter(_OPENING_AT_ONCE)
     )
     closing: anyio.Event = field(default_factory=anyio.Event)
+
+    async def until_readable(self, seq: int) -> None:
+        """Wait some seconds until what was just stored at ``seq`` can be read. It has been done, however long that takes."""
+        with suppress(UnavailableError):
+            await self.projector.caught_up(seq)
 
     def _running(self, name: str) -> Any:
         part = self.services.running(name)

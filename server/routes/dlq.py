@@ -44,7 +44,7 @@ async def redrive(request: Request, letter_id: str) -> Response:
     """Try the action again."""
     context = context_of(request)
     seq = await context.dead_letters.redrive(letter_id)
-    await context.projector.caught_up(seq)
+    await context.until_readable(seq)
     return answer({"id": letter_id, "state": "redriven"}, 202)
 
 
@@ -53,5 +53,5 @@ async def drop(request: Request, letter_id: str) -> Response:
     """Give it up."""
     context = context_of(request)
     seq = await context.dead_letters.drop(letter_id)
-    await context.projector.caught_up(seq)
+    await context.until_readable(seq)
     return answer({"id": letter_id, "state": "dropped"})

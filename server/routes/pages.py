@@ -6,17 +6,16 @@ as everywhere.
 
 from __future__ import annotations
 
-from contextlib import suppress
 from urllib.parse import parse_qs
 
 from fastapi import APIRouter, Request, Response
 from starlette.responses import RedirectResponse
 
 from ...engine.run import Cause
-from ...errors import DefinitionError, UnavailableError, UnknownName
+from ...errors import DefinitionError, UnknownName
 from ...vocabulary import FlowRunId
 from ..body import read_body
-from ..context import ServerContext, context_of
+from ..context import context_of
 from ..page import page_of
 
 router = APIRouter(include_in_schema=False)
@@ -56,7 +55,7 @@ async def steer_run(request: Request, run_id: str, action: str) -> Response:
         await context.control.cancel(FlowRunId(run_id), reason="asked for on its page", cause=cause)
     else:
         raise UnknownName("action", action, known=["retry", "cancel"])
-    await _read(context)
+    await context.until_readable(await context.bus.log.head())
     return RedirectResponse(f"/runs/{run_id}", 303)
 
 
@@ -80,11 +79,5 @@ async def redrive(request: Request, firing_id: str) -> Response:
     if not letter.startswith(f"{firing_id}/"):
         raise DefinitionError(f"{letter!r} is no action of this firing")
     await context.dead_letters.redrive(letter)
-    await _read(context)
+    await context.until_readable(await context.bus.log.head())
     return RedirectResponse(f"/firings/{firing_id}", 303)
-
-
-async def _read(context: ServerContext) -> None:
-    """Wait until what was just done can be read. It has been done: if that takes long, the page shows what was before."""
-    with suppress(UnavailableError):
-        await context.projector.caught_up(await context.bus.log.head())
