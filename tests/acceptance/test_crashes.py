@@ -24,7 +24,7 @@ from hark.server.child import HarkProcess
 
 from tests.acceptance.conftest import Start, Watch, at, watching
 
-RUNS = int(os.environ.get("CRASH_RUNS", "10"))
+RUNS = int(os.environ.get("CRASH_RUNS", "6"))
 """`make chaos` asks for 200."""
 SEED = int(os.environ.get("CRASH_SEED", "0")) or random.randrange(1, 2**32)
 KILLS = 3 + RUNS // 2
