@@ -158,10 +158,11 @@ class TaskRunContext(RunContext):
         caller: the run whose code made the call.
         keeping: what has been said of results, here or around; None: nothing.
         transaction: that of the present try; None where nothing has asked for one yet.
+        opening: the one of the runner that the call was submitted in; None for one that was not submitted.
     """
 
     __slots__ = (
-        "_calls", "caller", "flow_context", "keeping", "log_prints", "parameters", "task", "task_run", "transaction",
+        "_calls", "caller", "flow_context", "keeping", "log_prints", "opening", "parameters", "task", "task_run", "transaction",
     )  # fmt: skip
 
     def __init__(
@@ -173,6 +174,7 @@ class TaskRunContext(RunContext):
         log_prints: bool,
         caller: FlowRunContext | TaskRunContext | None = None,
         keeping: Keeping | None = None,
+        opening: int | None = None,
     ) -> None:
         self.task = task
         self.task_run = task_run
@@ -183,6 +185,7 @@ class TaskRunContext(RunContext):
         self.caller = caller
         self.keeping = keeping
         self.transaction: TaskTransaction | None = None
+        self.opening = opening
 
     @property
     def start_time(self) -> datetime | None:

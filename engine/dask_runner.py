@@ -22,7 +22,7 @@ from .process_runner import log_again
 from .serializers import unpickled
 from .shipment import packed_try, unpacked_outcome
 from .signals import Interrupted
-from .task_runners import ThreadPoolTaskRunner
+from .task_runners import TaskRunner, ThreadPoolTaskRunner
 
 if TYPE_CHECKING:
     from .task_call import TaskCall
@@ -78,12 +78,11 @@ class DaskTaskRunner(ThreadPoolTaskRunner):
         self.cluster_kwargs = dict(cluster_kwargs or {})
         self.adapt_kwargs = dict(adapt_kwargs or {})
         self.client_kwargs = dict(client_kwargs or {})
-        self._opening = threading.Lock()
+        self._connecting = threading.Lock()
         self._client: Any = None
         self._own_cluster: Any = None
         self._sent: dict[Any, str] = {}
         """What is on the cluster now, and by which ticket it is stopped there."""
-        self._stopping = False
 
     def duplicate(self) -> Self:
         return type(self)(**self._arguments())
@@ -105,7 +104,7 @@ class DaskTaskRunner(ThreadPoolTaskRunner):
     @property
     def client(self) -> Any:
         """The ``distributed.Client``, connected; with it, the cluster is started if it is one of our own."""
-        with self._opening:
+        with self._connecting:
             if self._client is None:
                 self._client = self._connect()
             return self._client
@@ -146,7 +145,7 @@ class DaskTaskRunner(ThreadPoolTaskRunner):
 
     def _shut(self) -> None:
         """Leave the cluster, and stop it if it is one of our own. Takes a second or so."""
-        with self._opening:
+        with self._connecting:
             client, self._client = self._client, None
             if client is not None:
                 client.close()
@@ -167,7 +166,7 @@ class DaskTaskRunner(ThreadPoolTaskRunner):
         # Dask takes large things with the data of tasks, and warns of them in the description of one.
         shipped = client.scatter(data, hash=False) if len(data) > LARGE_BYTES else data
         with self._lock:
-            if self._stopping:
+            if self.is_interrupted(call):
                 raise Interrupted
             # New for each try: what Dask still knows under an old key it does not run again.
             ticket = f"{call.task.name}-{new_id()}"
@@ -179,7 +178,7 @@ class DaskTaskRunner(ThreadPoolTaskRunner):
             answer = sent.result()
         except Exception as exc:
             # Whatever the task itself raises is in the answer.
-            if self._stopping:
+            if self.is_interrupted(call):
                 raise Interrupted from None
             raise ProcessDied(
                 f"the Dask cluster did not bring the try to its end: {type(exc).__name__}: {exc}",
@@ -191,7 +190,7 @@ class DaskTaskRunner(ThreadPoolTaskRunner):
         for record in answer.log:
             log_again(unpickled(record), None if answer.is_logged else session)
         if answer.outcome is None:
-            if self._stopping:
+            if self.is_interrupted(call):
                 raise Interrupted
             raise RunTimedOut(
                 f"task {call.task.name!r} timed out after {call.task.timeout_seconds:g} second(s)"
@@ -202,12 +201,9 @@ class DaskTaskRunner(ThreadPoolTaskRunner):
 
     def stop(self, *, interrupt: bool = False) -> None:
         # Not the threads: each of them waits for the cluster, and hears from it.
-        self._refusing = True
-        if not interrupt:
-            return
         with self._lock:
-            self._stopping = True
-            sent = dict(self._sent)
+            TaskRunner.stop(self, interrupt=interrupt)
+            sent = dict(self._sent) if interrupt else {}
         if not sent:
             return
         from .dask_worker import interrupt as stop_there
@@ -225,10 +221,6 @@ class DaskTaskRunner(ThreadPoolTaskRunner):
         telling.join(_STOP_S)
         if telling.is_alive():
             log.warning("dask.workers_silent", extra={"tasks": len(sent), "waited_s": _STOP_S})
-
-    def reopen(self) -> None:
-        super().reopen()
-        self._stopping = False
 
     def drain(self, limit_s: float | None = None) -> None:
         super().drain(limit_s)

@@ -37,9 +37,10 @@ def drive_generator(engine: FlowEngine, session: Session | None) -> Generator[An
                     continue
                 with engine.entering():
                     generator = engine.call_function()
-                left_s, sent = engine.flow.timeout_seconds, None
+                sent, step.spent_s = None, 0.0
                 while True:
                     began = time.monotonic()
+                    left_s = left_of(engine.flow.timeout_seconds, began - step.spent_s)
                     with (
                         engine.entering(),
                         within(left_s, engine.limit_text, of_s=engine.flow.timeout_seconds),
@@ -49,7 +50,8 @@ def drive_generator(engine: FlowEngine, session: Session | None) -> Generator[An
                         except StopIteration as end:
                             turns.answer = end.value
                             break
-                    left_s = left_of(left_s, began)
+                        finally:
+                            step.spent_s += time.monotonic() - began
                     try:
                         sent = yield item
                     except GeneratorExit as exc:
@@ -76,16 +78,18 @@ async def drive_generator_async(engine: FlowEngine, session: Session | None) -> 
                     continue
                 with engine.entering():
                     generator = engine.call_function()
-                left_s, sent = engine.flow.timeout_seconds, None
+                sent, step.spent_s = None, 0.0
                 while True:
                     began = time.monotonic()
+                    left_s = left_of(engine.flow.timeout_seconds, began - step.spent_s)
                     with engine.entering():
                         async with within_async(left_s, engine.limit_text, of_s=engine.flow.timeout_seconds):
                             try:
                                 item = await generator.asend(sent)
                             except StopAsyncIteration:
                                 break
-                    left_s = left_of(left_s, began)
+                            finally:
+                                step.spent_s += time.monotonic() - began
                     try:
                         sent = yield item
                     except GeneratorExit as exc:

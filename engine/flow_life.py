@@ -7,6 +7,7 @@ of flow, in every process.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator, Iterable
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
@@ -48,6 +49,7 @@ from .states import (
     Suspended,
 )  # fmt: skip
 from .task_call import resolve_inputs
+from .timeouts import left_of, timed_out
 from .tracking import FlowTracker
 from .undoing import Undoing, is_passing, resume_undoing, undone_in
 from .user_frames import shown_exception
@@ -387,36 +389,56 @@ class FlowEngine:
     def _try(self) -> Generator[Step, Any, State]:
         """Run the function once; return the state it comes to."""
         what, run_id = "Flow run", self.run.id
+        body, began = Body(), time.monotonic()
         try:
-            value = yield Body()
-        except RunLost:
-            raise
+            try:
+                value = yield body
+            except (RunLost, RunTimedOut):
+                raise
+            except Exception as exc:
+                if not isinstance(exc, Skip):
+                    self.context.runner.stop()
+                yield from self._drain(body, began)
+                state = state_of_exception(exc, what=what, run_id=run_id)
+            except BaseException as exc:
+                suspend = suspension_in(exc)
+                if suspend is not None:
+                    if self.context.rests is not None:
+                        self.context.rests.leave(suspend)
+                    yield from self._drain(body, began)
+                raise
+            else:
+                yield from self._drain(body, began, may_leave=True)
+                state = state_of_value(resolve_futures_to_states(value), run_id=run_id)
         except RunTimedOut as exc:
             self.context.runner.stop(interrupt=True)
             yield Drain(STOPPING_S)
             state = state_of_exception(exc, what=what, run_id=run_id)
-        except Exception as exc:
-            if not isinstance(exc, Skip):
-                self.context.runner.stop()
-            yield Drain()
-            state = state_of_exception(exc, what=what, run_id=run_id)
-        else:
-            yield from self._drain()
-            state = state_of_value(resolve_futures_to_states(value), run_id=run_id)
-        if self.context.rests is not None and self.context.rests.leaving is not None:
-            raise self.context.rests.leaving
         return state
 
-    def _drain(self) -> Generator[Step, Any, None]:
-        """Wait for what was submitted; the run may leave its worker meanwhile."""
-        context = self.context
-        context.waiting += 1
-        if context.rests is not None:
+    def _drain(self, body: Body, began: float, *, may_leave: bool = False) -> Generator[Step, Any, None]:
+        """Wait for what was submitted, as long as the limit of the flow allows.
+
+        Args:
+            may_leave: whether a wait for nothing but retries is left to the worker that takes the run then.
+        Raises:
+            RunTimedOut: tasks still ran when the time of the try, which began then (monotonic), was up.
+            Suspend: the run leaves its worker.
+        """
+        context, limit_s = self.context, self.flow.timeout_seconds
+        left_s = left_of(limit_s, began if body.spent_s is None else time.monotonic() - body.spent_s)
+        context.waiting += may_leave
+        if may_leave and context.rests is not None:
             context.rests.look()
         try:
-            yield Drain()
+            yield Drain(left_s)
         finally:
-            context.waiting -= 1
+            context.waiting -= may_leave
+        if limit_s is not None and (running := context.runner.unfinished()):
+            self.log.warning(
+                "its code had ended, and %d of its tasks had not when its time was up", len(running)
+            )
+            raise timed_out(self.limit_text, limit_s)
         if context.rests is not None and context.rests.leaving is not None:
             raise context.rests.leaving
 

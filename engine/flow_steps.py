@@ -36,6 +36,9 @@ class WaitFor:
 class Body:
     """Run the author's function; send back what it returns, or throw what it raises."""
 
+    spent_s: float | None = None
+    """Set by the driver where the function did not have all the time until the answer: a generator's reader takes some."""
+
 
 @dataclass(slots=True)
 class Drain:

@@ -22,7 +22,7 @@ from .logging import run_loggers
 from .serializers import pickled, unpickled
 from .shipment import packed_try, unpacked_outcome
 from .signals import Interrupted
-from .task_runners import ThreadPoolTaskRunner
+from .task_runners import TaskRunner, ThreadPoolTaskRunner
 
 if TYPE_CHECKING:
     from ..bus.session import Session
@@ -56,7 +56,6 @@ class ProcessPoolTaskRunner(ThreadPoolTaskRunner):
         self._forks: ForkServer | None = None
         self._idle: list[_Child] = []
         self._busy: set[_Child] = set()
-        self._stopping = False
 
     def duplicate(self) -> Self:
         return type(self)(self.max_workers, initializer=self.initializer, initargs=self.initargs)
@@ -76,11 +75,11 @@ class ProcessPoolTaskRunner(ThreadPoolTaskRunner):
         data, session = packed_try(call, args, kwargs)
         child: _Child | None = None
         try:
-            child = self._take()
+            child = self._take(call)
             value = child.run(call, data, session)
         except _Ended as ended:
             self._drop(child)
-            if self._stopping:
+            if self.is_interrupted(call):
                 raise Interrupted from None
             if ended.timed_out:
                 raise RunTimedOut(
@@ -93,9 +92,9 @@ class ProcessPoolTaskRunner(ThreadPoolTaskRunner):
         self._give_back(child)
         return value
 
-    def _take(self) -> _Child:
+    def _take(self, call: TaskCall) -> _Child:
         with self._lock:
-            if self._stopping:
+            if self.is_interrupted(call):
                 raise Interrupted
             if self._idle:
                 child = self._idle.pop()
@@ -107,7 +106,11 @@ class ProcessPoolTaskRunner(ThreadPoolTaskRunner):
         child = _Child(forks, self._greeting())
         with self._lock:
             self._busy.add(child)
-        return child
+            if not self.is_interrupted(call):
+                return child
+        # While it was forked, so the stop did not find it.
+        self._give_back(child)
+        raise Interrupted
 
     def _greeting(self) -> bytes:
         first: bytes | None = None
@@ -138,17 +141,11 @@ class ProcessPoolTaskRunner(ThreadPoolTaskRunner):
 
     def stop(self, *, interrupt: bool = False) -> None:
         # Not the threads: each of them waits for a process, and hears of its end.
-        super().stop()
-        if interrupt:
-            self._stopping = True
-            with self._lock:
-                busy = list(self._busy)
-            for child in busy:
-                child.kill()
-
-    def reopen(self) -> None:
-        super().reopen()
-        self._stopping = False
+        with self._lock:
+            TaskRunner.stop(self, interrupt=interrupt)
+            busy = list(self._busy) if interrupt else []
+        for child in busy:
+            child.kill()
 
     def close(self) -> None:
         with self._lock:
@@ -157,7 +154,7 @@ class ProcessPoolTaskRunner(ThreadPoolTaskRunner):
         for child in idle:
             child.retire()
         if self.unfinished():
-            self._stopping = True
+            self._interrupted = self._opening
         if forks is not None:
             forks.close()
         super().close()

@@ -70,6 +70,8 @@ class TaskCall:
     """When the try is due that an earlier attempt of its flow run did not live to make."""
     rests_after_s: float | None = None
     """A retry delay longer than this ends the call here (``Suspend``): somebody goes on with it then. None: it waits here."""
+    opening: int | None = None
+    """Which opening of its runner it was submitted in (see ``TaskRunner.reopen``)."""
     elsewhere: Callable[[TaskCall, tuple[Any, ...], dict[str, Any]], Any] | None = None
 
     def __init__(

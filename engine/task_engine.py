@@ -77,7 +77,7 @@ def call_sync(call: TaskCall) -> Any:
     task, run, events = call.task, call.run, call.events
     if not call.is_bare:
         return run_sync(call).result()
-    context = TaskRunContext(task, run, run.parameters, call.flow, False, call.caller)
+    context = TaskRunContext(task, run, run.parameters, call.flow, False, call.caller, None, call.opening)
     token = current_run.set(context)
     try:
         if events is not None and events.is_crowded:
@@ -248,7 +248,7 @@ async def call_async(call: TaskCall) -> Any:
     task, run, events = call.task, call.run, call.events
     if not call.is_bare:
         return await (await run_async(call)).aresult()
-    context = TaskRunContext(task, run, run.parameters, call.flow, False, call.caller)
+    context = TaskRunContext(task, run, run.parameters, call.flow, False, call.caller, None, call.opening)
     token = current_run.set(context)
     try:
         if events is not None and events.is_crowded:

@@ -64,7 +64,7 @@ def context_of(call: TaskCall) -> TaskRunContext:
     """Return the context for the code of a call's task and its hooks."""
     run = call.run
     return TaskRunContext(
-        call.task, run, run.parameters, call.flow, call.log_prints, call.caller, call.keeping
+        call.task, run, run.parameters, call.flow, call.log_prints, call.caller, call.keeping, call.opening
     )
 
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Self
 
+from .context import FlowRunContext, TaskRunContext
 from .futures import FutureList, TaskFuture, left_s
 from .states import Cancelled
 from .thread_pool import ThreadPool, run_coroutine
@@ -49,6 +50,10 @@ class TaskRunner(ABC):
         self._open: set[TaskFuture[Any]] = set()
         self._lock = threading.Lock()
         self._refusing = False
+        self._opening = 0
+        """How often calls were begun again after a stop. Each call keeps the one it was made in, and what reached it there."""
+        self._interrupted = -1
+        """The latest opening whose running calls were interrupted."""
         self.blocked = 0
         """Submitted calls that wait for others to end."""
         self.on_end: Callable[[], object] | None = None
@@ -94,6 +99,7 @@ class TaskRunner(ABC):
     def launch(self, call: TaskCall) -> TaskFuture[Any]:
         """Begin a prepared call once its inputs are there."""
         future: TaskFuture[Any] = TaskFuture(call.run)
+        call.opening = self._opening if call.flow is call.caller else self._opening_for(call.caller)
         if call.recorded is not None or call.is_settled:
             from .task_engine import run_sync
 
@@ -127,6 +133,17 @@ class TaskRunner(ABC):
             upstream.add_done_callback(one_done)
         return future
 
+    def _opening_for(self, caller: FlowRunContext | TaskRunContext | None) -> int:
+        """Return the opening for a call that a task makes: that of its own call, or of the one that it is a part of."""
+        while isinstance(caller, TaskRunContext):
+            above = caller.flow_context
+            if above is None or above.runner is not self:
+                break
+            if caller.opening is not None:
+                return caller.opening
+            caller = caller.caller
+        return self._opening
+
     def _attach(self, future: TaskFuture[Any]) -> None:  # noqa: B027  most runners have nothing to do
         """Note in the submitting thread where a call that begins later will run."""
 
@@ -142,7 +159,7 @@ class TaskRunner(ABC):
 
     def refused(self, call: TaskCall, future: TaskFuture[Any]) -> bool:
         """End a call that has not begun, if its flow has failed in the meantime; return whether it did."""
-        if not self._refusing:
+        if not self._refusing and call.opening == self._opening:
             return False
         from .task_life import cancel_unstarted
 
@@ -155,6 +172,12 @@ class TaskRunner(ABC):
         Async tasks in the flow's loop are cancelled either way: they can be, cleanly.
         """
         self._refusing = True
+        if interrupt:
+            self._interrupted = self._opening
+
+    def is_interrupted(self, call: TaskCall) -> bool:
+        """Return whether a stop has interrupted this call, be it that calls have been begun again since."""
+        return call.opening is not None and call.opening <= self._interrupted
 
     def unfinished(self) -> list[TaskFuture[Any]]:
         """Return the futures that are not done yet."""
@@ -180,8 +203,10 @@ class TaskRunner(ABC):
         self._refusing = True
 
     def reopen(self) -> None:
-        """Begin calls again after ``stop``."""
-        self._refusing = False
+        """Begin calls again after ``stop``: those that come from now on. What the stop reached stays stopped."""
+        if self._refusing:
+            self._refusing = False
+            self._opening += 1
 
     @contextmanager
     def opened(self) -> Generator[Self]:

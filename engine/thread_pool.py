@@ -52,6 +52,8 @@ class ThreadPool:
         self._waiting = 0
         self._closed = False
         self._working: set[int] = set()
+        self._coroutines: dict[int, tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]]] = {}
+        """What the threads that run a coroutine wait for."""
 
     def submit(self, fn: Callable[[], object]) -> None:
         """Run ``fn`` in a thread, soon. ``fn`` deals with its own errors."""
@@ -125,11 +127,29 @@ class ThreadPool:
             return self._work.popleft()
 
     def interrupt(self) -> None:
-        """Raise ``Interrupted`` in every thread that works, between two of its instructions; once for each function."""
+        """Raise ``Interrupted`` in every thread that works, between two of its instructions; once for each function.
+
+        A thread that runs a coroutine makes none while that waits: the coroutine is cancelled.
+        """
         with self._lock:
             for thread_id in self._working:
-                raise_in_thread(thread_id, Interrupted)
+                if thread_id in self._coroutines:
+                    loop, task = self._coroutines[thread_id]
+                    loop.call_soon_threadsafe(task.cancel)
+                else:
+                    raise_in_thread(thread_id, Interrupted)
             self._working.clear()
+
+    @contextlib.contextmanager
+    def running(self, task: asyncio.Task[Any]) -> Generator[None]:
+        """Say that this thread runs a coroutine inside the block."""
+        with self._lock:
+            self._coroutines[threading.get_ident()] = task.get_loop(), task
+        try:
+            yield
+        finally:
+            with self._lock:
+                del self._coroutines[threading.get_ident()]
 
     def begin_waiting(self) -> None:
         with self._lock:
@@ -163,7 +183,8 @@ def waiting_for_another() -> Generator[None]:
 
 def run_coroutine(coroutine: Coroutine[Any, Any, T], context: contextvars.Context | None = None) -> T:
     """Run a coroutine to its end in this thread, which has no running loop; a pool's thread reuses its loop."""
-    if _local.pool is None:
+    pool = _local.pool
+    if pool is None:
         with asyncio.Runner() as runner:
             return runner.run(coroutine, context=context)
     loop = _local.loop
@@ -171,7 +192,8 @@ def run_coroutine(coroutine: Coroutine[Any, Any, T], context: contextvars.Contex
         loop = _local.loop = asyncio.new_event_loop()
     task = loop.create_task(coroutine, context=context)
     try:
-        return loop.run_until_complete(task)
+        with pool.running(task):
+            return loop.run_until_complete(task)
     finally:
         leftover = asyncio.all_tasks(loop)
         if leftover:

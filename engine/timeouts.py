@@ -20,7 +20,7 @@ from types import FrameType
 
 from ..errors import RunTimedOut
 
-__all__ = ["Overrun", "left_of", "pause", "raise_in_thread", "waking", "within", "within_async"]
+__all__ = ["Overrun", "left_of", "pause", "raise_in_thread", "timed_out", "waking", "within", "within_async"]
 
 
 _AGAIN_S = 0.1
@@ -54,7 +54,7 @@ async def within_async(
     except TimeoutError as exc:
         # The code's own TimeoutError is its own failure.
         if scope.expired():
-            raise _timed_out(what, of_s or seconds) from exc
+            raise timed_out(what, of_s or seconds) from exc
         raise
 
 
@@ -68,10 +68,10 @@ def within(seconds: float | None, what: str, *, of_s: float | None = None) -> Ge
     if seconds is None:
         yield
     elif threading.current_thread() is threading.main_thread() and hasattr(signal, "setitimer"):
-        with _by_alarm(seconds, _timed_out(what, of_s or seconds)):
+        with _by_alarm(seconds, timed_out(what, of_s or seconds)):
             yield
     else:
-        with _by_exception(seconds, _timed_out(what, of_s or seconds)):
+        with _by_exception(seconds, timed_out(what, of_s or seconds)):
             yield
 
 
@@ -83,7 +83,8 @@ def left_of(limit_s: float | None, began: float) -> float | None:
     return None if limit_s is None else max(1e-6, limit_s - (time.monotonic() - began))
 
 
-def _timed_out(what: str, seconds: float) -> RunTimedOut:
+def timed_out(what: str, seconds: float) -> RunTimedOut:
+    """Return what is raised in ``what`` when its limit is over."""
     return RunTimedOut(f"{what} timed out after {seconds:g} second(s)", seconds=seconds)
 
 

@@ -174,7 +174,7 @@ def test_a_task_that_nothing_stops_is_left_behind(
 
 
 def test_a_run_out_of_time_stops_its_tasks(runner: DaskTaskRunner, tmp_path: Path) -> None:
-    """Those that run on workers are interrupted, those that wait for a place never begin."""
+    """Those that run on workers are interrupted, those that wait for a place never begin: its code had failed before."""
 
     @task
     def marks(n: int) -> None:
@@ -187,7 +187,10 @@ def test_a_run_out_of_time_stops_its_tasks(runner: DaskTaskRunner, tmp_path: Pat
 
     @flow(task_runner=runner, timeout_seconds=3)
     def late() -> None:
-        marks.map(list(range(8))).result()
+        marks.map(list(range(8)))
+        while not any(tmp_path.glob("begun-*")):
+            time.sleep(0.001)
+        raise ValueError("no")
 
     state = late(return_state=True)
     assert state.name == "TimedOut"
