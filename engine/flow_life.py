@@ -13,11 +13,11 @@ from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from ..bus.emit import CauseAttrs, current_cause
 from ..errors import HarkError, MoveRefused, ParameterError, RunLost, RunTimedOut, UpstreamFailed
 from ..vocabulary import StateType
+from .around_code import around_code
 from .call_key import CallCounter
-from .context import FlowRunContext, TaskRunContext, current_run, current_tags
+from .context import FlowRunContext, TaskRunContext, current_run
 from .divergence import compared
 from .final_state import describe, state_of_crash, state_of_exception, state_of_unfit, state_of_value
 from .flow_steps import Body, CallHooks, Drain, Life, OnBus, ReadResult, Sleep, Step, WaitFor
@@ -25,7 +25,7 @@ from .futures import TaskFuture, resolve_futures_to_states
 from .hook_log import HERE, is_owed, owing
 from .hooks import HOOK_OF_TYPE, Hook, hooks_of_end, hooks_scope
 from .keeping import keeping_of
-from .logging import RunLogger, logger_of_flow_run, printing
+from .logging import RunLogger, logger_of_flow_run
 from .naming import render_name
 from .nested import replace_leaves
 from .parameters import recorded_parameters
@@ -570,26 +570,7 @@ class FlowEngine:
 
     def entering(self) -> ExitStack:
         """Return what surrounds the author's function: context, tags, cause of what it emits, prints."""
-        stack = ExitStack()
-        token = current_run.set(self.context)
-        stack.callback(current_run.reset, token)
-        tags = current_tags.set(current_tags.get() | frozenset(self.run.tags))
-        stack.callback(current_tags.reset, tags)
-        run = self.run
-        if self.tracker is not None:
-            cause = CauseAttrs(
-                correlationid=run.correlationid or run.id,
-                causationid=run.event_id or run.causationid,
-                causaldepth=run.causaldepth + 1,
-                owner=self.tracker.owner,
-                traceparent=run.traceparent,
-            )
-            causes = current_cause.set(cause)
-            stack.callback(current_cause.reset, causes)
-        if self.context.span is not None:
-            stack.enter_context(self.context.span.attached())
-        stack.enter_context(printing(self.context.log_prints))
-        return stack
+        return around_code(self.context)
 
     @property
     def limit_text(self) -> str:
