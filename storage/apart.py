@@ -8,11 +8,12 @@ second to start, which a quiet system need not pay.
 from __future__ import annotations
 
 import logging
+import math
 import pickle
 import subprocess
 import sys
 from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -26,6 +27,7 @@ from ..clock import SYSTEM_CLOCK, Clock
 from ..config import StorageConfig
 from ..errors import HarkError, UnavailableError
 from .charge import GO, Charge
+from .precedence import Processor, is_starving
 from .progress import Pace, Progress
 from .projector import Projector
 
@@ -45,6 +47,10 @@ _QUIET_SHARE = 0.25
 _START_S, _END_S = 30.0, 5.0
 _AGAIN_S = 60.0
 """After a process that could not be started, or died: how long until the next one."""
+_HUNGER_S = 2.0
+"""Over how long it is seen whether that process gets to run at all."""
+_PUSHING_S = 10 * 60.0
+"""After a process that gave way to others at once got nothing done: for how long the next ones do not."""
 _LINE_BYTES = 1 << 20
 
 
@@ -64,6 +70,7 @@ class Projection(AsyncContextManagerMixin):
         self._wanted_home = anyio.Event()
         self._staying = anyio.Lock()
         self._not_before_s = 0.0
+        self._pushes_until_s = -math.inf
 
     @property
     def seq(self) -> int:
@@ -139,8 +146,10 @@ class Projection(AsyncContextManagerMixin):
                 return child
 
     def _charge(self) -> Charge:
-        level = log.getEffectiveLevel()
-        return Charge(self._bus.address, self._bus.config, self._config, self._path, level)
+        return Charge(
+            self._bus.address, self._bus.config, self._config, self._path,
+            level=log.getEffectiveLevel(), gives_way_at_once=self._clock.monotonic() >= self._pushes_until_s,
+        )  # fmt: skip
 
     def _failed(self, exc: HarkError) -> None:
         self._not_before_s = self._clock.monotonic() + _AGAIN_S
@@ -164,7 +173,16 @@ class Projection(AsyncContextManagerMixin):
                 await self._wanted_home.wait()
                 tg.cancel_scope.cancel("wanted here")
 
+            async def mind_hunger() -> None:
+                await _starving(child.pid)
+                self._pushes_until_s = self._clock.monotonic() + _PUSHING_S
+                log.warning("storage.apart_starving", extra={"child": child.pid})
+                child.kill()  # to end by itself it would have to run
+                tg.cancel_scope.cancel("it does not get to run")
+
             tg.start_soon(come_home)
+            if self._clock.monotonic() >= self._pushes_until_s:
+                tg.start_soon(mind_hunger)
             try:
                 await self._hear(child)
             except HarkError as exc:
@@ -184,6 +202,20 @@ class Projection(AsyncContextManagerMixin):
                 return
 
 
+async def _starving(pid: int) -> None:
+    """Wait until a process wants to run and others leave it no processor; for ever where that cannot be seen."""
+    before, since_s = Processor.of(pid), anyio.current_time()
+    while before is not None:
+        await anyio.sleep(_HUNGER_S)
+        now, now_s = Processor.of(pid), anyio.current_time()
+        if now is None:
+            break
+        if is_starving(before, now, took_s=now_s - since_s):
+            return
+        before, since_s = now, now_s
+    await anyio.sleep_forever()
+
+
 class _Child:
     """A process that folds."""
 
@@ -195,6 +227,11 @@ class _Child:
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    def kill(self) -> None:
+        """End it where it stands. What it has not stored is folded again."""
+        with suppress(ProcessLookupError):
+            self._process.kill()
 
     async def ready(self) -> None:
         """Wait until it is connected."""

@@ -17,10 +17,11 @@ GO = b"go\n"
 
 @dataclass(frozen=True, slots=True)
 class Charge:
-    """What there is to do; ``level``: what is worth logging."""
+    """What there is to do; ``level``: what is worth logging; ``gives_way_at_once``: see ``precedence``."""
 
     address: BrokerAddress
     bus: BusConfig
     storage: StorageConfig
     path: Path
     level: int = logging.WARNING
+    gives_way_at_once: bool = True

@@ -21,13 +21,12 @@ import orjson
 
 from ..bus import Bus
 from .charge import GO, Charge
+from .precedence import give_way
 from .progress import Progress
 from .projector import Projector
 
 __all__ = ["main"]
 
-_NICE = 10
-"""Behind the process that decides and acts, when there are fewer processors than work."""
 _GATHER_S = 0.2
 """A transaction for each burst of events would cost more than its rows. What happens can be read so much later."""
 _PLAIN = logging.makeLogRecord({}).__dict__.keys() | {"message", "asctime", "taskName"}
@@ -49,8 +48,6 @@ def main() -> None:
     # The service decides when this stops; a Ctrl-C at the terminal reaches the whole group.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    with suppress(OSError):
-        os.nice(_NICE)
     charge: Charge = pickle.load(sys.stdin.buffer)  # noqa: S301  # from the process that started us
     logging.basicConfig(level=charge.level, handlers=[_Told()])
     try:
@@ -70,6 +67,8 @@ async def _serve(charge: Charge) -> None:
             return
         gc.collect()
         gc.freeze()
+        # Not before: somebody waits for us to be ready.
+        give_way(at_once=charge.gives_way_at_once)
         progress = Progress()
         async with anyio.create_task_group() as tg:
             tg.start_soon(_report, progress)

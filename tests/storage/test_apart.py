@@ -17,6 +17,7 @@ from hark.bus.event import Event, Recorded
 from hark.config import StorageConfig
 from hark.storage import apart, rebuild
 from hark.storage.apart import Projection
+from hark.storage.precedence import Processor, is_starving
 from hark.storage.progress import Pace
 from hark.storage.store import digest
 
@@ -121,6 +122,48 @@ async def test_without_another_process_it_stays_here(
         added = await bus.log.append(Event(type="some.thing", source="/test"))
         await projection.caught_up(added.seq, timeout_s=60)
     assert caplog.records == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="others have no such class of processes")
+async def test_a_process_gives_way_to_others_until_they_leave_it_nothing(
+    bus: Bus, home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At once, even in the middle of what it does; where it does not get to run, the next one insists on some of the time."""
+    caplog.set_level(logging.INFO, "hark.storage.apart")
+
+    def looks(before: Processor, now: Processor, *, took_s: float) -> bool:
+        # What is seen of it on a machine where others never rest; it gives way once it is at work.
+        return os.sched_getscheduler(pids(caplog)[-1]) == os.SCHED_IDLE
+
+    monkeypatch.setattr(apart, "_HUNGER_S", 0.01)
+    monkeypatch.setattr(apart, "is_starving", looks)
+    async with Projection(bus, home / "a.db", StorageConfig(apart_from=0.001)) as projection:
+        with anyio.fail_after(60):
+            while len(pids(caplog)) < 2:
+                await bus.log.append(Event(type="some.thing", source="/test"))
+                await anyio.sleep(0.01)
+            pushing = pids(caplog)[1]
+            # What another process does makes no event here.
+            while os.getpriority(os.PRIO_PROCESS, pushing) == os.getpriority(os.PRIO_PROCESS, 0):  # noqa: ASYNC110
+                await anyio.sleep(0.01)
+        assert os.sched_getscheduler(pushing) == os.sched_getscheduler(0)
+        await projection.caught_up(await bus.log.head(), timeout_s=60)
+    assert [r.message for r in caplog.records if r.levelno == logging.WARNING] == ["storage.apart_starving"]
+
+
+def test_hunger_is_waiting_without_running() -> None:
+    """Who runs as much as it waits is only slow, and who does neither has nothing to do."""
+    now = Processor.of(os.getpid())
+    if now is not None:
+        assert now.ran_s > 0
+    for ran_s, waited_s, starves in (
+        (0.02, 1.9, True),
+        (0.8, 1.4, False),
+        (0.0, 0.0, False),
+        (0.3, 0.9, False),
+    ):
+        assert is_starving(Processor(5, 7), Processor(5 + ran_s, 7 + waited_s), took_s=2.0) is starves
+    assert Processor.of(2**22 + 1) is None
 
 
 def test_a_pace_is_of_the_stretch_since_the_last_answer() -> None:
