@@ -32,7 +32,7 @@ from .parameters import recorded_parameters
 from .replay import RETRY
 from .results import RecordedResult
 from .run import FlowRun
-from .runs_above import is_cancelled_above, tell_above
+from .runs_above import is_cancelled_above, stays_cancelled, tell_above
 from .signals import Abort, Skip, Suspend, suspension_in
 from .spans import end_span, flow_span
 from .states import (
@@ -299,6 +299,8 @@ class FlowEngine:
             yield from self._call_hooks(hooks, run.state)
         if run.state_type is StateType.COMPLETED:
             return (yield from self._recorded_end())
+        if stays_cancelled(self.context):
+            return self.state
         if run.is_final:
             yield from self._move(Scheduled(message="taken up by its parent"), retry=True)
         if self.run.state_type is StateType.CANCELLING:

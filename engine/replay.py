@@ -18,7 +18,7 @@ import orjson
 
 from ..bus.event import Recorded, parse_time
 from ..bus.subject import STATE_HEADER
-from ..vocabulary import JsonObject
+from ..vocabulary import JsonObject, StateType
 
 __all__ = [
     "RETRY",
@@ -26,6 +26,7 @@ __all__ = [
     "FinishedCalls",
     "attempt_starts",
     "begins_anew",
+    "last_retry",
     "noted_waits",
     "retries_made",
 ]
@@ -91,6 +92,21 @@ def begins_anew(history: Iterable[Recorded]) -> int:
         if isinstance(details, dict) and details.get("from_start"):
             anew = recorded.seq
     return anew
+
+
+def last_retry(history: Iterable[Recorded]) -> int:
+    """Return the sequence at which a run was last begun again after a failure or an end, by itself or by others; 0 if never."""
+    last = 0
+    for recorded in history:
+        data = recorded.event.data
+        previous = data.get("previous") if isinstance(data, dict) else None
+        if (
+            recorded.event.type == "flow-run.retrying"
+            or _asks_for_retry(recorded)
+            or (isinstance(previous, str) and StateType(previous).is_terminal)
+        ):
+            last = recorded.seq
+    return last
 
 
 def noted_waits(run_id: str, history: Iterable[Recorded]) -> dict[str, JsonObject]:

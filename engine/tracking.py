@@ -20,7 +20,15 @@ from ..errors import GuardFailed, MoveRefused, RunLost
 from ..vocabulary import JsonObject, JsonValue
 from .caller import DETAIL, Caller, caller_of
 from .hook_log import HookLog
-from .replay import FinishedCall, FinishedCalls, attempt_starts, begins_anew, noted_waits, retries_made
+from .replay import (
+    FinishedCall,
+    FinishedCalls,
+    attempt_starts,
+    begins_anew,
+    last_retry,
+    noted_waits,
+    retries_made,
+)
 from .results import LargeResult, RecordedResult, encode_result
 from .run import FlowRun
 from .side_session import SideSession
@@ -70,6 +78,8 @@ class FlowTracker:
         self.retries_made = 0
         self.anew = 0
         """The sequence before which nothing of the run counts, because it was retried from its start; 0: all counts."""
+        self.retried_at = 0
+        """The sequence at which the run was last begun again after a failure or an end; 0: never."""
         self.suspend_after_s = suspend_after_s
         """A wait longer than this holds no worker."""
         self.waits: dict[str, JsonObject] = {}
@@ -194,6 +204,7 @@ class FlowTracker:
         history = await self.run_log.history(self.flow_run.id)
         await until_undone(self, history)
         self.anew = anew = begins_anew(history)
+        self.retried_at = last_retry(history)
         self.retries_made = retries_made(recorded for recorded in history if recorded.seq > anew)
         self.waits = noted_waits(self.flow_run.id, (recorded for recorded in history if recorded.seq > anew))
         finished = FinishedCalls(attempt_starts(history))

@@ -22,6 +22,8 @@ from hark.vocabulary import StateType
 from hypothesis import given
 from hypothesis import strategies as st
 
+from .conftest import events
+
 if TYPE_CHECKING:
     from hark.engine.worker import Worker
 
@@ -32,6 +34,10 @@ QUICK = EngineConfig(suspend_after_s=0.2)
 
 def is_suspended(run: FlowRun) -> bool:
     return run.state_name == "Suspended"
+
+
+def is_running(run: FlowRun) -> bool:
+    return run.state_type in (StateType.PENDING, StateType.RUNNING)
 
 
 async def let_go(worker: Worker) -> None:
@@ -476,3 +482,42 @@ async def test_a_subflow_that_was_stopped_ends_with_its_parent(stage: Stage, lan
     assert Counter(last.values()) == {
         "flow-run.failed": 1, "flow-run.completed": 1, "flow-run.timed-out": 1, "flow-run.crashed": 5,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["def", "async def"])
+async def test_a_subflow_that_is_cancelled_while_its_parent_is_suspended_stays_so(
+    stage: Stage, kind: str
+) -> None:
+    """The parent, resumed, sees what it would have seen while it ran; a retry of the parent is one of the subflow."""
+    wait = "await " if kind.startswith("async") else ""
+    stage.write(
+        f"""
+        from hark import sleep
+
+        @flow
+        {kind} child():
+            {wait}{"asay" if wait else "say"}("child")
+            {wait}sleep("2h")
+
+        @flow
+        {kind} parent():
+            {wait}child()
+        """
+    )
+    await stage.deploy("parent")
+    async with stage.working() as worker:
+        run = await stage.until(
+            await stage.ask("parent"), lambda now: now.attempt > 0 and not is_running(now)
+        )
+        await let_go(worker)
+        await stage.control.suspend(run.id)
+        found = [FlowRun.from_recorded(one) for one in await events(stage.bus, "hark.ev.flow-run.>")]
+        (child,) = {one.id for one in found if one.parent == run.id}
+        await stage.control.cancel(child)
+        await stage.control.resume(run.id)
+        ended = await stage.end(run)
+        assert (ended.state_type, (await stage.control.present(child)).state_type) == ("FAILED", "CANCELLED")
+        assert "RunCancelled" in str(ended.state_message)
+        assert await stage.said() == {"child": 1}
+        await stage.control.retry(run.id)
+        await stage.hear("said.child", times=2)
