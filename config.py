@@ -383,3 +383,10 @@ def runtime_override(section: str, name: str) -> str | None:
 
     variable = f"__RUNTIME__{section}__{name.upper()}"
     return os.environ.get(f"HARK{variable}", os.environ.get(f"PREFECT{variable}"))
+
+
+def flow_run_override() -> str | None:
+    """Return the id of the run that a process without one is about: ``HARK__FLOW_RUN_ID``, or ``PREFECT__FLOW_RUN_ID``."""
+    import os
+
+    return os.environ.get("HARK__FLOW_RUN_ID", os.environ.get("PREFECT__FLOW_RUN_ID"))

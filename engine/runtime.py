@@ -2,7 +2,8 @@
 
 Outside a run, or where there is no such fact, the value is empty (None, an empty list or mapping). For tests, an environment
 variable stands in, with the type of the fact (mappings as JSON, lists as JSON or with commas), and for facts that are not
-there too: ``HARK__RUNTIME__FLOW_RUN__NAME=…``.
+there too: ``HARK__RUNTIME__FLOW_RUN__NAME=…``. ``HARK__FLOW_RUN_ID=…`` says which run a process without one is about: its
+facts are read from the log.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from ..config import runtime_override
+from ..config import flow_run_override, runtime_override
 from ..errors import DefinitionError
 from .context import FlowRunContext, TaskRunContext
 
@@ -22,9 +23,8 @@ __all__ = ["deployment", "flow_run", "task_run"]
 
 
 def _time(text: str) -> datetime:
-    from ..bus.event import parse_time
-
-    return parse_time(text)
+    moment = datetime.fromisoformat(text)
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
 
 
 def _json(text: str) -> dict[str, Any]:
@@ -51,6 +51,10 @@ _READ: Mapping[str, Callable[[str], Any]] = {
 """How the text in an environment variable becomes a fact that is no text."""
 
 
+class NoSuchFact(DefinitionError, ValueError):
+    """What an environment variable says of the run is not what the fact is. A ``ValueError`` too, as in Prefect."""
+
+
 class _Facts:
     """Attributes that are looked up when they are read."""
 
@@ -63,7 +67,7 @@ class _Facts:
                 try:
                     return _READ.get(name, str)(stand_in)
                 except ValueError as exc:
-                    raise DefinitionError(
+                    raise NoSuchFact(
                         f"HARK__RUNTIME__{self._section}__{name.upper()} is no {name}: {stand_in!r} ({exc})"
                     ) from exc
         return super().__getattribute__(name)
@@ -79,71 +83,75 @@ class _FlowRunFacts(_Facts):
 
     @property
     def id(self) -> str | None:
-        run = FlowRunContext.get()
-        return run.flow_run.id if run else None
+        run = _flow_run()
+        return run.id if run else flow_run_override()
 
     @property
     def name(self) -> str | None:
-        run = FlowRunContext.get()
-        return run.flow_run.name if run else None
+        run = _flow_run()
+        return run.name if run else None
 
     @property
     def flow_name(self) -> str | None:
-        run = FlowRunContext.get()
-        return run.flow_run.flow_name if run else None
+        run = _flow_run()
+        return run.flow_name if run else None
 
     @property
     def flow_version(self) -> str | None:
-        run = FlowRunContext.get()
-        return run.flow_run.flow_version if run else None
+        run = _flow_run()
+        return run.flow_version if run else None
 
     @property
     def tags(self) -> list[str]:
-        run = FlowRunContext.get()
-        return list(run.flow_run.tags) if run else []
+        run = _flow_run()
+        return list(run.tags) if run else []
 
     @property
     def parameters(self) -> dict[str, Any]:
         """By name, as the function got them."""
-        run = FlowRunContext.get()
+        here = FlowRunContext.get()
+        if here is not None:
+            return dict(here.parameters)
+        run = _flow_run()
         return dict(run.parameters) if run else {}
 
     @property
     def run_count(self) -> int:
         """Which attempt this is, from 1; 0 outside a run."""
-        run = FlowRunContext.get()
-        return run.flow_run.attempt if run else 0
+        run = _flow_run()
+        return run.attempt if run else 0
 
     @property
     def scheduled_start_time(self) -> datetime | None:
         """When the run was to start; outside a run: now."""
-        run = FlowRunContext.get()
-        return run.flow_run.scheduled_at if run else datetime.now(UTC)
+        run = _flow_run()
+        return run.scheduled_at if run else datetime.now(UTC)
 
     @property
     def parent_flow_run_id(self) -> str | None:
-        run = FlowRunContext.get()
-        return run.flow_run.parent if run else None
+        run = _flow_run()
+        return run.parent if run else None
 
     @property
     def parent_deployment_id(self) -> str | None:
         """The deployment that the run above is of; None too if it is of none."""
-        run = FlowRunContext.get()
-        above = run.parent.flow_context if run is not None and run.parent is not None else None
+        here = FlowRunContext.get()
+        above = here.parent.flow_context if here is not None and here.parent is not None else None
         if above is not None:
             return above.flow_run.deployment
-        found = _looked_up(run.flow_run.parent) if run is not None and run.flow_run.parent else None
+        run = _flow_run()
+        found = _looked_up(run.parent) if run is not None and run.parent else None
         return found.deployment if found is not None else None
 
     @property
     def root_flow_run_id(self) -> str | None:
         """The outermost run that the run is part of, in whatever process that is."""
-        run = FlowRunContext.get()
-        if run is None:
+        here = FlowRunContext.get()
+        while here is not None and here.parent is not None and here.parent.flow_context is not None:
+            here = here.parent.flow_context
+        known = here.flow_run if here is not None else _flow_run()
+        if known is None:
             return None
-        while run.parent is not None and run.parent.flow_context is not None:
-            run = run.parent.flow_context
-        known: FlowRun = run.flow_run
         while known.parent is not None:
             above = _looked_up(known.parent)
             if above is None:
@@ -168,8 +176,8 @@ class _FlowRunFacts(_Facts):
     @property
     def cause(self) -> dict[str, Any] | None:
         """What the run was started by: ``{"kind": …, "name": …, "event": …}``."""
-        run = FlowRunContext.get()
-        return run.flow_run.cause.to_json() if run and run.flow_run.cause else None
+        run = _flow_run()
+        return run.cause.to_json() if run and run.cause else None
 
 
 class _TaskRunFacts(_Facts):
@@ -218,33 +226,33 @@ class _TaskRunFacts(_Facts):
 
 
 class _DeploymentFacts(_Facts):
-    """The deployment the flow run belongs to."""
+    """The deployment the flow run belongs to; in a subflow, that of the run around it."""
 
     _section = "DEPLOYMENT"
 
     @property
     def name(self) -> str | None:
-        run = FlowRunContext.get()
-        return run.flow_run.deployment if run else None
+        run = _deployed_run()
+        return run.deployment if run else None
 
     id = name
 
     @property
     def version(self) -> str | None:
         """Of the flow, as the deployment has it."""
-        run = FlowRunContext.get()
-        return run.flow_run.flow_version if run and run.flow_run.deployment else None
+        run = _deployed_run()
+        return run.flow_version if run else None
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """The parameters as the run was asked for, before checking and coercion."""
-        run = FlowRunContext.get()
-        return dict(run.flow_run.parameters) if run and run.flow_run.deployment else {}
+        """The parameters as the run was asked for, before checking and coercion; of a run of no deployment those it has."""
+        run = _deployed_run()
+        return dict(run.parameters) if run is not None else flow_run.parameters
 
     @property
     def flow_run_id(self) -> str | None:
-        run = FlowRunContext.get()
-        return run.flow_run.id if run and run.flow_run.deployment else None
+        """The flow run the code is in, of a deployment or not."""
+        return flow_run.id
 
 
 def _url(path: str, id_: str | None) -> str | None:
@@ -255,6 +263,26 @@ def _url(path: str, id_: str | None) -> str | None:
     return f"{load_settings().api_address.rstrip('/')}{path}{id_}"
 
 
+def _flow_run() -> FlowRun | None:
+    """Return the run the code is in, or the one the environment names; None if there is neither."""
+    here = FlowRunContext.get()
+    if here is not None:
+        return here.flow_run
+    named = flow_run_override()
+    return _read(named) if named is not None else None
+
+
+def _deployed_run() -> FlowRun | None:
+    """Return the run of a deployment that the code is in: the flow run, or the nearest around it; None if it is in none."""
+    here = FlowRunContext.get()
+    while here is not None:
+        if here.flow_run.deployment is not None:
+            return here.flow_run
+        here = here.parent.flow_context if here.parent is not None else None
+    run = _flow_run() if FlowRunContext.get() is None else None
+    return run if run is not None and run.deployment is not None else None
+
+
 _above: dict[str, FlowRun] = {}
 _ABOVE_MOST = 1000
 
@@ -263,17 +291,21 @@ def _looked_up(run_id: str) -> FlowRun | None:
     """Return a run of another process, from the log; None if it is not there any more. What is asked of it never changes."""
     found = _above.get(run_id)
     if found is None:
-        from ..vocabulary import FlowRunId
-        from .either import blocking_session
-        from .run_log import RunLog
-
-        session = blocking_session("runtime.flow_run")
-        found = session.call(RunLog(session.bus).get, FlowRunId(run_id))
+        found = _read(run_id)
         if found is not None:
             if len(_above) >= _ABOVE_MOST:
                 _above.clear()
             _above[run_id] = found
     return found
+
+
+def _read(run_id: str) -> FlowRun | None:
+    from ..vocabulary import FlowRunId
+    from .either import blocking_session
+    from .run_log import RunLog
+
+    session = blocking_session("runtime.flow_run")
+    return session.call(RunLog(session.bus).get, FlowRunId(run_id))
 
 
 flow_run = _FlowRunFacts()

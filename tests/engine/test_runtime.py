@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime
 
 import pytest
@@ -23,7 +24,7 @@ def test_an_environment_variable_stands_in_with_the_type_of_the_fact(monkeypatch
     """Also for a fact that is not there; one that does not fit is said with its name."""
     for name, text in {
         "FLOW_RUN__NAME": "brave-otter", "FLOW_RUN__RUN_COUNT": "3", "FLOW_RUN__TAGS": "a, b",
-        "FLOW_RUN__PARAMETERS": '{"n": 1}', "FLOW_RUN__SCHEDULED_START_TIME": "2026-01-02T03:04:05Z",
+        "FLOW_RUN__PARAMETERS": '{"n": 1}', "FLOW_RUN__SCHEDULED_START_TIME": "2026-01-02 03:04:05",
         "TASK_RUN__TAGS": '["x"]', "DEPLOYMENT__COLOUR": "red", "DEPLOYMENT__PARAMETERS": "[1]",
     }.items():  # fmt: skip
         monkeypatch.setenv(f"HARK__RUNTIME__{name}", text)
@@ -32,8 +33,9 @@ def test_an_environment_variable_stands_in_with_the_type_of_the_fact(monkeypatch
     assert run.scheduled_start_time == datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
     assert runtime.task_run.tags == ["x"]
     assert runtime.deployment.colour == "red"
-    with pytest.raises(DefinitionError, match="HARK__RUNTIME__DEPLOYMENT__PARAMETERS is no parameters"):
+    with pytest.raises(DefinitionError, match="HARK__RUNTIME__DEPLOYMENT__PARAMETERS is no parameters") as said:
         _ = runtime.deployment.parameters
+    assert isinstance(said.value, ValueError)
 
 
 async def test_runs_above_are_known_across_processes(bus: Bus) -> None:
@@ -47,6 +49,7 @@ async def test_runs_above_are_known_across_processes(bus: Bus) -> None:
     @flow
     async def inner() -> list[str | None]:
         run = runtime.flow_run
+        assert (runtime.deployment.id, runtime.deployment.flow_run_id) == ("hourly", run.id)
         return [run.root_flow_run_id, run.parent_deployment_id, await asks()]
 
     @flow
@@ -62,3 +65,28 @@ async def test_runs_above_are_known_across_processes(bus: Bus) -> None:
     with use_session(bus) as session:
         state = await execute(outer, child, session=session)
     assert state.result() == [top.id, "nightly", top.id, "hourly", top.id]
+
+
+async def test_a_process_that_is_told_a_run_reads_its_facts_from_the_log(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For what is started beside a run; inside of a run that run counts."""
+
+    def facts() -> list[object]:
+        run = runtime.flow_run
+        deployed = runtime.deployment
+        return [run.id, run.name, run.flow_name, run.tags, run.parameters, deployed.id, deployed.parameters, deployed.flow_run_id]
+
+    @flow
+    def inside() -> object:
+        return runtime.flow_run.id, runtime.deployment.id, runtime.deployment.parameters
+
+    asked = await RunLog(bus).request(
+        RunRequest(flow_name="sums", deployment="nightly", name="n-1", tags=("a",), parameters={"n": 2})
+    )
+    monkeypatch.setenv("PREFECT__FLOW_RUN_ID", asked.id)
+    with use_session(bus):
+        found = await asyncio.to_thread(facts)
+        id_, deployment, parameters = await asyncio.to_thread(inside)
+    assert found == [asked.id, "n-1", "sums", ["a"], {"n": 2}, "nightly", {"n": 2}, asked.id]
+    assert (id_ != asked.id, deployment, parameters) == (True, None, {})
