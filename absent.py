@@ -58,7 +58,6 @@ ABSENT: dict[str, str] = {
     "flows.load_flow_from_flow_run": "use load_flow_from_entrypoint(…)",
     "futures.PrefectFlowRunFuture": "use run_deployment(name, timeout=0) and wait_for_flow_run(run.id)",
     "infrastructure": _INFRASTRUCTURE,
-    "input.actions": "use RunInput.send_to, RunInput.receive, send_input and receive_input of hark.input",
     "logging.clients": "get_client().read_logs(…) reads the log of a run",
     "logging.configuration": "configure the loggers `hark.flow_runs` and `hark.task_runs` with the logging module",
     "plugins": "there are no plugins",

@@ -19,6 +19,7 @@ from ..vocabulary import FlowRunId, StateType
 from .either import blocking_session, session_here
 from .flow_runs import resume_flow_run
 from .kept_calls import KeptCalls
+from .kept_inputs import InputCalls
 from .parameters import parameters_json
 from .read_calls import ReadCalls, deployments_in
 from .run import Cause, FlowRun, run_id_for
@@ -90,10 +91,10 @@ _DEPLOYMENT_ORDERS: Mapping[str, tuple[Callable[[Deployment], Any], bool]] = {
 }
 
 
-class RunClient(ReadCalls, KeptCalls):
+class RunClient(ReadCalls, KeptCalls, InputCalls):
     """What ``get_client()`` gives in async code: ``async with get_client() as client: await client.read_flow_run(id)``.
 
-    What is kept (limits, variables, artifacts) is in ``KeptCalls``.
+    What is kept (limits, variables, artifacts) is in ``KeptCalls``, inputs of runs in ``InputCalls``.
 
     Ids of deployments and flows are their names.
 

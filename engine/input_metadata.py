@@ -14,10 +14,10 @@ class RunInputMetadata:
     """About an input that was received.
 
     Attributes:
-        sender: who sent it: ``flow-run/<id>`` for a run, else what the sender called itself; None if it did not say.
+        sender: who sent it: ``prefect.flow-run.<id>`` for a run, else what the sender called itself; None if it did not say.
         receiver: the run it was sent to.
     """
 
     key: str
-    sender: str | None
-    receiver: FlowRunId
+    sender: str | None = None
+    receiver: FlowRunId | None = None

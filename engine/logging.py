@@ -11,7 +11,7 @@ import logging
 import sys
 import threading
 from collections.abc import Generator, Mapping, MutableMapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "APILogHandler", "LogEavesdropper", "PrefectConsoleHandler", "PrefectLogAdapter", "RunLogger", "disable_logger",
-    "disable_run_logger", "flow_run_logger", "get_logger", "get_run_logger", "print_as_log", "printing", "run_loggers",
-    "task_run_logger",
+    "disable_run_logger", "flow_run_logger", "get_logger", "get_run_logger", "patch_print", "print_as_log", "printing",
+    "run_loggers", "task_run_logger",
 ]  # fmt: skip
 
 MAX_MESSAGE_CHARS = 100_000
@@ -325,6 +325,11 @@ def _print_to_log(*args: Any, **kwargs: Any) -> None:
         return
     separator = kwargs.get("sep")
     get_run_logger(run).info("%s", (" " if separator is None else separator).join(str(arg) for arg in args))
+
+
+def patch_print() -> AbstractContextManager[None]:
+    """Have ``print`` go inside the block to the log of the run the code is in, if that has ``log_prints``."""
+    return printing(True)
 
 
 @contextmanager

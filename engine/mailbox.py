@@ -25,11 +25,13 @@ from .run_log import RunLog
 if TYPE_CHECKING:
     from ..bus.session import Session
 
-__all__ = ["INPUT_SENT", "Mailbox", "run_here", "send"]
+__all__ = ["INPUT_SENT", "RUN_AS_SENDER", "Mailbox", "run_here", "send", "sender_here"]
 
 T = TypeVar("T")
 
 INPUT_SENT = "hark.input.sent"
+RUN_AS_SENDER = "prefect.flow-run."
+"""What a run is called as a sender: in Prefect's words, since flows read them."""
 
 
 @Either
@@ -44,9 +46,7 @@ async def send(
     run_id = FlowRunId(str(flow_run_id))
     if await RunLog(session.bus).get(run_id) is None:
         raise UnknownName("flow run", run_id)
-    here = FlowRunContext.get()
-    if sender is None and here is not None:
-        sender = f"flow-run/{here.flow_run.id}"
+    sender = sender or sender_here()
     data: JsonObject = {
         "run": {"id": run_id}, "key": f"{prefix}-{new_id()}", "prefix": prefix, "sender": sender, "value": value,
     }  # fmt: skip
@@ -60,7 +60,13 @@ async def send(
     )  # fmt: skip
 
 
-def run_here(flow_run_id: str | None) -> FlowRunId:
+def sender_here() -> str | None:
+    """Return what the run the code is in is called as a sender; None outside of runs."""
+    here = FlowRunContext.get()
+    return None if here is None else f"{RUN_AS_SENDER}{here.flow_run.id}"
+
+
+def run_here(flow_run_id: object) -> FlowRunId:
     """Return the run meant: the one given, or the one the code is in.
 
     Raises:
@@ -174,7 +180,10 @@ class Mailbox(Generic[T]):
         data: Any = recorded.event.data
         if recorded.event.source != SOURCE or data["run"]["id"] != self._run_id:
             return
-        if data["prefix"] != self._prefix or data["key"] in self._excluded:
+        if data["key"] in self._excluded:
+            return
+        # One that was kept under a key of somebody's own has no prefix beside it.
+        if data["prefix"] != self._prefix if data["prefix"] else not data["key"].startswith(self._prefix):
             return
         about = RunInputMetadata(key=data["key"], sender=data["sender"], receiver=self._run_id)
         self._ready.append((data["value"], about))

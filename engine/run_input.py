@@ -21,21 +21,24 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError, create_model
 
 from ..errors import MissingContextError, ParameterError
-from ..vocabulary import JsonObject, JsonValue
+from ..vocabulary import FlowRunId, JsonObject, JsonValue
+from .either import is_async_here
 from .input_metadata import RunInputMetadata
 
 if TYPE_CHECKING:
+    from .kept_inputs import FlowRunInput
     from .mailbox import Mailbox
 
 __all__ = [
-    "AutomaticRunInput", "InputForm", "RunInput", "RunInputMetadata", "asend_input", "receive_input", "send_input",
+    "AutomaticRunInput", "BaseRunInput", "InputForm", "RunInput", "RunInputMetadata", "asend_input", "receive_input",
+    "run_input_subclass_from_type", "send_input",
 ]  # fmt: skip
 
 T = TypeVar("T")
 
 
-class RunInput(BaseModel):
-    """Fields a person fills in to resume a run. Any pydantic model does; this one can be given initial data."""
+class BaseRunInput(BaseModel):
+    """What inputs of all kinds have in common."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -45,9 +48,11 @@ class RunInput(BaseModel):
     @property
     def metadata(self) -> RunInputMetadata:
         """Where it came from. Raises ``MissingContextError`` for one that was not received."""
-        return _metadata_of(self._metadata)
+        if self._metadata is None:
+            raise MissingContextError("this input was not received, so it has no sender")
+        return self._metadata
 
-    def send_to(self, flow_run_id: str, sender: str | None = None, key_prefix: str | None = None) -> Any:
+    def send_to(self, flow_run_id: object, sender: str | None = None, key_prefix: str | None = None) -> Any:
         """Send it to a run; awaited in async code.
 
         Args:
@@ -56,9 +61,13 @@ class RunInput(BaseModel):
         Raises:
             UnknownName: there is no such run.
         """
-        from .mailbox import send
+        return send_input(self, flow_run_id, sender=sender, key_prefix=key_prefix)
 
-        return send(flow_run_id, _plain(self), prefix=key_prefix or _prefix(type(self)), sender=sender)
+    async def asend_to(
+        self, flow_run_id: object, sender: str | None = None, key_prefix: str | None = None
+    ) -> None:
+        """Do what ``send_to`` does, in async code."""
+        await asend_input(self, flow_run_id, sender=sender, key_prefix=key_prefix)
 
     def respond(self, run_input: Any, sender: str | None = None, key_prefix: str | None = None) -> Any:
         """Send an input to the run that sent this one; awaited in async code.
@@ -67,6 +76,97 @@ class RunInput(BaseModel):
             MissingContextError: it was not sent by a run.
         """
         return send_input(run_input, _run_of(self.metadata), sender=sender, key_prefix=key_prefix)
+
+    async def arespond(
+        self, run_input: Any, sender: str | None = None, key_prefix: str | None = None
+    ) -> None:
+        """Do what ``respond`` does, in async code."""
+        await asend_input(run_input, _run_of(self.metadata), sender=sender, key_prefix=key_prefix)
+
+    @classmethod
+    def keyset_from_type(cls) -> dict[str, str]:
+        """Return the keys that a form of this class and its answer are kept under."""
+        from .kept_inputs import keyset_from_base_key
+
+        return keyset_from_base_key(cls.__name__.lower())
+
+    @classmethod
+    def save(cls, keyset: Mapping[str, str], flow_run_id: object = None) -> Any:
+        """Keep the form, its schema and its description, with a run; awaited in async code."""
+        from .kept_inputs import create_flow_run_input
+
+        if is_async_here():
+            return cls.asave(keyset, flow_run_id)
+        for key, value in cls._to_keep(keyset):
+            create_flow_run_input.blocking(key, value, flow_run_id)
+        return None
+
+    @classmethod
+    async def asave(cls, keyset: Mapping[str, str], flow_run_id: object = None) -> None:
+        """Do what ``save`` does, in async code."""
+        from .kept_inputs import acreate_flow_run_input
+
+        for key, value in cls._to_keep(keyset):
+            await acreate_flow_run_input(key, value, flow_run_id)
+
+    @classmethod
+    def load(cls, keyset: Mapping[str, str], flow_run_id: object = None) -> Any:
+        """Return the answer that is kept with a run, or a form with nothing filled in; awaited in async code.
+
+        Raises:
+            pydantic.ValidationError: it does not fit.
+        """
+        from .kept_inputs import read_flow_run_input
+
+        if is_async_here():
+            return cls.aload(keyset, flow_run_id)
+        return cls._filled(read_flow_run_input.blocking(keyset["response"], flow_run_id), keyset, flow_run_id)
+
+    @classmethod
+    async def aload(cls, keyset: Mapping[str, str], flow_run_id: object = None) -> Any:
+        """Do what ``load`` does, in async code."""
+        from .kept_inputs import aread_flow_run_input
+
+        return cls._filled(await aread_flow_run_input(keyset["response"], flow_run_id), keyset, flow_run_id)
+
+    @classmethod
+    def load_from_flow_run_input(cls, flow_run_input: FlowRunInput) -> Self:
+        """Return the input that a record of one stands for. Raises ``pydantic.ValidationError``: it does not fit."""
+        found = cls(**flow_run_input.decoded_value)
+        receiver = FlowRunId(flow_run_input.flow_run_id)
+        found._metadata = RunInputMetadata(flow_run_input.key, flow_run_input.sender, receiver)
+        return found
+
+    @classmethod
+    def with_initial_data(cls, description: str | None = None, **initial: Any) -> type[Self]:
+        """Return a form like this one with values filled in, and a text to show above it; other names become fields."""
+        known = cls.model_fields
+        fields: dict[str, Any] = {
+            name: (known[name].annotation if name in known else type(value), value)
+            for name, value in initial.items()
+        }
+        made: Any = create_model(cls.__name__, __base__=cls, **fields)
+        if description is not None:
+            made._description = description
+        filled: type[Self] = made
+        return filled
+
+    @classmethod
+    def _to_keep(cls, keyset: Mapping[str, str]) -> list[tuple[str, Any]]:
+        told = [(keyset["description"], cls._description)] if cls._description else []
+        return [(keyset["schema"], cls.model_json_schema()), *told]
+
+    @classmethod
+    def _filled(cls, value: Any, keyset: Mapping[str, str], flow_run_id: object) -> Any:
+        from .mailbox import run_here
+
+        found = cls(**(value or {}))
+        found._metadata = RunInputMetadata(keyset["response"], None, run_here(flow_run_id))
+        return found
+
+
+class RunInput(BaseRunInput):
+    """Fields a person fills in to resume a run. Any pydantic model does; this one can be given initial data."""
 
     @classmethod
     def receive(
@@ -102,15 +202,9 @@ class RunInput(BaseModel):
         )  # fmt: skip
 
     @classmethod
-    def with_initial_data(cls, description: str | None = None, **initial: Any) -> type[Self]:
-        """Return a form like this one with values filled in, and a text to show above it."""
-        fields: dict[str, Any] = {
-            name: (cls.model_fields[name].annotation, value) for name, value in initial.items()
-        }
-        made: Any = create_model(cls.__name__, __base__=cls, **fields)
-        made._description = description
-        filled: type[Self] = made
-        return filled
+    def subclass_from_base_model_type(cls, model_cls: type[BaseModel]) -> type[RunInput]:
+        """Return an input that has the fields of a model."""
+        return type(f"{model_cls.__name__}RunInput", (RunInput, model_cls), {})
 
 
 class InputForm:
@@ -155,22 +249,44 @@ class InputForm:
         return answer if self.is_model else answer.value  # type: ignore[attr-defined]
 
 
-class AutomaticRunInput(Generic[T]):
+class AutomaticRunInput(BaseRunInput, Generic[T]):
     """An input of a type that is no ``RunInput``, with where it came from."""
 
-    def __init__(self, value: T, metadata: RunInputMetadata) -> None:
-        self.value, self.metadata = value, metadata
-
-    def respond(self, run_input: Any, sender: str | None = None, key_prefix: str | None = None) -> Any:
-        """Send an input to the run that sent this one; awaited in async code. Raises ``MissingContextError``."""
-        return send_input(run_input, _run_of(self.metadata), sender=sender, key_prefix=key_prefix)
+    value: T
 
     def __repr__(self) -> str:
-        return f"AutomaticRunInput({self.value!r}, sender={self.metadata.sender!r})"
+        return f"{type(self).__name__}({self.value!r}, sender={self._metadata.sender if self._metadata else None!r})"
+
+    @classmethod
+    def subclass_from_type(cls, _type: Any) -> type[AutomaticRunInput[Any]]:
+        """Return the input that holds a value of a type."""
+        made: Any = create_model(
+            f"{_name_of(_type)}AutomaticRunInput", __base__=AutomaticRunInput, value=(_type, ...)
+        )
+        automatic: type[AutomaticRunInput[Any]] = made
+        return automatic
+
+    @classmethod
+    def receive(cls, *args: Any, **kwargs: Any) -> Mailbox[Any]:
+        """Return the values of this type sent to a run; the arguments are those of ``receive_input``."""
+        return receive_input(cls.model_fields["value"].annotation, *args, **kwargs)
+
+    @classmethod
+    def _filled(cls, value: Any, keyset: Mapping[str, str], flow_run_id: object) -> Any:
+        return super()._filled(value, keyset, flow_run_id).value
+
+
+def run_input_subclass_from_type(_type: Any) -> type[BaseRunInput]:
+    """Return the input for a type: a ``RunInput`` itself, one with the fields of a model, or one with a ``value``."""
+    if isinstance(_type, type) and issubclass(_type, RunInput):
+        return _type
+    if isinstance(_type, type) and issubclass(_type, BaseModel):
+        return RunInput.subclass_from_base_model_type(_type)
+    return AutomaticRunInput.subclass_from_type(_type)
 
 
 def send_input(
-    run_input: Any, flow_run_id: str, sender: str | None = None, key_prefix: str | None = None
+    run_input: Any, flow_run_id: object, sender: str | None = None, key_prefix: str | None = None
 ) -> Any:
     """Send anything that is JSON, or a model, to a run that receives its type; awaited in async code.
 
@@ -179,19 +295,18 @@ def send_input(
     """
     from .mailbox import send
 
-    return send(
-        str(flow_run_id), _plain(run_input), prefix=key_prefix or _prefix(type(run_input)), sender=sender
-    )
+    value, prefix = _packed(run_input)
+    return send(str(flow_run_id), value, prefix=key_prefix or prefix, sender=sender)
 
 
 async def asend_input(
-    run_input: Any, flow_run_id: str, sender: str | None = None, key_prefix: str | None = None
+    run_input: Any, flow_run_id: object, sender: str | None = None, key_prefix: str | None = None
 ) -> None:
     """Do what ``send_input`` does, in async code."""
     from .mailbox import send
 
-    prefix = key_prefix or _prefix(type(run_input))
-    await send.aio(str(flow_run_id), _plain(run_input), prefix=prefix, sender=sender)
+    value, prefix = _packed(run_input)
+    await send.aio(str(flow_run_id), value, prefix=key_prefix or prefix, sender=sender)
 
 
 def receive_input(
@@ -222,7 +337,14 @@ def receive_input(
 
     def read(value: JsonValue, about: RunInputMetadata) -> Any:
         found = form.read(value if form.is_model else {"value": value})
-        return AutomaticRunInput(found, about) if with_metadata else found
+        if not with_metadata:
+            return found
+        if isinstance(found, BaseModel):
+            automatic: Any = AutomaticRunInput.model_construct(value=found)
+        else:
+            automatic = AutomaticRunInput.subclass_from_type(input_type)(value=found)
+        automatic._metadata = about
+        return automatic
 
     return Mailbox(
         run_here(flow_run_id), key_prefix or _prefix(input_type), timeout_s=timeout, raises=raise_timeout_error,
@@ -230,33 +352,33 @@ def receive_input(
     )  # fmt: skip
 
 
-BaseRunInput = RunInput
+def _name_of(input_type: Any) -> str:
+    """Return ``list`` for ``list[str]``, so that any list fits."""
+    name = getattr(input_type, "__name__", None) or getattr(input_type, "_name", None) or str(input_type)
+    return str(name).lower()
 
 
 def _prefix(input_type: Any) -> str:
-    """Return what inputs of a type are sent under: ``list`` for ``list[str]``, so that any list fits."""
-    name = getattr(input_type, "__name__", None) or getattr(input_type, "_name", None) or str(input_type)
-    return f"{name.lower()}-auto"
+    """Return what inputs of a type are sent under."""
+    return f"{_name_of(input_type)}-auto"
 
 
-def _plain(value: Any) -> JsonValue:
+def _packed(run_input: Any) -> tuple[JsonValue, str]:
+    """Return what is sent of an input, and under which prefix: of an automatic one its value, as if that were sent."""
     from pydantic_core import to_jsonable_python
 
+    value = run_input.value if isinstance(run_input, AutomaticRunInput) else run_input
     plain: JsonValue = to_jsonable_python(value)
-    return plain
-
-
-def _metadata_of(metadata: RunInputMetadata | None) -> RunInputMetadata:
-    if metadata is None:
-        raise MissingContextError("this input was not received, so it has no sender")
-    return metadata
+    return plain, _prefix(type(value))
 
 
 def _run_of(metadata: RunInputMetadata) -> str:
-    kind, slash, run_id = (metadata.sender or "").partition("/")
-    if kind != "flow-run" or not slash:
+    from .mailbox import RUN_AS_SENDER
+
+    sender = metadata.sender or ""
+    if not sender.startswith(RUN_AS_SENDER):
         raise MissingContextError(
             "Cannot respond to an input that was not sent by a flow run: "
             f"its sender is {metadata.sender or 'nobody who said so'}"
         )
-    return run_id
+    return sender.removeprefix(RUN_AS_SENDER)

@@ -5,10 +5,26 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from hark import flow
+from hark import flow, get_client
 from hark.bus.session import Session
-from hark.engine.run_input import AutomaticRunInput, RunInput, receive_input, send_input
-from hark.errors import MissingContextError, ParameterError, UnknownName
+from hark.engine.kept_inputs import (
+    FlowRunInput,
+    create_flow_run_input,
+    create_flow_run_input_from_model,
+    filter_flow_run_input,
+    keyset_from_base_key,
+    keyset_from_paused_state,
+    read_flow_run_input,
+)
+from hark.engine.run_input import (
+    AutomaticRunInput,
+    RunInput,
+    receive_input,
+    run_input_subclass_from_type,
+    send_input,
+)
+from hark.engine.states import Completed, Suspended
+from hark.errors import InvalidNameError, MissingContextError, ParameterError, UnknownName
 
 
 class Order(RunInput):
@@ -72,7 +88,7 @@ async def test_a_run_answers_who_sent_it_an_input(session: Session) -> None:
         await Order(item="tea").send_to(await server_id)
         accepted = await Accepted.receive().next()
         await send_input(41, await server_id)
-        return accepted.item, await receive_input(int).next(), f"flow-run/{runtime.flow_run.id}"
+        return accepted.item, await receive_input(int).next(), f"prefect.flow-run.{runtime.flow_run.id}"
 
     sender, (item, answer, client_id) = await asyncio.gather(server(), client())
     assert (item, answer, sender) == ("tea", 42, client_id)
@@ -119,3 +135,75 @@ async def test_an_input_that_does_not_fit_is_an_error_that_says_so(session: Sess
     found = await receive_input(str, key_prefix="n", flow_run_id=await ids, with_metadata=True).next()
     with pytest.raises(MissingContextError, match="its sender is ann"):
         await found.respond(1)
+
+
+async def test_inputs_are_kept_under_keys_and_found_by_what_they_begin_with(session: Session) -> None:
+    """One of a key at a time, until it is deleted; those that begin with what is received are received, too."""
+    flow_run_id = await _over()
+    other = await _over()
+    await create_flow_run_input("key-1", {"a": 1}, flow_run_id)
+    await create_flow_run_input_from_model("order-auto-7", Order(item="tea"), flow_run_id, sender="ann")
+    await create_flow_run_input("key-1", 2, other)
+    with pytest.raises(InvalidNameError, match="already"):
+        await create_flow_run_input("key-1", 3, flow_run_id)
+    with pytest.raises(InvalidNameError, match="no key"):
+        await create_flow_run_input("key 1", 3, flow_run_id)
+    with pytest.raises(MissingContextError):
+        await create_flow_run_input("key-1", 3)
+    assert await read_flow_run_input("key-1", flow_run_id) == {"a": 1}
+    found = await filter_flow_run_input("", limit=9, flow_run_id=flow_run_id, exclude_keys={"key-1"})
+    assert [(one.key, one.sender, one.decoded_value["item"]) for one in found] == [
+        ("order-auto-7", "ann", "tea")
+    ]
+    assert (await Order.receive(flow_run_id=flow_run_id, timeout=5).next()).item == "tea"
+    async with get_client() as client:
+        assert await client.read_flow_run_input(flow_run_id, "key-1") == '{"a":1}'
+        await client.delete_flow_run_input(flow_run_id, "key-1")
+    assert await read_flow_run_input("key-1", flow_run_id) is None
+    await create_flow_run_input("key-1", 4, flow_run_id)
+    assert await read_flow_run_input("key-1", flow_run_id) == 4
+
+
+async def test_a_form_is_saved_and_its_answer_loaded_by_a_set_of_keys(session: Session) -> None:
+    """With what is filled in already, and its description; in a flow, of that run."""
+    assert Order.keyset_from_type() == keyset_from_base_key("order")
+    assert keyset_from_paused_state(Suspended(pause_key="1")) == keyset_from_base_key("suspended-1")
+    with pytest.raises(RuntimeError, match="unsupported"):
+        keyset_from_paused_state(Completed())
+
+    @flow
+    def asks() -> Order:
+        keys = keyset_from_base_key("ask")
+        Order.with_initial_data("Drink?", item="tea", sugar=2).save(keys)
+        schema = read_flow_run_input(keys["schema"])["properties"]
+        assert (schema["item"]["default"], schema["sugar"]["type"]) == ("tea", "integer")
+        assert read_flow_run_input(keys["description"]) == "Drink?"
+        create_flow_run_input(keys["response"], {"item": "milk"})
+        order: Order = Order.load(keys)
+        return order
+
+    order = await asyncio.to_thread(asks)
+    assert (order.item, order.metadata.key, order.metadata.sender) == ("milk", "ask-response", None)
+    kept = FlowRunInput(
+        flow_run_id=str(order.metadata.receiver), key="k", value='{"item": "rum"}', sender="bob"
+    )
+    assert (
+        Order.load_from_flow_run_input(kept).item,
+        Order.load_from_flow_run_input(kept).metadata.sender,
+    ) == ("rum", "bob")
+    made = run_input_subclass_from_type(int)
+    assert issubclass(made, AutomaticRunInput)
+    await made(value=3).send_to(order.metadata.receiver)
+    assert await made.receive(flow_run_id=order.metadata.receiver).next() == 3
+
+
+async def _over() -> str:
+    """Return the id of a run that is over."""
+
+    @flow
+    async def done() -> str:
+        from hark import runtime
+
+        return str(runtime.flow_run.id)
+
+    return await done()

@@ -33,7 +33,9 @@ def test_an_environment_variable_stands_in_with_the_type_of_the_fact(monkeypatch
     assert run.scheduled_start_time == datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
     assert runtime.task_run.tags == ["x"]
     assert runtime.deployment.colour == "red"
-    with pytest.raises(DefinitionError, match="HARK__RUNTIME__DEPLOYMENT__PARAMETERS is no parameters") as said:
+    with pytest.raises(
+        DefinitionError, match="HARK__RUNTIME__DEPLOYMENT__PARAMETERS is no parameters"
+    ) as said:
         _ = runtime.deployment.parameters
     assert isinstance(said.value, ValueError)
 
@@ -75,10 +77,19 @@ async def test_a_process_that_is_told_a_run_reads_its_facts_from_the_log(
     def facts() -> list[object]:
         run = runtime.flow_run
         deployed = runtime.deployment
-        return [run.id, run.name, run.flow_name, run.tags, run.parameters, deployed.id, deployed.parameters, deployed.flow_run_id]
+        return [
+            run.id,
+            run.name,
+            run.flow_name,
+            run.tags,
+            run.parameters,
+            deployed.id,
+            deployed.parameters,
+            deployed.flow_run_id,
+        ]
 
     @flow
-    def inside() -> object:
+    def inside() -> tuple[object, ...]:
         return runtime.flow_run.id, runtime.deployment.id, runtime.deployment.parameters
 
     asked = await RunLog(bus).request(
