@@ -154,10 +154,11 @@ def run_loggers() -> tuple[logging.Logger, logging.Logger]:
 
 
 def get_logger(name: str | None = None) -> logging.Logger:
-    """Return the logger ``hark.<name>``, or ``hark``."""
-    if not name or name == "hark":
-        return logging.getLogger("hark")
-    return logging.getLogger(name if name.startswith("hark.") else f"hark.{name}")
+    """Return the logger ``hark.<name>``, or ``hark``; ``prefect.<name>`` is the same one, in flows written for Prefect."""
+    root, dot, rest = (name or "").partition(".")
+    if root in ("", "hark", "prefect"):
+        return logging.getLogger(f"hark{dot}{rest}")
+    return logging.getLogger(f"hark.{name}")
 
 
 def get_run_logger(context: FlowRunContext | TaskRunContext | None = None, **extra: Any) -> RunLogger:
@@ -166,14 +167,17 @@ def get_run_logger(context: FlowRunContext | TaskRunContext | None = None, **ext
     Args:
         extra: fields to put on every record.
     Raises:
-        MissingContextError: the code is in no run.
+        MissingContextError: the code is in no run. TypeError: ``context`` is none.
     """
     run = context or current_run.get()
+    if run is not None and not isinstance(run, FlowRunContext | TaskRunContext):
+        raise TypeError(f"a context is that of a flow run or a task run, not {type(run).__name__!r}: {run!r}")
     if run is None:
         if _run_logs_off.get():
             return RunLogger(run_loggers()[0], extra)
         raise MissingContextError(
-            "there is no flow or task run to log for", hint="call get_run_logger() inside a flow or task"
+            "nothing to log for: there is no active flow or task run context",
+            hint="call get_run_logger() inside a flow or task",
         )
     if isinstance(run, TaskRunContext):
         flow = run.flow_context
