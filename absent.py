@@ -88,7 +88,6 @@ ABSENT: dict[str, str] = {
         for name in names
     },
     "task_runners.PrefectTaskRunner": _BACKGROUND,
-    "task_worker.TaskWorker": _BACKGROUND,
     "telemetry": "spans are made where OpenTelemetry is installed (docs/operations.md)",
     **{
         f"utilities.asyncutils.{name}": "write the function async, and call it by run_coro_as_sync(…) from sync code"

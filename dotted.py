@@ -115,7 +115,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "states": ("engine.states",),
     "task_engine": ("engine.running",),
     "task_runners": ("engine.task_runners", ""),
-    "task_worker": ("aserve=server.serving:aserve", "serve=server.serving:serve"),
+    "task_worker": ("server.task_serving",),
     "tasks": ("engine.tasks", "MaterializingTask=engine.assets:MaterializingTask"),
     "testing.utilities": ("testing.rig", "testing.equality", "prefect_test_harness=testing.rig:hark_test_harness"),
     "transactions": ("engine.transactions",),

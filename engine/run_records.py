@@ -161,8 +161,10 @@ def _task_run(recorded: Recorded) -> TaskRunRecord | None:
         return None
     task, flow_run, flow = data.get("task") or {}, data.get("flow_run") or {}, data.get("flow") or {}
     at, began = recorded.event.time, run.get("started_at")
+    # A background task that no flow asked for has its log under its own id.
+    flow_run_id = None if flow_run.get("id") == run["id"] else flow_run.get("id")
     return TaskRunRecord(
-        id=str(run["id"]), name=str(run.get("name", "")), flow_run_id=flow_run.get("id"), flow_name=flow.get("name"),
+        id=str(run["id"]), name=str(run.get("name", "")), flow_run_id=flow_run_id, flow_name=flow.get("name"),
         task_key=str(task.get("key", "")), task_name=str(task.get("name", "")), dynamic_key=str(run.get("index", 0)),
         tags=tuple(data.get("tags") or ()), run_count=int(run.get("attempt") or 0),
         flow_run_run_count=int(flow_run.get("attempt") or 0), created=at, updated=at,

@@ -321,20 +321,35 @@ class Task(Marked, Generic[P, R]):
         self, *args: Any, return_state: Literal[False] = ..., wait_for: Any = ..., **kwargs: Any
     ) -> FutureList[R]: ...
 
-    def map(self, *args: Any, return_state: bool = False, wait_for: Any = None, **kwargs: Any) -> Any:
+    def map(
+        self,
+        *args: Any,
+        return_state: bool = False,
+        wait_for: Any = None,
+        deferred: bool = False,
+        **kwargs: Any,
+    ) -> Any:
         """Run the task once for each element of its iterable arguments, in parallel; return the futures in order.
 
         Iterables must be equally long. Texts, bytes and files count as single values; ``unmapped(x)`` makes anything
         one. Defaults are not iterated over. A future of a list is waited for and iterated over.
 
+        Args:
+            deferred: have each of them run by any worker that serves the task, as ``delay`` does.
         Raises:
             MappingMissingIterable, MappingLengthMismatch: there is no iterable, or they differ in length.
         """
         if drawing.count:
             drawing.refuse("task.map()")
+        calls = map_calls(self, self.shape.bind_given(args, kwargs))
+        if deferred:
+            from .callables import parameters_to_args_kwargs
+            from .delay import send
+
+            asked = [parameters_to_args_kwargs(self.fn, call) for call in calls]
+            return FutureList([send(self, given, words, wait_for=wait_for) for given, words in asked])
         runner = _runner()
         waits = None if wait_for is None else as_tuple(wait_for)
-        calls = map_calls(self, self.shape.bind_given(args, kwargs))
         futures = FutureList([runner.launch(prepare(self, parameters, waits)) for parameters in calls])
         if return_state:
             futures.wait()

@@ -209,24 +209,31 @@ async def serving_tasks(
     *tasks: Task[..., Any], limit: int | None = 10, settings: Settings | None = None
 ) -> AsyncGenerator[TaskWorker]:
     """Serve tasks while inside; see ``serve``."""
+    from ..config import load_settings
+    from ..engine.task_worker import TaskWorker
+
+    settings = settings or load_settings()
+    async with AsyncExitStack() as stack:
+        bus = await known_bus(stack, settings)
+        worker = TaskWorker(
+            *tasks, limit=limit, bus=bus, engine=settings.engine, drain_s=settings.worker.drain_s
+        )
+        yield await stack.enter_async_context(worker)
+
+
+async def known_bus(stack: AsyncExitStack, settings: Settings | None = None) -> Bus:
+    """Open the bus of the broker that is known, as long as ``stack``; where none is, start everything."""
     from ..bus import locate_broker
     from ..bus.session import open_bus
     from ..config import load_settings
-    from ..engine.task_worker import TaskWorker
     from .roles import ALL_ROLES
     from .service import Service
 
     settings = settings or load_settings()
     address = locate_broker(settings)
-    async with AsyncExitStack() as stack:
-        if address is None:
-            bus = (await stack.enter_async_context(Service(settings, roles=ALL_ROLES))).bus
-        else:
-            bus = await stack.enter_async_context(open_bus(address, settings.bus))
-        worker = TaskWorker(
-            *tasks, limit=limit, bus=bus, engine=settings.engine, drain_s=settings.worker.drain_s
-        )
-        yield await stack.enter_async_context(worker)
+    if address is None:
+        return (await stack.enter_async_context(Service(settings, roles=ALL_ROLES))).bus
+    return await stack.enter_async_context(open_bus(address, settings.bus))
 
 
 def _into(described: RunnerDeployment, pool: str) -> RunnerDeployment:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
-from hark import flow, task
+from hark import flow, get_client, task
 from hark.bus import Bus
 from hark.bus.session import use_session
 from hark.config import EngineConfig
@@ -19,14 +19,15 @@ from hark.engine.background import BackgroundLog
 from hark.engine.dead_task import give_up
 from hark.engine.distributed_future import DistributedFuture
 from hark.engine.task_worker import TaskWorker
-from hark.errors import DefinitionError
+from hark.errors import DefinitionError, MissingContextError
+from hark.server import task_serving
 from hark.server.serving import serve, serving_tasks
 
 if TYPE_CHECKING:
     from .conftest import Start
 
 JOBS = """
-from hark import flow, task
+from hark import flow, get_client, task
 
 @task
 def double(n):
@@ -143,3 +144,27 @@ def test_what_cannot_be_served_together_is_refused() -> None:
     """Deployments live in a pool of their own, tasks are everybody's."""
     with pytest.raises(DefinitionError, match="cannot be served together"):
         serve(asks.to_deployment("x"), shown)
+
+
+async def test_tasks_are_served_by_calls_instead_of_a_block(bus: Bus) -> None:
+    """Until told to stop, for a time, or until one run is over, as in Prefect; mapped ones are deferred when asked."""
+    with use_session(bus):
+        worker = task_serving.TaskWorker(shown, limit=3)
+        assert (worker.started, worker.limit, worker.available_tasks) == (False, 3, 3)
+        with pytest.raises(MissingContextError, match="not yet started"):
+            await worker.stop()
+        futures = shown.map([1, 2], deferred=True)
+        with anyio.fail_after(60):
+            async with get_client() as client:
+                record = await client.read_task_run(futures[0].task_run_id)
+                assert (record.state.name, record.flow_run_id) == ("Scheduled", None)
+                await worker.execute_task_run(record)
+                record = await client.read_task_run(futures[0].task_run_id)
+                assert (record.state.name, worker.started) == ("Completed", False)
+            async with anyio.create_task_group() as tg:
+                tg.start_soon(worker.start)
+                assert await futures.result_async() == [2, 3]
+                assert (worker.started, worker.task_keys) == (True, {"shown-test_background.shown"})
+                await worker.stop()
+            await task_serving.serve(shown, timeout=0.01)
+        assert worker.stopping
