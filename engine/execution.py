@@ -19,17 +19,18 @@ from ..config import EngineConfig
 from ..errors import BusUnavailable, DefinitionError, HarkError, RunLost
 from ..vocabulary import JsonObject, sendable
 from .entrypoint import split_entrypoint
+from .hook_log import HERE, owing
 from .loader import Loader
 from .run import FlowRun, transition_event
 from .run_log import RunLog
 from .signals import Interrupted
-from .states import Failed
+from .states import Failed, State
 from .user_frames import format_for_author
 
 if TYPE_CHECKING:
     from ..bus.session import Session
 
-__all__ = ["Job", "Outcome", "OutcomeKind", "execute_in_loop", "execute_in_process"]
+__all__ = ["Job", "Outcome", "OutcomeKind", "execute_in_loop", "execute_in_process", "failed_unread"]
 
 OutcomeKind: TypeAlias = Literal["ended", "lost", "interrupted", "unavailable", "error", "died"]
 
@@ -168,10 +169,16 @@ async def _failed_to_load(job: Job, session: Session, text: str) -> Outcome:
     if job.hooks:
         return Outcome("error", message)
     try:
-        await RunLog(session.bus).move(job.run, Failed(message=message))
+        await RunLog(session.bus).move(job.run, failed_unread(job.run, message))
     except HarkError as exc:
         return outcome_of(exc)
-    return Outcome("ended")
+    return Outcome("error", message)
+
+
+def failed_unread(run: FlowRun, message: str) -> State:
+    """Return the end of a run whose code cannot be had. What earlier attempts of it had begun is ended from outside then."""
+    state = Failed(message=message)
+    return owing(state, HERE, is_unwound=False) if run.attempt > 1 else state
 
 
 def _cut(text: str) -> str:

@@ -49,6 +49,7 @@ from .deployment import Deployment
 from .dispatch import Dispatch
 from .hook_duty import HookDuty
 from .insisting import insist
+from .open_tasks import end_open_tasks
 from .pause import NEVER_RESUMED
 from .pool import BUCKET as POOLS
 from .pool import Pool
@@ -311,7 +312,8 @@ class Leader:
             if not any(_caller_in(recorded) == info.id for recorded in history[:1]):
                 continue
             try:
-                await insist(partial(runs.change, run_id, end))
+                ended = await insist(partial(runs.change, run_id, end))
+                await insist(partial(end_open_tasks, self._bus, ended))
             except HarkError as exc:
                 log.error("dispatcher.note_refused", extra={"run_id": run_id, "error": str(exc)})
             else:
@@ -414,7 +416,11 @@ class Leader:
                     run_id, lambda run: Failed(message=NEVER_RESUMED) if run.seq == since else None
                 )
             case Finish(run_id=run_id, state=state, why=why):
-                await runs.change(run_id, lambda run: None if run.is_final else State(state, message=why))
+                ended = await runs.change(
+                    run_id, lambda run: None if run.is_final else State(state, message=why)
+                )
+                if ended.attempt and ended.state_message == why:
+                    await end_open_tasks(self._bus, ended)
             case Start():
                 raise AssertionError("starts are pushed, not noted")
 

@@ -19,6 +19,7 @@ import orjson
 from ..bus.event import Recorded, parse_time
 from ..bus.subject import STATE_HEADER
 from ..vocabulary import JsonObject, StateType
+from .open_tasks import WITH_RUN
 
 __all__ = [
     "RETRY",
@@ -200,7 +201,9 @@ class FinishedCalls:
             self.retrying[key] = tries, parse_time(retry_at)
         elif word == "retrying" and key in self.retrying:
             self.retrying[key] = tries - 1, None  # begun, and not ended
-        else:
+        elif (
+            WITH_RUN not in data
+        ):  # that is how the run ended, and a retry of that goes on with the task's tries
             self.retrying.pop(key, None)
 
     def _is_of_zombie(self, data: dict[str, Any], recorded: Recorded) -> bool:

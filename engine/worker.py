@@ -36,18 +36,19 @@ from ..errors import (
 from ..vocabulary import FlowRunId, JsonObject, StateType, new_id
 from . import presence
 from .collection import rare_collections
-from .execution import Job, Outcome, execute_in_loop
+from .execution import Job, Outcome, execute_in_loop, failed_unread
 from .held_run import HeldRun
-from .hook_log import HERE, TRIES, HookLog, is_owed, owing
+from .hook_log import HERE, TRIES, HookLog, is_from_outside, is_owed, owing
 from .insisting import insist, settle
 from .loader import Loader
+from .open_tasks import end_open_tasks
 from .past_end import past_end
 from .presence import WorkerInfo
 from .process_pool import ProcessPool
 from .run import SOURCE, FlowRun
 from .run_code import RunCode
 from .run_log import RunLog
-from .states import Cancelled, Crashed, Failed, Pending, Resuming, Running, Suspended
+from .states import Cancelled, Crashed, Pending, Resuming, Running, Suspended
 from .stop_request import StopRequest
 from .ticket import Answer, Ticket, answer, attempt_taken, lane_of, losses, message_taken
 from .waiting import LOOP, PROCESS, Lane
@@ -335,7 +336,9 @@ class Worker(AsyncContextManagerMixin):
         if run.is_final:
             await self._call_hooks(held, lane, run, code)
         elif code.problem is not None:
-            run = await self._runs.move(run, Failed(message=code.problem))
+            run = await self._runs.move(run, failed_unread(run, code.problem))
+            if is_owed(run, HERE):
+                await self._call_hooks(held, lane, run, code)
         else:
             run = await self._execute(held, lane, run, code)
         await settle(held.item.ack)
@@ -381,6 +384,8 @@ class Worker(AsyncContextManagerMixin):
 
     async def _call_hooks(self, held: HeldRun, lane: Lane, run: FlowRun, code: RunCode) -> None:
         """Call the hooks of an end whose writer has not, or not to their end. Raises ``RunLost`` to have another do it."""
+        if run.attempt and is_from_outside(run):
+            await insist(end_open_tasks, self._bus, run)
         job = Job(run, run.entrypoint or "", code.path, hooks=True)
         outcome = Outcome("error", code.problem) if code.problem else Outcome("died")
         # Of its own: what asked the run to stop has been heard, and does not stop its hooks.

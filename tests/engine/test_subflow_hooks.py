@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
+import pytest
 from hark.bus import Event
 from hark.config import WorkerConfig
 from hark.engine.dispatcher import Dispatcher
@@ -205,6 +206,63 @@ def outer(kind: str):
     assert whys[0].startswith("flow 'local' (outer.<locals>.local in flows.py) was made while its parent ran")
     assert whys[1].startswith("flow 'renamed' (plain in flows.py) was made while its parent ran")
     assert not await stage.said()
+
+
+PARTS = (
+    COMMON
+    + """
+@task
+def dies():
+    Path(__file__).with_name("flows.py").write_text("import no_such_module")
+    die()
+
+@flow(on_failure=[told])
+def inner(n: int):
+    if n:
+        sleep("2h")
+    else:
+        dies()
+"""
+)
+
+
+@pytest.mark.parametrize("is_suspended", [False, True])
+async def test_what_was_part_of_a_run_whose_code_is_gone_comes_to_an_end(
+    stage: Stage, is_suspended: bool
+) -> None:
+    """Its process dies and the file cannot be imported any more; or it is gone when the run is taken up. It ends, and all of it."""
+    stage.write(PARTS, file="parts.py")
+    stage.write(
+        """
+from parts import inner, told
+
+@flow(on_failure=[told])
+def outer(n: int):
+    inner(n)
+"""
+    )
+    await stage.deploy("outer")
+    async with stage.working():
+        run = await stage.ask("outer", parameters={"n": int(is_suspended)})
+        if is_suspended:
+            await stage.until(run, lambda now: now.attempt == 1 and now.state_type is StateType.SCHEDULED)
+            await stage.control.suspend(run.id)
+            (stage.root / "flows.py").unlink()
+            await stage.control.resume(run.id)
+        run = await stage.end(run)
+        assert run.state_type is StateType.FAILED
+        await stage.hear("hark.hooks.ran.*")
+        await stage.hear("hark.hooks.abandoned.*")
+    ended = f"inner-failed-{int(is_suspended)}"
+    assert await stage.said() == {ended: 1}
+    assert await ends_of_hooks(stage) == [("ran", "inner", "failed"), ("abandoned", "outer", "failed")]
+    lasts: dict[str, Any] = {}
+    for recorded in await events(stage.bus, "hark.ev.task-run.>"):
+        data: Any = recorded.event.data
+        if "task" in data and data["task"]["name"] == "dies":
+            lasts[data["run"]["id"]] = data
+    assert [data["state"]["type"] for data in lasts.values()] == ([] if is_suspended else ["CRASHED"])
+    assert all(data["run"]["duration_s"] >= 0 for data in lasts.values())
 
 
 async def test_a_finished_task_of_a_run_that_is_given_up_has_its_hooks_called(stage: Stage) -> None:

@@ -1,0 +1,82 @@
+"""Ends for the task runs of a flow run that was ended while nobody was executing it: its process is gone, and theirs with it.
+
+Each gets an event, CRASHED, or CANCELLED where the flow run was. One whose process lives all the same and finishes it later says
+so behind that, and its last event is what counts.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from ..bus.event import Event, parse_time
+from ..bus.subject import completed_subject, task_run_subject
+from ..vocabulary import TERMINAL, StateType, derived_id
+from .run import SOURCE
+
+if TYPE_CHECKING:
+    from ..bus import Bus
+    from .run import FlowRun
+
+__all__ = ["WITH_RUN", "end_open_tasks"]
+
+WITH_RUN = "ended_with_run"
+"""The member of the data of such an end that tells it from one that the task itself came to."""
+
+_LEFT_OUT = ("result", "retry_at", "state", "previous", "run")
+
+
+async def end_open_tasks(bus: Bus, run: FlowRun) -> int:
+    """End the task runs that had begun before the end of ``run`` and have none; return how many. Doing it again ends no other.
+
+    Raises:
+        BusUnavailable: the broker did not answer.
+    """
+    open_: dict[str, bytes] = {}
+    async with bus.log.read([task_run_subject(run.id), completed_subject(run.id)]) as batches:
+        async for batch in batches:
+            for recorded in batch.records:
+                data = orjson.loads(recorded.raw).get("data")
+                about, state = (
+                    (data.get("run"), data.get("state")) if isinstance(data, dict) else (None, None)
+                )
+                if not isinstance(about, dict) or not isinstance(state, dict) or "id" not in about:
+                    continue  # a note, or not of our making
+                if state.get("type") in TERMINAL:
+                    open_.pop(str(about["id"]), None)
+                elif recorded.seq < run.seq or str(about["id"]) in open_:
+                    open_[str(about["id"])] = recorded.raw
+    for raw in open_.values():
+        await bus.log.append(_end_of(run, orjson.loads(raw)))
+    return len(open_)
+
+
+def _end_of(run: FlowRun, last: dict[str, Any]) -> Event:
+    data, ended_at = last["data"], run.ended_at
+    type_ = StateType.CANCELLED if run.state_type is StateType.CANCELLED else StateType.CRASHED
+    about = {**data["run"], "duration_s": _between(data["run"].get("started_at"), ended_at)}
+    message = f"Its flow run ended as {run.state_name}, and no process was at work on it"
+    return Event(
+        type=f"task-run.{type_.lower()}",
+        source=SOURCE,
+        id=derived_id("open-task", run.id, str(about["id"]), str(run.seq)),
+        subject=f"task-run/{about['id']}",
+        correlationid=run.correlationid or run.id,
+        causationid=run.event_id or run.causationid,
+        causaldepth=run.causaldepth,
+        data={
+            **{name: value for name, value in data.items() if name not in _LEFT_OUT},
+            "run": about,
+            "state": {"type": type_.value, "name": type_.value.title(), "message": message},
+            "previous": data["state"]["type"],
+            WITH_RUN: True,
+        },
+    )
+
+
+def _between(started_at: object, ended_at: datetime | None) -> float | None:
+    if not isinstance(started_at, str) or ended_at is None:
+        return None
+    return max(0.0, (ended_at - parse_time(started_at)).total_seconds())
