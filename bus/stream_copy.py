@@ -10,16 +10,20 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any
 
+import anyio
 import orjson
 from nats.aio.msg import Msg
 
 from ..errors import BackupUnreadable, BusUnavailable
 from ..vocabulary import JsonObject
-from .connection import ApiError, Connection, read_api_answer
+from .arrival import Arrival
+from .connection import ApiError, Connection, NotReady, read_api_answer
 
 __all__ = ["SnapshotOpened", "restore_stream", "snapshot_stream", "stream_info"]
 
 _CHUNK_BYTES = 256 << 10
+_PAUSE_S, _HEARD_S = 0.02, 10.0
+"""How long the servers of a cluster may take to tell each other who takes a stream that is put back."""
 _SILENCE_S = 60.0
 """Without a chunk for so long a snapshot is given up."""
 _NOT_FOUND = 10059
@@ -98,17 +102,35 @@ async def restore_stream(
     begun = await connection.api(f"STREAM.RESTORE.{name}", {"config": config, "state": state})
     to = str(begun["deliver_subject"])
     timeout_s = max(_SILENCE_S, connection.config.request_timeout_s)
+    until = anyio.current_time() + _HEARD_S
     for chunk in chunks:
-        msg = await connection.request(to, chunk, timeout_s=timeout_s)
+        msg = await _hand_over(connection, to, chunk, timeout_s=timeout_s, until=until)
+        until = 0.0
         if msg.data:
             _raise_refusal(name, msg.data)
-    msg = await connection.request(to, b"", timeout_s=timeout_s)
+    msg = await _hand_over(connection, to, b"", timeout_s=timeout_s, until=until)
     _raise_refusal(name, msg.data)
     made: dict[str, Any] = orjson.loads(msg.data)
     wanted, found = int(str(state["last_seq"])), int(made["state"]["last_seq"])
     if found < wanted:
         raise BackupUnreadable(name, f"the broker made a stream that ends at {found} and not at {wanted}")
     return made
+
+
+async def _hand_over(
+    connection: Connection, to: str, chunk: bytes, *, timeout_s: float, until: float
+) -> Arrival:
+    """Send a piece and return the answer. ``until``: when at the latest somebody must be there to take it.
+
+    The server of a cluster that asked for the first one may be another than ours, which hears of it a moment later.
+    """
+    while True:
+        try:
+            return await connection.request(to, chunk, timeout_s=timeout_s)
+        except NotReady:
+            if anyio.current_time() >= until:
+                raise
+            await anyio.sleep(_PAUSE_S)
 
 
 def _raise_refusal(name: str, raw: bytes) -> None:
