@@ -56,12 +56,12 @@ LEASE = "automations"
 _BACK_OFF_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 _DECISIONS = (PREFIX + TRIGGERED, PREFIX + SUPPRESSED, PREFIX + RESOLVED, PREFIX + DISABLED)
 _BATCH = 100
-"""Events folded in one go: what waits behind them waits some milliseconds at most."""
+"""Events taken over from the feed in one go."""
 _MOST_UNSTORED = 1_000
 """Decisions that may wait to be stored while events after them are folded."""
 _ROW_BYTES = 256 * 1024
 _SLICE_S = 0.001
-"""Of taking a checkpoint, before events have their turn again."""
+"""Of folding, or of taking a checkpoint, before others have their turn again."""
 _LONGEST_SLEEP_S = 30.0
 _DEFINITIONS_AT_ONCE = 500
 
@@ -210,9 +210,13 @@ class _Term:
     async def _fold(self, records: Sequence[Recorded], filters: tuple[str, ...]) -> bool:
         """Fold records up to one from which on rules want to see other events, and return whether there was one."""
         fold, step, changed = self.fold, self.fold.step_record, False
-        generation = fold.generation
+        generation, turn_ends_s = fold.generation, time.perf_counter() + _SLICE_S
         for record in records:
             decided = step(record)
+            if time.perf_counter() > turn_ends_s:
+                # What was decided before is being stored and carried out meanwhile: each step of it waits for its turn.
+                await anyio.lowlevel.checkpoint()
+                turn_ends_s = time.perf_counter() + _SLICE_S
             if decided:
                 self._unstored += decided
                 if not self._is_storing:

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 class Bus(AsyncContextManagerMixin):
-    """Everything carried over one connection. Entered means connected, streams and buckets as configured.
+    """Everything carried over one connection, or two. Entered means connected, streams and buckets as configured.
 
     Leaving waits (at most ``drain_s``) until what was given to the publisher is stored, then closes.
 
@@ -40,6 +40,8 @@ class Bus(AsyncContextManagerMixin):
         manage: bring existing streams to ``config``. A process that only uses the bus (user code, a worker)
             passes False: it creates what is missing and changes nothing, so that its own defaults do not undo the
             settings of the server.
+        reads_apart: read and follow the log over a second connection, so that the broker's answers do not wait behind
+            events that have not been taken yet: for a process that reads much and has to act at once.
 
     Raises:
         BusUnavailable, AccessDenied: on entering, see ``Connection``.
@@ -63,11 +65,13 @@ class Bus(AsyncContextManagerMixin):
         clock: Clock = SYSTEM_CLOCK,
         manage: bool = True,
         drain_s: float = 10.0,
+        reads_apart: bool = False,
     ) -> None:
         self.address = address
         self.config = config
         self.clock = clock
         self.connection = Connection(address, config, name=name)
+        self._reading = Connection(address, config, name=f"{name}, reading") if reads_apart else None
         self._manage = manage
         self._drain_s = drain_s
         self._info: BrokerInfo | None = None
@@ -132,7 +136,9 @@ class Bus(AsyncContextManagerMixin):
             )
             for loss in self._info.losses:
                 log.warning("bus.older_broker", extra={"version": self._info.version, "loss": loss})
-            self.log = EventLog(connection, self.config)
+            if self._reading is not None:
+                await stack.enter_async_context(self._reading)
+            self.log = EventLog(connection, self.config, reading=self._reading)
             self.publisher = await stack.enter_async_context(
                 Publisher(connection, self.config, fast=features.fast_ingest, drain_s=self._drain_s)
             )

@@ -64,10 +64,23 @@ def headers_of(event: Event) -> dict[str, str]:
 
 
 class EventLog:
-    """The stream ``HARK``. Needs no closing; safe to use from many tasks of the connection's loop."""
+    """The stream ``HARK``. Needs no closing; safe to use from many tasks of the connection's loop.
 
-    def __init__(self, connection: Connection, config: BusConfig, *, stream: str = STREAM) -> None:
+    Args:
+        reading: another connection, for what is read and followed, of which much may be on its way at once; answers to
+            what is stored and asked do not wait behind it then.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        config: BusConfig,
+        *,
+        stream: str = STREAM,
+        reading: Connection | None = None,
+    ) -> None:
         self._connection, self._config, self._stream = connection, config, stream
+        self._reading = reading or connection
         self._replies = Replies(connection, config)
         self._feeds: dict[tuple[str, ...], list[Feed]] = {}
         self._hearing = Hearing(self.follow)
@@ -337,7 +350,7 @@ class EventLog:
         self, filters: Sequence[str], *, after: int | None, since: datetime | None, batch: int, live: bool
     ) -> AsyncGenerator[AsyncIterator[Batch]]:
         feed = Feed(
-            self._connection, self._config, stream=self._stream, filters=filters, after=after,
+            self._reading, self._config, stream=self._stream, filters=filters, after=after,
             since=since.astimezone(UTC) if since else None, batch=batch, live=live, others=self._feeds,
         )  # fmt: skip
         try:

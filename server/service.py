@@ -116,8 +116,9 @@ class Service(AsyncContextManagerMixin):
             # Behind the home, which knows better who has it, and before all that takes time.
             door = stack.enter_context(bound(server.host, server.port)) if Role.SERVER in self.roles else None
             bus = Bus(
-                address, self.settings.bus, name=f"hark {','.join(sorted(self.roles))}", clock=self.clock
-            )
+                address, self.settings.bus, name=f"hark {','.join(sorted(self.roles))}", clock=self.clock,
+                reads_apart=bool(self.roles - {Role.WORKER}),
+            )  # fmt: skip
             self._bus = await stack.enter_async_context(bus)
             stack.callback(self._forget)
             await self._wire(stack, door)
