@@ -59,6 +59,8 @@ ABSENT: dict[str, str] = {
     "futures.PrefectFlowRunFuture": "use run_deployment(name, timeout=0) and wait_for_flow_run(run.id)",
     "infrastructure": _INFRASTRUCTURE,
     "logging.clients": "get_client().read_logs(…) reads the log of a run",
+    "logging.filters": "secrets are not logged; configure the loggers with the logging module for more",
+    "logging.formatters": "configure the loggers `hark.flow_runs` and `hark.task_runs` with the logging module",
     "logging.configuration": "configure the loggers `hark.flow_runs` and `hark.task_runs` with the logging module",
     "plugins": "there are no plugins",
     "runner.Runner": "use serve(…), or flow.serve(…)",
@@ -88,14 +90,20 @@ ABSENT: dict[str, str] = {
         for name in names
     },
     "task_runners.PrefectTaskRunner": _BACKGROUND,
+    "task_runs": "use the future that task.delay(…) returns: future.wait(), or `await future`",
     "telemetry": "spans are made where OpenTelemetry is installed (docs/operations.md)",
-    **{
-        f"utilities.asyncutils.{name}": "write the function async, and call it by run_coro_as_sync(…) from sync code"
-        for name in ("run_async_from_worker_thread", "run_async_in_new_loop", "sync", "sync_compatible")
-    },
-    "utilities.asyncutils.gather": "use asyncio.gather(…), or a task group",
+    "utilities.compat": "use the standard library, which has it in all versions of Python that Hark runs on",
+    "utilities.context": "use get_run_context(), or hark.runtime for ids",
+    "utilities.dispatch": "keep a mapping of classes, filled by __init_subclass__; blocks are found by their kind",
+    "utilities.engine": "use run_task and run_flow of hark.task_engine and hark.flow_engine",
+    "utilities.pydantic": "use pydantic itself: TypeAdapter(…).validate_python(…) stands for parse_obj_as",
     "utilities.processutils": "use anyio.run_process",
     "utilities.dockerutils": _IMAGE,
+    "utilities.schema_tools": "parameters are checked against their schema when a run is asked for",
+    "utilities.services": "write the loop yourself: asyncio.sleep(…) between tries",
+    "utilities.slugify": "use the package python-slugify",
+    "utilities.timeout": "use timeout_seconds= of a flow or task, or asyncio.timeout(…)",
+    "utilities.urls": "runs have api_url and ui_url in hark.runtime",
     "workers": _WORKER,
 }  # fmt: skip
 """From a name to what stands in its place."""

@@ -390,3 +390,10 @@ def flow_run_override() -> str | None:
     import os
 
     return os.environ.get("HARK__FLOW_RUN_ID", os.environ.get("PREFECT__FLOW_RUN_ID"))
+
+
+def environment_variable(name: str) -> str | None:
+    """Return a variable of the environment that is no setting of ours: what somebody's template names."""
+    import os
+
+    return os.environ.get(name)

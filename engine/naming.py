@@ -18,7 +18,7 @@ def _words(text: str) -> list[str]:
     return text.split()
 
 
-_ADJECTIVES = _words(
+ADJECTIVES = _words(
     "agile amber ample arctic autumn bold brave bright brisk calm candid chipper civil clever cobalt copper coral cosmic "
     "crisp daring deft dewy eager earnest easy fabled fair fleet fond frank free fresh gentle gilded glad golden grand "
     "hale handy happy hardy honest humble indigo ivory jade jolly keen kind lively loyal lucid lunar mellow merry mild "
@@ -40,13 +40,13 @@ _ANIMALS = _words(
 
 def default_run_name(pick: Callable[[list[str]], str] = random.choice) -> str:
     """Return two words, such as ``brave-otter``: for people to tell runs apart, not unique."""
-    return f"{pick(_ADJECTIVES)}-{pick(_ANIMALS)}"
+    return f"{pick(ADJECTIVES)}-{pick(_ANIMALS)}"
 
 
 def name_of_run(run_id: str) -> str:
     """Return two words that follow from a run's id: asked for twice, a run has one name."""
     drawn = int.from_bytes(sha256(run_id.encode()).digest()[:8])
-    return f"{_ADJECTIVES[drawn % len(_ADJECTIVES)]}-{_ANIMALS[drawn // len(_ADJECTIVES) % len(_ANIMALS)]}"
+    return f"{ADJECTIVES[drawn % len(ADJECTIVES)]}-{_ANIMALS[drawn // len(ADJECTIVES) % len(_ANIMALS)]}"
 
 
 def flow_name_of(fn: Callable[..., Any]) -> str:

@@ -86,7 +86,7 @@ WANTED = {
     "testing.utilities": "prefect_test_harness exceptions_equal",
     "transactions": "Transaction AsyncTransaction transaction atransaction get_transaction CommitMode IsolationLevel",
     "utilities.annotations": "unmapped allow_failure quote opaque freeze BaseAnnotation NotSet",
-    "utilities.asyncutils": "run_coro_as_sync run_sync_in_worker_thread is_async_fn is_async_gen_fn",
+    "utilities.asyncutils": "run_coro_as_sync run_sync_in_worker_thread is_async_fn is_async_gen_fn sync_compatible gather",
     "utilities.callables": "get_call_parameters parameters_to_args_kwargs call_with_parameters get_parameter_defaults"
     " parameter_schema parameter_docstrings explode_variadic_parameter collapse_variadic_parameters expand_mapping_parameters"
     " raise_for_reserved_arguments cloudpickle_wrapped_call",
