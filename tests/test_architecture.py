@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ ONLY = {
 LONGEST = 600
 
 
+@cache
 def source_files() -> list[Path]:
     return [
         p
@@ -41,6 +43,7 @@ def room_of(path: Path) -> str:
     return path.relative_to(ROOT).parts[0].removesuffix(".py")
 
 
+@cache
 def imports_of(path: Path) -> list[tuple[str, bool, int]]:
     """Return (first word imported, whether it is one of our rooms, line) for each import in a file."""
     found: list[tuple[str, bool, int]] = []
