@@ -49,7 +49,7 @@ NAMES: dict[str, tuple[str, ...]] = {
         "TERMINAL_STATES=engine.states:TERMINAL",
     ),
     "client.schemas.actions": (
-        "engine.kept_calls", "DeploymentScheduleCreate=triggers.schedule_kinds:DeploymentScheduleCreate",
+        "engine.kept_calls", "LogCreate=engine.log_calls:LogCreate", "DeploymentScheduleCreate=triggers.schedule_kinds:DeploymentScheduleCreate",
         "DeploymentUpdate=server.prefect_client:DeploymentUpdate", "WorkPoolCreate=server.prefect_client:WorkPoolCreate",
         "WorkPoolUpdate=server.prefect_client:WorkPoolUpdate",
         "DeploymentScheduleUpdate=triggers.schedule_kinds:DeploymentScheduleUpdate",
@@ -106,7 +106,8 @@ NAMES: dict[str, tuple[str, ...]] = {
     "runtime.deployment": ("engine.runtime:deployment",),
     "runtime.flow_run": ("engine.runtime:flow_run",),
     "runtime.task_run": ("engine.runtime:task_run",),
-    "runner": ("engine.code_source",),
+    "runner": ("engine.code_source", "Runner=server.runner:Runner", "serve=server.serving:serve"),
+    "runner.runner": ("server.runner",),
     "runner.storage": ("engine.code_source",),
     "schedules": ("triggers.shorthand",),
     "serializers": ("engine.serializers",),

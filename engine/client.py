@@ -20,6 +20,7 @@ from .either import blocking_session, session_here
 from .flow_runs import resume_flow_run
 from .kept_calls import KeptCalls
 from .kept_inputs import InputCalls
+from .log_calls import LogCalls
 from .parameters import parameters_json
 from .read_calls import ReadCalls, deployments_in
 from .run import Cause, FlowRun, run_id_for
@@ -91,10 +92,11 @@ _DEPLOYMENT_ORDERS: Mapping[str, tuple[Callable[[Deployment], Any], bool]] = {
 }
 
 
-class RunClient(ReadCalls, KeptCalls, InputCalls):
+class RunClient(ReadCalls, KeptCalls, InputCalls, LogCalls):
     """What ``get_client()`` gives in async code: ``async with get_client() as client: await client.read_flow_run(id)``.
 
-    What is kept (limits, variables, artifacts) is in ``KeptCalls``, inputs of runs in ``InputCalls``.
+    What is kept (limits, variables, artifacts) is in ``KeptCalls``, inputs of runs in ``InputCalls``, and
+    what writes logs in ``LogCalls``.
 
     Ids of deployments and flows are their names.
 

@@ -16,7 +16,7 @@ class Drawable:
     def visualize(self, *args: Any, **kwargs: Any) -> Any:
         """Write a picture of the flow, called with these arguments, to ``<name>.png``; return the path.
 
-        Awaited for async flows and in async code.
+        Awaited in async code; elsewhere it is waited for, of async flows too.
 
         Raises:
             GraphvizImportError, GraphvizExecutableNotFoundError: what makes pictures is not installed.
@@ -24,11 +24,14 @@ class Drawable:
             FlowVisualizationError: no picture came of it.
             Exception: what the flow's own code raises.
         """
+        from .asyncness import run_coro_as_sync
         from .either import is_async_here
         from .visualization import draw
 
-        if self.isasync or is_async_here():
+        if is_async_here():
             return self.avisualize(*args, **kwargs)
+        if self.isasync:
+            return run_coro_as_sync(self.avisualize(*args, **kwargs))
         return draw(self, args, kwargs).render(self.name)  # type: ignore[arg-type]
 
     async def avisualize(self, *args: Any, **kwargs: Any) -> str:
@@ -42,11 +45,14 @@ class Drawable:
 
     def generate_mermaid_graph(self, *args: Any, **kwargs: Any) -> Any:
         """Return the picture as a flowchart in Mermaid, which needs nothing installed; awaited as ``visualize`` is."""
+        from .asyncness import run_coro_as_sync
         from .either import is_async_here
         from .visualization import draw
 
-        if self.isasync or is_async_here():
+        if is_async_here():
             return self.agenerate_mermaid_graph(*args, **kwargs)
+        if self.isasync:
+            return run_coro_as_sync(self.agenerate_mermaid_graph(*args, **kwargs))
         return draw(self, args, kwargs).mermaid()  # type: ignore[arg-type]
 
     async def agenerate_mermaid_graph(self, *args: Any, **kwargs: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from datetime import datetime
@@ -89,10 +90,10 @@ class Event(Plain):
 
     @property
     def resources_in_role(self) -> dict[str, list[RelatedResource]]:
-        """By role, all in it."""
-        found: dict[str, list[RelatedResource]] = {}
+        """By role, all in it; of a role that is not there, none."""
+        found: dict[str, list[RelatedResource]] = defaultdict(list)
         for one in self.related:
-            found.setdefault(one.role, []).append(one)
+            found[one.role].append(one)
         return found
 
     def find_resource_label(self, label: str) -> str | None:

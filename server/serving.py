@@ -176,8 +176,9 @@ async def serving(
     limit: int | None = None,
     pause_on_shutdown: bool = True,
     settings: Settings | None = None,
+    pool: str | None = None,
 ) -> AsyncGenerator[Service]:
-    """Serve deployments while inside; see ``serve``."""
+    """Serve deployments while inside; see ``serve``. ``pool`` is the name of the pool they get."""
     from ..bus import locate_broker
     from ..config import load_settings
     from .roles import ALL_ROLES, Role
@@ -186,7 +187,7 @@ async def serving(
     if not deployments:
         raise DefinitionError("there is nothing to serve", hint="give it what flow.to_deployment(…) returns")
     settings = settings or load_settings()
-    pool = pool_for(deployments)
+    pool = pool or pool_for(deployments)
     changes: dict[str, Any] = {"pool": pool}
     if limit is not None:
         changes |= {"concurrency": limit, "processes": limit}

@@ -11,6 +11,7 @@ from anyio import to_thread
 from hark import flow, get_client, get_run_logger, task
 from hark.bus.session import use_session
 from hark.engine.client import SetStateStatus
+from hark.engine.log_calls import LogCreate
 from hark.engine.run_filters import (
     DeploymentFilter,
     FilterCondition,
@@ -92,6 +93,10 @@ async def test_runs_that_were_made_are_read_and_listed(stage: Any) -> None:
             ]
             with pytest.raises(DefinitionError, match="by run"):
                 await client.read_logs()
+            said = {"name": "mine", "level": 30, "message": "from outside", "flow_run_id": done.id}
+            await client.create_logs([LogCreate(**said), {**said, "flow_run_id": None}])
+            written = (await client.read_logs(of_run))[-1]
+            assert (written.message, written.level, written.name) == ("from outside", 30, "mine")
 
             await client.delete_flow_run(done.id)
             assert await names() == ["work-True"]

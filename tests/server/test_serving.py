@@ -10,16 +10,20 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import anyio
 import pytest
 from hark.bus import Bus, EmbeddedBroker
 from hark.bus.session import use_session
-from hark.config import Settings
+from hark.config import Settings, load_settings
 from hark.engine.control import Control
 from hark.engine.deployments import run_deployment
-from hark.errors import DefinitionError, RefusedError
+from hark.engine.run import Cause
+from hark.errors import DefinitionError, InvalidNameError, MissingContextError, RefusedError
 from hark.server.definition import set_paused
+from hark.server.runner import Runner
 from hark.server.serving import deploy, serve, serving
 from hark.triggers.schedule import StoredSchedule
+from hark.vocabulary import StateType
 
 if TYPE_CHECKING:
     from hark import Flow
@@ -96,6 +100,37 @@ async def test_serving_runs_what_is_asked_of_it_on_a_known_broker(
         assert pool == (await Control(bus).deployment("triple")).pool != "default"
         assert not (await schedules(bus))["double/0"].is_paused
     assert (await schedules(bus))["double/0"].is_paused
+
+
+async def test_a_runner_runs_what_was_added_to_it(
+    home: Path,
+    broker: EmbeddedBroker,
+    bus: Bus,
+    flows: dict[str, Flow[..., object]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Stored as it is added, run until nothing is due, or until it is told to stop."""
+    with pytest.raises(InvalidNameError, match="runner"):
+        Runner("a/b")
+    monkeypatch.setenv("HARK_HOME", str(home))
+    load_settings.cache_clear()
+    runner = Runner("mine", limit=2, query_seconds=3)
+    with use_session(bus):
+        with pytest.raises(MissingContextError, match="not yet started"):
+            runner.stop()
+        assert await runner.add_flow(flows["double"]) == "mine"
+        assert await runner.add_flow(flows["triple"], name="three", tags=["x"]) == "three"
+        assert (await Control(bus).deployment("three")).tags == ("x",)
+        run = await Control(bus).run_deployment("three", parameters={"n": 2}, cause=Cause("api"))
+        await runner.start(run_once=True)
+        ended = await Control(bus).runs.get(run.id)
+        assert ended is not None
+        assert (ended.state_type, runner.started) == (StateType.COMPLETED, False)
+        async with anyio.create_task_group() as tg:
+            tg.start_soon(runner.start)
+            assert (await run_deployment("mine", parameters={"n": 4})).state.result() == 8
+            await runner.stop()
+    assert runner.stopping
 
 
 async def test_serving_belongs_into_sync_code() -> None:

@@ -1,0 +1,160 @@
+"""``Runner``: serving deployments in Prefect's words: flows are added one by one, then it is started, and stopped.
+
+As ``serve(…)`` (``serving.py``), which is the shorter way.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import anyio
+from anyio.lowlevel import checkpoint
+
+from ..engine.annotations import NotSet
+from ..engine.either import is_async_here
+from ..errors import InvalidNameError, MissingContextError
+from ..vocabulary import StateType, new_id
+
+if TYPE_CHECKING:
+    from ..bus import Bus
+    from ..engine.flows import Flow
+    from .description import RunnerDeployment
+
+__all__ = ["Runner"]
+
+
+class Runner:
+    """Runs what is asked of the flows that were added to it, in this process.
+
+    Attributes:
+        started: it takes work now. stopping: somebody has asked it to stop.
+
+    Args:
+        name: of deployments that are given none; default: made up.
+        limit: runs at once; default: the worker's settings.
+        pause_on_shutdown: pause schedules when it stops.
+        query_seconds, prefetch_seconds, heartbeat_seconds, webserver: do nothing here: runs are heard of at once, and
+            ``hark up`` has a web server. For programs written for Prefect.
+    Raises:
+        InvalidNameError: the name has a ``/`` or a ``%``.
+    """
+
+    def __init__(
+        self,
+        name: str | None = None,
+        query_seconds: float | None = None,
+        prefetch_seconds: float = 10,
+        heartbeat_seconds: float | None = None,
+        limit: int | type[NotSet] | None = NotSet,
+        pause_on_shutdown: bool = True,
+        webserver: bool = False,
+    ) -> None:
+        del query_seconds, prefetch_seconds, heartbeat_seconds, webserver
+        if name is not None and ("/" in name or "%" in name):
+            raise InvalidNameError(f"the name of a runner cannot have '/' or '%', got {name!r}")
+        self.name = name or f"runner-{new_id()}"
+        self.limit = limit if isinstance(limit, int) else None
+        self.pause_on_shutdown = pause_on_shutdown
+        self.started = self.stopping = False
+        self._pool = f"serve-{self.name}"[:100]
+        self._added: dict[str, RunnerDeployment] = {}
+        self._stop_asked = anyio.Event()
+
+    def add_flow(self, flow: Flow[..., Any], name: str | None = None, **options: Any) -> Any:
+        """Add a flow to be run, as a deployment, and return that deployment's name; awaited in async code.
+
+        Args:
+            name: of the deployment; default: the runner's.
+            options: as of ``flow.to_deployment``.
+        """
+        return self.add_deployment(flow.to_deployment(name or self.name, **options))
+
+    async def aadd_flow(self, flow: Flow[..., Any], name: str | None = None, **options: Any) -> str:
+        """Do what ``add_flow`` does, in async code."""
+        return await self.aadd_deployment(flow.to_deployment(name or self.name, **options))
+
+    def add_deployment(self, deployment: RunnerDeployment) -> Any:
+        """Add what ``flow.to_deployment`` gave; return its name. Where a broker is known, it is stored at once.
+
+        Awaited in async code.
+        """
+        if is_async_here():
+            return self.aadd_deployment(deployment)
+        from ..bus.session import current_session
+        from .serving import deploy
+
+        self._added[deployment.name] = deployment
+        if current_session(tracking=False) is not None:
+            deploy.blocking(deployment, work_pool_name=self._pool)
+        return deployment.name
+
+    async def aadd_deployment(self, deployment: RunnerDeployment) -> str:
+        """Do what ``add_deployment`` does, in async code."""
+        from ..bus.session import current_session
+        from .serving import adeploy
+
+        self._added[deployment.name] = deployment
+        if current_session(tracking=False) is not None:
+            await adeploy(deployment, work_pool_name=self._pool)
+        return deployment.name
+
+    async def start(self, run_once: bool = False, webserver: bool | None = None) -> None:
+        """Run what is asked of the flows that were added, until ``stop`` is called or this is cancelled.
+
+        Args:
+            run_once: end once no run is due, nor going on.
+            webserver: does nothing here.
+        Raises:
+            DefinitionError: nothing was added.
+        """
+        del webserver
+        from .serving import serving
+
+        async with serving(
+            *self._added.values(), limit=self.limit, pause_on_shutdown=self.pause_on_shutdown, pool=self._pool
+        ) as service:
+            self.started = True
+            try:
+                if run_once:
+                    await self._until_idle(service.bus)
+                else:
+                    await self._stop_asked.wait()
+            finally:
+                self.started = False
+
+    def stop(self) -> Any:
+        """Have it stop; awaited in async code.
+
+        Raises:
+            MissingContextError: it has not been started.
+        """
+        if not self.started:
+            raise MissingContextError("this runner has not yet started", hint="call its start() first")
+        self.stopping = True
+        self._stop_asked.set()
+        return checkpoint() if is_async_here() else None
+
+    async def astop(self) -> None:
+        """Do what ``stop`` does, in async code."""
+        await self.stop()
+
+    async def _until_idle(self, bus: Bus) -> None:
+        """Wait until every run of ours that is due by now has ended."""
+        from ..bus.session import use_session
+        from ..engine.control import Control
+        from .prefect_client import get_client
+
+        by, control = datetime.now(UTC), Control(bus)
+        with use_session(bus):
+            async with get_client() as client:
+                runs = await client.read_flow_runs()
+        for run in runs:
+            is_due = run.state_type is not StateType.SCHEDULED or (run.scheduled_at or by) <= by
+            if (
+                run.deployment in self._added
+                and is_due
+                and not run.is_final
+                and run.state_type is not StateType.PAUSED
+            ):
+                await control.wait(run.id)
