@@ -9,6 +9,7 @@ from __future__ import annotations
 import traceback
 from asyncio import CancelledError
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
 from anyio import to_thread
@@ -106,13 +107,15 @@ async def execute_in_loop(job: Job, loader: Loader, session: Session, engine: En
                     flow = await to_thread.run_sync(_load_async, job, loader)
     except Exception as exc:
         return await _failed_to_load(job, session, format_for_author(exc))
+    find_module = partial(loader.module, path=job.path)
     try:
         if job.hooks:
-            await call_owed_hooks_async(flow, job.run, session, engine)
+            await call_owed_hooks_async(flow, job.run, session, engine, find_module)
             return Outcome("ended")
         _, run = await execute_run(
-            flow, job.run, session=session, run_log=RunLog(session.bus), retries=job.retries, config=engine
-        )
+            flow, job.run, session=session, run_log=RunLog(session.bus), retries=job.retries, config=engine,
+            find_module=find_module,
+        )  # fmt: skip
     except CancelledError:
         raise
     except BaseException as exc:
@@ -132,13 +135,15 @@ def execute_in_process(job: Job, loader: Loader, session: Session, engine: Engin
     except BaseException as exc:
         # Also sys.exit() at the top of a file: it must not look like the end of the process.
         return session.call(_failed_to_load, job, session, format_for_author(exc))
+    find_module = partial(loader.module, path=job.path)
     try:
         if job.hooks:
-            call_owed_hooks(flow, job.run, session, engine)
+            call_owed_hooks(flow, job.run, session, engine, find_module)
             return Outcome("ended")
         execute_sync(
-            flow, job.run, session=session, run_log=RunLog(session.bus), retries=job.retries, config=engine
-        )
+            flow, job.run, session=session, run_log=RunLog(session.bus), retries=job.retries, config=engine,
+            find_module=find_module,
+        )  # fmt: skip
     except BaseException as exc:
         return outcome_of(exc)
     return Outcome("ended")

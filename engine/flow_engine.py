@@ -9,6 +9,8 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
+from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, Unpack
 
 from ..tracing import current_traceparent
@@ -177,6 +179,8 @@ class HowToExecute(TypedDict, total=False):
     retries: int | None
     """Instead of the flow's own."""
     config: EngineConfig | None
+    find_module: Callable[[str], ModuleType]
+    """Returns the module of a name as the flow's own code sees it; the default imports it."""
 
 
 def worker_engine(
@@ -195,6 +199,7 @@ def worker_engine(
         suspend_after_s=config.suspend_after_s,
         leaves_interrupted=how.get("interrupted", "leave") == "leave",
     )
+    tracker.find_module = how.get("find_module", import_module)
     return FlowEngine(flow, run, parameters=None, tracker=tracker, retries=how.get("retries"))
 
 

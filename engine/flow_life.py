@@ -286,6 +286,10 @@ class FlowEngine:
                     tracker.flow_run = self.run.changed(flow_version=self.flow.version)
                 yield from self._move(Running(), attempt=attempt, name=name)
         yield CallHooks(self.flow.hooks["on_running"], Running(run_id=self.run.id))
+        if tracker is not None and tracker.untold:
+            from .owed_task_hooks import tell_owed
+
+            yield from tell_owed(self.context, tracker.untold, is_anew=True)
         return None
 
     def _taken_up(self) -> Generator[Step, Any, State | None]:

@@ -153,11 +153,11 @@ class HookLog:
                 found |= {str(about.get("id")), str(note.get("call"))}
         return found
 
-    async def calls(self, run_id: str, *, after: int = 0) -> set[str]:
-        """Return the keys of the task calls of a run whose ``on_completion`` hooks have run."""
+    async def calls(self, run_id: str, *, after: int = 0, before: int | None = None) -> set[str]:
+        """Return the keys of the task calls of a run whose ``on_completion`` hooks have run, by what was noted in between."""
         return {
             call
-            for note in await self._read(run_id, after=after)
+            for note in await self._read(run_id, after=after, before=before)
             if isinstance(call := note.get("call"), str)
         }
 
@@ -165,21 +165,22 @@ class HookLog:
         # Those of another end, before a retry, say nothing of this one.
         return [note for note in await self._read(run.id) if note.get("seq") == run.seq]
 
-    async def _read(self, run_id: str, *, after: int = 0) -> list[JsonObject]:
+    async def _read(self, run_id: str, *, after: int = 0, before: int | None = None) -> list[JsonObject]:
         found: list[JsonObject] = []
         async with self._bus.log.read([hooks_filter(run_id)], after=after) as batches:
             async for batch in batches:
                 for recorded in batch.records:
                     data = recorded.event.data
-                    if isinstance(data, dict):
+                    if isinstance(data, dict) and (before is None or recorded.seq < before):
                         found.append({**data, "type": recorded.event.type})
         return found
 
 
-def hooked_payload(run: TaskRun, *, run_id: str, event_id: str) -> bytes:
+def hooked_payload(run: TaskRun, *, run_id: str, event_id: str, is_keyed: bool = True) -> bytes:
     """Return the event that says that the hooks of a task call have run for its end; of one that completed, by its key."""
     # By its state, not by what it has written last: a call whose result was recorded has written nothing.
-    key = {"call": run.call} if run.state is not None and run.state.type is StateType.COMPLETED else {}
+    is_completed = run.state is not None and run.state.type is StateType.COMPLETED
+    key = {"call": run.call} if is_completed and is_keyed else {}
     return orjson.dumps(
         {
             "specversion": "1.0", "id": event_id, "source": SOURCE, "type": "hark.hooks.ran",

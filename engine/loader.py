@@ -223,6 +223,26 @@ class Loader:
             )
         return thing
 
+    def module(self, name: str, path: str | None = None) -> ModuleType:
+        """Return the module of this name as the flows of a root see it; it is imported if none of them has done that yet.
+
+        Raises:
+            MissingFile: only another root has a module of this name.
+            ImportError: nobody has. What the module raises comes through, too.
+        """
+        root = _root(path)
+        with self._lock:
+            loaded = self._enter(root)
+            known = loaded.modules.get(name)
+            if known is not None:
+                return known
+            file = _find_module(name, root)
+            if file is not None and self._owner_of(file, root) is not None:
+                raise MissingFile(
+                    f"there is no module {name!r} below {root}; {file} belongs to another deployment"
+                )
+            return self._import(Source(root, file, name, "", is_file=False), loaded)
+
     def is_stale(self, path: str | None = None) -> bool:
         """Whether a file that was imported for the root ``path`` is no longer as it was then."""
         root = _root(path)
@@ -240,6 +260,28 @@ class Loader:
             sys.modules.update(loaded.modules)
             self._current = root
         return self._roots[root]
+
+    def _owner_of(self, file: Path, root: Path) -> _Loaded | None:
+        """Return what another root has brought in, if a file is that root's own and none of ``root``."""
+        if _below(file, root):
+            return None
+        for other, loaded in self._roots.items():
+            if str(other) in _put_there and not root.is_relative_to(other) and _below(file, other):
+                return loaded
+        return None
+
+    def _set_aside(self, name: str, root: Path) -> None:
+        """Take out of sight what flows of another root have imported under a name, or above it, while they ran."""
+        parts = name.split(".")
+        for depth in range(len(parts)):
+            above = ".".join(parts[: depth + 1])
+            module = sys.modules.get(above)
+            file = getattr(module, "__file__", None)
+            owner = self._owner_of(Path(file), root) if isinstance(file, str) else None
+            if module is not None and owner is not None:
+                owner.modules.setdefault(above, module)
+                owner.stamps.setdefault(Path(str(file)), _stamp(Path(str(file))))
+                del sys.modules[above]
 
     def _stale(self, loaded: _Loaded) -> bool:
         return any(_stamp(file) != stamp for file, stamp in loaded.stamps.items())
@@ -260,6 +302,7 @@ class Loader:
         before = set(sys.modules)
         try:
             _put_on_path(source)
+            self._set_aside(source.module, source.root)
             return self._import_file(source) if source.is_file else importlib.import_module(source.module)
         finally:
             # Also after a failure: what was half imported must not be taken for whole next time.
@@ -300,6 +343,10 @@ def _below(file: Path, root: Path) -> bool:
     return file.is_relative_to(root) and not _is_installed(str(file))
 
 
+_put_there: set[str] = set()
+"""What of the import path comes from us. What was there before, all flows share."""
+
+
 def _put_on_path(source: Source) -> None:
     """Put the root and the file's own folder on the import path, for good: flows import when they run, too."""
     folders = [source.root]
@@ -308,6 +355,8 @@ def _put_on_path(source: Source) -> None:
     for folder in reversed(folders):
         if str(folder) in sys.path:
             sys.path.remove(str(folder))
+        else:
+            _put_there.add(str(folder))
         sys.path.insert(0, str(folder))
 
 

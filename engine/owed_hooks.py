@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from functools import partial
+from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from .call_key import CallCounter
-from .final_state import describe
 from .flow_driver import drive, drive_async
 from .flow_engine import go_through, go_through_async, worker_engine
 from .flow_steps import CallHooks, Drain, OnBus
 from .hook_log import TRIES, HookLog, is_from_outside
 from .hooks import HOOK_OF_TYPE, Hook, hooks_scope
-from .owed_task_hooks import OwedCall, owed_calls
+from .owed_task_hooks import OwedCall, owed_calls, tell_owed
 from .parameters import recorded_parameters
 from .undoing import alone_undoing, alone_undoing_async, engine_to_undo, engine_to_undo_async
 
@@ -37,14 +39,18 @@ log = logging.getLogger("hark.engine")
 
 
 def call_owed_hooks(
-    flow: Flow[..., Any], run: FlowRun, session: Session, config: EngineConfig | None = None
+    flow: Flow[..., Any],
+    run: FlowRun,
+    session: Session,
+    config: EngineConfig | None = None,
+    find_module: Callable[[str], ModuleType] = import_module,
 ) -> None:
     """Undo what the run had begun and call the hooks of its end, where its writer could not, and note it; in this thread.
 
     What has been done is not repeated.
     """
     if flow.isasync:
-        asyncio.run(call_owed_hooks_async(flow, run, session, config))
+        asyncio.run(call_owed_hooks_async(flow, run, session, config, find_module))
         return
     hooks = _hooks_of(flow, run)
     undoing = engine_to_undo(flow, run, session, config)
@@ -55,12 +61,16 @@ def call_owed_hooks(
             with alone_undoing(undoing, session) as is_ours:
                 if is_ours:
                     go_through(undoing, session)
-        engine = _engine(flow, run, session, config)
+        engine = _engine(flow, run, session, config, find_module)
         drive(engine, session, _life(engine, hooks, calls))
 
 
 async def call_owed_hooks_async(
-    flow: Flow[..., Any], run: FlowRun, session: Session, config: EngineConfig | None = None
+    flow: Flow[..., Any],
+    run: FlowRun,
+    session: Session,
+    config: EngineConfig | None = None,
+    find_module: Callable[[str], ModuleType] = import_module,
 ) -> None:
     """As ``call_owed_hooks``, awaiting async hooks in this loop."""
     hooks = _hooks_of(flow, run)
@@ -72,7 +82,7 @@ async def call_owed_hooks_async(
             async with alone_undoing_async(undoing, session) as is_ours:
                 if is_ours:
                     await go_through_async(undoing, session)
-        engine = _engine(flow, run, session, config)
+        engine = _engine(flow, run, session, config, find_module)
         await drive_async(engine, session, _no_body, _life(engine, hooks, calls))
 
 
@@ -80,8 +90,14 @@ def _hooks_of(flow: Flow[..., Any], run: FlowRun) -> list[Hook]:
     return list(flow.hooks.get(HOOK_OF_TYPE.get(run.state_type, ""), ()))
 
 
-def _engine(flow: Flow[..., Any], run: FlowRun, session: Session, config: EngineConfig | None) -> FlowEngine:
-    engine = worker_engine(flow, run, session, interrupted="crash", config=config)
+def _engine(
+    flow: Flow[..., Any],
+    run: FlowRun,
+    session: Session,
+    config: EngineConfig | None,
+    find_module: Callable[[str], ModuleType],
+) -> FlowEngine:
+    engine = worker_engine(flow, run, session, interrupted="crash", config=config, find_module=find_module)
     engine.context.parameters = recorded_parameters(flow, run)
     return engine
 
@@ -89,20 +105,7 @@ def _engine(flow: Flow[..., Any], run: FlowRun, session: Session, config: Engine
 def _life(engine: FlowEngine, hooks: list[Hook], calls: list[OwedCall]) -> Life:
     tracker = engine.tracker
     assert tracker is not None
-    for call in calls:
-        try:
-            told = call.enter(engine.context)
-        except Exception as exc:
-            # Importing is running other people's code.
-            log.error(
-                "hooks.abandoned", extra={"run_id": engine.run.id, "task": call.name, "why": describe(exc)}
-            )
-            note = partial(HookLog(tracker.session.bus).abandon_task, name=call.name, why=describe(exc))
-            yield OnBus(note, (engine.run, call.id))
-            continue
-        context, state, task_hooks = told
-        yield CallHooks(task_hooks, state, context)
-        tracker.events.write_hooked(context.task_run)
+    yield from tell_owed(engine.context, calls)
     engine.context.calls = CallCounter(hooks_scope(engine.run))
     yield CallHooks(hooks, engine.run.state)
     yield Drain()

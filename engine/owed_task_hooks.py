@@ -6,8 +6,10 @@ when its process died has come to no end.
 
 from __future__ import annotations
 
-import importlib
+import logging
+from collections.abc import AsyncIterator, Generator, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -16,6 +18,8 @@ from ..bus.subject import completed_subject, task_run_subject
 from ..errors import MissingFlow
 from ..vocabulary import StateType
 from .context import FlowRunContext, TaskRunContext
+from .final_state import describe
+from .flow_steps import CallHooks, OnBus, Step
 from .hook_log import HookLog
 from .hooks import HOOK_OF_TYPE, Hook
 from .named_code import MARK, split_name
@@ -28,7 +32,9 @@ if TYPE_CHECKING:
     from ..bus import Bus
     from .run import FlowRun
 
-__all__ = ["OwedCall", "owed_calls"]
+__all__ = ["OwedCall", "owed_calls", "tell_owed", "untold_calls"]
+
+log = logging.getLogger("hark.engine")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +52,11 @@ class OwedCall:
         return str(self.data["run"]["name"])
 
     @property
+    def key(self) -> str:
+        """What is the same of its call in each attempt that goes on from another."""
+        return str(self.data["call"])
+
+    @property
     def type(self) -> StateType:
         return StateType(self.data["state"]["type"])
 
@@ -56,7 +67,8 @@ class OwedCall:
             Exception: its task cannot be found.
         """
         module, what = split_name(str(self.data[MARK]))
-        thing: Any = importlib.import_module(module)
+        assert flow.tracker is not None, "hooks are owed of tracked runs"
+        thing: Any = flow.tracker.find_module(module)
         for name in what.split("."):
             thing = thing.__dict__[name] if isinstance(thing, type) else getattr(thing, name)
         if getattr(thing, "task_key", None) != self.data["task"]["key"]:
@@ -72,7 +84,7 @@ class OwedCall:
             about["attempt"],
         )
         value: Any = None
-        if self.type is StateType.COMPLETED and flow.tracker is not None:
+        if self.type is StateType.COMPLETED:
             result = self.data.get("result") or {"inline": None, "format": "json"}
             value = RecordedResult(flow.tracker.session, result, run_id=self.id, key=task_run.call)
         ended = State(
@@ -93,21 +105,71 @@ async def owed_calls(bus: Bus, run: FlowRun) -> list[OwedCall]:
     is_retried = now is not None and now.seq != run.seq
     noted = await HookLog(bus).task_runs(run.id)
     found: dict[str, OwedCall] = {}
-    async with bus.log.read([task_run_subject(run.id), completed_subject(run.id)]) as batches:
+    async for seq, one in _ends_with_hooks(bus, task_run_subject(run.id), completed_subject(run.id)):
+        # What comes behind the end is of another attempt, or of a process that is not gone: they see to theirs.
+        if seq > run.seq:
+            continue
+        if one.type is StateType.COMPLETED:
+            # Of a later attempt it is told by its key: the task run it has there is another.
+            is_owed = not is_retried and one.key not in noted
+        else:
+            is_owed = one.data["flow_run"]["attempt"] == run.attempt
+        if is_owed and one.id not in noted:
+            found[one.id] = one
+    return list(found.values())
+
+
+async def untold_calls(bus: Bus, run_id: str, *, before: int) -> list[OwedCall]:
+    """Return the task runs of a run that had completed before it was retried from its start, and whose hooks have not run.
+
+    No attempt comes to them again, as one that goes on from what was finished does.
+
+    Args:
+        before: the sequence of the retry.
+    """
+    hooks = HookLog(bus)
+    noted = await hooks.task_runs(run_id) - await hooks.calls(run_id)
+    noted |= await hooks.calls(run_id, before=before)
+    ends = _ends_with_hooks(bus, completed_subject(run_id))
+    # Those of one key are attempts at the same call: it is told of once.
+    found = {
+        one.key: one
+        async for seq, one in ends
+        if seq < before and one.type is StateType.COMPLETED and not {one.id, one.key} & noted
+    }
+    return list(found.values())
+
+
+async def _ends_with_hooks(bus: Bus, *subjects: str) -> AsyncIterator[tuple[int, OwedCall]]:
+    async with bus.log.read(list(subjects)) as batches:
         async for batch in batches:
             for recorded in batch.records:
-                # What comes behind the end is of another attempt, or of a process that is not gone: they see to theirs.
-                if recorded.seq > run.seq or b'"hooks":"' not in recorded.raw:
+                if b'"hooks":"' not in recorded.raw:
                     continue
                 data = orjson.loads(recorded.raw).get("data")
-                if not isinstance(data, dict) or not isinstance(data.get(MARK), str):
-                    continue
-                one = OwedCall(data)
-                if one.type is StateType.COMPLETED:
-                    # Of a later attempt it is told by its key: the task run it has there is another.
-                    is_owed = not is_retried and data["call"] not in noted
-                else:
-                    is_owed = data["flow_run"]["attempt"] == run.attempt
-                if is_owed and one.id not in noted:
-                    found[one.id] = one
-    return list(found.values())
+                if isinstance(data, dict) and isinstance(data.get(MARK), str):
+                    yield recorded.seq, OwedCall(data)
+
+
+def tell_owed(
+    flow: FlowRunContext, calls: Iterable[OwedCall], *, is_anew: bool = False
+) -> Generator[Step, Any, None]:
+    """Call the hooks of ends of task runs, each in its own run, and note that they have run, or why they cannot.
+
+    Args:
+        is_anew: the run has been begun anew since, so that another call has the key now.
+    """
+    tracker = flow.tracker
+    assert tracker is not None
+    for call in calls:
+        try:
+            context, state, hooks = call.enter(flow)
+        except Exception as exc:
+            # Importing is running other people's code.
+            why = describe(exc)
+            log.error("hooks.abandoned", extra={"run_id": flow.flow_run.id, "task": call.name, "why": why})
+            note = partial(HookLog(tracker.session.bus).abandon_task, name=call.name, why=why)
+            yield OnBus(note, (flow.flow_run, call.id))
+            continue
+        yield CallHooks(hooks, state, context)
+        tracker.events.write_hooked(context.task_run, is_keyed=not is_anew)

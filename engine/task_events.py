@@ -205,12 +205,16 @@ class TaskEvents:
             )
         )
 
-    def write_hooked(self, run: TaskRun) -> None:
-        """Write that the hooks of a completed call have run, so that a resumed run does not call them again."""
+    def write_hooked(self, run: TaskRun, *, is_keyed: bool = True) -> None:
+        """Write that the hooks of a completed call have run, so that a resumed run does not call them again.
+
+        Args:
+            is_keyed: whether the call's key says which call it is; the task run's id does, always.
+        """
         if self.is_silent or not run.call:
             return
         event_id = self._event_ids.draw()
-        payload = hooked_payload(run, run_id=self._run_id, event_id=event_id)
+        payload = hooked_payload(run, run_id=self._run_id, event_id=event_id, is_keyed=is_keyed)
         self._give(self._message(payload, event_id, "", hooks_subject("ran", self._run_id)))
 
     def _message(self, payload: bytes, event_id: str, lines: str, subject: str | None = None) -> Outgoing:

@@ -7,9 +7,11 @@ the log.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import datetime
+from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -39,6 +41,7 @@ from .undoing import Undoing, until_undone
 if TYPE_CHECKING:
     from ..bus.session import Session
     from .keeping import Keeping
+    from .owed_task_hooks import OwedCall
     from .run_log import RunLog
 
 __all__ = ["FlowTracker"]
@@ -78,6 +81,10 @@ class FlowTracker:
         self.retries_made = 0
         self.anew = 0
         """The sequence before which nothing of the run counts, because it was retried from its start; 0: all counts."""
+        self.find_module: Callable[[str], ModuleType] = import_module
+        """Returns the module of a name as the flow's own code sees it."""
+        self.untold: list[OwedCall] = []
+        """Task runs that had completed before a retry from the start, and whose hooks nobody has called."""
         self.retried_at = 0
         """The sequence at which the run was last begun again after a failure or an end; 0: never."""
         self.suspend_after_s = suspend_after_s
@@ -214,6 +221,10 @@ class FlowTracker:
                 finished.add(batch.records)
         self.finished, self.retrying = finished.by_key, finished.retrying
         self.hooked = await HookLog(self.session.bus).calls(self.flow_run.id, after=anew)
+        if anew and self.undoing is None:
+            from .owed_task_hooks import untold_calls
+
+            self.untold = await untold_calls(self.session.bus, self.flow_run.id, before=anew)
 
     async def begin_hooks(self) -> bool:
         """Note that the hooks of the run's end are about to be called; False if they have run before."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from hark.engine.loader import Facts, Loader, facts_of, find_source
-from hark.errors import DefinitionError, UnknownName
+from hark.errors import DefinitionError, MissingFile, UnknownName
 
 HEAD = """
 class F:
@@ -134,3 +134,37 @@ def test_how_a_flow_runs_is_read_from_its_text(tmp_path: Path, text: str, what: 
     (tmp_path / "f.py").write_text(text)
     assert replace(facts_of(find_source(f"f.py:{what}", str(tmp_path))), parameter_schema=None) == facts
     assert facts_of(find_source("gone.py:f", str(tmp_path))) == Facts("process")
+
+
+def test_a_module_is_that_of_the_root_that_asks_for_it(tmp_path: Path) -> None:
+    """Also one that flows of another root have imported while they ran; what only another root has is not found."""
+    loader = Loader()
+    for name in ("a", "b"):
+        write(tmp_path / name, "flows.py", "def f():\n    import parts\n    return parts.N\nf = F(f)\n")
+        write(tmp_path / name, "parts.py", f"N = {name!r}")
+    write(tmp_path / "b", "only_here.py", "N = 'b'")
+    roots = {name: str(tmp_path / name) for name in ("a", "b")}
+    for name, path in roots.items():
+        flow = loader.load("flows.py:f", path)
+        for other in reversed(roots):
+            assert other == loader.module("parts", roots[other]).N
+        loader.load("flows.py:f", path)
+        assert flow() == name
+    assert loader.module("only_here", roots["b"]).N == "b"
+    with pytest.raises(MissingFile, match="belongs to another deployment"):
+        loader.module("only_here", roots["a"])
+    with pytest.raises(ModuleNotFoundError):
+        loader.module("nowhere", roots["a"])
+    assert loader.module("json", roots["a"]) is sys.modules["json"]
+
+
+def test_what_another_root_imported_while_it_ran_is_not_taken_for_ones_own(tmp_path: Path) -> None:
+    """Nobody has seen that import; the module is kept for the root it belongs to."""
+    loader = Loader()
+    for name in ("a", "b"):
+        write(tmp_path / name, "flows.py", "def f():\n    import parts\n    return parts.N\nf = F(f)\n")
+        write(tmp_path / name, "parts.py", f"N = {name!r}")
+    assert loader.load("flows.py:f", str(tmp_path / "a"))() == "a"
+    parts = sys.modules["parts"]
+    assert loader.module("parts", str(tmp_path / "b")).N == "b"
+    assert loader.module("parts", str(tmp_path / "a")) is parts

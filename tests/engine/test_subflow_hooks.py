@@ -332,6 +332,38 @@ async def test_a_finished_task_of_a_run_that_is_retried_is_left_to_the_next_atte
     assert await owed(end) == ["broken"]
 
 
+async def test_a_retry_from_the_start_does_not_drop_hooks_of_finished_tasks(stage: Stage) -> None:
+    """No attempt comes to that call again: the next one tells of it, and of its own, each once."""
+    stage.write(
+        COMMON
+        + """
+def step_told(task, run, state):
+    die_once("first")
+    say(f"{run.name}-{state.result()}")
+
+@task(on_completion=[step_told], task_run_name="step")
+def step(n):
+    return n
+
+@flow
+def broken():
+    if first_time("began"):
+        step(1)
+    elif first_time("fails"):
+        raise ValueError("no")
+    step(2)
+"""
+    )
+    await stage.deploy("broken")
+    async with stage.working():
+        run = await stage.run("broken")
+        assert (run.state_type, await stage.said()) == (StateType.FAILED, {})
+        await stage.control.retry(run.id, from_start=True)
+        await stage.hear("said.step-2")
+        assert (await stage.end(run)).state_type is StateType.COMPLETED
+        assert await stage.said() == {"step-1": 1, "step-2": 1}
+
+
 async def until_settled(stage: Stage, times: int) -> None:
     """Wait until so many flow runs have had their hooks called."""
     with anyio.fail_after(60):
