@@ -214,6 +214,7 @@ PARTS = (
 @task
 def dies():
     Path(__file__).with_name("flows.py").write_text("import no_such_module")
+    say("so-far")  # is stored, and what was given to the broker before it
     die()
 
 @flow(on_failure=[told])
@@ -254,7 +255,7 @@ def outer(n: int):
         await stage.hear("hark.hooks.ran.*")
         await stage.hear("hark.hooks.abandoned.*")
     ended = f"inner-failed-{int(is_suspended)}"
-    assert await stage.said() == {ended: 1}
+    assert await stage.said() == ({ended: 1} if is_suspended else {ended: 1, "so-far": 1})
     assert await ends_of_hooks(stage) == [("ran", "inner", "failed"), ("abandoned", "outer", "failed")]
     lasts: dict[str, Any] = {}
     for recorded in await events(stage.bus, "hark.ev.task-run.>"):
@@ -338,7 +339,9 @@ async def test_a_retry_from_the_start_does_not_drop_hooks_of_finished_tasks(stag
         COMMON
         + """
 def step_told(task, run, state):
-    die_once("first")
+    if first_time("first"):
+        say("so-far")  # is stored, and what was given to the broker before it
+        die()
     say(f"{run.name}-{state.result()}")
 
 @task(on_completion=[step_told], task_run_name="step")
@@ -357,11 +360,11 @@ def broken():
     await stage.deploy("broken")
     async with stage.working():
         run = await stage.run("broken")
-        assert (run.state_type, await stage.said()) == (StateType.FAILED, {})
+        assert (run.state_type, await stage.said()) == (StateType.FAILED, {"so-far": 1})
         await stage.control.retry(run.id, from_start=True)
         await stage.hear("said.step-2")
         assert (await stage.end(run)).state_type is StateType.COMPLETED
-        assert await stage.said() == {"step-1": 1, "step-2": 1}
+    assert await stage.said() == {"so-far": 1, "step-1": 1, "step-2": 1}
 
 
 async def until_settled(stage: Stage, times: int) -> None:
