@@ -53,6 +53,7 @@
     ├── DataError                what was stored cannot be used; giving up is all that is left
     │   ├── SecretUnreadable       a secret was encrypted with another key than the one at hand
     │   ├── ObjectCorrupt          a stored object is incomplete, or its bytes are not what was stored
+    │   ├── ReadModelDamaged       the files of the read model are gone, cut or overwritten; fold the log anew
     │   └── BackupUnreadable       a file is no backup, or one that is cut off, damaged, or of a newer Hark
     └── RunError                 what running somebody's code came to
         ├── FlowFailed / TaskFailed / RunCrashed / RunCancelled
@@ -489,6 +490,17 @@ class ObjectCorrupt(DataError):
             hint="restore it from a backup, or make it again and delete it",
         )
         self.name, self.why = name, why
+
+
+class ReadModelDamaged(DataError):
+    """The files of the read model are not what was written to them. Nothing is in them that the log does not have."""
+
+    def __init__(self, path: object, *, why: str) -> None:
+        super().__init__(
+            f"the read model at {path} is damaged: {why}",
+            hint="it is made anew from the log; try again in a moment",
+        )
+        self.path, self.why = str(path), why
 
 
 class BackupUnreadable(DataError):

@@ -190,6 +190,12 @@ class _Term:
             self.fold = Grouping(self._tree, book)
         else:
             same = restored.incarnation == state.incarnation
+            if same and restored.seq > state.last_seq:
+                log.warning("notifications.log_rewound", extra={"seq": restored.seq, "head": state.last_seq})
+            elif not same:
+                log.warning(
+                    "notifications.other_log", extra={"was": restored.incarnation, "is": state.incarnation}
+                )
             self._seq = min(restored.seq, state.last_seq) if same else state.last_seq
             self.fold = Grouping.load(restored.fold, self._tree, book)
             self.pending = {send.key: send for send in restored.pending}

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from ..config import Settings
     from ..engine.control import Control
     from ..notifications import AckLinks, Notifier
+    from ..storage.progress import Progress
     from .context import ServerContext
     from .web import HttpServer
 
@@ -88,6 +89,7 @@ class Service(AsyncContextManagerMixin):
         self._control: Control | None = None
         self.context: ServerContext | None = None
         self._http: HttpServer | None = None
+        self._folded: Progress | None = None
         self.links: AckLinks | None = None
 
     @property
@@ -253,10 +255,16 @@ class Service(AsyncContextManagerMixin):
         return make
 
     def _server_parts(self, late: LateValues) -> list[Part]:
+        from ..storage.progress import Progress
+
+        self._folded = Progress()
+
         def projector() -> Any:
             from ..storage.apart import Projection
 
-            return Projection(self.bus, self.database, self.settings.storage, clock=self.clock)
+            return Projection(
+                self.bus, self.database, self.settings.storage, clock=self.clock, progress=self._folded
+            )
 
         def webhooks() -> Any:
             from ..triggers.receiver import WebhookReceiver
@@ -406,7 +414,7 @@ class Service(AsyncContextManagerMixin):
         from .context import ServerContext
         from .metrics import Metrics
 
-        queries = await stack.enter_async_context(Queries(self.database))
+        queries = await stack.enter_async_context(Queries(self.database, progress=self._folded))
         self.context = ServerContext(
             settings=self.settings, bus=self.bus, clock=self.clock, keys=keys, queries=queries, control=control,
             secrets=secrets, services=self.parts, metrics=Metrics(), started_at=self.clock.now(), links=self.links,

@@ -26,7 +26,7 @@ from anyio.streams.buffered import BufferedByteReceiveStream
 from ..clock import SYSTEM_CLOCK, Clock
 from ..config import StorageConfig
 from ..errors import HarkError, UnavailableError
-from .charge import GO, Charge
+from .charge import GO, LOOK, Charge
 from .precedence import Processor, is_starving
 from .progress import Pace, Progress
 from .projector import Projector
@@ -58,13 +58,22 @@ class Projection(AsyncContextManagerMixin):
     """Keeps the read model at ``path`` up with the log, as ``Projector`` does, here or in a process of its own.
 
     Args:
+        progress: to be moved on; by default one of its own.
         config: ``apart_from``: from how many events a second it is in a process of its own.
     Raises (on entering): as ``Projector``.
     """
 
-    def __init__(self, bus: Bus, path: Path, config: StorageConfig, clock: Clock = SYSTEM_CLOCK) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        path: Path,
+        config: StorageConfig,
+        clock: Clock = SYSTEM_CLOCK,
+        *,
+        progress: Progress | None = None,
+    ) -> None:
         self._bus, self._path, self._config, self._clock = bus, path, config, clock
-        self._progress = Progress()
+        self._progress = progress or Progress()
         self._here: Projector | None = None
         self._came_home = anyio.Event()
         self._wanted_home = anyio.Event()
@@ -180,10 +189,18 @@ class Projection(AsyncContextManagerMixin):
                 child.kill()  # to end by itself it would have to run
                 tg.cancel_scope.cancel("it does not get to run")
 
+            async def look() -> None:
+                while True:
+                    await self._progress.doubted()
+                    with suppress(UnavailableError):  # it has ended: what is heard of it says so
+                        await child.write(LOOK)
+
             tg.start_soon(come_home)
             if self._clock.monotonic() >= self._pushes_until_s:
                 tg.start_soon(mind_hunger)
             try:
+                await child.go()
+                tg.start_soon(look)
                 await self._hear(child)
             except HarkError as exc:
                 self._failed(exc)
@@ -191,11 +208,11 @@ class Projection(AsyncContextManagerMixin):
         log.info("storage.home", extra={"seq": self.seq})
 
     async def _hear(self, child: _Child) -> None:
-        await child.go()
         pace = Pace(seq=self.seq, now_s=self._clock.monotonic(), over_s=_QUIET_S)
         while True:
             with anyio.move_on_after(_QUIET_S):
-                seq, behind = await child.reached()
+                seq, behind, whole_from = await child.reached()
+                self._progress.begin(whole_from)
                 self._progress.reach(seq, behind)
             rate = pace.at(self.seq, self._clock.monotonic())
             if rate is not None and rate < self._config.apart_from * _QUIET_SHARE:
@@ -249,12 +266,12 @@ class _Child:
         except (anyio.BrokenResourceError, anyio.ClosedResourceError) as exc:
             raise UnavailableError("the process of the read model has ended by itself") from exc
 
-    async def reached(self) -> tuple[int, int]:
-        """Return the next sequence it says it has reached, and how many events wait."""
+    async def reached(self) -> tuple[int, int, int]:
+        """Return the next sequence it says it has reached, how many events wait, and from where on it is whole."""
         while True:
             said = await self._said()
             if "seq" in said:
-                return int(said["seq"]), int(said["behind"])
+                return int(said["seq"]), int(said["behind"]), int(said["whole_from"])
 
     async def _said(self) -> dict[str, Any]:
         """Return the next thing it says that is not for the log."""

@@ -9,10 +9,12 @@ from pathlib import Path
 from ..bus import BrokerAddress
 from ..config import BusConfig, StorageConfig
 
-__all__ = ["GO", "Charge"]
+__all__ = ["GO", "LOOK", "Charge"]
 
 GO = b"go\n"
 """Said once nobody else has the file open for writing."""
+LOOK = b"look\n"
+"""Said when somebody could not read the file."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,9 @@ class Progress:
     def __init__(self) -> None:
         self._seq = 0
         self._behind = 0
+        self._whole_from = 0
         self._moved = anyio.Event()
+        self._doubted = anyio.Event()
 
     @property
     def seq(self) -> int:
@@ -36,6 +38,36 @@ class Progress:
     def go_back(self, seq: int) -> None:
         """Note that rows are about to be dropped: what is folded begins again behind ``seq``."""
         self._seq = seq
+
+    @property
+    def whole_from(self) -> int:
+        """The sequence from which on answers are right; before, what is folded is only a part of what was."""
+        return self._whole_from
+
+    def begin(self, whole_from: int) -> None:
+        """Note that rows are missing until ``whole_from`` is reached: it is folded from the beginning, or from far back."""
+        self._whole_from = whole_from
+
+    def require_whole(self) -> None:
+        """Raise ``UnavailableError`` while an answer would leave out what was there before."""
+        if self._seq < self._whole_from:
+            raise UnavailableError(
+                f"the read model is being folded from the log: event {self._seq} of {self._whole_from}",
+                hint="try again in a moment; runs, rules and schedules go on meanwhile",
+            )
+
+    def doubt(self) -> None:
+        """Note that somebody could not read it, for whoever folds."""
+        self._doubted.set()
+
+    def believe(self) -> None:
+        """Forget who could not read it before now."""
+        self._doubted = anyio.Event()
+
+    async def doubted(self) -> None:
+        """Wait until somebody could not read it."""
+        await self._doubted.wait()
+        self._doubted = anyio.Event()
 
     async def moved(self) -> None:
         """Wait until it is further than now."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable
+import math
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -15,7 +17,7 @@ from anyio.abc import TaskStatus
 from ..bus.subject import ALL_EVENTS
 from ..clock import SYSTEM_CLOCK, Clock
 from ..config import StorageConfig
-from ..errors import BusUnavailable, GuardFailed, HarkError, LogRewound
+from ..errors import BusUnavailable, GuardFailed, HarkError, LogRewound, ReadModelDamaged, UnavailableError
 from .fold import Changes, Folding, fold
 from .progress import Progress
 from .store import Store, remove_files
@@ -33,13 +35,18 @@ _BITE = 200
 _BURST, _BURST_S = 32, 0.05
 """So many events at once are no single fact somebody waits for: more will follow, and share their transaction with those
 that come within so many seconds. Each transaction writes the ends of all indexes anew."""
+_DISK_S = 5.0
+"""How long to wait for a disk that cannot be written before it is tried again."""
+_EXAMINE_SHARE = 0.1
+"""The part of the time that may go into reading the whole file, because somebody could not, and finding it well."""
 
 
 class Projector(AsyncContextManagerMixin):
     """Keeps the read model at ``path`` up with the log. Enter it to start; entered, the file is there to be read.
 
     It begins where the file stops. A file that was folded from another log (the stream was made anew, or has lost
-    its tail), by another schema version, or that is damaged, is dropped and folded from the beginning.
+    its tail), by another schema version, or that is damaged, is dropped and folded from the beginning; so is one that is
+    deleted, cut or overwritten meanwhile.
 
     Args:
         progress: to be moved on; by default one of its own.
@@ -47,6 +54,7 @@ class Projector(AsyncContextManagerMixin):
             catches up.
     Raises:
         BusUnavailable: on entering, when the broker does not answer. Later outages are waited out.
+        UnavailableError: on entering, when the file cannot be written. Later on that is waited out, too.
     """
 
     def __init__(
@@ -62,6 +70,7 @@ class Projector(AsyncContextManagerMixin):
         self._bus, self._path, self._config, self._clock = bus, path, config, clock
         self._progress, self._gather_s = progress or Progress(), gather_s
         self._again: anyio.CancelScope | None = None
+        self._examine_from_s = -math.inf
         self._asked_to_rebuild = False
 
     @property
@@ -85,7 +94,7 @@ class Projector(AsyncContextManagerMixin):
     async def rebuild(self) -> None:
         """Drop every row and fold the log from its beginning, up to where it ends now.
 
-        Readers see the old rows until they are dropped, and then the growing new ones.
+        Readers that watch the progress are refused from when the old rows are dropped until the new ones are whole.
         """
         head = await self._bus.log.head()
         self._asked_to_rebuild = True
@@ -108,35 +117,67 @@ class Projector(AsyncContextManagerMixin):
         while True:
             try:
                 state = await self._bus.log.state()
-            except BusUnavailable as exc:
+                async with Store(self._path, stream=state.copy) as store:
+                    if self._asked_to_rebuild or await self._is_of_another_log(store, state.last_seq):
+                        await store.reset()
+                        self._asked_to_rebuild = False
+                    await store.prune(state.first_seq)
+                    self._open_at(store.reached.seq, state.last_seq)
+                    if started is not None:
+                        started()
+                        started = None
+                    await self._keep_up(store)
+                    self._progress.go_back(0 if self._asked_to_rebuild else store.reached.seq)
+            except ReadModelDamaged as exc:
+                log.warning("storage.made_anew", extra={"path": exc.path, "why": exc.why})
+                self._progress.begin(max(self._progress.seq, self._progress.whole_from, 1))
+                self._progress.go_back(0)
+                remove_files(self._path)
+            except UnavailableError as exc:
                 if started is not None:
                     raise
-                log.warning("storage.bus_unavailable", extra={"error": str(exc)})
-                await self._clock.sleep(1)
-                continue
-            async with Store(self._path, stream=state.copy) as store:
-                if self._asked_to_rebuild or store.reached.seq > state.last_seq:
-                    await store.reset()
-                    self._asked_to_rebuild = False
-                await store.prune(state.first_seq)
-                self._advance(store.reached.seq, self._progress.behind)
-                if started is not None:
-                    started()
-                    started = None
-                try:
-                    with anyio.CancelScope() as self._again:
-                        await self._follow(store)
-                except LogRewound as exc:
-                    log.warning("storage.log_rewound", extra={"error": str(exc)})
-                    await store.reset()
-                except GuardFailed:
-                    log.warning("storage.second_writer", extra={"path": str(self._path)})
-                    await self._clock.sleep(1)
-                except BusUnavailable as exc:
-                    log.warning("storage.bus_unavailable", extra={"error": str(exc)})
-                    await self._clock.sleep(1)
-                self._again = None
-                self._progress.go_back(0 if self._asked_to_rebuild else store.reached.seq)
+                is_bus = isinstance(exc, BusUnavailable)
+                log.warning(
+                    "storage.bus_unavailable" if is_bus else "storage.disk_unavailable",
+                    extra={"error": str(exc)},
+                )
+                await self._clock.sleep(1 if is_bus else _DISK_S)
+
+    async def _is_of_another_log(self, store: Store, head: int) -> bool:
+        """Return whether the log has lost events that are in the file: an older copy of the broker's files was put back, or a
+        power cut took the log's tail. It may have grown again since, with others."""
+        seq = store.reached.seq
+        if seq <= head:
+            ours, there = await store.last_body(), await self._bus.log.get(seq)
+            if ours is None or there is None or ours == there.raw:
+                return False
+        log.warning("storage.log_rewound", extra={"seq": seq, "head": head})
+        return True
+
+    def _open_at(self, seq: int, head: int) -> None:
+        """Note where the file stops. What began anew, or is more than a batch behind, answers once it has the log as of now."""
+        far = seq == 0 or head - seq > self._config.batch
+        self._progress.begin(head if far else 0)
+        self._progress.believe()
+        self._advance(seq, self._progress.behind)
+
+    async def _keep_up(self, store: Store) -> None:
+        """Follow the log until something has to be done about the file or the connection.
+
+        Raises:
+            ReadModelDamaged, UnavailableError: as ``Store``.
+        """
+        try:
+            with anyio.CancelScope() as self._again:
+                await self._follow(store)
+        except LogRewound as exc:
+            log.warning("storage.log_rewound", extra={"error": str(exc)})
+            await store.reset()
+        except GuardFailed:
+            log.warning("storage.second_writer", extra={"path": str(self._path)})
+            await self._clock.sleep(1)
+        finally:
+            self._again = None
 
     async def _follow(self, store: Store) -> None:
         """Fold and commit until cancelled. Cancelled halfway through a batch, nothing of it is written.
@@ -146,15 +187,16 @@ class Projector(AsyncContextManagerMixin):
         folded, to_commit = anyio.create_memory_object_stream[tuple[Changes, int]](1)
         failures: list[HarkError] = []
 
-        async def commit_all() -> None:
+        async def beside(work: Callable[[], Awaitable[None]]) -> None:
             try:
-                await self._commit(store, to_commit)
+                await work()
             except HarkError as exc:
                 failures.append(exc)
-                tg.cancel_scope.cancel("commit failed")
+                tg.cancel_scope.cancel("failed beside")
 
         async with folded, to_commit, anyio.create_task_group() as tg:
-            tg.start_soon(commit_all)
+            tg.start_soon(beside, partial(self._commit, store, to_commit))
+            tg.start_soon(beside, partial(self._examine, store))
             try:
                 async with self._bus.log.follow(
                     (ALL_EVENTS,), after=store.reached.seq, batch=self._config.batch
@@ -168,6 +210,21 @@ class Projector(AsyncContextManagerMixin):
                 tg.cancel_scope.cancel("following failed")
         if failures:
             raise failures[0]
+
+    async def _examine(self, store: Store) -> None:
+        """Look at the files when somebody could not read them, not too often.
+
+        Raises:
+            ReadModelDamaged: they are gone, or not what was written.
+        """
+        while True:
+            await self._progress.doubted()
+            store.check()
+            began_s = self._clock.monotonic()
+            if began_s >= self._examine_from_s:
+                await store.examine()
+                now_s = self._clock.monotonic()
+                self._examine_from_s = now_s + (now_s - began_s) / _EXAMINE_SHARE
 
     def _pause_s(self, count: int) -> float:
         """Return for how long to let events come together after a batch of ``count``; while it catches up, not at all."""

@@ -1,7 +1,7 @@
 """The process that keeps up the read model while there is much to fold: ``python -m hark.storage.projector_child``.
 
 Started by ``apart.py``, which writes a ``Charge`` to its input. It connects, says ``ready``, and folds once it is told
-``go``. Until its input is closed it says how far it is and what it has to log, a JSON object a line. It lives as long as
+``go``; whatever it is told later means that somebody could not read. Until its input is closed it says how far it is and what it has to log, a JSON object a line. It lives as long as
 the other end of its input, so a service killed with -9 leaves nobody folding.
 """
 
@@ -74,14 +74,14 @@ async def _serve(charge: Charge) -> None:
             tg.start_soon(_report, progress)
             async with Projector(bus, charge.path, charge.storage, progress=progress, gather_s=_GATHER_S):
                 while await _heard():
-                    pass
+                    progress.doubt()
             tg.cancel_scope.cancel("told to stop")
 
 
 async def _report(progress: Progress) -> None:
     while True:
         await progress.moved()
-        _tell({"seq": progress.seq, "behind": progress.behind})
+        _tell({"seq": progress.seq, "behind": progress.behind, "whole_from": progress.whole_from})
 
 
 async def _heard() -> bytes:

@@ -8,21 +8,20 @@ skips a row because others were written meanwhile.
 from __future__ import annotations
 
 import heapq
-import sqlite3
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import aiosqlite
-import anyio
 
 from ..bus.event import format_time
 from ..bus.subject import matches
-from ..errors import HarkError, UnavailableError, UnknownName
+from ..errors import UnknownName
 from .asking import MAX_LIMIT, add_bounds, checked_limit, json_array, like_text, states_asked
+from .progress import Progress
+from .reading import Readers
 from .row import (
     ActionRow,
     ArtifactRow,
@@ -48,7 +47,6 @@ from .row import (
     read_row,
 )
 from .statement import statements
-from .store import read_only
 
 __all__ = ["MAX_LIMIT", "Queries"]
 
@@ -63,27 +61,25 @@ T = TypeVar("T")
 class Queries:
     """Read-only access to the read model at ``path``. Enter it to use it; connections are opened when first needed.
 
-    Every method raises ``UnavailableError`` while the file does not exist (no projector ran yet).
+    Every method raises ``UnavailableError`` while the file does not exist (no projector ran yet), or cannot be read.
+
+    Args:
+        progress: of whoever folds. While what is folded is not whole, ``UnavailableError`` is raised rather than a wrong
+            answer given; and a file that cannot be read is told there.
     """
 
-    def __init__(self, path: Path, *, readers: int = 3) -> None:
-        self._path = path
-        self._idle: list[aiosqlite.Connection] = []
-        self._limit = anyio.Semaphore(readers, max_value=readers)
-        self._is_open = False
+    def __init__(self, path: Path, *, readers: int = 3, progress: Progress | None = None) -> None:
+        self._readers = Readers(path, count=readers, progress=progress)
         self._sql = statements(_READ)
 
     async def __aenter__(self) -> Self:
-        self._is_open = True
+        await self._readers.__aenter__()
         return self
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
-        self._is_open = False
-        with anyio.CancelScope(shield=True):
-            while self._idle:
-                await self._idle.pop().close()
+        await self._readers.__aexit__(exc_type, exc, tb)
 
     # --- flow runs ------------------------------------------------------------------------------------
 
@@ -128,7 +124,7 @@ class Queries:
         Raises:
             UnknownName: there is no such run (any more).
         """
-        async with self._reading() as db:
+        async with self._readers.lend() as db:
             run = await self._one(db, FlowRunRow, ["flow_runs", "flow_runs.id"], {"id": run_id})
             if run is None:
                 raise UnknownName("flow run", run_id)
@@ -202,7 +198,7 @@ class Queries:
         Raises:
             UnknownName: there is no such task run (any more).
         """
-        async with self._reading() as db:
+        async with self._readers.lend() as db:
             found = await self._one(db, TaskRunRow, ["task_run"], {"id": task_run_id})
         if found is None:
             raise UnknownName("task run", task_run_id)
@@ -243,7 +239,7 @@ class Queries:
                 parts.append(f"events.{name}")
             values[name] = seq
         tail = "events.oldest_first" if oldest_first else "events.newest_first"
-        async with self._reading() as db:
+        async with self._readers.lend() as db:
             rows = await self._of_types(db, where, parts, values, tail)
         found = rows[:limit]
         return Page(tuple(found), encode_cursor(found[-1].seq) if len(rows) > limit else None)
@@ -279,7 +275,7 @@ class Queries:
         Raises:
             UnknownName: there is no such event (any more).
         """
-        async with self._reading() as db:
+        async with self._readers.lend() as db:
             return await self._event(db, event_id)
 
     async def _event(self, db: aiosqlite.Connection, event_id: str) -> EventRow:
@@ -290,7 +286,7 @@ class Queries:
 
     async def causes(self, event_id: str) -> tuple[EventRow, ...]:
         """Return the event and what led to it, nearest first, at most 50; empty when it is not known."""
-        async with self._reading() as db:
+        async with self._readers.lend() as db:
             return tuple(await self._all(db, EventRow, ["cause_chain"], {"id": event_id, "depth": _CHAIN}))
 
     async def led_to(self, event_id: str, *, limit: int = 200) -> tuple[EventRow, ...]:
@@ -319,7 +315,7 @@ class Queries:
         Raises:
             UnknownName: there is no such decision (any more).
         """
-        async with self._reading() as db:
+        async with self._readers.lend() as db:
             firing = await self._one(db, FiringRow, ["firings", "firings.id"], {"id": firing_id})
             if firing is None:
                 raise UnknownName("firing", firing_id)
@@ -363,7 +359,7 @@ class Queries:
         Raises:
             UnknownName: there is no such action (any more).
         """
-        async with self._reading() as db:
+        async with self._readers.lend() as db:
             action = await self._one(db, ActionRow, ["actions", "actions.key"], {"key": key})
             if action is None:
                 raise UnknownName("action", key)
@@ -385,7 +381,7 @@ class Queries:
 
     async def failing_channels(self, *, since: datetime) -> list[FailingAddressRow]:
         """Return the addresses of channels that have taken nothing since their latest failure, from ``since`` on."""
-        async with self._reading() as db:
+        async with self._readers.lend() as db:
             async with db.execute(self._sql["seq_since"], {"since": format_time(since)}) as cursor:
                 [[seq]] = await cursor.fetchall()
             return await self._all(db, FailingAddressRow, ["failing_channels"], {"seq": seq})
@@ -422,7 +418,7 @@ class Queries:
         Raises:
             UnknownName: there is no such artifact (any more).
         """
-        async with self._reading() as db:
+        async with self._readers.lend() as db:
             found = await self._one(db, ArtifactRow, ["artifacts", "artifacts.id"], {"id": key_or_id})
             if found is None:
                 raise UnknownName("artifact", key_or_id)
@@ -457,7 +453,7 @@ class Queries:
 
     async def deployments(self, *, since: datetime) -> dict[str, DeploymentActivity]:
         """Return what each deployment that ever ran has been doing, by name; ``states`` counts runs due ``since``."""
-        async with self._reading() as db:
+        async with self._readers.lend() as db:
             last = await self._all(db, FlowRunRow, ["deployment_last"], {})
             next_ = await self._all(db, FlowRunRow, ["deployment_next"], {})
             async with db.execute(self._sql["deployment_states"], {"since": format_time(since)}) as cursor:
@@ -481,7 +477,7 @@ class Queries:
         """Return the status page in numbers. Events and task runs are counted by whole hours, that of ``since``
         included, so that the answer costs the same however many there are."""
         at = format_time(since)
-        async with self._reading() as db:
+        async with self._readers.lend() as db:
             async with db.execute(self._sql["seq_since"], {"since": at}) as cursor:
                 [[seq]] = await cursor.fetchall()
             async with db.execute(self._sql["count_flow_runs"], {"since": at}) as cursor:
@@ -515,7 +511,7 @@ class Queries:
     # --- asking ---------------------------------------------------------------------------------------
 
     async def _rows(self, parts: Iterable[str], values: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-        async with self._reading() as db, db.execute(self._put_together(parts), values) as cursor:
+        async with self._readers.lend() as db, db.execute(self._put_together(parts), values) as cursor:
             return list(await cursor.fetchall())  # type: ignore[arg-type]  # Row is a mapping in all but name
 
     async def _all(
@@ -532,48 +528,6 @@ class Queries:
 
     def _put_together(self, parts: Iterable[str]) -> str:
         return "\n".join(self._sql[part] for part in parts)
-
-    @asynccontextmanager
-    async def _reading(self) -> AsyncGenerator[aiosqlite.Connection, None]:
-        """Lend a connection, in one transaction, so that several statements see the same moment."""
-        if not self._is_open:
-            raise RuntimeError("the queries are not open; enter them first")
-        async with self._limit:
-            db = self._idle.pop() if self._idle else await self._connect()
-            usable = False
-            try:
-                await db.execute("BEGIN")
-                yield db
-                usable = True
-            except HarkError:
-                usable = True
-                raise
-            except sqlite3.OperationalError as exc:
-                raise UnavailableError(
-                    f"the read model cannot be read: {exc}",
-                    hint="it may be in the making; try again in a moment, or run `hark rebuild`",
-                ) from exc
-            finally:
-                with anyio.CancelScope(shield=True):
-                    # After a cancellation a statement may still be running in the connection's thread.
-                    if usable and self._is_open:
-                        await db.rollback()
-                        self._idle.append(db)
-                    else:
-                        await db.close()
-
-    async def _connect(self) -> aiosqlite.Connection:
-        with anyio.CancelScope(shield=True):  # a connection half made would leave its thread behind
-            try:
-                db = await aiosqlite.connect(read_only(self._path), uri=True, isolation_level=None)
-            except sqlite3.OperationalError as exc:
-                raise UnavailableError(
-                    f"there is no read model at {self._path} yet", hint="is the server running? `hark up`"
-                ) from exc
-            db.row_factory = sqlite3.Row
-            await db.execute("PRAGMA query_only = ON")
-            await db.execute("PRAGMA busy_timeout = 2000")
-        return db
 
 
 def _beginning(stem: str) -> dict[str, str]:

@@ -7,6 +7,7 @@ batch boundary, and the next one goes on from there.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import sqlite3
 from collections.abc import AsyncGenerator
@@ -19,12 +20,16 @@ from typing import Self
 
 import aiosqlite
 import anyio
+from anyio import to_thread
 
-from ..errors import GuardFailed, UnavailableError
+from ..errors import GuardFailed, HarkError, ReadModelDamaged, UnavailableError
 from .fold import KEYED, LISTED, Changes, Row
 from .statement import in_its_thread, of_many, schema, statements
+from .trace import Traces, read_only, translated, verify
 
 __all__ = ["SCHEMA_VERSION", "Reached", "Store", "digest", "read_only", "remove_files"]
+
+log = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 5
 """Raise it whenever schema.sql or fold.py changes what rows look like; files of another version are folded again."""
@@ -49,6 +54,10 @@ class Store:
 
     Entering drops and remakes everything when the file has another schema version or is no database at all.
     It may be entered by one process at a time in effect: a second writer's commits are refused by ``GuardFailed``.
+
+    Raises (on entering, and wherever it writes):
+        UnavailableError: the file cannot be written now: no room, a read-only disk, another program's lock.
+        ReadModelDamaged: (not on entering) the files are gone, or are not what was written: enter another one.
     """
 
     def __init__(self, path: Path, *, stream: str) -> None:
@@ -56,6 +65,7 @@ class Store:
         self._db: aiosqlite.Connection | None = None
         self._writer = anyio.Lock()
         self._reached = Reached(stream, 0, 0)
+        self._traces = Traces(path)
 
     @property
     def reached(self) -> Reached:
@@ -63,16 +73,21 @@ class Store:
         return self._reached
 
     async def __aenter__(self) -> Self:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            await self._open()
-        except sqlite3.DatabaseError as exc:
-            if isinstance(exc, sqlite3.OperationalError) and "locked" in str(exc):
-                raise UnavailableError(f"{self._path} is locked by another program") from exc
-            # Not a database, or a damaged one: nothing in it that the log does not have.
+            try:
+                await self._open()
+            except ReadModelDamaged as exc:
+                # Nothing in it that the log does not have.
+                log.warning("storage.made_anew", extra={"path": str(self._path), "why": exc.why})
+                await self.__aexit__(None, None, None)
+                remove_files(self._path)
+                await self._open()
+        except OSError as exc:
             await self.__aexit__(None, None, None)
-            remove_files(self._path)
-            await self._open()
+            raise UnavailableError(
+                f"the read model at {self._path} cannot be written: {exc}",
+                hint="see to it that its disk can be written, and has room",
+            ) from exc
         except BaseException:
             # Cancelled halfway: the connection's thread would keep the process from ending.
             await self.__aexit__(None, None, None)
@@ -88,9 +103,20 @@ class Store:
                 await db.close()
 
     async def _open(self) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
         # Events may hold what is nobody else's business. Its journal files get the mode of the file itself.
-        os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
-        os.chmod(self._path, 0o600)
+        try:
+            os.chmod(self._path, 0o600)
+        except FileNotFoundError:
+            # Only made here, never opened when it is there: closing it would drop the locks that readers in this process
+            # have on it, and another process would then take away the journal under them.
+            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+        try:
+            await self._set_up()
+        except sqlite3.DatabaseError as exc:
+            raise translated(exc, self._path) from exc
+
+    async def _set_up(self) -> None:
         with anyio.CancelScope(shield=True):  # a connection half made would leave its thread behind
             self._db = db = await aiosqlite.connect(self._path, isolation_level=None)
         # 8 KiB pages hold a few event bodies each. NORMAL: a power cut may undo the last commits, whole, and the
@@ -110,6 +136,8 @@ class Store:
             await self.reset()
         else:
             self._reached = Reached(found[1], found[2], found[3])
+        self._traces = Traces(self._path)
+        self._traces.check()
 
     async def _read_meta(self) -> tuple[int, str, int, int] | None:
         try:
@@ -132,16 +160,44 @@ class Store:
         """Hold the one writer: commit if the block ends well, else leave no trace of it."""
         async with self._writer:
             db = self._connection
+            self._traces.check()
             try:
-                await db.execute("BEGIN IMMEDIATE")
-                yield db
-            except BaseException:
-                # The statement may still be running in SQLite's thread when we are cancelled.
+                try:
+                    await db.execute("BEGIN IMMEDIATE")
+                    yield db
+                except BaseException:
+                    # The statement may still be running in SQLite's thread when we are cancelled.
+                    with anyio.CancelScope(shield=True):
+                        await db.rollback()
+                    raise
                 with anyio.CancelScope(shield=True):
-                    await db.rollback()
-                raise
-            with anyio.CancelScope(shield=True):
-                await db.commit()
+                    await db.commit()
+            except sqlite3.DatabaseError as exc:
+                raise self._meaning(exc) from exc
+
+    def _meaning(self, exc: sqlite3.DatabaseError) -> HarkError:
+        try:
+            self._traces.check()
+        except ReadModelDamaged as damaged:  # what SQLite says follows from that
+            return damaged
+        return translated(exc, self._path)
+
+    def check(self) -> None:
+        """Look whether the files are those that were opened, whatever is in them.
+
+        Raises:
+            ReadModelDamaged: they are not.
+        """
+        self._traces.check()
+
+    async def examine(self) -> None:
+        """Look whether the files are there and whole, since somebody could not read them.
+
+        Raises:
+            ReadModelDamaged: they are not.
+        """
+        self._traces.check()
+        await to_thread.run_sync(verify, self._path)
 
     async def reset(self) -> None:
         """Drop everything and begin at sequence 0. Readers keep seeing the old rows until this is committed."""
@@ -171,11 +227,15 @@ class Store:
             # Whole, in one go of SQLite's thread: were each statement asked for from the loop, each would wait for its
             # turn there and for Python's lock here, which under load takes far longer than writing the rows.
             with anyio.CancelScope(shield=True):
-                await in_its_thread(self._connection, self._write, changes)
+                try:
+                    await in_its_thread(self._connection, self._write, changes)
+                except sqlite3.DatabaseError as exc:
+                    raise self._meaning(exc) from exc
             self._reached = Reached(self._stream, changes.reached, self._reached.first_seq)
 
     def _write(self, db: sqlite3.Connection, changes: Changes) -> None:
         write = statements(_WRITE)
+        self._traces.check()
         db.execute("BEGIN IMMEDIATE")
         try:
             moved = db.execute(
@@ -199,6 +259,20 @@ class Store:
         else:
             self._reached = Reached(found[1], found[2], found[3])
         return self._reached
+
+    async def last_body(self) -> bytes | None:
+        """Return the event at the sequence reached, as it was stored; None if it was none, or is gone.
+
+        Raises:
+            ReadModelDamaged, UnavailableError: it cannot be read.
+        """
+        body = statements(_WRITE)["body"]
+        try:
+            async with self._connection.execute(body, {"seq": self._reached.seq}) as cursor:
+                row = await cursor.fetchone()
+        except sqlite3.DatabaseError as exc:
+            raise self._meaning(exc) from exc
+        return None if row is None else bytes(row[0])
 
     async def prune(self, first_seq: int) -> int:
         """Delete the rows made by events before ``first_seq``; return how many went. Cancelled halfway, it is
@@ -257,11 +331,6 @@ async def digest(path: Path) -> str:
                 async for row in cursor:
                     total.update(repr((table, tuple(row))).encode())
     return total.hexdigest()
-
-
-def read_only(path: Path) -> str:
-    """Return the URI that opens the database at ``path`` without being able to make or change it."""
-    return f"{path.absolute().as_uri()}?mode=ro"
 
 
 def remove_files(path: Path) -> None:

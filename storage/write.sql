@@ -21,6 +21,10 @@ SELECT schema_version, stream, seq, first_seq FROM meta WHERE one = 1;
 INSERT INTO events (seq, id, type, source, subject, time, recorded_at, correlationid, causationid, causaldepth, body)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
 
+-- name: body
+-- for: comparing the last event with what stands in the log in its place
+SELECT body FROM events WHERE seq = :seq;
+
 -- name: event_hours
 -- for: counting the events of a batch
 INSERT INTO event_hours (hour, type, n) VALUES (?, ?, ?)

@@ -14,7 +14,7 @@ from hark.bus.event import Event, Recorded
 from hark.config import BusConfig, StorageConfig
 from hark.errors import UnavailableError
 from hark.storage import EventFilter, Projector, Queries, rebuild
-from hark.storage.fold import Changes
+from hark.storage.fold import Changes, fold
 from hark.storage.store import Store, digest
 
 History = Callable[[int, int], list[Recorded]]
@@ -82,6 +82,27 @@ async def test_a_file_ahead_of_its_log_is_folded_again(bus: Bus, home: Path, mak
         assert projector.seq == head
     async with Queries(path) as queries:
         assert (await queries.events(limit=1000)).items[-1].seq == 1
+
+
+async def test_an_older_log_put_back_is_noticed_though_it_has_grown_since(
+    bus: Bus, home: Path, make_history: History, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The last event of the file is not the one that stands in its place: what is in no log is in no row either."""
+    path, lost = home / "a.db", make_history(30, 2)
+    head = await publish(bus, make_history(60, 1))
+    async with Store(path, stream=(await bus.log.state()).copy) as store:
+        await store.commit(fold(lost))  # as a file folded before the older copy was put back would have them
+    async with Projector(bus, path, StorageConfig()) as projector, Queries(path) as queries:
+        await projector.caught_up(head, timeout_s=60)
+        rows = (await queries.events(limit=1000, oldest_first=True)).items
+    assert rows[0].seq == 1
+    assert await digest(path) == await _folded_anew(bus, home / "b.db")
+    assert [r.message for r in caplog.records if "rewound" in r.message] == ["storage.log_rewound"]
+
+
+async def _folded_anew(bus: Bus, path: Path) -> str:
+    await rebuild(bus, path, StorageConfig())
+    return await digest(path)
 
 
 async def test_another_log_is_noticed_though_it_is_longer(

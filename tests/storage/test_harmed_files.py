@@ -1,0 +1,122 @@
+"""The files of the read model deleted, cut, replaced or overwritten while they are in use: made anew, and never a wrong answer."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import anyio
+import pytest
+from hark.bus import Bus
+from hark.bus.event import Event, Recorded
+from hark.config import StorageConfig
+from hark.errors import UnavailableError
+from hark.storage import EventFilter, Projector, Queries
+from hark.storage.fold import fold
+from hark.storage.progress import Progress
+from hark.storage.store import Store
+
+History = Callable[[int, int], list[Recorded]]
+
+
+def deleted(path: Path) -> None:
+    path.unlink()
+
+
+def without_its_journal(path: Path) -> None:
+    path.with_name(path.name + "-wal").unlink()
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, 0)
+
+
+def replaced(path: Path) -> None:
+    shutil.copy(path, path.with_name("copy"))
+    path.with_name("copy").replace(path)
+
+
+def overwritten(path: Path) -> None:
+    """Put garbage where the rows are, with nothing of them left in the journal."""
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("PRAGMA wal_checkpoint(PASSIVE)")
+    with path.open("r+b") as file:
+        file.write(os.urandom(path.stat().st_size))
+
+
+async def test_harmed_while_in_use_it_is_made_anew_and_no_answer_is_wrong(
+    bus: Bus, home: Path, make_history: History, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever is done to the files, answers are right or refused, soon right again, and the log says what was found."""
+    path, progress = home / "a.db", Progress()
+    for record in make_history(300, 1):
+        await bus.publisher.publish_raw(record.subject, record.raw, f"m{record.seq}")
+    await bus.publisher.barrier()
+    await bus.log.append(Event(type="to.find", source="/test"))
+    asked = EventFilter(types=("to.find",))
+    async with (
+        Projector(bus, path, StorageConfig(), progress=progress) as projector,
+        Queries(path, progress=progress) as queries,
+    ):
+        await projector.caught_up(await bus.log.head(), timeout_s=60)
+        for number, harm in enumerate((deleted, without_its_journal, cut, replaced, overwritten), 1):
+            assert len((await queries.events(asked)).items) == number
+            harm(path)
+            # Asked before anything is written: who cannot read tells who folds.
+            for _ in range(3):
+                try:
+                    assert len((await queries.events(asked)).items) == number, harm.__name__
+                except UnavailableError:
+                    await anyio.lowlevel.checkpoint()
+            added = await bus.log.append(Event(type="to.find", source="/test"))
+            await projector.caught_up(added.seq, timeout_s=60)
+            with anyio.fail_after(60):
+                while True:  # damage inside the file shows only when somebody reads what is damaged
+                    try:
+                        assert len((await queries.events(asked)).items) == number + 1, harm.__name__
+                        break
+                    except UnavailableError:
+                        await anyio.sleep(0.01)
+            assert [r.message for r in caplog.records].count("storage.made_anew") == number, harm.__name__
+
+
+async def test_another_process_leaves_the_journal_to_readers_that_use_it(
+    tmp_path: Path, make_history: History
+) -> None:
+    """Opened again for writing while somebody reads, the file keeps the locks that tell other processes of the readers."""
+    path = tmp_path / "a.db"
+    async with Queries(path) as queries:
+        async with Store(path, stream="s") as store:
+            await store.commit(fold(make_history(20, 1)))
+            before = len((await queries.events(limit=1000)).items)
+        async with Store(path, stream="s"):
+            pass
+        script = (
+            "import sqlite3, sys\n"
+            "db = sqlite3.connect(sys.argv[1], isolation_level=None)\n"
+            "db.execute('UPDATE meta SET stream = stream'); db.close()"
+        )
+        await anyio.run_process([sys.executable, "-c", script, str(path)], stderr=subprocess.STDOUT)
+        assert path.with_name("a.db-wal").exists()
+        assert len((await queries.events(limit=1000)).items) == before
+
+
+async def test_while_it_is_folded_from_the_beginning_nothing_is_said_to_be_missing(
+    tmp_path: Path, make_history: History
+) -> None:
+    """An answer that would leave out what was there before is refused, with how far it is."""
+    path, progress = tmp_path / "a.db", Progress()
+    async with Store(path, stream="s") as store, Queries(path, progress=progress) as queries:
+        await store.commit(fold(make_history(20, 1)))
+        progress.begin(500)
+        progress.reach(20, 480)
+        with pytest.raises(UnavailableError, match="event 20 of 500"):
+            await queries.events()
+        progress.reach(500, 0)
+        assert (await queries.events()).items
