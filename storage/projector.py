@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -37,6 +37,8 @@ _BURST, _BURST_S = 32, 0.05
 that come within so many seconds. Each transaction writes the ends of all indexes anew."""
 _DISK_S = 5.0
 """How long to wait for a disk that cannot be written before it is tried again."""
+_FIRST_S = 1.0
+"""For how long entering waits until a file that began anew is whole: with a short log nobody is ever refused."""
 _EXAMINE_SHARE = 0.1
 """The part of the time that may go into reading the whole file, because somebody could not, and finding it well."""
 
@@ -107,6 +109,8 @@ class Projector(AsyncContextManagerMixin):
     async def __asynccontextmanager__(self) -> AsyncGenerator[Self, None]:
         async with anyio.create_task_group() as tg:
             await tg.start(self._run)
+            with suppress(UnavailableError):  # who asks is told how far it is
+                await self._progress.caught_up(self._progress.whole_from, timeout_s=_FIRST_S)
             try:
                 yield self
             finally:
