@@ -24,6 +24,7 @@ from ..bus import Bus, Entry, Event
 from ..bus.candidate import Candidate, Deposed
 from ..bus.event import Recorded, readable
 from ..bus.lease import Grant
+from ..bus.nesting import nests_too_deeply
 from ..bus.subject import PREFIX
 from ..clock import SYSTEM_CLOCK, Clock
 from ..config import AutomationsConfig
@@ -60,6 +61,7 @@ _BATCH = 100
 _MOST_UNSTORED = 1_000
 """Decisions that may wait to be stored while events after them are folded."""
 _ROW_BYTES = 256 * 1024
+"""A larger event, or one that nests more deeply than users' may, is only named by the decisions that rest on it."""
 _SLICE_S = 0.001
 """Of folding, or of taking a checkpoint, before others have their turn again."""
 _LONGEST_SLEEP_S = 30.0
@@ -506,7 +508,8 @@ def _within(event: Event, limit_bytes: int) -> Event:
 
 
 def _fits(row: JsonObject) -> bool:
-    return len(orjson.dumps(row)) <= _ROW_BYTES
+    raw = orjson.dumps(row)
+    return len(raw) <= _ROW_BYTES and not nests_too_deeply(raw, row, is_own=False)
 
 
 def _traced(decision: Decision, event: Event) -> Event:

@@ -22,7 +22,7 @@ from typing import Any
 
 import orjson
 
-from ..bus.event import Recorded, lacking
+from ..bus.event import Recorded, is_too_deep, lacking
 from ..bus.subject import type_of_record
 from ..vocabulary import JsonObject
 from .catalogue import form_of
@@ -160,6 +160,7 @@ class Fold:
         """``step`` for the stored bytes. What is no event moves time on and no more."""
         try:
             row = _loads(raw)
+            row = None if is_too_deep(raw, row) else row
         except _NotJson:
             row = None
         return self._step(row, seq, recorded, False)

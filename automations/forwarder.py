@@ -273,11 +273,19 @@ class Forwarder(AsyncContextManagerMixin):
                 ) as consumer:
                     async for item in consumer:
                         try:
-                            await self._redriven(item.recorded.event)
+                            for recorded in readable([item.recorded]):
+                                await self._redriven(recorded.event)
                             await item.ack()
                         except (UnavailableError, GuardFailed, AlreadyHeld) as exc:
                             log.warning("sink.redrive_again", extra={"error": str(exc)})
                             await item.nak(1.0)
+                        except (ValueError, TypeError, KeyError, HarkError) as exc:
+                            # Anybody may have published it: what it says is no word of ours, and never will be.
+                            log.error(
+                                "sink.redrive_unreadable",
+                                extra={"seq": item.recorded.seq, "error": repr(exc)},
+                            )
+                            await item.term("it cannot be read")
             except UnavailableError as exc:
                 log.warning("sink.waiting", extra={"error": str(exc)})
             await anyio.sleep(1.0)

@@ -74,6 +74,8 @@ is remembered."""
 _NO_ACTIONS = b'"actions":[]'
 _LONGEST_BACKOFF_S = 15 * 60.0
 _GRACE_S = 5.0
+_NO_DECISION = (HarkError, ValueError, TypeError, KeyError, AttributeError)
+"""What reading somebody's message that is no decision comes to: told in a line, while anything else is told whole."""
 
 T = TypeVar("T")
 
@@ -200,7 +202,11 @@ class Outbox(AsyncContextManagerMixin):
             raise
         except Exception as exc:
             # One decision that cannot be read must not stop all the others.
-            log.exception("outbox.unreadable", extra={"seq": seq})
+            log.error(
+                "outbox.unreadable",
+                extra={"seq": seq, "error": repr(exc)},
+                exc_info=not isinstance(exc, _NO_DECISION),
+            )
             await self._unreadable(recorded, exc)
             await self._in_hand[seq].term("it cannot be read")
         finally:
@@ -395,6 +401,8 @@ class Outbox(AsyncContextManagerMixin):
         except ValidationError as exc:
             problem = problems_of(exc)[0]
             raise ActionFailed(f"the action cannot be read: {problem}", again=False) from exc
+        except ValueError as exc:
+            raise ActionFailed(f"the action cannot be read: {exc}", again=False) from exc
         if action.if_ is not None and not await self._wanted(action, firing):
             return "skipped", action_event(
                 "skipped", firing, key=key, kind=kind, state=state, now=self._clock.now(), reason="if"

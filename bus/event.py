@@ -21,9 +21,10 @@ from ..errors import EventInvalid
 from ..vocabulary import JsonObject, JsonValue, new_id
 from .exact import loads
 from .headers import parse_headers
+from .nesting import MOST_LEVELS, nests_too_deeply
 
 __all__ = [
-    "OWN_WORDS", "Event", "QuicklyMade", "Recorded", "become", "check_text", "check_type", "checked", "clean_type", "delivered", "format_time", "is_own_type", "lacking",
+    "OWN_WORDS", "Event", "QuicklyMade", "Recorded", "become", "check_text", "check_type", "checked", "clean_type", "delivered", "format_time", "is_own_type", "is_too_deep", "lacking",
     "parse_time", "readable",
 ]  # fmt: skip
 
@@ -364,10 +365,16 @@ class Event(QuicklyMade):
         # orjson writes the time as ``format_time`` does, and at no cost, unless it is one of these.
         if not time.microsecond or time.tzinfo is not UTC or time.__class__ is not datetime:
             time = format_time(time)
+        written = self._with_time(time)
         try:
-            return orjson.dumps(self._with_time(time), option=orjson.OPT_UTC_Z)
+            raw = orjson.dumps(written, option=orjson.OPT_UTC_Z)
+            if nests_too_deeply(raw, written, is_own=is_own_type(self.type)):
+                raise _too_deep()
+            return raw
         except TypeError as exc:
             checked(self)
+            if "Recursion limit" in str(exc):  # the writer's own, which is further down
+                raise _too_deep() from exc
             raise EventInvalid("data", f"must be JSON: {exc}") from exc
 
     @classmethod
@@ -545,6 +552,8 @@ def _event_in_log(raw: bytes, recorded_at: datetime) -> Event:
         row = orjson.loads(raw)
     except orjson.JSONDecodeError as exc:
         raise EventInvalid("data", f"the event is not JSON: {exc}") from exc
+    if is_too_deep(raw, row):
+        raise _too_deep()
     try:
         event = Event.from_dict(row)
     except EventInvalid:
@@ -553,6 +562,16 @@ def _event_in_log(raw: bytes, recorded_at: datetime) -> Event:
         event = Event.from_dict(_sound_part(row))
     # Without a time of its own it occurred when it was stored, whenever it is read.
     return event if event.time.__class__ is datetime and "time" in row else event.replace(time=recorded_at)
+
+
+def is_too_deep(raw: bytes, row: object) -> bool:
+    """Return whether what was read from the log nests more deeply than an event may: it is none, then."""
+    type_ = row.get("type") if isinstance(row, dict) else None
+    return nests_too_deeply(raw, row, is_own=isinstance(type_, str) and is_own_type(type_))
+
+
+def _too_deep() -> EventInvalid:
+    return EventInvalid("data", f"nests more than {MOST_LEVELS} levels deep, the event's own included")
 
 
 def _sound_part(row: JsonObject) -> JsonObject:

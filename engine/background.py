@@ -26,7 +26,7 @@ from .states import State, event_word
 if TYPE_CHECKING:
     from ..bus import Bus
 
-__all__ = ["NOT_READY", "POOL", "BackgroundLog", "BackgroundRun", "Ticket", "scheduled_event"]
+__all__ = ["NOT_READY", "POOL", "BackgroundLog", "BackgroundRun", "Ticket", "is_end", "scheduled_event"]
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ class BackgroundRun:
         for recorded in readable(history):
             data: Any = recorded.event.data
             seq = recorded.seq
-            if not recorded.event.type.startswith("task-run."):
+            if not recorded.event.type.startswith("task-run.") or not _is_told(data):
                 continue
             if first is None:
                 first = recorded.event
@@ -130,6 +130,25 @@ class BackgroundRun:
             message=last["state"].get("message"), claim=claim, lost=lost, token=token, tries=tries,
             retry_at=parse_time(retry_at) if isinstance(retry_at, str) else None, last=last, seq=seq,
         )  # fmt: skip
+
+
+def _is_told(data: Any) -> bool:
+    """Whether an event's data speak of a background run; anybody may publish others on its subject."""
+    if not isinstance(data, dict):
+        return False
+    about, state, run = data.get("background"), data.get("state"), data.get("run")
+    return (
+        isinstance(about, dict)
+        and isinstance(run, dict)
+        and isinstance(state, dict)
+        and isinstance(state.get("type"), str)
+        and isinstance(state.get("name"), str)
+    )
+
+
+def is_end(data: Any) -> bool:
+    """Whether an event's data speak of the end of a background run, or of a claim of one."""
+    return _is_told(data) and (data["state"]["type"] in TERMINAL or data["state"]["name"] == NOT_READY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,9 +261,9 @@ class BackgroundLog:
         last = await self._bus.log.last(background_subject(run_id))
         if last is None:
             return False
-        data: Any = last.event.data
-        if data["state"]["type"] in TERMINAL or data["state"]["name"] == NOT_READY:
-            return True
+        for recorded in readable([last]):
+            if is_end(recorded.event.data):
+                return True
         run = await self.get(run_id)
         return run is not None and run.is_over
 

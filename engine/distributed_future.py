@@ -9,10 +9,11 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 
+from ..bus.event import readable
 from ..bus.subject import BACKGROUND_RUNS
 from ..errors import HarkError
 from ..vocabulary import StateType, TaskRunId
-from .background import NOT_READY, BackgroundLog, BackgroundRun
+from .background import NOT_READY, BackgroundLog, BackgroundRun, is_end
 from .either import session_here
 from .futures import TaskFuture
 from .results import RecordedResult
@@ -126,10 +127,10 @@ class DistributedFuture(TaskFuture[R]):
         async with session.bus.log.hear(BACKGROUND_RUNS, self.task_run_id) as records:
             run = await runs.get(self.task_run_id)
             while run is None or not run.is_over:
-                data: Any = (await anext(aiter(records))).event.data
-                # Only an end is looked at closely: whether it counts, the history says.
-                if StateType(data["state"]["type"]).is_terminal or data["state"]["name"] == NOT_READY:
-                    run = await runs.get(self.task_run_id)
+                for heard in readable([await anext(aiter(records))]):
+                    # Only an end is looked at closely: whether it counts, the history says.
+                    if is_end(heard.event.data):
+                        run = await runs.get(self.task_run_id)
         self.finish(state_of_background(run, session))
 
     def __repr__(self) -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import orjson
 
-from ..bus.event import Event
+from ..bus.event import Event, readable
 from ..bus.subject import hooks_filter
 from ..vocabulary import JsonObject, JsonValue, new_id
 from .run import SOURCE, FlowRun
@@ -169,7 +169,7 @@ class HookLog:
         found: list[JsonObject] = []
         async with self._bus.log.read([hooks_filter(run_id)], after=after) as batches:
             async for batch in batches:
-                for recorded in batch.records:
+                for recorded in readable(batch.records):
                     data = recorded.event.data
                     if isinstance(data, dict) and (before is None or recorded.seq < before):
                         found.append({**data, "type": recorded.event.type})

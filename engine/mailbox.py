@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 import anyio
 
 from ..bus.emit import CauseAttrs, current_cause
-from ..bus.event import Event, Recorded
+from ..bus.event import Event, Recorded, readable
 from ..errors import MissingContextError, UnknownName
 from ..vocabulary import FlowRunId, JsonObject, JsonValue, new_id
 from .context import FlowRunContext
@@ -169,9 +170,10 @@ class Mailbox(Generic[T]):
         with anyio.fail_after(self.timeout_s):
             async with session.bus.log.follow([f"hark.ev.{INPUT_SENT}"], after=self._after) as batches:
                 async for batch in batches:
-                    for recorded in batch.records:
+                    for recorded in readable(batch.records):
                         self._after = recorded.seq
-                        self._note(recorded)
+                        with suppress(KeyError, TypeError):  # somebody's message that says too little
+                            self._note(recorded)
                     if self._ready:
                         return self._ready.popleft()
         raise TimeoutError("the log ended before an input came")

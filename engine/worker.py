@@ -20,6 +20,7 @@ from anyio import AsyncContextManagerMixin
 from anyio.abc import TaskGroup, TaskStatus
 
 from ..bus import Bus, Event, Recorded
+from ..bus.event import readable
 from ..bus.session import Session, use_session
 from ..bus.subject import PREFIX, RUN_TAKEN
 from ..bus.work_queue import WorkItem
@@ -522,7 +523,8 @@ class Worker(AsyncContextManagerMixin):
                             task_status.started()
                         for recorded in batch.records:
                             if recorded.subject == f"{PREFIX}{RUN_TAKEN}":
-                                self._on_taken(recorded.event)
+                                for told in readable([recorded]):
+                                    self._on_taken(told.event)
                             else:
                                 self._on_word(recorded.subject, recorded.seq)
             except LogRewound as exc:

@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeAlias
 
 import orjson
 
-from ..bus.event import format_time, lacking, parse_time
+from ..bus.event import format_time, is_too_deep, lacking, parse_time
 from ..bus.subject import RUN_DELETED
 from ..errors import EventInvalid
 from ..vocabulary import StateType
@@ -125,6 +125,8 @@ def _add(changes: Changes, tasks: dict[str, _TaskRun], messages: Iterable[Messag
             event = loads(raw)
             if event.__class__ is not dict:
                 raise _Odd(lacking(event) or "")
+            if is_too_deep(raw, event):
+                raise _Odd("it nests too deeply")
             get: Callable[[str], Any] = event.get
             type_, id_, source = get("type"), get("id"), get("source")
             # What most events are is looked at here; what the others are, in a function.

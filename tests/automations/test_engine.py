@@ -9,12 +9,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 import anyio
+import orjson
 import pytest
 from hark.automations.engine import RuleEngine
 from hark.bus import Bucket, Bus, EmbeddedBroker, Event
 from hark.bus.log import Appended, EventLog
 from hark.config import AutomationsConfig, BusConfig
-from hark.errors import BusUnavailable
+from hark.errors import BusUnavailable, EventInvalid
 
 from .conftest import CONFIG, House, at
 
@@ -104,6 +105,27 @@ async def test_no_event_is_missed_while_rules_for_others_come(house: House) -> N
                 await house.define(f"other{n}", on=f"other.of-{n}")
         (decision,) = await house.of_type("automation.triggered")
     assert (at(decision, "automation.name"), at(decision, "count")) == ("all", count)
+
+
+async def test_an_event_that_nests_too_deeply_stops_no_rule(house: House) -> None:
+    """Published to the broker by others, it is no event to anybody; as deep as it may be, it stands in the decision."""
+
+    def nested(levels: int) -> bytes:
+        lists = b"[" * (levels - 1) + b"]" * (levels - 1)
+        return b'{"id":"%d","source":"/x","type":"order.paid","data":%s}' % (levels, lists)
+
+    async with house.engine() as engine:
+        await house.define("each", on="order.paid", do=[{"notify": "oncall"}])
+        for levels in (129, 253, 900, 128):
+            await house.bus.publisher.publish_raw("hark.ev.order.paid", nested(levels), str(levels))
+        with anyio.fail_after(60):
+            while (found := await house.bus.log.last("hark.ev.automation.triggered")) is None:
+                await anyio.lowlevel.checkpoint()
+        decision = found.event
+        assert engine.is_leader
+    assert at(decision, "event.id") == "128"
+    with pytest.raises(EventInvalid, match="128 levels"):
+        await house.emit("order.paid", orjson.loads(nested(129))["data"])
 
 
 async def test_a_definition_that_does_not_load_is_told_and_changes_nothing(house: House) -> None:

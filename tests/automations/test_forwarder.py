@@ -225,6 +225,15 @@ async def test_what_is_never_taken_is_a_dead_letter_that_can_be_redriven(
             "sink:out",
         )
         receiver.answers = [(500, "")]
+        # Anybody may publish to the broker what looks like somebody's wish: it stops nobody's.
+        no_wish = {
+            "id": "1",
+            "source": "/x",
+            "type": "action.redriven",
+            "data": {"key": first.key, "round": "x"},
+        }
+        for raw in (b"\0", b"", json.dumps(no_wish).encode()):
+            await bus.publisher.publish_raw("hark.ev.action.redriven", raw, f"no-{len(raw)}")
         await letters.redrive(first.key)
         await until(bus, "hark.ev.action.dead-lettered", 3)
         await letters.redrive(first.key)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import anyio
 import psutil
 import pytest
+from hark.bus.subject import RUN_TAKEN
 from hark.config import EngineConfig, WorkerConfig
 from hark.engine.run import FlowRun, run_id_for
 from hark.engine.states import Pending
@@ -35,6 +36,8 @@ async def test_async_flows_run_in_the_worker_and_sync_ones_in_a_process(stage: S
     )
     await stage.deploy("in_loop", "in_process")
     async with stage.working():
+        # Anybody may publish to the broker what looks like a word to the workers.
+        await stage.bus.publisher.publish_raw(f"hark.ev.{RUN_TAKEN}", b'{"id"', "no-word")
         one = await stage.run("in_loop")
         other = await stage.run("in_process")
         for run in (one, other):
