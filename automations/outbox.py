@@ -36,7 +36,7 @@ from ..bus.presence import Presence
 from ..bus.subject import PREFIX
 from ..clock import SYSTEM_CLOCK, Clock
 from ..config import AutomationsConfig
-from ..errors import BusUnavailable, DefinitionError, HarkError
+from ..errors import BusUnavailable, DefinitionError, HarkError, StreamFull
 from ..tracing import span
 from ..vocabulary import JsonObject, draw, new_id
 from .action import Action, parse_action, wait_before_retry_s
@@ -57,6 +57,7 @@ from .expression import compile_expression
 from .outcome import Outcomes, bounded_decision, bounded_result
 from .perform import ActionFailed, Firing, failure_of
 from .problem import problems_of
+from .room import Room
 
 __all__ = ["Doer", "Outbox"]
 
@@ -129,6 +130,7 @@ class Outbox(AsyncContextManagerMixin):
         self._running: set[str] = set()
         self._presence = Presence(bus.connection)
         self._claims = Claims(bus, clock, name=self._name, holds_s=ack_wait_s)
+        self._room = Room()
         self._idle = anyio.Event()
         self._idle.set()
 
@@ -188,7 +190,7 @@ class Outbox(AsyncContextManagerMixin):
     async def _carry_out(self, recorded: Recorded) -> None:
         seq = recorded.seq
         try:
-            delay_s = await self._firing(recorded)
+            delay_s = await self._firing_with_room(recorded)
             if delay_s is None:
                 await self._in_hand[seq].ack()
             else:
@@ -215,6 +217,18 @@ class Outbox(AsyncContextManagerMixin):
                 self._idle.set()
 
     # --- one decision ---------------------------------------------------------------------------------
+
+    async def _firing_with_room(self, recorded: Recorded) -> float | None:
+        """``_firing``, again once the broker has room for its notes. It stays in hand meanwhile, not to come again and again."""
+        while True:
+            looks = await self._room.wait()
+            try:
+                delay_s = await self._firing(recorded)
+            except StreamFull as exc:
+                self._room.close(exc, looked=looks)
+            else:
+                self._room.open()
+                return delay_s
 
     async def _firing(self, recorded: Recorded) -> float | None:
         """Do what is to be done now of a decision; return when to come back (s), None when all is over."""

@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 _INSIST_S = (0.1, 0.2, 0.5, 1.0, 2.0)
 """Pauses between two attempts, the last one again and again."""
+_SAY_EACH = 15
+"""Of so many attempts one is logged: every half minute, for each action that has been done and cannot be noted."""
 _MAX_RESULT_BYTES = 64 * 1024
 _MAX_DECISION_BYTES = 512 * 1024
 
@@ -78,7 +80,8 @@ class Outcomes:
             try:
                 return await act()
             except BusUnavailable as exc:
-                log.warning("outbox.waits_to_note", extra={"key": key, "error": str(exc)})
+                if tries % _SAY_EACH == 0:
+                    log.warning("outbox.waits_to_note", extra={"key": key, "error": str(exc)})
             await anyio.sleep(_INSIST_S[min(tries, len(_INSIST_S) - 1)])
             tries += 1
 
