@@ -79,6 +79,15 @@ class TaskRunRecord:
         return (self.start_time - self.created) if self.start_time is not None else timedelta(0)
 
     @property
+    def cache_key(self) -> str | None:
+        return self.state.state_details.cache_key
+
+    @property
+    def cache_expiration(self) -> None:
+        """Not known of a run: how long what is cached holds, its task says."""
+        return
+
+    @property
     def labels(self) -> dict[str, str]:
         said = {"prefect.flow.id": self.flow_name, "prefect.flow-run.id": self.flow_run_id}
         return {label: value for label, value in said.items() if value is not None}

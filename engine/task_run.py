@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..vocabulary import TaskRunId
+from .run_facts import RunFacts
 from .states import Retrying, Running, State, StateType
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class _StateOfRun:
         return (Running if run.run_count == 1 else Retrying)(run_id=run.id, task_of=run.flow_run_id or "")
 
 
-class TaskRun:
+class TaskRun(RunFacts):
     """One task run. Changed only by the engine that runs it.
 
     Attributes:

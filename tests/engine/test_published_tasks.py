@@ -364,3 +364,32 @@ def test_marks_are_shown_as_they_are_written() -> None:
         (lambda: unmapped([1]), "unmapped([1])"), (lambda: quote("a"), "quote('a')"), (lambda: allow_failure(1), "allow_failure(1)"),
     ]  # fmt: skip
     assert [repr(made()) for made, _ in marks] == [shown for _, shown in marks]
+
+
+def test_hooks_read_times_and_keys_of_the_run_they_are_told_of() -> None:
+    """When it began and ended and how long it took, as of a run that the client reads."""
+    told: dict[str, Any] = {}
+
+    def note(task_: Any, run: Any, state: Any) -> None:
+        told[state.name] = (
+            run.start_time,
+            run.end_time,
+            run.total_run_time,
+            run.flow_run_run_count,
+            run.state_id == state.id,
+        )
+        assert (run.created, run.expected_start_time, run.cache_key) == (run.start_time, run.start_time, None)
+        assert (run.labels, run.next_scheduled_start_time) == ({"prefect.flow-run.id": run.flow_run_id}, None)
+
+    @task(on_completion=[note], on_running=[note])
+    def works() -> None: ...
+
+    @flow
+    def runs() -> None:
+        works()
+
+    runs()
+    began, ended, took, attempt, is_same = told["Completed"]
+    assert began <= ended
+    assert (took, attempt, is_same) == (ended - began, 1, True)
+    assert (told["Running"][0], told["Running"][1]) == (began, None)
