@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..template import template_paths, template_roots
 from ..vocabulary import JsonValue
-from .action import Call, Emit, Notify, Run
+from .action import Approve, Call, Emit, Notify, Run
 from .comparison import Comparison
 from .condition import Compare, Exists, Node, Not
 from .expression import compile_expression, odd_names
@@ -16,6 +16,7 @@ from .model import Automation
 from .own_event import never_emitted
 from .path import ATTRIBUTES, Path, parse_path, show_path
 from .problem import Loc, did_you_mean
+from .recipient import is_chosen_by_event
 from .reference import RESERVED
 from .where import leaves
 
@@ -140,6 +141,12 @@ def _actions(automation: Automation, known: Mapping[str, Collection[str]]) -> It
             "add `do:`, or leave it as a record of what happened",
         )
     for i, action in enumerate(automation.do):
+        if isinstance(action, Notify) and any(is_chosen_by_event(path) for path in action.attach):
+            yield Warned(
+                ("do", i, "attach"),
+                "whoever sends the event chooses which file is sent",
+                "write the path out",
+            )
         match action:
             case Run(run=name) if (
                 "deployments" in known and "{{" not in name and name not in known["deployments"]
@@ -149,16 +156,22 @@ def _actions(automation: Automation, known: Mapping[str, Collection[str]]) -> It
                     f"there is no deployment named {name!r}",
                     did_you_mean(name, known["deployments"]).removeprefix("; "),
                 )
-            case Notify(notify=channels):
+            case Notify(notify=channels) | Approve(approve=channels):
                 for name in channels:
-                    if (
+                    if is_chosen_by_event(name):
+                        yield Warned(
+                            ("do", i, action.word),
+                            "whoever sends the event chooses who is told",
+                            "write the channel out, or have one rule for each; an address in the event is refused",
+                        )
+                    elif (
                         "channels" in known
                         and "{{" not in name
                         and "://" not in name
                         and name not in known["channels"]
                     ):
                         yield Warned(
-                            ("do", i, "notify"),
+                            ("do", i, action.word),
                             f"there is no channel named {name!r}",
                             did_you_mean(name, known["channels"]).removeprefix("; "),
                         )

@@ -39,6 +39,7 @@ from .action import Action, Approve, Call, Cancel, Emit, Notify, Pause, Resume, 
 from .approval import ApprovalLinks, Approvals
 from .facts import facts_of
 from .http import AddressRefused, Caller, CallFailed, retry_after_s, sign_standard_webhook
+from .recipient import RecipientRefused, recipient
 
 if TYPE_CHECKING:
     from ..bus import LateValues
@@ -267,8 +268,9 @@ class Performers(AsyncContextManagerMixin):
         sent: list[JsonValue] = []
         errors: list[HarkError] = []
         for i, template in enumerate(action.notify):
-            to, own_key = render(template, context), f"{key}/{i}" if i else key
+            own_key = f"{key}/{i}" if i else key
             try:
+                to = _recipient(template, context)
                 if to == ROUTES:
                     sent.append(await self._alert(action, message, firing, context, own_key))
                     continue
@@ -306,6 +308,7 @@ class Performers(AsyncContextManagerMixin):
         links, notifier = self._links, self._notifier()
         if links is None:
             raise ActionFailed("no server is known that answers could go to", again=False)
+        told = [_recipient(template, context) for template in action.approve]
         yes, no = links.link(key, "yes"), links.link(key, "no")
         body = render(action.body, context) if action.body is not None else _default_body(context)
         asked = await Approvals(self._bus, self._clock).open(
@@ -323,10 +326,8 @@ class Performers(AsyncContextManagerMixin):
             severity=Severity(action.severity),
         )
         sent: list[JsonValue] = []
-        for i, template in enumerate(action.approve):
-            deliveries = await notifier.send(
-                render(template, context), message, key=f"{key}/{i}" if i else key, cause=firing.event
-            )
+        for i, to in enumerate(told):
+            deliveries = await notifier.send(to, message, key=f"{key}/{i}" if i else key, cause=firing.event)
             sent += [{"channel": d.channel, "kind": d.kind, "outcome": d.outcome} for d in deliveries]
         return {"approval": asked.id, "expires_at": asked.to_json()["expires_at"], "deliveries": sent}
 
@@ -404,6 +405,20 @@ class Performers(AsyncContextManagerMixin):
             else self._bus.log.append(event)
         )
         return {"event": {"id": event.id, "type": type_, "seq": appended.seq}}
+
+
+def _recipient(template: str, context: Mapping[str, Any]) -> str:
+    """Return the channel or address that a template gives.
+
+    Raises:
+        ActionFailed: the event made it an address, or a template.
+    """
+    try:
+        return recipient(template, render(template, context))
+    except RecipientRefused as exc:
+        raise ActionFailed(
+            str(exc), again=False, hint="define a channel for the address, and have the event name that"
+        ) from exc
 
 
 def _flow_run_of(template: str | None, context: Mapping[str, Any]) -> FlowRunId:

@@ -31,6 +31,17 @@ DO = [{"notify": "oncall"}]
         ({"on": "a.b", "where": {"regoin": "eu"}, "do": DO}, ("where", "regoin"), "data.regoin"),
         ({"on": "a.b", "for_each": "region", "do": DO}, ("for_each",), "data.region"),
         ({"on": "a.b", "do": [{"notify": "oncal"}]}, ("do", 0, "notify"), "did you mean 'oncall'"),
+        (
+            {"on": "a.b", "do": [{"notify": "{{ event.data.to }}"}]},
+            ("do", 0, "notify"),
+            "chooses who is told",
+        ),
+        ({"on": "a.b", "do": [{"approve": ["a", "{{ key }}"]}]}, ("do", 0, "approve"), "chooses who is told"),
+        (
+            {"on": "a.b", "do": [{"notify": "oncall", "attach": "{{ event.data.file }}"}]},
+            ("do", 0, "attach"),
+            "which file",
+        ),
         ({"on": "a.b", "do": [{"run": "nightly"}]}, ("do", 0, "run"), "no deployment named 'nightly'"),
         ({"on": "a.*", "do": [{"emit": "a.c"}]}, ("do", 0, "emit"), "reacts to itself"),
         (
