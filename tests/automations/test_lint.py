@@ -38,7 +38,7 @@ DO = [{"notify": "oncall"}]
         ),
         ({"on": "a.b", "do": [{"approve": ["a", "{{ key }}"]}]}, ("do", 0, "approve"), "chooses who is told"),
         (
-            {"on": "a.b", "do": [{"notify": "oncall", "attach": "{{ event.data.file }}"}]},
+            {"on": "a.b", "do": [{"notify": "oncall", "attach": ["{{ event.data.file }}"]}]},
             ("do", 0, "attach"),
             "which file",
         ),
