@@ -34,6 +34,13 @@ ABSENT: dict[str, str] = {
     "client.utilities": "use get_client() itself: `async with get_client() as client`",
     "concurrency.context": "leases end with the process that holds them; there is nothing to keep",
     "concurrency.services": "use concurrency() and rate_limit() of hark.concurrency",
+    **{
+        f"client.schemas.actions.{name}": f"give get_client().{call}(…) its arguments"
+        for name, call in (
+            ("DeploymentFlowRunCreate", "create_flow_run_from_deployment"), ("FlowRunCreate", "create_flow_run"),
+            ("DeploymentCreate", "create_deployment"), ("StateCreate", "set_flow_run_state"),
+        )
+    },
     "client.schemas.actions.FlowRunUpdate": "a run keeps what it was asked for with; flow_run_name= of the flow makes its name",
     "context.AsyncClientContext": _CLIENT,
     "context.SyncClientContext": _CLIENT,
@@ -49,9 +56,14 @@ ABSENT: dict[str, str] = {
     "events.filters": "hark.Hark().events(type=…, subject=…, since=…) lists events",
     "events.get_events_subscriber": _STREAM,
     "events.FlowRunSubscriber": _STREAM,
+    "events.related": "give emit_event(…, related=[…]) what else it is about",
     "events.subscribers": _STREAM,
     "events.worker": "use emit() or emit_event()",
+    "exceptions.ExternalSignal": "a process that is told to stop hands its runs back; on_crashed and on_cancellation hooks hear of ends",
     "exceptions.MissingProfileError": _PROFILE,
+    "exceptions.Pause": "call pause_flow_run(…)",
+    "exceptions.PrefectSignal": "use Abort or Skip of hark",
+    "exceptions.TerminationSignal": "a process that is told to stop hands its runs back; on_crashed hooks hear of ends",
     "exceptions.ProfileSettingsValidationError": _PROFILE,
     "filesystems.SMB": 'use RemoteFileSystem(basepath="smb://…"), with what fsspec needs for it',
     "flows.InfrastructureBoundFlow": _INFRASTRUCTURE,

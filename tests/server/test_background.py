@@ -163,8 +163,9 @@ async def test_tasks_are_served_by_calls_instead_of_a_block(bus: Bus) -> None:
                 assert (record.state.name, worker.started) == ("Completed", False)
             async with anyio.create_task_group() as tg:
                 tg.start_soon(worker.start)
-                assert await futures.result_async() == [2, 3]
+                assert await shown.delay(3) == 4
                 assert (worker.started, worker.task_keys) == (True, {"shown-test_background.shown"})
                 await worker.stop()
+            assert await futures.result_async() == [2, 3]
             await task_serving.serve(shown, timeout=0.01)
         assert worker.stopping
