@@ -236,7 +236,7 @@ def _finished(watch: Watch) -> dict[str, list[str]]:
         if recorded.event.type == "task-run.completed":
             run_id = str(at(recorded.event, "flow_run__id"))
             begun = [attempt for attempt, seq in starts.get(run_id, ()) if seq < recorded.seq]
-            if at(recorded.event, "flow_run__attempt") >= max(begun, default=0):
+            if int(str(at(recorded.event, "flow_run__attempt"))) >= max(begun, default=0):
                 finished[run_id].append(str(at(recorded.event, "call")))
     return finished
 
