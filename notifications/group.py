@@ -92,6 +92,7 @@ class Member:
         is_news: it is only to be told once. What was a problem stays one, whatever is said of it later.
         acked: somebody has taken it on: it is not repeated.
         held: what holds it back: ``silence <id>``, ``inhibited``, or nothing.
+        first: the fact that made it one, whatever has been said of it since.
     """
 
     alert: Alert
@@ -104,6 +105,7 @@ class Member:
     resolved_at: float | None = None
     held: str = ""
     is_news: bool = False
+    first: str = ""
 
     @property
     def waits(self) -> bool:
@@ -130,7 +132,7 @@ class Member:
         return {
             "alert": self.alert.to_json(), "since": self.since, "last": self.last, "ready": _finite(self.ready),
             "count": self.count, "told_at": self.told_at, "acked": self.acked, "resolved_at": self.resolved_at,
-            "held": self.held, "news": self.is_news,
+            "held": self.held, "news": self.is_news, "first": self.first,
         }  # fmt: skip
 
     @classmethod
@@ -138,6 +140,7 @@ class Member:
         return cls(
             Alert.from_json(value["alert"]), float(value["since"]), float(value["last"]), _back(value["ready"]),
             int(value["count"]), value["told_at"], bool(value["acked"]), value["resolved_at"], str(value["held"]), bool(value["news"]),
+            str(value.get("first", value["since"])),
         )  # fmt: skip
 
 

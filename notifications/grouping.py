@@ -254,7 +254,7 @@ class Grouping:
             ready = now + route.group_wait
         else:
             ready = max(now, group.flushed_at + route.group_interval)
-        group.members[alert.id] = Member(alert, now, now, ready, is_news=alert.is_news)
+        group.members[alert.id] = Member(alert, now, now, ready, is_news=alert.is_news, first=alert.cause.id)
         self._where.setdefault(alert.id, set()).add(key)
         self._wake_at(group, min(group.due, ready))
         self._out.append(saying.grouped(alert, group, route, now))

@@ -47,7 +47,7 @@ def closed(member: Member, group: Group, reason: str, *, told: bool, at: float) 
         "alert": alert.id, "title": alert.message.title, "group": group.id, "reason": reason, "told": told,
         "count": member.count,
     }  # fmt: skip
-    return _said("closed", alert, data, group.id, str(member.since), at=at)
+    return _said("closed", alert, data, group.id, member.first, at=at)
 
 
 def muted(group: Group, mute: str, *, until: float, at: float) -> Said:
@@ -67,7 +67,7 @@ def held_back(member: Member, group: Group, word: str, *, by: str, dropped: bool
         "alert": alert.id, "title": alert.message.title, "group": group.id,
         ("silence" if word == "silenced" else "by"): by, "dropped": dropped,
     }  # fmt: skip
-    return _said(word, alert, data, group.id, by, str(member.since), str(dropped), at=at)
+    return _said(word, alert, data, group.id, by, member.first, str(dropped), at=at)
 
 
 def escalated(group: Group, step: Escalation, shown: Sequence[Member], *, waited_s: float, at: float) -> Said:
@@ -76,7 +76,7 @@ def escalated(group: Group, step: Escalation, shown: Sequence[Member], *, waited
         "group": group.id, "labels": group.labels, "step": group.escalated, "to": [*map(shown_address, step.to)],
         "waited_s": waited_s, "alerts": len(shown),
     }  # fmt: skip
-    parts = (group.id, str(group.unacked_since), str(group.escalated))
+    parts = (group.id, str(group.sends), str(group.escalated))
     return _said("escalated", shown[0].alert, data, *parts, at=at)
 
 
@@ -103,5 +103,6 @@ def sent(
 
 
 def _said(word: str, alert: Alert, data: JsonObject, *parts: str, at: float) -> Said:
+    """``parts``: what tells it from others of its kind, and no moment: decided again after a crash, later, it is the same."""
     id_ = derived_id("notification-decision", word, alert.id, *parts)
     return Said(id_, word, f"alert/{alert.id}", data, alert.cause, at)

@@ -282,6 +282,29 @@ def test_a_source_that_turned_harmless_lets_go_of_what_it_held() -> None:
     assert len(story.at(100, an_alert("db", "warning")).told) == 2
 
 
+def test_what_is_decided_again_after_a_crash_is_the_same_decision() -> None:
+    """What was said of it and not put down with the state is said again, later, under the same ids; the next time has others."""
+    tree, book = a_tree(escalate=[{"after": "5m", "to": "b"}]), a_book(({"automation": "q"}, 0, 9_999))
+    facts = [an_alert("x"), an_alert("q"), an_alert("z"), an_alert("z", resolved=True)]
+    late, again = Story(tree, book), Story(tree, book)
+    again.fold.wake(START + 500)
+    for story in (late, again):
+        for fact in facts:
+            story.out += story.fold.raised(fact, START)
+    late.at(400)  # all at once: it was a slow start
+    again.out += again.fold.rouse(book, START + 500)
+    again.at(900)
+
+    def ids(story: Story) -> list[str]:
+        return [d.id for word in ("silenced", "escalated", "closed") for d in said(story.out, word)]
+
+    assert [s.at - START for s in said(late.out, "escalated") + said(again.out, "escalated")] == [310, 810]
+    assert ids(again) == ids(late)
+    again.at(1000, an_alert("x", resolved=True)).at(1100, an_alert("x"), facts[2]).at(2000)
+    again.at(2000, an_alert("z", resolved=True))
+    assert len(set(ids(again))) == len(ids(again)) > len(ids(late)) == 3
+
+
 def test_a_silence_over_an_escalation_postpones_it() -> None:
     """While all that is open is silenced, nobody is bothered; afterwards the steps go on."""
     book = a_book(({"automation": "x"}, 60, 3600))
