@@ -8,6 +8,7 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Callable, Iterator, Mapping
+from decimal import Decimal, InvalidOperation
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
@@ -349,8 +350,9 @@ class Limit:
             if metric.measure == "event_rate":
                 rate = parse_rate(text)
                 return rate.count / rate.per_s
-            value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-        except ValueError as exc:
+            # 99.9 / 100 is above 0.999 in floats, and 999 of 1000 would be below the limit.
+            value = float(Decimal(text.removesuffix("%")) / (100 if text.endswith("%") else 1))
+        except (ValueError, InvalidOperation) as exc:
             raise ValueError(
                 f"{text!r} does not go with {metric.measure}; write {self._example(metric)!r}"
             ) from exc

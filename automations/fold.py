@@ -43,7 +43,6 @@ __all__ = ["STATE_VERSION", "Fold", "FoldConfig", "key_values", "keys_of", "show
 
 _RESOLVE = -1  # the role of events that say a firing is over; told before all others
 _OWN_WORDS = ("automation.", "action.")
-_DAY_S = 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,79 +268,32 @@ class Fold:
         config, automation, resolving = self.config, rule.automation, rule.resolving
         if firing.is_over:
             ended = resolving.came_back(key, firing.at) if resolving is not None else None
-            if ended is not None:
+            if ended is not None and rule.says_over:
                 out.append(
                     rule.resolution(key, ended, firing.at, recorded, reason="figure", extra=firing.extra)
                 )
             return
-        if automation.paused:
-            return  # its windows go on as they would, so that it is right about them when it is resumed
         if resolving is not None:
             resolving.heard(key, recorded, firing=True)
+        if automation.paused:
+            return  # its windows go on as they would, so that it is right about them when it is resumed
         if firing.depth >= config.max_causal_depth:
             # Deeper ones are the echo of this; saying each would be the very storm this stops.
             if firing.depth == config.max_causal_depth:
                 out.append(rule.decision(key, firing, recorded, reason="depth", suppressed=1))
             return
-        before, lateness = 0, automation.late_by(config.allowed_lateness_s)
-        if automation.cooldown is not None:
-            cooling = rule.cooling.get(key)
-            if cooling is not None:
-                until, since, before = cooling
-                fresh = recorded - since <= automation.cooldown + lateness
-                if fresh and firing.at < until:
-                    rule.cooling[key] = (until, since, before + 1)
-                    if config.say_all or _worth_saying(before + 1):
-                        out.append(
-                            rule.decision(
-                                key,
-                                firing,
-                                recorded,
-                                reason="cooldown",
-                                suppressed=before + 1,
-                                until=until,
-                            )
-                        )
-                    return
-                if recorded - since > automation.cooldown + lateness + _DAY_S:
-                    before = 0
         limit, per_s = (
             (automation.budget.count, automation.budget.per_s)
             if automation.budget
             else (config.budget, config.budget_per_s)
         )
-        if recorded - rule.budget_from >= per_s:
-            rule.budget_from, rule.fired = recorded, 0
-        if rule.fired >= limit:
-            rule.held += 1
-            if config.say_all or _worth_saying(rule.held):
-                out.append(
-                    rule.decision(
-                        key,
-                        firing,
-                        recorded,
-                        reason="budget",
-                        suppressed=rule.held,
-                        until=rule.budget_from + per_s,
-                    )
-                )
+        lateness = automation.late_by(config.allowed_lateness_s)
+        reason, number, until = rule.admit(key, firing, recorded, lateness=lateness, limit=limit, per_s=per_s)
+        if reason and not (config.say_all or _worth_saying(number)):
             return
-        rule.fired += 1
-        before += rule.held
-        rule.held = 0
-        if automation.cooldown is not None:
-            rule.cooling[key] = (firing.at + automation.cooldown, recorded, 0)
-            if len(rule.cooling) >= rule.cooling_sweep:
-                keep = automation.cooldown + lateness
-                rule.cooling = {
-                    k: c
-                    for k, c in rule.cooling.items()
-                    if recorded - c[1] <= keep + (_DAY_S if c[2] else 0.0)
-                }
-                rule.cooling_sweep = max(1024, 2 * len(rule.cooling))
-        decision = rule.decision(key, firing, recorded, suppressed=before)
+        decision = rule.decision(key, firing, recorded, suppressed=number, reason=reason, until=until)
         out.append(decision)
-        if resolving is not None:
+        if resolving is not None and not reason:
             resolving.fired(key, decision.id, at=firing.at, recorded=recorded, depth=firing.depth)
 
     def in_another_log(self, *, seq: int) -> Fold:
@@ -384,6 +336,10 @@ class Fold:
             and old.automation.matching_version == automation.matching_version
         )
         if keeps and old is not None:
+            if self._snapshot is not None:
+                self._snapshot.before(name, "")  # it is of the definitions of its moment, too
+            lateness = automation.late_by(self.config.allowed_lateness_s)
+            old.recool(automation.cooldown, now=self.now, lateness=lateness)
             old.define(automation, revision)
             return
         if old is not None:
@@ -418,7 +374,7 @@ class Fold:
         rule.form = form_of(automation, lateness_s=lateness, arm=self._arming(name, quiet=False))
         for index, listening in enumerate(automation.listens):
             self._listen((name, index), listening)
-        if automation.resolve is not None or (automation.metric is not None and automation.on_resolve):
+        if automation.resolve is not None or automation.metric is not None:
             rule.resolving = Resolving(automation, lateness=lateness, arm=self._arming(name, quiet=True))
             if automation.resolves is not None:
                 self._listen((name, _RESOLVE), automation.resolves)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -15,9 +15,22 @@ from .key import key_reader, key_values, show_key
 from .model import Automation
 from .resolving import Ended, Resolving
 
-__all__ = ["InForce"]
+__all__ = ["Held", "InForce"]
 
 _REMEMBERED_BYTES = 64 * 1024
+_DAY_S = 86_400.0
+
+
+class Held(NamedTuple):
+    """Why a firing is held back ("": it is not), how many are not told of yet, and until when.
+
+    Attributes:
+        number: with this one, if it is held back; else before it.
+    """
+
+    reason: str
+    number: int
+    until: float | None
 
 
 @dataclass(slots=True)
@@ -26,7 +39,8 @@ class InForce:
 
     Attributes:
         form: None once the rule has been replaced or removed.
-        cooling: until when a key's firings are held back, when that began (recorded), and how many were.
+        cooling: until when a key's firings are held back (0: that is over, whatever becomes of the cooldown), when
+            that began (recorded), and how many were.
         budget_from, fired: the budget's period and what it has spent; held: firings not told of since.
         dumped: the state as it was last put down, if nothing has touched it since.
         defined: revision and definition as JSON.
@@ -60,6 +74,59 @@ class InForce:
         self.on_resolve = tuple(written.get("on_resolve") or ())
         # Now and not at each checkpoint: of many rules few change.
         self.defined = orjson.dumps({"revision": revision, "definition": written})
+
+    @property
+    def says_over(self) -> bool:
+        """Whether it is told that a firing is over. Of a metric it is known in any case: `on_resolve` may be added."""
+        return self.automation.resolve is not None or bool(self.automation.on_resolve)
+
+    def recool(self, cooldown: float | None, *, now: float, lateness: float) -> None:
+        """Count another cooldown from the firings whose present one is not over yet."""
+        old = self.automation.cooldown
+        if old == cooldown:
+            return
+        cooling: dict[str, tuple[float, float, int]] = {}
+        for key, (until, since, held) in self.cooling.items():
+            if cooldown is not None and old is not None and until and now - since <= old + lateness:
+                cooling[key] = until + cooldown - old, since, held
+            elif held:
+                cooling[key] = 0.0, since, held
+        self.cooling = cooling
+
+    def admit(
+        self, key: str, firing: Firing, recorded: float, *, lateness: float, limit: int, per_s: float
+    ) -> Held:
+        """Let a firing through, or hold it back: by the cooldown first, then by the budget of ``limit`` in ``per_s``."""
+        before, keep = 0, (self.automation.cooldown or 0.0) + lateness
+        cooling = self.cooling.get(key) if self.cooling else None
+        if cooling is not None:
+            until, since, before = cooling
+            if self.automation.cooldown is not None and recorded - since <= keep and firing.at < until:
+                self.cooling[key] = (until, since, before + 1)
+                return Held("cooldown", before + 1, until)
+            if recorded - since > keep + _DAY_S:
+                before = 0
+        if recorded - self.budget_from >= per_s:
+            self.budget_from, self.fired = recorded, 0
+        if self.fired >= limit:
+            self.held += 1
+            return Held("budget", self.held, self.budget_from + per_s)
+        self.fired += 1
+        before += self.held
+        self.held = 0
+        if self.automation.cooldown is not None:
+            self._cool(key, firing.at + self.automation.cooldown, recorded, keep)
+        elif cooling is not None:
+            del self.cooling[key]
+        return Held("", before, None)
+
+    def _cool(self, key: str, until: float, recorded: float, keep: float) -> None:
+        self.cooling[key] = (until, recorded, 0)
+        if len(self.cooling) >= self.cooling_sweep:
+            self.cooling = {
+                k: c for k, c in self.cooling.items() if recorded - c[1] <= keep + (_DAY_S if c[2] else 0.0)
+            }
+            self.cooling_sweep = max(1024, 2 * len(self.cooling))
 
     def dump_raw(self) -> bytes:
         """Return the state as JSON; of many rules most are as they were at the last checkpoint."""

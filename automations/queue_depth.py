@@ -73,6 +73,14 @@ class QueueDepth(Measuring):
 
     key_class = _Depth
 
+    def start(self, now: float) -> None:
+        super().start(now)
+        known = self._known.get("")
+        if known is not None and self._limit.holds(0.0):
+            # Nothing waits, which can be said at once: there is no window to be watched first.
+            known.armed = now
+            self._arm("", now)
+
     def event(self, role: int, key: str, seen: Seen) -> Firing | None:
         known = self._heard(key, seen)
         assert isinstance(known, _Depth)

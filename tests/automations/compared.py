@@ -12,9 +12,10 @@ from hark.automations.fold import Fold, FoldConfig
 from hark.automations.model import parse_automation
 from hark.automations.problem import RuleInvalid
 
-from tests.automations.histories import BEGIN, LATENESS_S, RULES, Pick, history, row_of
-from tests.automations.oracle import Verdict, verdicts
-from tests.automations.oracle_form import Fact
+from tests.automations.histories import FREE, LATENESS_S, RULES, Pick, changes_of, history, row_of
+from tests.automations.oracle import MAX_DEPTH, Change, Verdict, verdicts
+from tests.automations.oracle_form import Fact, Rule
+from tests.automations.oracle_metric import BEGIN
 
 __all__ = ["Case", "drawn", "made_small"]
 
@@ -28,18 +29,25 @@ class Case:
 
     Attributes:
         cuts: before which events, by place; and whether the state is put down in one piece, or else bit by bit.
+        changes: of the rule, in order; one before the same event as a cut is made after it.
     """
 
     rule: dict[str, Any]
     facts: tuple[Fact, ...]
     lateness: float
     cuts: dict[int, bool]
+    changes: tuple[Change, ...] = ()
 
     def __str__(self) -> str:
         """Return it as a person reads it."""
         lines = [f"rule {self.rule}, lateness {self.lateness:g}, restored before {self.cuts}"]
         lines += [
-            f"  {f.id}: {f.type} recorded {f.recorded:g}, happened {f.time:g}, {f.data}" for f in self.facts
+            f"  {f.id}: {f.type} recorded {f.recorded:g}, happened {f.time:g}, {f.subject} {f.depth} {f.data}"
+            for f in self.facts
+        ]
+        lines += [
+            f"  before {self.facts[c.place].id}: {'a new rule, ' if c.anew else ''}{c.words}"
+            for c in self.changes
         ]
         return "\n".join(lines)
 
@@ -57,16 +65,28 @@ class Case:
 
     def must(self) -> dict[str, list[Verdict]]:
         """Return what has to be decided, by key."""
-        return _by_key(verdicts(self.rule, list(self.facts), until=self.until, lateness=self.lateness))
+        return _by_key(
+            verdicts(
+                self.rule, list(self.facts), until=self.until, lateness=self.lateness, changes=self.changes
+            )
+        )
 
     def does(self) -> dict[str, list[Verdict]]:
         """Return what the fold decides, by key."""
-        config = FoldConfig(allowed_lateness_s=self.lateness, say_all=True)
+        config = FoldConfig(allowed_lateness_s=self.lateness, say_all=True, max_causal_depth=MAX_DEPTH)
         rule = parse_automation(self.rule, name="r")
+        written: Rule = self.rule
         replay = Replay([rule], begins=BEGIN, config=config, keep=10_000)
         for fact in self.facts:
             if fact.place in self.cuts:
                 replay.fold = _restored(replay.fold, whole=self.cuts[fact.place])
+            for change in self.changes:
+                if change.place == fact.place:
+                    written = change.of(written)
+                    replay.pass_time(BEGIN + fact.recorded)
+                    if change.anew:
+                        replay.fold.remove("r")
+                    replay.fold.adopt(parse_automation(written, name="r"))
             replay.row(row_of(fact), seq=fact.place + 1, recorded=BEGIN + fact.recorded)
         if len(self.facts) in self.cuts:
             replay.fold = _restored(replay.fold, whole=self.cuts[len(self.facts)])
@@ -78,7 +98,7 @@ def drawn(pick: Pick, form: str) -> Case:
     """Return a case whose rule has this form."""
     rule, facts = RULES[form](pick), history(pick, form)
     cuts = {pick(range(len(facts) + 1)): pick([True, False]) for _ in range(pick(range(4)))}
-    return Case(rule, tuple(facts), pick(LATENESS_S), cuts)
+    return Case(rule, tuple(facts), pick(LATENESS_S), cuts, tuple(changes_of(pick, rule, facts)))
 
 
 def _restored(fold: Fold, *, whole: bool) -> Fold:
@@ -99,6 +119,7 @@ def _verdict(decision: Decision) -> Verdict:
         decision.what, decision.keys, round(decision.at - BEGIN, 6), round(decision.recorded - BEGIN, 6),
         tuple(ref.id for ref in decision.refs), decision.count,
         decision.suppressed if decision.what != "resolved" else 0, decision.reason,
+        round(decision.until - BEGIN, 6) if decision.until is not None else None, decision.depth,
     )  # fmt: skip
 
 
@@ -123,10 +144,33 @@ def _smaller(case: Case) -> Iterator[Case]:
         yield replace(case, cuts={})
     for i in range(len(case.facts) if len(case.facts) > 1 else 0):
         left = case.facts[:i] + case.facts[i + 1 :]
-        yield replace(case, facts=tuple(replace(fact, place=n) for n, fact in enumerate(left)))
-    for word in ("for_each", "cooldown", "resolve", "allowed_lateness", "where", "if", "for"):
+        moved = [
+            replace(c, place=(n := c.place - (c.place > i)), at=left[n].recorded)
+            for c in case.changes
+            if c.place - (c.place > i) < len(left)
+        ]
+        facts = tuple(replace(fact, place=n) for n, fact in enumerate(left))
+        yield replace(case, facts=facts, changes=tuple(moved))
+    for i in range(len(case.changes)):
+        yield replace(case, changes=case.changes[:i] + case.changes[i + 1 :])
+    for word in (
+        "for_each",
+        "cooldown",
+        "resolve",
+        "allowed_lateness",
+        "where",
+        "if",
+        "for",
+        "on_resolve",
+        "paused",
+    ):
         if word in case.rule:
             yield replace(case, rule={w: v for w, v in case.rule.items() if w != word})
+    if case.rule["budget"] != FREE:
+        yield replace(case, rule={**case.rule, "budget": FREE})
+    for i, fact in enumerate(case.facts):
+        if fact.depth:
+            yield replace(case, facts=(*case.facts[:i], replace(fact, depth=0), *case.facts[i + 1 :]))
     for rule in _lighter(case.rule):
         if all(word in rule or word not in case.rule for word in ("count", "within")):
             yield replace(case, rule=rule)

@@ -12,14 +12,16 @@ from typing import Any, Protocol, TypeVar
 
 from hark.bus.event import format_time
 
-from tests.automations.oracle import TICK_S
+from tests.automations.oracle import MAX_DEPTH, TICK_S, Change
 from tests.automations.oracle_form import EXPRESSIONS, Fact
+from tests.automations.oracle_metric import BEGIN
 
-__all__ = ["BEGIN", "LATENESS_S", "RULES", "Pick", "history", "row_of"]
+__all__ = ["FREE", "LATENESS_S", "RULES", "Pick", "changes_of", "history", "row_of"]
 
 T = TypeVar("T")
-BEGIN = 1_767_225_600.0
 LATENESS_S = (0.0, 0.5, 2.0, 5.0)
+FREE = "100000/s"
+"""A budget that nothing spends."""
 _HOUR_S = 3600.0
 
 
@@ -32,19 +34,61 @@ class Pick(Protocol):
 def history(pick: Pick, form: str, *, most: int = 14) -> list[Fact]:
     """Return events in the order of the log: several at one moment, late ones, keys interleaved."""
     now, facts = 0.0, []
+    echoes = _once_in(pick, 4)
     for n in range(pick(range(1, most + 1))):
-        now += pick([0.0, 0.0, TICK_S, 0.5, 1.0, 1.5, 2.0, 4.0, 7.5 if form == "runs" else 8.0])
+        now += pick([0.0, 0.0, TICK_S, 0.5, 1.0, 1.5, 2.0, 4.0, 7.5 if form in _OF_RUNS else 8.0])
         late = pick([0.0, 0.0, 0.0, 0.0, TICK_S, 0.5, 1.0, 2.0, 2.25, 4.0, 5.0, 12.0])
-        if form == "runs":
-            type_ = pick(["flow-run.completed", "flow-run.completed", "flow-run.failed", "flow-run.crashed"])
-            run = {"duration_s": pick([1.0, 2.0, 3.0, 5.0])} if pick(range(6)) else {}
-            data: dict[str, Any] = {"k": pick("pq"), "n": 1, "run": run}
+        subject, depth = "", pick([0, MAX_DEPTH - 1, MAX_DEPTH, MAX_DEPTH + 1]) if echoes else 0
+        if form in _OF_RUNS:
+            type_ = f"flow-run.{pick(_OF_RUNS[form])}"
+            subject = f"flow-run/{pick('123')}"
+            data: dict[str, Any] = {"k": pick("pq"), "n": 1, "run": _run(pick, form, now)}
         else:
             type_ = pick(["a.x", "a.y", "b.z"])
             data = {"k": pick(["p", "p", "q", 1, "1", ["p", "q"], [], None]), "n": pick([0, 1, 2, None])}
         data = {word: value for word, value in data.items() if value is not None or pick([True, False])}
-        facts.append(Fact(n, f"e{n}", type_, now, now - late, data))
+        facts.append(Fact(n, f"e{n}", type_, now, now - late, data, subject, depth))
     return facts
+
+
+_OF_RUNS: dict[str, Sequence[str]] = {
+    "runs": ["completed", "completed", "failed", "crashed", "cached", "timed-out", "cancelled"],
+    "lateness": ["running", "running", "running", "completed"],
+    "queue": [
+        "scheduled",
+        "scheduled",
+        "pending",
+        "late",
+        "running",
+        "awaiting-retry",
+        "completed",
+        "cancelled",
+    ],
+}
+"""What becomes of runs in the histories of forms that are about runs."""
+
+
+def _run(pick: Pick, form: str, now: float) -> dict[str, Any]:
+    if form == "runs":
+        return {"duration_s": pick([1.0, 2.0, 3.0, 5.0])} if pick(range(6)) else {}
+    due = _stamp(now + pick([0.0, 0.0, -1.0, -3.0] if form == "lateness" else [0.0, -3.0, 0.5, 2.0, 6.0]))
+    run = {"scheduled_at": due, "started_at": _stamp(now - pick([0.0, 0.5, 2.0]))}
+    return {word: value for word, value in run.items() if pick(range(8))}
+
+
+def changes_of(pick: Pick, rule: dict[str, Any], facts: Sequence[Fact]) -> list[Change]:
+    """Return what becomes of a rule while the events come: mostly nothing, or it is edited, paused, made anew."""
+    words: list[dict[str, Any]] = [
+        {"paused": True}, {"paused": None}, {"cooldown": "1s"}, {"cooldown": "4s"}, {"cooldown": None},
+        {"budget": "1/2s"}, {"budget": "2/8s"}, {"description": "x"}, {"allowed_lateness": "3s"},
+    ]  # fmt: skip
+    if "metric" in rule:
+        words += [{"on_resolve": [{"notify": "x"}]}, {"on_resolve": None}]
+    some = sorted(pick(range(len(facts))) for _ in range(pick([0, 0, 1, 2, 3])))
+    return [
+        Change(place, facts[place].recorded, {} if (anew := _once_in(pick, 8)) else pick(words), anew)
+        for place in some
+    ]
 
 
 def row_of(fact: Fact) -> dict[str, Any]:
@@ -52,6 +96,10 @@ def row_of(fact: Fact) -> dict[str, Any]:
     row: dict[str, Any] = {
         "specversion": "1.0", "type": fact.type, "source": "/t", "id": fact.id, "data": fact.data,
     }  # fmt: skip
+    if fact.subject:
+        row["subject"] = fact.subject
+    if fact.depth:
+        row["causaldepth"] = fact.depth
     if fact.time != fact.recorded or fact.place % 3 == 0:
         row["time"] = _stamp(fact.time)
     elif fact.place % 3 == 1:
@@ -106,7 +154,9 @@ def _dressed(pick: Pick, rule: dict[str, Any]) -> dict[str, Any]:
         if not resolve or _once_in(pick, 2):
             resolve["after"] = pick(["0.5s", "1s", "4s"])
         rule["resolve"] = resolve
-    return {**rule, "budget": "100000/s"}
+    # Of several patterns and several keys of one event it is not said which is told first.
+    is_plain = not {"sequence", "any_of", "all_of"} & set(rule)
+    return {**rule, "budget": pick([FREE, FREE, "1/s", "1/4s", "2/2s", "2/8s"]) if is_plain else FREE}
 
 
 def _counting(pick: Pick) -> dict[str, Any]:
@@ -184,29 +234,49 @@ def _grouped(pick: Pick) -> dict[str, Any]:
     return {**_group(pick), "within": pick(["0.5s", "1s", "2s", "4s", "8s"])}
 
 
-def _metric(pick: Pick) -> dict[str, Any]:
-    metric = {"measure": "count", "on": pick(_ON), "over": pick(["15s", "30s"])}
-    _add(pick, metric, "where", _WHERE)
-    rule: dict[str, Any] = {"metric": metric, "is": pick(["> 2", ">= 1", "< 3", "< 1", ">= 4"])}
+def _measured(pick: Pick, metric: dict[str, Any], limits: Sequence[str]) -> dict[str, Any]:
+    rule: dict[str, Any] = {"metric": metric, "is": pick(limits)}
     _add(pick, rule, "for", ["0.5s", "3s", "6s"], once_in=2)
     _add(pick, rule, "on_resolve", [[{"notify": "x"}]], once_in=2)
     return rule
 
 
+def _metric(pick: Pick) -> dict[str, Any]:
+    measure = pick(["count", "event_rate"])
+    metric = {"measure": measure, "on": pick(_ON), "over": pick(["15s", "30s"])}
+    _add(pick, metric, "where", _WHERE)
+    rates = ["> 8/m", ">= 4/m", "< 12/m", "<= 8/m", ">= 1/s"]
+    return _measured(
+        pick, metric, rates if measure == "event_rate" else ["> 2", ">= 1", "< 3", "< 1", ">= 4", "<= 2"]
+    )
+
+
 def _runs(pick: Pick) -> dict[str, Any]:
-    measure = pick(["failure_rate", "p50_duration", "p95_duration", "avg_duration"])
+    measure = pick(
+        ["failure_rate", "success_rate", "p50_duration", "p95_duration", "p99_duration", "avg_duration"]
+    )
     metric: dict[str, Any] = {"measure": measure, "over": pick(["15s", "30s"])}
     _add(pick, metric, "at_least", [2, 3], once_in=2)
-    limits = ["> 49%", ">= 50%", "< 20%"] if measure == "failure_rate" else ["> 2s", ">= 2s", "< 3s"]
-    rule: dict[str, Any] = {"metric": metric, "is": pick(limits)}
-    _add(pick, rule, "for", ["1s", "6s"], once_in=2)
-    _add(pick, rule, "on_resolve", [[{"notify": "x"}]], once_in=2)
-    return rule
+    shares = ["> 49%", ">= 50%", "< 20%", "<= 75%", "< 0.5", ">= 99.9%"]
+    return _measured(pick, metric, shares if measure.endswith("rate") else ["> 2s", ">= 2s", "< 3s", "<= 3s"])
+
+
+def _lateness(pick: Pick) -> dict[str, Any]:
+    metric: dict[str, Any] = {"measure": "lateness", "over": pick(["15s", "30s"])}
+    _add(pick, metric, "at_least", [2, 3], once_in=2)
+    return _measured(pick, metric, ["> 1s", ">= 1s", "< 1s", "<= 0s"])
+
+
+def _queue(pick: Pick) -> dict[str, Any]:
+    metric: dict[str, Any] = {"measure": "queue_depth"}
+    _add(pick, metric, "where", _WHERE, once_in=6)
+    return _measured(pick, metric, ["> 1", ">= 1", "< 1", "<= 1", ">= 3"])
 
 
 _FORMS: dict[str, Callable[[Pick], dict[str, Any]]] = {
     "counting": _counting, "absence": _absence, "heartbeat": _heartbeat, "debounce": _debounce,
     "sequence": _sequence, "group": _grouped, "metric": _metric, "runs": _runs,
+    "lateness": _lateness, "queue": _queue,
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""When the condition of a rule comes true, form by form and by definition; see ``oracle``."""
+"""When the condition of a rule comes true, form by form and by definition; see ``oracle`` and ``oracle_metric``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
-__all__ = ["EXPRESSIONS", "FORMS", "MISSING", "Fact", "Form", "Found", "Place", "Rule", "chosen", "seconds"]
+__all__ = [
+    "EXPRESSIONS", "FORMS", "MISSING", "Fact", "Form", "Found", "Made", "Place", "Rule", "Simple", "chosen", "seconds",
+]  # fmt: skip
 
 Rule: TypeAlias = Mapping[str, Any]
 MISSING = object()
@@ -31,6 +33,8 @@ class Fact:
     recorded: float
     time: float
     data: Mapping[str, Any] = field(default_factory=dict)
+    subject: str = ""
+    depth: int = 0
 
     def get(self, path: str) -> Any:
         """Return what a path leads to, MISSING if nothing is there."""
@@ -129,11 +133,12 @@ class Form(Protocol):
 
 
 @dataclass
-class _Simple:
+class Simple:
     """What forms have in common that only events move."""
 
     rule: Rule
     lateness: float
+    began: float
 
     def __post_init__(self) -> None:
         self.within = seconds(self.rule.get("within"), 0.0)
@@ -165,7 +170,7 @@ def _in_time(fact: Fact) -> tuple[float, int]:
     return fact.time, fact.place
 
 
-class Counting(_Simple):
+class Counting(Simple):
     """``on`` with ``count`` and ``within``: so many in so long, the new one among them; firing empties the window."""
 
     def event(self, fact: Fact, log: list[Fact], made: Made) -> Found | None:
@@ -181,7 +186,7 @@ class Counting(_Simple):
         return None
 
 
-class Absence(_Simple):
+class Absence(Simple):
     """``after`` … ``expect`` … ``within``."""
 
     def wants(self, fact: Fact) -> bool:
@@ -229,8 +234,8 @@ class Heartbeat(Absence):
         return fact.fits(_pattern(self.rule["expect"]))
 
     def due(self, now: float, log: list[Fact], made: Made) -> Found | None:
-        deadline = None if "for_each" in self.rule else self.within
-        missed, last, newest = 0, None, 0.0
+        deadline = None if "for_each" in self.rule else self.began + self.within
+        missed, last, newest = 0, None, self.began
         for fact in log:
             while deadline is not None and deadline <= fact.recorded:
                 missed, deadline = missed + 1, deadline + self.within
@@ -245,7 +250,7 @@ class Heartbeat(Absence):
         return None
 
 
-class Debounce(_Simple):
+class Debounce(Simple):
     """A burst, once it is over; by when events were recorded."""
 
     def burst(self, log: list[Fact]) -> list[Fact]:
@@ -278,7 +283,7 @@ class Debounce(_Simple):
         return None
 
 
-class Sequence(_Simple):
+class Sequence(Simple):
     """``sequence``: each first event begins a wait, which takes the first events that answer its next step."""
 
     def wants(self, fact: Fact) -> bool:
@@ -400,7 +405,7 @@ def _latest(facts: list[Fact], count: int, within: float, fact: Fact) -> list[Fa
     return []
 
 
-class Group(_Simple):
+class Group(Simple):
     """``any_of``, ``all_of``: enough of it in one window that holds the new event, in any order."""
 
     def wants(self, fact: Fact) -> bool:
@@ -480,73 +485,8 @@ def _in_order(steps: list[Rule], held: list[list[Fact]]) -> list[Fact] | None:
     return max(ways, key=lambda way: [_in_time(f) for f in reversed(way)], default=None)
 
 
-class Metric(_Simple):
-    """``metric`` … ``is`` … ``for``: looked at at every instant and with every event."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.over = seconds(self.rule["metric"]["over"], 0.0)
-        self.sign, bound = self.rule["is"].split()
-        self.bound = float(bound.removesuffix("s")) if bound[-1] != "%" else float(bound[:-1]) / 100
-        self.looks: list[tuple[float, bool]] = []
-
-    def wants(self, fact: Fact) -> bool:
-        metric = self.rule["metric"]
-        runs = ["flow-run.completed", "flow-run.failed", "flow-run.crashed"]
-        return fact.fits({"on": metric.get("on", runs), "where": metric.get("where", {})}) and (
-            "duration" not in metric["measure"] or fact.get("data.run.duration_s") is not MISSING
-        )
-
-    def due(self, now: float, log: list[Fact], made: Made) -> Found | None:
-        return self.look(now, log, made)
-
-    def event(self, fact: Fact, log: list[Fact], made: Made) -> Found | None:
-        return self.look(fact.recorded, log, made)
-
-    def look(self, now: float, log: list[Fact], made: Made) -> Found | None:
-        """It fires once the figure has passed the limit at every look for so long, and is over at the first it has not."""
-        samples = [f for f in log if self.wants(f)]
-        if "for_each" in self.rule and not samples:
-            return None
-        self.looks.append((now, self.holds(now, samples)))
-        fires = bool(made) and not made[-1][1].is_over
-        last = tuple(samples[-1:])
-        if not self.looks[-1][1]:
-            return Found(now, last, len(self.window(now, samples)), is_over=True) if fires else None
-        run = list(itertools.takewhile(lambda look: look[1], reversed(self.looks)))
-        if not fires and now - run[-1][0] >= seconds(self.rule.get("for"), 0.0):
-            return Found(now, last, len(self.window(now, samples)))
-        return None
-
-    def window(self, now: float, samples: list[Fact]) -> list[Fact]:
-        """Return the samples of the window, which slides in sixtieths of itself."""
-        step = self.over / 60
-        begins = math.floor(now / step + 1e-9) * step - self.over
-        return [f for f in samples if f.recorded >= begins]
-
-    def holds(self, now: float, samples: list[Fact]) -> bool:
-        metric, window = self.rule["metric"], self.window(now, samples)
-        measure, n = metric["measure"], len(window)
-        if measure == "count":
-            began = samples[0].recorded if "for_each" in self.rule else 0.0
-            if self.sign[0] == "<" and now < began + self.over:
-                return False  # too early to say that little came
-            figure = float(n)
-        elif n < metric.get("at_least", 1):
-            return False
-        elif measure == "failure_rate":
-            figure = len([f for f in window if f.type != "flow-run.completed"]) / n
-        else:
-            values = sorted(f.get("data.run.duration_s") for f in window)
-            if measure == "avg_duration":
-                figure = sum(values) / n
-            else:
-                share = {"p50_duration": 0.5, "p95_duration": 0.95}[measure]
-                figure = next(v for i, v in enumerate(values, 1) if i >= share * n)
-        return {">": figure > self.bound, ">=": figure >= self.bound, "<": figure < self.bound}[self.sign]
-
-
-FORMS: dict[str, Callable[[Rule, float], Form]] = {
+FORMS: dict[str, Callable[[Rule, float, float], Form]] = {
     "on": Counting, "after": Absence, "expect": Heartbeat, "debounce": Debounce, "sequence": Sequence,
-    "any_of": Group, "all_of": Group, "metric": Metric,
+    "any_of": Group, "all_of": Group,
 }  # fmt: skip
+"""All but ``metric``: made of the rule, its allowed lateness, and when it was adopted."""

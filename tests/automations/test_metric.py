@@ -54,6 +54,14 @@ def test_a_failure_rate_needs_enough_runs() -> None:
     assert fired(rate, *bad, *good) == [(3, "etl", 4)]
 
 
+def test_a_share_of_exactly_the_limit_has_not_passed_it() -> None:
+    """999 of 1000 are 99.9 %, though 99.9 / 100 is more than 0.999 in floats."""
+    rule = {"metric": {"measure": "success_rate", "over": "1h", "at_least": 1000}, "is": "< 99.9%"}
+    good, bad = [run(0.0) for _ in range(999)], run(0.0, word="failed")
+    assert fired(rule, *good, bad, until=1) == []
+    assert fired(rule, *good, bad, bad, until=1) == [(0, "", 1001)]
+
+
 def test_silence_is_seen_when_the_window_has_been_watched() -> None:
     """ "Fewer than" cannot be said before a whole window has passed."""
     rule = {"metric": {"measure": "count", "on": "order.paid", "over": "10m"}, "is": "< 2"}

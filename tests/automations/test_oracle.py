@@ -15,14 +15,14 @@ from tests.automations.compared import drawn, made_small
 from tests.automations.histories import RULES
 
 T = TypeVar("T")
-HISTORIES = int(os.environ.get("ORACLE_HISTORIES", "60"))
+HISTORIES = int(os.environ.get("ORACLE_HISTORIES", "48"))
 """How many of each form are played; `make oracle` asks for 20 000."""
 
 pytestmark = pytest.mark.timeout(300 + HISTORIES)
 
 
 @pytest.mark.parametrize("form", RULES)
-@settings(max_examples=12, derandomize=True)
+@settings(max_examples=10, derandomize=True)
 @given(data=st.data())
 def test_the_fold_decides_what_the_rules_page_says(form: str, data: st.DataObject) -> None:
     """The same firings at the same times with the same events, wherever the fold is taken down and restored."""

@@ -65,6 +65,14 @@ def test_it_is_over_when_the_queue_has_drained() -> None:
     assert [at for at, _, _ in over(rule, *drained, until=500)] == [11, 31]
 
 
+def test_a_queue_that_nothing_was_ever_put_into_is_empty() -> None:
+    """There is no window to be watched: it is known from the adoption on, and held for a time from then."""
+    idle = {"metric": {"measure": "queue_depth"}, "is": "< 1"}
+    assert fired(idle, until=100) == [(0, "", 0)]
+    assert fired({**idle, "for": "1m"}, until=100) == [(60, "", 0)]
+    assert fired({**idle, "for": "1m"}, run(59, "scheduled", 1), until=100) == []
+
+
 @settings(max_examples=100)
 @examples(st.integers(0, 100_000))
 def test_the_depth_is_what_counting_every_run_gives(seed: int) -> None:
