@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hark.automations.backtest import Replay
-from hark.automations.decision import Decision
+from hark.automations.decision import Decision, disabled_event
 from hark.automations.fold import Fold, FoldConfig
 from hark.automations.model import parse_automation
 from hark.automations.problem import RuleInvalid
@@ -91,7 +91,10 @@ class Case:
         if len(self.facts) in self.cuts:
             replay.fold = _restored(replay.fold, whole=self.cuts[len(self.facts)])
         replay.finish(BEGIN + self.until)
-        return _by_key([_verdict(decision) for decision in replay.outcomes["r"].decisions])
+        decisions = replay.outcomes["r"].decisions
+        ids = [decision.id for decision in decisions]
+        assert len(ids) == len(set(ids)), f"two decisions under one id are stored as one\n{self}"
+        return _by_key([verdict for decision in decisions for verdict in _told(decision)])
 
 
 def drawn(pick: Pick, form: str) -> Case:
@@ -121,6 +124,14 @@ def _verdict(decision: Decision) -> Verdict:
         decision.suppressed if decision.what != "resolved" else 0, decision.reason,
         round(decision.until - BEGIN, 6) if decision.until is not None else None, decision.depth,
     )  # fmt: skip
+
+
+def _told(decision: Decision) -> Iterator[Verdict]:
+    """Yield a decision, and that the rule stops if that is said with it."""
+    verdict = _verdict(decision)
+    yield verdict
+    if disabled_event(decision) is not None:
+        yield replace(verdict, what="disabled", at=verdict.decided)
 
 
 def _by_key(found: Sequence[Verdict]) -> dict[str, list[Verdict]]:

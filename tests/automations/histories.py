@@ -155,7 +155,7 @@ def _dressed(pick: Pick, rule: dict[str, Any]) -> dict[str, Any]:
             resolve["after"] = pick(["0.5s", "1s", "4s"])
         rule["resolve"] = resolve
     # Of several patterns and several keys of one event it is not said which is told first.
-    is_plain = not {"sequence", "any_of", "all_of"} & set(rule)
+    is_plain = not {"sequence", "any_of", "all_of"} & set(rule) or rule.get("for_each") in (None, "type")
     return {**rule, "budget": pick([FREE, FREE, "1/s", "1/4s", "2/2s", "2/8s"]) if is_plain else FREE}
 
 

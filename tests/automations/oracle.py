@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tests.automations.oracle_form import (
@@ -238,7 +238,9 @@ class _Judge:
         empty_until = self.court.pay(now)
         if empty_until is not None:
             held = self.court.budget_held
-            self._say("suppressed", found, now, depth, held=held, reason="budget", until=empty_until)
+            last = self._say("suppressed", found, now, depth, held=held, reason="budget", until=empty_until)
+            if held == 1:
+                self._decide(replace(last, what="disabled", at=now))
             return
         fired = self._say("triggered", found, now, depth, held=self.held + self.court.budget_held)
         self.held = self.court.budget_held = 0
