@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fastapi import FastAPI, Request, Response
+from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 
+from .known_query import refuse_unknown_query
 from .problem import HANDLERS, not_valid
 from .routes import (
     alerts,
@@ -40,6 +41,7 @@ def make_app(context: ServerContext) -> FastAPI:
     app = FastAPI(
         title="Hark", description="Events, runs, rules: everything the command line can do.", docs_url=None,
         redoc_url=None, openapi_url="/openapi.json", exception_handlers=HANDLERS,
+        dependencies=[Depends(refuse_unknown_query)],
     )  # fmt: skip
     app.state.hark = context
 

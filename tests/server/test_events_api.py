@@ -247,6 +247,8 @@ async def test_events_are_listed_filtered_and_shown(start: Start) -> None:
         assert (await http.get("/api/events/none")).status_code == 404
         assert (await http.get("/api/events?cursor=xx")).status_code == 422
         assert (await http.get("/api/events?limit=0")).status_code == 422
+        refused = await http.get("/api/events?limt=1")  # a filter that is none would give everything
+        assert (refused.status_code, "did you mean 'limit'?" in refused.json()["hint"]) == (422, True)
 
 
 async def frames(answer: httpx.Response) -> AsyncIterator[dict[str, str]]:
