@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import re
 from collections.abc import Callable, Iterator, Mapping
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
@@ -352,7 +353,9 @@ class Limit:
                 return rate.count / rate.per_s
             # 99.9 / 100 is above 0.999 in floats, and 999 of 1000 would be below the limit.
             value = float(Decimal(text.removesuffix("%")) / (100 if text.endswith("%") else 1))
-        except (ValueError, InvalidOperation) as exc:
+            if not math.isfinite(value):
+                raise ValueError("it is no number")
+        except (ValueError, ArithmeticError) as exc:
             raise ValueError(
                 f"{text!r} does not go with {metric.measure}; write {self._example(metric)!r}"
             ) from exc

@@ -226,9 +226,10 @@ class Outbox(AsyncContextManagerMixin):
                 delay_s = await self._firing(recorded)
             except StreamFull as exc:
                 self._room.close(exc, looked=looks)
-            else:
+                continue
+            if looks:  # it may have had nothing to note: then the next one finds out
                 self._room.open()
-                return delay_s
+            return delay_s
 
     async def _firing(self, recorded: Recorded) -> float | None:
         """Do what is to be done now of a decision; return when to come back (s), None when all is over."""
@@ -323,6 +324,7 @@ class Outbox(AsyncContextManagerMixin):
             begun = await self._claims.begin(key, claim)
             if begun is None:
                 return self._ack_wait_s
+            self._room.open()
             if not begun.fresh or begun.state.round:
                 firing = replace(firing, repeated=True)
             began = anyio.current_time()

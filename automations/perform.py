@@ -414,7 +414,7 @@ def _recipient(template: str, context: Mapping[str, Any]) -> str:
         ActionFailed: the event made it an address, or a template.
     """
     try:
-        return recipient(template, render(template, context))
+        return recipient(template, context)
     except RecipientRefused as exc:
         raise ActionFailed(
             str(exc), again=False, hint="define a channel for the address, and have the event name that"

@@ -88,7 +88,9 @@ class Bus(AsyncContextManagerMixin):
     @property
     def is_connected(self) -> bool:
         """Whether the broker is reachable, as far as we know."""
-        return self._info is not None and self.connection.is_connected
+        if self._info is None or not self.connection.is_connected:
+            return False
+        return self._reading is None or self._reading.is_connected
 
     def on_close(self, close: Callable[[], Awaitable[None]]) -> None:
         """Call ``close`` before the connection is: for what watches the broker for as long as there is one. Once entered."""
