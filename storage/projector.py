@@ -98,12 +98,12 @@ class Projector(AsyncContextManagerMixin):
 
         Readers that watch the progress are refused from when the old rows are dropped until the new ones are whole.
         """
-        head = await self._bus.log.head()
+        last_seq = await _last_event(self._bus)
         self._asked_to_rebuild = True
         self._progress.go_back(0)
         if self._again is not None:
             self._again.cancel("rebuild")
-        await self.caught_up(head, timeout_s=float("inf"))
+        await self.caught_up(last_seq, timeout_s=float("inf"))
 
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncGenerator[Self, None]:
@@ -121,12 +121,13 @@ class Projector(AsyncContextManagerMixin):
         while True:
             try:
                 state = await self._bus.log.state()
+                last_seq = await _last_event(self._bus)
                 async with Store(self._path, stream=state.copy) as store:
                     if self._asked_to_rebuild or await self._is_of_another_log(store, state.last_seq):
                         await store.reset()
                         self._asked_to_rebuild = False
                     await store.prune(state.first_seq)
-                    self._open_at(store.reached.seq, state.last_seq)
+                    self._open_at(store.reached.seq, last_seq)
                     if started is not None:
                         started()
                         started = None
@@ -158,10 +159,10 @@ class Projector(AsyncContextManagerMixin):
         log.warning("storage.log_rewound", extra={"seq": seq, "head": head})
         return True
 
-    def _open_at(self, seq: int, head: int) -> None:
+    def _open_at(self, seq: int, last_seq: int) -> None:
         """Note where the file stops. What began anew, or is more than a batch behind, answers once it has the log as of now."""
-        far = seq == 0 or head - seq > self._config.batch
-        self._progress.begin(head if far else 0)
+        far = seq == 0 or last_seq - seq > self._config.batch
+        self._progress.begin(last_seq if far else 0)
         self._progress.believe()
         self._advance(seq, self._progress.behind)
 
@@ -260,6 +261,12 @@ class Projector(AsyncContextManagerMixin):
         if self._asked_to_rebuild:  # what has just been committed is about to be dropped
             return
         self._progress.reach(seq, pending)
+
+
+async def _last_event(bus: Bus) -> int:
+    """Return how far the log can be folded now. It may end later: in timers, or in what is gone from it."""
+    last = await bus.log.last(ALL_EVENTS)
+    return last.seq if last is not None else 0
 
 
 async def rebuild(

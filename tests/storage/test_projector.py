@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import anyio
@@ -15,6 +16,7 @@ from hark.config import BusConfig, StorageConfig
 from hark.errors import UnavailableError
 from hark.storage import EventFilter, Projector, Queries, rebuild
 from hark.storage.fold import Changes, fold
+from hark.storage.progress import Progress
 from hark.storage.store import Store, digest
 
 History = Callable[[int, int], list[Recorded]]
@@ -69,6 +71,28 @@ async def test_the_file_is_disposable(bus: Bus, home: Path, make_history: Histor
     assert seen[-1] == (1200, 0)
     digests.add(await digest(home / "b.db"))
     assert len(digests) == 1
+
+
+async def test_a_log_that_ends_in_what_is_no_event_is_whole_at_its_last_event(bus: Bus, home: Path) -> None:
+    """A timer behind the last event, or a tail that is gone, keeps nobody waiting for an event that will not come."""
+    path, progress = home / "a.db", Progress()
+    found = await bus.log.append(Event(type="order.placed", source="/x", id="found"))
+    await bus.timers.set(
+        "later", Event(type="order.late", source="/x"), at=datetime.now(UTC) + timedelta(days=1)
+    )
+    assert await bus.log.head() > found.seq
+    with anyio.fail_after(60):
+        async with (
+            Projector(bus, path, StorageConfig(), progress=progress) as projector,
+            Queries(path, progress=progress) as queries,
+        ):
+            await projector.caught_up(found.seq, timeout_s=60)
+            assert (await queries.event("found")).seq == found.seq
+            await projector.rebuild()
+            assert (await queries.event("found")).seq == found.seq
+        await bus.connection.api("STREAM.PURGE.HARK", {})
+        async with Projector(bus, home / "b.db", StorageConfig(), progress=(anew := Progress())):
+            anew.require_whole()
 
 
 async def test_a_file_ahead_of_its_log_is_folded_again(bus: Bus, home: Path, make_history: History) -> None:
