@@ -199,7 +199,7 @@ class Projection(AsyncContextManagerMixin):
             if self._clock.monotonic() >= self._pushes_until_s:
                 tg.start_soon(mind_hunger)
             try:
-                await child.go()
+                await child.go(self._progress.whole_from)
                 tg.start_soon(look)
                 await self._hear(child)
             except HarkError as exc:
@@ -255,9 +255,9 @@ class _Child:
         while "ready" not in await self._said():
             pass
 
-    async def go(self) -> None:
-        """Let it begin."""
-        await self.write(GO)
+    async def go(self, whole_from: int) -> None:
+        """Let it begin with a file that is whole from a sequence on."""
+        await self.write(b"%s %d\n" % (GO, whole_from))
 
     async def write(self, what: bytes) -> None:
         assert self._process.stdin is not None

@@ -11,8 +11,8 @@ from ..config import BusConfig, StorageConfig
 
 __all__ = ["GO", "LOOK", "Charge"]
 
-GO = b"go\n"
-"""Said once nobody else has the file open for writing."""
+GO = b"go"
+"""Said once nobody else has the file open for writing, with the sequence from which on it is whole: ``go 500``, and a newline."""
 LOOK = b"look\n"
 """Said when somebody could not read the file."""
 

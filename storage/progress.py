@@ -15,7 +15,7 @@ class Progress:
     def __init__(self) -> None:
         self._seq = 0
         self._behind = 0
-        self._whole_from = 0
+        self._whole_from: int | None = None
         self._moved = anyio.Event()
         self._doubted = anyio.Event()
 
@@ -42,27 +42,35 @@ class Progress:
     @property
     def whole_from(self) -> int:
         """The sequence from which on answers are right; before, what is folded is only a part of what was."""
-        return self._whole_from
+        return self._whole_from or 0
 
     def begin(self, whole_from: int) -> None:
         """Note that rows are missing until ``whole_from`` is reached: it is folded from the beginning, or from far back."""
         self._whole_from = whole_from
 
+    def open_at(self, seq: int, *, last_seq: int, far: int) -> None:
+        """Note that the file is opened, which has the log up to ``seq``; the log's last event is ``last_seq``.
+
+        A file that begins anew is whole once it has the log as of now, and so is one more than ``far`` behind that nobody has
+        read since this service began. What has been read goes on being read, however far behind it is.
+        """
+        before = self._whole_from
+        if before is None:
+            before = last_seq if last_seq - seq > far else 0
+        self._whole_from = last_seq if seq == 0 else min(last_seq, before)
+        self._doubted = anyio.Event()
+
     def require_whole(self) -> None:
         """Raise ``UnavailableError`` while an answer would leave out what was there before."""
-        if self._seq < self._whole_from:
+        if self._seq < self.whole_from:
             raise UnavailableError(
-                f"the read model is being folded from the log: event {self._seq} of {self._whole_from}",
+                f"the read model is being folded from the log: event {self._seq} of {self.whole_from}",
                 hint="try again in a moment; runs, rules and schedules go on meanwhile",
             )
 
     def doubt(self) -> None:
         """Note that somebody could not read it, for whoever folds."""
         self._doubted.set()
-
-    def believe(self) -> None:
-        """Forget who could not read it before now."""
-        self._doubted = anyio.Event()
 
     async def doubted(self) -> None:
         """Wait until somebody could not read it."""

@@ -127,7 +127,8 @@ class Projector(AsyncContextManagerMixin):
                         await store.reset()
                         self._asked_to_rebuild = False
                     await store.prune(state.first_seq)
-                    self._open_at(store.reached.seq, last_seq)
+                    self._progress.open_at(store.reached.seq, last_seq=last_seq, far=self._config.batch)
+                    self._advance(store.reached.seq, self._progress.behind)
                     if started is not None:
                         started()
                         started = None
@@ -158,13 +159,6 @@ class Projector(AsyncContextManagerMixin):
                 return False
         log.warning("storage.log_rewound", extra={"seq": seq, "head": head})
         return True
-
-    def _open_at(self, seq: int, last_seq: int) -> None:
-        """Note where the file stops. What began anew, or is more than a batch behind, answers once it has the log as of now."""
-        far = seq == 0 or last_seq - seq > self._config.batch
-        self._progress.begin(last_seq if far else 0)
-        self._progress.believe()
-        self._advance(seq, self._progress.behind)
 
     async def _keep_up(self, store: Store) -> None:
         """Follow the log until something has to be done about the file or the connection.

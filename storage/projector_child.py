@@ -1,8 +1,9 @@
 """The process that keeps up the read model while there is much to fold: ``python -m hark.storage.projector_child``.
 
 Started by ``apart.py``, which writes a ``Charge`` to its input. It connects, says ``ready``, and folds once it is told
-``go``; whatever it is told later means that somebody could not read. Until its input is closed it says how far it is and what it has to log, a JSON object a line. It lives as long as
-the other end of its input, so a service killed with -9 leaves nobody folding.
+``go``; whatever it is told later means that somebody could not read. Until its input is closed it says how far it is and
+what it has to log, a JSON object a line. It lives as long as the other end of its input, so a service killed with -9
+leaves nobody folding.
 """
 
 from __future__ import annotations
@@ -63,13 +64,17 @@ def main() -> None:
 async def _serve(charge: Charge) -> None:
     async with Bus(charge.address, charge.bus, name="hark projector", manage=False) as bus:
         _tell({"ready": os.getpid()})
-        if await _heard() != GO:
+        word, _, whole_from = (
+            (await _heard()).partition(b"\n")[0].partition(b" ")
+        )  # LOOK may have come with it
+        if word != GO:
             return
         gc.collect()
         gc.freeze()
         # Not before: somebody waits for us to be ready.
         give_way(at_once=charge.gives_way_at_once)
         progress = Progress()
+        progress.begin(int(whole_from))  # what the service answered before, it goes on answering
         async with anyio.create_task_group() as tg:
             tg.start_soon(_report, progress)
             async with Projector(bus, charge.path, charge.storage, progress=progress, gather_s=_GATHER_S):

@@ -18,7 +18,7 @@ from hark.config import StorageConfig
 from hark.storage import apart, rebuild
 from hark.storage.apart import Projection
 from hark.storage.precedence import Processor, is_starving
-from hark.storage.progress import Pace
+from hark.storage.progress import Pace, Progress
 from hark.storage.store import digest
 
 History = Callable[[int, int], list[Recorded]]
@@ -59,12 +59,13 @@ async def test_while_much_happens_another_process_folds_the_same_rows(
 ) -> None:
     """What comes before, while and after it folds can be read here; asked to rebuild, it comes home."""
     path, config, log = home / "a.db", StorageConfig(apart_from=0.001, batch=64), make_history(900, 1)
-    await stored(bus, log[:300])
-    async with Projection(bus, path, config) as projection:
+    before, progress = await stored(bus, log[:300]), Progress()
+    async with Projection(bus, path, config, progress=progress) as projection:
         await until(projection, bus, is_apart=True)
         head = await stored(bus, log[300:600])
         await projection.caught_up(head, timeout_s=60)
         was_apart = projection.is_apart
+        assert progress.whole_from == before  # nobody was refused what could be read when it moved out
         monkeypatch.setattr(apart, "_BUSY_S", math.inf)
         await projection.rebuild()
         assert not projection.is_apart

@@ -107,6 +107,25 @@ async def test_another_process_leaves_the_journal_to_readers_that_use_it(
         assert len((await queries.events(limit=1000)).items) == before
 
 
+def test_old_rows_that_were_answered_go_on_being_answered() -> None:
+    """Opened anew far behind (another process, an outage), only what began anew is refused; at the start, also what is far behind."""
+    progress = Progress()
+    for seq, last_seq, whole_from in (
+        (500, 5_000, 5_000),  # where the service begins: old for a while
+        (800, 5_500, 5_000),  # still catching up
+        (5_500, 90_000, 5_000),  # whole before: old rows are better than none
+        (0, 95_000, 95_000),  # rows are missing
+        (300, 96_000, 95_000),
+        (95_000, 94_000, 94_000),
+    ):
+        progress.open_at(seq, last_seq=last_seq, far=1_000)
+        assert progress.whole_from == whole_from, seq
+    near = Progress()
+    near.open_at(500, last_seq=1_500, far=1_000)
+    near.reach(500, 1_000)
+    near.require_whole()
+
+
 async def test_while_it_is_folded_from_the_beginning_nothing_is_said_to_be_missing(
     tmp_path: Path, make_history: History
 ) -> None:
