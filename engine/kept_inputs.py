@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Coroutine, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import orjson
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator
 from pydantic_core import to_jsonable_python
 
-from ..bus.event import Event
-from ..errors import InvalidNameError, UnknownName
-from ..vocabulary import FlowRunId, JsonValue, new_id
+from ..bus.event import Event, Recorded, readable
+from ..errors import EventInvalid, InvalidNameError, UnknownName
+from ..vocabulary import FlowRunId, JsonValue, derived_id, new_id
 from .either import Either
-from .mailbox import INPUT_SENT, run_here, sender_here
+from .mailbox import INPUT_SENT, run_here, run_of_sender, sender_here
 from .run import SOURCE
 from .run_log import RunLog
 
@@ -84,28 +86,50 @@ class UnsupportedState(InvalidNameError, RuntimeError):
     """A state that has no keys of inputs. A ``RuntimeError`` too, as in Prefect."""
 
 
-async def _kept(session: Session, run_id: FlowRunId) -> dict[str, FlowRunInput]:
-    """Return the inputs a run has now, by key, oldest first."""
+@dataclass(slots=True)
+class _Kept:
+    """The inputs a run has now, by key, oldest first; and where in the log those of a key were last deleted."""
+
+    run_id: FlowRunId
+    inputs: dict[str, FlowRunInput] = field(default_factory=dict)
+    deleted: dict[str, int] = field(default_factory=dict)
+
+    def note(self, recorded: Recorded) -> None:
+        """Take in an event. One that says too little, or not as we do, raises KeyError, TypeError or ValidationError."""
+        event, data = recorded.event, cast("Any", recorded.event.data)
+        if event.source != SOURCE or data["run"]["id"] != self.run_id:
+            return
+        key = data["key"]
+        if event.type == INPUT_DELETED:
+            self.inputs.pop(key, None)
+            self.deleted[key] = recorded.seq
+        else:
+            self.inputs[key] = FlowRunInput(
+                id=event.id, created=event.time, flow_run_id=self.run_id, key=key,
+                value=orjson.dumps(data["value"]).decode(), sender=data["sender"],
+            )  # fmt: skip
+
+
+async def _look(session: Session, run_id: FlowRunId) -> _Kept:
+    """Return what is kept for a run now. Raises ``UnknownName``: there is no such run."""
     history = await RunLog(session.bus).history(run_id)
     if not history:
         raise UnknownName("flow run", run_id)
-    found: dict[str, FlowRunInput] = {}
+    kept = _Kept(run_id)
     filters = [f"hark.ev.{INPUT_SENT}", f"hark.ev.{INPUT_DELETED}"]
     async with session.bus.log.read(filters, after=history[0].seq) as batches:
         async for batch in batches:
-            for recorded in batch.records:
-                event = recorded.event
-                data: Any = event.data
-                if event.source != SOURCE or data["run"]["id"] != run_id:
-                    continue
-                if event.type == INPUT_DELETED:
-                    found.pop(data["key"], None)
-                else:
-                    found[data["key"]] = FlowRunInput(
-                        id=event.id, created=event.time, flow_run_id=run_id, key=data["key"],
-                        value=orjson.dumps(data["value"]).decode(), sender=data["sender"],
-                    )  # fmt: skip
-    return found
+            for recorded in readable(batch.records):
+                with suppress(
+                    KeyError, TypeError, ValidationError
+                ):  # somebody's message that says too little
+                    kept.note(recorded)
+    return kept
+
+
+async def _kept(session: Session, run_id: FlowRunId) -> dict[str, FlowRunInput]:
+    """Return the inputs a run has now, by key, oldest first."""
+    return (await _look(session, run_id)).inputs
 
 
 async def _create(
@@ -113,16 +137,34 @@ async def _create(
 ) -> None:
     if not _KEY.fullmatch(key):
         raise InvalidNameError(f"{key!r} is no key of an input: it may have letters, digits, '-' and '_'")
-    if key in await _kept(session, run_id):
+    written, kept = _written(value), await _look(session, run_id)
+    there = kept.inputs.get(key)
+    if there is not None:
+        if (_written(there.decoded_value), _who(there.sender)) == (written, _who(sender)):
+            return  # a flow that is run again from its beginning says the same again
         raise InvalidNameError(
-            f"run {run_id} has an input under {key!r} already: use another key, or delete that one"
+            f"run {run_id} has another input under {key!r} already: use another key, or delete that one"
         )
+    # Two that say the same at once store it once; what was deleted since is said anew.
+    id_ = derived_id("input", run_id, key, written, sender or "", str(kept.deleted.get(key, 0)))
     data: dict[str, JsonValue] = {
         "run": {"id": run_id}, "key": key, "prefix": None, "sender": sender, "value": value,
     }  # fmt: skip
     await session.bus.log.append(
-        Event(type=INPUT_SENT, source=SOURCE, subject=f"flow-run/{run_id}", data=data)
+        Event(type=INPUT_SENT, source=SOURCE, id=id_, subject=f"flow-run/{run_id}", data=data)
     )
+
+
+def _written(value: JsonValue) -> str:
+    """Return the one text of a value, whatever the order of its keys. Raises ``EventInvalid``: it is not JSON."""
+    try:
+        return orjson.dumps(value, option=orjson.OPT_SORT_KEYS).decode()
+    except TypeError as exc:
+        raise EventInvalid("data", f"must be JSON: {exc}") from exc
+
+
+def _who(sender: str | None) -> str | None:
+    return run_of_sender(sender) or sender
 
 
 async def _delete(session: Session, run_id: FlowRunId, key: str) -> None:
@@ -151,7 +193,7 @@ async def create_flow_run_input(
         value: whatever is JSON.
         flow_run_id: default: the run the code is in.
     Raises:
-        InvalidNameError: the run has one of this key, or the key has other characters than letters, digits, ``-``, ``_``.
+        InvalidNameError: the run has another of this key (the same value from the same sender is kept once), or the key has other characters than letters, digits, ``-``, ``_``.
         MissingContextError: outside a run without ``flow_run_id``. UnknownName: there is no such run.
     """
     await _create(session, run_here(flow_run_id), key, to_jsonable_python(value), sender=sender)

@@ -26,13 +26,14 @@ from .run_log import RunLog
 if TYPE_CHECKING:
     from ..bus.session import Session
 
-__all__ = ["INPUT_SENT", "RUN_AS_SENDER", "Mailbox", "run_here", "send", "sender_here"]
+__all__ = ["INPUT_SENT", "RUN_AS_SENDER", "Mailbox", "run_here", "run_of_sender", "send", "sender_here"]
 
 T = TypeVar("T")
 
 INPUT_SENT = "hark.input.sent"
 RUN_AS_SENDER = "prefect.flow-run."
 """What a run is called as a sender: in Prefect's words, since flows read them."""
+_RUN_AS_SENDER_BEFORE = "flow-run/"  # inputs in older logs
 
 
 @Either
@@ -65,6 +66,14 @@ def sender_here() -> str | None:
     """Return what the run the code is in is called as a sender; None outside of runs."""
     here = FlowRunContext.get()
     return None if here is None else f"{RUN_AS_SENDER}{here.flow_run.id}"
+
+
+def run_of_sender(sender: str | None) -> str | None:
+    """Return the id of the run that a sender is; None for any other sender."""
+    for beginning in (RUN_AS_SENDER, _RUN_AS_SENDER_BEFORE):
+        if sender is not None and sender.startswith(beginning):
+            return sender.removeprefix(beginning)
+    return None
 
 
 def run_here(flow_run_id: object) -> FlowRunId:
@@ -182,10 +191,11 @@ class Mailbox(Generic[T]):
         data: Any = recorded.event.data
         if recorded.event.source != SOURCE or data["run"]["id"] != self._run_id:
             return
-        if data["key"] in self._excluded:
+        key, sender = data["key"], data["sender"]
+        if not isinstance(key, str) or not isinstance(sender, str | None) or key in self._excluded:
             return
         # One that was kept under a key of somebody's own has no prefix beside it.
-        if data["prefix"] != self._prefix if data["prefix"] else not data["key"].startswith(self._prefix):
+        if data["prefix"] != self._prefix if data["prefix"] else not key.startswith(self._prefix):
             return
-        about = RunInputMetadata(key=data["key"], sender=data["sender"], receiver=self._run_id)
+        about = RunInputMetadata(key=key, sender=sender, receiver=self._run_id)
         self._ready.append((data["value"], about))

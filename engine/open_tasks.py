@@ -9,10 +9,9 @@ from __future__ import annotations
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-import orjson
-
-from ..bus.event import Event, parse_time
+from ..bus.event import Event, Recorded, parse_time, readable
 from ..bus.subject import completed_subject, task_run_subject
+from ..errors import EventInvalid
 from ..vocabulary import TERMINAL, StateType, derived_id
 from .run import SOURCE
 
@@ -34,34 +33,46 @@ async def end_open_tasks(bus: Bus, run: FlowRun) -> int:
     Raises:
         BusUnavailable: the broker did not answer.
     """
-    open_: dict[str, bytes] = {}
+    open_: dict[str, dict[str, Any]] = {}
     async with bus.log.read([task_run_subject(run.id), completed_subject(run.id)]) as batches:
         async for batch in batches:
-            for recorded in batch.records:
-                data = orjson.loads(recorded.raw).get("data")
-                about, state = (
-                    (data.get("run"), data.get("state")) if isinstance(data, dict) else (None, None)
-                )
-                if not isinstance(about, dict) or not isinstance(state, dict) or "id" not in about:
-                    continue  # a note, or not of our making
-                if state.get("type") in TERMINAL:
-                    open_.pop(str(about["id"]), None)
-                elif recorded.seq < run.seq or str(about["id"]) in open_:
-                    open_[str(about["id"])] = recorded.raw
-    for raw in open_.values():
-        await bus.log.append(_end_of(run, orjson.loads(raw)))
+            for recorded in readable(batch.records):
+                data = _transition_in(recorded, run)
+                if data is None:
+                    continue
+                task_run_id = data["run"]["id"]
+                if data["state"]["type"] in TERMINAL:
+                    open_.pop(task_run_id, None)
+                elif recorded.seq < run.seq or task_run_id in open_:
+                    open_[task_run_id] = data
+    for data in open_.values():
+        await bus.log.append(_end_of(run, data))
     return len(open_)
 
 
-def _end_of(run: FlowRun, last: dict[str, Any]) -> Event:
-    data, ended_at = last["data"], run.ended_at
+def _transition_in(recorded: Recorded, run: FlowRun) -> dict[str, Any] | None:
+    """Return the data of a transition of a task run of ``run``; None for a note, and for what is not of our making."""
+    data: Any = recorded.event.data
+    if not isinstance(data, dict) or isinstance(data.get("background"), dict):
+        return None
+    about, state, flow_run = data.get("run"), data.get("state"), data.get("flow_run")
+    if not (isinstance(about, dict) and isinstance(state, dict) and isinstance(flow_run, dict)):
+        return None
+    id_, type_ = about.get("id"), state.get("type")
+    if not (isinstance(id_, str) and isinstance(type_, str) and flow_run.get("id") == run.id):
+        return None
+    return data if type_ in StateType.__members__ else None
+
+
+def _end_of(run: FlowRun, data: dict[str, Any]) -> Event:
+    ended_at = run.ended_at
     type_ = StateType.CANCELLED if run.state_type is StateType.CANCELLED else StateType.CRASHED
     about = {**data["run"], "duration_s": _between(data["run"].get("started_at"), ended_at)}
     message = f"Its flow run ended as {run.state_name}, and no process was at work on it"
     return Event(
         type=f"task-run.{type_.lower()}",
         source=SOURCE,
-        id=derived_id("open-task", run.id, str(about["id"]), str(run.seq)),
+        id=derived_id("open-task", run.id, about["id"], str(run.seq)),
         subject=f"task-run/{about['id']}",
         correlationid=run.correlationid or run.id,
         causationid=run.event_id or run.causationid,
@@ -79,4 +90,7 @@ def _end_of(run: FlowRun, last: dict[str, Any]) -> Event:
 def _between(started_at: object, ended_at: datetime | None) -> float | None:
     if not isinstance(started_at, str) or ended_at is None:
         return None
-    return max(0.0, (ended_at - parse_time(started_at)).total_seconds())
+    try:
+        return max(0.0, (ended_at - parse_time(started_at)).total_seconds())
+    except EventInvalid:  # no time
+        return None

@@ -373,12 +373,12 @@ def _packed(run_input: Any) -> tuple[JsonValue, str]:
 
 
 def _run_of(metadata: RunInputMetadata) -> str:
-    from .mailbox import RUN_AS_SENDER
+    from .mailbox import run_of_sender
 
-    sender = metadata.sender or ""
-    if not sender.startswith(RUN_AS_SENDER):
+    run_id = run_of_sender(metadata.sender)
+    if run_id is None:
         raise MissingContextError(
             "Cannot respond to an input that was not sent by a flow run: "
             f"its sender is {metadata.sender or 'nobody who said so'}"
         )
-    return sender.removeprefix(RUN_AS_SENDER)
+    return run_id

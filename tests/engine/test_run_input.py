@@ -6,8 +6,10 @@ import asyncio
 
 import pytest
 from hark import flow, get_client
+from hark.bus.event import Event
 from hark.bus.session import Session
 from hark.engine.kept_inputs import (
+    INPUT_DELETED,
     FlowRunInput,
     create_flow_run_input,
     create_flow_run_input_from_model,
@@ -16,6 +18,8 @@ from hark.engine.kept_inputs import (
     keyset_from_paused_state,
     read_flow_run_input,
 )
+from hark.engine.mailbox import INPUT_SENT
+from hark.engine.run import SOURCE
 from hark.engine.run_input import (
     AutomaticRunInput,
     RunInput,
@@ -25,6 +29,7 @@ from hark.engine.run_input import (
 )
 from hark.engine.states import Completed, Suspended
 from hark.errors import InvalidNameError, MissingContextError, ParameterError, UnknownName
+from hark.vocabulary import JsonObject, JsonValue
 
 
 class Order(RunInput):
@@ -160,8 +165,41 @@ async def test_inputs_are_kept_under_keys_and_found_by_what_they_begin_with(sess
         assert await client.read_flow_run_input(flow_run_id, "key-1") == '{"a":1}'
         await client.delete_flow_run_input(flow_run_id, "key-1")
     assert await read_flow_run_input("key-1", flow_run_id) is None
-    await create_flow_run_input("key-1", 4, flow_run_id)
+    for _ in range(2):  # the second time by the flow that is run again
+        await create_flow_run_input("key-1", 4, flow_run_id)
     assert await read_flow_run_input("key-1", flow_run_id) == 4
+    with pytest.raises(InvalidNameError, match="another input"):
+        await create_flow_run_input("key-1", 4, flow_run_id, sender="ann")
+
+
+async def test_messages_that_are_no_inputs_are_passed_over(session: Session) -> None:
+    """Anybody may publish there; those that say it as older versions did are inputs, and answered."""
+    flow_run_id = await _over()
+    said: JsonObject = {
+        "run": {"id": flow_run_id},
+        "prefix": None,
+        "sender": f"flow-run/{flow_run_id}",
+        "value": 1,
+    }
+    lacking: list[JsonValue] = [
+        None, [], {"run": 1}, {**said, "key": 1}, {**said, "key": []}, {**said, "key": "int-auto-2", "sender": 3},
+    ]  # fmt: skip
+    for type_ in (INPUT_SENT, INPUT_DELETED):
+        for data in lacking:
+            await session.bus.log.append(Event(type=type_, source=SOURCE, data=data))
+        await session.bus.publisher.publish_raw(f"hark.ev.{type_}", b'{"id"', f"{type_}-rubbish")
+    await session.bus.log.append(Event(type=INPUT_SENT, source=SOURCE, data={**said, "key": "int-auto-1"}))
+    assert [one.key for one in await filter_flow_run_input("", limit=9, flow_run_id=flow_run_id)] == [
+        "int-auto-1"
+    ]
+    await asyncio.gather(*[create_flow_run_input("key", {"b": 1, "a": 2}, flow_run_id) for _ in range(3)])
+    await create_flow_run_input("key", {"a": 2, "b": 1}, flow_run_id)
+    async with session.bus.log.read([f"hark.ev.{INPUT_SENT}"]) as batches:
+        stored = [one.raw async for batch in batches for one in batch.records]
+    assert sum(b'"key":"key"' in raw for raw in stored) == 1
+    found = await receive_input(int, flow_run_id=flow_run_id, with_metadata=True).next()
+    await found.respond("an answer")
+    assert await receive_input(str, flow_run_id=flow_run_id).next() == "an answer"
 
 
 async def test_a_form_is_saved_and_its_answer_loaded_by_a_set_of_keys(session: Session) -> None:
