@@ -36,7 +36,7 @@ _BURST, _BURST_S = 32, 0.05
 """So many events at once are no single fact somebody waits for: more will follow, and share their transaction with those
 that come within so many seconds. Each transaction writes the ends of all indexes anew."""
 _DISK_S = 5.0
-"""How long to wait for a disk that cannot be written before it is tried again."""
+"""How long to wait for a disk that cannot be written before it is tried again, and between two files made anew."""
 _FIRST_S = 1.0
 """For how long entering waits until a file that began anew is whole: with a short log nobody is ever refused."""
 _EXAMINE_SHARE = 0.1
@@ -73,6 +73,7 @@ class Projector(AsyncContextManagerMixin):
         self._progress, self._gather_s = progress or Progress(), gather_s
         self._again: anyio.CancelScope | None = None
         self._examine_from_s = -math.inf
+        self._remove_from_s = -math.inf
         self._asked_to_rebuild = False
 
     @property
@@ -118,8 +119,12 @@ class Projector(AsyncContextManagerMixin):
 
     async def _run(self, *, task_status: TaskStatus[None]) -> None:
         started: Callable[[], None] | None = task_status.started
+        is_damaged = False
         while True:
             try:
+                if is_damaged:
+                    await self._remove()
+                    is_damaged = False
                 state = await self._bus.log.state()
                 last_seq = await _last_event(self._bus)
                 async with Store(self._path, stream=state.copy) as store:
@@ -138,7 +143,7 @@ class Projector(AsyncContextManagerMixin):
                 log.warning("storage.made_anew", extra={"path": exc.path, "why": exc.why})
                 self._progress.begin(max(self._progress.seq, self._progress.whole_from, 1))
                 self._progress.go_back(0)
-                remove_files(self._path)
+                is_damaged = True
             except UnavailableError as exc:
                 if started is not None:
                     raise
@@ -148,6 +153,16 @@ class Projector(AsyncContextManagerMixin):
                     extra={"error": str(exc)},
                 )
                 await self._clock.sleep(1 if is_bus else _DISK_S)
+
+    async def _remove(self) -> None:
+        """Delete the files, to be made anew. Not again and again at once, should the new ones be damaged, too.
+
+        Raises:
+            UnavailableError: they cannot be deleted now.
+        """
+        await self._clock.sleep(self._remove_from_s - self._clock.monotonic())
+        remove_files(self._path)
+        self._remove_from_s = self._clock.monotonic() + _DISK_S
 
     async def _is_of_another_log(self, store: Store, head: int) -> bool:
         """Return whether the log has lost events that are in the file: an older copy of the broker's files was put back, or a

@@ -84,10 +84,7 @@ class Store:
                 await self._open()
         except OSError as exc:
             await self.__aexit__(None, None, None)
-            raise UnavailableError(
-                f"the read model at {self._path} cannot be written: {exc}",
-                hint="see to it that its disk can be written, and has room",
-            ) from exc
+            raise _unwritable(self._path, exc) from exc
         except BaseException:
             # Cancelled halfway: the connection's thread would keep the process from ending.
             await self.__aexit__(None, None, None)
@@ -334,6 +331,20 @@ async def digest(path: Path) -> str:
 
 
 def remove_files(path: Path) -> None:
-    """Delete the database file and SQLite's companions of it, if they are there."""
-    for suffix in ("", "-wal", "-shm"):
-        path.with_name(path.name + suffix).unlink(missing_ok=True)
+    """Delete the database file and SQLite's companions of it, if they are there.
+
+    Raises:
+        UnavailableError: they cannot be deleted now: a read-only disk, say.
+    """
+    try:
+        for suffix in ("", "-wal", "-shm"):
+            path.with_name(path.name + suffix).unlink(missing_ok=True)
+    except OSError as exc:
+        raise _unwritable(path, exc) from exc
+
+
+def _unwritable(path: Path, exc: OSError) -> UnavailableError:
+    return UnavailableError(
+        f"the read model at {path} cannot be written: {exc}",
+        hint="see to it that its disk can be written, and has room",
+    )

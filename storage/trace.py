@@ -30,6 +30,7 @@ class Traces:
 
         Raises:
             ReadModelDamaged: one is gone, another, or shorter than it was: none of them shrinks while it is open.
+            UnavailableError: they cannot be looked at now.
         """
         for name in self._names:
             before, now = self._seen.get(name), _look(name)
@@ -45,7 +46,11 @@ class Traces:
 
 
 def identity(path: Path) -> tuple[int, int] | None:
-    """Return which file stands at ``path``; None: none does."""
+    """Return which file stands at ``path``; None: none does.
+
+    Raises:
+        UnavailableError: that cannot be seen now.
+    """
     found = _look(path)
     return None if found is None else found[:2]
 
@@ -56,6 +61,10 @@ def _look(path: Path) -> tuple[int, int, int] | None:
         found = os.stat(path)
     except FileNotFoundError:
         return None
+    except OSError as exc:
+        raise UnavailableError(
+            f"the read model at {path} cannot be looked at: {exc}", hint="see to it that its disk can be read"
+        ) from exc
     return found.st_dev, found.st_ino, found.st_size
 
 

@@ -15,12 +15,15 @@ import anyio
 import pytest
 from hark.bus import Bus
 from hark.bus.event import Event, Recorded
+from hark.clock import SystemClock
 from hark.config import StorageConfig
 from hark.errors import UnavailableError
 from hark.storage import EventFilter, Projector, Queries
+from hark.storage import projector as projector_module
 from hark.storage.fold import fold
 from hark.storage.progress import Progress
 from hark.storage.store import Store
+from hark.storage.trace import Traces
 
 History = Callable[[int, int], list[Recorded]]
 
@@ -51,9 +54,14 @@ def overwritten(path: Path) -> None:
 
 
 async def test_harmed_while_in_use_it_is_made_anew_and_no_answer_is_wrong(
-    bus: Bus, home: Path, make_history: History, caplog: pytest.LogCaptureFixture
+    bus: Bus,
+    home: Path,
+    make_history: History,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Whatever is done to the files, answers are right or refused, soon right again, and the log says what was found."""
+    monkeypatch.setattr(projector_module, "_DISK_S", 0.0)
     path, progress = home / "a.db", Progress()
     for record in make_history(300, 1):
         await bus.publisher.publish_raw(record.subject, record.raw, f"m{record.seq}")
@@ -105,6 +113,46 @@ async def test_another_process_leaves_the_journal_to_readers_that_use_it(
         await anyio.run_process([sys.executable, "-c", script, str(path)], stderr=subprocess.STDOUT)
         assert path.with_name("a.db-wal").exists()
         assert len((await queries.events(limit=1000)).items) == before
+
+
+class Slept(SystemClock):
+    """Remembers for how long it was asked to sleep, and sleeps a little; it always shows the same time."""
+
+    def __init__(self) -> None:
+        self.asked: list[float] = []
+
+    def monotonic(self) -> float:
+        return 0.0
+
+    async def sleep(self, delay_s: float) -> None:
+        self.asked.append(delay_s)
+        await anyio.sleep(0.01)
+
+
+async def test_damaged_files_that_cannot_be_deleted_are_waited_for(
+    bus: Bus, home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The projector goes on once they can be, and pauses before it makes another file anew right after that."""
+    path, clock = home / "a.db", Slept()
+    async with Projector(bus, path, StorageConfig(), clock) as projector:
+        path.unlink()
+        path.mkdir()  # no unlink removes it, whoever asks
+        await bus.log.append(Event(type="some.thing", source="/test"))
+        with anyio.fail_after(60):
+            # What is logged makes no event here.
+            while "storage.disk_unavailable" not in caplog.messages:  # noqa: ASYNC110
+                await anyio.sleep(0.01)
+        path.rmdir()
+        added = await bus.log.append(Event(type="some.thing", source="/test"))
+        await projector.caught_up(added.seq, timeout_s=60)
+        deleted(path)
+        clock.asked.clear()
+        added = await bus.log.append(Event(type="some.thing", source="/test"))
+        await projector.caught_up(added.seq, timeout_s=60)
+    assert caplog.messages.count("storage.made_anew") == 2
+    assert 5.0 in clock.asked
+    with pytest.raises(UnavailableError, match="looked at"):
+        Traces(home / ("a" * 300)).check()
 
 
 def test_old_rows_that_were_answered_go_on_being_answered() -> None:
