@@ -3,11 +3,12 @@
 Outside a run, or where there is no such fact, the value is empty (None, an empty list or mapping). For tests, an environment
 variable stands in, with the type of the fact (mappings as JSON, lists as JSON or with commas), and for facts that are not
 there too: ``HARK__RUNTIME__FLOW_RUN__NAME=…``. ``HARK__FLOW_RUN_ID=…`` says which run a process without one is about: its
-facts are read from the log.
+facts are read from the log, at most once a second.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -269,7 +270,23 @@ def _flow_run() -> FlowRun | None:
     if here is not None:
         return here.flow_run
     named = flow_run_override()
-    return _read(named) if named is not None else None
+    return _named(named) if named is not None else None
+
+
+_asked: dict[str, tuple[float, FlowRun]] = {}  # the one that was asked for last, and when
+_ASK_AGAIN_S = 1.0
+
+
+def _named(run_id: str) -> FlowRun | None:
+    """Return the run the environment names, as it was at most a second ago: each of its facts asks for it."""
+    asked_at, run = _asked.get(run_id, (0.0, None))
+    now = time.monotonic()
+    if run is None or now - asked_at >= _ASK_AGAIN_S:
+        run = _read(run_id)
+        _asked.clear()
+        if run is not None:
+            _asked[run_id] = (now, run)
+    return run
 
 
 def _deployed_run() -> FlowRun | None:
@@ -300,10 +317,15 @@ def _looked_up(run_id: str) -> FlowRun | None:
 
 
 def _read(run_id: str) -> FlowRun | None:
+    """Return a run from the log; None if it is not there, or no broker is known."""
+    from ..bus.session import current_session
     from ..vocabulary import FlowRunId
     from .either import blocking_session
     from .run_log import RunLog
 
+    here = FlowRunContext.get()
+    if (here is None or here.tracker is None) and current_session(tracking=False) is None:
+        return None
     session = blocking_session("runtime.flow_run")
     return session.call(RunLog(session.bus).get, FlowRunId(run_id))
 

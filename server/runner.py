@@ -8,13 +8,11 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-import anyio
-from anyio.lowlevel import checkpoint
-
 from ..engine.annotations import NotSet
 from ..engine.either import is_async_here
 from ..errors import InvalidNameError, MissingContextError
 from ..vocabulary import StateType, new_id
+from .stopping import StopAsked, term_heard
 
 if TYPE_CHECKING:
     from ..bus import Bus
@@ -59,7 +57,7 @@ class Runner:
         self.started = self.stopping = False
         self._pool = f"serve-{self.name}"[:100]
         self._added: dict[str, RunnerDeployment] = {}
-        self._stop_asked = anyio.Event()
+        self._stop_asked = StopAsked()
 
     def add_flow(self, flow: Flow[..., Any], name: str | None = None, **options: Any) -> Any:
         """Add a flow to be run, as a deployment, and return that deployment's name; awaited in async code.
@@ -107,24 +105,30 @@ class Runner:
             webserver: does nothing here.
         Raises:
             DefinitionError: nothing was added.
+            SystemExit: the process was asked to end (TERM); what runs is handed back, and schedules are paused.
         """
         del webserver
         from .serving import serving
 
-        async with serving(
-            *self._added.values(), limit=self.limit, pause_on_shutdown=self.pause_on_shutdown, pool=self._pool
-        ) as service:
-            self.started = True
-            try:
-                if run_once:
-                    await self._until_idle(service.bus)
-                else:
-                    await self._stop_asked.wait()
-            finally:
-                self.started = False
+        with term_heard() as term:
+            async with serving(
+                *self._added.values(),
+                limit=self.limit,
+                pause_on_shutdown=self.pause_on_shutdown,
+                pool=self._pool,
+            ) as service:
+                self._stop_asked.begin()
+                self.started, self.stopping = True, False
+                try:
+                    with term:
+                        await (self._until_idle(service.bus) if run_once else self._stop_asked.wait())
+                finally:
+                    self.started = False
+        if term.cancel_called:
+            raise SystemExit(0)
 
     def stop(self) -> Any:
-        """Have it stop; awaited in async code.
+        """Have it stop. From any thread; async code may await it.
 
         Raises:
             MissingContextError: it has not been started.
@@ -132,8 +136,7 @@ class Runner:
         if not self.started:
             raise MissingContextError("this runner has not yet started", hint="call its start() first")
         self.stopping = True
-        self._stop_asked.set()
-        return checkpoint() if is_async_here() else None
+        return self._stop_asked.ask()
 
     async def astop(self) -> None:
         """Do what ``stop`` does, in async code."""

@@ -14,6 +14,7 @@ import anyio
 
 from ..engine import task_worker
 from ..errors import MissingContextError
+from .stopping import StopAsked, term_heard
 
 if TYPE_CHECKING:
     from ..engine.run_records import TaskRunRecord
@@ -35,7 +36,7 @@ class TaskWorker(task_worker.TaskWorker):
         super().__init__(*tasks, limit=limit, **options)
         self.stopping = False
         self.started_at: datetime | None = None
-        self._stop_asked = anyio.Event()
+        self._stop_asked = StopAsked()
 
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncGenerator[Self]:
@@ -43,6 +44,8 @@ class TaskWorker(task_worker.TaskWorker):
             if self._bus is None:
                 await self._find_broker(stack)
             await stack.enter_async_context(super().__asynccontextmanager__())
+            self._stop_asked.begin()
+            self.stopping = False
             self.started_at = datetime.now(UTC)
             try:
                 yield self
@@ -82,35 +85,47 @@ class TaskWorker(task_worker.TaskWorker):
         return None if self.limit is None else self.limit - len(self.held)
 
     async def astart(self, timeout: float | None = None) -> None:
-        """Serve until ``stop`` is called, for at most ``timeout`` seconds."""
-        async with AsyncExitStack() as stack:
-            if not self.started:
-                await stack.enter_async_context(self)
-            with anyio.move_on_after(timeout):
-                await self._stop_asked.wait()
+        """Serve until ``stop`` is called, for at most ``timeout`` seconds.
+
+        Raises:
+            SystemExit: the process was asked to end (TERM), and what could not be finished is handed back.
+        """
+        if await self._until_stopped(timeout):
+            raise SystemExit(0)
+
+    async def _until_stopped(self, timeout: float | None) -> bool:
+        """Serve; return whether TERM was what ended it."""
+        with term_heard() as term:
+            async with AsyncExitStack() as stack:
+                if not self.started:
+                    await stack.enter_async_context(self)
+                with term, anyio.move_on_after(timeout):
+                    await self._stop_asked.wait()
+        return term.cancel_called
 
     def start(self, timeout: float | None = None) -> Any:
-        """Do what ``astart`` does, holding the thread; awaited in async code."""
+        """Do what ``astart`` does, holding the thread until it ends, by TERM too; awaited in async code."""
         from ..engine.either import is_async_here
 
         if is_async_here():
             return self.astart(timeout)
-        return anyio.run(self.astart, timeout)
+        anyio.run(self._until_stopped, timeout)
+        return None
 
     def stop(self) -> Any:
-        """Have it take no more work, and end once what runs has ended; awaited in async code.
+        """Have it take no more work, and end once what runs has ended. From any thread; async code may await it.
 
         Raises:
             MissingContextError: it has not been started.
         """
-        return self.astop()
-
-    async def astop(self) -> None:
-        """Do what ``stop`` does."""
         if not self.started:
             raise MissingContextError("this task worker has not yet started", hint="call its start() first")
         self.stopping = True
-        self._stop_asked.set()
+        return self._stop_asked.ask()
+
+    async def astop(self) -> None:
+        """Do what ``stop`` does."""
+        await self.stop()
 
     async def execute_task_run(self, task_run: TaskRun | TaskRunRecord) -> None:
         """Serve until one run is over, that of a task served here; others that wait are taken meanwhile."""
@@ -143,4 +158,4 @@ def serve(*tasks: Task[..., Any], limit: int | None = 10, timeout: float | None 
         from . import serving
 
         return serving.serve(*tasks, limit=limit if limit is not None else task_worker.UNLIMITED)
-    return anyio.run(lambda: aserve(*tasks, limit=limit, timeout=timeout))
+    return TaskWorker(*tasks, limit=limit).start(timeout)

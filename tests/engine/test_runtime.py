@@ -10,7 +10,9 @@ from hark import flow, runtime, task
 from hark.bus import Bus
 from hark.bus.session import use_session
 from hark.engine import RunLog, RunRequest, execute
+from hark.engine.run import FlowRun
 from hark.errors import DefinitionError
+from hark.vocabulary import FlowRunId
 
 
 def test_outside_a_run_every_fact_is_empty() -> None:
@@ -18,6 +20,16 @@ def test_outside_a_run_every_fact_is_empty() -> None:
     for facts in (runtime.flow_run, runtime.task_run, runtime.deployment):
         for name in dir(facts):
             assert not getattr(facts, name) or name == "scheduled_start_time", name
+
+
+def test_without_a_broker_a_run_that_is_named_has_no_facts_but_its_id(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Asking is no error here either."""
+    monkeypatch.setenv("HARK__FLOW_RUN_ID", "r-1")
+    run = runtime.flow_run
+    assert (run.id, run.name, run.tags, run.parameters, run.root_flow_run_id) == ("r-1", None, [], {}, None)
+    assert (runtime.deployment.id, runtime.deployment.parameters) == (None, {})
 
 
 def test_an_environment_variable_stands_in_with_the_type_of_the_fact(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,8 +108,18 @@ async def test_a_process_that_is_told_a_run_reads_its_facts_from_the_log(
         RunRequest(flow_name="sums", deployment="nightly", name="n-1", tags=("a",), parameters={"n": 2})
     )
     monkeypatch.setenv("PREFECT__FLOW_RUN_ID", asked.id)
+    reads: list[str] = []
+    read = RunLog.get
+
+    async def counted(log: RunLog, run_id: FlowRunId) -> FlowRun | None:
+        reads.append(run_id)
+        return await read(log, run_id)
+
+    monkeypatch.setattr(RunLog, "get", counted)
+    monkeypatch.setattr(runtime, "_ASK_AGAIN_S", 600.0)
     with use_session(bus):
         found = await asyncio.to_thread(facts)
+        assert reads == [asked.id]
         id_, deployment, parameters = await asyncio.to_thread(inside)
     assert found == [asked.id, "n-1", "sums", ["a"], {"n": 2}, "nightly", {"n": 2}, asked.id]
     assert (id_ != asked.id, deployment, parameters) == (True, None, {})

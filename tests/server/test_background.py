@@ -168,4 +168,31 @@ async def test_tasks_are_served_by_calls_instead_of_a_block(bus: Bus) -> None:
                 await worker.stop()
             assert await futures.result_async() == [2, 3]
             await task_serving.serve(shown, timeout=0.01)
-        assert worker.stopping
+            assert worker.stopping
+            async with anyio.create_task_group() as tg:
+                tg.start_soon(worker.start)
+                assert await shown.delay(4) == 5
+                assert (worker.started, worker.stopping) == (True, False)
+                worker.stop()  # as sync code does, which awaits nothing
+            async with anyio.create_task_group() as tg:
+                tg.start_soon(worker.start)
+                assert await shown.delay(5) == 6
+                await anyio.to_thread.run_sync(worker.stop)
+
+
+async def test_a_process_that_is_asked_to_end_stops_serving_tasks_in_order(bus: Bus) -> None:
+    """By TERM, as a supervisor sends it, also where tasks are served for a time only."""
+
+    @task
+    async def ends() -> None:
+        assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL  # or it would end the tests
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with use_session(bus):
+        future = ends.delay()
+        with anyio.fail_after(60):
+            with pytest.raises(SystemExit):
+                await task_serving.serve(ends, timeout=50)
+            await future.wait_async()
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert future.state.is_completed()

@@ -109,7 +109,7 @@ async def test_a_runner_runs_what_was_added_to_it(
     flows: dict[str, Flow[..., object]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Stored as it is added, run until nothing is due, or until it is told to stop."""
+    """Stored as it is added, run until nothing is due, or until it is told to stop; then it may be started again."""
     with pytest.raises(InvalidNameError, match="runner"):
         Runner("a/b")
     monkeypatch.setenv("HARK_HOME", str(home))
@@ -118,7 +118,7 @@ async def test_a_runner_runs_what_was_added_to_it(
     with use_session(bus):
         with pytest.raises(MissingContextError, match="not yet started"):
             runner.stop()
-        assert await runner.add_flow(flows["double"]) == "mine"
+        assert await runner.add_flow(flows["double"], interval=3600) == "mine"
         assert await runner.add_flow(flows["triple"], name="three", tags=["x"]) == "three"
         assert (await Control(bus).deployment("three")).tags == ("x",)
         run = await Control(bus).run_deployment("three", parameters={"n": 2}, cause=Cause("api"))
@@ -130,7 +130,20 @@ async def test_a_runner_runs_what_was_added_to_it(
             tg.start_soon(runner.start)
             assert (await run_deployment("mine", parameters={"n": 4})).state.result() == 8
             await runner.stop()
-    assert runner.stopping
+        assert runner.stopping
+        await set_paused(bus, "schedules", "mine/0", False)
+        async with anyio.create_task_group() as tg:
+            tg.start_soon(_end_this_process)
+            with pytest.raises(SystemExit):
+                await runner.start()
+        assert (await schedules(bus))["mine/0"].is_paused
+
+
+async def _end_this_process() -> None:
+    """Send TERM to this process once the runner has started again."""
+    assert (await run_deployment("mine", parameters={"n": 5})).state.result() == 10
+    assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL  # or it would end the tests
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 async def test_serving_belongs_into_sync_code() -> None:
