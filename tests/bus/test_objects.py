@@ -13,6 +13,7 @@ import anyio.lowlevel
 import orjson
 import pytest
 from hark.bus import Bus, EmbeddedBroker
+from hark.bus.objects import ObjectInfo, Objects
 from hark.bus.streams import OBJECTS_STREAM
 from hark.bus.sweep import ObjectSweep
 from hark.config import BusConfig
@@ -203,3 +204,21 @@ async def test_the_nats_layout_is_kept(bus: Bus) -> None:
     bucket = await bus.connection.js.key_value("hark_variables")
     await bus.bucket("variables").put("region", b"eu")
     assert (await bucket.get("region")).value == b"eu"
+
+
+async def test_a_copy_that_is_behind_is_asked_again(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of several, the one that answers may not have the pieces yet; with one copy nothing is waited for."""
+    await bus.objects.put("late", b"l" * 1000)
+    read, asked = Objects._read, 0
+
+    async def behind(objects: Objects, info: ObjectInfo) -> bytes:
+        nonlocal asked
+        asked += 1
+        return b"" if asked == 1 else await read(objects, info)
+
+    monkeypatch.setattr(Objects, "_read", behind)
+    copies = bus.config.model_copy(update={"replicas": 3})
+    assert await Objects(bus.connection, copies, message_ttl=True).get("late") == b"l" * 1000
+    asked = 0
+    with pytest.raises(ObjectCorrupt, match="0 of 1000 bytes"):
+        await bus.objects.get("late")
