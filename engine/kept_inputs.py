@@ -7,6 +7,7 @@ and is found no more. Keys of forms come in sets: ``keyset_from_base_key("order"
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -244,11 +245,12 @@ afilter_flow_run_input = filter_flow_run_input.aio
 adelete_flow_run_input = delete_flow_run_input.aio
 
 
-class InputCalls:
+class InputCalls(ABC):
     """What the client of ``get_client()`` does with inputs of runs. Their values are JSON texts there."""
 
+    @abstractmethod
     async def _ask(self, what: Callable[[Session], Coroutine[Any, Any, T]]) -> T:
-        raise NotImplementedError
+        """Do something with the session of whoever has these calls."""
 
     async def create_flow_run_input(
         self, flow_run_id: object, key: str, value: str, sender: str | None = None

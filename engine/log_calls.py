@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -40,11 +41,12 @@ class LogCreate(BaseModel):
         return None if given is None else str(given)  # a UUID, in code written for Prefect
 
 
-class LogCalls:
+class LogCalls(ABC):
     """Calls that write logs."""
 
+    @abstractmethod
     async def _ask(self, what: Callable[[Session], Coroutine[Any, Any, T]]) -> T:
-        raise NotImplementedError
+        """Do something with the session of whoever has these calls."""
 
     async def create_logs(self, logs: Iterable[LogCreate | Mapping[str, Any]]) -> None:
         """Put lines into the logs of runs. A line that names no flow run is kept under its task run."""

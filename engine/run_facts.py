@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -11,16 +12,16 @@ if TYPE_CHECKING:
 __all__ = ["RunFacts"]
 
 
-class RunFacts:
+class RunFacts(ABC):
     """What a task run, going on or over, is asked for beside its state."""
 
     flow_run_id: str | None
     state: State | None
 
     @property
+    @abstractmethod
     def started_at(self) -> datetime | None:
         """When its first try began."""
-        raise NotImplementedError
 
     @property
     def state_id(self) -> str | None:
