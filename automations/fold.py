@@ -7,6 +7,10 @@ restored. The same code runs live, in tests with virtual time, and over history.
 
 Per event, in this order: deadlines that lie before its recorded time, then the event itself. Rules are told in the
 order of their names.
+
+The fold's own time never goes back. Where the log's does, by more than ``SET_BACK_S``, the clock of the broker was set
+back: from there on the fold's time is the log's and ``_shift``, so that windows and waits go on as if nothing had
+happened. What is asked of the fold and what it decides is told in the log's time.
 """
 
 from __future__ import annotations
@@ -14,9 +18,10 @@ from __future__ import annotations
 import gc
 import heapq
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -39,7 +44,10 @@ from .resolving import Resolving
 from .snapshot import STATE_VERSION, Snapshot, encode_part
 from .where import Check
 
-__all__ = ["STATE_VERSION", "Fold", "FoldConfig", "key_values", "keys_of", "show_key"]
+__all__ = ["SET_BACK_S", "STATE_VERSION", "Fold", "FoldConfig", "key_values", "keys_of", "show_key"]
+
+SET_BACK_S = 10.0
+"""Less than this, one of the broker's machines is only a little behind the other: what it records counts as of now."""
 
 _RESOLVE = -1  # the role of events that say a firing is over; told before all others
 _OWN_WORDS = ("automation.", "action.")
@@ -63,7 +71,8 @@ class Fold:
     def __init__(self, config: FoldConfig | None = None) -> None:
         self.config = config or FoldConfig()
         self.seq = 0
-        self.now = 0.0
+        self._now = 0.0
+        self._shift = 0.0  # whole seconds: added and taken away again, no moment becomes another
         self.errors: dict[str, str] = {}
         self._rules: dict[str, InForce] = {}
         self._matcher: Matcher[tuple[str, int]] = Matcher()
@@ -82,6 +91,11 @@ class Fold:
     def automations(self) -> dict[str, Automation]:
         """The rules in force (paused ones too), by name."""
         return {name: rule.automation for name, rule in sorted(self._rules.items())}
+
+    @property
+    def now(self) -> float:
+        """The time of the log, in seconds since 1970."""
+        return self._now - self._shift
 
     @property
     def size(self) -> int:
@@ -117,7 +131,7 @@ class Fold:
         """Return until when a key's firings are held back by the cooldown, None if they are not."""
         rule = self._rules.get(name)
         cooling = rule.cooling.get(key) if rule is not None else None
-        return cooling[0] if cooling is not None else None
+        return cooling[0] - self._shift if cooling is not None else None
 
     def wants(self, type_: str) -> bool:
         """Return whether any rule could match an event of this type; others need not be parsed."""
@@ -131,7 +145,7 @@ class Fold:
     def is_due(self, at: float) -> bool:
         """Return whether a deadline may have passed by ``at``; cheap, and never wrong when it says no."""
         heap = self._heap
-        return bool(heap) and heap[0][0] <= at
+        return bool(heap) and heap[0][0] <= at + self._shift
 
     def next_deadline(self) -> float | None:
         """Return the earliest deadline that is still open, in seconds since 1970."""
@@ -142,7 +156,7 @@ class Fold:
             if rule is not None:
                 waits = rule.resolving if quiet else rule.form
                 if waits is not None and waits.deadline(key) == at:
-                    return at
+                    return at - self._shift
             heapq.heappop(heap)
         return None
 
@@ -166,15 +180,29 @@ class Fold:
 
     def skip(self, *, seq: int, recorded: float) -> list[Decision]:
         """Pass over an event no rule wants (see ``wants``): only time moves on."""
-        decisions = self.tick(recorded)
+        decisions = self._tick(self._moment(recorded))
         self.seq = seq
-        return decisions
+        return decisions and self._told(decisions)
 
     def tick(self, now: float) -> list[Decision]:
         """Move time on to ``now`` (never back) and return what the deadlines before it decide."""
-        if now <= self.now:
-            now = self.now
-        self.now = now
+        return self._told(self._tick(max(now + self._shift, self._now)))
+
+    def _moment(self, recorded: float) -> float:
+        """Return the moment of a record in the fold's own time, which is now at the earliest."""
+        now, moment = self._now, recorded + self._shift
+        if now - moment > SET_BACK_S:
+            self._shift += math.ceil(now - moment)
+            moment = recorded + self._shift
+        return max(moment, now)
+
+    def _told(self, decisions: list[Decision]) -> list[Decision]:
+        """Return decisions in the time of the log."""
+        shift = self._shift
+        return [_earlier(d, shift) for d in decisions] if shift else decisions
+
+    def _tick(self, now: float) -> list[Decision]:
+        self._now = now
         heap = self._heap
         if not heap or heap[0][0] > now:
             return []
@@ -213,27 +241,30 @@ class Fold:
         """``step`` for whatever the log held; ``is_event``: known to be one."""
         if seq <= self.seq:
             return []
-        if recorded > self.now:
-            self.now = recorded
+        recorded += self._shift
+        if recorded > self._now:
+            self._now = recorded
+        elif self._now - recorded > SET_BACK_S:
+            recorded = self._now = self._moment(recorded - self._shift)
         else:
-            recorded = self.now
+            recorded = self._now
         heap = self._heap
-        decisions = self.tick(recorded) if heap and heap[0][0] <= recorded else []
+        decisions = self._tick(recorded) if heap and heap[0][0] <= recorded else []
         self.seq = seq
         type_ = row.get("type") if row.__class__ is dict else None
         if type_.__class__ is not str:
-            return decisions
+            return decisions and self._told(decisions)
         if type_ == ADOPTED and row.get("source") == SOURCE:
             if is_event or lacking(row) is None:
                 self._adopted(row)
-            return decisions
+            return decisions and self._told(decisions)
         hits = self._matcher.match(row)
         # Few events are of interest, so the others need not be looked at any closer.
         if not hits or not (is_event or lacking(row) is None):
-            return decisions
+            return decisions and self._told(decisions)
         if len(hits) > 1:
             hits.sort()
-        seen = _seen(row, seq, recorded)
+        seen = _seen(row, seq, recorded, self._shift)
         # The first letter first: it settles the question for most types.
         own = _rule_spoken_of(row) if type_[:1] == "a" and type_.startswith(_OWN_WORDS) else None
         for name, role in hits:
@@ -261,7 +292,7 @@ class Fold:
                 firing = rule.form.event(role, key, seen)
                 if firing is not None:
                     self._fire(rule, key, firing, recorded, decisions)
-        return decisions
+        return decisions and self._told(decisions)
 
     def _fire(self, rule: InForce, key: str, firing: Firing, recorded: float, out: list[Decision]) -> None:
         """Let a firing through, or hold it back: depth, then cooldown, then budget."""
@@ -339,7 +370,7 @@ class Fold:
             if self._snapshot is not None:
                 self._snapshot.before(name, "")  # it is of the definitions of its moment, too
             lateness = automation.late_by(self.config.allowed_lateness_s)
-            old.recool(automation.cooldown, now=self.now, lateness=lateness)
+            old.recool(automation.cooldown, now=self._now, lateness=lateness)
             old.define(automation, revision)
             return
         if old is not None:
@@ -351,7 +382,7 @@ class Fold:
                 rule.cooling = old.cooling
         self._enlist(rule)
         if rule.form is not None:
-            rule.form.start(self.now)
+            rule.form.start(self._now)
 
     def remove(self, name: str, *, revision: int = 0) -> None:
         """Take a rule and its state away."""
@@ -429,13 +460,13 @@ class Fold:
             for name, rule in self._rules.items()
             if (raw := rule.dump_raw()) != b"{}"
         }
-        return encode_part(self.seq, self.now, rules)
+        return encode_part(self.seq, (self._now, self._shift), rules)
 
     def snapshot(self) -> Snapshot:
         """Begin to take the state of this moment bit by bit; an earlier snapshot is given up."""
         if self._snapshot is not None:
             self._snapshot.drop()
-        self._snapshot = Snapshot(self.seq, self.now, self._rules)
+        self._snapshot = Snapshot(self.seq, (self._now, self._shift), self._rules)
         return self._snapshot
 
     def end_snapshot(self, snapshot: Snapshot) -> None:
@@ -480,7 +511,7 @@ class Fold:
         with _uncollected():
             stated = orjson.loads(part)
             _check_version(stated)
-            self.seq, self.now = stated["seq"], stated["now"]
+            self.seq, self._now, self._shift = stated["seq"], stated["now"], stated.get("shift", 0.0)
             rules = stated["rules"]
             for name, own in rules.items() if isinstance(rules, dict) else rules:
                 rule = self._rules.get(name)
@@ -525,12 +556,12 @@ def _worth_saying(n: int) -> bool:
     return n <= 10
 
 
-def _seen(row: dict[str, Any], seq: int, recorded: float) -> Seen:
+def _seen(row: dict[str, Any], seq: int, recorded: float, shift: float) -> Seen:
     time = recorded
     text = row.get("time")
     if text.__class__ is str:
         try:
-            time = datetime.fromisoformat(text).timestamp()
+            time = datetime.fromisoformat(text).timestamp() + shift
         except ValueError:
             pass  # it occurred when it was recorded, as if it did not say
         else:
@@ -539,10 +570,22 @@ def _seen(row: dict[str, Any], seq: int, recorded: float) -> Seen:
                 time = recorded
     depth, id_ = row.get("causaldepth", 0), row.get("id", "")
     # As ``Seen(…)`` makes it, in half the time: this is one of the few things done for each event that matches.
-    return _new_tuple(Seen, (row, seq, recorded, time, str(id_), depth if depth.__class__ is int else 0))
+    return _new_tuple(
+        Seen, (row, seq, recorded, time, str(id_), depth if depth.__class__ is int else 0, shift)
+    )
 
 
 _new_tuple: Callable[[type[Seen], tuple[Any, ...]], Seen] = tuple.__new__
+
+
+def _earlier(decision: Decision, shift: float) -> Decision:
+    until, fired_at = decision.until, decision.fired_at
+    return replace(
+        decision, at=decision.at - shift, recorded=decision.recorded - shift,
+        refs=tuple([ref._replace(time=ref.time - shift) for ref in decision.refs]),
+        until=until - shift if until is not None else None,
+        fired_at=fired_at - shift if fired_at is not None else None,
+    )  # fmt: skip
 
 
 def _rule_spoken_of(row: dict[str, Any]) -> str | None:

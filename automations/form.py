@@ -28,7 +28,10 @@ class EventRef(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """An event that matched, and when. ``row`` is the parsed CloudEvent."""
+    """An event that matched, and when. ``row`` is the parsed CloudEvent.
+
+    ``ahead_s``: how far ``recorded`` and ``time`` are ahead of the moments written in events (see ``Fold``).
+    """
 
     row: dict[str, Any]
     seq: int
@@ -36,6 +39,7 @@ class Seen(NamedTuple):
     time: float
     id: str
     depth: int
+    ahead_s: float = 0.0
 
     @property
     def ref(self) -> EventRef:

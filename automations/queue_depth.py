@@ -85,11 +85,11 @@ class QueueDepth(Measuring):
         known = self._heard(key, seen)
         assert isinstance(known, _Depth)
         run = str(seen.row.get("subject") or "")
-        due = due_of(seen.row, now=seen.recorded)
+        due = due_of(seen.row, now=seen.recorded - seen.ahead_s)
         if due is None:
             known.leave(run)
         else:
-            known.wait(run, due)
+            known.wait(run, due + seen.ahead_s)
         return self._decide(key, known, seen.recorded, seen.row)
 
     def _figure(self, known: Key, now: float) -> float | None:

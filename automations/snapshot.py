@@ -26,9 +26,15 @@ _PART_BYTES = 2 << 20
 _SLOW_S, _FAST_S = 0.002, 0.0005
 
 
-def encode_part(seq: int, now: float, rules: JsonValue) -> bytes:
-    """Return a part of the state, or the whole, with the place in the log it belongs to."""
-    return orjson.dumps({"v": STATE_VERSION, "seq": seq, "now": now, "rules": rules})
+def encode_part(seq: int, moment: tuple[float, float], rules: JsonValue) -> bytes:
+    """Return a part of the state, or the whole, with the place in the log it belongs to.
+
+    Args:
+        moment: the fold's own time, and how far it is ahead of the log's.
+    """
+    return orjson.dumps(
+        {"v": STATE_VERSION, "seq": seq, "now": moment[0], "shift": moment[1], "rules": rules}
+    )
 
 
 class _Column:
@@ -83,12 +89,13 @@ class Snapshot:
     """What ``Fold.snapshot`` returns: call ``take`` until it says that it is done.
 
     Args:
+        moment: as for ``encode_part``.
         rules: in force, by name. They change meanwhile; whoever changes one says so ``before``.
     """
 
-    def __init__(self, seq: int, now: float, rules: Mapping[str, InForce]) -> None:
+    def __init__(self, seq: int, moment: tuple[float, float], rules: Mapping[str, InForce]) -> None:
         began = time.perf_counter()
-        self.seq, self.now = seq, now
+        self.seq, self._moment = seq, moment
         self.is_done = self._is_dropped = False
         self.longest_s = 0.0
         self._small: dict[str, InForce] = {}
@@ -166,7 +173,7 @@ class Snapshot:
         is_last = not self._small and not self._columns
         if is_last or self._bytes >= _PART_BYTES:
             fragments: Any = self._fragments
-            part = encode_part(self.seq, self.now, fragments)
+            part = encode_part(self.seq, self._moment, fragments)
             self._fragments, self._bytes, self.is_done = [], 0, is_last
         took = time.perf_counter() - began
         self.took_s += took

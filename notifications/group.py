@@ -173,6 +173,16 @@ class Group:
     muted: str = ""
     due: float = math.inf
 
+    def set_back(self, by_s: float, *, to: float) -> None:
+        """Have nothing lie in the future that has happened, after the clock was set back by ``by_s`` to ``to``."""
+        self.opened_at = min(self.opened_at, to)
+        self.flushed_at, self.sent_at = _by(self.flushed_at, to), _by(self.sent_at, to)
+        self.unacked_since, self.acked_at = _by(self.unacked_since, to), _by(self.acked_at, to)
+        for member in self.members.values():
+            member.since, member.last = min(member.since, to), min(member.last, to)
+            member.told_at, member.resolved_at = _by(member.told_at, to), _by(member.resolved_at, to)
+            member.ready -= by_s
+
     def to_json(self) -> JsonObject:
         return {
             "key": self.key, "route": self.route, "labels": self.labels, "id": self.id, "opened_at": self.opened_at,
@@ -208,6 +218,10 @@ def kind_of_message(fresh: Sequence[Member], repeated: Sequence[Member], *, in_d
 
 def _finite(at: float) -> JsonValue:
     return None if at == math.inf else at
+
+
+def _by(at: float | None, latest: float) -> float | None:
+    return None if at is None else min(at, latest)
 
 
 def _back(value: Any) -> float:

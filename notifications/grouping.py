@@ -11,7 +11,8 @@ A problem (warning and worse) is open until it is resolved or, not raised again,
 (info, success) is told once. Acknowledging covers what has been told: no repeats, no escalation, until something new
 comes. A problem that ends before it was told is not told at all, and one that is raised again while open is counted.
 
-Times are seconds since 1970 and never go back: a fact of an earlier time than the last is taken as of the last.
+Times are seconds since 1970 and never go back: a fact of an earlier time than the last is taken as of the last. Only
+``set_back`` moves them back: what has happened has happened by then, what waits waits no longer than it would have.
 """
 
 from __future__ import annotations
@@ -94,7 +95,9 @@ class Grouping:
         """
         self._pass(at)
         group = self.groups.get(self._ids.get(incident, ""))
-        if group is not None and group.unacked_since is not None and stamp in (None, group.unacked_since):
+        since = group.unacked_since if group is not None else None
+        # A message from the future went out before the clock was set back, and may be answered.
+        if group is not None and since is not None and (stamp is None or stamp == since or stamp > self.now):
             for member in group.members.values():
                 if member.told_at is not None:
                     member.acked = True
@@ -120,6 +123,21 @@ class Grouping:
         """
         self._is_drowsy = False
         return self.adopt_silences(silences, at)
+
+    def set_back(self, at: float) -> list[Decision]:
+        """Hear that the clock was set back: it is ``at`` now."""
+        by_s, self.now = self.now - at, at
+        for group in self.groups.values():
+            group.set_back(by_s, to=at)
+            route = self._route(group)
+            for member in group.members.values():
+                if member.held:
+                    member.ready = at  # looked at again: what holds it back ends by the clock
+                elif route.digest is not None and member.ready > at:
+                    member.ready = next_digest(route.digest, at)
+            self._wake_at(group, at)
+        self._pass(at)
+        return self._decided()
 
     def next_deadline(self) -> float | None:
         """Return when something is due next."""

@@ -51,6 +51,8 @@ _FIRST_LOOK_BACK = timedelta(hours=1)
 _TRIES = 8
 _RETRY_S, _RETRY_CAP_S = 5.0, 300.0
 _GRACE_S = 5.0
+_SET_BACK_S = 10.0
+"""A clock that is behind the last fact by more was set back; by less, it is that of another machine."""
 
 
 class Sender(Protocol):
@@ -275,7 +277,11 @@ class _Term:
             if due is None:
                 await changed.wait()
                 continue
-            now = self._clock.now().timestamp()
+            now = self._now()
+            if now < self.fold.now - _SET_BACK_S:
+                log.warning("notifications.clock_set_back", extra={"by_s": round(self.fold.now - now)})
+                await self._decide(partial(self.fold.set_back, now))
+                continue
             if due <= now:
                 await self._decide(partial(self.fold.advance, now))
                 continue

@@ -47,7 +47,7 @@ LOOK_UP_S = 30.0
 _AT_ONCE = 200
 _READY_AFTER_S = 2.0
 # A clock that was wrong and has been set back: the slots up to then stay decided, since none may fire twice.
-_CLOCK_WENT_BACK = timedelta(hours=1)
+_CLOCK_WENT_BACK = timedelta(minutes=1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -153,6 +153,41 @@ def test_a_restart_at_any_point_decides_the_same(
     assert fold.dump_state() == _last(history)
 
 
+@settings(max_examples=40)
+@given(histories(), st.data())
+def test_a_clock_that_is_set_back_changes_no_decision(
+    history: list[tuple[float, bytes]], data: st.DataObject
+) -> None:
+    """An hour back, for broker and writers, between any two events: the same is decided, an hour earlier by the clock."""
+    at = data.draw(st.integers(1, len(history)))
+    here = history[at - 1][0]
+    heard = (here, orjson.dumps({"type": "z", "source": "/t", "id": "z", "time": _at(here)}))
+    history = [*history[:at], heard, *history[at:]]
+    straight = folded(fresh(), history)
+    fold = fresh()
+    out = folded(fold, history[:at])
+    moved = [*history[:at], *((recorded - 3600, _an_hour_earlier(raw)) for recorded, raw in history[at:])]
+    out += folded(fold, moved[: at + 1], at)
+    fold = Fold.restore(fold.dump_definitions(), fold.dump_state(), fold.config)
+    assert fold.now == here - 3600
+    before, after = len(out), folded(fold, moved, at + 1)
+    assert [d.id for d in (*out, *after)] == [d.id for d in straight]
+    for decision, other in zip(after, straight[before:], strict=True):
+        assert (decision.at + 3600, decision.recorded + 3600) == (other.at, other.recorded)
+        assert (decision.until or 0.0) + 3600 * (decision.until is not None) == (other.until or 0.0)
+
+
+def _at(moment: float) -> str:
+    return format_time(datetime.fromtimestamp(moment, UTC))
+
+
+def _an_hour_earlier(raw: bytes) -> bytes:
+    row = orjson.loads(raw)
+    if "time" in row:
+        row["time"] = _at(datetime.fromisoformat(row["time"]).timestamp() - 3600)
+    return orjson.dumps(row)
+
+
 def _last(history: list[tuple[float, bytes]]) -> bytes:
     fold = fresh()
     folded(fold, history)

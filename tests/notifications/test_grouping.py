@@ -136,6 +136,18 @@ def test_what_comes_back_before_its_end_was_told_never_ended() -> None:
     assert story.told == [(10, "a", "firing", "x")]
 
 
+def test_a_clock_that_is_set_back_holds_up_no_message() -> None:
+    """What waits goes on waiting as long as it would have; repeats count from now; a link that was sent before is good."""
+    story = Story(a_tree(repeat_interval="10m")).at(3600, an_alert("x")).at(3615, an_alert("y"))
+    (link,) = [s.stamp for s in sends(story.out)]
+    story.out += story.fold.set_back(START + 20)
+    story.at(74).at(75).at(674).at(676)
+    assert story.told == [
+        (3610, "a", "firing", "x"), (75, "a", "firing", "2 open"), (675, "a", "repeat", "Still: 2 open"),
+    ]  # fmt: skip
+    assert story.ack(680, stamp=link).at(3000).told[3:] == []
+
+
 def test_what_nobody_raises_again_is_forgotten() -> None:
     """After resolve_timeout a problem is closed without a message."""
     story = Story(a_tree(resolve_timeout="2h", repeat_interval="50m")).at(0, an_alert("x")).at(20_000)
