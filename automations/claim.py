@@ -1,5 +1,8 @@
 """Whose an action is: one key in the bucket ``outbox`` for each, every change of it guarded by the one before.
 
+A decision may name an outbox that had promised to carry it out before it was stored (``handover.py``): then its actions
+are claimed by that one from the start, and the key is written for the first time when an action is over, or waits.
+
 An action belongs to the outbox that claimed it, until it notes how it went. Another takes it over when that one says
 that it no longer has it, or does not answer: it has died, or is cut off. After an outage of the broker nobody answers
 at first, so who finds a claim then comes back once there was time enough to connect again. So an action is done twice
@@ -34,7 +37,7 @@ _SOONEST_S = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """An action that is ours. ``fresh``: nobody has tried it before."""
+    """An action that is ours. ``fresh``: nobody has tried it before. ``revision`` 0: only the decision says that it is."""
 
     state: ActionState
     revision: int
@@ -62,18 +65,23 @@ class Claims:
         self._presence = Presence(bus.connection)
         self._restored_seq: int | None = None
 
-    async def take(self, key: str, seq: int, *, round: int) -> Claim | Over | float:
+    def promised(self, key: str, seq: int) -> Claim:
+        """Return the claim of an action whose decision names us, and which nobody has had before."""
+        return Claim(ActionState("claimed", 1, 0, self._name, self._clock.now(), seq), 0, True)
+
+    async def take(self, key: str, seq: int, *, round: int, named: str | None) -> Claim | Over | float:
         """Claim an action that nobody here is at; or return when to come back (s), or that it is over.
 
         Args:
             seq: of its decision in the log.
             round: how often it has been redriven, as far as the caller knows.
+            named: the outbox that its decision names.
         """
         now = self._clock.now()
         if seq <= await self._restored() and await self._was_done(key, seq, round=round):
             return Over(None)
         state = ActionState("claimed", 1, round, self._name, now, seq)
-        if not round:
+        if not round and named is None:
             try:
                 return Claim(state, await self._bucket.create(key, state.to_json()), True)
             except AlreadyHeld:
@@ -84,7 +92,7 @@ class Claims:
                 if round:
                     return Over(None)  # it was done or dropped long ago
                 try:
-                    return Claim(state, await self._bucket.create(key, state.to_json()), True)
+                    return await self._first(key, state, named)
                 except AlreadyHeld:
                     continue
             found = ActionState.from_json(entry.value)
@@ -118,6 +126,25 @@ class Claims:
                 )
             except GuardFailed:
                 continue
+
+    async def _first(self, key: str, state: ActionState, named: str | None) -> Claim | Over | float:
+        """Claim an action of which nothing is noted; it is somebody's nevertheless, if its decision names one.
+
+        Raises:
+            AlreadyHeld: something has been noted meanwhile.
+        """
+        if named is None:
+            return Claim(state, await self._bucket.create(key, state.to_json()), True)
+        decision = await self._bus.log.get(state.seq)
+        since = decision.recorded_at if decision is not None else state.at
+        met = await self._met(key, replace(state, by=named, at=since))
+        if isinstance(met, float):
+            return met
+        if met.is_over:
+            await self._bucket.create(key, met.to_json(), ttl_s=KEEP_S)
+            return Over(None)  # the log says so already
+        taken = replace(met, by=self._name, at=state.at)
+        return Claim(taken, await self._bucket.create(key, taken.to_json()), False)
 
     async def _restored(self) -> int:
         """Return where the log says that it was restored from a backup, 0 if it never was."""

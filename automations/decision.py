@@ -14,6 +14,7 @@ from typing import Any, Literal
 from ..bus.event import Event, format_time
 from ..vocabulary import JsonObject, JsonValue, derived_id
 from .form import EventRef
+from .handover import CLAIMED_BY
 
 __all__ = [
     "ADOPTED", "DISABLED", "DUE", "SOURCE", "RESOLVED", "SUPPRESSED", "TRIGGERED", "Decision", "decision_event",
@@ -77,12 +78,19 @@ def _stamp(at: float) -> str:
     return format_time(datetime.fromtimestamp(at, UTC))
 
 
-def decision_event(decision: Decision, row: Mapping[str, Any] | None, *, with_row: bool = True) -> Event:
+def decision_event(
+    decision: Decision,
+    row: Mapping[str, Any] | None,
+    *,
+    with_row: bool = True,
+    claimed_by: str | None = None,
+) -> Event:
     """Return the event that stores a decision.
 
     Args:
         row: the last event it rests on, as parsed; None if there never was one or the log no longer has it.
         with_row: put that event into the decision; without, who needs it finds it by its sequence.
+        claimed_by: the outbox that will carry it out, if one has promised to.
     """
     data: JsonObject = {
         "automation": {"name": decision.automation, "version": decision.version},
@@ -106,6 +114,8 @@ def decision_event(decision: Decision, row: Mapping[str, Any] | None, *, with_ro
             data["duration_s"] = round(max(0.0, decision.at - decision.fired_at), 6)
     if decision.what != "suppressed":
         data["actions"] = list(decision.actions)
+        if claimed_by is not None:
+            data[CLAIMED_BY] = claimed_by
         if row is not None and with_row:
             data["event"] = dict(row)
     else:

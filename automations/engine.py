@@ -45,6 +45,7 @@ from .decision import (
     disabled_event,
 )  # fmt: skip
 from .fold import Fold, FoldConfig
+from .handover import CLAIMED_BY, Handover
 from .model import parse_automation
 from .problem import RuleInvalid
 from .snapshot import Snapshot
@@ -69,7 +70,11 @@ _DEFINITIONS_AT_ONCE = 500
 
 
 class RuleEngine(Candidate["_Term"]):
-    """The service. Entered means: it leads and every rule there is is in force, or another one leads. See ``Candidate``."""
+    """The service. Entered means: it leads and every rule there is is in force, or another one leads. See ``Candidate``.
+
+    Args:
+        handover: where an outbox of this process may promise to carry out what is decided.
+    """
 
     def __init__(
         self,
@@ -79,11 +84,13 @@ class RuleEngine(Candidate["_Term"]):
         *,
         name: str | None = None,
         lease_ttl_s: float = 5.0,
+        handover: Handover | None = None,
     ) -> None:
         super().__init__(
             bus, lease=LEASE, role="automations", name=name, lease_ttl_s=lease_ttl_s, is_awaited=True
         )
         self._config, self._clock = config, clock
+        self._handover = handover or Handover()
 
     @property
     def status(self) -> JsonObject:
@@ -104,7 +111,7 @@ class RuleEngine(Candidate["_Term"]):
         return self._term.fold if self._term is not None else None
 
     async def _lead(self, grant: Grant, on_ready: Callable[[_Term], None]) -> None:
-        await _Term(self._bus, self._config, self._clock).lead(on_ready)
+        await _Term(self._bus, self._config, self._clock, self._handover).lead(on_ready)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +126,8 @@ class _Taking:
 class _Term:
     """One term of office. ``lead`` ends by being cancelled, deposed, or losing the broker."""
 
-    def __init__(self, bus: Bus, config: AutomationsConfig, clock: Clock) -> None:
-        self._bus, self._config, self._clock = bus, config, clock
+    def __init__(self, bus: Bus, config: AutomationsConfig, clock: Clock, handover: Handover) -> None:
+        self._bus, self._config, self._clock, self._handover = bus, config, clock, handover
         self.fold_config = FoldConfig(
             allowed_lateness_s=config.allowed_lateness_s,
             max_causal_depth=config.max_causal_depth,
@@ -271,7 +278,11 @@ class _Term:
                 )
             if decision.id not in self._decided:
                 events.append(await self._event_of(decision, whole))
-        await self._append(events)
+        try:
+            await self._append(events)
+        finally:
+            for event in events:  # what has not been handed over is for the broker to deliver
+                self._handover.release(event.id)
         for decision in decisions:
             if decision.what != "suppressed":
                 log.info(
@@ -289,13 +300,19 @@ class _Term:
         before = self._stored
         while events:
             try:
-                await self._bus.log.append_many(events)
+                stored = await self._bus.log.append_many(events)
+                for event, at in zip(events, stored, strict=True):
+                    if not at.duplicate:  # which may name another outbox
+                        self._handover.stored(event, at.seq)
                 return
             except EventTooLarge as exc:
                 events = [_within(e, exc.limit_bytes) for e in events]
                 continue
             except BusUnavailable as exc:
                 log.warning("automations.waits_for_broker", extra={"error": str(exc)})
+            for event in events:
+                self._handover.release(event.id)
+            events = [_unclaimed(e) for e in events]
             landed: set[str] | None = None
             while landed is None:
                 await anyio.sleep(_BACK_OFF_S[min(tries, len(_BACK_OFF_S) - 1)])
@@ -324,7 +341,9 @@ class _Term:
             if record is not None:
                 row = orjson.loads(record.raw)
                 fits = _fits(row)
-        return _traced(decision, decision_event(decision, row, with_row=bool(fits)))
+        acts = bool(decision.actions) and decision.what != "suppressed"
+        claimed_by = self._handover.promise(decision.id) if acts else None
+        return _traced(decision, decision_event(decision, row, with_row=bool(fits), claimed_by=claimed_by))
 
     # --- time -----------------------------------------------------------------------------------------
 
@@ -498,6 +517,13 @@ def _adopted(name: str, revision: int, definition: JsonObject | None) -> Event:
         type=ADOPTED, source=SOURCE, id=derived_id(ADOPTED, name, str(revision)), subject=f"automation/{name}",
         data={"name": name, "revision": revision, "definition": definition},
     )  # fmt: skip
+
+
+def _unclaimed(event: Event) -> Event:
+    """Return a decision that nobody has promised to carry out."""
+    if not isinstance(event.data, dict) or CLAIMED_BY not in event.data:
+        return event
+    return event.replace(data={k: v for k, v in event.data.items() if k != CLAIMED_BY})
 
 
 def _within(event: Event, limit_bytes: int) -> Event:

@@ -11,6 +11,9 @@ stopped, or was cut off from the broker for longer than its claim holds, before 
 is not stopped insists on noting what it has done, and does not do it again, however long the broker is away. A death is
 no try: only an action that was being done each time is given up after some of them.
 
+The rule engine of this process may hand its decisions over as soon as they are stored (``handover.py``); they are delivered
+as well, and then settled as any other.
+
 A decision or action that nobody can make sense of becomes a dead letter of its own, and does not stop the others.
 """
 
@@ -30,10 +33,10 @@ from anyio.abc import TaskGroup
 from pydantic import ValidationError
 
 from ..bus import Bus, Event, Recorded
-from ..bus.consumer import Consumer, Item
+from ..bus.consumer import Consumer
 from ..bus.event import format_time
 from ..bus.presence import Presence
-from ..bus.subject import PREFIX
+from ..bus.subject import PREFIX, subject_of
 from ..clock import SYSTEM_CLOCK, Clock
 from ..config import AutomationsConfig
 from ..errors import BusUnavailable, DefinitionError, HarkError, StreamFull
@@ -51,9 +54,11 @@ from .action_state import (
     timeout_of,
 )
 from .approval import ANSWERED, EXPIRED, Approvals
-from .claim import BUCKET, KEEP_S, Claims, Over
+from .claim import BUCKET, KEEP_S, Claim, Claims, Over
 from .decision import RESOLVED, TRIGGERED
 from .expression import compile_expression
+from .handover import CLAIMED_BY, Handover, Promises
+from .in_hand import InHand
 from .outcome import Outcomes, bounded_decision, bounded_result
 from .perform import ActionFailed, Firing, failure_of
 from .problem import problems_of
@@ -104,6 +109,7 @@ class Outbox(AsyncContextManagerMixin):
 
     Args:
         performers: does the actions; entered and left by whoever made it.
+        handover: where the rule engine of this process finds us.
     """
 
     def __init__(
@@ -114,6 +120,7 @@ class Outbox(AsyncContextManagerMixin):
         clock: Clock = SYSTEM_CLOCK,
         *,
         ack_wait_s: float = ACK_WAIT_S,
+        handover: Handover | None = None,
     ) -> None:
         self._bus, self._performers, self._config, self._clock = bus, performers, config, clock
         self._bucket = bus.bucket(BUCKET)
@@ -125,14 +132,15 @@ class Outbox(AsyncContextManagerMixin):
         # One rule whose target hangs must leave places for the others.
         self._share = max(1, config.action_concurrency // 2)
         self._shares: dict[str, _Share] = {}
-        self._in_hand: dict[int, Item] = {}  # by sequence, as last delivered
+        self._in_hand = InHand()
+        self._handover = handover or Handover()
+        self._promises = Promises(hold_s=ack_wait_s / 6)
+        self._beginning: TaskGroup | None = None
         self._suspects = anyio.CapacityLimiter(1)
         self._running: set[str] = set()
         self._presence = Presence(bus.connection)
         self._claims = Claims(bus, clock, name=self._name, holds_s=ack_wait_s)
         self._room = Room()
-        self._idle = anyio.Event()
-        self._idle.set()
 
     @property
     def in_hand(self) -> int:
@@ -143,7 +151,7 @@ class Outbox(AsyncContextManagerMixin):
     async def __asynccontextmanager__(self) -> AsyncGenerator[Self]:
         filters = [PREFIX + type_ for type_ in (TRIGGERED, RESOLVED, REDRIVEN, *ANSWERED, EXPIRED)]
         async with (
-            self._presence.answering(self._name, self._running.__contains__),
+            self._presence.answering(self._name, self._has),
             self._bus.log.consume(
                 DURABLE,
                 filters,
@@ -156,13 +164,15 @@ class Outbox(AsyncContextManagerMixin):
             fetching = anyio.CancelScope()
             tg.start_soon(self._fetch, consumer, tg, fetching)
             tg.start_soon(self._keep_alive)
+            self._beginning = tg
+            self._handover.enter(self)
             try:
                 yield self
             finally:
+                self._handover.leave(self)
                 fetching.cancel()
                 with anyio.move_on_after(_GRACE_S, shield=True):
-                    while self._in_hand:
-                        await self._idle.wait()
+                    await self._in_hand.empty()
                 tg.cancel_scope.cancel()
 
     async def _fetch(self, consumer: Consumer, tg: TaskGroup, scope: anyio.CancelScope) -> None:
@@ -173,34 +183,57 @@ class Outbox(AsyncContextManagerMixin):
                     await item.ack()
                     continue
                 # In hand from here on: kept alive even while it waits for a place.
-                is_repeat = item.recorded.seq in self._in_hand
-                self._in_hand[item.recorded.seq] = item
-                if is_repeat:
-                    # We were too slow to say that we have it. Handing it back would only bring it again, and again.
-                    continue
-                self._idle = anyio.Event()
-                tg.start_soon(self._carry_out, item.recorded)
+                if await self._in_hand.deliver(item):
+                    tg.start_soon(self._carry_out, item.recorded)
 
     async def _keep_alive(self) -> None:
         while True:
             await anyio.sleep(self._ack_wait_s / 3)
-            for item in list(self._in_hand.values()):
-                await item.in_progress()
+            await self._in_hand.keep_alive()
+
+    # --- what the rule engine hands over --------------------------------------------------------------
+
+    def promise(self, decision: str) -> str | None:
+        """Say that we would carry out a decision at once, with our name, if a place is free."""
+        if (
+            len(self._in_hand) + len(self._promises) >= self._config.action_concurrency
+            or self._room.is_closed
+        ):
+            return None
+        self._promises.give(decision)
+        return self._name
+
+    def take(self, decision: Event, seq: int) -> None:
+        """Carry out a promised decision that has been stored, unless it has been delivered already."""
+        if self._beginning is None or not self._promises.is_waiting(decision.id):
+            return
+        if self._in_hand.hand_over(seq):
+            # As whoever it is delivered to reads it, now or after our death.
+            record = Recorded(seq, subject_of(decision), self._clock.now(), decision.to_json())
+            self._beginning.start_soon(self._carry_out, record)
+
+    def release(self, decision: str) -> None:
+        """Give up a promise: who the decision is delivered to, if it is, claims it."""
+        self._promises.release(decision)
+
+    def _has(self, key: str) -> bool:
+        return key in self._running or key.rpartition("/")[0] in self._promises
+
+    # --- carrying out ---------------------------------------------------------------------------------
 
     async def _carry_out(self, recorded: Recorded) -> None:
         seq = recorded.seq
         try:
             delay_s = await self._firing_with_room(recorded)
-            if delay_s is None:
-                await self._in_hand[seq].ack()
-            else:
-                await self._in_hand[seq].nak(delay_s)
+            await self._in_hand.settle(seq, delay_s)
         except BusUnavailable as exc:
             log.warning("outbox.waits_for_broker", extra={"seq": seq, "error": str(exc)})
-            await self._in_hand[seq].nak(1.0)
+            await self._in_hand.settle(seq, 1.0)
         except anyio.get_cancelled_exc_class():
             with anyio.CancelScope(shield=True):
-                await self._in_hand[seq].nak()  # another outbox need not wait for our silence to be noticed
+                await self._in_hand.settle(
+                    seq, 0.0
+                )  # another outbox need not wait for our silence to be noticed
             raise
         except Exception as exc:
             # One decision that cannot be read must not stop all the others.
@@ -210,11 +243,9 @@ class Outbox(AsyncContextManagerMixin):
                 exc_info=not isinstance(exc, _NO_DECISION),
             )
             await self._unreadable(recorded, exc)
-            await self._in_hand[seq].term("it cannot be read")
+            await self._in_hand.refuse(seq, "it cannot be read")
         finally:
-            del self._in_hand[seq]
-            if not self._in_hand:
-                self._idle.set()
+            self._in_hand.drop(seq)
 
     # --- one decision ---------------------------------------------------------------------------------
 
@@ -241,6 +272,14 @@ class Outbox(AsyncContextManagerMixin):
         ):
             return None  # somebody had answered
         firing = Firing.of(event, recorded.seq)
+        self._promises.keep(event.id)
+        try:
+            return await self._actions(firing)
+        finally:
+            self._promises.end(event.id)
+
+    async def _actions(self, firing: Firing) -> float | None:
+        """Bring all actions of a decision forward; return when to come back (s), None when all is over."""
         actions = firing.data.get("actions") or []
         if not isinstance(actions, list):
             raise DefinitionError(f"the actions of a decision are a list, not {type(actions).__name__}")
@@ -311,7 +350,13 @@ class Outbox(AsyncContextManagerMixin):
         async with AsyncExitStack() as places:
             # First the place, then the claim: what is claimed is done at once, and few are in the middle at a death.
             await places.enter_async_context(self._place(firing.automation))
-            claim = await self._claims.take(key, firing.seq, round=round)
+            if not round and self._promises.is_claim(firing.event.id):
+                claim: Claim | Over | float = self._claims.promised(key, firing.seq)
+            else:
+                named = firing.data.get(CLAIMED_BY)
+                claim = await self._claims.take(
+                    key, firing.seq, round=round, named=named if isinstance(named, str) else None
+                )
             if isinstance(claim, float):
                 return claim
             if isinstance(claim, Over):

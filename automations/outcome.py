@@ -50,7 +50,11 @@ class Outcomes:
         await self.say(event, after=state.seq)
 
     async def note(self, key: str, state: ActionState, revision: int, *, ttl_s: float | None = None) -> bool:
-        """Write how far an action has got; return False if somebody else has it now. Waits for the broker."""
+        """Write how far an action has got; return False if somebody else has it now. Waits for the broker.
+
+        Args:
+            revision: of the claim; 0 for one that only the decision names.
+        """
         value = state.to_json()
 
         async def write() -> bool:

@@ -28,6 +28,11 @@ class Room:
         self._tries = 0
         self._moved = anyio.Event()
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether there was none when somebody looked last."""
+        return self._tries > 0
+
     async def wait(self) -> bool:
         """Return once there is room, False; or once it is the caller's turn to look, True."""
         while self._tries:

@@ -328,10 +328,16 @@ class Service(AsyncContextManagerMixin):
         ]
 
     def _automation_parts(self, control: Control, late: LateValues) -> list[Part]:
+        from ..automations.handover import Handover
+
+        handover = Handover()
+
         def rules() -> Any:
             from ..automations.engine import RuleEngine
 
-            return RuleEngine(self.bus, self.settings.automations, self.clock, name=self.name)
+            return RuleEngine(
+                self.bus, self.settings.automations, self.clock, name=self.name, handover=handover
+            )
 
         def sinks() -> Any:
             from ..automations.forwarder import Forwarder
@@ -355,7 +361,8 @@ class Service(AsyncContextManagerMixin):
                     self.bus, control, late, config, notifier=self._running_notifier, clock=self.clock,
                     links=self.approval_links,
                 )  # fmt: skip
-                async with performers, Outbox(self.bus, performers, config, self.clock) as box:
+                outbox = Outbox(self.bus, performers, config, self.clock, handover=handover)
+                async with performers, outbox as box:
                     yield box
 
             return both()

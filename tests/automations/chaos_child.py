@@ -16,6 +16,7 @@ from cryptography.fernet import Fernet
 from hark.automations.action import Action
 from hark.automations.claim import Claim, Claims
 from hark.automations.engine import RuleEngine
+from hark.automations.handover import Handover
 from hark.automations.outbox import Outbox
 from hark.automations.perform import Firing, Performers
 from hark.bus import Bus, LateValues, SecretStore, locate_broker
@@ -70,6 +71,7 @@ async def main(part: str, home: str) -> None:
         Claims.begin = begin  # type: ignore[method-assign]
     # A busy machine starts brokers slowly; whoever looks after processes would start this one once more.
     async with Bus(address, BusConfig(connect_timeout_s=60)) as bus:
+        handover = Handover()
         if part == "engine":
             async with RuleEngine(bus, CONFIG, lease_ttl_s=1):
                 await anyio.sleep_forever()
@@ -80,8 +82,11 @@ async def main(part: str, home: str) -> None:
             (Poisoned if part == "poisoned" else Performers)(
                 bus, Control(bus), late, config, **made
             ) as performers,
-            Outbox(bus, performers, config, ack_wait_s=ACK_WAIT_S),
+            Outbox(bus, performers, config, ack_wait_s=ACK_WAIT_S, handover=handover),
         ):
+            if part == "service":
+                async with RuleEngine(bus, CONFIG, lease_ttl_s=1, handover=handover):
+                    await anyio.sleep_forever()
             await anyio.sleep_forever()
 
 

@@ -13,6 +13,7 @@ import pytest
 from anyio.abc import SocketAttribute, SocketStream
 from cryptography.fernet import Fernet
 from hark.automations.engine import RuleEngine
+from hark.automations.handover import Handover
 from hark.automations.model import parse_automation
 from hark.automations.outbox import Outbox
 from hark.automations.perform import Performers
@@ -133,12 +134,16 @@ class House:
 
     @asynccontextmanager
     async def outbox(
-        self, config: AutomationsConfig = CONFIG, *, ack_wait_s: float = 6.0
+        self,
+        config: AutomationsConfig = CONFIG,
+        *,
+        ack_wait_s: float = 6.0,
+        handover: Handover | None = None,
     ) -> AsyncIterator[Outbox]:
         late = LateValues(self.bus, self.secrets, environ={})
         async with (
             Performers(self.bus, self.control, late, config, notifier=lambda: self.people) as performers,
-            Outbox(self.bus, performers, config, ack_wait_s=ack_wait_s) as running,
+            Outbox(self.bus, performers, config, ack_wait_s=ack_wait_s, handover=handover) as running,
         ):
             yield running
 
@@ -147,7 +152,8 @@ class House:
 
     @asynccontextmanager
     async def all(self, config: AutomationsConfig = CONFIG) -> AsyncIterator[RuleEngine]:
-        async with self.engine(config) as engine, self.outbox(config):
+        handover = Handover()
+        async with self.outbox(config, handover=handover), self.engine(config, handover=handover) as engine:
             yield engine
 
     async def define(self, name: str, **definition: Any) -> int:

@@ -30,6 +30,8 @@ SEED = int(os.environ.get("CHAOS_SEED", "1"))
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(60 + 20 * KILLS)]
 
+PARTS = ("engine", "outbox", "service")
+"""The last one is an engine and an outbox in one process, which hands its decisions over."""
 DECISIONS = ("automation.triggered", "automation.suppressed", "automation.resolved")
 
 
@@ -61,8 +63,8 @@ async def test_random_kills_change_no_decision_and_double_no_action(
         automation = parse_automation(definition, name=name)
         await bus.bucket("automations").put(name, automation.dumps())
     with nursery(home, chaos_child.__file__) as running:
-        running.start("engine")
-        running.start("outbox")
+        for part in PARTS:
+            running.start(part)
         async with bus.log.follow(["hark.ev.automation.adopted"], after=0) as batches:
             adopted = 0
             async for batch in batches:
@@ -75,7 +77,7 @@ async def test_random_kills_change_no_decision_and_double_no_action(
                 await _stored(bus, Event(type=rng.choice(["a.x", "a.y"]), source="/test", data=data))
             await _something_happens(bus, rng.choice(["automation.triggered", "action.executed"]))
             await anyio.sleep(rng.random() * 0.05)
-            victim = rng.choice(["engine", "outbox", "broker"])
+            victim = rng.choice([*PARTS, "broker"])
             if victim == "broker":
                 assert broker.pid is not None
                 os.kill(broker.pid, signal.SIGKILL)

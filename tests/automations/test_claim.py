@@ -36,7 +36,7 @@ def children(home: Path, broker: EmbeddedBroker) -> Iterator[Children]:
 
 async def taken(claims: Claims, key: str, *, at_most_s: float) -> Claim | Over:
     """Ask for a claim for as long as the answer is to ask again later."""
-    while isinstance(found := await claims.take(key, 1, round=0), float):
+    while isinstance(found := await claims.take(key, 1, round=0, named=None), float):
         assert 0 < found <= at_most_s
         await anyio.sleep(found)
     return found
@@ -91,7 +91,7 @@ class TestOutage:
         gone = Claims(bus, SYSTEM_CLOCK, name="gone", holds_s=0.5)
         mine = Claims(bus, SYSTEM_CLOCK, name="mine", holds_s=0.5)
         key = f"{event.id}/0"
-        assert isinstance(await gone.take(key, 1, round=0), Claim)
+        assert isinstance(await gone.take(key, 1, round=0, named=None), Claim)
         again = anyio.Event()
         bus.connection.on_reconnect(again.set)
         assert broker.pid is not None
@@ -127,7 +127,7 @@ class TestDeaths:
         # As many again without waiting for as many processes.
         for n in range(2 * CONFIG.action_deaths):
             claims = Claims(house.bus, SYSTEM_CLOCK, name=f"dead-{n}", holds_s=0.01)
-            assert isinstance(await claims.take(key, 1, round=0), Claim)
+            assert isinstance(await claims.take(key, 1, round=0, named=None), Claim)
         children.start("outbox")
         (done,) = await house.of_type("action.executed", "action.dead-lettered")
         assert (done.type, at(done, "attempt"), at(done, "deaths")) == ("action.executed", 1, None)
@@ -186,7 +186,7 @@ class TestDeaths:
         async with house.outbox():
             await house.of_type("action.executed")
         found = await Claims(house.bus, SYSTEM_CLOCK, name="late", holds_s=1).take(
-            f"{event.id}/0", 1, round=0
+            f"{event.id}/0", 1, round=0, named=None
         )
         assert isinstance(found, Over)
         assert found.state is not None
@@ -197,16 +197,18 @@ class TestDeaths:
         """The copy of what became of actions is older than that of the log, which says more; what it does not say is open."""
         done, begun, open_ = [await decide(house, {"emit": "c.d"}) for _ in range(3)]
         dead = Claims(house.bus, SYSTEM_CLOCK, name="dead", holds_s=0.01)
-        assert isinstance(await dead.take(f"{begun.id}/0", 2, round=0), Claim)
+        assert isinstance(await dead.take(f"{begun.id}/0", 2, round=0, named=None), Claim)
         for event in (done, begun):
             key = f"{event.id}/0"
             await house.bus.log.append(Event(type="action.executed", source="/t", data={"key": key}))
         await house.bus.log.append(Event(type=RESTORED, source="/t"))
         claims = Claims(house.bus, SYSTEM_CLOCK, name="new", holds_s=0.01)
-        assert isinstance(await claims.take(f"{done.id}/0", 1, round=0), Over)
-        assert isinstance(await claims.take(f"{begun.id}/0", 2, round=0), Over)
-        assert isinstance(await claims.take(f"{open_.id}/0", 3, round=0), Claim)
+        assert isinstance(await claims.take(f"{done.id}/0", 1, round=0, named=None), Over)
+        assert isinstance(await claims.take(f"{begun.id}/0", 2, round=0, named=None), Over)
+        assert isinstance(await claims.take(f"{open_.id}/0", 3, round=0, named=None), Claim)
         # Noted, so that the log is not asked again.
-        found = await Claims(house.bus, SYSTEM_CLOCK, name="x", holds_s=1).take(f"{done.id}/0", 1, round=0)
+        found = await Claims(house.bus, SYSTEM_CLOCK, name="x", holds_s=1).take(
+            f"{done.id}/0", 1, round=0, named=None
+        )
         assert isinstance(found, Over)
         assert found.state is not None

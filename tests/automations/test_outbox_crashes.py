@@ -24,14 +24,14 @@ from .conftest import CONFIG, House, Receiver, at
 Forgets = Callable[[], Awaitable[None]]
 
 
-async def decide(house: House, *actions: Any, rule: str = "tell") -> Event:
-    """Store a decision as the rule engine does."""
+async def decide(house: House, *actions: Any, rule: str = "tell", **more: Any) -> Event:
+    """Store a decision as the rule engine does, with ``more`` in its data."""
     event = Event(
         type="automation.triggered", source="/hark/automations", subject=f"automation/{rule}", causaldepth=1,
         data={
             "automation": {"name": rule, "version": "1"}, "kind": "count", "key": "", "keys": [], "count": 1,
             "suppressed": 0, "events": [], "actions": list(actions),
-            "event": {"id": "e", "type": "a.b", "source": "/test", "specversion": "1.0"},
+            "event": {"id": "e", "type": "a.b", "source": "/test", "specversion": "1.0"}, **more,
         },
     )  # fmt: skip
     await house.bus.log.append(event)

@@ -1,0 +1,127 @@
+"""From the rule engine to the outbox of the same process: a decision names the outbox that has it from the start.
+
+Without it a decision goes to the broker, comes back to some outbox, and is claimed there, before anything is done about
+it. An outbox that has room promises to carry it out instead; the decision is stored with its name (``claimed_by``), which
+is the claim of all its actions, and is handed over as soon as the broker says that it has it. The decision is delivered
+nevertheless, as any other: who gets it then asks the one it names.
+
+A promise that is old when its turn comes is no claim any more: the process may have stood still, and others have taken over
+what it had. Then the actions are claimed as if nothing had been promised.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import anyio
+
+from ..bus.event import Event
+
+__all__ = ["CLAIMED_BY", "Handover", "Promises", "Taker"]
+
+CLAIMED_BY = "claimed_by"
+
+
+class Taker(Protocol):
+    """An outbox, as the rule engine sees it."""
+
+    def promise(self, decision: str) -> str | None:
+        """Say whether a decision would be carried out at once, by whom, and hold a place for it; None: there is no room."""
+        ...
+
+    def take(self, decision: Event, seq: int) -> None:
+        """Carry out a promised decision, which the log has now."""
+        ...
+
+    def release(self, decision: str) -> None:
+        """Give up the promise of a decision that may not have been stored, or stood in the log already."""
+        ...
+
+
+class Handover:
+    """Where the two of a process meet, whichever of them is there. The engine promises nothing to nobody without an outbox."""
+
+    def __init__(self) -> None:
+        self._taker: Taker | None = None
+        self._promised: dict[str, Taker] = {}
+
+    def enter(self, taker: Taker) -> None:
+        """Promises are made in the name of ``taker`` from now on."""
+        self._taker = taker
+
+    def leave(self, taker: Taker) -> None:
+        """``taker`` promises nothing more; what it has promised is for the broker to deliver."""
+        if self._taker is taker:
+            self._taker = None
+        self._promised = {d: t for d, t in self._promised.items() if t is not taker}
+
+    def promise(self, decision: str) -> str | None:
+        """Return who promises to carry out a decision that is about to be stored; None: whoever it is delivered to."""
+        taker = self._taker
+        name = taker.promise(decision) if taker is not None else None
+        if taker is not None and name is not None:
+            self._promised[decision] = taker
+        return name
+
+    def stored(self, decision: Event, seq: int) -> None:
+        """Hand over a decision that the broker has just stored."""
+        if (taker := self._promised.pop(decision.id, None)) is not None:
+            taker.take(decision, seq)
+
+    def release(self, decision: str) -> None:
+        """Take back the promise of a decision, if there is one."""
+        if (taker := self._promised.pop(decision, None)) is not None:
+            taker.release(decision)
+
+
+@dataclass(slots=True)
+class _Promise:
+    """``at``: when it was given, in seconds of the loop. ``kept``: it has its turn, or has had it."""
+
+    at: float
+    kept: bool = False
+
+
+class Promises:
+    """What an outbox has promised and not finished, by the id of the decision.
+
+    Args:
+        hold_s: for how long after it was given a promise is a claim; far shorter than a claim holds.
+    """
+
+    def __init__(self, *, hold_s: float) -> None:
+        self._hold_s = hold_s
+        self._promises: dict[str, _Promise] = {}
+
+    def __len__(self) -> int:
+        return len(self._promises)
+
+    def __contains__(self, decision: str) -> bool:
+        return decision in self._promises
+
+    def give(self, decision: str) -> None:
+        self._promises[decision] = _Promise(anyio.current_time())
+
+    def is_waiting(self, decision: str) -> bool:
+        """Whether a decision was promised and has not had its turn."""
+        promise = self._promises.get(decision)
+        return promise is not None and not promise.kept
+
+    def keep(self, decision: str) -> None:
+        """Note that a decision has its turn, promised or not."""
+        if (promise := self._promises.get(decision)) is not None:
+            promise.kept = True
+
+    def is_claim(self, decision: str) -> bool:
+        """Whether the actions of a decision are claimed by our promise, which must be young."""
+        promise = self._promises.get(decision)
+        return promise is not None and anyio.current_time() - promise.at < self._hold_s
+
+    def end(self, decision: str) -> None:
+        self._promises.pop(decision, None)
+
+    def release(self, decision: str) -> None:
+        """Forget a promise, unless it has its turn: it was delivered before we knew that it is stored."""
+        if self.is_waiting(decision):
+            del self._promises[decision]
