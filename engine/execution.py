@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import traceback
 from asyncio import CancelledError
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
 from anyio import to_thread
@@ -24,6 +27,7 @@ from .hook_log import HERE, owing
 from .loader import Loader
 from .run import FlowRun, transition_event
 from .run_log import RunLog
+from .script_code import loading
 from .signals import Interrupted
 from .states import Failed, State
 from .user_frames import format_for_author
@@ -66,6 +70,8 @@ class Job:
     retries: int | None = None
     hooks: bool = False
     """Only the hooks of the run's end are to be called: whoever wrote it could not."""
+    is_script: bool = False
+    """It is, or is part of, a plain call: its program must not be run again by being loaded."""
 
     @property
     def code(self) -> str:
@@ -77,7 +83,7 @@ class Job:
         event = transition_event(self.run, previous=None, result=self.run.result).to_dict()
         return {
             "run": event, "seq": self.run.seq, "entrypoint": self.entrypoint, "path": self.path, "retries": self.retries,
-            "hooks": self.hooks,
+            "hooks": self.hooks, "is_script": self.is_script,
         }  # fmt: skip
 
     @classmethod
@@ -87,7 +93,7 @@ class Job:
         recorded = Recorded(message["seq"], subject_of(event), event.time, event.to_json())
         return cls(
             FlowRun.from_recorded(recorded), message["entrypoint"], message["path"], message["retries"],
-            message["hooks"],
+            message["hooks"], message["is_script"],
         )  # fmt: skip
 
 
@@ -129,13 +135,16 @@ def execute_in_process(job: Job, loader: Loader, session: Session, engine: Engin
     from .owed_hooks import call_owed_hooks
 
     try:
-        flow = loader.load(job.entrypoint, job.path)
+        with loading(job.entrypoint) if job.is_script else nullcontext():
+            flow = loader.load(job.entrypoint, job.path)
     except Interrupted:
         return Outcome("interrupted")
     except BaseException as exc:
         # Also sys.exit() at the top of a file: it must not look like the end of the process.
         return session.call(_failed_to_load, job, session, format_for_author(exc))
-    find_module = partial(loader.module, path=job.path)
+    find_module: Callable[[str], ModuleType] = partial(loader.module, path=job.path)
+    if job.is_script:
+        find_module = partial(_module_of_script, flow, find_module)
     try:
         if job.hooks:
             call_owed_hooks(flow, job.run, session, engine, find_module)
@@ -147,6 +156,11 @@ def execute_in_process(job: Job, loader: Loader, session: Session, engine: Engin
     except BaseException as exc:
         return outcome_of(exc)
     return Outcome("ended")
+
+
+def _module_of_script(flow: Any, find_module: Callable[[str], ModuleType], name: str) -> ModuleType:
+    """Return a module by the name it had in the program; ``__main__`` is the flow's own, which has another name here."""
+    return find_module(flow.fn.__module__ if name == "__main__" else name)
 
 
 def outcome_of(exc: BaseException) -> Outcome:

@@ -21,6 +21,7 @@ from .flow_life import FlowEngine
 from .naming import default_run_name
 from .parameters import parameters_json
 from .run import Cause, FlowRun, RunRequest, run_id_for
+from .script_code import code_of_call, refuse_while_loading
 from .side_session import SideSession
 from .states import State
 from .subflow_code import entrypoint_within
@@ -98,10 +99,16 @@ def _engine_for(
 
         session = current_session()
     tracker: FlowTracker | None = None
+    if above is None:
+        refuse_while_loading(flow.name)
+    place = code_of_call(flow, above) if session is not None else None
     run = _run_of_call(flow, parameters, parent, is_tracked=session is not None)
     if session is not None:
         tracker = _tracker_of_call(session, run, above, blocking=blocking)
         session = tracker.session
+    if tracker is not None and place is not None:
+        entrypoint, tracker.code = place
+        run = tracker.flow_run = run.changed(entrypoint=entrypoint)
     engine = FlowEngine(flow, run, parameters=parameters, tracker=tracker, parent=parent, wait_for=wait_for)
     return engine, session
 

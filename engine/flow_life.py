@@ -517,8 +517,9 @@ class FlowEngine:
 
     @property
     def _has_successor(self) -> bool:
-        """Whether somebody takes the run up should this process die: a worker, or the next attempt of the run above."""
-        return self.tracker is not None and (self.run.pool is not None or self.run.parent is not None)
+        """Whether somebody calls its hooks should this process die: a worker, or the next attempt of the run above."""
+        run = self.run
+        return self.tracker is not None and not (run.pool is run.parent is run.entrypoint is None)
 
     def _call_hooks(self, hooks: list[Hook], state: State) -> Generator[Step, Any, None]:
         self.context.runner.reopen()  # hooks may submit tasks, too

@@ -79,6 +79,10 @@ class HookLog:
         """Whether the hooks of the run's end have run, or have been given up."""
         return any(_word(note) in ("ran", "abandoned") for note in await self._notes(run))
 
+    async def words(self, run: FlowRun) -> dict[str, str | None]:
+        """Return what was noted of the hooks of the run's end, by ``Word``, and why where that was said."""
+        return {str(_word(note)): _why(note) for note in await self._notes(run)}
+
     async def is_being_undone(self, run: FlowRun) -> bool:
         """Whether somebody has begun to undo what the run had begun, and nobody has come to the end of that."""
         notes = list(await self._notes(run))
@@ -188,6 +192,11 @@ def hooked_payload(run: TaskRun, *, run_id: str, event_id: str, is_keyed: bool =
             "data": {"run": {"id": run_id}, "task_run": {"id": run.id, "name": run.name}, **key},
         }
     )  # fmt: skip
+
+
+def _why(note: JsonObject) -> str | None:
+    why = note.get("why")
+    return why if isinstance(why, str) else None
 
 
 def _word(note: JsonObject) -> JsonValue:

@@ -15,7 +15,8 @@ from .signals import suspension_in
 from .states import State, StateType
 
 __all__ = [
-    "HOOK_OF_TYPE", "Hook", "call_blocking", "check_hooks", "hooks_of_end", "hooks_scope", "run_hooks", "run_hooks_async",
+    "HOOK_OF_TYPE", "Hook", "call_blocking", "check_hooks", "hooks_of_end", "hooks_scope", "note_task_hooks", "run_hooks",
+    "run_hooks_async", "tasks_have_hooks",
 ]  # fmt: skip
 
 log = logging.getLogger("hark.engine")
@@ -30,6 +31,20 @@ HOOK_OF_TYPE = {
     StateType.CANCELLED: "on_cancellation",
     StateType.CRASHED: "on_crashed",
 }
+
+
+_noted: list[bool] = []
+
+
+def note_task_hooks() -> None:
+    """Note that a task of this process has hooks."""
+    if not _noted:
+        _noted.append(True)
+
+
+def tasks_have_hooks() -> bool:
+    """Whether any task of this process has hooks: then a run may come to owe some, whatever its flow has."""
+    return bool(_noted)
 
 
 def hooks_of_end(flow: Any, state: State) -> list[Hook]:

@@ -106,7 +106,7 @@ class Leader:
         self._refused: dict[FlowRunId, Start] = {}
         """Starts whose message found the queue of work full."""
         self._was_refused = anyio.Event()
-        self._hooks = HookDuty(bus)
+        self._hooks = HookDuty(bus, self._pool_on)
 
     async def lead(self, on_ready: Callable[[Leader], None]) -> None:
         """Catch up, then decide and carry out for as long as nobody stops us."""
@@ -236,6 +236,12 @@ class Leader:
             self._workers[worker_id] = (info, anyio.current_time() + presence.TTL_S)
             self._worker_came.set()
 
+    def _pool_on(self, host: str) -> str | None:
+        """Return the pool of a worker on a machine that has processes; None if there is none."""
+        return next(
+            (info.pool for info, _ in self._workers.values() if info.host == host and info.processes), None
+        )
+
     def _lose_worker(self, worker_id: str) -> None:
         known = self._workers.pop(worker_id, None)
         if known is None:
@@ -297,7 +303,10 @@ class Leader:
                     self._callers[key] = (info, now + info.beat_s, True)
 
     async def _lose_caller(self, info: CallerInfo) -> None:
-        """End what a process was running that has died; a process that ended in order has left nothing running."""
+        """End what a process was running that has died; a process that ended in order has left nothing running.
+
+        Hooks that it did not live to call are called by others, in both cases.
+        """
         runs = self._control.runs
 
         def end(run: FlowRun) -> State | None:
@@ -318,6 +327,7 @@ class Leader:
                 log.error("dispatcher.note_refused", extra={"run_id": run_id, "error": str(exc)})
             else:
                 log.warning("caller.lost", extra={"run_id": run_id, "host": info.host, "pid": info.pid})
+        self._hooks.lose(info.id)
         try:
             await self._bus.bucket(callers.BUCKET).delete(info.key)
         except HarkError as exc:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
-__all__ = ["MARK", "NO_NAME", "name_of", "split_name"]
+__all__ = ["MARK", "NO_NAME", "module_names", "name_here", "name_of", "split_name"]
 
 MARK = "hooks"
 """The member of the data of a task run's end that says where the task is found whose hooks are told of it."""
@@ -19,15 +19,30 @@ NO_NAME = "<without a name>"
 def name_of(decorated: Any) -> tuple[str, str] | None:
     """Return (module, name in it) of a task or flow, or of one with the same function and the same hooks.
 
-    The name of what nobody else can find ends in ``NO_NAME``. None for what stands in ``__main__``, which is loaded by nobody else.
+    The name of what nobody else can find ends in ``NO_NAME``. None for what stands in ``__main__``, whose name leads nobody there.
     """
-    fn = getattr(decorated.fn, "__func__", decorated.fn)
-    # Not ``sys.modules``: a worker that serves several folders has modules of the same name in turn.
-    names = getattr(inspect.unwrap(fn), "__globals__", {})
+    named = name_here(decorated)
+    return None if named is not None and named[0] == "__main__" else named
+
+
+def name_here(decorated: Any) -> tuple[str, str] | None:
+    """Return what ``name_of`` does; of what stands in ``__main__``, too. None for what has no name at all."""
+    names = module_names(decorated)
     found = _found.get(decorated)
     if found is not None and names.get(found[1]) is decorated:
         return found
-    return _look_for(decorated, fn, names)
+    return _look_for(decorated, _function(decorated), names)
+
+
+def module_names(decorated: Any) -> Mapping[str, Any]:
+    """Return what stands in the module that a task or flow was made in, by name."""
+    # Not ``sys.modules``: a worker that serves several folders has modules of the same name in turn.
+    found: Mapping[str, Any] = getattr(inspect.unwrap(_function(decorated)), "__globals__", {})
+    return found
+
+
+def _function(decorated: Any) -> Any:
+    return getattr(decorated.fn, "__func__", decorated.fn)
 
 
 _found: WeakKeyDictionary[Any, tuple[str, str]] = WeakKeyDictionary()
@@ -39,7 +54,7 @@ Asked at each end of a task that has hooks, and to look through a module takes l
 
 def _look_for(decorated: Any, fn: Any, names: Mapping[str, Any]) -> tuple[str, str] | None:
     module, qualname = getattr(fn, "__module__", None), getattr(fn, "__qualname__", None)
-    if not module or not qualname or module == "__main__":
+    if not module or not qualname:
         return None
     if "<" not in qualname:
         first, *rest = qualname.split(".")

@@ -71,7 +71,10 @@ class OwedCall:
         thing: Any = flow.tracker.find_module(module)
         for name in what.split("."):
             thing = thing.__dict__[name] if isinstance(thing, type) else getattr(thing, name)
-        if getattr(thing, "task_key", None) != self.data["task"]["key"]:
+        key = getattr(thing, "task_key", "")
+        if module == "__main__":  # which has another name wherever else it is loaded
+            key = key.replace(f"-{thing.fn.__module__}.", f"-{module}.", 1)
+        if key != self.data["task"]["key"]:
             raise MissingFlow(f"task in {module}", what, known=[])
         about, state = self.data["run"], self.data["state"]
         task_run = TaskRun(

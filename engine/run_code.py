@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from anyio import to_thread
 from pydantic import ValidationError
 
 from ..bus import Bus
@@ -14,6 +15,7 @@ from .deployment import Deployment, is_name, read_deployment
 from .loader import Facts, facts_of, find_source
 from .run import FlowRun
 from .run_log import RunLog
+from .script_code import NO_CODE, ScriptCode, recorded_code
 from .subflow_code import outermost_run, unfindable
 from .waiting import PROCESS
 
@@ -33,10 +35,19 @@ class RunCode:
     deployment: Deployment | None = None
     facts: Facts = field(default_factory=Facts)
     problem: str | None = None
+    script: ScriptCode | None = None
+    """Of a plain call, whose hooks are to be called."""
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether only another worker can have it: the machine, or the user, is another."""
+        return self.script is not None and not self.script.is_here
 
     @property
     def path(self) -> str | None:
         """The folder the entrypoint is relative to; None: the worker's own."""
+        if self.script is not None:
+            return self.script.root
         return self.deployment.path if self.deployment is not None else None
 
     @property
@@ -59,6 +70,11 @@ class RunCode:
         around = await outermost_run(RunLog(bus), run)
         if around is None:
             return cls(problem="the run it is part of has left the log, and with it where its code is")
+        if around.pool is None:
+            script = await recorded_code(RunLog(bus), run.id)
+            problem = NO_CODE if script is None else await to_thread.run_sync(script.problem)
+            # In a process of its own: whatever is beside it can be imported there, and nothing of it stays in the worker.
+            return cls(facts=Facts(PROCESS), problem=problem, script=script)
         name = around.deployment
         deployment: Deployment | None = None
         if name and is_name(name):

@@ -171,7 +171,7 @@ class RunLog:
     ) -> FlowRun:
         if not move_allowed(run.state_type, state.type, retry=retry):
             raise MoveRefused(run.id, from_state=run.state_type, to_state=state.type)
-        if run.entrypoint is not None and (run.pool is not None or run.parent is not None):
+        if run.entrypoint is not None:
             # Written by one who does not execute the run: somebody who has its code is to call the hooks.
             state = owing(state, ANYONE)
         moved = run.moved(state, scheduled_at=scheduled_at, attempt=attempt)

@@ -25,7 +25,7 @@ import orjson
 from .cache_policies import DEFAULT, NO_CACHE, task_input_hash
 from .drawing import drawing
 from .futures import FutureList, TaskFuture
-from .hooks import Hook, check_hooks
+from .hooks import Hook, check_hooks, note_task_hooks
 from .keeping import Keeping
 from .mapping import map_calls
 from .marked import Marked
@@ -128,6 +128,8 @@ class Task(Marked, Generic[P, R]):
         self.hooks: dict[str, list[Hook]] = {
             argument: hooks for argument in HOOKS if (hooks := check_hooks(argument, options.get(argument)))
         }
+        if self.hooks:
+            note_task_hooks()
         self.needs_care = (
             bool(self.hooks) or self.timeout_seconds is not None or self.task_run_name is not None
         )
@@ -432,6 +434,7 @@ class Task(Marked, Generic[P, R]):
     def _hook(self, argument: str, fn: Hook) -> Hook:
         self.hooks.setdefault(argument, []).append(fn)
         self.needs_care = True
+        note_task_hooks()
         return fn
 
     def on_commit(self, fn: Hook) -> Hook:

@@ -21,7 +21,8 @@ from ..bus.subject import completed_subject
 from ..errors import GuardFailed, MoveRefused, RunLost
 from ..vocabulary import JsonObject, JsonValue
 from .caller import DETAIL, Caller, caller_of
-from .hook_log import HookLog
+from .hook_log import DETAIL as HOOKS
+from .hook_log import HERE, HookLog, is_owed
 from .replay import (
     FinishedCall,
     FinishedCalls,
@@ -33,6 +34,7 @@ from .replay import (
 )
 from .results import LargeResult, RecordedResult, encode_result
 from .run import FlowRun
+from .script_code import CODE
 from .side_session import SideSession
 from .states import Crashed, State
 from .task_events import TaskEvents
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from .keeping import Keeping
     from .owed_task_hooks import OwedCall
     from .run_log import RunLog
+    from .script_code import ScriptCode
 
 __all__ = ["FlowTracker"]
 
@@ -95,6 +98,8 @@ class FlowTracker:
         self._beat_s = beat_s
         """For a run that no worker holds: how often its process says that it lives."""
         self._caller: Caller | None = None
+        self.code: ScriptCode | None = None
+        """Where the code of a run is that is, or is part of, a plain call which may come to owe hooks."""
         self.side = SideSession(session.bus)
         self.owner = Owner()
         """Told of what the broker refuses of this run, and of no other."""
@@ -119,6 +124,8 @@ class FlowTracker:
             self._caller = caller_of(self.session.bus, self._beat_s)
             await self._caller.hold(self.flow_run.id)
             state = state.replace(details={**state.details, DETAIL: self._caller.info.id})
+        if self.code is not None:
+            state = state.replace(details={**state.details, CODE: self.code.to_json()})
         try:
             self._set(await self.run_log.begin(self.flow_run, state))
         except GuardFailed:
@@ -138,12 +145,15 @@ class FlowTracker:
             RunLost: another worker has the run; from now on nothing is written here.
             MoveRefused: there is no such move.
         """
+        if self._caller is not None and state.details.get(HOOKS) == HERE:
+            # Who finds that this process has died finds by it that the hooks may not have run.
+            state = state.replace(details={**state.details, DETAIL: self._caller.info.id})
         try:
             self._set(await self.run_log.move(self.flow_run, state, result=result, **changes))
         except RunLost:
             self.events.silence()
             raise
-        if self.flow_run.is_final:
+        if self.flow_run.is_final and not is_owed(self.flow_run, HERE):
             self.let_go()
 
     def let_go(self) -> None:
@@ -233,6 +243,7 @@ class FlowTracker:
     async def note_hooks(self) -> None:
         """Note that the hooks of the run's end have run."""
         await HookLog(self.session.bus).note(self.flow_run, "ran")
+        self.let_go()
 
     async def store_flow_result(self, value: Any, keeping: Keeping | None = None) -> JsonValue:
         """Store a flow's return value if it is large, or told to; return what stands in its last event."""

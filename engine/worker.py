@@ -64,6 +64,8 @@ STOP_WORDS = ("cancelling", "suspended")
 END_WORDS = ("cancelled", "crashed")
 """Ends. One that we have written ourselves is followed by hooks; of one that somebody forced, what executes the run
 knows nothing. They look alike, so it is stopped only when it still goes on after the grace."""
+ELSEWHERE_TRIES = 100
+"""How often workers of a pool hand on what only one of them can do, before it is given up."""
 _CLOSING_S = 10.0  # how long handing back may take when the worker stops
 
 
@@ -316,6 +318,9 @@ class Worker(AsyncContextManagerMixin):
                 run, owing(Cancelled(message=run.state_message or "cancelled"), HERE, is_unwound=False)
             )
         code = await RunCode.of(self._bus, run)
+        if code.is_elsewhere and held.item.deliveries <= ELSEWHERE_TRIES:
+            await held.item.nak(0.2)  # for another of the pool, where the code is
+            return
         if code.facts.lane == PROCESS and lane == LOOP and code.problem is None:
             await self._forward(held)
             return
@@ -387,7 +392,7 @@ class Worker(AsyncContextManagerMixin):
         """Call the hooks of an end whose writer has not, or not to their end. Raises ``RunLost`` to have another do it."""
         if run.attempt and is_from_outside(run):
             await insist(end_open_tasks, self._bus, run)
-        job = Job(run, run.entrypoint or "", code.path, hooks=True)
+        job = Job(run, run.entrypoint or "", code.path, hooks=True, is_script=code.script is not None)
         outcome = Outcome("error", code.problem) if code.problem else Outcome("died")
         # Of its own: what asked the run to stop has been heard, and does not stop its hooks.
         held = replace(held, stop=StopRequest())

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import anyio
 from fastapi import APIRouter, Query, Request, Response
 
+from ...engine.hook_account import account_of_hooks
 from ...engine.run import Cause, FlowRun
 from ...errors import DefinitionError, UnknownName
 from ...storage import FlowRunRow, RunFilter
@@ -77,6 +78,7 @@ async def show_flow_run(request: Request, run_id: str) -> Response:
     out = run_json(run)
     # From the log, as the state is: the read model may be a moment behind.
     out["result"] = run.result
+    out["hooks"] = await account_of_hooks(context.bus, run)
     try:
         detail = await context.queries.flow_run(run_id)
     except UnknownName:
