@@ -16,7 +16,7 @@ from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.routing import Mount, Route
 
-from ..errors import AccessDenied, HarkError
+from ..errors import AccessDenied, HarkError, UnavailableError
 from .access import cross_site, host_allowed, token_of
 from .audit import audit_event, changes_something
 from .health import live, ready
@@ -127,10 +127,17 @@ class Gate:
         await self._first(scope, receive, send)
 
     async def load(self) -> None:
-        """Load what is not loaded yet; in a thread, so that events and webhooks are taken meanwhile."""
+        """Load what is not loaded yet; in a thread, so that events and webhooks are taken meanwhile.
+
+        Raises:
+            UnavailableError: its files cannot be read now.
+        """
         async with self._loading:
             if self._rest is None:
-                self._rest = await to_thread.run_sync(_make_rest, self._context)
+                try:
+                    self._rest = await to_thread.run_sync(_make_rest, self._context)
+                except OSError as exc:
+                    raise UnavailableError(f"the API cannot be loaded now: {exc}") from exc
 
     async def _others(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._rest is None:

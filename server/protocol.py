@@ -1,4 +1,4 @@
-"""One connection of the HTTP server: uvicorn's, with a limit on how long a request may take to be asked.
+"""One connection of the HTTP server: uvicorn's, with limits on how many there are and how long a request may take to be asked.
 
 uvicorn closes a connection that is idle between two requests, but waits for ever for the first one, and for the rest
 of a head of which something has come. Bodies have their own limits, held where they are read (``body.py``).
@@ -16,16 +16,25 @@ else:
 
 __all__ = ["protocol_within"]
 
+_TOO_MANY = (
+    b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: 5\r\nContent-Length: 0\r\n\r\n"
+)
 _TIMED_OUT = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
 
 class _Protocol(_Base):
     within_s: ClassVar[float]
+    at_most: ClassVar[int]
     _waiting: asyncio.TimerHandle | None = None
     _has_said: bool = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
+        if len(self.connections) > self.at_most:
+            # At once and unread: who has got in is still served, and files are left for the rest of the service.
+            transport.write(_TOO_MANY)
+            transport.close()
+            return
         self._wait()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -64,6 +73,10 @@ class _Protocol(_Base):
         self.transport.close()
 
 
-def protocol_within(seconds: float) -> type[asyncio.Protocol]:
-    """Return the class of connections on which a request's head has to come within so many seconds."""
-    return type("Protocol", (_Protocol,), {"within_s": seconds})
+def protocol_within(seconds: float, *, at_most: int) -> type[asyncio.Protocol]:
+    """Return the class of connections on which a request's head has to come within so many seconds.
+
+    Args:
+        at_most: how many there may be at once; further ones are turned away with 503.
+    """
+    return type("Protocol", (_Protocol,), {"within_s": seconds, "at_most": at_most})

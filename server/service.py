@@ -24,13 +24,14 @@ from anyio import AsyncContextManagerMixin, to_thread
 
 from ..bus import Bus, EmbeddedBroker, LateValues, SecretStore, secret_key
 from ..clock import SYSTEM_CLOCK, Clock
-from ..errors import DefinitionError, HarkError
+from ..errors import DefinitionError, HarkError, UnavailableError
 from ..vocabulary import new_id
 from .access import AccessKeys, is_loopback
 from .definitions import DefinitionsFeed
 from .door import bound
 from .lean import import_httpx
 from .log_line import hide_in_logs
+from .open_files import raise_limit
 from .roles import ALL_ROLES, Role
 from .supervisor import Part, Supervisor
 
@@ -515,6 +516,7 @@ async def _serve(service: Service, announce: Callable[[str], None]) -> int:
 
     # Threads that fold or compress must not keep the loop waiting for Python's lock: 5 ms a time would be the rule.
     sys.setswitchinterval(_SWITCH_S)
+    raise_limit()
     try:
         with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
             async with anyio.create_task_group() as tg:
@@ -528,7 +530,10 @@ async def _serve(service: Service, announce: Callable[[str], None]) -> int:
                             announce(
                                 "Access is open to everyone on this machine; `hark keys create NAME` closes it."
                             )
-                        await service.load()
+                        try:
+                            await service.load()
+                        except UnavailableError as exc:  # whoever asks first loads it
+                            log.warning("hark.not_loaded", extra={"error": str(exc)})
                         # What start has made lives as long as the process: never look at it again when collecting.
                         gc.collect()
                         gc.freeze()

@@ -15,6 +15,7 @@ from anyio.abc import TaskStatus
 
 from .door import listen
 from .gate import Gate
+from .open_files import for_callers
 from .protocol import protocol_within
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class HttpServer(AsyncContextManagerMixin):
         gate = self._gate = Gate(self._context)
         server = _Server(
             uvicorn.Config(
-                gate, http=protocol_within(self._config.read_timeout_s),
+                gate, http=protocol_within(self._config.read_timeout_s, at_most=for_callers()),
                 log_config=None, access_log=False, lifespan="off", ws="none",
                 server_header=False, date_header=False, timeout_graceful_shutdown=max(1, int(self._config.drain_s)),
                 timeout_keep_alive=30, h11_max_incomplete_event_size=64 << 10,

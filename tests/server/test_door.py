@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import anyio
 import pytest
 from hark.errors import DefinitionError
 from hark.server.door import bound, listen, port_holder
+from hark.server.open_files import for_callers, raise_limit
 
 from tests.server.conftest import Start
 
@@ -68,3 +70,15 @@ async def test_a_taken_port_is_told_before_any_part_starts(start: Start, taken: 
         async with start(server={"port": taken.getsockname()[1]}):
             pytest.fail("it must not come up")
     assert caught.group_contains(DefinitionError, match="cannot listen")
+
+
+def test_as_many_files_may_be_open_as_are_allowed_and_callers_never_get_the_last() -> None:
+    """A shell's small limit is raised to what it may be, and left alone where it is enough."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (200, hard))
+        assert for_callers() == 100
+        assert (raise_limit(900), raise_limit(300)) == (900, 900)
+        assert for_callers() == 900 - 256
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -18,6 +18,7 @@ from tests.server.conftest import Start
 SERVER = frozenset({Role.SERVER})
 CONFIG = 'webhooks: {open: {verify: none, event: {type: "open.{{ body.kind }}"}}}'
 TEN_MB = 10 << 20
+LIVE = b"GET /health/live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 
 
 @asynccontextmanager
@@ -135,6 +136,21 @@ async def test_a_head_that_does_not_come_is_given_up(start: Start, said: Sequenc
                 got += await stream.receive()
         got += await answer(stream)
     assert got.count(b"408 Request Timeout") == (1 if said else 0)
+
+
+async def test_callers_past_what_may_be_open_are_turned_away(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once, and those who are in are served: files are left for all else the service does."""
+    monkeypatch.setattr("hark.server.web.for_callers", lambda: 1)
+    async with start(roles=SERVER, config=CONFIG) as (service, _):
+        async with connected(service) as first, connected(service) as second:
+            assert (await answer(second)).startswith(b"HTTP/1.1 503 ")
+            await first.send(LIVE)
+            assert b" 200 " in await answer(first)
+        async with connected(service) as third:
+            await third.send(LIVE)
+            assert b" 200 " in await answer(third)
 
 
 async def test_a_request_that_is_being_answered_is_not_given_up(start: Start) -> None:
