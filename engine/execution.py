@@ -22,7 +22,6 @@ from ..bus.subject import subject_of
 from ..config import EngineConfig
 from ..errors import BusUnavailable, DefinitionError, HarkError, RunLost
 from ..vocabulary import JsonObject, sendable
-from .entrypoint import split_entrypoint
 from .hook_log import HERE, owing
 from .loader import Loader
 from .run import FlowRun, transition_event
@@ -72,18 +71,20 @@ class Job:
     """Only the hooks of the run's end are to be called: whoever wrote it could not."""
     is_script: bool = False
     """It is, or is part of, a plain call: its program must not be run again by being loaded."""
+    problem: str | None = None
+    """Why its code cannot be had, where that is known: then only hooks of its tasks are looked for."""
 
     @property
     def code(self) -> str:
         """What a process that has loaded this job's code may also run: the same file for the same deployment."""
-        where, _ = split_entrypoint(self.entrypoint)
+        where = self.entrypoint.rpartition(":")[0]  # of a run without code, there may be none
         return f"{self.run.deployment or ''}|{self.path or ''}|{where}"
 
     def to_json(self) -> JsonObject:
         event = transition_event(self.run, previous=None, result=self.run.result).to_dict()
         return {
             "run": event, "seq": self.run.seq, "entrypoint": self.entrypoint, "path": self.path, "retries": self.retries,
-            "hooks": self.hooks, "is_script": self.is_script,
+            "hooks": self.hooks, "is_script": self.is_script, "problem": self.problem,
         }  # fmt: skip
 
     @classmethod
@@ -93,16 +94,19 @@ class Job:
         recorded = Recorded(message["seq"], subject_of(event), event.time, event.to_json())
         return cls(
             FlowRun.from_recorded(recorded), message["entrypoint"], message["path"], message["retries"],
-            message["hooks"], message["is_script"],
+            message["hooks"], message["is_script"], message["problem"],
         )  # fmt: skip
 
 
 async def execute_in_loop(job: Job, loader: Loader, session: Session, engine: EngineConfig) -> Outcome:
     """Execute an async flow in the running loop. Being cancelled stops it; what that makes of the run is in the log."""
     from .flow_engine import execute_run
-    from .owed_hooks import call_owed_hooks_async
+    from .owed_hooks import call_owed_hooks_async, call_owed_task_hooks_async
 
+    find_module = partial(loader.module, path=job.path)
     try:
+        if job.problem is not None:
+            raise DefinitionError(job.problem)
         flow: Any = loader.loaded(job.entrypoint, job.path)
         if flow is None:
             # One at a time: of a thousand runs that begin together, all but the first find their code loaded.
@@ -112,8 +116,15 @@ async def execute_in_loop(job: Job, loader: Loader, session: Session, engine: En
                     # Importing may take seconds, and the loop holds other runs.
                     flow = await to_thread.run_sync(_load_async, job, loader)
     except Exception as exc:
-        return await _failed_to_load(job, session, format_for_author(exc))
-    find_module = partial(loader.module, path=job.path)
+        failed = await _failed_to_load(job, session, format_for_author(exc))
+        try:
+            if job.hooks:
+                await call_owed_task_hooks_async(job.run, session, engine, find_module)
+        except CancelledError:
+            raise
+        except BaseException as exc:
+            return outcome_of(exc)
+        return failed
     try:
         if job.hooks:
             await call_owed_hooks_async(flow, job.run, session, engine, find_module)
@@ -132,17 +143,25 @@ async def execute_in_loop(job: Job, loader: Loader, session: Session, engine: En
 def execute_in_process(job: Job, loader: Loader, session: Session, engine: EngineConfig) -> Outcome:
     """Execute a flow in this thread, the main one of its process."""
     from .flow_engine import execute_sync
-    from .owed_hooks import call_owed_hooks
+    from .owed_hooks import call_owed_hooks, call_owed_task_hooks
 
+    find_module: Callable[[str], ModuleType] = partial(loader.module, path=job.path)
     try:
+        if job.problem is not None:
+            raise DefinitionError(job.problem)
         with loading(job.entrypoint) if job.is_script else nullcontext():
             flow = loader.load(job.entrypoint, job.path)
     except Interrupted:
         return Outcome("interrupted")
     except BaseException as exc:
         # Also sys.exit() at the top of a file: it must not look like the end of the process.
-        return session.call(_failed_to_load, job, session, format_for_author(exc))
-    find_module: Callable[[str], ModuleType] = partial(loader.module, path=job.path)
+        failed = session.call(_failed_to_load, job, session, format_for_author(exc))
+        try:
+            if job.hooks and not job.is_script:
+                call_owed_task_hooks(job.run, session, engine, find_module)
+        except BaseException as exc:
+            return outcome_of(exc)
+        return failed
     if job.is_script:
         find_module = partial(_module_of_script, flow, find_module)
     try:
@@ -184,7 +203,7 @@ def _load_async(job: Job, loader: Loader) -> Any:
 
 
 async def _failed_to_load(job: Job, session: Session, text: str) -> Outcome:
-    message = f"flow {job.entrypoint} could not be loaded:\n{_cut(text)}"
+    message = job.problem or f"flow {job.entrypoint} could not be loaded:\n{_cut(text)}"
     if job.hooks:
         return Outcome("error", message)
     try:

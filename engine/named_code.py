@@ -7,10 +7,15 @@ from collections.abc import Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
-__all__ = ["MARK", "NO_NAME", "module_names", "name_here", "name_of", "split_name"]
+import orjson
+
+__all__ = ["MARK", "NO_NAME", "mark_of", "module_names", "name_here", "name_of", "split_name"]
 
 MARK = "hooks"
-"""The member of the data of a task run's end that says where the task is found whose hooks are told of it."""
+"""The member of the data of a task run's end that says where the task is found whose hooks are told of it.
+
+What comes before an end has it, too, where hooks are told of an end that nobody is left to write.
+"""
 
 NO_NAME = "<without a name>"
 """The last word of a name that says what it was and leads nowhere."""
@@ -32,6 +37,12 @@ def name_here(decorated: Any) -> tuple[str, str] | None:
     if found is not None and names.get(found[1]) is decorated:
         return found
     return _look_for(decorated, _function(decorated), names)
+
+
+def mark_of(decorated: Any) -> str:
+    """Return the member of an event's data, as JSON text with a comma behind, that says where it is found; "" for what has no name."""
+    named = name_here(decorated)
+    return "" if named is None else f'"{MARK}":{orjson.dumps(":".join(named)).decode()},'
 
 
 def module_names(decorated: Any) -> Mapping[str, Any]:

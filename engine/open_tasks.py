@@ -6,13 +6,15 @@ so behind that, and its last event is what counts.
 
 from __future__ import annotations
 
+import logging
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from ..bus.event import Event, Recorded, parse_time, readable
 from ..bus.subject import completed_subject, task_run_subject
-from ..errors import EventInvalid
+from ..errors import EventInvalid, EventTooLarge
 from ..vocabulary import TERMINAL, StateType, derived_id
+from .named_code import MARK
 from .run import SOURCE
 
 if TYPE_CHECKING:
@@ -24,6 +26,10 @@ __all__ = ["WITH_RUN", "end_open_tasks"]
 WITH_RUN = "ended_with_run"
 """The member of the data of such an end that tells it from one that the task itself came to."""
 
+log = logging.getLogger("hark.engine")
+
+_NEEDED = ("flow_run", "flow", "deployment", "task", "run", "state", "call", MARK)
+"""Without the tags, and the task runs before it, of which there may be any number."""
 _LEFT_OUT = ("result", "retry_at", "state", "previous", "run")
 
 
@@ -46,8 +52,21 @@ async def end_open_tasks(bus: Bus, run: FlowRun) -> int:
                 elif recorded.seq < run.seq or task_run_id in open_:
                     open_[task_run_id] = data
     for data in open_.values():
-        await bus.log.append(_end_of(run, data))
+        await _append_end(bus, run, data)
     return len(open_)
+
+
+async def _append_end(bus: Bus, run: FlowRun, data: dict[str, Any]) -> None:
+    try:
+        await bus.log.append(_end_of(run, data))
+    except EventTooLarge:
+        # What it began with was as large as an event may be, which is no reason to have no end.
+        needed = {name: data[name] for name in _NEEDED if name in data}
+        try:
+            await bus.log.append(_end_of(run, needed))
+        except EventTooLarge as exc:
+            # Nor for the others to have none.
+            log.error("open_tasks.too_large", extra={"run_id": run.id, "error": str(exc)})
 
 
 def _transition_in(recorded: Recorded, run: FlowRun) -> dict[str, Any] | None:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from .flows import Flow
     from .run import FlowRun
 
-__all__ = ["call_owed_hooks", "call_owed_hooks_async"]
+__all__ = ["call_owed_hooks", "call_owed_hooks_async", "call_owed_task_hooks", "call_owed_task_hooks_async"]
 
 log = logging.getLogger("hark.engine")
 
@@ -86,6 +86,55 @@ async def call_owed_hooks_async(
         await drive_async(engine, session, _no_body, _life(engine, hooks, calls))
 
 
+def call_owed_task_hooks(
+    run: FlowRun,
+    session: Session,
+    config: EngineConfig | None = None,
+    find_module: Callable[[str], ModuleType] = import_module,
+) -> None:
+    """Call the hooks that tasks of a run are owed whose own code cannot be had; those of the run are left to be given up."""
+    calls = session.call(_begun_calls, session, run)
+    if calls:
+        engine = _engine(_stand_in(run), run, session, config, find_module)
+        drive(engine, session, _life_of_calls(engine, calls))
+
+
+async def call_owed_task_hooks_async(
+    run: FlowRun,
+    session: Session,
+    config: EngineConfig | None = None,
+    find_module: Callable[[str], ModuleType] = import_module,
+) -> None:
+    """As ``call_owed_task_hooks``, awaiting async hooks in this loop."""
+    calls = await session.acall(_begun_calls, session, run)
+    if calls:
+        engine = _engine(_stand_in(run), run, session, config, find_module)
+        await drive_async(engine, session, _no_body, _life_of_calls(engine, calls))
+
+
+async def _begun_calls(session: Session, run: FlowRun) -> list[OwedCall]:
+    """Return what is owed to tasks of the run, once it is noted that this is begun; nothing where that was done too often."""
+    if not (is_from_outside(run) and run.attempt):
+        return []
+    calls = await owed_calls(session.bus, run)
+    return calls if calls and await HookLog(session.bus).begin(run) else []
+
+
+def _stand_in(run: FlowRun) -> Flow[..., Any]:
+    """Return what stands for a flow whose code is gone: its name, and nothing else."""
+    from .flows import Flow
+
+    return Flow(_no_body, name=run.flow_name, validate_parameters=False)
+
+
+def _life_of_calls(engine: FlowEngine, calls: list[OwedCall]) -> Life:
+    assert engine.tracker is not None
+    yield from tell_owed(engine.context, calls)
+    yield Drain()
+    yield OnBus(engine.tracker.barrier)
+    return engine.run.state
+
+
 def _hooks_of(flow: Flow[..., Any], run: FlowRun) -> list[Hook]:
     return list(flow.hooks.get(HOOK_OF_TYPE.get(run.state_type, ""), ()))
 
@@ -98,7 +147,7 @@ def _engine(
     find_module: Callable[[str], ModuleType],
 ) -> FlowEngine:
     engine = worker_engine(flow, run, session, interrupted="crash", config=config, find_module=find_module)
-    engine.context.parameters = recorded_parameters(flow, run)
+    engine.context.parameters = run.parameters if flow.fn is _no_body else recorded_parameters(flow, run)
     return engine
 
 
@@ -113,7 +162,7 @@ def _life(engine: FlowEngine, hooks: list[Hook], calls: list[OwedCall]) -> Life:
     return engine.run.state
 
 
-async def _no_body() -> Any:
+async def _no_body(**_: Any) -> Any:
     raise AssertionError("hooks are called of a run that has ended")
 
 

@@ -1,7 +1,7 @@
 """Hooks of tasks whose run was ended from outside: those that had come to an end, and whose process died before it had told.
 
-The event of an end that has hooks says where its task is found. Ends that no process wrote have none: a task that was running
-when its process died has come to no end.
+The event of an end that has hooks says where its task is found. A task that was running when its process died has come to no
+end: it is given one (``open_tasks.py``), and what stands before that says where the task is found.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from .flow_steps import CallHooks, OnBus, Step
 from .hook_log import HookLog
 from .hooks import HOOK_OF_TYPE, Hook
 from .named_code import MARK, split_name
+from .open_tasks import WITH_RUN
 from .results import RecordedResult
 from .run_log import RunLog
 from .states import State
@@ -55,6 +56,11 @@ class OwedCall:
     def key(self) -> str:
         """What is the same of its call in each attempt that goes on from another."""
         return str(self.data["call"])
+
+    @property
+    def is_given(self) -> bool:
+        """Whether it is an end that others gave the task, once its run had ended."""
+        return bool(self.data.get(WITH_RUN))
 
     @property
     def type(self) -> StateType:
@@ -110,9 +116,11 @@ async def owed_calls(bus: Bus, run: FlowRun) -> list[OwedCall]:
     found: dict[str, OwedCall] = {}
     async for seq, one in _ends_with_hooks(bus, task_run_subject(run.id), completed_subject(run.id)):
         # What comes behind the end is of another attempt, or of a process that is not gone: they see to theirs.
-        if seq > run.seq:
+        if seq > run.seq and not one.is_given:
             continue
-        if one.type is StateType.COMPLETED:
+        if one.is_given:
+            is_owed = True
+        elif one.type is StateType.COMPLETED:
             # Of a later attempt it is told by its key: the task run it has there is another.
             is_owed = not is_retried and one.key not in noted
         else:
@@ -151,7 +159,9 @@ async def _ends_with_hooks(bus: Bus, *subjects: str) -> AsyncIterator[tuple[int,
                     continue
                 data = orjson.loads(recorded.raw).get("data")
                 if isinstance(data, dict) and isinstance(data.get(MARK), str):
-                    yield recorded.seq, OwedCall(data)
+                    one = OwedCall(data)
+                    if one.type.is_terminal:
+                        yield recorded.seq, one
 
 
 def tell_owed(

@@ -65,8 +65,6 @@ class RunCode:
     @classmethod
     async def of(cls, bus: Bus, run: FlowRun) -> RunCode:
         """Look it up, bringing code from a repository up to date first. That of a subflow is where that of the run around it is."""
-        if (why := unfindable(run)) is not None:
-            return cls(problem=why)
         around = await outermost_run(RunLog(bus), run)
         if around is None:
             return cls(problem="the run it is part of has left the log, and with it where its code is")
@@ -88,6 +86,8 @@ class RunCode:
                 deployment = deployment.model_copy(update={"path": await fetched(bus, deployment.source)})
             except (SourceFailed, UnknownName, SecretUnreadable) as exc:
                 return cls(deployment, problem=str(exc))
+        if (why := unfindable(run)) is not None:
+            return cls(deployment, problem=why)
         if not run.entrypoint:
             return cls(deployment, problem="the run has no entrypoint, so no worker can find its code")
         try:

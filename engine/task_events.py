@@ -22,6 +22,7 @@ from ..errors import BufferFull
 from ..vocabulary import TERMINAL, StateType
 from .going import Going
 from .hook_log import hooked_payload
+from .named_code import mark_of
 from .results import InlineResult, LargeResult, encode_result
 from .run import SOURCE
 from .task_event_text import COMPLETED_LINES, PENDING_LINES, QUOTED, RUNNING_LINES, known, quoted, texts
@@ -128,6 +129,8 @@ class TaskEvents:
         now = time.time_ns()
         event_id = self._event_ids.draw()
         started = run.started_text
+        if type_ is StateType.RUNNING or type_ is StateType.SCHEDULED:
+            more += _mark(run)
         if started is None:
             timing = 'null,"duration_s":null'
         elif type_ in TERMINAL:
@@ -178,7 +181,7 @@ class TaskEvents:
         running = self._message(
             f'{{"specversion":"1.0","id":"{event_id}","source":"{SOURCE}","type":"task-run.running","time":"{text}",'
             f'{about}"attempt":1,"started_at":"{text}","duration_s":null}},'
-            f'"state":{{"type":"RUNNING","name":"Running","message":null}},"previous":"PENDING",{call}{tail}'.encode(),
+            f'"state":{{"type":"RUNNING","name":"Running","message":null}},"previous":"PENDING",{call}{_mark(run)}{tail}'.encode(),
             event_id,
             RUNNING_LINES,
         )
@@ -371,3 +374,11 @@ class TaskEvents:
     def record(self, value: Any, serializer: Serializer | None = None) -> InlineResult | LargeResult:
         """Return how a task's result is recorded."""
         return encode_result(value, inline_bytes=self.inline_bytes, serializer=serializer)
+
+
+def _mark(run: TaskRun) -> str:
+    """Return where the task is found whose hooks are told of an end that others have to write, should its process die."""
+    hooks = run.task.hooks
+    if run.flow_run_id is None or not (hooks.get("on_crashed") or hooks.get("on_cancellation")):
+        return ""
+    return mark_of(run.task)

@@ -11,8 +11,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import orjson
-
 from ..errors import Unpicklable, UpstreamFailed
 from ..vocabulary import draw
 from .context import TaskRunContext
@@ -20,7 +18,7 @@ from .final_state import state_of_crash, state_of_value
 from .futures import resolve_futures_to_states
 from .hooks import HOOK_OF_TYPE
 from .logging import RunLogger, logger_of_task_run
-from .named_code import MARK, name_here
+from .named_code import mark_of
 from .naming import render_name
 from .nested import ATOMS
 from .resting import left_behind
@@ -223,8 +221,7 @@ def hooks_text(call: TaskCall, state: State) -> str:
     """Return the piece of the event of an end that tells where hooks are found that are told of it."""
     if call.flow is None or not hooks_of(call, state):
         return ""
-    named = name_here(call.task)
-    return "" if named is None else f'"{MARK}":{orjson.dumps(":".join(named)).decode()},'
+    return mark_of(call.task)
 
 
 def report_failure(call: TaskCall, state: State) -> None:

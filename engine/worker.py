@@ -392,8 +392,11 @@ class Worker(AsyncContextManagerMixin):
         """Call the hooks of an end whose writer has not, or not to their end. Raises ``RunLost`` to have another do it."""
         if run.attempt and is_from_outside(run):
             await insist(end_open_tasks, self._bus, run)
-        job = Job(run, run.entrypoint or "", code.path, hooks=True, is_script=code.script is not None)
-        outcome = Outcome("error", code.problem) if code.problem else Outcome("died")
+        is_script = code.script is not None
+        job = Job(run, run.entrypoint or "", code.path, hooks=True, is_script=is_script, problem=code.problem)
+        outcome = Outcome("error", code.problem or "") if code.problem and is_script else Outcome("died")
+        if code.problem and self._pool is not None:
+            lane = PROCESS  # where nothing that a module does when it is imported is done to this worker
         # Of its own: what asked the run to stop has been heard, and does not stop its hooks.
         held = replace(held, stop=StopRequest())
         for _ in range(TRIES + 1):  # the last one finds that it was tried often enough, and says so

@@ -211,8 +211,23 @@ def outer(kind: str):
 PARTS = (
     COMMON
     + """
-@task
+import threading
+
+def task_told(task, run, state):
+    assert get_run_context().task_run.id == run.id
+    say(f"{task.name}-{state.type.value.lower()}")
+
+begun = threading.Event()
+
+@task(on_crashed=[task_told])
+def waits(n):
+    if not n:
+        begun.set()
+        time.sleep(1000)
+
+@task(on_crashed=[task_told])
 def dies():
+    begun.wait()
     Path(__file__).with_name("flows.py").write_text("import no_such_module")
     say("so-far")  # is stored, and what was given to the broker before it
     die()
@@ -231,14 +246,18 @@ def inner(n: int):
 async def test_what_was_part_of_a_run_whose_code_is_gone_comes_to_an_end(
     stage: Stage, is_suspended: bool
 ) -> None:
-    """Its process dies and the file cannot be imported any more; or it is gone when the run is taken up. It ends, and all of it."""
+    """Its process dies and the file cannot be imported any more; or it is gone when the run is taken up. It ends, and all of it.
+
+    Tasks that are found without it have their hooks called.
+    """
     stage.write(PARTS, file="parts.py")
     stage.write(
         """
-from parts import inner, told
+from parts import inner, told, waits
 
 @flow(on_failure=[told])
 def outer(n: int):
+    waits.submit(n)
     inner(n)
 """
     )
@@ -255,14 +274,15 @@ def outer(n: int):
         await stage.hear("hark.hooks.ran.*")
         await stage.hear("hark.hooks.abandoned.*")
     ended = f"inner-failed-{int(is_suspended)}"
-    assert await stage.said() == ({ended: 1} if is_suspended else {ended: 1, "so-far": 1})
+    others = {} if is_suspended else {"so-far": 1, "dies-crashed": 1, "waits-crashed": 1}
+    assert await stage.said() == {ended: 1, **others}
     assert await ends_of_hooks(stage) == [("ran", "inner", "failed"), ("abandoned", "outer", "failed")]
     lasts: dict[str, Any] = {}
     for recorded in await events(stage.bus, "hark.ev.task-run.>"):
         data: Any = recorded.event.data
-        if "task" in data and data["task"]["name"] == "dies":
+        if "task" in data and data["task"]["name"] in ("waits", "dies"):
             lasts[data["run"]["id"]] = data
-    assert [data["state"]["type"] for data in lasts.values()] == ([] if is_suspended else ["CRASHED"])
+    assert {data["state"]["type"] for data in lasts.values()} == {"COMPLETED" if is_suspended else "CRASHED"}
     assert all(data["run"]["duration_s"] >= 0 for data in lasts.values())
 
 
