@@ -8,10 +8,13 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+import anyio
+
 from ..engine.annotations import NotSet
 from ..engine.either import is_async_here
 from ..errors import InvalidNameError, MissingContextError
 from ..vocabulary import StateType, new_id
+from .description import pool_for
 from .stopping import StopAsked, term_heard
 
 if TYPE_CHECKING:
@@ -29,7 +32,7 @@ class Runner:
         started: it takes work now. stopping: somebody has asked it to stop.
 
     Args:
-        name: of deployments that are given none; default: made up.
+        name: of deployments that are given none, and of its pool; default: made up, and the pool is that of the first deployment.
         limit: runs at once; default: the worker's settings.
         pause_on_shutdown: pause schedules when it stops.
         query_seconds, prefetch_seconds, heartbeat_seconds, webserver: do nothing here: runs are heard of at once, and
@@ -55,7 +58,8 @@ class Runner:
         self.limit = limit if isinstance(limit, int) else None
         self.pause_on_shutdown = pause_on_shutdown
         self.started = self.stopping = False
-        self._pool = f"serve-{self.name}"[:100]
+        # One that has a name of its own keeps the pool when it starts again; of another, see ``_pool_of``.
+        self._pool = f"serve-{name}"[:100] if name is not None else None
         self._added: dict[str, RunnerDeployment] = {}
         self._stop_asked = StopAsked()
 
@@ -84,7 +88,7 @@ class Runner:
 
         self._added[deployment.name] = deployment
         if current_session(tracking=False) is not None:
-            deploy.blocking(deployment, work_pool_name=self._pool)
+            deploy.blocking(deployment, work_pool_name=self._pool_of(deployment))
         return deployment.name
 
     async def aadd_deployment(self, deployment: RunnerDeployment) -> str:
@@ -94,7 +98,7 @@ class Runner:
 
         self._added[deployment.name] = deployment
         if current_session(tracking=False) is not None:
-            await adeploy(deployment, work_pool_name=self._pool)
+            await adeploy(deployment, work_pool_name=self._pool_of(deployment))
         return deployment.name
 
     async def start(self, run_once: bool = False, webserver: bool | None = None) -> None:
@@ -121,7 +125,7 @@ class Runner:
                 self.started, self.stopping = True, False
                 try:
                     with term:
-                        await (self._until_idle(service.bus) if run_once else self._stop_asked.wait())
+                        await (self._once(service.bus) if run_once else self._stop_asked.wait())
                 finally:
                     self.started = False
         if term.cancel_called:
@@ -141,6 +145,26 @@ class Runner:
     async def astop(self) -> None:
         """Do what ``stop`` does, in async code."""
         await self.stop()
+
+    def _pool_of(self, deployment: RunnerDeployment) -> str:
+        """Return the pool of what is served here: the runner's, else that of the first deployment that was added.
+
+        So a program whose runner has no name finds its pool again whenever it is started.
+        """
+        if self._pool is None:
+            self._pool = pool_for([deployment])
+        return self._pool
+
+    async def _once(self, bus: Bus) -> None:
+        """Wait until nothing of ours is due or going on, or until somebody asks to stop."""
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._stopped, group.cancel_scope)
+            await self._until_idle(bus)
+            group.cancel_scope.cancel()
+
+    async def _stopped(self, scope: anyio.CancelScope) -> None:
+        await self._stop_asked.wait()
+        scope.cancel()
 
     async def _until_idle(self, bus: Bus) -> None:
         """Wait until every run of ours that is due by now has ended."""

@@ -7,17 +7,21 @@ import signal
 import subprocess
 import sys
 import threading
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anyio
+import anyio.lowlevel
 import pytest
 from hark.bus import Bus, EmbeddedBroker
 from hark.bus.session import use_session
 from hark.config import Settings, load_settings
 from hark.engine.control import Control
 from hark.engine.deployments import run_deployment
-from hark.engine.run import Cause
+from hark.engine.run import Cause, FlowRun, RunRequest
+from hark.engine.states import Pending
 from hark.errors import DefinitionError, InvalidNameError, MissingContextError, RefusedError
 from hark.server.definition import set_paused
 from hark.server.runner import Runner
@@ -131,6 +135,17 @@ async def test_a_runner_runs_what_was_added_to_it(
             assert (await run_deployment("mine", parameters={"n": 4})).state.result() == 8
             await runner.stop()
         assert runner.stopping
+        asked = RunRequest(flow_name="triple", deployment="three")  # by hand, so nobody takes it
+        held = await Control(bus).runs.begin(FlowRun.requested(asked, now=datetime.now(UTC)), Pending())
+        async with anyio.create_task_group() as tg:
+            tg.start_soon(partial(runner.start, run_once=True))
+            while not runner.started:
+                await anyio.lowlevel.checkpoint()
+            await runner.stop()  # though a run does not end
+        assert not (await Control(bus).present(held.id)).is_final
+        for nameless in (Runner(), Runner()):
+            assert await nameless.add_flow(flows["triple"], name="three") == "three"
+            assert (await Control(bus).deployment("three")).pool == "serve-three"
         await set_paused(bus, "schedules", "mine/0", False)
         async with anyio.create_task_group() as tg:
             tg.start_soon(_end_this_process)
@@ -153,12 +168,16 @@ async def test_serving_belongs_into_sync_code() -> None:
 
 
 def test_a_script_serves_its_flow_all_by_itself(tmp_path: Path, home: Path) -> None:
-    """Without any broker it starts everything; asked to stop, it ends in order."""
+    """Without any broker it starts everything; at Ctrl-C it ends in order."""
     script = tmp_path / "script.py"
     script.write_text(FILE)
     environment = {**os.environ, "HARK_HOME": str(home), "HARK_SERVER__PORT": "0", "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(
-        [sys.executable, str(script)], env=environment, stdout=subprocess.PIPE, text=True
+        [sys.executable, str(script)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     ) as process:
         watchdog = threading.Timer(200, process.kill)
         watchdog.start()
@@ -175,7 +194,7 @@ def test_a_script_serves_its_flow_all_by_itself(tmp_path: Path, home: Path) -> N
                 check=False,
             )
             assert done.stdout.strip() == "42", done.stderr
-            process.send_signal(signal.SIGTERM)
+            os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C in a terminal does, to its children as well
             assert process.wait(120) == 0
         finally:
             watchdog.cancel()
