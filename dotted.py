@@ -44,7 +44,7 @@ NAMES: dict[str, tuple[str, ...]] = {
         "engine.states", "engine.run", "engine.task_run", "engine.run_input", "server.description",
         "DeploymentSchedule=triggers.schedule_kinds:DeploymentSchedule",
         "Flow=engine.run_records:FlowRecord", "FlowRunInput=engine.kept_inputs:FlowRunInput", "Log=engine.run_records:LogRecord", "Deployment=server.prefect_client:ReadDeployment",
-        "WorkPool=server.prefect_client:WorkPool", "ConcurrencyLimit=engine.kept_calls:ConcurrencyLimit", "Variable=engine.values:Variable",
+        "WorkPool=server.prefect_client:WorkPool", "WorkQueue=engine.queue_calls:WorkQueue", "ConcurrencyLimit=engine.kept_calls:ConcurrencyLimit", "Variable=engine.values:Variable",
         "GlobalConcurrencyLimit=engine.kept_calls:GlobalConcurrencyLimit",
         "TERMINAL_STATES=engine.states:TERMINAL",
     ),

@@ -22,6 +22,7 @@ from .kept_calls import KeptCalls
 from .kept_inputs import InputCalls
 from .log_calls import LogCalls
 from .parameters import parameters_json
+from .queue_calls import QueueCalls
 from .read_calls import ReadCalls, deployments_in
 from .run import Cause, FlowRun, run_id_for
 from .run_log import readable_run
@@ -92,11 +93,34 @@ _DEPLOYMENT_ORDERS: Mapping[str, tuple[Callable[[Deployment], Any], bool]] = {
 }
 
 
-class RunClient(ReadCalls, KeptCalls, InputCalls, LogCalls):
+_KEPT = "a run keeps what it was asked for with"
+_BLOCK = "a block is kept whole: await block.save(name), await Block.load('kind/name'), await Block.delete('kind/name')"
+_RUN_BY_HAND = "task runs are written by the run that calls them; set_flow_run_state(…) moves that one"
+INSTEAD: Mapping[str, str] = {
+    "update_flow_run": f"{_KEPT}: give name=, tags= and parameters= to what asks for it, or flow_run_name= to the flow",
+    "set_flow_run_name": f"{_KEPT}: give name= to what asks for it, or flow_run_name= to the flow",
+    "set_task_run_name": "give task_run_name= to the task",
+    "set_task_run_state": _RUN_BY_HAND,
+    "create_task_run": _RUN_BY_HAND,
+    "delete_task_run": "task runs stay as long as their flow run: delete_flow_run(…)",
+    "create_flow": "a flow is there when it has runs or deployments",
+    "create_flow_from_name": "a flow is there when it has runs or deployments",
+    "delete_flow": "a flow is there as long as it has runs or deployments: delete those",
+    "read_events": "hark.Hark().events(type=…, since=…) lists events, hark.Hark().watch_events(…) follows them",
+    **{
+        f"{word}_block_{what}": _BLOCK
+        for what in ("document", "documents", "document_by_name", "documents_by_type", "type", "types", "type_by_slug", "schema", "schemas")
+        for word in ("create", "read", "update", "delete")
+    },
+}  # fmt: skip
+"""Calls of Prefect's client that are not here, and what to do instead."""
+
+
+class RunClient(ReadCalls, KeptCalls, InputCalls, LogCalls, QueueCalls):
     """What ``get_client()`` gives in async code: ``async with get_client() as client: await client.read_flow_run(id)``.
 
-    What is kept (limits, variables, artifacts) is in ``KeptCalls``, inputs of runs in ``InputCalls``, and
-    what writes logs in ``LogCalls``.
+    What is kept (limits, variables, artifacts) is in ``KeptCalls``, inputs of runs in ``InputCalls``,
+    what writes logs in ``LogCalls``, and queues of pools in ``QueueCalls``.
 
     Ids of deployments and flows are their names.
 
@@ -114,6 +138,8 @@ class RunClient(ReadCalls, KeptCalls, InputCalls, LogCalls):
         """Close nothing: the connection is that of the process."""
 
     def __getattr__(self, name: str) -> Any:
+        if name in INSTEAD:
+            raise AttributeError(f"Hark's client has no {name!r}: {INSTEAD[name]}")
         raise AttributeError(
             f"Hark's client has no {name!r}: it has {', '.join(calls_of(type(self)))}; hark.Hark does all that the HTTP"
             " API does"

@@ -20,6 +20,7 @@ from ..errors import (
     AlreadyHeld,
     DefinitionError,
     GuardFailed,
+    InvalidNameError,
     MoveRefused,
     NotPaused,
     NotRunning,
@@ -335,6 +336,27 @@ class Control:
             return pool.model_copy(update={"queues": {**pool.queues, queue: spec}})
 
         return await self._update(POOLS, name, Pool, change, missing=lambda: Pool(name=name))
+
+    async def change_queue(
+        self, pool: str, queue: str, change: Callable[[QueueSpec | None], QueueSpec | None]
+    ) -> Pool:
+        """Change what a pool says of one of its queues.
+
+        Args:
+            change: given what it says now, None for nothing; returns what it is to say. It may raise, which ends the matter.
+        Raises:
+            InvalidNameError: no pool or queue can have this name.
+        """
+        for name in (pool, queue):
+            if not is_name(name):
+                raise InvalidNameError(f"no pool or queue can be named {name!r}")
+
+        def decide(found: Pool) -> Pool:
+            others = {name: spec for name, spec in found.queues.items() if name != queue}
+            spec = change(found.queues.get(queue))
+            return found.model_copy(update={"queues": others if spec is None else {**others, queue: spec}})
+
+        return await self._update(POOLS, pool, Pool, decide, missing=lambda: Pool(name=pool))
 
     async def _update(
         self,

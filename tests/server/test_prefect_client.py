@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -12,10 +12,13 @@ from hark.automations.prefect_action import PauseDeployment
 from hark.automations.prefect_automation import AutomationCore
 from hark.automations.prefect_trigger import EventTrigger
 from hark.bus.session import Session
+from hark.engine.control import Control
+from hark.engine.pool import QueueSpec
+from hark.engine.run import RunRequest
 from hark.engine.run_filters import FilterCondition, FlowFilter, FlowRunFilter, Operator, TaskRunFilter
 from hark.engine.run_sorts import DeploymentSort, FlowSort, TaskRunSort
 from hark.engine.states import Completed, Running, Scheduled
-from hark.errors import AlreadyExists, InvalidValueError, UnknownName
+from hark.errors import AlreadyExists, InvalidNameError, InvalidValueError, UnknownName
 from hark.server.prefect_client import DeploymentUpdate, WorkPoolCreate, WorkPoolUpdate
 from hark.triggers.schedule_kinds import CronSchedule, IntervalSchedule
 
@@ -240,3 +243,48 @@ async def test_pools_are_made_changed_and_removed(session: Session) -> None:
     ):
         with pytest.raises(UnknownName):
             await call
+
+
+async def test_queues_of_pools_are_made_changed_and_removed(session: Session) -> None:
+    """They stand in their pool; what waits in them is told in the order in which it is due."""
+    client = get_client()
+    made = await client.create_work_queue("fast", priority=1, concurrency_limit=2, work_pool_name="p")
+    assert (made.id, made.work_pool_id, made.priority, made.is_paused) == ("p/fast", "p", 1, False)
+    with pytest.raises(AlreadyExists):
+        await client.create_work_queue("fast", work_pool_name="p")
+    await client.update_work_queue(made.id, is_paused=True, concurrency_limit=None, description="none")
+    read = await client.read_work_queue(made.id)
+    assert (read.is_paused, read.concurrency_limit, read.priority) == (True, None, 1)
+    assert (await Control(session.bus).pool("p")).queues == {"fast": QueueSpec(priority=1, paused=True)}
+    assert [one.id for one in await client.read_work_queues()] == ["default/default", "p/default", "p/fast"]
+    assert [one.name for one in await client.match_work_queues(["fa"], "p")] == ["fast"]
+    for at, name in ((2, "later"), (1, "sooner")):
+        due = datetime(2030, 1, at, tzinfo=UTC)
+        await Control(session.bus).runs.request(
+            RunRequest(flow_name="f", name=name, pool="p", queue="fast", scheduled_at=due)
+        )
+    assert [run.name for run in await client.get_runs_in_work_queue("p/fast")] == ["sooner", "later"]
+    before = datetime(2030, 1, 1, tzinfo=UTC)
+    assert [run.name for run in await client.get_runs_in_work_queue("p/fast", 5, before)] == ["sooner"]
+    await client.delete_work_queue_by_id("p/fast")
+    with pytest.raises(UnknownName, match="fast"):
+        await client.read_work_queue_by_name("fast", work_pool_name="p")
+    with pytest.raises(ValueError, match="No fields"):
+        await client.update_work_queue("p/default")
+    for refused in ({"name": "x"}, {"priority": 0}):
+        with pytest.raises(InvalidValueError, match=r"name|priority"):
+            await client.update_work_queue("p/default", **refused)
+    with pytest.raises(InvalidNameError, match="a b"):
+        await client.create_work_queue("a b")
+
+
+def test_a_call_that_is_not_there_says_what_to_do_instead() -> None:
+    """To ask whether it is there is no error."""
+    client = get_client(sync_client=True)
+    for call, instead in (
+        ("update_flow_run", "flow_run_name="),
+        ("read_block_document_by_name", "Block.load"),
+    ):
+        with pytest.raises(AttributeError, match=instead):
+            getattr(client, call)
+        assert not hasattr(client, call)
