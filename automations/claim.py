@@ -33,6 +33,8 @@ BUCKET = "outbox"
 KEEP_S = 2 * 86400
 """How long a finished action is remembered: longer than any repeat of its decision can come."""
 _SOONEST_S = 0.05
+_FIRST_LOOK_S = 1.0
+"""After which a decision that was delivered to another than the one it names is looked at again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +141,8 @@ class Claims:
         since = decision.recorded_at if decision is not None else state.at
         met = await self._met(key, replace(state, by=named, at=since))
         if isinstance(met, float):
-            return met
+            # Soon at first: most are done at once, and all that wait with the broker count towards what it hands out.
+            return min(met, max(_FIRST_LOOK_S, (state.at - since).total_seconds()))
         if met.is_over:
             await self._bucket.create(key, met.to_json(), ttl_s=KEEP_S)
             return Over(None)  # the log says so already
