@@ -83,9 +83,10 @@ class Claims:
         if seq <= await self._restored() and await self._was_done(key, seq, round=round):
             return Over(None)
         state = ActionState("claimed", 1, round, self._name, now, seq)
-        if not round and named is None:
+        if not round and named in (None, self._name):
+            # Who is named may have begun and lost the broker before anything was noted.
             try:
-                return Claim(state, await self._bucket.create(key, state.to_json()), True)
+                return Claim(state, await self._bucket.create(key, state.to_json()), named is None)
             except AlreadyHeld:
                 pass
         while True:
