@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..template import template_paths, template_roots
 from ..vocabulary import JsonValue
-from .action import Approve, Call, Emit, Notify, Run
+from .action import Action, Approve, Call, Emit, Notify, Run
 from .comparison import Comparison
 from .condition import Compare, Exists, Node, Not
 from .expression import compile_expression, odd_names
@@ -16,7 +16,7 @@ from .model import Automation
 from .own_event import never_emitted
 from .path import ATTRIBUTES, Path, parse_path, show_path
 from .problem import Loc, did_you_mean
-from .recipient import is_chosen_by_event
+from .recipient import host_of, is_chosen_by_event
 from .reference import RESERVED
 from .where import leaves
 
@@ -140,55 +140,69 @@ def _actions(automation: Automation, known: Mapping[str, Collection[str]]) -> It
             "the rule does nothing when it fires",
             "add `do:`, or leave it as a record of what happened",
         )
-    for i, action in enumerate(automation.do):
-        if isinstance(action, Notify) and any(is_chosen_by_event(path) for path in action.attach):
+    for word, actions in (("do", automation.do), ("on_resolve", automation.on_resolve)):
+        for i, action in enumerate(actions):
+            yield from _action(automation, action, (word, i), known)
+
+
+def _action(
+    automation: Automation, action: Action, loc: Loc, known: Mapping[str, Collection[str]]
+) -> Iterator[Warned]:
+    if isinstance(action, Notify) and any(is_chosen_by_event(path) for path in action.attach):
+        yield Warned(
+            (*loc, "attach"),
+            "whoever sends the event chooses which file is sent",
+            "write the path out",
+        )
+    match action:
+        case Run(run=name) if (
+            "deployments" in known and "{{" not in name and name not in known["deployments"]
+        ):
             yield Warned(
-                ("do", i, "attach"),
-                "whoever sends the event chooses which file is sent",
-                "write the path out",
+                (*loc, "run"),
+                f"there is no deployment named {name!r}",
+                did_you_mean(name, known["deployments"]).removeprefix("; "),
             )
-        match action:
-            case Run(run=name) if (
-                "deployments" in known and "{{" not in name and name not in known["deployments"]
-            ):
+        case Notify(notify=channels) | Approve(approve=channels):
+            for name in channels:
+                if is_chosen_by_event(name):
+                    yield Warned(
+                        (*loc, action.word),
+                        "whoever sends the event chooses who is told",
+                        "write the channel out, or have one rule for each; an address in the event is refused",
+                    )
+                elif (
+                    "channels" in known
+                    and "{{" not in name
+                    and "://" not in name
+                    and name not in known["channels"]
+                ):
+                    yield Warned(
+                        (*loc, action.word),
+                        f"there is no channel named {name!r}",
+                        did_you_mean(name, known["channels"]).removeprefix("; "),
+                    )
+        case Call(call=address, secret=secret):
+            if is_chosen_by_event(host_of(address)):
                 yield Warned(
-                    ("do", i, "run"),
-                    f"there is no deployment named {name!r}",
-                    did_you_mean(name, known["deployments"]).removeprefix("; "),
+                    (*loc, "call"),
+                    "whoever sends the event chooses who is called",
+                    "write the host out, or have one rule for each; what comes behind the host may be the event's",
                 )
-            case Notify(notify=channels) | Approve(approve=channels):
-                for name in channels:
-                    if is_chosen_by_event(name):
-                        yield Warned(
-                            ("do", i, action.word),
-                            "whoever sends the event chooses who is told",
-                            "write the channel out, or have one rule for each; an address in the event is refused",
-                        )
-                    elif (
-                        "channels" in known
-                        and "{{" not in name
-                        and "://" not in name
-                        and name not in known["channels"]
-                    ):
-                        yield Warned(
-                            ("do", i, action.word),
-                            f"there is no channel named {name!r}",
-                            did_you_mean(name, known["channels"]).removeprefix("; "),
-                        )
-            case Call(secret=str(secret)) if "{{" not in secret:
+            if secret is not None and "{{" not in secret:
                 yield Warned(
-                    ("do", i, "secret"),
+                    (*loc, "secret"),
                     "the secret is written out in the rule, where it can be read",
                     "keep it with `hark secrets set NAME` and write {{ secrets.NAME }}",
                 )
-            case Emit(emit=type_) if (
-                "{{" not in type_ and automation.on and any(pattern_covers(p, type_) for p in automation.on)
-            ):
-                yield Warned(
-                    ("do", i, "emit"),
-                    f"the rule emits {type_!r}, which it reacts to itself",
-                    "it stops at the causal depth limit; use another type, or a `where` that leaves it out",
-                )
+        case Emit(emit=type_) if (
+            "{{" not in type_ and automation.on and any(pattern_covers(p, type_) for p in automation.on)
+        ):
+            yield Warned(
+                (*loc, "emit"),
+                f"the rule emits {type_!r}, which it reacts to itself",
+                "it stops at the causal depth limit; use another type, or a `where` that leaves it out",
+            )
 
 
 def _texts(automation: Automation) -> Iterator[Warned]:

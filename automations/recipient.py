@@ -6,19 +6,22 @@ it taken for a template, the sender could have any secret sent there.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from ..errors import TemplateError
 from ..template import render, template_roots
 
-__all__ = ["RecipientRefused", "is_chosen_by_event", "recipient"]
+__all__ = ["RecipientRefused", "host_of", "is_chosen_by_event", "recipient"]
 
 _OURS = frozenset({"secrets", "variables", "automation", "env"})
 """Names that whoever runs this has given values to; all others may hold what the sender of an event wrote."""
 _GIVEN = frozenset({"secrets", "variables"})
 """Of these, those that may hold an address."""
 _MARKS = ("{{", "{%", "{#")
+_HOST = re.compile(r"(?:[a-zA-Z][a-zA-Z0-9+.-]*://)?(?:\{\{.*?\}\}|[^/?#])*", re.DOTALL)
+"""What stands in templates counts whole, whatever is in it; matches every text."""
 _OF_ADDRESSES = str.maketrans("", "", ":")
 
 
@@ -32,6 +35,11 @@ def is_chosen_by_event(template: str) -> bool:
         return bool(template_roots(template) - _OURS)
     except TemplateError:
         return False  # it fails by itself
+
+
+def host_of(template: str) -> str:
+    """Return what of a template of a URL says which host is called: up to the path, the query or the fragment."""
+    return template if "{%" in template else _HOST.match(template)[0]  # type: ignore[index]
 
 
 def recipient(template: str, context: Mapping[str, Any]) -> str:

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING
 
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 
 from .known_query import refuse_unknown_query
+from .openapi import describe
 from .problem import HANDLERS, not_valid
 from .routes import (
     alerts,
@@ -51,7 +53,7 @@ def make_app(context: ServerContext) -> FastAPI:
             [{"at": ".".join(str(p) for p in e["loc"]), "message": e["msg"]} for e in exc.errors()[:50]]
         )
 
-    for module in (
+    modules = (
         alerts,
         approvals,
         judging,
@@ -70,6 +72,9 @@ def make_app(context: ServerContext) -> FastAPI:
         config,
         pages,
         system,
-    ):
+    )
+    for module in modules:
         app.include_router(module.router)
+    routes = [route for module in modules for route in module.router.routes if isinstance(route, APIRoute)]
+    app.openapi = lambda: describe(app, routes)  # type: ignore[method-assign]
     return app

@@ -262,7 +262,7 @@ class Hark(RuleCalls):
         return await self._all(f"/api/flow-runs/{_part(flow_run_id)}/task-runs")
 
     async def flow_run_action(self, id: str, action: str, **body: JsonValue) -> JsonObject:
-        """Do ``cancel, retry, suspend`` or ``resume`` to a run; return the run."""
+        """Do ``cancel, retry, suspend, resume`` or ``set-state`` to a run; return the run."""
         return _object(await self.request("POST", f"/api/flow-runs/{_part(id)}/{action}", json=body))
 
     async def cancel_flow_run(self, id: str, *, reason: str = "") -> JsonObject:

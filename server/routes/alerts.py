@@ -6,9 +6,9 @@ Opening the link changes nothing: mail scanners and chat previews open links too
 from __future__ import annotations
 
 from html import escape
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 from starlette.responses import HTMLResponse
 
 from ...bus.event import format_time
@@ -20,14 +20,14 @@ from ...notifications.group import Group, Member, shown_address
 from ...notifications.message import Message, Severity
 from ...vocabulary import JsonObject, new_id
 from ..answer import answer, page
-from ..body import read_object
+from ..bodies import AckBody, AlertBody
 from ..context import ServerContext, context_of
 from ..paging import Paging
+from ..taken import Taken
 
 router = APIRouter(tags=["notifications"])
 
 _MAX_BYTES = 256 << 10
-_FIELDS = {"title", "body", "severity", "labels", "alert", "resolved", "key", "attach"}
 
 
 def _groups(state: RouterState | None) -> list[Group]:
@@ -98,39 +98,29 @@ async def list_alerts(request: Request, paging: Paging) -> Response:
     return page(found, [_shown(g) for g in found.items])
 
 
-@router.post("/api/alerts")
-async def post_alert(request: Request) -> Response:
+@router.post("/api/alerts", status_code=202)
+async def post_alert(
+    request: Request, body: Annotated[AlertBody, Depends(Taken(AlertBody, limit_bytes=_MAX_BYTES))]
+) -> Response:
     """Raise an alert, or end one: `{"title": …, "severity": "error", "labels": {…}, "alert": …, "resolved": false}`.
 
     With `key` (or the header `Idempotency-Key`), asking twice is asking once.
     """
     context = context_of(request)
-    body = await read_object(request, limit_bytes=_MAX_BYTES)
-    unknown = sorted(set(body) - _FIELDS)
-    if unknown:
-        raise DefinitionError(
-            f"{unknown[0]!r} is not known here", hint="known are " + ", ".join(sorted(_FIELDS))
-        )
-    labels, attach = body.get("labels") or {}, body.get("attach") or []
-    if not isinstance(labels, dict) or not isinstance(attach, list):
-        raise DefinitionError("`labels` is an object of texts and `attach` a list of texts")
-    try:
-        message = Message(
-            str(body.get("title") or ""), str(body.get("body") or ""), Severity(str(body.get("severity") or "warning")),
-            tuple(str(a) for a in attach),
-        )  # fmt: skip
-    except ValueError as exc:
-        raise DefinitionError(
-            str(exc), hint="severities are " + ", ".join(s.value for s in Severity)
-        ) from exc
-    if any(not str(a).startswith(("http://", "https://", "object:", "log:")) for a in attach):
+    attach = body.attach or []
+    if not body.title and not body.body:
+        raise DefinitionError("an alert has a title or a body", hint='such as {"title": "disk is full"}')
+    message = Message(
+        str(body.title or ""), str(body.body or ""), body.severity or Severity.WARNING, tuple(attach)
+    )
+    if any(not a.startswith(("http://", "https://", "object:", "log:")) for a in attach):
         raise DefinitionError(
             "`attach` takes URLs, object:<name> and log:<flow run id>; no files of the server"
         )
-    key = body.get("key") or request.headers.get("idempotency-key") or new_id()
+    key = body.key or request.headers.get("idempotency-key") or new_id()
     raised = await raise_alert(
-        context.bus, message, key=f"api/{key}", now=context.clock.now(), labels={k: str(v) for k, v in labels.items()},
-        alert=str(body["alert"]) if body.get("alert") else None, resolved=bool(body.get("resolved")),
+        context.bus, message, key=f"api/{key}", now=context.clock.now(), labels={k: str(v) for k, v in (body.labels or {}).items()},
+        alert=str(body.alert) if body.alert else None, resolved=body.resolved,
     )  # fmt: skip
     return answer({"alert": raised.id, "resolved": raised.resolved}, 202)
 
@@ -142,15 +132,14 @@ async def show_alert(request: Request, incident: str) -> Response:
 
 
 @router.post("/api/alerts/{incident}/ack")
-async def ack_alert(request: Request, incident: str) -> Response:
+async def ack_alert(
+    request: Request, incident: str, body: Annotated[AckBody, Depends(Taken(AckBody))]
+) -> Response:
     """Take on an incident: it is not repeated and not escalated until something new comes. `{"by": …, "note": …}`."""
     context = context_of(request)
-    body = await read_object(request, limit_bytes=_MAX_BYTES)
     group = await _one(context, incident)
-    by = str(body.get("by") or "someone")[:200]
-    seq = await acknowledge(
-        context.bus, group.id, by=by, now=context.clock.now(), note=str(body.get("note") or "")
-    )
+    by = (body.by or "someone")[:200]
+    seq = await acknowledge(context.bus, group.id, by=by, now=context.clock.now(), note=body.note or "")
     state = await wait_for_state(context.bus, context.secrets, seq=seq)
     after = next((g for g in _groups(state) if g.id == group.id), None)
     return answer(_shown(after, whole=True) if after is not None else {"id": group.id, "state": "over"})

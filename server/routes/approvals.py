@@ -7,18 +7,21 @@ button, and only that counts.
 from __future__ import annotations
 
 from html import escape
-from typing import Any
+from typing import Annotated
 from urllib.parse import parse_qs
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 from starlette.responses import HTMLResponse
 
 from ...automations.approval import Answer, Approval, Approvals
-from ...errors import AccessDenied, DefinitionError, RefusedError, UnknownName
+from ...errors import AccessDenied, RefusedError, UnknownName
 from ..answer import answer, listing
-from ..body import read_body, read_object
+from ..bodies import AnswerBody
+from ..body import read_body
 from ..context import context_of
+from ..openapi import REFUSED
 from ..paging import Paging
+from ..taken import Taken
 
 router = APIRouter(tags=["automations"])
 
@@ -96,15 +99,13 @@ async def list_approvals(request: Request, paging: Paging) -> Response:
     return listing([a.to_json() for a in await Approvals(context.bus, context.clock).list()], paging)
 
 
-@router.post("/api/approvals/{id:path}")
-async def answer_approval(request: Request, id: str) -> Response:
+@router.post("/api/approvals/{id:path}", responses=REFUSED)
+async def answer_approval(
+    request: Request, id: str, body: Annotated[AnswerBody, Depends(Taken(AnswerBody))]
+) -> Response:
     """Answer a question (its id or the beginning of it): `{"answer": "yes" or "no", "by": …}`."""
     context = context_of(request)
-    body = await read_object(request, limit_bytes=65_536)
-    said: Any = body.get("answer")
-    if said not in ("yes", "no"):
-        raise DefinitionError(f"`answer` is yes or no, got {said!r}")
     approvals = Approvals(context.bus, context.clock)
     found = await approvals.named(id)
-    made = await approvals.answer(found.id, said, by=str(body.get("by") or "api"))
+    made = await approvals.answer(found.id, body.answer, by=body.by or "api")
     return answer(made.to_json())

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 
 from ...errors import UnknownName
 from ...notifications import Delivery, Message, Severity
 from ...storage import AutomationActivity
 from ...vocabulary import JsonObject, JsonValue
 from ..answer import answer, listing, page
-from ..body import read_object
+from ..bodies import TestBody
 from ..context import ServerContext, context_of
 from ..definition import Defined, all_defined, one_defined, set_paused
+from ..openapi import REFUSED
 from ..paging import Paging
+from ..taken import Taken
 from ..telling import Failing, failing_channels, mute_channels
 
 router = APIRouter(tags=["automations"])
@@ -113,13 +115,13 @@ async def show_firing(request: Request, name: str, firing_id: str) -> Response:
     )  # fmt: skip
 
 
-@router.post("/api/automations/{name}/pause")
+@router.post("/api/automations/{name}/pause", responses=REFUSED)
 async def pause_automation(request: Request, name: str) -> Response:
     """Stop it from firing; its windows are kept."""
     return answer((await set_paused(context_of(request).bus, "automations", name, True)).shown())
 
 
-@router.post("/api/automations/{name}/resume")
+@router.post("/api/automations/{name}/resume", responses=REFUSED)
 async def resume_automation(request: Request, name: str) -> Response:
     """Let it fire again."""
     return answer((await set_paused(context_of(request).bus, "automations", name, False)).shown())
@@ -169,13 +171,13 @@ async def show_webhook(request: Request, name: str) -> Response:
     return answer({**_webhook(context, found), "deliveries": deliveries.items})
 
 
-@router.post("/api/webhooks/{name}/pause")
+@router.post("/api/webhooks/{name}/pause", responses=REFUSED)
 async def pause_webhook(request: Request, name: str) -> Response:
     """Refuse what is sent to it."""
     return answer((await set_paused(context_of(request).bus, "webhooks", name, True)).shown())
 
 
-@router.post("/api/webhooks/{name}/resume")
+@router.post("/api/webhooks/{name}/resume", responses=REFUSED)
 async def resume_webhook(request: Request, name: str) -> Response:
     """Accept again what is sent to it."""
     return answer((await set_paused(context_of(request).bus, "webhooks", name, False)).shown())
@@ -222,19 +224,18 @@ async def list_channels(request: Request, paging: Paging) -> Response:
 
 
 @router.post("/api/channels/{name}/test")
-async def test_channel(request: Request, name: str) -> Response:
+async def test_channel(
+    request: Request, name: str, body: Annotated[TestBody, Depends(Taken(TestBody))]
+) -> Response:
     """Send a message to every address of a channel, once, whatever its rate: `{"title", "body"}`, both optional.
 
     Nothing of it is recorded as an event.
     """
     context = context_of(request)
     await one_defined(context.bus, "channels", name)
-    body = await read_object(request, limit_bytes=65_536)
     message = Message(
-        title=str(body.get("title") or f"Test of {name}"),
-        body=str(
-            body.get("body") or f"This is a test of the channel {name!r}. If you can read it, it works."
-        ),
+        title=str(body.title or f"Test of {name}"),
+        body=str(body.body or f"This is a test of the channel {name!r}. If you can read it, it works."),
         severity=Severity.INFO,
     )
     deliveries = await context.notifier.test_channel(name, message)

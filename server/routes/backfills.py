@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 
-from ...errors import DefinitionError, UnknownName
-from ...triggers.backfill import Backfill, BackfillProgress, Reprocess
+from ...errors import UnknownName
+from ...triggers.backfill import Backfill, BackfillProgress
 from ...triggers.backfiller import Backfills
 from ...vocabulary import JsonObject
 from ..answer import answer, page
 from ..backfill import BackfillRequest, make_plan
-from ..body import read_object
+from ..bodies import BackfillBody, CancelBackfillBody
 from ..context import context_of
+from ..openapi import REFUSED
 from ..paging import Paging
+from ..taken import Taken
 
 router = APIRouter(tags=["backfills"])
-
-_FIELDS = frozenset({
-    "from", "to", "max_parallel", "schedules", "reprocess", "newest_first", "queue", "parameters", "name", "dry_run",
-})  # fmt: skip
-_REPROCESS = ("none", "failed", "all")
 
 
 def _shown(backfill: Backfill, progress: BackfillProgress) -> JsonObject:
@@ -38,43 +35,26 @@ def _shown(backfill: Backfill, progress: BackfillProgress) -> JsonObject:
     }  # fmt: skip
 
 
-def _request(name: str, body: JsonObject) -> BackfillRequest:
-    unknown = sorted(body.keys() - _FIELDS)
-    if unknown:
-        raise DefinitionError(
-            f"{unknown[0]!r} is not known here", hint=f"known are {', '.join(sorted(_FIELDS))}"
-        )
-    start, end, most = body.get("from"), body.get("to"), body.get("max_parallel", 1)
-    if not isinstance(start, str) or not isinstance(end, str):
-        raise DefinitionError("`from` and `to` are needed", hint="such as 2026-01-01 and 2026-02-01")
-    if isinstance(most, bool) or not isinstance(most, int) or not 1 <= most <= 1000:
-        raise DefinitionError(f"`max_parallel` is a whole number from 1 to 1000, got {most!r}")
-    schedules, parameters = body.get("schedules") or [], body.get("parameters") or {}
-    if not isinstance(schedules, list) or not isinstance(parameters, dict):
-        raise DefinitionError("`schedules` is a list of names and `parameters` an object")
-    reprocess = body.get("reprocess") or "none"
-    if reprocess not in _REPROCESS:
-        raise DefinitionError(f"`reprocess` is one of {', '.join(_REPROCESS)}, got {reprocess!r}")
-    queue, own_name = body.get("queue"), body.get("name")
+def _request(name: str, body: BackfillBody) -> BackfillRequest:
     return BackfillRequest(
-        name, start, end, max_parallel=most, schedules=tuple(str(s) for s in schedules),
-        reprocess=cast("Reprocess", reprocess), newest_first=body.get("newest_first") is True,
-        queue=str(queue) if queue is not None else None, parameters=parameters,
-        name=str(own_name) if own_name is not None else None,
+        name, body.from_, body.to, max_parallel=body.max_parallel, schedules=tuple(str(s) for s in body.schedules or ()),
+        reprocess=body.reprocess or "none", newest_first=body.newest_first, queue=body.queue,
+        parameters=body.parameters or {}, name=str(body.name) if body.name is not None else None,
     )  # fmt: skip
 
 
-@router.post("/api/deployments/{name}/backfill", status_code=201)
-async def ask_backfill(request: Request, name: str) -> Response:
+@router.post("/api/deployments/{name}/backfill", status_code=201, responses=REFUSED)
+async def ask_backfill(
+    request: Request, name: str, body: Annotated[BackfillBody, Depends(Taken(BackfillBody, limit_bytes=None))]
+) -> Response:
     """Run the slots of a stretch of the past: `{"from", "to", "max_parallel", "schedules", "reprocess", "newest_first",
     "queue", "parameters", "name"}`; with `"dry_run": true` only the plan. Asking twice is asking once.
     """
     context = context_of(request)
-    body = await read_object(request, limit_bytes=context.settings.server.max_body_bytes)
     asked = _request(name, body)
     plan = await make_plan(context.bus, context.control, asked, now=context.clock.now())
     backfills = Backfills(context.bus, context.clock)
-    if body.get("dry_run") is True:
+    if body.dry_run:
         shown = plan.to_json()
         try:
             earlier = await backfills.get(plan.backfill.name)
@@ -117,11 +97,12 @@ async def show_backfill(
     return answer({**_shown(found, progress), "slots": slots})
 
 
-@router.post("/api/backfills/{name}/cancel")
-async def cancel_backfill(request: Request, name: str) -> Response:
+@router.post("/api/backfills/{name}/cancel", responses=REFUSED)
+async def cancel_backfill(
+    request: Request, name: str, body: Annotated[CancelBackfillBody, Depends(Taken(CancelBackfillBody))]
+) -> Response:
     """Start no more of its runs; with `{"runs": true}` cancel those under way."""
     context = context_of(request)
-    body = await read_object(request, limit_bytes=65_536)
     backfills = Backfills(context.bus, context.clock)
-    found = await backfills.cancel(name, runs=body.get("runs") is True)
+    found = await backfills.cancel(name, runs=body.runs)
     return answer(_shown(found, await backfills.progress(name)))

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from typing import Annotated
 
 import orjson
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 
-from ...vocabulary import JsonObject
 from ..answer import answer
 from ..apply import apply_manifest, names_besides_config, plan_manifest
-from ..body import read_object
+from ..bodies import ApplyBody, PlanBody
 from ..context import ServerContext, context_of
 from ..manifest import Manifest
+from ..openapi import REFUSED
 from ..plan import Plan
+from ..taken import Taken
 
 router = APIRouter(tags=["config"])
 
@@ -21,9 +23,8 @@ _MAX_BYTES = 32 << 20
 """A configuration of 10 000 rules is about 8 MB."""
 
 
-async def _manifest(request: Request) -> tuple[Manifest, JsonObject]:
-    body = await read_object(request, limit_bytes=_MAX_BYTES)
-    return Manifest.from_json(body.get("manifest")), body
+def _manifest(body: ApplyBody) -> Manifest:
+    return Manifest.from_json({"records": [dict(record) for record in body.manifest.records]})
 
 
 @router.get("/api/config/names")
@@ -34,15 +35,16 @@ async def names(request: Request) -> Response:
 
 
 @router.post("/api/config/plan")
-async def plan(request: Request) -> Response:
+async def plan(
+    request: Request, body: Annotated[PlanBody, Depends(Taken(PlanBody, limit_bytes=_MAX_BYTES))]
+) -> Response:
     """Return what applying would change: `{"manifest": {"records": […]}, "prune": false, "impact": false}`.
 
     With `impact`, also what each changed rule would have done over the last 7 days.
     """
-    manifest, body = await _manifest(request)
     context = context_of(request)
-    made = await plan_manifest(context.bus, manifest, prune=bool(body.get("prune")))
-    if body.get("impact"):
+    made = await plan_manifest(context.bus, _manifest(body), prune=body.prune)
+    if body.impact:
         made = await _with_impact(context, made)
     return answer(made.to_json())
 
@@ -67,9 +69,10 @@ async def _with_impact(context: ServerContext, made: Plan) -> Plan:
     )  # fmt: skip
 
 
-@router.post("/api/config/apply")
-async def apply(request: Request) -> Response:
+@router.post("/api/config/apply", responses=REFUSED)
+async def apply(
+    request: Request, body: Annotated[ApplyBody, Depends(Taken(ApplyBody, limit_bytes=_MAX_BYTES))]
+) -> Response:
     """Make it so, and return what was changed."""
-    manifest, body = await _manifest(request)
-    made = await apply_manifest(context_of(request).bus, manifest, prune=bool(body.get("prune")))
+    made = await apply_manifest(context_of(request).bus, _manifest(body), prune=body.prune)
     return answer(made.to_json())

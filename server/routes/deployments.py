@@ -6,20 +6,22 @@ from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 
 from ...bus.event import parse_time
 from ...engine.run import Cause, run_id_for
-from ...errors import DefinitionError, UnknownName
+from ...errors import UnknownName
 from ...triggers.schedule import StoredSchedule, due_at, fires_after, schedule_kind
 from ...triggers.upcoming import upcoming
 from ...vocabulary import JsonObject
 from ..answer import answer, listing, page
-from ..body import read_object
+from ..bodies import RunBody
 from ..context import context_of
 from ..definition import Defined, all_defined, one_defined, set_paused
+from ..openapi import REFUSED
 from ..ownership import delete_deployment, rules_of
 from ..paging import Paging
+from ..taken import Taken
 from .runs import run_json
 
 router = APIRouter(tags=["deployments"])
@@ -62,7 +64,7 @@ async def show_deployment(request: Request, name: str) -> Response:
     return answer({**shown, "triggers": sorted(await rules_of(context.bus, name))})
 
 
-@router.delete("/api/deployments/{name}")
+@router.delete("/api/deployments/{name}", responses=REFUSED)
 async def remove_deployment(request: Request, name: str) -> Response:
     """Take a deployment away with its schedules and triggers; its runs stay. One of a configuration comes back with it."""
     bus = context_of(request).bus
@@ -70,49 +72,37 @@ async def remove_deployment(request: Request, name: str) -> Response:
     return answer({"name": name, "triggers": await delete_deployment(bus, name, revision=found.revision)})
 
 
-@router.post("/api/deployments/{name}/run", status_code=201)
-async def run_deployment(request: Request, name: str) -> Response:
+@router.post("/api/deployments/{name}/run", status_code=201, responses=REFUSED)
+async def run_deployment(
+    request: Request, name: str, body: Annotated[RunBody, Depends(Taken(RunBody, limit_bytes=None))]
+) -> Response:
     """Ask for a run: `{"parameters": {}, "tags": [], "queue", "scheduled_at", "delay_s", "key"}`, all optional."""
     context = context_of(request)
-    body = await read_object(request, limit_bytes=context.settings.server.max_body_bytes)
-    unknown = body.keys() - {"parameters", "tags", "queue", "scheduled_at", "delay_s", "key", "kind"}
-    if unknown:
-        raise DefinitionError(f"{sorted(unknown)[0]!r} is not known here")
-    parameters, tags = body.get("parameters") or {}, body.get("tags") or []
-    if not isinstance(parameters, dict) or not isinstance(tags, list):
-        raise DefinitionError("`parameters` is an object and `tags` a list")
-    kind = str(body.get("kind") or "api")
-    key, queue = body.get("key"), body.get("queue")
     run = await context.control.run_deployment(
         name,
-        parameters=parameters,
-        tags=tuple(str(t) for t in tags),
-        queue=str(queue) if queue is not None else None,
+        parameters=body.parameters or {},
+        tags=tuple(str(t) for t in body.tags or ()),
+        queue=body.queue,
         scheduled_at=_due(body, context.clock.now()),
-        cause=Cause(kind=kind if kind in _KINDS else "api"),
-        run_id=run_id_for("key", name, str(key)) if key is not None else None,
+        cause=Cause(kind=body.kind if body.kind in _KINDS else "api"),
+        run_id=run_id_for("key", name, str(body.key)) if body.key is not None else None,
     )
     return answer(run_json(run), 201, {"Location": f"/api/flow-runs/{run.id}"})
 
 
-def _due(body: JsonObject, now: datetime) -> datetime | None:
-    at, delay_s = body.get("scheduled_at"), body.get("delay_s")
-    if at is not None:
-        return parse_time(str(at), field="scheduled_at")
-    if delay_s is None:
-        return None
-    if isinstance(delay_s, bool) or not isinstance(delay_s, int | float) or not 0 <= delay_s <= 366 * 86400:
-        raise DefinitionError(f"delay_s must be a number of seconds up to a year, got {delay_s!r}")
-    return now + timedelta(seconds=delay_s)
+def _due(body: RunBody, now: datetime) -> datetime | None:
+    if body.scheduled_at is not None:
+        return parse_time(body.scheduled_at, field="scheduled_at")
+    return now + timedelta(seconds=body.delay_s) if body.delay_s is not None else None
 
 
-@router.post("/api/deployments/{name}/pause")
+@router.post("/api/deployments/{name}/pause", responses=REFUSED)
 async def pause_deployment(request: Request, name: str) -> Response:
     """Stop starting its runs; what runs goes on."""
     return answer((await set_paused(context_of(request).bus, "deployments", name, True)).shown())
 
 
-@router.post("/api/deployments/{name}/resume")
+@router.post("/api/deployments/{name}/resume", responses=REFUSED)
 async def resume_deployment(request: Request, name: str) -> Response:
     """Start its runs again."""
     return answer((await set_paused(context_of(request).bus, "deployments", name, False)).shown())
@@ -183,13 +173,13 @@ async def next_slots(
     return listing(items, paging, name=lambda item: f"{item['schedule']} {item['slot'].isoformat()}")
 
 
-@router.post("/api/schedules/{key:path}/pause")
+@router.post("/api/schedules/{key:path}/pause", responses=REFUSED)
 async def pause_schedule(request: Request, key: str) -> Response:
     """Stop a schedule."""
     return answer(_schedule(await set_paused(context_of(request).bus, "schedules", key, True), 1))
 
 
-@router.post("/api/schedules/{key:path}/resume")
+@router.post("/api/schedules/{key:path}/resume", responses=REFUSED)
 async def resume_schedule(request: Request, key: str) -> Response:
     """Let a schedule fire again."""
     return answer(_schedule(await set_paused(context_of(request).bus, "schedules", key, False), 1))
@@ -207,13 +197,13 @@ async def list_pools(request: Request, paging: Paging) -> Response:
     return listing(found, paging)
 
 
-@router.post("/api/pools/{name}/pause")
+@router.post("/api/pools/{name}/pause", responses=REFUSED)
 async def pause_pool(request: Request, name: str) -> Response:
     """Stop handing runs to its workers."""
     return answer(await _pause_pool(request, name, True))
 
 
-@router.post("/api/pools/{name}/resume")
+@router.post("/api/pools/{name}/resume", responses=REFUSED)
 async def resume_pool(request: Request, name: str) -> Response:
     """Hand runs to its workers again."""
     return answer(await _pause_pool(request, name, False))

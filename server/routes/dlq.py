@@ -9,6 +9,7 @@ from fastapi import APIRouter, Query, Request, Response
 from ...storage import ActionRow
 from ..answer import answer, page
 from ..context import context_of
+from ..openapi import REFUSED
 
 router = APIRouter(tags=["dead letters"])
 
@@ -39,7 +40,7 @@ async def show_dead_letter(request: Request, letter_id: str) -> Response:
     return answer({**_shown(row), "event": event.to_dict()})
 
 
-@router.post("/api/dlq/{letter_id:path}/redrive")
+@router.post("/api/dlq/{letter_id:path}/redrive", status_code=202, responses=REFUSED)
 async def redrive(request: Request, letter_id: str) -> Response:
     """Try the action again."""
     context = context_of(request)
@@ -48,7 +49,7 @@ async def redrive(request: Request, letter_id: str) -> Response:
     return answer({"id": letter_id, "state": "redriven"}, 202)
 
 
-@router.post("/api/dlq/{letter_id:path}/drop")
+@router.post("/api/dlq/{letter_id:path}/drop", responses=REFUSED)
 async def drop(request: Request, letter_id: str) -> Response:
     """Give it up."""
     context = context_of(request)

@@ -11,12 +11,13 @@ from ...storage import EventFilter, EventRow
 from ..answer import answer, moment, page
 from ..context import context_of
 from ..intake import store_events
+from ..openapi import EVENTS
 from ..stream import EventStream, Wanted
 
 router = APIRouter(tags=["events"])
 
 
-router.post("/api/events", status_code=202)(store_events)
+router.post("/api/events", status_code=202, openapi_extra=EVENTS)(store_events)
 
 
 def shown(row: EventRow) -> dict[str, object]:

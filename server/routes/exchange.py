@@ -10,6 +10,7 @@ from ...vocabulary import JsonObject, JsonValue
 from ..answer import answer, listing
 from ..context import ServerContext, context_of
 from ..definition import Defined, all_defined, one_defined, set_paused
+from ..openapi import REFUSED
 from ..paging import Paging
 
 router = APIRouter(tags=["exchange"])
@@ -53,13 +54,13 @@ async def show_source(request: Request, name: str) -> Response:
     return answer(_shown(await one_defined(context.bus, "sources", name), _states(context, "sources")))
 
 
-@router.post("/api/sources/{name}/pause")
+@router.post("/api/sources/{name}/pause", responses=REFUSED)
 async def pause_source(request: Request, name: str) -> Response:
     """Stop listening; a stream keeps what comes meanwhile."""
     return answer((await set_paused(context_of(request).bus, "sources", name, True)).shown())
 
 
-@router.post("/api/sources/{name}/resume")
+@router.post("/api/sources/{name}/resume", responses=REFUSED)
 async def resume_source(request: Request, name: str) -> Response:
     """Listen again."""
     return answer((await set_paused(context_of(request).bus, "sources", name, False)).shown())
@@ -80,13 +81,13 @@ async def show_sink(request: Request, name: str) -> Response:
     return answer(_shown(await one_defined(context.bus, "sinks", name), _states(context, "sinks")))
 
 
-@router.post("/api/sinks/{name}/pause")
+@router.post("/api/sinks/{name}/pause", responses=REFUSED)
 async def pause_sink(request: Request, name: str) -> Response:
     """Stop forwarding; what comes meanwhile is forwarded when it goes on."""
     return answer((await set_paused(context_of(request).bus, "sinks", name, True)).shown())
 
 
-@router.post("/api/sinks/{name}/resume")
+@router.post("/api/sinks/{name}/resume", responses=REFUSED)
 async def resume_sink(request: Request, name: str) -> Response:
     """Forward again, from where it stopped."""
     return answer((await set_paused(context_of(request).bus, "sinks", name, False)).shown())

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 
 from ...automations.model import Automation, parse_automation
 from ...errors import DefinitionError, UnknownName
 from ...storage import EventRow
 from ...vocabulary import JsonObject
 from ..answer import answer, moment
+from ..bodies import BacktestBody, ExplainBody
 from ..body import read_object
 from ..context import ServerContext, context_of
 from ..definition import all_defined, one_defined
+from ..openapi import REFUSED, RULE, UNKNOWN
+from ..taken import Taken
 
 router = APIRouter(tags=["automations"])
 
@@ -22,18 +25,13 @@ _MAX_BYTES = 4 << 20
 _LONGEST_S = 300.0
 
 
-async def _rules(context: ServerContext, body: JsonObject) -> list[Automation]:
+async def _rules(context: ServerContext, body: BacktestBody | ExplainBody) -> list[Automation]:
     """Return the rules a request names, or brings along under ``rules`` (by name, as they are written)."""
-    written = body.get("rules")
-    if isinstance(written, dict):
-        return [parse_automation(rule, name=name) for name, rule in written.items()]
-    name = body.get("automation")
+    if body.rules is not None:
+        return [parse_automation(rule, name=name) for name, rule in body.rules.items()]
+    name = body.automation
     if name is None:
         return []
-    if not isinstance(name, str):
-        raise DefinitionError(
-            "`automation` is the name of a rule; a rule itself goes under `rules`, by its name"
-        )
     found = await one_defined(context.bus, "automations", name)
     if found.error:
         raise DefinitionError(f"the automation {name!r} does not load: {found.error}")
@@ -58,7 +56,7 @@ async def definition(request: Request, name: str) -> Response:
     return answer({"name": name, "definition": found.fields})
 
 
-@router.put("/api/automations/{name}")
+@router.put("/api/automations/{name}", openapi_extra=RULE)
 async def save(request: Request, name: str) -> Response:
     """Make a rule live, or change it: the body is the rule as it is written. Windows stay where matching does."""
     context = context_of(request)
@@ -67,7 +65,7 @@ async def save(request: Request, name: str) -> Response:
     return answer({"name": name, "version": rule.version, "revision": revision, "definition": rule.to_json()})
 
 
-@router.delete("/api/automations/{name}")
+@router.delete("/api/automations/{name}", responses=REFUSED)
 async def remove(request: Request, name: str) -> Response:
     """Take a rule and its windows away. One that stands in a configuration comes back with the next apply."""
     context = context_of(request)
@@ -76,8 +74,10 @@ async def remove(request: Request, name: str) -> Response:
     return answer({"name": name, "deleted": True})
 
 
-@router.post("/api/automations/backtest")
-async def backtest(request: Request) -> Response:
+@router.post("/api/automations/backtest", responses=UNKNOWN)
+async def backtest(
+    request: Request, body: Annotated[BacktestBody, Depends(Taken(BacktestBody, limit_bytes=_MAX_BYTES))]
+) -> Response:
     """Return what rules would have done: `{"automation": name}` or `{"rules": {name: {…}}}`, with `since`, `until`, `limit`.
 
     Nothing is stored and nobody is told. `since` is a time or how long ago (7d by default).
@@ -85,35 +85,22 @@ async def backtest(request: Request) -> Response:
     from ...automations.backtest import KEEP, backtest_log
 
     context = context_of(request)
-    body = await read_object(request, limit_bytes=_MAX_BYTES)
     rules = await _rules(context, body)
     if not rules:
         raise DefinitionError("say which rule: `automation` is its name, or `rules` holds rules by name")
-    limit = body.get("limit")
-    if limit is not None and (
-        not isinstance(limit, int) or isinstance(limit, bool) or not 0 <= limit <= 10_000
-    ):
-        raise DefinitionError(
-            f"`limit` is how many decisions of a rule are listed, 0 to 10000, got {limit!r}"
-        )
     now = datetime.now(UTC)
-    since = moment(_text(body, "since"), name="since") or now - timedelta(days=7)
+    since = moment(body.since, name="since") or now - timedelta(days=7)
     made = await backtest_log(
-        context.bus, rules, since=since, until=moment(_text(body, "until"), name="until"), now=now,
-        config=_fold_config(context), longest_s=_LONGEST_S, keep=KEEP if limit is None else limit,
+        context.bus, rules, since=since, until=moment(body.until, name="until"), now=now,
+        config=_fold_config(context), longest_s=_LONGEST_S, keep=KEEP if body.limit is None else body.limit,
     )  # fmt: skip
     return answer(made.to_json())
 
 
-def _text(body: JsonObject, name: str) -> str | None:
-    value = body.get(name)
-    if value is not None and not isinstance(value, str):
-        raise DefinitionError(f"`{name}` is a time, or how long ago such as 7d, got {value!r}")
-    return value
-
-
-@router.post("/api/automations/explain")
-async def explain(request: Request) -> Response:
+@router.post("/api/automations/explain", responses=UNKNOWN)
+async def explain(
+    request: Request, body: Annotated[ExplainBody, Depends(Taken(ExplainBody, limit_bytes=_MAX_BYTES))]
+) -> Response:
     """Return why rules acted on an event or did not: `{"event": id or sequence, "automation": name}`; all rules without one.
 
     Each condition with the value seen, how the window of the key stood before and after, and what held a firing back.
@@ -121,16 +108,11 @@ async def explain(request: Request) -> Response:
     from ...automations.hindsight import explain_moment
 
     context = context_of(request)
-    body = await read_object(request, limit_bytes=_MAX_BYTES)
-    wanted = body.get("event")
-    if (isinstance(wanted, int) and not isinstance(wanted, bool)) or (
-        isinstance(wanted, str) and wanted.isdecimal()
-    ):
+    wanted = body.event
+    if isinstance(wanted, int) or wanted.isdecimal():
         seq = int(wanted)
-    elif isinstance(wanted, str) and wanted:
-        seq = (await context.queries.event(wanted)).seq
     else:
-        raise DefinitionError("say which event: `event` is its id, or its sequence in the log")
+        seq = (await context.queries.event(wanted)).seq
     record = await context.bus.log.get(seq)
     if record is None:
         raise UnknownName("event", str(wanted))

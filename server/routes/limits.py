@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import orjson
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 from pydantic import ValidationError
 
 from ...bus.bucket import Entry
@@ -13,11 +13,15 @@ from ...engine.limit import BUCKET, Limit, key_of, name_of
 from ...engine.slots import delete_limit, put_limit, reset, standing
 from ...errors import DefinitionError, RefusedError, UnknownName
 from ..answer import answer, page
-from ..body import read_object
+from ..bodies import LimitBody
 from ..context import ServerContext, context_of
+from ..openapi import REFUSED
 from ..paging import Paging
+from ..taken import Taken
 
 router = APIRouter(tags=["limits"])
+
+Asked = Annotated[LimitBody, Depends(Taken(LimitBody))]
 
 
 def _key(name: str) -> str:
@@ -76,27 +80,26 @@ async def reset_limit(request: Request, name: str) -> Response:
     return answer({"name": name, "removed": await reset(context.bus, name)})
 
 
-@router.post("/api/limits/{name:path}")
-async def create_limit(request: Request, name: str) -> Response:
+@router.post("/api/limits/{name:path}", status_code=201, responses=REFUSED)
+async def create_limit(request: Request, name: str, body: Asked) -> Response:
     """Make a limit: `{"slots": 4}` or `{"rate": "100/m"}`, with `slot_decay_per_second`, `active`; 409 if there is one."""
     context = context_of(request)
     if await context.bus.bucket(BUCKET).get(_key(name)) is not None:
         raise RefusedError(f"limit {name!r} exists", hint="PUT changes it, as `hark limits set` does")
-    return await _put(request, name, 201)
+    return await _put(request, name, body, 201)
 
 
 @router.put("/api/limits/{name:path}")
-async def set_limit(request: Request, name: str) -> Response:
+async def set_limit(request: Request, name: str, body: Asked) -> Response:
     """Make a limit, or change it; whoever waits for it hears of it at once."""
-    return await _put(request, name, 200)
+    return await _put(request, name, body, 200)
 
 
-async def _put(request: Request, name: str, status: int) -> Response:
+async def _put(request: Request, name: str, body: LimitBody, status: int) -> Response:
     context = context_of(request)
-    body = await read_object(request, limit_bytes=65_536)
     _key(name)
     try:
-        limit = Limit.model_validate(body)
+        limit = Limit.model_validate(body.model_dump())
     except ValidationError as exc:
         why = "; ".join(
             f"{'.'.join(map(str, e['loc']))}: {e['msg']}".removeprefix(": ") for e in exc.errors()

@@ -5,19 +5,24 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import anyio
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 
+from ...engine.control import Control
 from ...engine.hook_account import account_of_hooks
 from ...engine.run import Cause, FlowRun
-from ...errors import DefinitionError, UnknownName
+from ...errors import UnknownName
 from ...storage import FlowRunRow, RunFilter
-from ...vocabulary import FlowRunId, StateType
+from ...vocabulary import FlowRunId
 from ..answer import answer, moment, page
-from ..body import read_object
+from ..bodies import ReasonBody, ResumeBody, RetryBody, SetStateBody
 from ..context import ServerContext, context_of
+from ..openapi import REFUSED
 from ..paging import one_page
+from ..taken import Taken
 
 router = APIRouter(tags=["runs"])
+
+Reason = Annotated[ReasonBody, Depends(Taken(ReasonBody))]
 
 
 def run_json(run: FlowRun) -> dict[str, Any]:
@@ -171,48 +176,73 @@ async def wait_for_flow_run(
     return answer(run_json(await _known(context, run_id)))
 
 
-@router.delete("/api/flow-runs/{run_id}")
+@router.delete("/api/flow-runs/{run_id}", responses=REFUSED)
 async def delete_flow_run(request: Request, run_id: str, reason: str = "") -> Response:
     """Delete a run that is over, with its task runs, logs and artifacts: they are listed no more. The events stay."""
     run = await context_of(request).control.delete(FlowRunId(run_id), reason=reason, cause=Cause(kind="api"))
     return answer({"id": run.id, "name": run.name, "deleted": True})
 
 
-@router.post("/api/flow-runs/{run_id}/{action}")
-async def steer_flow_run(request: Request, run_id: str, action: str) -> Response:
-    """Do `cancel`, `suspend`, `resume`, `retry` or `set-state` to a run."""
-    context = context_of(request)
-    body = await read_object(request, limit_bytes=65_536)
-    control, id_ = context.control, FlowRunId(run_id)
-    await _known(context, run_id)
-    reason, cause = str(body.get("reason") or ""), Cause(kind="api")
-    match action:
-        case "cancel":
-            run = await control.cancel(id_, reason=reason, cause=cause)
-        case "suspend":
-            run = await control.suspend(id_, reason=reason, cause=cause)
-        case "resume":
-            given = body.get("input")
-            if given is not None and not isinstance(given, dict):
-                raise DefinitionError("`input` is an object", hint='such as {"input": {"approved": true}}')
-            run = await control.resume(id_, run_input=given, cause=cause)
-        case "retry":
-            run = await control.retry(
-                id_, from_start=bool(body.get("from_start")), reason=reason, cause=cause
-            )
-        case "set-state":
-            run = await control.set_state(
-                id_, _state_type(body.get("type")), name=str(body.get("name") or ""),
-                message=str(body["message"]) if body.get("message") else None, cause=cause,
-            )  # fmt: skip
-        case _:
-            raise UnknownName("action", action, known=["cancel", "suspend", "resume", "retry", "set-state"])
+@router.post("/api/flow-runs/{run_id}/cancel", responses=REFUSED)
+async def cancel_flow_run(request: Request, run_id: str, body: Reason) -> Response:
+    """Cancel a run: at once where nothing works on it, else as soon as its worker has heard of it."""
+    control = await _control(request, run_id)
+    run = await control.cancel(FlowRunId(run_id), reason=body.reason or "", cause=Cause(kind="api"))
     return answer(run_json(run))
 
 
-def _state_type(text: object) -> StateType:
-    try:
-        return StateType(str(text).upper())
-    except ValueError as exc:
-        known = ", ".join(t.value for t in StateType)
-        raise DefinitionError(f"{text!r} is no type of state", hint=f"there are {known}") from exc
+@router.post("/api/flow-runs/{run_id}/suspend", responses=REFUSED)
+async def suspend_flow_run(request: Request, run_id: str, body: Reason) -> Response:
+    """Stop a run and free its worker; `resume` goes on behind its last finished task."""
+    control = await _control(request, run_id)
+    run = await control.suspend(FlowRunId(run_id), reason=body.reason or "", cause=Cause(kind="api"))
+    return answer(run_json(run))
+
+
+@router.post("/api/flow-runs/{run_id}/resume", responses=REFUSED)
+async def resume_flow_run(
+    request: Request, run_id: str, body: Annotated[ResumeBody, Depends(Taken(ResumeBody))]
+) -> Response:
+    """Let a paused or suspended run go on, with the input it waits for."""
+    control = await _control(request, run_id)
+    run = await control.resume(FlowRunId(run_id), run_input=body.input, cause=Cause(kind="api"))
+    return answer(run_json(run))
+
+
+@router.post("/api/flow-runs/{run_id}/retry", responses=REFUSED)
+async def retry_flow_run(
+    request: Request, run_id: str, body: Annotated[RetryBody, Depends(Taken(RetryBody))]
+) -> Response:
+    """Run again what is over, from the task that failed; with `from_start` all of it."""
+    control = await _control(request, run_id)
+    run = await control.retry(
+        FlowRunId(run_id), from_start=body.from_start, reason=body.reason or "", cause=Cause(kind="api")
+    )
+    return answer(run_json(run))
+
+
+@router.post("/api/flow-runs/{run_id}/set-state", responses=REFUSED)
+async def set_flow_run_state(
+    request: Request, run_id: str, body: Annotated[SetStateBody, Depends(Taken(SetStateBody))]
+) -> Response:
+    """Put a run into a state, where the table of moves allows it."""
+    control = await _control(request, run_id)
+    run = await control.set_state(
+        FlowRunId(run_id), body.type, name=body.name or "", message=body.message or None,
+        cause=Cause(kind="api"),
+    )  # fmt: skip
+    return answer(run_json(run))
+
+
+@router.post("/api/flow-runs/{run_id}/{action}", include_in_schema=False)
+async def steer_flow_run(request: Request, run_id: str, action: str) -> Response:
+    """Say what can be done to a run, as this cannot."""
+    await _known(context_of(request), run_id)
+    raise UnknownName("action", action, known=["cancel", "suspend", "resume", "retry", "set-state"])
+
+
+async def _control(request: Request, run_id: str) -> Control:
+    """Return what steers runs. Raises ``UnknownName``: there is no such run."""
+    context = context_of(request)
+    await _known(context, run_id)
+    return context.control

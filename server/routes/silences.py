@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import ValidationError
 
 from ...automations.condition import parse_where
@@ -14,16 +14,15 @@ from ...bus.event import parse_time
 from ...duration import parse_duration
 from ...errors import DefinitionError, EventInvalid, GuardFailed, UnknownName
 from ...notifications.silence import KEEP_S, Silence, matchers, silence_of
-from ...vocabulary import JsonObject, JsonValue, new_id
+from ...vocabulary import new_id
 from ..answer import answer, listing
-from ..body import read_object
+from ..bodies import SilenceBody
 from ..context import ServerContext, context_of
 from ..paging import Paging
+from ..taken import Taken
 
 router = APIRouter(tags=["notifications"])
 
-_FIELDS = {"match", "matchers", "for", "starts_at", "ends_at", "created_by", "comment"}
-_MAX_BYTES = 64 << 10
 _LONGEST_S = 366 * 86_400.0
 
 
@@ -52,11 +51,12 @@ async def show_silence(request: Request, silence_id: str) -> Response:
     return answer(silence.shown(context.clock.now()))
 
 
-@router.post("/api/silences")
-async def add_silence(request: Request) -> Response:
+@router.post("/api/silences", status_code=201)
+async def add_silence(
+    request: Request, body: Annotated[SilenceBody, Depends(Taken(SilenceBody))]
+) -> Response:
     """Make a silence: `match` (a condition) or `matchers` (`["automation=etl"]`), and `for` or `ends_at`."""
     context = context_of(request)
-    body = await read_object(request, limit_bytes=_MAX_BYTES)
     now = context.clock.now()
     silence = _made(body, now)
     ttl_s = (silence.ends_at - now).total_seconds() + KEEP_S
@@ -98,30 +98,24 @@ async def _one(context: ServerContext, silence_id: str) -> tuple[Silence, int]:
     return silence_of(entry.value), entry.revision
 
 
-def _made(body: JsonObject, now: datetime) -> Silence:
-    unknown = sorted(set(body) - _FIELDS)
-    if unknown:
-        raise DefinitionError(
-            f"{unknown[0]!r} is not known here", hint="known are " + ", ".join(sorted(_FIELDS))
-        )
-    match = body.get("match")
-    words = body.get("matchers")
+def _made(body: SilenceBody, now: datetime) -> Silence:
+    match, words = body.match, body.matchers
     if (match is None) == (words is None):
         raise DefinitionError(
             "say what to silence", hint='either "match": {…} or "matchers": ["automation=etl"]'
         )
-    if isinstance(words, list):
-        match = matchers(str(w) for w in words)
-    if not isinstance(match, dict) or not match:
+    if words is not None:
+        match = matchers(words)
+    if not match:
         raise DefinitionError(
-            '`match` is a condition such as {"automation": "etl"}, `matchers` a list of texts'
+            "an empty condition silences nothing", hint='such as "match": {"automation": "etl"}'
         )
     _, problems = parse_where(match)
     if problems:
         raise RuleInvalid(problems)
-    starts_at = _moment(body.get("starts_at"), "starts_at") or now
-    ends_at = _moment(body.get("ends_at"), "ends_at")
-    lasting = body.get("for")
+    starts_at = _moment(body.starts_at, "starts_at") or now
+    ends_at = _moment(body.ends_at, "ends_at")
+    lasting = body.for_
     if (lasting is None) == (ends_at is None):
         raise DefinitionError("say how long", hint='either "for": "2h" or "ends_at": a time')
     if lasting is not None:
@@ -136,21 +130,21 @@ def _made(body: JsonObject, now: datetime) -> Silence:
         raise DefinitionError("a silence lasts a year at most", hint="change the route instead")
     try:
         return Silence(
-            id=new_id(), match=match, starts_at=starts_at, ends_at=ends_at, created_by=_text(body.get("created_by")),
-            comment=_text(body.get("comment")),
+            id=new_id(), match=match, starts_at=starts_at, ends_at=ends_at, created_by=_text(body.created_by),
+            comment=_text(body.comment),
         )  # fmt: skip
     except ValidationError as exc:
         raise DefinitionError(exc.errors()[0]["msg"].removeprefix("Value error, ")) from exc
 
 
-def _text(value: JsonValue) -> str:
+def _text(value: object) -> str:
     return str(value)[:1000] if value is not None else ""
 
 
-def _moment(value: JsonValue, name: str) -> datetime | None:
+def _moment(value: str | None, name: str) -> datetime | None:
     if value is None:
         return None
     try:
-        return parse_time(str(value), field=name)
+        return parse_time(value, field=name)
     except EventInvalid as exc:
         raise DefinitionError(str(exc)) from exc

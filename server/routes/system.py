@@ -8,6 +8,7 @@ from functools import lru_cache
 from importlib.metadata import version
 from typing import Annotated, Any
 
+import orjson
 from fastapi import APIRouter, Query, Request, Response
 
 from ...errors import HarkError
@@ -17,6 +18,7 @@ from ..audit import AUDIT_TYPES, AUDITED, audit_row, subject_for
 from ..context import ServerContext, context_of
 from ..health import live, not_ready, ready
 from ..metrics import CONTENT_TYPE_LATEST
+from ..openapi import body_of, fields_of
 from ..page import page_of
 from ..problem import problem
 from ..telling import failing_channels, said_of
@@ -135,12 +137,16 @@ async def docs(request: Request) -> Response:
     for path, methods in schema["paths"].items():
         for method, operation in methods.items():
             tag = (operation.get("tags") or ["other"])[0]
+            body = body_of(schema, operation)
             groups.setdefault(tag, []).append(
                 {
                     "method": method.upper(),
                     "path": path,
                     "text": operation.get("description") or operation.get("summary") or "",
                     "parameters": operation.get("parameters", []),
+                    "body": fields_of(body),
+                    "example": orjson.dumps(body["examples"][0]).decode() if "examples" in body else "",
+                    "answers": ", ".join(sorted(operation["responses"])),
                 }
             )
     return page_of("docs.html", groups=groups, version=_version())

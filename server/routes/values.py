@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
+from typing import Annotated
 
 import orjson
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 
 from ...errors import DefinitionError, UnknownName
-from ...vocabulary import JsonObject
 from ..answer import answer, listing
-from ..body import read_object
+from ..bodies import KeyBody, SecretBody, ValueBody
 from ..context import context_of
 from ..paging import Paging
+from ..taken import Taken
 
 router = APIRouter(tags=["values"])
 
@@ -26,13 +27,6 @@ def _checked(name: str, kind: str) -> str:
             f"{name!r} is no name for a {kind}", hint="letters, digits, '_', '-' and single dots, 100 at most"
         )
     return name
-
-
-async def _value(request: Request) -> JsonObject:
-    body = await read_object(request, limit_bytes=_MAX_BYTES)
-    if "value" not in body:
-        raise DefinitionError("`value` is missing", hint='send {"value": …}')
-    return body
 
 
 @router.get("/api/variables")
@@ -55,11 +49,12 @@ async def show_variable(request: Request, name: str) -> Response:
 
 
 @router.put("/api/variables/{name}", status_code=204)
-async def set_variable(request: Request, name: str) -> Response:
+async def set_variable(
+    request: Request, name: str, body: Annotated[ValueBody, Depends(Taken(ValueBody, limit_bytes=_MAX_BYTES))]
+) -> Response:
     """Set a variable: `{"value": any JSON}`."""
-    body = await _value(request)
     bucket = context_of(request).bus.bucket("variables")
-    await bucket.put(_checked(name, "variable"), orjson.dumps(body["value"]))
+    await bucket.put(_checked(name, "variable"), orjson.dumps(body.value))
     return Response(status_code=204)
 
 
@@ -80,12 +75,13 @@ async def list_secrets(request: Request, paging: Paging) -> Response:
 
 
 @router.put("/api/secrets/{name}", status_code=204)
-async def set_secret(request: Request, name: str) -> Response:
+async def set_secret(
+    request: Request,
+    name: str,
+    body: Annotated[SecretBody, Depends(Taken(SecretBody, limit_bytes=_MAX_BYTES))],
+) -> Response:
     """Set a secret: `{"value": "text"}`."""
-    body = await _value(request)
-    if not isinstance(body["value"], str) or not body["value"]:
-        raise DefinitionError("a secret is a text that is not empty")
-    await context_of(request).secrets.set(_checked(name, "secret"), body["value"])
+    await context_of(request).secrets.set(_checked(name, "secret"), body.value)
     return Response(status_code=204)
 
 
@@ -107,10 +103,9 @@ async def list_keys(request: Request, paging: Paging) -> Response:
 
 
 @router.post("/api/keys", status_code=201)
-async def create_key(request: Request) -> Response:
+async def create_key(request: Request, body: Annotated[KeyBody, Depends(Taken(KeyBody))]) -> Response:
     """Make an access key: `{"name"}`. The answer's `token` is shown this once."""
-    body = await read_object(request, limit_bytes=65_536)
-    info, token = await context_of(request).keys.create(str(body.get("name") or ""))
+    info, token = await context_of(request).keys.create(body.name)
     return answer({**info.to_json(), "token": token}, 201, {"Cache-Control": "no-store"})
 
 

@@ -8,6 +8,7 @@ from ...vocabulary import JsonObject
 from ..answer import answer, listing
 from ..context import context_of
 from ..definition import one_defined
+from ..openapi import REFUSED
 from ..paging import Paging
 
 router = APIRouter(tags=["webhooks"])
@@ -37,7 +38,7 @@ async def show_request(request: Request, id: str) -> Response:
     return answer((await context_of(request).receiver.kept(id)).shown(with_body=True))
 
 
-@router.post("/api/webhook-requests/{id}/redeliver")
+@router.post("/api/webhook-requests/{id}/redeliver", responses=REFUSED)
 async def redeliver(request: Request, id: str) -> Response:
     """Take a kept request in again, by the webhook as it is now: `{"status", "answer"}` as its sender would be answered."""
     got = await context_of(request).receiver.redeliver(id)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hark.automations.lint import lint_automation
 from hark.automations.model import parse_automation
+from hark.automations.recipient import host_of
 
 DO = [{"notify": "oncall"}]
 
@@ -37,6 +38,17 @@ DO = [{"notify": "oncall"}]
             "chooses who is told",
         ),
         ({"on": "a.b", "do": [{"approve": ["a", "{{ key }}"]}]}, ("do", 0, "approve"), "chooses who is told"),
+        ({"on": "a.b", "do": [{"call": "{{ event.data.url }}"}]}, ("do", 0, "call"), "chooses who is called"),
+        (
+            {
+                "on": "a.b",
+                "do": DO,
+                "resolve": {"on": "a.c"},
+                "on_resolve": [{"call": "https://{{ key }}.x/y"}],
+            },
+            ("on_resolve", 0, "call"),
+            "chooses who is called",
+        ),
         (
             {"on": "a.b", "do": [{"notify": "oncall", "attach": ["{{ event.data.file }}"]}]},
             ("do", 0, "attach"),
@@ -87,3 +99,20 @@ def test_a_good_rule_is_left_alone(rule: dict[str, Any]) -> None:
         )
         == []
     )
+
+
+@pytest.mark.parametrize(
+    ("template", "host"),
+    [
+        ("https://a.b/{{ event.id }}", "https://a.b"),
+        ("https://a.b?x={{ event.id }}", "https://a.b"),
+        ("{{ secrets.url }}/x/{{ event.id }}", "{{ secrets.url }}"),
+        ("https://{{ variables['a/b'] }}#{{ event.id }}", "https://{{ variables['a/b'] }}"),
+        ("https://a.b{{ event.id }}/c", "https://a.b{{ event.id }}"),
+        ("https://a.b@{{ event.data.host }}", "https://a.b@{{ event.data.host }}"),
+        ("{% if 1 %}https://a.b/{% endif %}", "{% if 1 %}https://a.b/{% endif %}"),
+    ],
+)
+def test_what_stands_behind_the_host_of_a_call_may_be_the_events(template: str, host: str) -> None:
+    """Who is called is said before the path; with blocks in it, by all of it."""
+    assert host_of(template) == host

@@ -309,7 +309,8 @@ async def test_metrics_and_docs_answer(start: Start) -> None:
         assert 'hark_flow_runs{state="RUNNING"} 0.0' in lines
         assert lines[-1] == "# EOF"
         docs = await http.get("/docs")
-        assert "/api/flow-runs/{run_id}/{action}" in docs.text
+        assert "/api/flow-runs/{run_id}/retry" in docs.text
+        assert "from_start" in docs.text, "what a body may hold"
         assert "/api/events" in (await http.get("/openapi.json")).json()["paths"]
         missing = await http.get("/nope")
         assert (missing.status_code, missing.headers["content-type"]) == (404, "application/problem+json")
