@@ -21,7 +21,7 @@ import orjson
 from ..config import BusConfig
 from ..errors import BufferFull, BusUnavailable
 from ..vocabulary import FlowRunId, JsonValue, TaskRunId, new_id
-from .connection import Connection
+from .connection import ApiError, Connection
 from .event import Recorded
 from .feed import Feed
 from .owner import Owner
@@ -36,6 +36,8 @@ GATHER_S = 0.02  # long enough to put a burst into one message, too short for a 
 MOST_LINES = 20_000
 MOST_CHARS = 32_768  # of one message; the rest is cut, and the cut is said
 MESSAGE_BYTES = 128 << 10
+_FIRST_STEP, _LONGER = 8, 8  # messages of the stream, whosever they are; each holds up to some thousand lines
+_NO_MESSAGE = 10037
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -183,6 +185,43 @@ class RunLogs:
                 out += lines
         return out
 
+    async def tail(self, flow_run_id: FlowRunId, lines: int) -> tuple[list[LogLine], bool]:
+        """Return the last ``lines`` of a run that are stored, in order, and whether that is all of them.
+
+        What it reads grows with what is asked for, not with the log: it goes back from the end in longer and longer
+        steps, until there are enough.
+
+        Raises:
+            BusUnavailable: the broker cannot be reached.
+        """
+        last = await self._last_seq(flow_run_id)
+        found: list[LogLine] = []
+        step = _FIRST_STEP
+        while last > 0:
+            after = max(0, last - step)
+            found = []
+            async with self._feed(flow_run_id, live=False, after=after) as feed:
+                async for some in feed:
+                    found += some
+            if len(found) > lines or after == 0:
+                break
+            step *= _LONGER
+        return found[max(0, len(found) - lines) :], len(found) <= lines
+
+    async def _last_seq(self, flow_run_id: FlowRunId) -> int:
+        """Return the sequence of a run's last message, 0 if it has none."""
+        try:
+            got = await self._connection.api(
+                f"STREAM.MSG.GET.{LOGS_STREAM}", {"last_by_subj": log_subject(flow_run_id)}
+            )
+        except ApiError as exc:
+            if exc.err_code == _NO_MESSAGE:
+                return 0
+            raise
+        message = got["message"]
+        assert isinstance(message, dict)
+        return int(str(message["seq"]))
+
     async def delete(self, flow_run_id: FlowRunId) -> None:
         """Remove the lines of a run.
 
@@ -201,10 +240,10 @@ class RunLogs:
 
     @asynccontextmanager
     async def _feed(
-        self, flow_run_id: FlowRunId, *, live: bool
+        self, flow_run_id: FlowRunId, *, live: bool, after: int = 0
     ) -> AsyncGenerator[AsyncIterator[list[LogLine]]]:
         feed = Feed(
-            self._connection, self._config, stream=LOGS_STREAM, filters=[log_subject(flow_run_id)], after=0, since=None,
+            self._connection, self._config, stream=LOGS_STREAM, filters=[log_subject(flow_run_id)], after=after, since=None,
             batch=500, live=live,
         )  # fmt: skip
         try:

@@ -189,7 +189,10 @@ class PrefectClient(RunClient):
             limit=limit,
             offset=offset,
         )
-        return [await self._with_schedules(one) for one in found]
+        if len(found) < 2:
+            return [await self._with_schedules(one) for one in found]
+        every = await self._ask(lambda session: _schedules(session, ""))
+        return [_with(one, every.get(one.name, [])) for one in found]
 
     async def update_deployment(self, deployment_id: object, deployment: DeploymentUpdate) -> None:
         """Change what is said of a deployment; its schedules are replaced where any are said.
@@ -340,12 +343,8 @@ class PrefectClient(RunClient):
         await self._ask(delete)
 
     async def _with_schedules(self, found: Deployment) -> ReadDeployment:
-        async def read(session: Session) -> list[DeploymentSchedule]:
-            entries = await session.bus.bucket(SCHEDULES).entries(f"{found.name}/")
-            stored = [StoredSchedule.model_validate_json(one.value) for one in entries]
-            return [_read(one) for one in sorted(stored, key=lambda one: one.name)]
-
-        return ReadDeployment(**{**dict(found), "schedules": await self._ask(read)})
+        every = await self._ask(lambda session: _schedules(session, f"{found.name}/"))
+        return _with(found, every.get(found.name, []))
 
     # --- automations ----------------------------------------------------------------------------------
 
@@ -547,3 +546,18 @@ def get_client(
     """
     del httpx_settings
     return SyncPrefectClient() if sync_client else PrefectClient()
+
+
+async def _schedules(session: Session, prefix: str) -> dict[str, list[DeploymentSchedule]]:
+    """Return the schedules whose keys begin so, by deployment: one listing, however many there are."""
+    entries = await session.bus.bucket(SCHEDULES).entries(prefix)
+    found: dict[str, list[DeploymentSchedule]] = {}
+    for one in sorted(
+        (StoredSchedule.model_validate_json(e.value) for e in entries), key=lambda one: one.name
+    ):
+        found.setdefault(one.deployment, []).append(_read(one))
+    return found
+
+
+def _with(found: Deployment, schedules: list[DeploymentSchedule]) -> ReadDeployment:
+    return ReadDeployment(**{**dict(found), "schedules": schedules})

@@ -468,9 +468,11 @@ class Queries:
             for name in sorted({*by_last, *by_next})
         }
 
-    async def automations(self, *, since: datetime) -> dict[str, AutomationActivity]:
-        """Return what each rule that ever decided anything has been doing, by name."""
-        rows = await self._rows(["automation_activity"], {"since": format_time(since)})
+    async def automations(self, names: Iterable[str], *, since: datetime) -> dict[str, AutomationActivity]:
+        """Return what those of some rules that ever decided anything have been doing, by name."""
+        rows = await self._rows(
+            ["automation_activity"], {"names": json_array(names), "since": format_time(since)}
+        )
         return {row["automation"]: read_row(AutomationActivity, row) for row in rows}
 
     async def counts(self, *, since: datetime) -> Counts:

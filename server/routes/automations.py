@@ -30,7 +30,8 @@ async def list_automations(request: Request, paging: Paging) -> Response:
     """List rules with what each has been doing for the last 7 days; one that does not load is listed with its error."""
     context = context_of(request)
     found = paging.page(await all_defined(context.bus, "automations"), lambda one: one.key)
-    activity = await context.queries.automations(since=datetime.now(UTC) - _LATELY)
+    shown = [one.key for one in found.items]
+    activity = await context.queries.automations(shown, since=datetime.now(UTC) - _LATELY)
     names, failing = await _names(context), await failing_channels(context)
     items = []
     for one in found.items:
@@ -72,7 +73,7 @@ async def show_automation(request: Request, name: str) -> Response:
         }
         for f in firings.items
     ]
-    activity = await context.queries.automations(since=datetime.now(UTC) - _LATELY)
+    activity = await context.queries.automations([name], since=datetime.now(UTC) - _LATELY)
     problems = _problems(found, await _names(context), await failing_channels(context), activity.get(name))
     status = {"name": name, "changed_at": found.changed_at, "problems": problems, "firings": shown}
     return answer({**found.shown(), **status})

@@ -33,11 +33,11 @@ async def show_run(request: Request, run_id: str) -> Response:
     context = context_of(request)
     found = await context.queries.flow_run(run_id)
     tasks = await context.queries.task_runs(run_id, limit=_TASKS)
-    lines = await context.bus.run_logs.read(FlowRunId(run_id))
+    lines, is_whole = await context.bus.run_logs.tail(FlowRunId(run_id), _LINES)
     return page_of(
         "run.html", run=found.run, data=found.data, transitions=found.transitions, children=found.children,
         causes=found.causes, tasks=tasks.items, more_tasks=tasks.next_cursor is not None,
-        lines=lines[-_LINES:], left_out=max(0, len(lines) - _LINES),
+        lines=lines, is_whole=is_whole,
         can_retry=found.run.state_type in _OVER,
         can_cancel=found.run.state_type not in (*_OVER, "COMPLETED", "CANCELLING"),
         now=context.clock.now(),

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 import anyio
 import pytest
-from hark.bus import Bus
+from hark.bus import Bus, run_logs
 from hark.bus.run_logs import MOST_LINES, LogLine, decode_lines, encode_lines
 from hark.vocabulary import FlowRunId, TaskRunId
 from hypothesis import given
@@ -51,6 +51,31 @@ async def test_many_lines_travel_in_few_messages(bus: Bus) -> None:
     info = await bus.connection.api("STREAM.INFO.HARK_LOGS")
     assert isinstance(info["state"], dict)
     assert int(str(info["state"]["messages"])) < 50
+
+
+async def test_the_end_of_a_log_is_read_without_its_beginning(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is read of a long log grows with the lines asked for; lines of others between do not hide them."""
+    for i in range(300):
+        bus.run_logs.publish_nowait(ONE, a_line(str(i)))
+        bus.run_logs.flush()
+        bus.run_logs.publish_nowait(TWO, a_line("other", TWO))
+        bus.run_logs.flush()
+    await bus.publisher.barrier()
+    read: list[str] = []
+
+    def counted(run: str, raw: bytes) -> list[LogLine]:
+        read.append(run)
+        return decode_lines(run, raw)
+
+    monkeypatch.setattr(run_logs, "decode_lines", counted)
+    lines, is_whole = await bus.run_logs.tail(ONE, 10)
+    assert ([line.message for line in lines], is_whole) == ([str(i) for i in range(290, 300)], False)
+    assert len(read) < 50
+    lines, is_whole = await bus.run_logs.tail(ONE, 300)
+    assert ([line.message for line in lines], is_whole) == ([str(i) for i in range(300)], True)
+    assert await bus.run_logs.tail(FlowRunId("none"), 10) == ([], True)
 
 
 async def test_lines_come_by_themselves(bus: Bus) -> None:

@@ -11,6 +11,7 @@ from hark import flow, get_client, task
 from hark.automations.prefect_action import PauseDeployment
 from hark.automations.prefect_automation import AutomationCore
 from hark.automations.prefect_trigger import EventTrigger
+from hark.bus import Bucket, Entry
 from hark.bus.session import Session
 from hark.engine.control import Control
 from hark.engine.pool import QueueSpec
@@ -113,7 +114,9 @@ async def test_a_run_is_written_down_and_moved_by_hand(session: Session) -> None
     assert (await client.create_flow_run(doubles, state=Scheduled())).state.is_scheduled()
 
 
-async def test_deployments_and_their_schedules_are_made_changed_and_removed(session: Session) -> None:
+async def test_deployments_and_their_schedules_are_made_changed_and_removed(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Schedules come with the deployment they belong to, by Prefect's names."""
     client = get_client()
     made = await client.create_deployment(
@@ -188,8 +191,18 @@ async def test_deployments_and_their_schedules_are_made_changed_and_removed(sess
         await client.create_deployment("f", "x")
 
     await client.create_deployment("g", "second", **WHERE)
-    names = [one.name for one in await client.read_deployments(sort=DeploymentSort.NAME_DESC)]
-    assert names == ["second", "nightly"]
+    asked: list[str] = []
+    entries = Bucket.entries
+
+    async def counted(bucket: Bucket, prefix: str = "") -> list[Entry]:
+        asked.append(prefix)
+        return await entries(bucket, prefix)
+
+    with monkeypatch.context() as counting:
+        counting.setattr(Bucket, "entries", counted)
+        listed = await client.read_deployments(sort=DeploymentSort.NAME_DESC)
+    assert [one.name for one in listed] == ["second", "nightly"]
+    assert len(asked) == 2, "one listing of deployments and one of schedules, however many there are"
     of_g = await client.read_deployments(flow_filter=FlowFilter(name=FilterCondition(any_=["g"])))
     assert [one.name for one in of_g] == ["second"]
     await client.delete_deployment(made)

@@ -11,7 +11,7 @@ from typing import TypeVar
 import pytest
 from hark.errors import DefinitionError, UnavailableError, UnknownName
 from hark.storage import EventFilter, FlowRunRow, Page, Queries, RunFilter
-from hark.storage.statement import statements
+from hark.storage.statement import schema, statements
 
 T = TypeVar("T")
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
@@ -167,7 +167,8 @@ async def test_activity_tells_the_last_run_of_each_deployment(model: Queries) ->
         if r.state_type != "SCHEDULED"
     ]
     assert found["dep-1"].last in [r for r in runs if r.scheduled_at == runs[0].scheduled_at]
-    rules = await model.automations(since=BEGIN)
+    rules = await model.automations(["on-order"], since=BEGIN)
+    assert await model.automations(["no-such"], since=BEGIN) == {}
     assert rules["on-order"].triggered == len((await model.firings(limit=1000)).items)
     assert rules["on-order"].last_triggered_at is not None
     assert [w.state for w in await model.workers()] == ["started", "started"]
@@ -215,8 +216,6 @@ async def test_hostile_texts_are_only_texts(model: Queries) -> None:
 
 def test_every_statement_is_one_sqlite_can_run(tmp_path: Path) -> None:
     """Each named statement prepares against the schema (fragments with their heads)."""
-    from hark.storage.statement import schema
-
     db = sqlite3.connect(":memory:")
     for statement in schema():
         db.execute(statement)
@@ -228,6 +227,20 @@ def test_every_statement_is_one_sqlite_can_run(tmp_path: Path) -> None:
                 head = named["firings"]
             db.execute(f"EXPLAIN {head} {sql}", _anything(f"{head} {sql}"))
     db.close()
+
+
+def test_of_one_rule_only_its_own_firings_are_looked_at() -> None:
+    """What the others did is not aggregated along: each name is looked up in the index."""
+    db = sqlite3.connect(":memory:")
+    for statement in schema():
+        db.execute(statement)
+    sql = statements("read.sql")["automation_activity"]
+    plan = [row[3] for row in db.execute(f"EXPLAIN QUERY PLAN {sql}", {"names": '["a"]', "since": ""})]
+    db.close()
+    assert any(
+        step.startswith("SEARCH firings USING INDEX firings_automation (automation=?)") for step in plan
+    )
+    assert not any(step.startswith("SCAN firings") for step in plan)
 
 
 def _anything(sql: str) -> dict[str, object] | list[object]:
