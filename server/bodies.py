@@ -108,7 +108,7 @@ class BackfillBody(BaseModel):
         alias="from", description="the first moment: a date or a time", examples=["2026-01-01"]
     )
     to: str = Field(description="the moment to stop before", examples=["2026-02-01"])
-    max_parallel: StrictInt = Field(1, ge=1, le=1000, description="runs at once")
+    max_parallel: StrictInt = Field(1, ge=1, le=1000, description="runs at once, 1 to 1000")
     schedules: list[Text] | None = Field(None, description="of the deployment; all without it")
     reprocess: Literal["none", "failed", "all"] | None = Field(
         None, description="which slots that had a run to run again"

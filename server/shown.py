@@ -95,6 +95,7 @@ class Run(TypedDict):
 
 class RunShown(Run):
     result: Any
+    hooks: Any
     transitions: NotRequired[list[Json]]
     children: NotRequired[list[Json]]
     task_states: NotRequired[dict[str, int]]

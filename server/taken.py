@@ -49,8 +49,17 @@ def body_as(model: type[M], body: JsonObject) -> M:
         # Only now: of what fits, nobody asks where in it things stand.
         _, faults = shape(model, _node(body), path=(), value=body)
     said = [f"{f.path}: {f.message}" if f.path and f.path not in f.message else f.message for f in faults[:5]]
-    hint = next((f.suggestion for f in faults if f.suggestion), "the page /docs shows what this takes")
+    hint = next((f.suggestion for f in faults if f.suggestion), _meaning(model, faults[0].path))
     raise DefinitionError("; ".join(said), hint=hint)
+
+
+def _meaning(model: type[BaseModel], path: str) -> str:
+    """Return what is said of the field a fault is in."""
+    for name, field in model.model_fields.items():
+        word = field.alias or name
+        if field.description and (path == word or path.startswith((f"{word}.", f"{word}["))):
+            return f"`{word}`: {field.description}"
+    return "the page /docs shows what this takes"
 
 
 def _node(value: JsonValue) -> Node:

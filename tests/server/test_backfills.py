@@ -136,7 +136,7 @@ async def test_what_cannot_be_backfilled_is_said(start: Start, project: Any) -> 
             ("etl", {"schedules": ["x"]}, 404, "no schedule"),
             ("etl", {"to": "2999-01-01"}, 422, "in the past"),
             ("etl", {"max_parallel": 0}, 422, "1 to 1000"),
-            ("etl", {"reprocess": "maybe"}, 422, "none, failed, all"),
+            ("etl", {"reprocess": "maybe"}, 422, "'none', 'failed' or 'all'"),
             ("etl", {"parameters": {"x": "{{ secrets.x }}"}}, 422, "not known to parameters"),
             ("etl", {"frm": 1}, 422, "not known here"),
             ("nope", {}, 404, "nope"),
