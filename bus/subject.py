@@ -81,6 +81,14 @@ def hooks_filter(flow_run_id: str) -> str:
     return f"hark.ev.hark.hooks.*.{flow_run_id}"
 
 
+def input_filters(type_: str, flow_run_id: str) -> list[str]:
+    """Return the filters that hold the events of a type about the inputs of a run: of ``hark.input.sent``, say.
+
+    The second is where those of all runs stand in older logs.
+    """
+    return [f"{PREFIX}{type_}.{flow_run_id}", PREFIX + type_]
+
+
 def type_of_record(record: Recorded) -> str | None:
     """Return the event type that a record's subject and headers tell, without parsing it; None if they do not."""
     known = _run_types.get(record.subject.rpartition(".")[0])
@@ -118,6 +126,8 @@ def subject_of(event: Event) -> str:
         return flow_run_subject(type_[9:], event.subject[9:])
     if type_.startswith("hark.hooks.") and event.subject and event.subject.startswith("flow-run/"):
         return hooks_subject(type_[11:], event.subject[9:])
+    if type_.startswith("hark.input.") and event.subject and event.subject.startswith("flow-run/"):
+        return f"{PREFIX}{type_}.{event.subject[9:]}"
     if type_ == RUN_DELETED and event.subject and event.subject.startswith("flow-run/"):
         return deleted_subject(event.subject[9:])
     if type_ == "hark.task.waits" and event.subject and event.subject.startswith("task-run/"):
@@ -165,6 +175,6 @@ def filters_for(pattern: str) -> list[str]:
         words = pattern.split(".")
         return [PREFIX + pattern] if words[-1] == ">" else [PREFIX + pattern + ".*"]
     if first == "hark" and not pattern.endswith(">"):
-        # Notes about hooks and deletions carry the id of their run.
+        # Notes about hooks, inputs and deletions carry the id of their run.
         return [PREFIX + pattern, PREFIX + pattern + ".*"]
     return [PREFIX + pattern]

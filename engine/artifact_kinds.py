@@ -181,7 +181,7 @@ async def _stored(session: Session, artifact: Artifact, data: JsonValue) -> Stor
 
     kind = str(artifact.type)
     id_ = await store_artifact(session, kind, data, artifact.key, artifact.description)
-    flow, task = FlowRunContext.get(), TaskRunContext.get()
+    flow, task = FlowRunContext.get(), TaskRunContext.here()
     return StoredArtifact(
         id_, artifact.key, kind, artifact.description, data, flow.flow_run.id if flow is not None else None,
         task.task_run.id if task is not None else None, datetime.now(UTC),

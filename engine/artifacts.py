@@ -149,7 +149,7 @@ async def store_artifact(
             hint="lower-case letters, digits and -, beginning with one of the first",
         )
     artifact_id = artifact_id or new_id()
-    flow, task = FlowRunContext.get(), TaskRunContext.get()
+    flow, task = FlowRunContext.get(), TaskRunContext.here()
     data: JsonObject = {
         "artifact": {"id": artifact_id, "type": kind, "key": key, "description": description, "data": content},
         "flow_run": {"id": flow.flow_run.id, "name": flow.flow_run.name} if flow is not None else None,

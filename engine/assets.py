@@ -80,7 +80,7 @@ def add_asset_metadata(asset: str | Asset, metadata: dict[str, Any]) -> None:
         MissingContextError: the code is in no task that makes assets; also a ``RuntimeError``.
         ValueError: it makes others.
     """
-    run = TaskRunContext.get()
+    run = TaskRunContext.here()
     if run is None or not isinstance(run.task, MaterializingTask):
         raise MissingContextError(
             "metadata of an asset are said by the task that makes it", hint="mark it with @materialize(…)"

@@ -168,7 +168,7 @@ def _key_of(call: TaskCall, cache: TaskCache) -> str | None:
     flow = call.flow
     try:
         key: object = cache.policy.compute_key(
-            TaskRunContext.get(), call.run.parameters, flow.parameters if flow is not None else {}
+            TaskRunContext.here(), call.run.parameters, flow.parameters if flow is not None else {}
         )
     except Exception as exc:  # whatever the author's function raises
         log.exception(

@@ -212,7 +212,15 @@ class TaskRunContext(RunContext):
 
     @classmethod
     def get(cls) -> TaskRunContext | None:
-        """Return the task run the code is in; None outside any, and directly in a flow."""
+        """Return the task run the code is in; in a subflow, the one that called it. None outside any, and directly in a flow."""
+        run = current_run.get()
+        while isinstance(run, FlowRunContext):
+            run = run.parent
+        return run
+
+    @classmethod
+    def here(cls) -> TaskRunContext | None:
+        """Return the innermost run the code is in if that is a task run: None in a subflow that a task called, too."""
         run = current_run.get()
         return run if isinstance(run, TaskRunContext) else None
 

@@ -69,7 +69,7 @@ def aggregate(states: list[State], data: Any, *, run_id: str, task_of: str | Non
     return State(type_, message=message, data=data, run_id=run_id, task_of=task_of)
 
 
-def state_of_exception(exc: Exception, *, what: str, run_id: str) -> State:
+def state_of_exception(exc: BaseException, *, what: str, run_id: str) -> State:
     """Return the final state of a run whose function raised; ``what`` is ``Flow run`` or ``Task run``.
 
     Any ``TimeoutError`` but that of a pause makes ``TimedOut``; one of the run's own limit is marked as this run's.
@@ -95,7 +95,7 @@ def state_of_exception(exc: Exception, *, what: str, run_id: str) -> State:
     return Failed(message=f"{what} encountered an exception{colon} {describe(exc)}", data=exc, run_id=run_id)
 
 
-def state_of_unfit(exc: Exception) -> State:
+def state_of_unfit(exc: BaseException) -> State:
     """Return the state of a run that could not begin: a parameter does not fit, or a name cannot be made. Not retried."""
     what = (
         "Validation of flow parameters failed with error"

@@ -14,7 +14,7 @@ from .final_state import describe
 from .flow_life import Body, CallHooks, Drain, FlowEngine, Life, OnBus, ReadResult, Sleep, Step, WaitFor
 from .futures import settle_futures
 from .hooks import run_hooks, run_hooks_async
-from .signals import Interrupted, Suspend
+from .signals import OF_THE_CODE, Interrupted, Suspend
 from .states import State
 from .steps import Turns
 from .timeouts import pause, raise_in_thread, within, within_async
@@ -133,7 +133,7 @@ async def body_in_thread(engine: FlowEngine) -> Any:
             else:
                 # What is no Exception (sys.exit, say) may not leave a future: the loop would end with it.
                 outcome.set_exception(
-                    exc if isinstance(exc, Exception | Suspend) else RunCrashed(describe(exc))
+                    exc if isinstance(exc, (*OF_THE_CODE, Suspend)) else RunCrashed(describe(exc))
                 )
 
     def work() -> None:

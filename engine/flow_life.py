@@ -33,7 +33,7 @@ from .replay import RETRY
 from .results import RecordedResult
 from .run import FlowRun
 from .runs_above import is_cancelled_above, stays_cancelled, tell_above
-from .signals import Abort, Skip, Suspend, suspension_in
+from .signals import OF_THE_CODE, Abort, Skip, Suspend, suspension_in
 from .spans import end_span, flow_span
 from .states import (
     AwaitingRetry,
@@ -278,7 +278,7 @@ class FlowEngine:
                 return (yield from self._end(state_of_unfit(exc)))
             try:
                 name = self._take(given)
-            except Exception as exc:
+            except OF_THE_CODE as exc:
                 return (yield from self._end(state_of_unfit(exc)))
             if self.run.state_type is not StateType.RUNNING:
                 attempt = max(1, self.run.attempt)
@@ -358,7 +358,7 @@ class FlowEngine:
         except StopIteration as end:
             try:
                 return (self._take(end.value),)
-            except Exception:
+            except OF_THE_CODE:
                 return None  # said once the run has begun
         except (UpstreamFailed, ParameterError):
             return None
@@ -401,7 +401,7 @@ class FlowEngine:
                 value = yield body
             except (RunLost, RunTimedOut):
                 raise
-            except Exception as exc:
+            except OF_THE_CODE as exc:
                 if not isinstance(exc, Skip):
                     self.context.runner.stop()
                 yield from self._drain(body, began)

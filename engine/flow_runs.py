@@ -198,7 +198,7 @@ class _Pause:
     def __init__(
         self, what: str, wanted: Any, timeout: float | str | timedelta | None, key: str | None
     ) -> None:
-        if TaskRunContext.get() is not None:
+        if TaskRunContext.here() is not None:
             raise MissingContextError(
                 f"Cannot {what} task runs.",
                 hint="pause in the flow, between its tasks; what is finished is kept",

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias
 
-from .signals import suspension_in
+from .signals import OF_THE_CODE, suspension_in
 from .states import State, StateType
 
 __all__ = [
@@ -104,7 +104,7 @@ async def run_hooks_async(hooks: Sequence[Hook], subject: Any, run: Any, state: 
 
 def _is_its_own(exc: BaseException, state: State) -> bool:
     """Whether what left a hook is a matter of this hook alone. What has ended cannot leave its worker, nor can a hook end that."""
-    if isinstance(exc, Exception | SystemExit):
+    if isinstance(exc, (*OF_THE_CODE, SystemExit)):
         return True
     return state.type.is_terminal and suspension_in(exc) is not None
 

@@ -19,6 +19,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator
 from pydantic_core import to_jsonable_python
 
 from ..bus.event import Event, Recorded, readable
+from ..bus.subject import input_filters
 from ..errors import EventInvalid, InvalidNameError, UnknownName
 from ..vocabulary import FlowRunId, JsonValue, derived_id, new_id
 from .either import Either
@@ -117,7 +118,7 @@ async def _look(session: Session, run_id: FlowRunId) -> _Kept:
     if not history:
         raise UnknownName("flow run", run_id)
     kept = _Kept(run_id)
-    filters = [f"hark.ev.{INPUT_SENT}", f"hark.ev.{INPUT_DELETED}"]
+    filters = [*input_filters(INPUT_SENT, run_id), *input_filters(INPUT_DELETED, run_id)]
     async with session.bus.log.read(filters, after=history[0].seq) as batches:
         async for batch in batches:
             for recorded in readable(batch.records):

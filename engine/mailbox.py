@@ -15,6 +15,7 @@ import anyio
 
 from ..bus.emit import CauseAttrs, current_cause
 from ..bus.event import Event, Recorded, readable
+from ..bus.subject import input_filters
 from ..errors import MissingContextError, UnknownName
 from ..vocabulary import FlowRunId, JsonObject, JsonValue, new_id
 from .context import FlowRunContext
@@ -177,7 +178,8 @@ class Mailbox(Generic[T]):
                 raise UnknownName("flow run", self._run_id)
             self._after = history[0].seq
         with anyio.fail_after(self.timeout_s):
-            async with session.bus.log.follow([f"hark.ev.{INPUT_SENT}"], after=self._after) as batches:
+            filters = input_filters(INPUT_SENT, self._run_id)
+            async with session.bus.log.follow(filters, after=self._after) as batches:
                 async for batch in batches:
                     for recorded in readable(batch.records):
                         self._after = recorded.seq

@@ -203,7 +203,10 @@ class CallShape:
             raise ParameterTypeError(
                 f"Flow run received invalid parameters, which do not fit {self._label}: {'; '.join(lines)}"
             ) from exc
-        return {name: getattr(checked, f"p{i}") for i, name in enumerate(self._names)}
+        found = {name: getattr(checked, f"p{i}") for i, name in enumerate(self._names)}
+        if self.varpos is not None:  # as in Prefect, where code reads the parameters of its run
+            found[self.varpos] = list(found[self.varpos])
+        return found
 
     def json_schema(self) -> JsonObject:
         """Return the JSON schema of the parameters, for forms and for checking a deployment before it runs."""

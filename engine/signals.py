@@ -8,11 +8,27 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .states import State
 
-__all__ = ["Abort", "Interrupted", "ReturnedFailure", "Skip", "Suspend", "Undone", "suspension_in"]
+__all__ = [
+    "OF_THE_CODE",
+    "Abort",
+    "Interrupted",
+    "ReturnedFailure",
+    "Skip",
+    "Suspend",
+    "Undone",
+    "suspension_in",
+]
 
 
-class Abort(Exception):
-    """``raise Abort("…")`` in a flow or task: it ends FAILED at once, whatever retries are left."""
+class Abort(BaseException):
+    """``raise Abort("…")`` in a flow or task: it ends FAILED at once, whatever retries are left.
+
+    Not an ``Exception``, as in Prefect, so that ``except Exception`` on the way does not swallow it.
+    """
+
+
+OF_THE_CODE = (Exception, Abort)
+"""What a run's own code raises that it ends of. Whatever else is raised in it ends it from outside."""
 
 
 class Skip(Exception):

@@ -20,6 +20,7 @@ from .logging import printing
 from .nested import ATOMS
 from .resting import rest, rest_async, rest_first, rest_first_async
 from .results import InlineResult, LargeResult
+from .signals import OF_THE_CODE
 from .spans import task_span
 from .states import State, StateType
 from .steps import take_steps, take_steps_async
@@ -87,13 +88,13 @@ def call_sync(call: TaskCall) -> Any:
             value = task.body(**run.parameters)
             if type(value) not in ATOMS or context.transaction is not None:
                 return _conclude_sync(call, value).result()
-        except Exception as exc:
+        except OF_THE_CODE as exc:
             return _tries_sync(call, exc).result()
         if events is not None:
             events.write(run, StateType.COMPLETED, "Completed", None, events.record(value))
         return value
     except BaseException as exc:
-        if not isinstance(exc, Exception):
+        if not isinstance(exc, OF_THE_CODE):
             if context.transaction is not None:
                 take_steps(abandon(exc))
             crashed(call, exc)
@@ -132,7 +133,7 @@ def run_sync(call: TaskCall) -> State:
                 if call.task.cache is not None or call.keeping is not None:
                     call.cache = cache_of(call)
                     kept = call.cache.read() if call.cache is not None else MISS
-            except Exception as exc:
+            except OF_THE_CODE as exc:
                 state = state_of_exception(exc, what="Task run", run_id=call.run.id)
                 return finish_sync(call, state)
             if kept is not MISS:
@@ -142,7 +143,7 @@ def run_sync(call: TaskCall) -> State:
                 return finish_sync(call, *cached(call, kept))
             return _tries_sync(call)
     except BaseException as exc:
-        if not isinstance(exc, Exception):
+        if not isinstance(exc, OF_THE_CODE):
             take_steps(abandon(exc))
             state = crashed(call, exc)
             hooks = hooks_of(call, state)
@@ -158,7 +159,7 @@ def run_sync(call: TaskCall) -> State:
             call.cache.let_go()
 
 
-def _tries_sync(call: TaskCall, failure: Exception | None = None) -> State:
+def _tries_sync(call: TaskCall, failure: BaseException | None = None) -> State:
     """Try until it works or no retries are left; the first try may have been made, and have come to ``failure``."""
     task, run, events = call.task, call.run, call.events
     if call.retry_at is not None:
@@ -183,7 +184,7 @@ def _tries_sync(call: TaskCall, failure: Exception | None = None) -> State:
                     with within(task.timeout_seconds, f"task {task.name!r}"):
                         value = task.body(*args, **kwargs)
                 return _conclude_sync(call, value)
-            except Exception as exc:
+            except OF_THE_CODE as exc:
                 failure = exc
             finally:
                 if call.held is not None:
@@ -258,13 +259,13 @@ async def call_async(call: TaskCall) -> Any:
             value = await task.body(**run.parameters)
             if type(value) not in ATOMS or context.transaction is not None:
                 return (await _conclude_async(call, value)).result()
-        except Exception as exc:
+        except OF_THE_CODE as exc:
             return (await _tries_async(call, exc)).result()
         if events is not None:
             events.write(run, StateType.COMPLETED, "Completed", None, events.record(value))
         return value
     except BaseException as exc:
-        if not isinstance(exc, Exception):
+        if not isinstance(exc, OF_THE_CODE):
             if context.transaction is not None:
                 await take_steps_async(abandon(exc))
             crashed(call, exc)
@@ -305,7 +306,7 @@ async def run_async(call: TaskCall) -> State:
                 if call.task.cache is not None or call.keeping is not None:
                     call.cache = cache_of(call)
                     kept = await call.cache.aread() if call.cache is not None else MISS
-            except Exception as exc:
+            except OF_THE_CODE as exc:
                 state = state_of_exception(exc, what="Task run", run_id=call.run.id)
                 return await finish_async(call, state)
             if kept is not MISS:
@@ -315,7 +316,7 @@ async def run_async(call: TaskCall) -> State:
                 return await finish_async(call, *cached(call, kept))
             return await _tries_async(call)
     except BaseException as exc:
-        if not isinstance(exc, Exception):
+        if not isinstance(exc, OF_THE_CODE):
             await take_steps_async(abandon(exc))
             state = crashed(call, exc)
             hooks = hooks_of(call, state)
@@ -331,7 +332,7 @@ async def run_async(call: TaskCall) -> State:
             call.cache.let_go()
 
 
-async def _tries_async(call: TaskCall, failure: Exception | None = None) -> State:
+async def _tries_async(call: TaskCall, failure: BaseException | None = None) -> State:
     """Try until it works or no retries are left; the first try may have been made, and have come to ``failure``."""
     task, run, events = call.task, call.run, call.events
     if call.retry_at is not None:
@@ -353,7 +354,7 @@ async def _tries_async(call: TaskCall, failure: Exception | None = None) -> Stat
                 async with within_async(task.timeout_seconds, f"task {task.name!r}"):
                     value = await task.body(*args, **kwargs)
                 return await _conclude_async(call, value)
-            except Exception as exc:
+            except OF_THE_CODE as exc:
                 failure = exc
             finally:
                 if call.held is not None:

@@ -15,6 +15,7 @@ from typing import Any
 from .context import TaskRunContext, current_run, entered
 from .final_state import state_of_exception
 from .hooks import run_hooks, run_hooks_async
+from .signals import OF_THE_CODE
 from .steps import Steps, take_steps, take_steps_async
 from .tag_limits import give_back, give_back_async, take, take_async
 from .task_call import TaskCall
@@ -66,7 +67,7 @@ def run_generator(call: TaskCall) -> Generator[Any, Any, Any]:
             generator.close()
             _end(context, conclude(call, succeeded(call, None), finish_sync, finish_async))
             raise
-        except Exception as exc:
+        except OF_THE_CODE as exc:
             state = state_of_exception(exc, what="Task run", run_id=run.id)
             if may_retry(call, exc) and wants_retry_sync(call, state):
                 _end(context, undo_try(is_last=False))
@@ -126,7 +127,7 @@ async def run_generator_async(call: TaskCall) -> AsyncGenerator[Any, Any]:
             await generator.aclose()
             await _end_async(context, conclude(call, succeeded(call, None), finish_sync, finish_async))
             raise
-        except Exception as exc:
+        except OF_THE_CODE as exc:
             state = state_of_exception(exc, what="Task run", run_id=run.id)
             if may_retry(call, exc) and await wants_retry_async(call, state):
                 await _end_async(context, undo_try(is_last=False))

@@ -24,7 +24,7 @@ from .nested import ATOMS
 from .resting import left_behind
 from .results import InlineResult, LargeResult
 from .retry import jittered_s, retry_delay_s
-from .signals import Abort, Interrupted, ReturnedFailure, Skip
+from .signals import OF_THE_CODE, Abort, Interrupted, ReturnedFailure, Skip
 from .states import AwaitingRetry, Cached, Cancelled, Completed, NotReady, Retrying, Running, State, StateType
 from .task_call import TaskCall, resolve_inputs
 from .task_run import TaskRun, stamp
@@ -142,7 +142,7 @@ def cached(call: TaskCall, value: Any) -> tuple[State, InlineResult | LargeResul
     return state, call.events.record(value, call.keeping.serializer if call.keeping is not None else None)
 
 
-def may_retry(call: TaskCall, exc: Exception) -> bool:
+def may_retry(call: TaskCall, exc: BaseException) -> bool:
     return call.run.run_count <= call.task.retries and not isinstance(exc, Abort | Skip | Unpicklable)
 
 
@@ -228,7 +228,7 @@ def report_failure(call: TaskCall, state: State) -> None:
     """Say in the run's log that a task failed, with the author's lines; and in its exception where that was."""
     run, exc = call.run, state.data
     tries = f"try {run.run_count} of {call.task.retries + 1}"
-    if isinstance(exc, Exception):
+    if isinstance(exc, OF_THE_CODE):
         above = f" of flow run {call.flow.flow_run.name!r}" if call.flow is not None else ""
         note_where(exc, f"{run.name!r}{above}, {tries}")
     _logger(call).error("%s: %s", tries, state.message, exc_info=shown_exception(exc))

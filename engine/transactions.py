@@ -29,7 +29,7 @@ from ..errors import DefinitionError, HarkError, RefusedError, RunLost
 from ..vocabulary import StateType, new_id
 from .context import FlowRunContext, TaskRunContext, current_run
 from .hooks import Hook, call_blocking
-from .signals import suspension_in
+from .signals import OF_THE_CODE, suspension_in
 from .steps import Do, Steps, take_steps, take_steps_async
 
 if TYPE_CHECKING:
@@ -366,7 +366,7 @@ class Transaction:
             for hook in self.on_commit_hooks:
                 yield from self._call_hook(hook, "commit")
             yield from self._write()
-        except Exception:
+        except OF_THE_CODE:
             self.logger.exception("transaction %r could not be committed, and is rolled back", self.key)
             yield from self._rollback(is_claimed=True)
             return False
@@ -401,7 +401,7 @@ class Transaction:
         for hook in reversed(self.on_rollback_hooks):
             try:
                 yield from self._call_hook(hook, "rollback")
-            except Exception:
+            except OF_THE_CODE:
                 # The others have something to undo as well.
                 self.logger.exception("rollback hook %r of transaction %r failed", _name_of(hook), self.key)
                 is_well = False
@@ -409,7 +409,7 @@ class Transaction:
         for child in reversed(self._parts()):
             try:
                 undone = yield from _ended(child, "rollback")
-            except Exception:
+            except OF_THE_CODE:
                 self.logger.exception("a part of transaction %r could not be rolled back", self.key)
                 undone = False
             is_well = is_well and (undone or child.is_committed())
@@ -452,7 +452,7 @@ class Transaction:
         if isinstance(exc, RunLost) or suspension_in(exc) is not None:
             return True
         tracker = _tracker()
-        if isinstance(exc, Exception) or tracker is None or not tracker.leaves_interrupted:
+        if isinstance(exc, OF_THE_CODE) or tracker is None or not tracker.leaves_interrupted:
             return False
         cancelled = yield Do(lambda: _is_cancelled(FlowRunContext.get()), _is_cancelled_async)
         return not cancelled

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import BusUnavailable
 from ..vocabulary import StateType, new_id
-from .signals import Undone
+from .signals import OF_THE_CODE, Undone
 from .states import Cancelled, State
 
 if TYPE_CHECKING:
@@ -206,4 +206,4 @@ def undone_in(exc: BaseException) -> bool:
 
 def is_passing(exc: BaseException) -> bool:
     """Whether going through the code failed of something that passes, so that it is to be done again."""
-    return isinstance(exc, BusUnavailable) or not (isinstance(exc, Exception) or undone_in(exc))
+    return isinstance(exc, BusUnavailable) or not (isinstance(exc, OF_THE_CODE) or undone_in(exc))

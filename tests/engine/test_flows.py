@@ -141,6 +141,18 @@ async def test_flows_are_retried() -> None:
         count("aborts")
         raise Abort("enough")
 
+    @task(retries=2)
+    async def gives_up() -> None:
+        count("gives_up")
+        raise Abort("enough")
+
+    @flow(retries=2)
+    async def passes_it_on() -> Any:
+        try:
+            return await asyncio.gather(gives_up(), gives_up())
+        except Exception:
+            return "swallowed"
+
     @flow(retries=2)
     def skips() -> None:
         count("skips")
@@ -150,7 +162,11 @@ async def test_flows_are_retried() -> None:
     assert (await returns(return_state=True)).is_failed()
     assert aborts(return_state=True).is_failed()
     assert skips(return_state=True).name == "Skipped"
-    assert counts == {"raises": 3, "returns": 3, "aborts": 1, "skips": 1}
+    aborted = await passes_it_on(return_state=True)
+    assert (aborted.type.value, aborted.message) == ("FAILED", "Flow run was aborted: enough")
+    with pytest.raises(Abort):
+        await passes_it_on()
+    assert counts == {"raises": 3, "returns": 3, "aborts": 1, "skips": 1, "gives_up": 4}
 
 
 def test_a_retry_reads_back_what_should_persist() -> None:

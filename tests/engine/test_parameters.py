@@ -59,7 +59,7 @@ def test_types_are_coerced_by_their_hints() -> None:
         "n": 1,
         "point": Point(x=2),
         "xs": [1.5, 2.0],
-        "rest": (3,),
+        "rest": [3],
         "more": {"flag": True},
     }
 

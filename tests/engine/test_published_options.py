@@ -341,6 +341,33 @@ def test_runtime_tells_of_the_innermost_runs() -> None:
     assert (runtime.deployment.id, runtime.deployment.name, runtime.deployment.version) == (None, None, None)
 
 
+def test_a_subflow_that_a_task_calls_is_in_that_task_run() -> None:
+    """Its facts stay those of the task run; what is called by a flow is in none. ``*args`` of a flow are a list, of a task a tuple."""
+
+    def seen() -> tuple[Any, ...]:
+        return runtime.flow_run.parameters, runtime.task_run.parameters, runtime.task_run.run_count
+
+    @flow
+    def inner(n: int, *args: int) -> tuple[Any, ...]:
+        return seen()
+
+    @task
+    def step(*args: int) -> list[tuple[Any, ...]]:
+        assert isinstance(get_run_context(), TaskRunContext)
+        return [inner(1, 2), seen()]
+
+    @flow
+    def outermost(*args: int) -> list[tuple[Any, ...]]:
+        return [*step(7), inner(3), seen()]
+
+    assert outermost(5, 6) == [
+        ({"n": 1, "args": [2]}, {"args": (7,)}, 1),
+        ({"args": [5, 6]}, {"args": (7,)}, 1),
+        ({"n": 3, "args": []}, {}, 0),
+        ({"args": [5, 6]}, {}, 0),
+    ]
+
+
 def test_the_context_is_the_innermost_run() -> None:
     """With the flow around it; outside any there is none, and no logger of a run."""
 

@@ -194,7 +194,7 @@ async def test_messages_that_are_no_inputs_are_passed_over(session: Session) -> 
     ]
     await asyncio.gather(*[create_flow_run_input("key", {"b": 1, "a": 2}, flow_run_id) for _ in range(3)])
     await create_flow_run_input("key", {"a": 2, "b": 1}, flow_run_id)
-    async with session.bus.log.read([f"hark.ev.{INPUT_SENT}"]) as batches:
+    async with session.bus.log.read([f"hark.ev.{INPUT_SENT}.{flow_run_id}"]) as batches:
         stored = [one.raw async for batch in batches for one in batch.records]
     assert sum(b'"key":"key"' in raw for raw in stored) == 1
     found = await receive_input(int, flow_run_id=flow_run_id, with_metadata=True).next()
