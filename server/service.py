@@ -24,7 +24,7 @@ from anyio import AsyncContextManagerMixin, to_thread
 
 from ..bus import Bus, EmbeddedBroker, LateValues, SecretStore, secret_key
 from ..clock import SYSTEM_CLOCK, Clock
-from ..errors import DefinitionError, HarkError, UnavailableError
+from ..errors import BusUnavailable, DefinitionError, HarkError, LogRewound, UnavailableError
 from ..vocabulary import new_id
 from .access import AccessKeys, is_loopback
 from .definitions import DefinitionsFeed
@@ -50,6 +50,7 @@ log = logging.getLogger("hark.service")
 
 _THREADS_S = 5.0
 _SWITCH_S = 0.0005
+_ANEW_S = 1.0
 STOP_DOORS, STOP_DECIDERS, STOP_WORKERS, STOP_EFFECTS, STOP_READERS = range(5)
 """The order of stopping."""
 
@@ -143,6 +144,13 @@ class Service(AsyncContextManagerMixin):
         """Load what a start does without, the framework of most HTTP routes above all. Only while entered."""
         if self._http is not None:
             await self._http.load()
+
+    def anew(self) -> Service:
+        """Return a service like this one, to be entered once this one has been left."""
+        return Service(
+            self.settings, roles=self.roles, config=self.config, awaits_config=self._awaits_config,
+            clock=self.clock,
+        )  # fmt: skip
 
     def _forget(self) -> None:
         self._http = None
@@ -501,7 +509,25 @@ async def _serve(service: Service, announce: Callable[[str], None]) -> int:
     import gc
     import signal
 
-    asked, is_up = anyio.Event(), False
+    asked, is_up, was_up = anyio.Event(), False, False
+
+    async def run(service: Service) -> None:
+        nonlocal is_up, was_up
+        async with service:
+            is_up = was_up = True
+            if service.url:
+                announce(f"Hark is ready at {service.url} (home {service.home})")
+            if service.context is not None and service.context.keys.is_open:
+                announce("Access is open to everyone on this machine; `hark keys create NAME` closes it.")
+            try:
+                await service.load()
+            except UnavailableError as exc:  # whoever asks first loads it
+                log.warning("hark.not_loaded", extra={"error": str(exc)})
+            # What start has made lives as long as the process: never look at it again when collecting.
+            gc.collect()
+            gc.freeze()
+            gc.enable()
+            await asked.wait()
 
     async def listen(signals: Any, starting: anyio.CancelScope) -> None:
         async for _ in signals:
@@ -522,23 +548,19 @@ async def _serve(service: Service, announce: Callable[[str], None]) -> int:
             async with anyio.create_task_group() as tg:
                 with anyio.CancelScope() as starting:
                     tg.start_soon(listen, signals, starting)
-                    async with service:
-                        is_up = True
-                        if service.url:
-                            announce(f"Hark is ready at {service.url} (home {service.home})")
-                        if service.context is not None and service.context.keys.is_open:
-                            announce(
-                                "Access is open to everyone on this machine; `hark keys create NAME` closes it."
-                            )
+                    while True:
                         try:
-                            await service.load()
-                        except UnavailableError as exc:  # whoever asks first loads it
-                            log.warning("hark.not_loaded", extra={"error": str(exc)})
-                        # What start has made lives as long as the process: never look at it again when collecting.
-                        gc.collect()
-                        gc.freeze()
-                        gc.enable()
-                        await asked.wait()
+                            await run(service)
+                        except Exception as exc:
+                            if not was_up or asked.is_set() or not _is_of_the_broker(exc):
+                                raise
+                            # Another log, or an older one that was put back: what is known here is no longer true.
+                            log.error("hark.begins_anew", extra={"error": str(_first(exc))})
+                            is_up = False
+                        else:
+                            break
+                        await anyio.sleep(_ANEW_S)
+                        service = service.anew()
                 tg.cancel_scope.cancel("stopped")
     except BaseExceptionGroup as group:
         known, other = group.split(HarkError)
@@ -548,6 +570,13 @@ async def _serve(service: Service, announce: Callable[[str], None]) -> int:
         if known is not None:
             raise _first(known) from None
     return 0
+
+
+def _is_of_the_broker(exc: BaseException) -> bool:
+    """Return whether all that went wrong is that the broker no longer has what it had."""
+    if isinstance(exc, BaseExceptionGroup):
+        return all(_is_of_the_broker(one) for one in exc.exceptions)
+    return isinstance(exc, LogRewound | BusUnavailable)
 
 
 def _first(exc: BaseException) -> BaseException:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import anyio
 import httpx
 import orjson
 import pytest
 from hark.config import Settings
-from hark.errors import AlreadyHeld, DefinitionError
+from hark.errors import AlreadyHeld, DefinitionError, LogRewound
+from hark.server import service as service_module
 from hark.server.client import ApiError, Hark
 from hark.server.fault import ManifestInvalid
 from hark.server.roles import Role
@@ -348,3 +350,36 @@ async def test_stopping_lets_streams_and_waits_end(start: Start) -> None:
             await ready.wait()
         with anyio.fail_after(60):
             await ended.wait()
+
+
+class Losing:
+    """A service whose log is put back as often as asked, and which then finds something a restart does not mend."""
+
+    url, context, home, settings = "http://here", None, Path("/h"), None
+
+    def __init__(self, losses: int) -> None:
+        self.losses = losses
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None: ...
+
+    async def load(self) -> None:
+        if self.losses == 0:
+            raise DefinitionError("that is all")
+        raise ExceptionGroup("of its parts", [LogRewound("HARK", after=9, head=3)])
+
+    def anew(self) -> Losing:
+        return Losing(self.losses - 1)
+
+
+async def test_a_log_that_was_put_back_begins_the_service_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An older copy of the broker's files under a running service does not end it: it reads everything again."""
+    monkeypatch.setattr(service_module, "_ANEW_S", 0.0)
+    monkeypatch.setattr(service_module, "_SWITCH_S", sys.getswitchinterval())
+    announced: list[str] = []
+    losing: Any = Losing(2)
+    with pytest.raises(DefinitionError, match="that is all"):
+        await service_module._serve(losing, announced.append)
+    assert announced == ["Hark is ready at http://here (home /h)"] * 3
