@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import runpy
 import socket
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,13 @@ import anyio
 import pytest
 from hark.bus import Bus
 from hark.config import EngineConfig, WorkerConfig
+from hark.engine import hook_duty, worker
 from hark.engine.dispatcher import Dispatcher
 from hark.engine.hook_account import account_of_hooks
+from hark.engine.run import FlowRun, RunRequest, run_id_for
+from hark.engine.run_log import RunLog
 from hark.engine.script_code import ScriptCode
+from hark.engine.states import Crashed, Running
 from hark.engine.worker import Worker
 
 from .conftest import HEAD, events, hear, said
@@ -116,6 +122,31 @@ async def hear_ends(bus: Bus, flows: set[str]) -> None:
                     left.discard(data["flow"]["name"] if "seq" in data else "")
                 if not left:
                     return
+
+
+async def test_where_nobody_can_load_the_code_that_is_said(
+    bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine without a worker, after a while; of another user than the workers there; changed since."""
+    monkeypatch.setattr(hook_duty, "WAIT_S", 0.0)
+    monkeypatch.setattr(worker, "ELSEWHERE_TRIES", 1)
+    file = tmp_path / "script.py"
+    file.write_text("now another")
+    here = ScriptCode(socket.gethostname(), os.getuid(), str(tmp_path), str(file), "of before")
+    runs = RunLog(bus)
+    for name, code in (
+        ("away", replace(here, host="another")), ("foreign", replace(here, uid=here.uid + 1)), ("changed", here)
+    ):  # fmt: skip
+        request = RunRequest(id=run_id_for(name), flow_name=name, entrypoint=f"{file}:{name}")
+        run = FlowRun.requested(request, now=datetime.now(UTC)).changed(attempt=1)
+        run = await runs.begin(run, Running(details={"code": code.to_json()}))
+        await runs.change(run.id, lambda _: Crashed(message="its process died"))
+    async with Dispatcher(bus, EngineConfig()), Worker(bus, WorkerConfig(drain_s=0), EngineConfig()):
+        await hear(bus, "hark.hooks.abandoned.*", times=3)
+    accounts = {name: await account_of_hooks(bus, run) for name, run in (await plain_runs(bus)).items()}
+    assert f"{file}, is on another, where no worker with processes runs" in str(accounts["away"])
+    assert f"of user {here.uid + 1} there" in str(accounts["foreign"])
+    assert f"{file} is not what it was" in str(accounts["changed"])
 
 
 ASKS = """

@@ -11,7 +11,7 @@ import pytest
 from hark.bus import Event
 from hark.config import WorkerConfig
 from hark.engine.dispatcher import Dispatcher
-from hark.engine.hook_duty import OwedHooks
+from hark.engine.hook_duty import KEPT_PER_CALLER, OwedHooks
 from hark.engine.hook_log import ANYONE, HERE, owing
 from hark.engine.owed_task_hooks import owed_calls
 from hark.engine.run import FlowRun, RunRequest, run_id_for
@@ -513,6 +513,20 @@ def test_a_run_in_between_that_nobody_can_find_keeps_none_within_it_from_its_hoo
     told.tell(between, Crashed())
     assert told.due == [inner.id]
     assert told.fold.dump()["inside"] == []
+
+
+def test_hooks_of_a_plain_call_are_owed_to_anyone_once_its_process_is_silent() -> None:
+    """It was to call them itself; only the newest of each process are remembered, as it can be calling no others."""
+    told = Fold()
+    for n in range(KEPT_PER_CALLER + 1):
+        run = told.tell(a_run(f"script-{n}"), Running())
+        told.tell(run, owing(Completed(details={"caller": "p-1"}), HERE))
+    assert told.due == []
+    told = told.kept()
+    assert not told.fold.lose("p-2")
+    assert told.fold.lose("p-1")
+    assert told.due == [run_id_for(f"script-{n}") for n in range(1, KEPT_PER_CALLER + 1)]
+    assert not told.fold.lose("p-1")
 
 
 def test_each_end_of_a_run_that_was_retried_is_due() -> None:
