@@ -134,6 +134,14 @@ class EngineConfig(_Section):
         description='how results are written: "pickle", "json", "compressed/pickle", "compressed/json"; '
         "unset: JSON where the value survives that, else pickle",
     )
+    log_prints: bool = Field(
+        False,
+        description="whether `print` of flows and tasks goes to their logs where neither says `log_prints`",
+    )
+    refresh_cache: bool = Field(
+        False,
+        description="whether tasks that say nothing of `refresh_cache` run anyway, and keep the new result",
+    )
     thread_workers: int = Field(32, ge=1, le=1024, description="threads of the thread-pool task runner")
     track: Literal["auto", "always", "never"] = Field(
         "auto",

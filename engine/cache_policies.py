@@ -132,11 +132,12 @@ class CachePolicy:
         return CompoundCachePolicy([*mine, *theirs], **together)
 
     def __sub__(self, other: str) -> CachePolicy:
+        """Return the policy without an argument; one that asks for no arguments is itself."""
         if not isinstance(other, str):
             raise TypeError(
                 f"Can only subtract strings, the names of arguments, from a cache policy: got {other!r}"
             )
-        return CompoundCachePolicy([self, Inputs([other])], **self._how())
+        return self
 
     def _how(self) -> dict[str, Any]:
         return {
@@ -175,7 +176,7 @@ class CompoundCachePolicy(CachePolicy):
                 f"Can only subtract strings, the names of arguments, from a cache policy: got {other!r}"
             )
         if not any(isinstance(policy, Inputs) for policy in self.policies):
-            return CompoundCachePolicy([*self.policies, Inputs([other])], **self._how())
+            return self
         return CompoundCachePolicy(
             [policy - other if isinstance(policy, Inputs) else policy for policy in self.policies],
             **self._how(),

@@ -16,6 +16,7 @@ from ..errors import DefinitionError, HarkError
 from ..vocabulary import new_id
 from .result_store import ResultStore
 from .results import InlineResult, missing, reference_to
+from .task_options import engine_settings
 
 if TYPE_CHECKING:
     from .cache_policies import CachePolicy
@@ -36,13 +37,13 @@ class TaskCache:
 
     Attributes:
         expires_s: how long a result counts; None: for good.
-        refreshes: run anyway, and keep the new result.
+        refreshes: run anyway, and keep the new result; None: as the settings say.
         is_implied: nobody asked for it but by ``persist_result=True``: it holds within one run, in memory.
     """
 
     policy: CachePolicy
     expires_s: float | None = None
-    refreshes: bool = False
+    refreshes: bool | None = None
     is_implied: bool = False
 
     @classmethod
@@ -89,8 +90,8 @@ class TaskCache:
         if chosen is NO_CACHE:
             return None
         if chosen is None:
-            return cls(DEFAULT, expires_s, bool(refresh), is_implied=True) if persist else None
-        return cls(chosen, expires_s, bool(refresh))
+            return cls(DEFAULT, expires_s, refresh, is_implied=True) if persist else None
+        return cls(chosen, expires_s, refresh)
 
 
 def cache_of(call: TaskCall) -> CallCache | None:
@@ -113,7 +114,8 @@ def cache_of(call: TaskCall) -> CallCache | None:
     if key is None:
         # Under a name of its own: nobody looks for it but those who have the reference.
         return CallCache(_store(call, storage), new_id(), looks_up=False) if call.is_stored else None
-    looks_up = not (task.cache is not None and task.cache.refreshes)
+    refreshes = task.cache.refreshes if task.cache is not None else None
+    looks_up = not (engine_settings().refresh_cache if refreshes is None else refreshes)
     if cache is not None and cache.is_implied and storage is None and task.result_storage_key is None:
         if flow is None:
             return None

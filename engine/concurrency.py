@@ -46,7 +46,7 @@ class concurrency:  # noqa: N801  a context manager, called like a function
     They are given back on leaving, however that happens, and when this process dies.
 
     Args:
-        names: of one limit or several; several are taken one after the other, in the order of their names.
+        names: of one limit or several; several are taken one after the other, in the order of their names. None: of none.
         occupy: how many slots of each.
         timeout_seconds: how long to wait at most; None: for as long as it takes.
         max_retries: give up once slots were given back so often without its being our turn; 0: do not wait at all.
@@ -65,7 +65,7 @@ class concurrency:  # noqa: N801  a context manager, called like a function
 
     def __init__(
         self,
-        names: str | Sequence[str],
+        names: str | Sequence[str] | None,
         occupy: int = 1,
         timeout_seconds: float | None = None,
         max_retries: int | None = None,
@@ -199,7 +199,7 @@ async def _until_lost(held: list[Any]) -> None:
 
 
 def rate_limit(
-    names: str | Sequence[str],
+    names: str | Sequence[str] | None,
     occupy: int = 1,
     timeout_seconds: float | None = None,
     strict: bool = False,
@@ -256,7 +256,9 @@ def missing(name: str, *, strict: bool) -> None:
     log.warning("there is no limit %r, so nothing is held back", name)
 
 
-def _sorted(names: str | Sequence[str]) -> list[str]:
+def _sorted(names: str | Sequence[str] | None) -> list[str]:
+    if names is None:
+        return []
     return sorted({names} if isinstance(names, str) else {name for name in names if name})
 
 

@@ -49,6 +49,7 @@ from .states import (
     Suspended,
 )  # fmt: skip
 from .task_call import resolve_inputs
+from .task_options import prints_to_log
 from .timeouts import left_of, timed_out
 from .tracking import FlowTracker
 from .undoing import Undoing, is_passing, resume_undoing, undone_in
@@ -88,14 +89,13 @@ class FlowEngine:
         self.is_interrupted = False
         """Set once the run was stopped from outside: what is left to do is short, and shielded."""
         self._parameters: dict[str, Any] = {}
-        log_prints = flow.log_prints
         self.context = FlowRunContext(
             flow,
             run,
             parameters={},
             tracker=tracker,
             runner=flow.task_runner.duplicate(),
-            log_prints=log_prints if log_prints is not None else parent is not None and parent.log_prints,
+            log_prints=prints_to_log(flow.log_prints, None if parent is None else parent.log_prints),
             parent=parent,
             memo={} if tracker is None and self.retries else None,
             keeping=keeping_of(flow.keeping, parent),

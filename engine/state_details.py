@@ -15,7 +15,7 @@ from ..vocabulary import JsonObject, StateType
 if TYPE_CHECKING:
     from .states import State
 
-__all__ = ["StateDetails", "StateGroup", "details_with", "dumped", "loaded"]
+__all__ = ["StateDetails", "StateGroup", "details_with", "dumped", "loaded", "said_in"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +66,12 @@ class StateDetails:
             pause_reschedule=bool(details.get("pause_reschedule")),
             pause_key=_text(details.get("pause_key")),
             cache_key=_text(details.get("cache_key")),
+            cache_expiration=_time(details.get("cache_expiration")),
+            untrackable_result=bool(details.get("untrackable_result")),
+            deferred=_truth(details.get("deferred")),
+            refresh_cache=_truth(details.get("refresh_cache")),
+            retriable=_truth(details.get("retriable")),
+            traceparent=_text(details.get("traceparent")),
         )
 
 
@@ -80,6 +86,13 @@ def details_with(details: Mapping[str, object] | None, **facts: object) -> JsonO
         elif fact is not None:
             raise TypeError(f"{name} must be a moment, a text or a truth value, got {fact!r}")
     return written
+
+
+_FACTS = (
+    "scheduled_time", "pause_timeout", "pause_reschedule", "pause_key", "cache_key", "cache_expiration", "untrackable_result",
+    "deferred", "refresh_cache", "retriable", "traceparent",
+)  # fmt: skip
+"""What of them is kept as JSON; whose state it is, the state knows itself."""
 
 
 def dumped(state: State, *, is_json: bool, exclude: frozenset[str]) -> dict[str, Any]:
@@ -97,18 +110,32 @@ def loaded(given: Mapping[str, Any]) -> dict[str, Any]:
     fields = {name: given[name] for name in ("type", "name", "message", "data", "timestamp") if name in given}
     if isinstance(at := fields.get("timestamp"), str):
         fields["timestamp"] = datetime.fromisoformat(at)
-    details = given.get("state_details") or {}
-    known = details if isinstance(details, Mapping) else asdict(details)
+    return {**fields, **said_in(given.get("state_details"))}
+
+
+def said_in(details: StateDetails | Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the arguments of ``State`` for its ``state_details``.
+
+    Raises:
+        TypeError: one of them is not what it should be.
+    """
+    known: Mapping[str, Any] = asdict(details) if isinstance(details, StateDetails) else details or {}
     is_task = known.get("task_run_id") is not None
-    fields["run_id"] = known.get("task_run_id") or known.get("flow_run_id")
-    fields["task_of"] = (known.get("flow_run_id") or "") if is_task else None
-    facts = ("scheduled_time", "pause_timeout", "pause_reschedule", "pause_key", "cache_key")
-    fields["details"] = details_with(None, **{name: known.get(name) or None for name in facts})
-    return fields
+    plain = asdict(StateDetails())
+    facts = {name: known[name] for name in _FACTS if known.get(name) not in (None, "", plain[name])}
+    return {
+        "run_id": known.get("task_run_id") or known.get("flow_run_id"),
+        "task_of": (known.get("flow_run_id") or "") if is_task else None,
+        "details": details_with(None, **facts),
+    }
 
 
 def _text(value: object) -> str | None:
     return value if isinstance(value, str) else None
+
+
+def _truth(value: object) -> bool | None:
+    return value if isinstance(value, bool) else None
 
 
 def _time(value: object) -> datetime | None:

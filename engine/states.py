@@ -18,7 +18,7 @@ import orjson
 
 from ..errors import FlowFailed, RunCancelled, RunCrashed, RunPaused, RunUnfinished, UpstreamFailed
 from ..vocabulary import TERMINAL, JsonObject, StateType, derived_id
-from .state_details import StateDetails, StateGroup, details_with, dumped, loaded
+from .state_details import StateDetails, StateGroup, details_with, dumped, loaded, said_in
 
 __all__ = [
     "MOVES", "State", "StateDetails", "StateGroup", "StateType", "StoredResult", "TERMINAL", "event_word", "get_state_exception", "move_allowed",
@@ -344,12 +344,24 @@ def _exception_of(state: State) -> BaseException:
 
 
 def _of(type_: StateType, name: str, kwargs: Mapping[str, Any]) -> State:
-    return State(type_, **{"name": name, **kwargs})
+    return State(type_, **{"name": name, **_opened(kwargs)})
+
+
+def _opened(kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the arguments of a state with what they say as ``state_details`` where it belongs."""
+    if "state_details" not in kwargs:
+        return kwargs
+    said = said_in(kwargs["state_details"])
+    rest = {name: value for name, value in kwargs.items() if name != "state_details"}
+    return {**said, **rest, "details": {**said["details"], **(rest.get("details") or {})}}
 
 
 def _due(name: str, scheduled_time: datetime | None, kwargs: Mapping[str, Any]) -> State:
+    kwargs = _opened(kwargs)
     if scheduled_time is None:
         return _of(S.SCHEDULED, name, kwargs)
+    if (kwargs.get("details") or {}).get("scheduled_time") is not None:
+        raise ValueError("An extra scheduled_time was provided in state_details; give it once")
     details = details_with(kwargs.get("details"), scheduled_time=scheduled_time)
     return _of(S.SCHEDULED, name, {**kwargs, "details": details})
 
@@ -366,12 +378,17 @@ def _waiting(
     """Return a PAUSED state.
 
     Raises:
-        ValueError: a time limit and its end are given both.
+        ValueError: a time limit and its end are given both, or one of them twice.
     """
+    kwargs = _opened(kwargs)
     if timeout_seconds is not None:
         if pause_expiration_time is not None:
-            raise ValueError("give timeout_seconds or pause_expiration_time of a pause, not both")
+            raise ValueError(
+                "Cannot supply both a pause_expiration_time and timeout_seconds of a pause; give one"
+            )
         pause_expiration_time = datetime.now(UTC) + timedelta(seconds=timeout_seconds)
+    if pause_expiration_time is not None and (kwargs.get("details") or {}).get("pause_timeout") is not None:
+        raise ValueError("An extra pause timeout was provided in state_details; give it once")
     if pause_expiration_time is None and not reschedule and pause_key is None:
         return _of(S.PAUSED, name, kwargs)
     details = details_with(

@@ -14,6 +14,7 @@ from .keeping import keeping_of
 from .nested import is_plain, replace_leaves
 from .results import RecordedResult
 from .states import AwaitingRetry, Completed, State, StateType
+from .task_options import prints_to_log
 from .task_run import IdSource, TaskRun
 from .transactions import current_block
 
@@ -168,9 +169,8 @@ def prepare(
     keeping = task.keeping
     if keeping is not None or (parent is not None and parent.keeping is not None):
         keeping = keeping_of(keeping, parent)
-    log_prints = task.log_prints
     call = TaskCall(
-        task, run, flow, log_prints if log_prints is not None else parent is not None and parent.log_prints
+        task, run, flow, prints_to_log(task.log_prints, None if parent is None else parent.log_prints)
     )
     if is_direct:
         call.is_direct = True

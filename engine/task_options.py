@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "HOOKS", "STAYS", "Binds", "TaskOptions", "asks_for_cache", "check_options", "check_retries", "check_timeout",
-    "engine_settings", "is_async", "is_no_cache", "policy_of", "take_own", "unwrapped",
+    "engine_settings", "is_async", "is_no_cache", "policy_of", "prints_to_log", "take_own", "unwrapped",
 ]  # fmt: skip
 
 
@@ -170,6 +170,13 @@ def engine_settings() -> EngineConfig:
     from ..config import load_settings
 
     return load_settings().engine
+
+
+def prints_to_log(said: bool | None, outer: bool | None) -> bool:
+    """Return whether ``print`` goes to the log of a run, by what its author says, what holds around it, and the settings."""
+    if said is not None:
+        return said
+    return engine_settings().log_prints if outer is None else outer
 
 
 def is_async(fn: Callable[..., Any]) -> bool:

@@ -43,6 +43,7 @@ from .nested import is_plain
 from .results import RecordedResult
 from .states import Pending, Resuming, State
 from .task_call import TaskCall, look_for_upstream
+from .task_options import prints_to_log
 from .task_run import TaskRun
 from .task_runners import AsyncTaskRunner
 from .tasks import Task
@@ -342,7 +343,7 @@ class TaskWorker(AsyncContextManagerMixin):
         )  # fmt: skip
         task_run.run_count, task_run.previous = run.tries_made, StateType.PENDING
         task_run.session, task_run.log_id = self._session, flow_run_id
-        call = TaskCall(task, task_run, None, bool(task.log_prints))
+        call = TaskCall(task, task_run, None, prints_to_log(task.log_prints, None))
         about: JsonObject = {
             "key": run.key,
             "claim": claim,

@@ -239,7 +239,9 @@ def describe(
     said = [kind for kind, value in given.items() if value is not None]
     if len(said) > 1:
         raise InvalidValueError(
-            f"deployment {name!r} is given {' and '.join(said)}", hint="put them all into schedules=[…]"
+            "Only one of interval, cron, rrule, schedule, or schedules can be provided: "
+            f"deployment {name!r} is given {' and '.join(said)}",
+            hint="put them all into schedules=[…]",
         )
     if any(letter in name for letter in "/%&<>"):
         raise InvalidNameError(f"{name!r} is no name for a deployment: it has one of / % & < >")

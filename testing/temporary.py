@@ -21,6 +21,8 @@ SAME_AS: Mapping[str, str] = {
     "PREFECT_FLOW_DEFAULT_RETRIES": "HARK_ENGINE__FLOW_RETRIES",
     "PREFECT_FLOW_DEFAULT_RETRY_DELAY_SECONDS": "HARK_ENGINE__FLOW_RETRY_DELAY_S",
     "PREFECT_HOME": "HARK_HOME",
+    "PREFECT_LOGGING_LOG_PRINTS": "HARK_ENGINE__LOG_PRINTS",
+    "PREFECT_TASKS_REFRESH_CACHE": "HARK_ENGINE__REFRESH_CACHE",
     "PREFECT_LOCAL_STORAGE_PATH": "HARK_ENGINE__RESULT_STORAGE",
     "PREFECT_RESULTS_DEFAULT_SERIALIZER": "HARK_ENGINE__RESULT_SERIALIZER",
     "PREFECT_RESULTS_DEFAULT_STORAGE_BLOCK": "HARK_ENGINE__RESULT_STORAGE",
@@ -36,6 +38,14 @@ SAME_AS: Mapping[str, str] = {
 }
 """Settings of Prefect that say the same as one of Hark."""
 
+SAYS_NOTHING = frozenset({
+    "PREFECT_API_REQUEST_TIMEOUT", "PREFECT_CLIENT_MAX_RETRIES", "PREFECT_DEBUG_MODE", "PREFECT_LOGGING_COLORS", "PREFECT_LOGGING_MARKUP",
+    "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "PREFECT_RUNNER_POLL_FREQUENCY", "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE",
+    "PREFECT_SERVER_ANALYTICS_ENABLED", "PREFECT_TASK_RUN_TAG_CONCURRENCY_SLOT_WAIT_SECONDS", "PREFECT_TEST_MODE",
+    "PREFECT_TESTING_TEST_MODE", "PREFECT_TESTING_UNIT_TEST_MODE", "PREFECT_UNIT_TEST_MODE",
+})  # fmt: skip
+"""Settings of how Prefect itself works, which flows and their tests may set: nothing here goes by them."""
+
 
 class Setting(str):
     """The name of a setting, as ``from hark.settings import PREFECT_HOME`` gives it."""
@@ -43,14 +53,16 @@ class Setting(str):
     __slots__ = ()
 
     def value(self) -> Any:
-        """Return what it says now."""
+        """Return what it says now; None of one that says nothing here."""
+        if self in SAYS_NOTHING:
+            return None
         section, _, field = _ours(self).removeprefix("HARK_").lower().rpartition("__")
         settings: Any = load_settings()
         return getattr(getattr(settings, section) if section else settings, field)
 
 
 def __getattr__(name: str) -> Setting:
-    if name not in SAME_AS:
+    if name not in SAME_AS and name not in SAYS_NOTHING:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return Setting(name)
 
@@ -64,18 +76,18 @@ def temporary_settings(
     """Be in a process with other settings while inside; children of it have them too. Sessions are begun anew.
 
     Args:
-        updates: by name, as in the environment; names of Prefect's that say the same (``SAME_AS``) are taken, too. None takes a
-            setting back to its default.
+        updates: by name, as in the environment; names of Prefect's that say the same (``SAME_AS``) are taken, too, and
+            those that say nothing here (``SAYS_NOTHING``) do nothing. None takes a setting back to its default.
         set_defaults: for settings that are not set. restore_defaults: settings to take back.
     Raises:
         DefinitionError: there is no such setting, or it cannot have the value; then nothing has changed.
     """
     wanted: dict[str, Any] = {}
     for name, value in (set_defaults or {}).items():
-        if _ours(name) not in environment():
+        if name not in SAYS_NOTHING and _ours(name) not in environment():
             wanted[_ours(name)] = value
-    wanted.update({_ours(name): None for name in restore_defaults or ()})
-    wanted.update({_ours(name): value for name, value in (updates or {}).items()})
+    wanted.update({_ours(name): None for name in restore_defaults or () if name not in SAYS_NOTHING})
+    wanted.update({_ours(name): value for name, value in (updates or {}).items() if name not in SAYS_NOTHING})
     before = {name: environment().get(name) for name in wanted}
     try:
         set_environment({name: None if value is None else _text(value) for name, value in wanted.items()})

@@ -145,7 +145,7 @@ async def test_several_limits_and_several_slots(session: Session, bus: Bus) -> N
                 pass
     async with concurrency("a", 2, timeout_seconds=60):
         pass
-    async with concurrency([]):
+    async with concurrency([]), concurrency(None):
         pass
 
 

@@ -19,9 +19,11 @@ from hark import (
     run_deployment,
     runtime,
     suspend_flow_run,
+    task,
 )
 from hark.bus.session import Session
 from hark.config import EngineConfig
+from hark.engine.context import FlowRunContext
 from hark.engine.exceptions import MissingContextError
 from hark.engine.flows import load_flow_from_entrypoint
 from hark.engine.run_filters import LogFilter
@@ -79,6 +81,29 @@ def test_flows_are_retried_as_the_settings_say() -> None:
         own(return_state=True)
         assert len(tries) == 4
     assert silent.retries == 0
+
+
+def test_prints_and_refreshed_caches_are_as_the_settings_say() -> None:
+    """Of flows and tasks that say nothing of it themselves."""
+    calls: list[int] = []
+
+    @task(cache_key_fn=lambda *_: new_key, persist_result=True)
+    def computes() -> int:
+        calls.append(1)
+        return len(calls)
+
+    @flow
+    def prints() -> tuple[bool, int]:
+        context = FlowRunContext.get()
+        assert context is not None
+        return context.log_prints, computes()
+
+    new_key = new_id()
+    assert prints() == (False, 1) == prints()
+    with temporary_settings({"PREFECT_LOGGING_LOG_PRINTS": True, "PREFECT_TASKS_REFRESH_CACHE": True}):
+        assert prints() == (True, 2)
+        assert prints.with_options(log_prints=False)() == (False, 3)
+        assert computes.with_options(refresh_cache=False)() == 3
 
 
 @pytest.mark.parametrize("delays", [-1.0, float("nan"), [0.0, -2.0], [0.0] * 51])

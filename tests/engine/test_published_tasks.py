@@ -16,6 +16,7 @@ from hark.engine.exceptions import MissingResult, UnfinishedRun
 from hark.engine.filesystems import LocalFileSystem
 from hark.engine.locking import FileSystemLockManager, MemoryLockManager
 from hark.engine.results import ResultStore
+from hark.engine.state_details import StateDetails
 from hark.engine.states import (
     Cancelled,
     Completed,
@@ -295,6 +296,21 @@ def test_what_is_scheduled_is_due_at_once_unless_it_says_when() -> None:
     assert Suspended(timeout_seconds=1).state_details.pause_reschedule
     assert not Paused(timeout_seconds=1).state_details.pause_reschedule
     assert Cancelled().state_details.scheduled_time is None
+
+
+def test_details_may_be_said_of_a_state_that_is_made() -> None:
+    """As a mapping or whole; nothing is said twice."""
+    at = datetime(2026, 1, 1, tzinfo=UTC)
+    assert Scheduled(state_details={"scheduled_time": at}).state_details.scheduled_time == at
+    said = StateDetails(flow_run_id="f", task_run_id="t", cache_key="k", retriable=False)
+    assert Completed(state_details=said, name="Mine").state_details == said
+    assert Failed(state_details={}) == Failed()
+    with pytest.raises(ValueError, match="An extra scheduled_time was provided in state_details"):
+        Scheduled(scheduled_time=at, state_details={"scheduled_time": at})
+    with pytest.raises(ValueError, match="An extra pause timeout was provided in state_details"):
+        Paused(timeout_seconds=1, state_details={"pause_timeout": at})
+    with pytest.raises(ValueError, match="Cannot supply both a pause_expiration_time and timeout_seconds"):
+        Paused(timeout_seconds=1, pause_expiration_time=at)
 
 
 # --- transactions and results -----------------------------------------------------------------------------

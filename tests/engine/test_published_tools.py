@@ -17,7 +17,7 @@ import cloudpickle  # type: ignore[import-untyped]
 import pytest
 from hark import allow_failure, quote, unmapped
 from hark.engine.annotations import BaseAnnotation, freeze, opaque
-from hark.engine.cache_policies import INPUTS, CompoundCachePolicy, Inputs
+from hark.engine.cache_policies import INPUTS, RUN_ID, TASK_SOURCE, CompoundCachePolicy, Inputs
 from hark.engine.callables import (
     call_with_parameters,
     cloudpickle_wrapped_call,
@@ -430,5 +430,8 @@ def test_policies_say_what_they_are_made_of() -> None:
     assert strict.isolation_level == IsolationLevel.SERIALIZABLE == "SERIALIZABLE"
     with pytest.raises(ValueError, match="Cannot add CachePolicies with different storage locations"):
         INPUTS.configure(key_storage="/a") + INPUTS.configure(key_storage="/b")
+    assert TASK_SOURCE - "y" is TASK_SOURCE
+    of_run = TASK_SOURCE + RUN_ID
+    assert of_run - "y" is of_run
     with pytest.raises(TypeError, match="Can only subtract strings"):
         INPUTS - 5  # type: ignore[operator]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hark.config import Settings, load_settings
 from hark.errors import DefinitionError
-from hark.testing.temporary import SAME_AS, Setting, temporary_settings
+from hark.testing.temporary import SAME_AS, SAYS_NOTHING, Setting, temporary_settings
 
 
 def test_settings_are_others_inside_and_the_same_again_after(
@@ -18,7 +18,11 @@ def test_settings_are_others_inside_and_the_same_again_after(
     monkeypatch.setenv("HARK_HOME", str(tmp_path))
     load_settings.cache_clear()
     before = load_settings()
-    asked = {Setting("PREFECT_RESULTS_PERSIST_BY_DEFAULT"): True, "HARK_ENGINE__CRASH_RETRIES": 7}
+    asked = {
+        Setting("PREFECT_RESULTS_PERSIST_BY_DEFAULT"): True,
+        "HARK_ENGINE__CRASH_RETRIES": 7,
+        "PREFECT_DEBUG_MODE": True,
+    }
     with temporary_settings(asked, set_defaults={"PREFECT_HOME": "/x", "HARK_WORKER__POOL": "p"}) as settings:
         assert settings is load_settings()
         assert (settings.engine.persist_results, settings.engine.crash_retries) == (True, 7)
@@ -45,4 +49,5 @@ def test_each_setting_of_prefects_stands_for_one_that_is_there() -> None:
     """And can be asked for its value."""
     for name in SAME_AS:
         Setting(name).value()
+    assert {Setting(name).value() for name in SAYS_NOTHING} == {None}
     assert Settings.model_fields
