@@ -113,6 +113,8 @@ def __getattr__(name: str) -> object:
     if name == "__version__":
         return import_module("importlib.metadata").version(__name__)
     module = _WHERE.get(name)
+    if module is None and name in dotted.NAMES:
+        return import_module(f".{name}", __name__)  # hark.states and its kind, which nobody need import first
     if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(module, __name__), name)

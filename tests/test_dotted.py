@@ -207,6 +207,7 @@ from prefect.utilities.annotations import unmapped as other
 import hark.engine.states
 assert Completed is second is hark.engine.states.Completed and unmapped is other
 assert sys.modules["prefect.engine.states"] is hark.engine.states
+assert prefect.context.TaskRunContext.get() is None  # which nobody has imported
 
 @task
 def add(a, b): return a + b

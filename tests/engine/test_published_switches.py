@@ -86,6 +86,7 @@ def test_flows_are_retried_as_the_settings_say() -> None:
 def test_prints_and_refreshed_caches_are_as_the_settings_say() -> None:
     """Of flows and tasks that say nothing of it themselves."""
     calls: list[int] = []
+    new_key = new_id()
 
     @task(cache_key_fn=lambda *_: new_key, persist_result=True)
     def computes() -> int:
@@ -98,7 +99,6 @@ def test_prints_and_refreshed_caches_are_as_the_settings_say() -> None:
         assert context is not None
         return context.log_prints, computes()
 
-    new_key = new_id()
     assert prints() == (False, 1) == prints()
     with temporary_settings({"PREFECT_LOGGING_LOG_PRINTS": True, "PREFECT_TASKS_REFRESH_CACHE": True}):
         assert prints() == (True, 2)
