@@ -83,7 +83,10 @@ class BrokerAddress:
 
 def without_secret(url: str) -> str:
     """Return ``url`` with the part before the ``@`` of its host left out."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # no address, but there may be a password in it all the same
+        return url.rpartition("@")[2]
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 

@@ -70,11 +70,14 @@ def test_urls_are_read_from_a_list() -> None:
     )
 
 
-@pytest.mark.parametrize("wrong", ["", " , ", "http://a:1", "nats://", "nats://a:port", "nats://a:99999"])
+@pytest.mark.parametrize(
+    "wrong", ["", " , ", "http://a:1", "nats://", "nats://a:port", "nats://a:99999", "nats://ann:secret@[::1"]
+)
 def test_what_is_no_address_is_refused(wrong: str) -> None:
-    """The error names the setting."""
-    with pytest.raises(DefinitionError, match="HARK_NATS_URL"):
+    """The error names the setting, and shows no password."""
+    with pytest.raises(DefinitionError, match="HARK_NATS_URL") as caught:
         parse_urls(wrong)
+    assert "secret" not in str(caught.value)
 
 
 def test_credentials_in_the_url_are_decoded_and_never_shown() -> None:
