@@ -7,7 +7,7 @@ it from the live log, asking the broker only for events the rules listen to; ``b
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -272,10 +272,11 @@ def backtest_lines(
     keep: int = KEEP,
     name: str = "events",
 ) -> Backtest:
-    """Return what rules would have done about a file of events, one JSON object a line.
+    """Return what rules would have done about a file of events, one JSON object a line, or one list of them.
 
     A line is a CloudEvent, or what ``hark events watch --json`` prints: ``{"seq", "recorded_at", "event"}``. An event
     without a recorded time counts as recorded when it occurred. The order is that of the file; time never goes back.
+    A list that is what ``hark events ls --json`` prints, newest first, is put in the order of the log.
 
     Raises:
         DefinitionError: a line is no event; says which.
@@ -284,11 +285,13 @@ def backtest_lines(
     first = since.timestamp() if since is not None else None
     now = 0.0
     seq = 0
-    for n, line in enumerate(lines, 1):
-        if not line or line.isspace():
+    for n, line in enumerate(_one_by_one(lines, name), 1):
+        if line.__class__ is bytes and (not line or line.isspace()):
             continue
         try:
-            row: Any = orjson.loads(line)
+            row: Any = orjson.loads(line) if line.__class__ is bytes else line
+            if row.__class__ is not dict:
+                raise TypeError("it is no object")
             at: Any = None
             if "event" in row and "specversion" not in row:
                 at, row = row.get("recorded_at"), row["event"]
@@ -301,7 +304,7 @@ def backtest_lines(
             why = f"{exc.args[0]!r} is missing" if isinstance(exc, KeyError) else str(exc)
             raise DefinitionError(
                 f"{name}, line {n}: not an event ({why})",
-                hint="each line is a CloudEvent as JSON, with type and time",
+                hint="each line is a CloudEvent as JSON, with type and time; or all of it is a list of them",
             ) from exc
         if first is not None and recorded < first:
             continue
@@ -316,3 +319,19 @@ def backtest_lines(
         replay = Replay(automations, begins=first or 0.0, config=config, keep=keep)
         return replay.finish()
     return replay.finish(now)
+
+
+def _one_by_one(lines: Iterable[bytes], name: str) -> Iterator[Any]:
+    """Yield the lines as they are, or of a file that is one JSON list its items, in the order of the log."""
+    rest = iter(lines)
+    for line in rest:
+        if not line.lstrip().startswith(b"["):
+            yield line
+            continue
+        try:
+            items: Any = orjson.loads(b"".join((line, *rest)))
+        except orjson.JSONDecodeError as exc:
+            raise DefinitionError(f"{name} is a list that is not JSON: {exc}") from exc
+        if all(isinstance(item, dict) and isinstance(item.get("seq"), int) for item in items):
+            items.sort(key=lambda item: item["seq"])
+        yield from items

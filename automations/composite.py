@@ -278,7 +278,15 @@ class Metric(Strict):
             refuse("metric", [Problem((), "a `metric` needs `over`: the window, such as over: 1h")])
         if self.measure in ("count", "event_rate"):
             if self.on is None and self.flow is None and self.deployment is None:
-                refuse("metric", [Problem(("measure",), f"`{self.measure}` needs `on`: the events to count")])
+                refuse(
+                    "metric",
+                    [
+                        Problem(
+                            ("measure",),
+                            f"`{self.measure}` needs `on` beside it, inside `metric`: the events to count",
+                        )
+                    ],
+                )
         elif self.on is not None:
             refuse(
                 "metric",

@@ -94,7 +94,11 @@ class Counting(Timeless):
         return 0 if current is None else 1 if current.__class__ is tuple else len(current) - 1
 
     def look(self, key: str) -> JsonObject:
-        return {"counted": self.window(key), "needs": self._count}
+        looked: JsonObject = {"counted": self.window(key), "needs": self._count}
+        current = self._windows.get(key)
+        if current is not None:
+            looked["newest"] = current[1] if current.__class__ is tuple else current[-1][0]
+        return looked
 
     def dump(self) -> JsonValue:
         state: JsonValue = self._windows

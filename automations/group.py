@@ -216,7 +216,8 @@ class Group(Timeless):
             "patterns": [
                 {"name": name, "has": sum(e[0] >= oldest for e in entries), "needs": count}
                 for name, count, entries in zip(self._names, self._counts, window[2:], strict=True)
-            ]
+            ],
+            "newest": window[1],
         }
 
     def dump(self) -> JsonValue:

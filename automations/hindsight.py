@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from ..bus.event import format_time, readable
+from ..bus.event import format_time, parse_time, readable
 from ..bus.subject import PREFIX
+from ..duration import format_duration
 from ..vocabulary import JsonObject, JsonValue
 from .backtest import Replay, decision_json, filters_of
 from .condition import parse_where
@@ -41,18 +42,21 @@ _LOOK_AHEAD = 20_000
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """How a key stood just before the event, and just behind it."""
+    """How a key stood just before the event, and just behind it; ``late_s``: how much too late it came to be counted."""
 
     key: str
     before: JsonObject
     after: JsonObject
     cooling_until: float | None
     waits: tuple[Look, ...] = ()
+    late_s: float | None = None
 
     def to_json(self) -> JsonObject:
         out: JsonObject = {"key": self.key, "before": _dated(self.before), "after": _dated(self.after)}
         if self.cooling_until is not None:
             out["cooldown_until"] = _stamp(self.cooling_until)
+        if self.late_s is not None:
+            out["too_late_by_s"] = round(self.late_s, 3)
         if self.waits:
             out["waits"] = [look.to_json() for look in self.waits]
         return out
@@ -113,6 +117,12 @@ class Judgement:
                 (str(p).removeprefix("no  ") for w in self.waits for p in w.predicates if not p.ok), ""
             )
             return f"no match for what is waited for: {asked}" if asked else "nothing waited for it"
+        late = [s.late_s for s in self.standings if s.late_s is not None]
+        if late and len(late) == len(self.standings):
+            return (
+                f"not counted: it came {format_duration(max(1.0, round(max(late))))} later than"
+                " `allowed_lateness` lets events of a key come after a newer one"
+            )
         return "counted, and not enough yet" if rule.kind not in ("absence", "heartbeat") else "noted"
 
     def to_json(self) -> JsonObject:
@@ -129,7 +139,7 @@ def _stamp(at: float) -> str:
     return format_time(datetime.fromtimestamp(at, UTC))
 
 
-_MOMENTS = frozenset({"waits_until", "expected_until", "fires_at", "holds_since"})
+_MOMENTS = frozenset({"newest", "waits_until", "expected_until", "fires_at", "holds_since"})
 
 
 def _dated(look: JsonObject) -> JsonObject:
@@ -214,6 +224,7 @@ async def _replayed(
             if batch.records[-1].seq >= record.seq or time.perf_counter() > deadline:
                 break
     at = record.recorded_at.timestamp()
+    occurred = min(at, parse_time(str(row["time"])).timestamp()) if "time" in row else at
     replay.pass_time(at)
     fold = replay.fold
     before = {
@@ -233,11 +244,20 @@ async def _replayed(
                 fold.look(name, key),
                 _still(until, at),
                 _asked(automation, look, row),
+                _late(look, occurred, automation.late_by(config.allowed_lateness_s)),
             )
             for (owner, key), (look, until) in before.items()
             if owner == name
         )
     return replay, standings
+
+
+def _late(before: JsonObject, occurred: float, lateness: float) -> float | None:
+    """Return by how many seconds more than is allowed an event is older than the newest of its key; None: it is in time."""
+    newest = before.get("newest")
+    if not isinstance(newest, int | float) or occurred >= newest - lateness:
+        return None
+    return newest - lateness - occurred
 
 
 def _asked(automation: Automation, before: JsonObject, row: dict[str, Any]) -> tuple[Look, ...]:

@@ -68,7 +68,7 @@ class Automation(Strict):
         "trigger": "on", "triggers": "on", "when": "on", "event": "on", "match": "where", "filter": "where",
         "filters": "where", "condition": "if", "conditions": "where", "actions": "do", "action": "do", "then": "do",
         "threshold": "count", "window": "within", "group_by": "for_each", "foreach": "for_each", "key": "for_each",
-        "throttle": "cooldown", "steps": "sequence", "any": "any_of", "all": "all_of",
+        "throttle": "cooldown", "late": "allowed_lateness", "lateness": "allowed_lateness", "grace": "allowed_lateness", "steps": "sequence", "any": "any_of", "all": "all_of",
         "actions_on_resolve": "on_resolve", "recover": "resolve", "enabled": "paused", "disabled": "paused", "expects": "expect", "test": "tests",
     }  # fmt: skip
 
@@ -192,6 +192,8 @@ class Automation(Strict):
     def _what_goes_with_it(self) -> Iterator[Problem]:
         """Yield the words that do not go with the form, and those it lacks."""
         kind = self.kind
+        if all(getattr(self, word) is None for word in _FORMS):
+            return  # what goes with which form is told once there is one
         if kind in ("absence", "heartbeat"):
             if self.within is None:
                 yield Problem(

@@ -12,11 +12,20 @@ from difflib import get_close_matches
 from typing import Any, ClassVar, NoReturn
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
-from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 from ..errors import DefinitionError
 
-__all__ = ["Loc", "Problem", "RuleInvalid", "Strict", "did_you_mean", "problems_of", "refuse"]
+__all__ = [
+    "Loc",
+    "Problem",
+    "RuleInvalid",
+    "Strict",
+    "did_you_mean",
+    "in_plain_words",
+    "problems_of",
+    "refuse",
+]
 
 Loc = tuple[str | int, ...]
 
@@ -71,11 +80,46 @@ def refuse(title: str, problems: Iterable[Problem], value: object = None) -> NoR
     raise ValidationError.from_exception_data(title, details)
 
 
+def in_plain_words(error: ErrorDetails) -> str:
+    """Return what pydantic says of a value in the words of who wrote it: no types of Python, and what to write."""
+    limits = error.get("ctx") or {}
+    match error["type"]:
+        case "model_type" | "model_attributes_type" | "dict_type" | "mapping_type":
+            return "this is a mapping, written as `{key: value}`"
+        case "list_type" | "tuple_type" | "set_type":
+            return "this is a list, written as `[one, two]`"
+        case "too_short":
+            return f"this needs at least {_entries(limits['min_length'])}"
+        case "too_long":
+            return f"this takes at most {_entries(limits['max_length'])}"
+        case "int_type" | "int_parsing" | "int_from_float":
+            return "this is a whole number"
+        case "float_type" | "float_parsing":
+            return "this is a number"
+        case "bool_type" | "bool_parsing":
+            return "this is true or false"
+        case "string_type":
+            return "this is a text; put it in quotes"
+        case "greater_than_equal":
+            return f"this is at least {limits['ge']}"
+        case "greater_than":
+            return f"this is more than {limits['gt']}"
+        case "less_than_equal":
+            return f"this is at most {limits['le']}"
+        case "less_than":
+            return f"this is less than {limits['lt']}"
+    return str(error["msg"])
+
+
+def _entries(count: int) -> str:
+    return f"{count} entry" if count == 1 else f"{count} entries"
+
+
 def problems_of(exc: ValidationError) -> list[Problem]:
     """Return the faults a validation error holds, in plain words."""
     out = []
     for error in exc.errors(include_url=False):
-        message = error["msg"].removeprefix("Value error, ")
+        message = in_plain_words(error).removeprefix("Value error, ")
         if error["type"] == "missing":
             message = f"{error['loc'][-1]!r} is missing"
         out.append(Problem(tuple(error["loc"]), message))
@@ -94,10 +138,14 @@ class Strict(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _known_keys_only(cls, value: Any) -> Any:
+        known = [field.alias or name for name, field in cls.model_fields.items()]
+        if isinstance(value, str | int | float | list | tuple):
+            refuse(
+                cls.__name__, [Problem((), f"this is a mapping, with {', '.join(known)}; got {value!r:.60}")]
+            )
         if not isinstance(value, Mapping):
             return value
-        known = {field.alias or name for name, field in cls.model_fields.items()}
-        names = known | set(cls.model_fields)
+        names = {*known, *cls.model_fields}
         unknown = [
             Problem(
                 (str(key),),

@@ -49,7 +49,10 @@ def backtest(
     file: Annotated[
         Path | None,
         typer.Option(
-            "--file", exists=True, dir_okay=False, help="Events to use, one JSON a line, not the log."
+            "--file",
+            exists=True,
+            dir_okay=False,
+            help="Events to use, not the log: one JSON a line, or a list.",
         ),
     ] = None,
     config: _Config = None,
@@ -96,7 +99,9 @@ def _backtest_text(made: JsonObject, name: str) -> str:
         what = "fires" if d["what"] == "triggered" else d["what"]
         what += f" ({d['reason']})" if d.get("reason") else ""
         events = d["events"]
-        ids = ", ".join(str(e["id"]) for e in events[-3:])
+        ids = ", ".join(
+            str(e["id"] or f"no. {e['seq']}") for e in events[-3:]
+        )  # of a file, where they may have none
         more = f"{len(events) - 3} more, " if len(events) > 3 else ""
         rows.append([d["at"], what, d["key"] or "-", d["count"], more + ids])
     text = table(["AT", "WHAT", "KEY", "COUNT", "EVENTS"], rows, empty="it would not have fired")

@@ -9,6 +9,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
+from ..automations.problem import in_plain_words
 from ..errors import HarkError
 from ..vocabulary import JsonValue
 from .fault import Fault, did_you_mean
@@ -100,6 +101,7 @@ def _fault(error: Any, model: type[BaseModel], node: Node, path: Sequence[str | 
         case _:
             shown = error["input"] if not isinstance(error["input"], dict | list) else None
             got = f", got {shown!r}" if shown is not None else ""
+            message = in_plain_words(error)
             message = message[0].lower() + message[1:] + got
             place = inside.at
     if "did you mean" in message:
@@ -143,7 +145,7 @@ def _without_union_noise(faults: list[Fault]) -> list[Fault]:
             and other.path.startswith((fault.path + ".", fault.path + "["))
             for other in faults
         )
-        vague = fault.message.startswith(("input should be", "should be"))
+        vague = fault.message.startswith(("input should be", "should be", "this is "))
         if not (vague and deeper and fault.path):
             kept.append(fault)
     return kept

@@ -65,6 +65,16 @@ def test_lines_may_be_what_watching_prints() -> None:
     assert made.begins_at == datetime(2026, 1, 1, 0, 1, tzinfo=UTC).timestamp()
 
 
+def test_a_file_may_be_the_list_that_a_listing_prints() -> None:
+    """The newest first, over many lines: it is put in the order of the log. One without places stays as it is."""
+    rows = [row for _, row in failed(0, 10, 20)]
+    listed = [{"seq": n, "recorded_at": row["time"], "event": row} for n, row in enumerate(rows, 1)]
+    for items in (listed[::-1], rows):
+        lines = orjson.dumps(items, option=orjson.OPT_INDENT_2).splitlines(keepends=True)
+        (fired,) = backtest_lines(lines, [rule(FAILING)]).rules["r"].decisions
+        assert [ref.id for ref in fired.refs] == [row["id"] for row in rows]
+
+
 @pytest.mark.parametrize(
     ("line", "why"),
     [(b"{", "line 1"), (b"[1]", "not an event"), (b'{"type": "a.b"}', "'time' is missing"), (b'{"type": 1, "time": "2026-01-01T00:00:00Z"}', "not text")],
@@ -197,6 +207,11 @@ async def test_the_window_of_that_moment_is_made_again(house: House) -> None:
     await house.emit("build.failed", {"repo": "other"})
     (few,) = await judged(house, await last_of(house, "build.failed"), FAILING)
     assert few.verdict == "counted, and not enough yet"
+    await house.emit("build.failed", {"repo": "other"}, time=datetime.now(UTC) - timedelta(minutes=1))
+    (late,) = await judged(house, await last_of(house, "build.failed"), FAILING)
+    assert late.verdict.startswith("not counted: it came ")
+    assert "`allowed_lateness`" in late.verdict
+    assert late.standings[0].before["counted"] == late.standings[0].after["counted"] == 1
 
 
 async def test_near_misses_say_which_condition_failed(house: House) -> None:

@@ -65,7 +65,7 @@ def test_every_event_is_told_of_exactly_once(steps: list[tuple[float, str]]) -> 
         ({"expect": "a.b", "within": "1m", "debounce": {"quiet": "30s"}}, "collects the events of `on`"),
         ({"on": "a.b", "within": "1m", "debounce": {"quiet": "30s"}}, "`max_wait` inside"),
         ({"on": "a.b", "count": 2, "debounce": {"quiet": "30s"}}, "`count`"),
-        ({"on": "a.b", "debounce": {"quiet": "30s", "max_events": 5000}}, "less than or equal to 1000"),
+        ({"on": "a.b", "debounce": {"quiet": "30s", "max_events": 5000}}, "at most 1000"),
         ({"on": "a.b", "debounce": "30s"}, "debounce"),
     ],
 )

@@ -118,7 +118,7 @@ def test_a_whole_configuration_becomes_records(write: Write, tmp_path: Path) -> 
         ("interval: 15m", "interval: 15", "hark.yaml:8:20: 15 is not a duration"),
         ("catch_up: latest", "catch_up: lates", "hark.yaml:7:70: catch_up is none, latest, all or {within: 1h}, got 'lates'; did you mean 'latest'?"),
         ("on_conflict: queue", "on_conflict: queu", "hark.yaml:12:74: 'queu' is not one of 'queue', 'skip' or 'cancel-running'; did you mean 'queue'?"),
-        ("limit: 1", "limit: 0", "hark.yaml:12:26: input should be greater than or equal to 1, got 0"),
+        ("limit: 1", "limit: 0", "hark.yaml:12:26: this is at least 1, got 0"),
         ("rate: 50/s", "rate: 50 per s", "hark.yaml:17:11: '50 per s' is not a rate"),
         ("preset: github", "preset: githb", "hark.yaml:15:13: there is no preset 'githb'; did you mean 'github'?"),
         ("{{ key }} failed", "{{ key failed", "hark.yaml:27:16:"),
