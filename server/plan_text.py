@@ -46,7 +46,7 @@ def plan_text(plan: JsonObject) -> str:
             lines.append(f"    {impact_text(impact)}")
             lost = impact.get("keys")
             if lost and "reset" in str(step.get("note")):
-                lines.append(f"    the state of {lost} keys is lost")
+                lines.append(f"    the state of {lost} {'key' if lost == 1 else 'keys'} is lost")
     warnings = plan.get("warnings")
     lines += [f"! {w}" for w in (warnings if isinstance(warnings, list) else [])]
     return "\n".join([*lines, str(plan.get("summary", ""))])
