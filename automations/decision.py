@@ -6,10 +6,13 @@ is saying it once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
+
+import orjson
 
 from ..bus.event import Event, format_time
 from ..vocabulary import JsonObject, JsonValue, derived_id
@@ -18,8 +21,10 @@ from .handover import CLAIMED_BY
 
 __all__ = [
     "ADOPTED", "DISABLED", "DUE", "SOURCE", "RESOLVED", "SUPPRESSED", "TRIGGERED", "Decision", "decision_event",
-    "disabled_event",
+    "disabled_event", "within",
 ]  # fmt: skip
+
+log = logging.getLogger(__name__)
 
 SOURCE = "/hark/automations"
 TRIGGERED = "automation.triggered"
@@ -33,6 +38,10 @@ DUE = "automation.due"
 """Says in the log that it is later now, when a deadline has passed and nothing else has happened since."""
 
 MAX_REFS = 1000
+_HEADERS_BYTES = 2048
+"""What comes with an event towards the broker's limit."""
+_LONG_TEXT = 1000
+_CUT_TEXT = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,3 +168,58 @@ def disabled_event(decision: Decision) -> Event | None:
         time=datetime.fromtimestamp(decision.recorded, UTC), data=data, causaldepth=decision.depth + 1,
         causationid=decision.id, correlationid=row.get("correlationid") or row.get("id"),
     )  # fmt: skip
+
+
+def within(event: Event, limit_bytes: int) -> Event:
+    """Return a decision that the broker takes: as it is, or without what matters least, as much as need be.
+
+    First goes the event it carries, which stands in the log; then all but the last of those it rests on, the ends of long
+    texts (of a key, mostly) and the steps. What is left are the actions of the rule: too large, they become one that nobody can
+    read, which the outbox says as it does of any other.
+    """
+    for name, shorten in _SHORTER:
+        if len(event.to_json()) < limit_bytes - _HEADERS_BYTES or not isinstance(event.data, dict):
+            return event
+        shorter = shorten(event.data)
+        if shorter != event.data:
+            event = event.replace(data=shorter)
+            if name != "event":
+                log.warning("automations.decision_cut", extra={"decision": event.id, "what": name})
+    return event
+
+
+def _cut(value: JsonValue) -> JsonValue:
+    if isinstance(value, str):
+        return value if len(value) <= _LONG_TEXT else value[:_CUT_TEXT] + "…"
+    if isinstance(value, list):
+        return [_cut(v) for v in value]
+    if isinstance(value, dict):
+        return {k: _cut(v) for k, v in value.items()}
+    return value
+
+
+def _without(name: str) -> Callable[[JsonObject], JsonObject]:
+    return lambda data: {k: v for k, v in data.items() if k != name}
+
+
+def _last_of_events(data: JsonObject) -> JsonObject:
+    events = data.get("events")
+    return {**data, "events": events[-1:]} if isinstance(events, list) else data
+
+
+def _texts_cut(data: JsonObject) -> JsonObject:
+    return {k: v if k == "actions" else _cut(v) for k, v in data.items()}
+
+
+def _no_actions(data: JsonObject) -> JsonObject:
+    size = len(orjson.dumps(data.get("actions")))
+    return {**data, "actions": [{"omitted_bytes": size}]} if size > _LONG_TEXT else data
+
+
+_SHORTER: tuple[tuple[str, Callable[[JsonObject], JsonObject]], ...] = (
+    ("event", _without("event")),
+    ("events", _last_of_events),
+    ("texts", _texts_cut),
+    ("steps", _without("steps")),
+    ("actions", _no_actions),
+)

@@ -43,6 +43,7 @@ from .decision import (
     Decision,
     decision_event,
     disabled_event,
+    within,
 )  # fmt: skip
 from .fold import Fold, FoldConfig
 from .handover import CLAIMED_BY, Handover
@@ -269,20 +270,21 @@ class _Term:
         """Append decisions; each is stored once, whatever is lost on the way."""
         whole: dict[int, bool] = {}
         events: list[Event] = []
-        for decision in decisions:
-            stops = disabled_event(decision)
-            if stops is not None and stops.id not in self._decided:
-                events.append(stops)
-                log.warning(
-                    "automation.disabled", extra={"automation": decision.automation, "until": decision.until}
-                )
-            if decision.id not in self._decided:
-                events.append(await self._event_of(decision, whole))
         try:
+            for decision in decisions:
+                stops = disabled_event(decision)
+                if stops is not None and stops.id not in self._decided:
+                    events.append(stops)
+                    log.warning(
+                        "automation.disabled",
+                        extra={"automation": decision.automation, "until": decision.until},
+                    )
+                if decision.id not in self._decided:
+                    events.append(await self._event_of(decision, whole))
             await self._append(events)
         finally:
-            for event in events:  # what has not been handed over is for the broker to deliver
-                self._handover.release(event.id)
+            for decision in decisions:  # what has not been handed over is for the broker to deliver
+                self._handover.release(decision.id)
         for decision in decisions:
             if decision.what != "suppressed":
                 log.info(
@@ -306,7 +308,10 @@ class _Term:
                         self._handover.stored(event, at.seq)
                 return
             except EventTooLarge as exc:
-                events = [_within(e, exc.limit_bytes) for e in events]
+                shorter = [within(e, exc.limit_bytes) for e in events]
+                if all(new is old for new, old in zip(shorter, events, strict=True)):
+                    raise
+                events = shorter
                 continue
             except BusUnavailable as exc:
                 log.warning("automations.waits_for_broker", extra={"error": str(exc)})
@@ -524,13 +529,6 @@ def _unclaimed(event: Event) -> Event:
     if not isinstance(event.data, dict) or CLAIMED_BY not in event.data:
         return event
     return event.replace(data={k: v for k, v in event.data.items() if k != CLAIMED_BY})
-
-
-def _within(event: Event, limit_bytes: int) -> Event:
-    """Return the event without the one it carries, if it is over the broker's limit."""
-    if len(event.to_json()) < limit_bytes - 2048 or not isinstance(event.data, dict):
-        return event
-    return event.replace(data={k: v for k, v in event.data.items() if k != "event"})
 
 
 def _fits(row: JsonObject) -> bool:

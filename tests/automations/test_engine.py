@@ -11,11 +11,13 @@ from typing import Any
 import anyio
 import orjson
 import pytest
+from hark.automations.decision import within
 from hark.automations.engine import RuleEngine
 from hark.bus import Bucket, Bus, EmbeddedBroker, Event
 from hark.bus.log import Appended, EventLog
 from hark.config import AutomationsConfig, BusConfig
 from hark.errors import BusUnavailable, EventInvalid
+from hark.vocabulary import JsonObject
 
 from .conftest import CONFIG, House, at
 
@@ -379,6 +381,35 @@ async def test_a_large_event_is_found_through_the_log_instead_of_copied(house: H
     assert at(made, "size") == 600_000
     assert at(decision, "event") is None
     assert len(decision.to_json()) < 10_000
+
+
+async def test_a_decision_larger_than_the_broker_takes_loses_what_matters_least(house: House) -> None:
+    """A key of half of what the broker takes stands in its decision twice: cut, and the action is carried out."""
+    async with house.all():
+        await house.define("big", on="a.b", for_each="data.k", do=[{"emit": "c.d"}])
+        await house.emit("a.b", {"k": "x" * 600_000})
+        await house.of_type("c.d")
+        (decision,) = await house.of_type("automation.triggered")
+    assert at(decision, "key") == "x" * 200 + "…"
+
+
+def test_what_a_decision_loses_goes_in_order_until_it_fits() -> None:
+    """The event it carries first; actions too large for any event become one that is said to be unreadable."""
+    text = "x" * 5000
+    data: JsonObject = {
+        "event": {"t": text},
+        "events": [{"id": text}, {"id": text}],
+        "key": text,
+        "actions": [{"log": text}],
+    }
+    whole = Event(type="automation.triggered", source="/test", id="d", data=data)
+    assert within(whole, 100_000) is whole
+    assert within(whole, 25_000).data == {k: v for k, v in data.items() if k != "event"}
+    cut = {"events": [{"id": "x" * 200 + "…"}], "key": "x" * 200 + "…"}
+    assert within(whole, 10_000).data == {**cut, "actions": [{"log": text}]}
+    least = within(whole, 5_000)
+    assert least.data == {**cut, "actions": [{"omitted_bytes": 5012}]}
+    assert within(least, 100) is least, "who asks once more is told that there is nothing left"
 
 
 async def test_another_log_begins_anew_with_the_same_rules(house: House) -> None:
