@@ -22,6 +22,7 @@ from ..bus.event import format_time, parse_time
 from ..clock import SYSTEM_CLOCK, Clock
 from ..errors import AccessDenied, AlreadyHeld, GuardFailed, RefusedError, UnknownName
 from ..vocabulary import JsonObject, derived_id
+from .handover import CLAIMED_BY
 
 if TYPE_CHECKING:
     from .perform import Firing
@@ -164,7 +165,9 @@ class Approvals:
             branches: the actions (as written) for ``yes``, ``no`` and ``expired``.
         """
         now = self._clock.now()
-        carried: JsonObject = {k: v for k, v in firing.data.items() if k not in ("actions", "event")}
+        carried: JsonObject = {
+            k: v for k, v in firing.data.items() if k not in ("actions", "event", CLAIMED_BY)
+        }
         cause = {**firing.event.caused(), "causaldepth": firing.event.causaldepth}
         made = Approval(
             id, firing.automation, title, body, "open", now, now + timedelta(seconds=wait_s), None, "",

@@ -19,6 +19,8 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
+import anyio
+
 from ..bus import Bus, Recorded
 from ..bus.event import readable
 from ..bus.presence import Presence
@@ -35,6 +37,10 @@ KEEP_S = 2 * 86400
 _SOONEST_S = 0.05
 _FIRST_LOOK_S = 1.0
 """After which a decision that was delivered to another than the one it names is looked at again."""
+_FORGET_SILENCE = 5
+"""After so many times of a claim in which nobody asked, silence begins anew."""
+_ANSWER_S = 1.0
+_MOST_SILENT = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +72,8 @@ class Claims:
         self._bucket = bus.bucket(BUCKET)
         self._presence = Presence(bus.connection)
         self._restored_seq: int | None = None
+        self._silent: dict[str, tuple[float, float]] = {}
+        """Outboxes that did not answer: since when, and when they were asked last, in seconds of the loop."""
 
     def promised(self, key: str, seq: int) -> Claim:
         """Return the claim of an action whose decision names us, and which nobody has had before."""
@@ -104,7 +112,7 @@ class Claims:
             if found.state == "waiting" and found.next_at is not None and found.next_at > now:
                 return (found.next_at - now).total_seconds()
             if found.state == "claimed":
-                met = await self._met(key, found)
+                met = await self._met(key, found, named=named)
                 if isinstance(met, float):
                     return met
                 if met.is_over:
@@ -140,7 +148,7 @@ class Claims:
             return Claim(state, await self._bucket.create(key, state.to_json()), True)
         decision = await self._bus.log.get(state.seq)
         since = decision.recorded_at if decision is not None else state.at
-        met = await self._met(key, replace(state, by=named, at=since))
+        met = await self._met(key, replace(state, by=named, at=since), named=named)
         if isinstance(met, float):
             # Soon at first: most are done at once, and all that wait with the broker count towards what it hands out.
             return min(met, max(_FIRST_LOOK_S, (state.at - since).total_seconds()))
@@ -175,15 +183,20 @@ class Claims:
         )
         return True
 
-    async def _met(self, key: str, found: ActionState) -> ActionState | float:
+    async def _met(self, key: str, found: ActionState, *, named: str | None) -> ActionState | float:
         """Return what a claim somebody has is when it becomes ours, or that it is done; or when to come back (s)."""
         if found.by == self._name:
             return found  # the broker went away in the middle
         has = await self._presence.holds(found.by, key)
+        if has is not None:
+            self._silent.pop(found.by, None)
         if has:
             return self._holds_s
         if has is None:
-            left_s = self._holds_s - self._bus.connection.connected_s
+            silent_s = self._bus.connection.connected_s
+            if found.by == named:
+                silent_s = min(silent_s, self._silence_s(named))
+            left_s = self._holds_s - silent_s
             if left_s > 0:
                 return max(left_s, _SOONEST_S)
         if await self._was_executed(key, found):
@@ -191,6 +204,21 @@ class Claims:
         if has is None:
             return replace(found, suspect=True, begun=False, deaths=found.deaths + found.begun)
         return found
+
+    def _silence_s(self, name: str) -> float:
+        """Return for how long one that has not answered now is known not to.
+
+        What the broker delivered to us again nobody had kept alive for as long as a claim holds. A decision that names its
+        outbox may have been delivered to us alone: one question that a busy process answers too late says nothing then.
+        """
+        now = anyio.current_time()
+        since, last = self._silent.pop(name, (now, now))
+        if now - last > _FORGET_SILENCE * self._holds_s + _ANSWER_S:
+            since = now  # it may have been there in between
+        self._silent[name] = (since, now)
+        if len(self._silent) > _MOST_SILENT:
+            del self._silent[next(iter(self._silent))]
+        return now - since
 
     async def begin(self, key: str, claim: Claim) -> Claim | None:
         """Note that an action is begun now, if a process has died that had it; None if it is no longer ours."""

@@ -54,7 +54,8 @@ class Handover:
         """``taker`` promises nothing more; what it has promised is for the broker to deliver."""
         if self._taker is taker:
             self._taker = None
-        self._promised = {d: t for d, t in self._promised.items() if t is not taker}
+        for decision in [d for d, t in self._promised.items() if t is taker]:
+            self.release(decision)
 
     def promise(self, decision: str) -> str | None:
         """Return who promises to carry out a decision that is about to be stored; None: whoever it is delivered to."""

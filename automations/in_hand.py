@@ -17,7 +17,8 @@ class InHand:
 
     def __init__(self) -> None:
         self._items: dict[int, Item | None] = {}  # as last delivered; None: not yet
-        self._done: dict[int, None] = {}  # not delivered yet
+        self._handed: dict[int, str] = {}  # the ids of those that were handed over
+        self._done: dict[int, str] = {}  # not delivered yet, with their ids
         self._empty = anyio.Event()
         self._empty.set()
 
@@ -27,8 +28,9 @@ class InHand:
     async def deliver(self, item: Item) -> bool:
         """Note that a decision was delivered; return whether it is to be begun now."""
         seq = item.recorded.seq
-        if seq in self._done:
-            del self._done[seq]
+        done = self._done.pop(seq, None)
+        # A broker that has lost its latest events in a power cut gives their places to others.
+        if done is not None and done.encode() in item.recorded.raw:
             await item.ack()
             return False
         # It was handed over, or we were too slow to say that we have it: to hand it back would only bring it again, and again.
@@ -36,11 +38,12 @@ class InHand:
         self._put(seq, item)
         return is_new
 
-    def hand_over(self, seq: int) -> bool:
+    def hand_over(self, seq: int, decision: str) -> bool:
         """Note that a decision has come by another way; return whether it is to be begun now."""
         if seq in self._items:
             return False
         self._put(seq, None)
+        self._handed[seq] = decision
         return True
 
     def _put(self, seq: int, item: Item | None) -> None:
@@ -54,7 +57,7 @@ class InHand:
         if item is not None:
             await (item.ack() if again_s is None else item.nak(again_s))
         elif again_s is None:
-            self._done[seq] = None
+            self._done[seq] = self._handed[seq]
             if len(self._done) > _MOST_REMEMBERED:
                 del self._done[next(iter(self._done))]
         # Else its delivery finds what has been noted, and comes again when that says.
@@ -67,6 +70,7 @@ class InHand:
     def drop(self, seq: int) -> None:
         """Forget a decision, settled or not."""
         del self._items[seq]
+        self._handed.pop(seq, None)
         if not self._items:
             self._empty.set()
 

@@ -123,9 +123,7 @@ class Outbox(AsyncContextManagerMixin):
         handover: Handover | None = None,
     ) -> None:
         self._bus, self._performers, self._config, self._clock = bus, performers, config, clock
-        self._bucket = bus.bucket(BUCKET)
-        self._outcomes = Outcomes(bus, clock)
-        self._approvals = Approvals(bus, clock)
+        self._bucket, self._approvals = bus.bucket(BUCKET), Approvals(bus, clock)
         self._ack_wait_s = ack_wait_s
         self._name = new_id()
         self._slots = anyio.CapacityLimiter(config.action_concurrency)
@@ -141,6 +139,7 @@ class Outbox(AsyncContextManagerMixin):
         self._presence = Presence(bus.connection)
         self._claims = Claims(bus, clock, name=self._name, holds_s=ack_wait_s)
         self._room = Room()
+        self._outcomes = Outcomes(bus, clock, self._room)
 
     @property
     def in_hand(self) -> int:
@@ -207,7 +206,7 @@ class Outbox(AsyncContextManagerMixin):
         """Carry out a promised decision that has been stored, unless it has been delivered already."""
         if self._beginning is None or not self._promises.is_waiting(decision.id):
             return
-        if self._in_hand.hand_over(seq):
+        if self._in_hand.hand_over(seq, decision.id):
             # As whoever it is delivered to reads it, now or after our death.
             record = Recorded(seq, subject_of(decision), self._clock.now(), decision.to_json())
             self._beginning.start_soon(self._carry_out, record)
@@ -231,9 +230,8 @@ class Outbox(AsyncContextManagerMixin):
             await self._in_hand.settle(seq, 1.0)
         except anyio.get_cancelled_exc_class():
             with anyio.CancelScope(shield=True):
-                await self._in_hand.settle(
-                    seq, 0.0
-                )  # another outbox need not wait for our silence to be noticed
+                # Another outbox need not wait for our silence to be noticed.
+                await self._in_hand.settle(seq, 0.0)
             raise
         except Exception as exc:
             # One decision that cannot be read must not stop all the others.
@@ -350,10 +348,11 @@ class Outbox(AsyncContextManagerMixin):
         async with AsyncExitStack() as places:
             # First the place, then the claim: what is claimed is done at once, and few are in the middle at a death.
             await places.enter_async_context(self._place(firing.automation))
-            if not round and self._promises.is_claim(firing.event.id):
+            named = firing.data.get(CLAIMED_BY)
+            # The one in the log may name another, if two rule engines have made it and ours comes second.
+            if not round and named == self._name and self._promises.is_claim(firing.event.id):
                 claim: Claim | Over | float = self._claims.promised(key, firing.seq)
             else:
-                named = firing.data.get(CLAIMED_BY)
                 claim = await self._claims.take(
                     key, firing.seq, round=round, named=named if isinstance(named, str) else None
                 )
@@ -369,7 +368,8 @@ class Outbox(AsyncContextManagerMixin):
             begun = await self._claims.begin(key, claim)
             if begun is None:
                 return self._ack_wait_s
-            self._room.open()
+            if begun.revision:
+                self._room.open()
             if not begun.fresh or begun.state.round:
                 firing = replace(firing, repeated=True)
             began = anyio.current_time()

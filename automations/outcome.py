@@ -15,10 +15,11 @@ import orjson
 
 from ..bus import Bus, Entry, Event
 from ..clock import Clock
-from ..errors import BusUnavailable, GuardFailed
+from ..errors import BusUnavailable, GuardFailed, StreamFull
 from ..vocabulary import JsonObject
 from .action_state import ActionState
 from .claim import BUCKET, KEEP_S
+from .room import Room
 
 __all__ = ["Outcomes", "bounded_decision", "bounded_result"]
 
@@ -37,8 +38,8 @@ T = TypeVar("T")
 class Outcomes:
     """Notes what became of actions."""
 
-    def __init__(self, bus: Bus, clock: Clock) -> None:
-        self._bus, self._clock = bus, clock
+    def __init__(self, bus: Bus, clock: Clock, room: Room) -> None:
+        self._bus, self._clock, self._room = bus, clock, room
         self._bucket = bus.bucket(BUCKET)
 
     async def finish(self, key: str, state: ActionState, revision: int, event: Event) -> None:
@@ -63,6 +64,11 @@ class Outcomes:
             except GuardFailed:
                 entry = await self._bucket.get(key)
                 return entry is not None and entry.value == value  # by ourselves: the answer was lost
+            except StreamFull as exc:
+                # Nothing was noted before a promised action began, so nobody may know yet.
+                self._room.close(exc, looked=False)
+                raise
+            self._room.open()
             return True
 
         return await self._insist(write, key=key)

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import anyio
 import anyio.lowlevel
 import pytest
 from anyio.abc import TaskGroup
 from hark.automations.claim import BUCKET
+from hark.automations.decision import Decision
+from hark.automations.engine import _Term
+from hark.automations.form import EventRef
 from hark.automations.handover import Handover, Promises
+from hark.automations.in_hand import InHand
 from hark.automations.outbox import Outbox
-from hark.bus.consumer import Consumer
+from hark.bus import Bucket, Event
+from hark.bus.consumer import Consumer, Item
+from hark.bus.log import EventLog
 from hark.bus.presence import Presence
+from hark.clock import SYSTEM_CLOCK
+from hark.errors import BusUnavailable, StreamFull
 
 from .conftest import CONFIG, House, Receiver, at
 from .test_outbox import Slow, consumer_state
@@ -122,3 +131,134 @@ async def test_what_a_living_outbox_has_promised_is_left_to_it(
         (done,) = await house.of_type("action.executed")
     assert slow.ended == [at(done, "key")]
     assert await house.events("c.d") == []
+
+
+async def test_a_promise_claims_no_decision_that_names_another(house: House) -> None:
+    """Two rule engines made it, each with an outbox beside it: that of the one whose decision was stored does it."""
+    asked = anyio.Event()
+
+    def has(key: str) -> bool:
+        asked.set()
+        return True
+
+    async with (
+        Presence(house.bus.connection).answering("other", has),
+        house.outbox(ack_wait_s=60) as running,
+    ):
+        assert running.promise("twice")
+        await decide(house, {"emit": "c.d"}, id="twice", claimed_by="other")
+        with anyio.fail_after(30):
+            await asked.wait()
+        assert await house.events("c.d") == []
+
+
+async def test_one_question_that_is_not_answered_takes_no_action_over(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The outbox that a decision names was busy for a second. Another has the decision from the first moment on."""
+    answers: list[bool | None] = [None, True, None]
+    asked_all = anyio.Event()
+
+    async def holds(self: Presence, name: str, what: str) -> bool | None:
+        if answers:
+            return answers.pop(0)
+        asked_all.set()
+        return None
+
+    monkeypatch.setattr(Presence, "holds", holds)
+    monkeypatch.setattr(type(house.bus.connection), "connected_s", 3600.0)
+    async with house.outbox(ack_wait_s=0.5):
+        await decide(house, {"emit": "c.d"}, claimed_by="busy")
+        (done,) = await house.of_type("action.executed")
+    assert asked_all.is_set(), "done before the silence was as long as a claim holds"
+    assert at(done, "attempt") == 1
+
+
+async def test_promises_are_taken_back_when_decisions_cannot_be_made(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broker goes away while one of several is written: nobody is left saying that it has the others."""
+
+    class Taker:
+        def __init__(self) -> None:
+            self.held: list[str] = []
+            self.released: list[str] = []
+
+        def promise(self, decision: str) -> str:
+            self.held.append(decision)
+            return "me"
+
+        def take(self, decision: Event, seq: int) -> None:
+            raise AssertionError
+
+        def release(self, decision: str) -> None:
+            self.released.append(decision)
+
+    async def away(self: EventLog, seq: int) -> None:
+        raise BusUnavailable("away")
+
+    monkeypatch.setattr(EventLog, "get", away)
+    taker, handover = Taker(), Handover()
+    handover.enter(taker)
+    refs = (EventRef("e", 1, 0.0),)
+    one, two = (
+        Decision(id, "triggered", "r", "1", "", (), 1, 0.0, 0.0, refs, row, 0, actions=({"emit": "c.d"},))
+        for id, row in (("one", {"id": "e"}), ("two", None))
+    )
+    with pytest.raises(BusUnavailable):
+        await _Term(house.bus, CONFIG, SYSTEM_CLOCK, handover)._store([one, two])
+    assert taker.held == taker.released == ["one"]
+    assert handover.promise("three")
+    handover.leave(taker)
+    assert taker.released == ["one", "three"]
+
+
+async def test_another_decision_in_the_place_of_one_that_was_done_is_begun(house: House) -> None:
+    """A broker lost its latest events in a power cut, and their places are given anew."""
+    in_hand = InHand()
+    for seq, name in ((1, "lost"), (2, "four")):
+        assert in_hand.hand_over(seq, name)
+        await in_hand.settle(seq, None)
+        in_hand.drop(seq)
+    await decide(house, id="three")
+    await decide(house, id="four")
+    begun: list[str] = []
+    async with house.bus.log.consume("probe", ["hark.ev.automation.triggered"], deliver_after=0) as consumer:
+        for item in await _fetched(consumer, 2):
+            if await in_hand.deliver(item):
+                begun.append(item.recorded.event.id)
+                in_hand.drop(item.recorded.seq)
+    assert begun == ["three"]
+
+
+async def _fetched(consumer: Consumer, count: int) -> list[Item]:
+    found: list[Item] = []
+    while len(found) < count:
+        found += await consumer.fetch(count)
+    return found
+
+
+async def test_nothing_more_is_promised_while_nothing_can_be_noted(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bucket is full: what has been done is noted later, and nothing more is begun before."""
+    update = Bucket.update
+    full, has_room = anyio.Event(), anyio.Event()
+
+    async def refuse(self: Bucket, key: str, value: bytes, **more: Any) -> int:
+        if not has_room.is_set():
+            full.set()
+            raise StreamFull(key, why="maximum bytes exceeded")
+        return await update(self, key, value, **more)
+
+    handover = Handover()
+    async with house.outbox(handover=handover) as running, house.engine(handover=handover), settled(house):
+        await house.define("tell", on="a.b", do=[{"emit": "c.d"}])
+        monkeypatch.setattr(Bucket, "update", refuse)
+        await house.emit("a.b")
+        await full.wait()
+        assert running.promise("another") is None
+        has_room.set()
+        await house.of_type("action.executed")
+        assert running.promise("another")
+        running.release("another")

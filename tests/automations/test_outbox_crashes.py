@@ -17,17 +17,18 @@ from hark.automations.perform import Firing, Performers
 from hark.bus import Bus, Event, LateValues
 from hark.config import BusConfig
 from hark.errors import BusUnavailable, RefusedError
-from hark.vocabulary import JsonObject
+from hark.vocabulary import JsonObject, new_id
 
 from .conftest import CONFIG, House, Receiver, at
 
 Forgets = Callable[[], Awaitable[None]]
 
 
-async def decide(house: House, *actions: Any, rule: str = "tell", **more: Any) -> Event:
+async def decide(house: House, *actions: Any, rule: str = "tell", id: str = "", **more: Any) -> Event:
     """Store a decision as the rule engine does, with ``more`` in its data."""
     event = Event(
         type="automation.triggered", source="/hark/automations", subject=f"automation/{rule}", causaldepth=1,
+        id=id or new_id(),
         data={
             "automation": {"name": rule, "version": "1"}, "kind": "count", "key": "", "keys": [], "count": 1,
             "suppressed": 0, "events": [], "actions": list(actions),
