@@ -73,6 +73,8 @@ class _Server:
     writer: asyncio.StreamWriter
     forked: asyncio.Queue[int]
     children: dict[int, _Child] = field(default_factory=dict)
+    early: dict[int, int | None] = field(default_factory=dict)
+    """Exit codes of children that ended before we had come to know them."""
     gone: bool = False
 
 
@@ -317,6 +319,8 @@ class ProcessPool(AsyncContextManagerMixin):
                 raise
             child = _Child(pid, reader, writer)
             server.children[pid] = child
+            if pid in server.early:
+                self._end(server, pid, server.early.pop(pid))
         child.send(self._hello)
         self._starting.append(child)
         try:
@@ -392,6 +396,7 @@ class ProcessPool(AsyncContextManagerMixin):
     def _end(self, server: _Server, pid: int, code: int | None) -> None:
         child = server.children.pop(pid, None)
         if child is None:
+            server.early[pid] = code
             return
         child.code = code
         child.ended.set()

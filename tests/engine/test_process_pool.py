@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import psutil
@@ -22,6 +23,7 @@ from hark.engine.process_pool import ProcessPool
 from hark.engine.states import Pending
 from hark.engine.stop_request import StopRequest
 from hark.engine.worker import Worker
+from hark.errors import UnavailableError
 from hark.vocabulary import StateType
 
 if TYPE_CHECKING:
@@ -75,6 +77,31 @@ async def test_an_idle_process_that_dies_costs_no_run_anything(stage: Stage) -> 
             os.kill(pid, signal.SIGKILL)
         assert await execute(stage, pool) == Outcome("ended")
     assert len(set(await pids_said(stage))) == 2
+
+
+async def test_a_process_that_dies_before_it_is_known_is_known_to_have_died(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is forked and killed while we still open our end of its socket: how it died is said, and nothing is left of it."""
+    async with a_pool(bus, warm=0) as pool:
+        heard, end, connect = anyio.Event(), pool._end, asyncio.open_connection
+
+        def hear_end(*args: Any) -> None:
+            end(*args)
+            heard.set()
+
+        async def connect_late(**how: Any) -> Any:
+            [child] = psutil.Process(pool.server_pid).children()
+            child.kill()
+            with anyio.fail_after(30):
+                await heard.wait()
+            return await connect(**how)
+
+        monkeypatch.setattr(pool, "_end", hear_end)
+        monkeypatch.setattr(asyncio, "open_connection", connect_late)
+        with pytest.raises(UnavailableError, match="was killed by SIGKILL"):
+            await pool._new_child()
+        assert pool.pids == []
 
 
 async def test_the_pool_outlives_its_fork_server(stage: Stage) -> None:
