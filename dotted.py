@@ -175,7 +175,9 @@ class _Made(ModuleType):
 
     def __setattr__(self, name: str, value: object) -> None:
         """Set what a module of ours has in that module, so that what is patched under one name is patched under all."""
-        if not name.startswith("_") and name not in vars(self):
+        below = f"{self.__name__.partition('.')[2]}.{name}"
+        # What is below it is bound to it by its import: ``concurrency.asyncio`` is not the ``asyncio`` of a module of ours.
+        if not name.startswith("_") and name not in vars(self) and below not in NAMES:
             for module in self._imported():
                 if hasattr(module, name):
                     self._before.setdefault(name, (module, getattr(module, name)))

@@ -192,6 +192,18 @@ def test_a_function_keeps_working_under_the_name_of_a_module() -> None:
     assert run(code) == "True True"
 
 
+def test_an_import_of_what_is_below_a_name_changes_no_module_of_ours() -> None:
+    """``hark.concurrency.asyncio`` is bound to ``hark.concurrency``, and the code behind both still has its own ``asyncio``."""
+    code = """
+import asyncio, sys, hark
+import hark.concurrency.asyncio as here, hark.engine.concurrency as ours
+sys.modules["prefect"] = hark
+import prefect.concurrency.asyncio as there, prefect.concurrency.sync
+print(ours.asyncio is asyncio, here is ours, there is ours, hark.concurrency.asyncio is ours)
+"""
+    assert run(code) == "True True True True"
+
+
 def test_a_program_can_keep_the_imports_of_prefect() -> None:
     """One line makes them ours, rooms included, each module loaded once."""
     code = """
