@@ -27,6 +27,7 @@ __all__ = [
     "FinishedCalls",
     "attempt_starts",
     "begins_anew",
+    "last_opened",
     "last_retry",
     "noted_waits",
     "retries_made",
@@ -95,17 +96,22 @@ def begins_anew(history: Iterable[Recorded]) -> int:
     return anew
 
 
+def last_opened(history: Iterable[Recorded]) -> int:
+    """Return the sequence at which a run that was over was last begun again by others; 0 if never."""
+    return max((recorded.seq for recorded in history if _opens(recorded)), default=0)
+
+
+def _opens(recorded: Recorded) -> bool:
+    data = recorded.event.data
+    previous = data.get("previous") if isinstance(data, dict) else None
+    return isinstance(previous, str) and StateType(previous).is_terminal
+
+
 def last_retry(history: Iterable[Recorded]) -> int:
     """Return the sequence at which a run was last begun again after a failure or an end, by itself or by others; 0 if never."""
     last = 0
     for recorded in history:
-        data = recorded.event.data
-        previous = data.get("previous") if isinstance(data, dict) else None
-        if (
-            recorded.event.type == "flow-run.retrying"
-            or _asks_for_retry(recorded)
-            or (isinstance(previous, str) and StateType(previous).is_terminal)
-        ):
+        if recorded.event.type == "flow-run.retrying" or _asks_for_retry(recorded) or _opens(recorded):
             last = recorded.seq
     return last
 

@@ -28,6 +28,7 @@ from .replay import (
     FinishedCalls,
     attempt_starts,
     begins_anew,
+    last_opened,
     last_retry,
     noted_waits,
     retries_made,
@@ -222,7 +223,9 @@ class FlowTracker:
         await until_undone(self, history)
         self.anew = anew = begins_anew(history)
         self.retried_at = last_retry(history)
-        self.retries_made = retries_made(recorded for recorded in history if recorded.seq > anew)
+        # A subflow is begun again by its parent, as often as that is tried: each time it has all of its retries.
+        counted = max(anew, last_opened(history)) if self.flow_run.parent is not None else anew
+        self.retries_made = retries_made(recorded for recorded in history if recorded.seq > counted)
         self.waits = noted_waits(self.flow_run.id, (recorded for recorded in history if recorded.seq > anew))
         finished = FinishedCalls(attempt_starts(history))
         reading = self.session.bus.log.read([completed_subject(self.flow_run.id)], after=anew)

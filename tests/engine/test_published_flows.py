@@ -321,3 +321,22 @@ def test_a_reader_may_stop_and_may_answer() -> None:
     assert end.value.value == "end"
     with pytest.raises(ValueError, match="return_type for a generator flow must be 'result'"):
         list(echo(return_state=True))
+
+
+async def test_a_subflow_has_all_its_retries_each_time_its_parent_is_tried(session: Session) -> None:
+    """Though it is the same run."""
+    tries: list[str] = []
+
+    @flow(retries=1)
+    async def child() -> None:
+        tries.append("child")
+        raise ValueError
+
+    @flow(retries=1)
+    async def parent() -> None:
+        tries.append("parent")
+        await child()
+
+    with pytest.raises(ValueError):
+        await parent()
+    assert tries == ["parent", "child", "child"] * 2
