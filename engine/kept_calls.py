@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 
 from ..errors import AlreadyExists, AlreadyHeld, GuardFailed, UnknownName
 from .limit import BUCKET, TAG_PREFIX, Limit, key_of, name_of
+from .run_sorts import ArtifactSort
 from .slots import delete_limit, put_limit, reset, standing
 from .values import VARIABLES, Variable
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from ..bus import Entry
     from ..bus.session import Session
     from .artifact_kinds import StoredArtifact
+    from .run_filters import ArtifactFilter
 
 __all__ = [
     "ConcurrencyLimit", "GlobalConcurrencyLimit", "GlobalConcurrencyLimitCreate", "GlobalConcurrencyLimitUpdate",
@@ -240,26 +242,60 @@ class KeptCalls:
         if not await Variable.aunset(name):
             raise UnknownName("variable", name)
 
-    async def read_latest_artifacts(self, limit: int | None = None, offset: int = 0) -> list[StoredArtifact]:
-        """Return what is shown now under each key, the latest first."""
+    async def read_latest_artifacts(
+        self,
+        *,
+        artifact_filter: ArtifactFilter | None = None,
+        sort: ArtifactSort | str | None = None,
+        limit: int | None = None,
+        offset: int = 0,
+    ) -> list[StoredArtifact]:
+        """Return what is shown now under each key, the latest first, unless it is said otherwise.
+
+        Raises:
+            ValueError: there is no such order.
+        """
         from .artifact_kinds import read_artifacts
 
         async def read(session: Session) -> list[StoredArtifact]:
             latest = {one.key: one for one in await read_artifacts(session) if one.key is not None}
             newest = sorted(latest.values(), key=lambda one: str(one.updated), reverse=True)
-            return newest[offset : None if limit is None else offset + limit]
+            return _wanted(newest, artifact_filter, sort)[offset : None if limit is None else offset + limit]
 
         return await self._ask(read)
 
-    async def read_artifacts(self, limit: int | None = None, offset: int = 0) -> list[StoredArtifact]:
-        """Return all that was shown, the latest first."""
+    async def read_artifacts(
+        self,
+        *,
+        artifact_filter: ArtifactFilter | None = None,
+        sort: ArtifactSort | str | None = None,
+        limit: int | None = None,
+        offset: int = 0,
+    ) -> list[StoredArtifact]:
+        """Return all that was shown, the latest first, unless it is said otherwise.
+
+        Raises:
+            ValueError: there is no such order.
+        """
         from .artifact_kinds import read_artifacts
 
         async def read(session: Session) -> list[StoredArtifact]:
             newest = list(reversed(await read_artifacts(session)))
-            return newest[offset : None if limit is None else offset + limit]
+            return _wanted(newest, artifact_filter, sort)[offset : None if limit is None else offset + limit]
 
         return await self._ask(read)
+
+
+def _wanted(
+    newest_first: list[StoredArtifact], which: ArtifactFilter | None, sort: ArtifactSort | str | None
+) -> list[StoredArtifact]:
+    found = [one for one in newest_first if which is None or which.holds(one)]
+    word, falls = (str(sort).removesuffix("_ASC").removesuffix("_DESC"), str(sort).endswith("_DESC"))
+    if sort is not None and str(sort) not in {str(one) for one in ArtifactSort}:
+        raise ValueError(f"there is no order {str(sort)!r}; there are {', '.join(ArtifactSort)}")
+    if word in ("KEY", "ID"):
+        found.sort(key=lambda one: getattr(one, word.lower()) or "", reverse=falls)
+    return found
 
 
 def _limit_of(asked: GlobalConcurrencyLimitCreate) -> Limit:

@@ -1,10 +1,11 @@
-"""Filters of flow runs, task runs, flows, deployments and log lines, in Prefect's words; pure.
+"""Filters of flow runs, task runs, flows, deployments, log lines and artifacts, in Prefect's words; pure.
 
 ``FlowRunFilter(state={"type": {"any_": ["FAILED"]}}, tags={"all_": ["prod"]})``: all that is said must hold.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
@@ -13,6 +14,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, field_validator
 
 __all__ = [
+    "ArtifactFilter", "ArtifactFilterFlowRunId", "ArtifactFilterId", "ArtifactFilterKey", "ArtifactFilterTaskRunId",
+    "ArtifactFilterType",
     "DeploymentFilter", "DeploymentFilterConcurrencyLimit", "DeploymentFilterId", "DeploymentFilterWorkQueueName",
     "FlowRunFilterFlowVersion", "FlowRunFilterIdempotencyKey", "FlowRunFilterNextScheduledStartTime", "Operator",
     "TaskRunFilterEndTime", "TaskRunFilterExpectedStartTime", "TaskRunFilterStartTime",
@@ -39,7 +42,10 @@ class _Filter(BaseModel):
 
 
 class FilterCondition(_Filter):
-    """What must hold of one value, or of a list of them (tags). What is not said holds."""
+    """What must hold of one value, or of a list of them (tags). What is not said holds.
+
+    ``like_`` is found anywhere in a text, in upper or lower case; ``%`` in it stands for anything.
+    """
 
     any_: list[Any] | None = None
     not_any_: list[Any] | None = None
@@ -51,6 +57,7 @@ class FilterCondition(_Filter):
     before_: datetime | None = None
     after_: datetime | None = None
     is_null_: bool | None = None
+    exists_: bool | None = None
 
     @field_validator("any_", "not_any_", "all_")
     @classmethod
@@ -63,6 +70,8 @@ class FilterCondition(_Filter):
         several = [str(one) for one in value] if isinstance(value, list | tuple | set | frozenset) else None
         if self.is_null_ is not None and self.is_null_ is not (value is None or several == []):
             return False
+        if self.exists_ is not None and self.exists_ is (value is None):
+            return False
         texts = several if several is not None else ([] if value is None else [str(value)])
         if self.any_ is not None and not set(self.any_) & set(texts):
             return False
@@ -70,7 +79,7 @@ class FilterCondition(_Filter):
             return False
         if self.all_ is not None and not set(self.all_) <= set(texts):
             return False
-        if self.like_ is not None and not any(self.like_.lower() in one.lower() for one in texts):
+        if self.like_ is not None and not any(_is_like(self.like_, one) for one in texts):
             return False
         if self.eq_ is not None and value != self.eq_:
             return False
@@ -81,6 +90,11 @@ class FilterCondition(_Filter):
         if self.before_ is not None and (value is None or value > self.before_):
             return False
         return self.after_ is None or (value is not None and value >= self.after_)
+
+
+def _is_like(wanted: str, text: str) -> bool:
+    pattern = ".*".join(re.escape(part) for part in wanted.split("%"))
+    return re.search(pattern, text, re.IGNORECASE | re.DOTALL) is not None
 
 
 class StateFilter(_Filter):
@@ -185,6 +199,21 @@ class LogFilter(_OfFields):
         return self.matches(line, names={})
 
 
+class ArtifactFilter(_OfFields):
+    """Which artifacts."""
+
+    id: FilterCondition | None = None
+    key: FilterCondition | None = None
+    type: FilterCondition | None = None
+    flow_run_id: FilterCondition | None = None
+    task_run_id: FilterCondition | None = None
+
+    def holds(self, artifact: Any) -> bool:
+        return self.matches(artifact, names={})
+
+
+ArtifactFilterId = ArtifactFilterKey = ArtifactFilterType = FilterCondition
+ArtifactFilterFlowRunId = ArtifactFilterTaskRunId = FilterCondition
 FlowRunFilterId = FlowRunFilterName = FlowRunFilterTags = FlowRunFilterDeploymentId = FilterCondition
 FlowRunFilterWorkQueueName = FlowRunFilterStateType = FlowRunFilterStateName = FilterCondition
 FlowRunFilterStartTime = FlowRunFilterEndTime = FlowRunFilterExpectedStartTime = FilterCondition

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-__all__ = ["DeploymentSort", "FlowRunSort", "FlowSort", "LogSort", "TaskRunSort"]
+__all__ = ["ArtifactSort", "DeploymentSort", "FlowRunSort", "FlowSort", "LogSort", "TaskRunSort"]
 
 
 class FlowRunSort(StrEnum):
@@ -58,3 +58,13 @@ class DeploymentSort(StrEnum):
     NAME_DESC = "NAME_DESC"
     CONCURRENCY_LIMIT_ASC = "CONCURRENCY_LIMIT_ASC"
     CONCURRENCY_LIMIT_DESC = "CONCURRENCY_LIMIT_DESC"
+
+
+class ArtifactSort(StrEnum):
+    """Orders of artifacts."""
+
+    CREATED_DESC = "CREATED_DESC"
+    UPDATED_DESC = "UPDATED_DESC"
+    ID_DESC = "ID_DESC"
+    KEY_ASC = "KEY_ASC"
+    KEY_DESC = "KEY_DESC"

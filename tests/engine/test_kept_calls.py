@@ -17,6 +17,8 @@ from hark.engine.kept_calls import (
     VariableCreate,
     VariableUpdate,
 )
+from hark.engine.run_filters import ArtifactFilter, ArtifactFilterKey
+from hark.engine.run_sorts import ArtifactSort
 from hark.engine.tag_concurrency import concurrency as of_tags
 from pydantic import ValidationError
 
@@ -123,6 +125,13 @@ async def test_variables_and_artifacts_are_read_by_the_client(session: Session) 
     assert [one.data for one in await client.read_artifacts()] == ["4", "3", "2", "1"]
     assert [one.data for one in await client.read_artifacts(limit=1, offset=1)] == ["3"]
     assert [one.data for one in await client.read_latest_artifacts()] == ["3", "2"]
+    keyed = ArtifactFilter(key=ArtifactFilterKey(exists_=True), type={"any_": ["markdown"]})
+    found = await client.read_artifacts(artifact_filter=keyed, sort=ArtifactSort.KEY_ASC)
+    assert [one.data for one in found] == ["2", "1", "3"]
+    found = await client.read_latest_artifacts(artifact_filter=ArtifactFilter(key={"like_": "%B"}))
+    assert [one.data for one in found] == ["3"]
+    with pytest.raises(ValueError, match="there is no order"):
+        await client.read_artifacts(sort="BEST_FIRST")
 
 
 def test_a_deployment_says_its_limit_and_refuses_names_and_schedules_that_are_none() -> None:
