@@ -53,8 +53,9 @@ class AddressRefused(RefusedError):
 
     def __init__(self, host: str, address: str) -> None:
         super().__init__(
-            f"{host if host == address else f'{host} is {address}, which'} is not a public address",
-            hint="set HARK_AUTOMATIONS__ALLOW_PRIVATE_ADDRESSES=true to let `call` reach it",
+            # In the message itself: what stands in dead letters and listings has no room for a hint beside it.
+            f"{host if host == address else f'{host} is {address}, which'} is not a public address; "
+            "HARK_AUTOMATIONS__ALLOW_PRIVATE_ADDRESSES=true lets calls and sinks reach it"
         )
         self.host, self.address = host, address
 

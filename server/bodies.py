@@ -48,7 +48,12 @@ def _shown(*examples: dict[str, Any], **more: Any) -> ConfigDict:
 class RunBody(BaseModel):
     """What a run is asked for with; all of it optional."""
 
-    model_config = _shown({"parameters": {"n": 3}, "tags": ["by-hand"], "key": "order-42"})
+    model_config = _shown(
+        {"parameters": {"n": 3}, "tags": ["by-hand"], "key": "order-42"},
+        {"scheduled_at": "2026-01-31T09:00:00Z"},
+        {"delay_s": 3600},
+        **{"not": {"required": ["scheduled_at", "delay_s"]}},
+    )
 
     parameters: dict[str, Any] | None = Field(None, description="over those of the deployment")
     tags: list[Text] | None = Field(None, description="besides those of the deployment")

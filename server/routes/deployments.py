@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 
 from ...bus.event import parse_time
 from ...engine.run import Cause, run_id_for
-from ...errors import UnknownName
+from ...errors import DefinitionError, EventInvalid, UnknownName
 from ...triggers.schedule import StoredSchedule, due_at, fires_after, schedule_kind
 from ...triggers.upcoming import upcoming
 from ...vocabulary import JsonObject
@@ -92,7 +92,14 @@ async def run_deployment(
 
 def _due(body: RunBody, now: datetime) -> datetime | None:
     if body.scheduled_at is not None:
-        return parse_time(body.scheduled_at, field="scheduled_at")
+        if body.delay_s is not None:
+            raise DefinitionError("`scheduled_at` and `delay_s` both say when", hint="send one of them")
+        try:
+            return parse_time(body.scheduled_at)
+        except EventInvalid as exc:
+            raise DefinitionError(
+                f"`scheduled_at` is a time, got {body.scheduled_at!r}", hint="such as 2026-01-31T09:00:00Z"
+            ) from exc
     return now + timedelta(seconds=body.delay_s) if body.delay_s is not None else None
 
 

@@ -8,6 +8,7 @@ import orjson
 from fastapi import APIRouter, Depends, Request, Response
 from pydantic import ValidationError
 
+from ...automations.problem import problems_of
 from ...bus.bucket import Entry
 from ...engine.limit import BUCKET, Limit, key_of, name_of
 from ...engine.slots import delete_limit, put_limit, reset, standing
@@ -101,9 +102,7 @@ async def _put(request: Request, name: str, body: LimitBody, status: int) -> Res
     try:
         limit = Limit.model_validate(body.model_dump())
     except ValidationError as exc:
-        why = "; ".join(
-            f"{'.'.join(map(str, e['loc']))}: {e['msg']}".removeprefix(": ") for e in exc.errors()
-        )
+        why = "; ".join(str(problem) for problem in problems_of(exc))
         raise DefinitionError(
             f"limit {name!r} is wrong: {why}", hint='such as {"slots": 4} or {"rate": "100/m"}'
         ) from exc

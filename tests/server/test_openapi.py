@@ -218,7 +218,7 @@ def path_of(path: str, run_id: str) -> str:
 
 def apart(schema: dict[str, Any]) -> set[str]:
     """Return the fields of which some exclude others: they are in the examples, and not sent beside them."""
-    choices = [schema, *schema.get("allOf", ())]
+    choices = [schema, *schema.get("allOf", ()), {"anyOf": [schema["not"]] if "not" in schema else []}]
     return {n for c in choices for one in c.get("oneOf", c.get("anyOf", ())) for n in one["required"]}
 
 
@@ -287,3 +287,10 @@ async def test_the_server_takes_and_answers_what_the_document_says(start: Start)
             is_one = path.startswith(("/api/", "/health/")) and not path.endswith(("/stream", "/wait"))
             if method == "GET" and is_one:
                 await sent(method, path, said, None)
+        for method, path, body, says in (
+            ("POST", "deployments/etl/run", {"delay_s": 1, "scheduled_at": "2026-01-31"}, "both say when"),
+            ("POST", "deployments/etl/run", {"scheduled_at": "soon"}, "such as 2026-01-31T09:00:00Z"),
+            ("PUT", "limits/one", {"rate": "often"}, "is wrong: rate: 'often' is not a rate"),
+        ):
+            answer = await http.request(method, f"/api/{path}", json=body)
+            assert (answer.status_code, says in answer.text) == (422, True), answer.text
