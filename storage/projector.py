@@ -39,6 +39,8 @@ _DISK_S = 5.0
 """How long to wait for a disk that cannot be written before it is tried again, and between two files made anew."""
 _FIRST_S = 1.0
 """For how long entering waits until a file that began anew is whole: with a short log nobody is ever refused."""
+_LOOK_AGAIN_S = 5.0
+"""How long a rebuild waits for the last event before it looks whether the log still has it."""
 _EXAMINE_SHARE = 0.1
 """The part of the time that may go into reading the whole file, because somebody could not, and finding it well."""
 
@@ -104,7 +106,13 @@ class Projector(AsyncContextManagerMixin):
         self._progress.go_back(0)
         if self._again is not None:
             self._again.cancel("rebuild")
-        await self.caught_up(last_seq, timeout_s=float("inf"))
+        while True:
+            try:
+                return await self.caught_up(last_seq, timeout_s=_LOOK_AGAIN_S)
+            except UnavailableError:
+                # What was last may have left the log meanwhile, purged or too old, and never comes.
+                with suppress(BusUnavailable):
+                    last_seq = min(last_seq, await _last_event(self._bus))
 
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncGenerator[Self, None]:

@@ -15,6 +15,7 @@ from hark.bus.event import Event, Recorded
 from hark.config import BusConfig, StorageConfig
 from hark.errors import UnavailableError
 from hark.storage import EventFilter, Projector, Queries, rebuild
+from hark.storage import projector as projector_module
 from hark.storage.fold import Changes, fold
 from hark.storage.progress import Progress
 from hark.storage.store import Store, digest
@@ -151,6 +152,26 @@ async def test_another_log_is_noticed_though_it_is_longer(
         events = await queries.events(EventFilter(types=("new.log",)))
         assert [e.seq for e in events.items] == [1]
         assert (await queries.reached()) == 151
+
+
+async def test_a_rebuild_does_not_wait_for_an_event_that_has_left_the_log(
+    bus: Bus, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Purged, or grown too old, between the asking and the folding."""
+    monkeypatch.setattr(projector_module, "_LOOK_AGAIN_S", 0.05)
+    found = await bus.log.append(Event(type="order.placed", source="/x"))
+    last_event = projector_module._last_event
+
+    async def purged_behind(bus: Bus) -> int:
+        last = await last_event(bus)
+        await bus.connection.api("STREAM.PURGE.HARK", {})
+        return last
+
+    async with Projector(bus, home / "a.db", StorageConfig()) as projector:
+        await projector.caught_up(found.seq, timeout_s=60)
+        monkeypatch.setattr(projector_module, "_last_event", purged_behind)
+        with anyio.fail_after(60):
+            await projector.rebuild()
 
 
 async def test_rows_go_when_their_events_leave_the_log(
