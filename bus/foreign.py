@@ -21,6 +21,7 @@ from .consumer import Consumer
 
 if TYPE_CHECKING:
     from nats.aio.msg import Msg
+    from nats.aio.subscription import Subscription
 
 __all__ = ["Foreign", "ForeignMessage", "Listening", "check_foreign_subject", "durable_name"]
 
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 _OURS = frozenset({"hark", "$JS", "$KV", "$O", "$SYS", "_INBOX", "*", ">"})
 """First words of what is Hark's own or the broker's, and wildcards that would take it in."""
 _NO_STREAM = (10059, 10014)
+_LEAVE_S = 2.0
 
 
 def check_foreign_subject(subject: str, *, is_filter: bool) -> str:
@@ -155,14 +157,25 @@ class Foreign:
             stack.enter_context(give)
             stack.enter_context(take)
             nc = self._connection.nc
+            subscriptions: list[Subscription] = []
+            stack.push_async_callback(self._leave, subscriptions)
             for subject in subjects:
                 with translated(f"listen to {subject}"):
                     subscription = await nc.subscribe(subject, queue=queue, cb=arrived)
-                stack.push_async_callback(self._connection.unsubscribe, subscription)
+                subscriptions.append(subscription)
             with translated(f"listen to {', '.join(subjects)}"):
                 # Entered means listening: the broker has read the subscriptions once it answers this.
                 await self._connection.flush()
             yield Listening(take)
+
+    async def _leave(self, subscriptions: Sequence[Subscription]) -> None:
+        """End subscriptions. Left means that the broker knows: who asks from then on hears that nobody is there."""
+        with anyio.move_on_after(_LEAVE_S, shield=True):
+            for subscription in subscriptions:
+                await self._connection.unsubscribe(subscription)
+            # Where the broker is away, nobody hears from it, either.
+            with suppress(BusUnavailable), translated("stop listening"):
+                await self._connection.flush()
 
     @asynccontextmanager
     async def consume(
