@@ -10,13 +10,13 @@ import contextlib
 import signal
 import socket
 import subprocess
-import sys
 import threading
 
 import orjson
 
 from ..errors import UnavailableError
 from .frame import Channel
+from .process_main import server_command
 
 __all__ = ["ForkServer", "how_it_ended"]
 
@@ -93,8 +93,7 @@ class ForkServer:
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "hark.engine.process_main", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL,
+                server_command(theirs.fileno()), pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL,
             )  # fmt: skip
         self._control, self._channel = ours, Channel(ours)
         self._channel.wait_at_most(_START_S)

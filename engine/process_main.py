@@ -22,7 +22,7 @@ import orjson
 
 from .frame import encode
 
-__all__ = ["main"]
+__all__ = ["main", "server_command"]
 
 PRELOAD = (
     "hark.bus.bus", "hark.bus.log", "hark.bus.publisher", "hark.bus.run_logs", "hark.bus.work_queue", "hark.bus.session",
@@ -33,8 +33,18 @@ PRELOAD = (
 """What every child needs, imported once and shared copy-on-write."""
 
 
-def main(fd: int) -> None:
-    """Serve until the other end of ``fd`` is closed."""
+def server_command(fd: int) -> list[str]:
+    """Return what starts a server that has this package under all the names it has here (``sys.modules["prefect"] = hark``)."""
+    root = __package__.partition(".")[0]
+    package = sys.modules[root]
+    others = [name for name, module in list(sys.modules.items()) if module is package and name != root]
+    return [sys.executable, "-m", f"{root}.engine.process_main", str(fd), *others]
+
+
+def main(fd: int, *names: str) -> None:
+    """Serve until the other end of ``fd`` is closed; ``names`` are those the package has besides its own."""
+    for name in names:
+        sys.modules[name] = sys.modules[__package__.partition(".")[0]]
     for name in PRELOAD:
         # An optional accelerator may be missing; a module of ours that does not import shows itself in the child.
         with contextlib.suppress(ImportError):
@@ -147,4 +157,4 @@ class _Server:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), *sys.argv[2:])

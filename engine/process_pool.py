@@ -13,7 +13,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -31,6 +30,7 @@ from ..vocabulary import FlowRunId, JsonObject
 from .execution import Job, Outcome, OutcomeKind
 from .frame import encode, read_frame
 from .process_child import encode_address
+from .process_main import server_command
 from .stop_request import StopRequest
 
 __all__ = ["MAX_RUNS", "ProcessPool"]
@@ -348,8 +348,7 @@ class ProcessPool(AsyncContextManagerMixin):
             # Not through the shell, no secret among the arguments; the environment is the worker's, which flows see too.
             process = await anyio.to_thread.run_sync(
                 lambda: subprocess.Popen(
-                    [sys.executable, "-m", "hark.engine.process_main", str(theirs.fileno())],
-                    pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL,
+                    server_command(theirs.fileno()), pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL,
                 )
             )  # fmt: skip
         # Requests are small and answered one at a time, so writing past the loop never fills the buffer.

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import os
 import signal
+import sys
 import threading
 import time
 import traceback
 from pathlib import Path
 from typing import Any
 
+import hark
 import psutil
 import pytest
 from hark import flow, runtime, task
@@ -45,6 +48,23 @@ def test_tasks_run_in_processes() -> None:
     assert os.getpid() not in pids
     assert len(pids) <= 2
     assert not any(psutil.pid_exists(pid) for pid in pids)
+
+
+def test_processes_have_the_names_that_the_program_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A module that imports Prefect is imported there as it is here."""
+    monkeypatch.setitem(sys.modules, "prefect", hark)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "older_tasks.py").write_text("from prefect import task\n@task\ndef double(n): return 2 * n\n")
+    double = importlib.import_module("older_tasks").double
+    del sys.modules["older_tasks"]
+
+    @flow(task_runner=pool(1))
+    def doubles() -> Any:
+        return double.submit(2).result()
+
+    assert doubles() == 4
 
 
 def test_a_task_knows_its_run(caplog: pytest.LogCaptureFixture) -> None:
