@@ -6,7 +6,9 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
+from ...automations.pattern import check_pattern
 from ...bus.subject import ALL_EVENTS, filters_for, flow_run_filter
+from ...errors import DefinitionError
 from ...storage import EventFilter, EventRow
 from ..answer import answer, moment, page
 from ..context import context_of
@@ -28,6 +30,16 @@ def shown(row: EventRow) -> dict[str, object]:
     return {"seq": row.seq, "recorded_at": row.recorded_at, "event": event}
 
 
+def _patterns(given: list[str] | None) -> tuple[str, ...]:
+    """Return patterns of types. Raises ``DefinitionError``: one is none, and would look like an answer without events."""
+    try:
+        return tuple(check_pattern(one) for one in given or ())
+    except ValueError as exc:
+        raise DefinitionError(
+            str(exc), hint="`*` is one word, a last `>` all that follow: order.*, flow-run.>"
+        ) from exc
+
+
 @router.get("/api/events")
 async def list_events(
     request: Request,
@@ -47,7 +59,7 @@ async def list_events(
 ) -> Response:
     """List events, newest first."""
     where = EventFilter(
-        types=tuple(type or ()), subject=subject, source=source, correlation=correlation, causation=causation, id_prefix=id_prefix,
+        types=_patterns(type), subject=subject, source=source, correlation=correlation, causation=causation, id_prefix=id_prefix,
         since=moment(since, name="since"), until=moment(until, name="until"), after_seq=after_seq, before_seq=before_seq,
     )  # fmt: skip
     found = await context_of(request).queries.events(
@@ -66,7 +78,7 @@ async def stream_events(
 ) -> Response:
     """Follow events as server-sent events. Each has its log sequence as id: `Last-Event-ID` resumes without a gap."""
     context = context_of(request)
-    wanted = Wanted(tuple(type or ()), subject=subject, source=source)
+    wanted = Wanted(_patterns(type), subject=subject, source=source)
     last = request.headers.get("last-event-id", "")
     if last.isdigit():
         after = int(last)

@@ -241,6 +241,13 @@ async def test_events_are_listed_filtered_and_shown(start: Start) -> None:
         assert [i["event"]["id"] for i in only] == ["a1"]
         assert (await http.get("/api/events?since=1h&type=shop.*")).json()["items"] != []
         assert (await http.get("/api/events?until=1h&type=shop.*")).json()["items"] == []
+        for path, says in (
+            ("events?type=Shop.A", "did you mean 'shop.a'?"),
+            ("events/stream?type=a..b", "is not an event type"),
+            ("events?type=flow-run.fialed", "did you mean 'flow-run.failed'?"),
+        ):
+            refused = await http.get(f"/api/{path}")
+            assert (refused.status_code, says in refused.text) == (422, True), refused.text
         shown = (await http.get("/api/events/a0")).json()
         assert [e["id"] for e in shown["led_to"]] == ["led"]
         assert [e["id"] for e in (await http.get("/api/events/led")).json()["caused_by"]] == ["a0"]
