@@ -15,6 +15,7 @@ letter, and one that never got its turn does not.
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
@@ -65,9 +66,13 @@ class Claims:
     Args:
         name: of the outbox; one word, used by no other.
         holds_s: for how long a claim holds while nobody hears from its owner.
+        gone: names of outboxes that are known to have ended.
     """
 
-    def __init__(self, bus: Bus, clock: Clock, *, name: str, holds_s: float) -> None:
+    def __init__(
+        self, bus: Bus, clock: Clock, *, name: str, holds_s: float, gone: Container[str] = ()
+    ) -> None:
+        self._gone = gone
         self._bus, self._clock, self._name, self._holds_s = bus, clock, name, holds_s
         self._bucket = bus.bucket(BUCKET)
         self._presence = Presence(bus.connection)
@@ -187,7 +192,7 @@ class Claims:
         """Return what a claim somebody has is when it becomes ours, or that it is done; or when to come back (s)."""
         if found.by == self._name:
             return found  # the broker went away in the middle
-        has = await self._presence.holds(found.by, key)
+        has = False if found.by in self._gone else await self._presence.holds(found.by, key)
         if has is not None:
             self._silent.pop(found.by, None)
         if has:

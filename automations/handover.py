@@ -11,6 +11,8 @@ what it had. Then the actions are claimed as if nothing had been promised.
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,6 +23,8 @@ from ..bus.event import Event
 __all__ = ["CLAIMED_BY", "Handover", "Promises", "Taker"]
 
 CLAIMED_BY = "claimed_by"
+_MOST_GONE = 100
+"""Outboxes of one process that its supervisor has replaced, and some decision may still name."""
 
 
 class Taker(Protocol):
@@ -45,6 +49,18 @@ class Handover:
     def __init__(self) -> None:
         self._taker: Taker | None = None
         self._promised: dict[str, Taker] = {}
+        self.gone: dict[str, None] = {}
+        """Names of outboxes of this process that have ended. None of them does anything any more; nobody need ask."""
+
+    @asynccontextmanager
+    async def lasting(self, name: str) -> AsyncGenerator[None]:
+        """Note at the end that the outbox of this name is no more."""
+        try:
+            yield
+        finally:
+            self.gone[name] = None
+            if len(self.gone) > _MOST_GONE:
+                del self.gone[next(iter(self.gone))]
 
     def enter(self, taker: Taker) -> None:
         """Promises are made in the name of ``taker`` from now on."""

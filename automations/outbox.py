@@ -137,7 +137,7 @@ class Outbox(AsyncContextManagerMixin):
         self._suspects = anyio.CapacityLimiter(1)
         self._running: set[str] = set()
         self._presence = Presence(bus.connection)
-        self._claims = Claims(bus, clock, name=self._name, holds_s=ack_wait_s)
+        self._claims = Claims(bus, clock, name=self._name, holds_s=ack_wait_s, gone=self._handover.gone)
         self._room = Room()
         self._outcomes = Outcomes(bus, clock, self._room)
 
@@ -150,6 +150,7 @@ class Outbox(AsyncContextManagerMixin):
     async def __asynccontextmanager__(self) -> AsyncGenerator[Self]:
         filters = [PREFIX + type_ for type_ in (TRIGGERED, RESOLVED, REDRIVEN, *ANSWERED, EXPIRED)]
         async with (
+            self._handover.lasting(self._name),
             self._presence.answering(self._name, self._has),
             self._bus.log.consume(
                 DURABLE,

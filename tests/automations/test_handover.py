@@ -96,6 +96,17 @@ async def test_what_a_dead_outbox_had_promised_is_done_by_another(house: House) 
     assert len(await house.events("c.d")) == 1
 
 
+async def test_what_an_outbox_that_was_replaced_had_promised_is_done_at_once(house: House) -> None:
+    """Its process knows that it is no more, and waits for no answer."""
+    handover = Handover()
+    async with house.outbox(handover=handover) as first:
+        name = first.promise("d")
+    async with house.outbox(ack_wait_s=600, handover=handover), settled(house):
+        await decide(house, {"emit": "c.d"}, id="d", claimed_by=name)
+        await house.of_type("action.executed")
+    assert len(await house.events("c.d")) == 1
+
+
 async def test_what_a_living_outbox_has_promised_is_left_to_it(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
