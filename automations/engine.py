@@ -145,6 +145,7 @@ class _Term:
         self._stored = 0  # all that was decided up to here is in the log
         self._progress = anyio.Event()  # that place has moved
         self._ahead_s = 0.0  # how far the broker's clock is ahead of ours, as far as we can tell
+        self._recorded_at: datetime | None = None  # of the last event we were given
         self._saving = anyio.Lock()
         self._saved_seq = 0
         self._saved_at = 0.0
@@ -264,7 +265,9 @@ class _Term:
     def _note_time(self, recorded_at: datetime) -> None:
         """Learn how far the broker's clock is ahead; a record is never older than its arrival makes it seem."""
         ahead = recorded_at.timestamp() - self._clock.now().timestamp()
-        self._ahead_s = max(ahead, self._ahead_s * 0.99, 0.0)
+        was_set_back = self._recorded_at is not None and recorded_at < self._recorded_at
+        self._recorded_at = recorded_at
+        self._ahead_s = max(ahead, 0.0 if was_set_back else self._ahead_s * 0.99, 0.0)
 
     async def _store(self, decisions: Sequence[Decision]) -> None:
         """Append decisions; each is stored once, whatever is lost on the way."""
@@ -377,10 +380,16 @@ class _Term:
                 continue
             while self._stored < appended.seq:
                 await self._progress.wait()
-            left_s = due - self.fold.now
-            if left_s > 0:
-                # The broker's clock is behind ours; it is the one that counts.
-                await anyio.sleep(min(left_s, _LONGEST_SLEEP_S))
+            # The broker's clock may be behind ours, and is the one that counts; or it was set back, and deadlines with it.
+            due = self.fold.next_deadline()
+            if due is not None and due > self.fold.now:
+                with anyio.move_on_after(min(due - self.fold.now, _LONGEST_SLEEP_S)):
+                    await self._earlier_than(due)
+
+    async def _earlier_than(self, due: float) -> None:
+        """Return once there is a deadline before ``due``, or none any more."""
+        while (now_due := self.fold.next_deadline()) is not None and now_due >= due:
+            await self._progress.wait()
 
     # --- definitions ----------------------------------------------------------------------------------
 

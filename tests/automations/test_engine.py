@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import anyio
@@ -15,6 +15,7 @@ from hark.automations.decision import within
 from hark.automations.engine import RuleEngine
 from hark.bus import Bucket, Bus, EmbeddedBroker, Event
 from hark.bus.log import Appended, EventLog
+from hark.clock import SystemClock
 from hark.config import AutomationsConfig, BusConfig
 from hark.errors import BusUnavailable, EventInvalid
 from hark.vocabulary import JsonObject
@@ -155,6 +156,26 @@ async def test_an_absence_fires_at_its_deadline_with_nothing_else_happening(hous
     late_s = recorded.recorded_at.timestamp() - first.time.timestamp() - 2
     assert late_s >= 0
     assert (at(decision, "key"), at(decision, "kind"), at(decision, "event.id")) == ("1", "absence", first.id)
+
+
+class Ahead(SystemClock):
+    """A clock that runs an hour ahead of the broker's."""
+
+    def now(self) -> datetime:
+        return datetime.now(UTC) + timedelta(hours=1)
+
+
+async def test_a_clock_ahead_of_the_brokers_holds_up_no_deadline(house: House) -> None:
+    """The broker's clock counts: who waits for it to reach a far deadline sees that a nearer one has come up."""
+    async with RuleEngine(house.bus, CONFIG, Ahead()):
+        await house.define("far", after="a.far", expect="a.end", within="30m")
+        await house.define("near", after="a.near", expect="a.end", within="100ms")
+        await house.emit("a.far")
+        await house.of_type("automation.due")
+        await house.emit("a.near")
+        # It looks anew every half a minute in any case.
+        (fired,) = await house.until(lambda e: e.type == "automation.triggered", timeout_s=20)
+    assert at(fired, "automation.name") == "near"
 
 
 async def test_a_deadline_that_passed_while_nobody_ran_fires_once(house: House) -> None:
