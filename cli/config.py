@@ -84,7 +84,7 @@ def lint(path: _Path = None, as_json: AsJson = False) -> None:
 
     found = _find(path)
     manifest, faults = check_manifest(found)
-    faults = [*faults, *lint_manifest(manifest)]
+    faults = [*faults, *lint_manifest(manifest, whole=all(f.is_warning for f in faults))]
     errors = [f for f in faults if not f.is_warning]
     if as_json:
         typer.echo(to_json([f.to_json() for f in faults]))

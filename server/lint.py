@@ -19,8 +19,12 @@ WEBHOOK_NAMES = frozenset({"headers", "body", "form", "form_all", "query", "quer
 SOURCE_NAMES = frozenset({"subject", "words", "headers", "body", "cloudevent", "source"})
 
 
-def lint_manifest(manifest: Manifest) -> list[Fault]:
-    """Return warnings about a configuration that is right."""
+def lint_manifest(manifest: Manifest, *, whole: bool = True) -> list[Fault]:
+    """Return warnings about what is right of a configuration.
+
+    Args:
+        whole: False where parts of it are wrong and missing here: who uses a thing may then stand in one of them.
+    """
     from ..automations.lint import lint_automation
     from ..automations.model import parse_automation
 
@@ -61,7 +65,7 @@ def lint_manifest(manifest: Manifest) -> list[Fault]:
             found.extend(_unknown_names(record, ("concurrency", "key"), frozenset({"parameters", "tags"})))
         elif bucket == "limits" and value.get("slots") == 0:
             warn(record, f"limit {name_of(key)!r} has no slots: nobody who asks for one goes on", "")
-    if not any("{{" in name for name in used_channels):
+    if whole and not any("{{" in name for name in used_channels):
         for name in manifest.names("channels"):
             if name not in used_channels:
                 warn(manifest.records["channels", name], f"no rule tells the channel {name!r} anything", "")

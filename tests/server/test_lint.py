@@ -140,3 +140,15 @@ def _lint(folder: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> list[Faul
     Path("hark.yaml").write_text(textwrap.dedent(text))
     manifest, faults = check_manifest(Path("hark.yaml"))
     return [*faults, *(lint_manifest(manifest) if not any(not f.is_warning for f in faults) else [])]
+
+
+def test_of_a_file_with_a_wrong_part_nothing_is_called_unused(tmp_path: Path) -> None:
+    """What uses a channel may stand in that part."""
+    file = tmp_path / "hark.yaml"
+    file.write_text(
+        "channels: {ops: {urls: ['json://x']}}\nnotifications: {routes: [{to: ops, digest: 4s}]}\n"
+    )
+    manifest, faults = check_manifest(file)
+    assert [f.message for f in faults if not f.is_warning] == ["a digest comes at most once a minute"]
+    assert lint_manifest(manifest, whole=False) == []
+    assert "anything" in str(lint_manifest(manifest))
