@@ -40,13 +40,31 @@ _UNREADABLE = (_JinjaError, RecursionError, ValueError, SyntaxError, MemoryError
 _WHOLE = re.compile(r"\s*\{\{(?P<expr>(?:(?!\}\}|\{\{).)+)\}\}\s*", re.DOTALL)
 
 
+_KINDS = {
+    "dict": "the mapping",
+    "list": "the list",
+    "str": "the text",
+    "int": "the number",
+    "float": "the number",
+    "bool": "true or false",
+}
+_KIND = re.compile(r"'?\b(\w+) object'? has no (?:attribute )?")
+
+
+def _in_our_words(message: str) -> str:
+    """Return what jinja says of a value that is not there, without types of Python: ``the mapping has no 'n'``."""
+    message = message.replace("'None' has no attribute ", "null has no ")
+    return _KIND.sub(lambda m: f"{_KINDS.get(m[1], f'the {m[1]}')} has no ", message)
+
+
 def _explain(exc: Exception, source: str) -> TemplateError:
     shown = source if len(source) <= 80 else source[:77] + "…"
     if isinstance(exc, TemplateSyntaxError):
         return TemplateError(f"template {shown!r} does not parse: {exc.message}")
     if isinstance(exc, UndefinedError):
         return TemplateError(
-            f"template {shown!r}: {exc.message}", hint="use `| default('…')` where a value may be missing"
+            f"template {shown!r}: {_in_our_words(exc.message or '')}",
+            hint="use `| default('…')` where a value may be missing",
         )
     return TemplateError(f"template {shown!r} failed: {str(exc) or type(exc).__name__}")
 

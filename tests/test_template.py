@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from hark.errors import TemplateError
-from hark.template import check_template, render_value, template_names, template_paths, template_roots
+from hark.template import check_template, render, render_value, template_names, template_paths, template_roots
 
 MOST_S = 5.0
 """Of this thread's own work, some ten times what it takes, so that it holds on a busy machine; a hang would be minutes."""
@@ -163,3 +163,20 @@ def test_what_cannot_be_read_is_a_template_error_whatever_is_asked_of_it(source:
     for ask in (template_names, template_roots, template_paths):
         with suppress(TemplateError):
             ask(source)
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("{{ body.n }}", "the mapping has no 'n'"),
+        ("{{ body.a.b }}", "the number has no 'b'"),
+        ("{{ body.l[3] }}", "the list has no element 3"),
+        ("{{ body.z.y }}", "null has no 'y'"),
+        ("{{ nope }}", "'nope' is undefined"),
+    ],
+)
+def test_what_is_not_there_is_said_without_types_of_python(source: str, says: str) -> None:
+    """And what to write where it may be missing."""
+    with pytest.raises(TemplateError, match=says) as caught:
+        render(source, {"body": {"a": 1, "l": [1], "z": None}})
+    assert "default" in caught.value.hint
