@@ -137,8 +137,8 @@ class Service(AsyncContextManagerMixin):
             try:
                 yield self
             finally:
+                # Not by cancelling the group of what warms up: all parts run within it, and stop in order.
                 log.info("hark.stopping")
-                warming.cancel_scope.cancel("service closing")
 
     async def load(self) -> None:
         """Load what a start does without, the framework of most HTTP routes above all. Only while entered."""

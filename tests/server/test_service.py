@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import stat
 import sys
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Self
 
 import anyio
+import anyio.lowlevel
 import httpx
 import orjson
 import pytest
@@ -350,6 +353,27 @@ async def test_stopping_lets_streams_and_waits_end(start: Start) -> None:
             await ready.wait()
         with anyio.fail_after(60):
             await ended.wait()
+
+
+async def test_what_runs_in_a_service_is_not_cancelled_when_it_stops(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parts stop one after the other, each in its own time: actions in the middle are ended, workers let their runs end."""
+    ended: list[str] = []
+
+    @asynccontextmanager
+    async def part() -> AsyncGenerator[None]:
+        yield
+        await anyio.lowlevel.checkpoint()
+        ended.append("part")
+
+    async def wire(self: Service, stack: AsyncExitStack, door: object) -> None:
+        await stack.enter_async_context(part())
+
+    monkeypatch.setattr(Service, "_wire", wire)
+    async with start(roles=SERVER):
+        pass
+    assert ended == ["part"]
 
 
 class Losing:
