@@ -307,9 +307,9 @@ class Outbox(AsyncContextManagerMixin):
 
     async def _redriven(self, event: Event) -> float | None:
         data: Any = event.data
-        key, wanted = str(data["key"]), int(data["round"])
-        if key.startswith("sink-"):
-            return None  # an event for a sink: the forwarder's
+        key = str(data["key"])
+        if key.startswith("sink-") or data.get("kind") == "task":
+            return None  # an event for a sink: the forwarder's; a background task: its workers'
         entry = await self._bucket.get(key)
         if entry is None:
             return None
@@ -323,7 +323,7 @@ class Outbox(AsyncContextManagerMixin):
             log.error("outbox.decision_gone", extra={"key": key, "seq": state.seq})
             return None
         index = int(key.rpartition("/")[2])
-        return await self._action(firing, firing.data["actions"][index], index, round=wanted)
+        return await self._action(firing, firing.data["actions"][index], index, round=int(data["round"]))
 
     async def _action(self, firing: Firing, written: Any, index: int, *, round: int = 0) -> float | None:
         """Bring one action forward; return when to come back, None when it is over."""
