@@ -347,7 +347,7 @@ def test_states_are_made_from_what_they_are() -> None:
     assert paused.pause_timeout > datetime.now(UTC)
     assert (paused.pause_key, paused.pause_reschedule) == ("k", True)
     assert Suspended(pause_expiration_time=moment).state_details.pause_timeout == moment
-    with pytest.raises(ValueError, match="not both"):
+    with pytest.raises(ValueError, match="Cannot supply both"):
         Paused(timeout_seconds=1, pause_expiration_time=moment)
     old = Completed(timestamp=datetime.now(UTC) - timedelta(days=1))
     assert old.fresh_copy().timestamp > old.timestamp

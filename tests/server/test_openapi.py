@@ -276,6 +276,7 @@ async def test_the_server_takes_and_answers_what_the_document_says(start: Start)
             for example in schema["examples"]:
                 done += await sent(method, path, said, example) < 300
             if path != "/api/automations/{name}":  # which words of a rule go together is not said there
+                example = schema["examples"][0]
                 others = {
                     name: next(sample(field, doc))
                     for name, field in schema["properties"].items()
