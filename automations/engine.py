@@ -18,7 +18,7 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import orjson
-from anyio.abc import TaskStatus
+from anyio.abc import TaskGroup, TaskStatus
 
 from ..bus import Bus, Entry, Event
 from ..bus.candidate import Candidate, Deposed
@@ -151,11 +151,13 @@ class _Term:
         self._saved_at = 0.0
         self._save_cost_s = 0.0
         self._taking: _Taking | None = None
+        self._beside: TaskGroup
 
     async def lead(self, on_ready: Callable[[_Term], None]) -> None:
         """Catch up, then decide for as long as nobody stops us."""
         await self._restore()
         async with anyio.create_task_group() as tg:
+            self._beside = tg
             # From the first batch on: who catches up with a long log and dies has got somewhere.
             tg.start_soon(self._keep_checkpoint)
             tg.start_soon(self._keep_storing)
@@ -221,13 +223,12 @@ class _Term:
     async def _fold(self, records: Sequence[Recorded], filters: tuple[str, ...]) -> bool:
         """Fold records up to one from which on rules want to see other events, and return whether there was one."""
         fold, step, changed = self.fold, self.fold.step_record, False
-        generation, turn_ends_s = fold.generation, time.perf_counter() + _SLICE_S
+        generation, turn = fold.generation, _Turn()
         for record in records:
             decided = step(record)
-            if time.perf_counter() > turn_ends_s:
+            if turn.is_over:
                 # What was decided before is being stored and carried out meanwhile: each step of it waits for its turn.
-                await anyio.lowlevel.checkpoint()
-                turn_ends_s = time.perf_counter() + _SLICE_S
+                await turn.pass_on()
             if decided:
                 self._unstored += decided
                 if not self._is_storing:
@@ -273,6 +274,7 @@ class _Term:
         """Append decisions; each is stored once, whatever is lost on the way."""
         whole: dict[int, bool] = {}
         events: list[Event] = []
+        turn = _Turn()
         try:
             for decision in decisions:
                 stops = disabled_event(decision)
@@ -284,11 +286,21 @@ class _Term:
                     )
                 if decision.id not in self._decided:
                     events.append(await self._event_of(decision, whole))
+                if turn.is_over:
+                    await turn.pass_on()
             await self._append(events)
         finally:
             for decision in decisions:  # what has not been handed over is for the broker to deliver
                 self._handover.release(decision.id)
+        # Beside: what is decided next need not wait for lines.
+        self._beside.start_soon(self._tell, decisions)
+
+    async def _tell(self, decisions: Sequence[Decision]) -> None:
+        """Say in this process's own log what has been decided and stored."""
+        turn = _Turn()
         for decision in decisions:
+            if turn.is_over:
+                await turn.pass_on()
             if decision.what != "suppressed":
                 log.info(
                     f"automation.{decision.what}",
@@ -515,6 +527,23 @@ class _Term:
                 await self._write(self._begun())
             except (BusUnavailable, Deposed) as exc:
                 log.debug("automations.no_last_checkpoint", extra={"error": repr(exc)})
+
+
+class _Turn:
+    """What may be done in one go before others of the loop have theirs."""
+
+    __slots__ = ("_ends_s",)
+
+    def __init__(self) -> None:
+        self._ends_s = time.perf_counter() + _SLICE_S
+
+    @property
+    def is_over(self) -> bool:
+        return time.perf_counter() > self._ends_s
+
+    async def pass_on(self) -> None:
+        await anyio.lowlevel.checkpoint()
+        self._ends_s = time.perf_counter() + _SLICE_S
 
 
 async def _parts(snapshot: Snapshot) -> AsyncIterator[bytes]:
