@@ -173,10 +173,9 @@ class Fold:
         """``step`` for the stored bytes. What is no event moves time on and no more."""
         try:
             row = _loads(raw)
-            row = None if is_too_deep(raw, row) else row
         except _NotJson:
             row = None
-        return self._step(row, seq, recorded, False)
+        return self._step(row, seq, recorded, raw)
 
     def skip(self, *, seq: int, recorded: float) -> list[Decision]:
         """Pass over an event no rule wants (see ``wants``): only time moves on."""
@@ -235,10 +234,10 @@ class Fold:
         Returns:
             What is decided, in order.
         """
-        return self._step(row, seq, recorded, True)
+        return self._step(row, seq, recorded, None)
 
-    def _step(self, row: Any, seq: int, recorded: float, is_event: bool) -> list[Decision]:
-        """``step`` for whatever the log held; ``is_event``: known to be one."""
+    def _step(self, row: Any, seq: int, recorded: float, raw: bytes | None) -> list[Decision]:
+        """``step`` for whatever the log held, ``raw``; None: it is known to be an event."""
         if seq <= self.seq:
             return []
         recorded += self._shift
@@ -255,12 +254,12 @@ class Fold:
         if type_.__class__ is not str:
             return decisions and self._told(decisions)
         if type_ == ADOPTED and row.get("source") == SOURCE:
-            if is_event or lacking(row) is None:
+            if raw is None or _is_event(raw, row):
                 self._adopted(row)
             return decisions and self._told(decisions)
         hits = self._matcher.match(row)
         # Few events are of interest, so the others need not be looked at any closer.
-        if not hits or not (is_event or lacking(row) is None):
+        if not hits or not (raw is None or _is_event(raw, row)):
             return decisions and self._told(decisions)
         if len(hits) > 1:
             hits.sort()
@@ -554,6 +553,10 @@ def _worth_saying(n: int) -> bool:
     while n > 10 and n % 10 == 0:
         n //= 10
     return n <= 10
+
+
+def _is_event(raw: bytes, row: dict[str, Any]) -> bool:
+    return lacking(row) is None and not is_too_deep(raw, row)
 
 
 def _seen(row: dict[str, Any], seq: int, recorded: float, shift: float) -> Seen:
