@@ -26,9 +26,10 @@ from .event import Recorded
 from .feed import Feed
 from .owner import Owner
 from .publisher import Publisher
+from .pull import pulling
 from .subject import LOGS_STREAM
 
-__all__ = ["LogLine", "RunLogs"]
+__all__ = ["LogLine", "LogPage", "LogPlace", "RunLogs"]
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +38,10 @@ MOST_LINES = 20_000
 MOST_CHARS = 32_768  # of one message; the rest is cut, and the cut is said
 MESSAGE_BYTES = 128 << 10
 _FIRST_STEP, _LONGER = 8, 8  # messages of the stream, whosever they are; each holds up to some thousand lines
+_FIRST_PULL, _MOST_PULL = (
+    8,
+    500,
+)  # messages asked for at once, before and after we know how many lines one holds
 _NO_MESSAGE = 10037
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -52,6 +57,23 @@ class LogLine:
     at: datetime = field(default_factory=lambda: datetime.now(UTC))
     task_run_id: TaskRunId | None = None
     extra: Mapping[str, JsonValue] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class LogPlace:
+    """A place in a run's log: behind the first ``taken`` lines of the message at ``seq`` of the stream."""
+
+    seq: int = 0
+    taken: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LogPage:
+    """Lines of a run in order, the place behind the last of them, and whether more are stored behind it."""
+
+    lines: list[LogLine]
+    end: LogPlace
+    more: bool
 
 
 def log_subject(flow_run_id: str) -> str:
@@ -185,6 +207,38 @@ class RunLogs:
                 out += lines
         return out
 
+    async def page(self, flow_run_id: FlowRunId, *, begin: LogPlace = LogPlace(), limit: int) -> LogPage:
+        """Return up to ``limit`` lines (1 or more) of a run from the place ``begin`` on.
+
+        What it reads grows with what is asked for, wherever in the log it begins. Lines that have left by age are
+        passed over.
+
+        Raises:
+            BusUnavailable: the broker cannot be reached, or did not answer in time.
+        """
+        found: list[LogLine] = []
+        end, messages, step = begin, 0, _FIRST_PULL
+        async with pulling(
+            self._connection, stream=LOGS_STREAM, filter=log_subject(flow_run_id), first=begin.seq
+        ) as pull:
+            while len(found) < limit:
+                records = await pull.take(step)
+                for at, record in enumerate(records):
+                    lines = _decoded(flow_run_id, record)
+                    first = begin.taken if record.seq == begin.seq else 0
+                    some = lines[first : first + limit - len(found)]
+                    found += some
+                    end = LogPlace(record.seq, first + len(some))
+                    if len(found) == limit:
+                        more = end.taken < len(lines) or at + 1 < len(records) or pull.pending > 0
+                        return LogPage(found, end, more)
+                if pull.pending == 0:
+                    break
+                messages += len(records)
+                # As many as the lines still wanted need, if the next messages are as those before.
+                step = max(1, min(_MOST_PULL, -(-(limit - len(found)) * messages // max(1, len(found)))))
+        return LogPage(found, end, False)
+
     async def tail(self, flow_run_id: FlowRunId, lines: int) -> tuple[list[LogLine], bool]:
         """Return the last ``lines`` of a run that are stored, in order, and whether that is all of them.
 
@@ -229,6 +283,17 @@ class RunLogs:
             BusUnavailable: the broker cannot be reached.
         """
         await self._connection.api(f"STREAM.PURGE.{LOGS_STREAM}", {"filter": log_subject(flow_run_id)})
+
+    async def wait(self, flow_run_id: FlowRunId, *, begin: LogPlace) -> None:
+        """Return once lines of the run are stored in a message behind that of ``begin``.
+
+        Raises:
+            BusUnavailable: the broker cannot be reached at the call. Later outages are waited out.
+        """
+        async with self._feed(flow_run_id, live=True, after=begin.seq) as feed:
+            async for lines in feed:
+                if lines:
+                    return
 
     def follow(self, flow_run_id: FlowRunId) -> AbstractAsyncContextManager[AsyncIterator[list[LogLine]]]:
         """Read the lines of a run from its first on, and go on as they come. A first empty list says "no more yet".

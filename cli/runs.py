@@ -98,11 +98,25 @@ def show_one(run_id: _Id, as_json: AsJson = False) -> None:
 
 
 @runs.command("logs")
-def logs(run_id: _Id, as_json: AsJson = False) -> None:
+def logs(
+    run_id: _Id,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on with what comes until the run is over.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Print the log lines of a run."""
+    if follow:
+        _ask_of(run_id, lambda h, id_: _follow(h, id_, as_json=as_json))
+        return
     lines = _ask_of(run_id, lambda h, id_: h.flow_run_logs(id_))
     text = "\n".join(log_line(line) for line in lines) or "no log lines"
     show(lines, text, as_json=as_json)
+
+
+async def _follow(hark: Hark, run_id: str, *, as_json: bool) -> None:
+    async for line in hark.follow_flow_run_logs(run_id):
+        typer.echo(to_json(line) if as_json else log_line(line))
 
 
 def log_line(line: JsonObject) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from types import TracebackType
@@ -249,7 +249,22 @@ class Hark(RuleCalls):
         return _object(await self._get(f"/api/flow-runs/{_part(id)}"))
 
     async def flow_run_logs(self, id: str) -> list[JsonObject]:
+        """Return the log lines of a run, oldest first."""
         return await self._all(f"/api/flow-runs/{_part(id)}/logs", page=_LINES)
+
+    async def follow_flow_run_logs(self, id: str) -> AsyncGenerator[JsonObject]:
+        """Yield the log lines of a run from its first on, as they come, until it is over."""
+        cursor: str | None = None
+        while True:
+            page: Any = await self.request(
+                "GET", f"/api/flow-runs/{_part(id)}/logs",
+                params={"limit": _LINES, "cursor": cursor, "wait_s": 25}, timeout_s=40,
+            )  # fmt: skip
+            for line in page["items"]:
+                yield line
+            cursor = page["next_cursor"]
+            if cursor is None:
+                return
 
     async def task_run(self, id: str) -> JsonObject:
         return _object(await self._get(f"/api/task-runs/{_part(id)}"))

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
 import anyio
 from fastapi import APIRouter, Depends, Query, Request, Response
 
+from ...bus.run_logs import LogPlace
 from ...engine.control import Control
 from ...engine.hook_account import account_of_hooks
 from ...engine.run import Cause, FlowRun
-from ...errors import UnknownName
+from ...errors import HarkError, UnknownName
 from ...storage import FlowRunRow, RunFilter
+from ...storage.row import decode_cursor, encode_cursor
 from ...vocabulary import FlowRunId
 from ..answer import answer, moment, page
 from ..bodies import ReasonBody, ResumeBody, RetryBody, SetStateBody
 from ..context import ServerContext, context_of
 from ..openapi import REFUSED
-from ..paging import one_page
 from ..taken import Taken
 
 router = APIRouter(tags=["runs"])
@@ -108,20 +110,58 @@ def _brief(run: FlowRunRow) -> dict[str, Any]:
     return {"id": run.id, "name": run.name, "flow_name": run.flow_name, "state_name": run.state_name}
 
 
+async def _first_of(*waits: Callable[[], Awaitable[object]], within_s: float) -> None:
+    """Return once one of ``waits`` is over, or after so long. What one of them raises is raised."""
+    failed: list[HarkError] = []
+    async with anyio.create_task_group() as tg:
+
+        async def one(wait: Callable[[], Awaitable[object]]) -> None:
+            try:
+                await wait()
+            except HarkError as exc:
+                failed.append(exc)
+            tg.cancel_scope.cancel("one is over")
+
+        tg.cancel_scope.deadline = anyio.current_time() + within_s
+        for wait in waits:
+            tg.start_soon(one, wait)
+    if failed:
+        raise failed[0]
+
+
 @router.get("/api/flow-runs/{run_id}/logs")
 async def show_logs(
     request: Request,
     run_id: str,
     cursor: str | None = None,
     limit: Annotated[int, Query(ge=1, le=20_000)] = 1000,
+    wait_s: Annotated[
+        float,
+        Query(
+            ge=0,
+            le=60,
+            description="while the run goes on, wait so long for lines; `next_cursor` is null at its end",
+        ),
+    ] = 0,
 ) -> Response:
-    """Return the log lines of a run, oldest first. Every page reads the log from its beginning: ask for large ones."""
+    """Return the log lines of a run, oldest first. With `wait_s`, ask on with `next_cursor` to follow it."""
     context = context_of(request)
-    await _known(context, run_id)
-    lines = await context.bus.run_logs.read(FlowRunId(run_id))
-    # Lines have no names: a place is one, as they are only added to, at the end.
-    places = one_page(range(len(lines)), str, cursor=cursor, limit=limit)
-    return page(places, [lines[place] for place in places.items])
+    logs, id_ = context.bus.run_logs, FlowRunId(run_id)
+    # Looked at before its log is: what a run has said is stored before its end is.
+    run = await _known(context, run_id)
+    begin = LogPlace(*decode_cursor(cursor, int, int)) if cursor is not None else LogPlace()
+    shown = await logs.page(id_, begin=begin, limit=limit)
+    if wait_s and not shown.lines and not run.is_final:
+
+        async def end() -> None:
+            await context.control.wait(id_, timeout_s=wait_s + 5)
+
+        await _first_of(lambda: logs.wait(id_, begin=begin), end, context.closing.wait, within_s=wait_s)
+        run = await _known(context, run_id)
+        shown = await logs.page(id_, begin=begin, limit=limit)
+    goes_on = shown.more or (wait_s > 0 and not run.is_final)
+    next_cursor = encode_cursor(shown.end.seq, shown.end.taken) if goes_on else None
+    return answer({"items": shown.lines, "next_cursor": next_cursor})
 
 
 @router.get("/api/flow-runs/{run_id}/task-runs")
@@ -163,16 +203,11 @@ async def wait_for_flow_run(
     """Answer once the run is over, or as it is after `timeout_s` seconds (`is_final` tells)."""
     context = context_of(request)
     await _known(context, run_id)
-    async with anyio.create_task_group() as tg:
 
-        async def closing() -> None:
-            await context.closing.wait()
-            tg.cancel_scope.cancel("server closing")
+    async def end() -> None:
+        await context.control.wait(FlowRunId(run_id), timeout_s=timeout_s + 5)
 
-        tg.start_soon(closing)
-        with anyio.move_on_after(timeout_s):
-            await context.control.wait(FlowRunId(run_id), timeout_s=timeout_s + 5)
-        tg.cancel_scope.cancel("waited")
+    await _first_of(end, context.closing.wait, within_s=timeout_s)
     return answer(run_json(await _known(context, run_id)))
 
 

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 import anyio
 import pytest
 from hark.bus import Bus, run_logs
-from hark.bus.run_logs import MOST_LINES, LogLine, decode_lines, encode_lines
+from hark.bus.run_logs import MOST_LINES, LogLine, LogPlace, decode_lines, encode_lines
 from hark.vocabulary import FlowRunId, TaskRunId
 from hypothesis import given
 from hypothesis import strategies as st
@@ -76,6 +76,46 @@ async def test_the_end_of_a_log_is_read_without_its_beginning(
     lines, is_whole = await bus.run_logs.tail(ONE, 300)
     assert ([line.message for line in lines], is_whole) == ([str(i) for i in range(300)], True)
     assert await bus.run_logs.tail(FlowRunId("none"), 10) == ([], True)
+
+
+async def test_a_page_of_a_log_is_read_from_its_place_on(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the place, a page reads about as many lines as it shows; all pages are the log, each line once."""
+    for i in range(3000):  # messages of ten lines, others between
+        bus.run_logs.publish_nowait(ONE, a_line(str(i)))
+        if i % 10 == 9:
+            bus.run_logs.publish_nowait(TWO, a_line("other", TWO))
+            bus.run_logs.flush()
+    await bus.publisher.barrier()
+    read: list[int] = []
+
+    def counted(run: str, raw: bytes) -> list[LogLine]:
+        lines = decode_lines(run, raw)
+        read.append(len(lines))
+        return lines
+
+    monkeypatch.setattr(run_logs, "decode_lines", counted)
+    shown: list[str] = []
+    place, more, pages = LogPlace(), True, 0
+    while more:
+        read.clear()
+        received = bus.connection.nc.stats["in_bytes"]
+        page = await bus.run_logs.page(ONE, begin=place, limit=333)
+        assert sum(read) <= 333 + 20
+        # A message of ten lines is about 500 bytes; the whole log would be ten times as much.
+        assert bus.connection.nc.stats["in_bytes"] - received < 40_000
+        shown += [line.message for line in page.lines]
+        place, more, pages = page.end, page.more, pages + 1
+    assert shown == [str(i) for i in range(3000)]
+    assert pages == 10
+    nothing = await bus.run_logs.page(ONE, begin=place, limit=5)
+    assert (nothing.lines, nothing.end, nothing.more) == ([], place, False)
+    whole = await bus.run_logs.page(ONE, limit=20_000)
+    assert ([line.message for line in whole.lines], whole.more) == (shown, False)
+    exact = await bus.run_logs.page(ONE, limit=3000)
+    assert (len(exact.lines), exact.more) == (3000, False)
+    assert (await bus.run_logs.page(FlowRunId("none"), limit=5)).lines == []
+    gone = await bus.run_logs.page(ONE, begin=LogPlace(10**9, 3), limit=5)
+    assert (gone.lines, gone.more) == ([], False), "a place behind the end is the end"
 
 
 async def test_lines_come_by_themselves(bus: Bus) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import anyio
 import pytest
 from hark import server
 from hark.bus.run_logs import LogLine
 from hark.errors import DefinitionError
 from hark.server.client import Hark
 from hark.server.paging import one_page
+from hark.server.service import Service
 from hark.vocabulary import FlowRunId
 from hypothesis import given
 from hypothesis import strategies as st
@@ -137,6 +139,22 @@ async def test_the_client_gives_whole_lists(start: Start, monkeypatch: pytest.Mo
         most = await hark.request("GET", f"/api/flow-runs/{run_id}/logs", params={"limit": 20_000})
         assert most["items"] == lines
         assert first["next_cursor"]
+        assert [line async for line in hark.follow_flow_run_logs(run_id)] == lines
+        await _a_waiting_run_is_followed(service, hark)
+
+
+async def _a_waiting_run_is_followed(service: Service, hark: Hark) -> None:
+    """Its lines come as they are written, and the following ends with the run."""
+    await hark.pause("deployment", "two")
+    run_id = FlowRunId(str((await hark.run_deployment("two"))["id"]))
+    with anyio.fail_after(60):
+        following = hark.follow_flow_run_logs(run_id)
+        for message in ("early", "late"):
+            service.bus.run_logs.publish_nowait(run_id, LogLine(flow_run_id=run_id, message=message))
+            assert (await anext(following))["message"] == message
+        async with anyio.create_task_group() as tg:
+            tg.start_soon(hark.cancel_flow_run, run_id)
+            assert [line async for line in following] == []
 
 
 def test_the_client_reaches_every_route() -> None:
