@@ -335,11 +335,11 @@ class EventRefused(RefusedError):
 
 
 class LogRewound(RefusedError):
-    """The log ends before the position asked for: the broker lost its tail, or is another one."""
+    """The log ends before the position asked for, or has another event there: the broker lost its tail, or is another one."""
 
     def __init__(self, stream: str, *, after: int, head: int) -> None:
         super().__init__(
-            f"the stream {stream} ends at sequence {head}, before the asked-for {after}",
+            f"the stream {stream}, which ends at sequence {head}, has lost what was read up to sequence {after}",
             hint="whatever was folded from the lost part must be folded again from the start: `hark rebuild`",
         )
         self.stream, self.after, self.head = stream, after, head

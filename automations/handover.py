@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Protocol
 
 import anyio
@@ -92,14 +91,6 @@ class Handover:
             taker.release(decision)
 
 
-@dataclass(slots=True)
-class _Promise:
-    """``at``: when it was given, in seconds of the loop. ``kept``: it has its turn, or has had it."""
-
-    at: float
-    kept: bool = False
-
-
 class Promises:
     """What an outbox has promised and not finished, by the id of the decision.
 
@@ -109,36 +100,37 @@ class Promises:
 
     def __init__(self, *, hold_s: float) -> None:
         self._hold_s = hold_s
-        self._promises: dict[str, _Promise] = {}
+        self._promises: dict[str, float] = {}  # when each was given, in seconds of the loop
+        self._open: set[str] = set()  # those of decisions we do not have yet
 
-    def __len__(self) -> int:
-        return len(self._promises)
+    @property
+    def places(self) -> int:
+        """How many places are held for decisions that are still to come."""
+        return len(self._open)
 
     def __contains__(self, decision: str) -> bool:
         return decision in self._promises
 
     def give(self, decision: str) -> None:
-        self._promises[decision] = _Promise(anyio.current_time())
+        self._promises[decision] = anyio.current_time()
+        self._open.add(decision)
 
-    def is_waiting(self, decision: str) -> bool:
-        """Whether a decision was promised and has not had its turn."""
-        promise = self._promises.get(decision)
-        return promise is not None and not promise.kept
-
-    def keep(self, decision: str) -> None:
-        """Note that a decision has its turn, promised or not."""
-        if (promise := self._promises.get(decision)) is not None:
-            promise.kept = True
+    def keep(self, decision: str) -> bool:
+        """Note that a decision has come, which takes its own place from now on; return whether it was promised and open."""
+        is_open = decision in self._open
+        self._open.discard(decision)
+        return is_open
 
     def is_claim(self, decision: str) -> bool:
         """Whether the actions of a decision are claimed by our promise, which must be young."""
-        promise = self._promises.get(decision)
-        return promise is not None and anyio.current_time() - promise.at < self._hold_s
+        given = self._promises.get(decision)
+        return given is not None and anyio.current_time() - given < self._hold_s
 
     def end(self, decision: str) -> None:
         self._promises.pop(decision, None)
+        self._open.discard(decision)
 
     def release(self, decision: str) -> None:
-        """Forget a promise, unless it has its turn: it was delivered before we knew that it is stored."""
-        if self.is_waiting(decision):
-            del self._promises[decision]
+        """Forget a promise, unless its decision has come: it was delivered before we knew that it is stored."""
+        if decision in self._open:
+            self.end(decision)

@@ -196,7 +196,7 @@ class Outbox(AsyncContextManagerMixin):
     def promise(self, decision: str) -> str | None:
         """Say that we would carry out a decision at once, with our name, if a place is free."""
         if (
-            len(self._in_hand) + len(self._promises) >= self._config.action_concurrency
+            len(self._in_hand) + self._promises.places >= self._config.action_concurrency
             or self._room.is_closed
         ):
             return None
@@ -205,7 +205,7 @@ class Outbox(AsyncContextManagerMixin):
 
     def take(self, decision: Event, seq: int) -> None:
         """Carry out a promised decision that has been stored, unless it has been delivered already."""
-        if self._beginning is None or not self._promises.is_waiting(decision.id):
+        if self._beginning is None or not self._promises.keep(decision.id):
             return
         if self._in_hand.hand_over(seq, decision.id):
             # As whoever it is delivered to reads it, now or after our death.

@@ -108,6 +108,12 @@ def _record(msg: Arrival, seq: int, at_ns: int) -> Recorded:
     return record_of(seq, msg.subject, record.recorded_at, msg.data, msg.headers)
 
 
+def _nanoseconds(text: str) -> int:
+    """Return a moment as the broker writes it (UTC, with up to nine digits of a second) in nanoseconds since 1970."""
+    whole, _, digits = text.removesuffix("Z").partition(".")
+    return int(datetime.fromisoformat(f"{whole}+00:00").timestamp()) * 10**9 + int(f"{digits:0<9}")
+
+
 class Feed:
     """An async iterator of batches. ``start`` it before, ``close`` it after; ``EventLog`` wraps it so.
 
@@ -146,9 +152,10 @@ class Feed:
         self._expected = 1
         self._pending = 0
         self._received = 0  # sequence of the last record put into the buffer
+        self._received_ns = 0  # and when the broker recorded it
         self._left: int | None = None  # records still to hand out, when not live
         self._broken = False
-        self._first = True
+        self._told = False  # whether who reads knows that nothing waits
         self._heard = 0.0
         self._watch: asyncio.TimerHandle | None = None
         self._unhook: Callable[[], object] | None = None
@@ -235,6 +242,7 @@ class Feed:
         begin = max(self._received, self._after or 0)
         if begin > head:
             raise LogRewound(self._stream, after=begin, head=head)
+        await self._recognise(head)
         name = f"feed-{new_id()[-12:]}{self._expected}"
         inbox = self._connection.new_inbox()
         self._buffer_reset()
@@ -262,6 +270,27 @@ class Feed:
             self._pending = waiting
         if not self._live:
             self._left = held + waiting if self._left is None else min(self._left, held + waiting)
+
+    async def _recognise(self, head: int) -> None:
+        """Make sure, before going on, that the last record we have is still the one in its place.
+
+        An older copy of the broker's files that was put back, or a log that lost its tail, may have grown past us since. A
+        record that has left the log says nothing.
+        """
+        if not self._received:
+            return
+        try:
+            found = await self._connection.api(
+                f"STREAM.MSG.GET.{self._stream}", {"seq": self._received, "no_hdr": True}
+            )
+        except ApiError as exc:
+            if exc.code == 404:
+                return
+            raise
+        message = found["message"]
+        assert isinstance(message, dict)
+        if _nanoseconds(str(message["time"])) != self._received_ns:
+            raise LogRewound(self._stream, after=self._received, head=head)
 
     def _buffer_reset(self) -> None:
         """Forget flow-control answers owed to the consumer that is gone; records stay, they are in order."""
@@ -311,7 +340,8 @@ class Feed:
         seq = int(words[5])
         self._received = seq
         self._pending = int(words[8])
-        record = _record(msg, seq, int(words[7]))
+        self._received_ns = at_ns = int(words[7])
+        record = _record(msg, seq, at_ns)
         self._buffer.append(record)
         waiter = self._waiter
         if waiter is not None and not waiter.done():
@@ -337,9 +367,9 @@ class Feed:
                 self._owed += 1
             else:
                 self._wire.send(frame(owed, "", "", b""))
-        if not self._live and not owed and not self._buffer:
-            # What was counted at the start has been deleted meanwhile, or the broker is very slow: it counts anew.
-            self._lost(f"{self._left} are still to come")
+        if not owed and not self._buffer and (self._pending or not self._live):
+            # What was counted has been deleted meanwhile, or the broker is very slow: it counts anew.
+            self._lost(f"{self._pending if self._live else self._left} are still to come")
 
     def _on_lost(self) -> None:
         self._lost("the connection broke")
@@ -373,6 +403,7 @@ class Feed:
         for tap in tuple(self._taps):
             if record.seq > tap._received:
                 tap._received, tap._pending = record.seq, self._pending
+                tap._received_ns = self._received_ns
                 tap._buffer.append(record)
                 tap._weight += len(record.raw)
                 tap._wake()
@@ -432,15 +463,15 @@ class Feed:
                     )  # before taking: who is cancelled here must not lose what was taken
                 taken = self._take()
                 if taken.records:
-                    self._first = False
+                    self._told = taken.pending == 0
                     return taken
             if self._left == 0:
                 raise StopAsyncIteration
             if self._broken:
                 await self._reopen(deadline=None)
                 continue
-            if self._first and self._live and not self._pending:
-                self._first = False
+            if not self._told and self._live and not self._pending:
+                self._told = True
                 return Batch([], 0)
             self._waiter = asyncio.get_running_loop().create_future()
             try:

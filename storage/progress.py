@@ -48,6 +48,10 @@ class Progress:
         """Note that rows are missing until ``whole_from`` is reached: it is folded from the beginning, or from far back."""
         self._whole_from = whole_from
 
+    def end(self, seq: int) -> None:
+        """Note that the log has nothing more behind ``seq`` now: what was last at the beginning may have left it unread."""
+        self._whole_from = min(self.whole_from, seq)
+
     def open_at(self, seq: int, *, last_seq: int, far: int) -> None:
         """Note that the file is opened, which has the log up to ``seq``; the log's last event is ``last_seq``.
 

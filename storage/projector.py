@@ -258,6 +258,8 @@ class Projector(AsyncContextManagerMixin):
         prune_at = self._clock.monotonic() + self._config.prune_every_s
         async for change, pending in changes:
             await store.commit(change)
+            if not pending and not self._asked_to_rebuild:
+                self._progress.end(store.reached.seq)
             self._advance(store.reached.seq, pending)
             if self._clock.monotonic() >= prune_at:
                 prune_at = self._clock.monotonic() + self._config.prune_every_s

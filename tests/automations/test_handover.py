@@ -87,6 +87,17 @@ async def test_a_promise_whose_turn_came_late_is_no_claim(
     assert len(await house.events("c.d")) == 1
 
 
+async def test_a_decision_that_was_handed_over_takes_one_place(house: House) -> None:
+    """Promised, it holds a place; begun, it has that one and no other. As many are taken as are carried out at once."""
+    data: Any = {"automation": {"name": "r", "version": "v"}, "actions": []}
+    async with house.outbox() as outbox:
+        for n in range(CONFIG.action_concurrency):
+            assert outbox.promise(f"d{n}") is not None
+            outbox.take(Event(type="automation.triggered", source="/t", id=f"d{n}", data=data), n + 1)
+        assert outbox.in_hand == CONFIG.action_concurrency
+        assert outbox.promise("one-more") is None
+
+
 async def test_what_a_dead_outbox_had_promised_is_done_by_another(house: House) -> None:
     """It does not answer for as long as a claim holds: taken over, once, and as the same try."""
     async with house.outbox(ack_wait_s=0.5), settled(house):

@@ -374,6 +374,42 @@ async def test_a_position_beyond_the_log_is_an_error(bus: Bus) -> None:
     assert (caught.value.after, caught.value.head) == (10, 0)
 
 
+async def test_a_reader_hears_that_nothing_waits_when_what_waited_has_left_the_log(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Purged, or grown too old, between the counting and the delivery: who waits for the last event waits no more."""
+    await bus.log.append(an_event())
+    with anyio.fail_after(60):
+        async with bus.log.follow(after=0) as batches:
+            first = await anext(batches)
+            assert (len(first.records), first.pending) == (1, 0)
+            batches._pending, batches._told = 3, False  # type: ignore[attr-defined]
+            beat = Arrival("x", "", b"NATS/1.0 100 Idle Heartbeat\r\nNats-Last-Consumer: 1\r\n\r\n", b"")
+            batches._on_status(beat)  # type: ignore[attr-defined]
+            assert await anext(batches) == Batch([], 0)
+
+
+async def test_another_log_behind_the_same_address_is_noticed_though_it_is_longer(bus: Bus) -> None:
+    """An older copy of the broker's files was put back, and has grown past us before we were connected again."""
+    for _ in range(3):
+        await bus.log.append(an_event())
+    with anyio.fail_after(60):
+        async with bus.log.follow(after=0) as batches:
+            records = (await anext(batches)).records
+            while len(records) < 3:
+                records += (await anext(batches)).records
+            batches._lost("a test")  # type: ignore[attr-defined]
+            await bus.log.append(an_event())  # the same log: it goes on
+            assert [record.seq for record in (await anext(batches)).records] == [4]
+            batches._received_ns -= 1  # type: ignore[attr-defined]
+            batches._lost("a test")  # type: ignore[attr-defined]
+            with pytest.raises(LogRewound, match="has lost what was read up to sequence 4"):
+                await anext(batches)
+            await bus.connection.api("STREAM.PURGE.HARK", {})  # nothing can be said of a record that is gone
+            await bus.log.append(an_event())
+            assert [record.seq for record in (await anext(batches)).records] == [5]
+
+
 async def test_a_reader_leaves_no_consumer_behind(bus: Bus) -> None:
     """Left means gone, on the broker too."""
     async with bus.log.follow(), bus.log.read(), bus.log.read():

@@ -174,6 +174,27 @@ async def test_a_rebuild_does_not_wait_for_an_event_that_has_left_the_log(
             await projector.rebuild()
 
 
+async def test_readers_are_answered_though_the_last_event_has_left_the_log_unread(
+    bus: Bus, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a file that is folded from the beginning: nothing more will come, so what there is is whole."""
+    await bus.log.append(Event(type="order.placed", source="/x"))
+    last_event = projector_module._last_event
+
+    async def purged_behind(bus: Bus) -> int:
+        last = await last_event(bus)
+        await bus.connection.api("STREAM.PURGE.HARK", {})
+        return last
+
+    monkeypatch.setattr(projector_module, "_last_event", purged_behind)
+    progress = Progress()
+    async with (
+        Projector(bus, home / "a.db", StorageConfig(), progress=progress),
+        Queries(home / "a.db", progress=progress) as queries,
+    ):
+        assert await queries.reached() == 0
+
+
 async def test_rows_go_when_their_events_leave_the_log(
     home: Path, broker: EmbeddedBroker, make_history: History
 ) -> None:
