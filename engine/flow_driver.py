@@ -14,10 +14,11 @@ from .final_state import describe
 from .flow_life import Body, CallHooks, Drain, FlowEngine, Life, OnBus, ReadResult, Sleep, Step, WaitFor
 from .futures import settle_futures
 from .hooks import run_hooks, run_hooks_async
+from .resting import wait_in, wait_in_async
 from .signals import OF_THE_CODE, Interrupted, Suspend
 from .states import State
 from .steps import Turns
-from .timeouts import pause, raise_in_thread, within, within_async
+from .timeouts import raise_in_thread, within, within_async
 
 if TYPE_CHECKING:
     from ..bus.session import Session
@@ -63,7 +64,7 @@ def do_step(engine: FlowEngine, step: Step, session: Session | None) -> Any:
         case Drain():
             engine.context.runner.drain(step.limit_s)
         case Sleep():
-            pause(step.seconds)
+            wait_in(step.rests, step.seconds)
         case CallHooks():
             with engine.entering(), step.entering():
                 run_hooks(step.hooks, *step.told(engine.flow, engine.run), step.state)
@@ -180,7 +181,7 @@ async def do_step_async(engine: FlowEngine, step: Step, session: Session | None)
         case Drain():
             await engine.context.runner.drain_async(step.limit_s)
         case Sleep():
-            await asyncio.sleep(step.seconds)
+            await wait_in_async(step.rests, step.seconds)
         case CallHooks():
             with engine.entering(), step.entering():
                 await run_hooks_async(step.hooks, *step.told(engine.flow, engine.run), step.state)

@@ -52,6 +52,7 @@ def drive_generator(engine: FlowEngine, session: Session | None) -> Generator[An
                             break
                         finally:
                             step.spent_s += time.monotonic() - began
+                    engine.has_yielded = True
                     try:
                         sent = yield item
                     except GeneratorExit as exc:
@@ -90,6 +91,7 @@ async def drive_generator_async(engine: FlowEngine, session: Session | None) -> 
                                 break
                             finally:
                                 step.spent_s += time.monotonic() - began
+                    engine.has_yielded = True
                     try:
                         sent = yield item
                     except GeneratorExit as exc:

@@ -10,12 +10,12 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Iterable
 from contextlib import ExitStack
-from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from ..errors import HarkError, MoveRefused, ParameterError, RunLost, RunTimedOut, UpstreamFailed
 from ..vocabulary import StateType
 from .around_code import around_code
+from .between_tries import await_next_try, go_on_awaiting, leaves_for_next_try, suspended_with_parent
 from .call_key import CallCounter
 from .context import FlowRunContext, TaskRunContext, current_run
 from .divergence import compared
@@ -29,24 +29,20 @@ from .logging import RunLogger, logger_of_flow_run
 from .naming import render_name
 from .nested import replace_leaves
 from .parameters import recorded_parameters
-from .replay import RETRY
 from .results import RecordedResult
 from .run import FlowRun
 from .runs_above import is_cancelled_above, stays_cancelled, tell_above
 from .signals import OF_THE_CODE, Abort, Skip, Suspend, suspension_in
 from .spans import end_span, flow_span
 from .states import (
-    AwaitingRetry,
     Cancelled,
     Completed,
     Failed,
     NotReady,
     Pending,
-    Retrying,
     Running,
     Scheduled,
     State,
-    Suspended,
 )  # fmt: skip
 from .task_call import resolve_inputs
 from .task_options import prints_to_log
@@ -88,6 +84,8 @@ class FlowEngine:
         self.retries = flow.retries if retries is None else retries
         self.is_interrupted = False
         """Set once the run was stopped from outside: what is left to do is short, and shielded."""
+        self.has_yielded = False
+        """Whether it is a generator whose reader has got something of it."""
         self._parameters: dict[str, Any] = {}
         self.context = FlowRunContext(
             flow,
@@ -233,10 +231,9 @@ class FlowEngine:
         try:
             if self.context.parent is not None:
                 # Part of its parent's process: the parent leaves, and takes it up again when it gets here.
-                wait = suspend.state
-                yield from self._move(Suspended(message=wait.message, details=wait.details))
+                yield from self.move(suspended_with_parent(self, suspend.state))
                 raise suspend
-            yield from self._move(suspend.state, scheduled_at=suspend.due_at)
+            yield from self.move(suspend.state, scheduled_at=suspend.due_at)
         except MoveRefused:
             cancelled = yield from self._cancelled_meanwhile()
             if cancelled is None:
@@ -250,7 +247,7 @@ class FlowEngine:
         fit: tuple[str | None] | None = None
         if tracker is not None and self.run.state_type is StateType.SCHEDULED:
             if self.run.seq:
-                yield from self._move(Pending(), attempt=self.run.attempt + 1)
+                yield from self.move(Pending(), attempt=self.run.attempt + 1)
             else:
                 fit = self._fit_at_once() if self.context.parent is None else None
                 first = (Pending(),) if fit is None else (Pending(), Running(), *fit)
@@ -272,7 +269,7 @@ class FlowEngine:
                 given = yield from self._inputs()
             except UpstreamFailed as exc:
                 state = NotReady(message=str(exc), data=exc)
-                yield from self._move(state)
+                yield from self.move(state)
                 return state.replace(run_id=self.run.id)
             except ParameterError as exc:
                 return (yield from self._end(state_of_unfit(exc)))
@@ -284,7 +281,7 @@ class FlowEngine:
                 attempt = max(1, self.run.attempt)
                 if tracker is not None and self.run.flow_version is None:  # asked for by a deployment's name
                     tracker.flow_run = self.run.changed(flow_version=self.flow.version)
-                yield from self._move(Running(), attempt=attempt, name=name)
+                yield from self.move(Running(), attempt=attempt, name=name)
         yield CallHooks(self.flow.hooks["on_running"], Running(run_id=self.run.id))
         if tracker is not None and tracker.untold:
             from .owed_task_hooks import tell_owed
@@ -306,16 +303,17 @@ class FlowEngine:
         if stays_cancelled(self.context):
             return self.state
         if run.is_final:
-            yield from self._move(Scheduled(message="taken up by its parent"), retry=True)
+            yield from self.move(Scheduled(message="taken up by its parent"), retry=True)
         if self.run.state_type is StateType.CANCELLING:
             state = Cancelled(message="cancelled before its parent took it up again")
             return (yield from self._end(state))
         if self.run.state_type in (StateType.SCHEDULED, StateType.PAUSED):
+            yield from go_on_awaiting(self)
             if self.run.state_type is StateType.PAUSED:
-                yield from self._move(Scheduled(message="taken up by its parent"))
-            yield from self._move(Pending(), attempt=self.run.attempt + 1)
+                yield from self.move(Scheduled(message="taken up by its parent"))
+            yield from self.move(Pending(), attempt=self.run.attempt + 1)
         else:
-            yield from self._move(Running(message="taken up by its parent"), attempt=self.run.attempt + 1)
+            yield from self.move(Running(message="taken up by its parent"), attempt=self.run.attempt + 1)
         return None
 
     def _recorded_end(self) -> Life:
@@ -388,9 +386,9 @@ class FlowEngine:
             if state.type is not StateType.FAILED or retry >= self.retries or isinstance(state.data, Abort):
                 return (yield from self._end(state))
             retry += 1
-            if (yield from self._leaves_for_retry(state)):
+            if (yield from leaves_for_next_try(self, state)):
                 return self.state
-            yield from self._await_retry(state)
+            yield from await_next_try(self, state)
 
     def _try(self) -> Generator[Step, Any, State]:
         """Run the function once; return the state it comes to."""
@@ -447,34 +445,6 @@ class FlowEngine:
             raise timed_out(self.limit_text, limit_s)
         if context.rests is not None and context.rests.leaving is not None:
             raise context.rests.leaving
-
-    def _leaves_for_retry(self, failed: State) -> Generator[Step, Any, bool]:
-        """Where the next try is long in coming, leave it to whichever worker takes the run then; return whether that is so."""
-        tracker, delay_s = self.tracker, self.flow.retry_delay_seconds
-        if tracker is None or self.run.pool is None or delay_s <= tracker.suspend_after_s:
-            return False
-        due = datetime.now(UTC) + timedelta(seconds=delay_s)
-        yield OnBus(tracker.barrier)
-        self.log.info("failed, and will be tried again in %g s: %s", delay_s, failed.message)
-        yield from self._move(AwaitingRetry(message=failed.message, details={RETRY: True}), scheduled_at=due)
-        return True
-
-    def _await_retry(self, failed: State) -> Generator[Step, Any, None]:
-        delay_s = self.flow.retry_delay_seconds
-        due = datetime.now(UTC) + timedelta(seconds=delay_s)
-        waiting = AwaitingRetry(message=failed.message, details={"in_process": True})
-        if self.tracker is not None:
-            # What the failed try finished has to be in the log before it is read back.
-            yield OnBus(self.tracker.barrier)
-        yield from self._move(waiting, scheduled_at=due)
-        self.log.info("failed, and will be tried again in %g s: %s", delay_s, failed.message)
-        if delay_s > 0:
-            yield Sleep(delay_s)
-        yield from self._move(Retrying(), attempt=self.run.attempt + 1)
-        if self.tracker is not None:
-            yield OnBus(self.tracker.resume)
-        self.context.renew()
-        yield CallHooks(self.flow.hooks["on_running"], Retrying(run_id=self.run.id))
 
     def _end(self, state: State) -> Generator[Step, Any, State]:
         """Write the final state, and tell the hooks."""
@@ -557,7 +527,7 @@ class FlowEngine:
 
     # --- moving ---------------------------------------------------------------------------------------
 
-    def _move(self, state: State, **changes: Any) -> Generator[Step, Any, None]:
+    def move(self, state: State, **changes: Any) -> Generator[Step, Any, None]:
         if self.tracker is None:
             self._set(state, **changes)
             return

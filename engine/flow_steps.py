@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .context import TaskRunContext, entered
 from .futures import TaskFuture
 from .hooks import Hook
 from .results import RecordedResult
 from .states import State
+
+if TYPE_CHECKING:
+    from .resting import Rests
 
 __all__ = ["Body", "CallHooks", "Drain", "Life", "OnBus", "ReadResult", "Sleep", "Step", "WaitFor"]
 
@@ -49,9 +52,11 @@ class Drain:
 
 @dataclass(slots=True)
 class Sleep:
-    """Wait so many seconds."""
+    """Wait so many seconds, or until the run leaves its worker; then throw ``Suspend``."""
 
     seconds: float
+    rests: Rests | None = None
+    """Of a wait that holds no worker where nothing else of the run goes on; None: it holds it."""
 
 
 @dataclass(slots=True)

@@ -35,7 +35,7 @@ __all__ = [
 
 
 RETRY = "retry"
-"""In the details of an AwaitingRetry of a flow run that has left its worker until the next try of the flow itself."""
+"""In the details of an AwaitingRetry of a flow run that waits for the next try of the flow itself, here or away from its worker."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +72,16 @@ def attempt_starts(history: Iterable[Recorded]) -> list[tuple[int, int]]:
 
 def retries_made(history: Iterable[Recorded]) -> int:
     """Return how many retries of the flow itself the log tells of, whoever made them or is to make them."""
-    return sum(
-        recorded.event.type == "flow-run.retrying" or _asks_for_retry(recorded) for recorded in history
-    )
+    made, is_asked = 0, False
+    for recorded in history:
+        if _asks_for_retry(recorded):
+            made, is_asked = made + 1, True
+        elif recorded.event.type == "flow-run.retrying":
+            # In the process that asked for it; older versions did not say that they did.
+            made, is_asked = made + (not is_asked), False
+        elif recorded.event.type == "flow-run.running":
+            is_asked = False
+    return made
 
 
 def _asks_for_retry(recorded: Recorded) -> bool:

@@ -69,6 +69,8 @@ class TaskCall:
     """Whether it was made where it runs, and not submitted."""
     retry_at: datetime | None = None
     """When the try is due that an earlier attempt of its flow run did not live to make."""
+    has_yielded = False
+    """Whether it is a generator whose reader has got something of it."""
     rests_after_s: float | None = None
     """A retry delay longer than this ends the call here (``Suspend``): somebody goes on with it then. None: it waits here."""
     opening: int | None = None

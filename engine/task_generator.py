@@ -1,13 +1,13 @@
 """Running the calls of tasks that are generators: a try for the whole of it, the values passed on as they come.
 
 What has been yielded cannot be taken back: a generator that is tried again yields from its beginning, to the same
-reader. No recorded result stands in for it in a run that is taken up again. A time limit counts the time spent in the
+reader. So one that has yielded waits for its next try where it is; one that has not waits as any task does (``resting.py``).
+No recorded result stands in for it in a run that is taken up again. A time limit counts the time spent in the
 generator, not that of its reader.
 """
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncGenerator, Generator
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 from .context import TaskRunContext, current_run, entered
 from .final_state import state_of_exception
 from .hooks import run_hooks, run_hooks_async
+from .resting import rest, rest_async, rest_first, rest_first_async
 from .signals import OF_THE_CODE
 from .steps import Steps, take_steps, take_steps_async
 from .tag_limits import give_back, give_back_async, take, take_async
@@ -22,7 +23,7 @@ from .task_call import TaskCall
 from .task_engine import finish_async, finish_sync, wants_retry_async, wants_retry_sync
 from .task_life import await_retry, begin, begin_try, crashed, give_name, may_retry, running_state, succeeded
 from .task_transaction import abandon, conclude, try_transaction, undo_try
-from .timeouts import left_of, pause, within, within_async
+from .timeouts import left_of, within, within_async
 
 __all__ = ["run_generator", "run_generator_async"]
 
@@ -31,6 +32,7 @@ def run_generator(call: TaskCall) -> Generator[Any, Any, Any]:
     """Run a generator task: a try for the whole of it, its values passed on as they come."""
     context = begin(call)
     fn, task, run = call.task.fn, call.task, call.run
+    rest_first(call)
     while True:
         left_s, sent = task.timeout_seconds, None
         token = current_run.set(context)
@@ -59,6 +61,7 @@ def run_generator(call: TaskCall) -> Generator[Any, Any, Any]:
                     left_s = left_of(left_s, began)
                 finally:
                     current_run.reset(token)
+                call.has_yielded = True
                 sent = yield item
         except StopIteration as exc:
             _end(context, conclude(call, succeeded(call, exc.value), finish_sync, finish_async))
@@ -71,7 +74,9 @@ def run_generator(call: TaskCall) -> Generator[Any, Any, Any]:
             state = state_of_exception(exc, what="Task run", run_id=run.id)
             if may_retry(call, exc) and wants_retry_sync(call, state):
                 _end(context, undo_try(is_last=False))
-                pause(await_retry(call, state))
+                if call.held is not None:
+                    give_back(call)
+                rest(call, await_retry(call, state))
                 continue
             _end(context, undo_try(is_last=True))
             finish_sync(call, state)
@@ -91,6 +96,7 @@ async def run_generator_async(call: TaskCall) -> AsyncGenerator[Any, Any]:
         await future.wait_async()
     context = begin(call)
     fn, task, run = call.task.fn, call.task, call.run
+    await rest_first_async(call)
     while True:
         left_s, sent = task.timeout_seconds, None
         token = current_run.set(context)
@@ -119,6 +125,7 @@ async def run_generator_async(call: TaskCall) -> AsyncGenerator[Any, Any]:
                     left_s = left_of(left_s, began)
                 finally:
                     current_run.reset(token)
+                call.has_yielded = True
                 sent = yield item
         except StopAsyncIteration:
             await _end_async(context, conclude(call, succeeded(call, None), finish_sync, finish_async))
@@ -131,7 +138,9 @@ async def run_generator_async(call: TaskCall) -> AsyncGenerator[Any, Any]:
             state = state_of_exception(exc, what="Task run", run_id=run.id)
             if may_retry(call, exc) and await wants_retry_async(call, state):
                 await _end_async(context, undo_try(is_last=False))
-                await asyncio.sleep(await_retry(call, state))
+                if call.held is not None:
+                    await give_back_async(call)
+                await rest_async(call, await_retry(call, state))
                 continue
             await _end_async(context, undo_try(is_last=True))
             await finish_async(call, state)

@@ -93,6 +93,8 @@ class FlowTracker:
         """The sequence at which the run was last begun again after a failure or an end; 0: never."""
         self.suspend_after_s = suspend_after_s
         """A wait longer than this holds no worker."""
+        self.told_to_hold: set[str] = set()
+        """What holds its worker in such a wait all the same, where that has been said in the log."""
         self.waits: dict[str, JsonObject] = {}
         """Waits that earlier attempts began, by key; see ``replay.noted_waits``."""
         self._inline_bytes = inline_bytes

@@ -75,6 +75,16 @@ def test_retries_are_counted_from_the_log() -> None:
     assert attempt_starts(history) == [(1, 1), (2, 3), (3, 4), (4, 6)]
 
 
+def test_a_retry_counts_once_whoever_makes_it() -> None:
+    """In the process that said it would be made, by one that took the run up, or as older versions told of it."""
+    in_place = [moved(1, "running", 1), moved(2, "awaiting-retry", 1, retry=True), moved(3, "retrying", 2)]
+    assert [retries_made(in_place[:length]) for length in (1, 2, 3)] == [0, 1, 1]
+    taken_up = [*in_place[:2], moved(3, "running", 2), moved(4, "awaiting-retry", 2), moved(5, "retrying", 3)]
+    assert retries_made(taken_up) == 2
+    again = moved(4, "awaiting-retry", 2, retry=True)
+    assert retries_made([*taken_up[:3], again, *taken_up[4:]]) == 2
+
+
 def between(seq: int, key: str, attempt: int, word: str, tries: int) -> Recorded:
     """A transition of a task run on the way to its end."""
     data: dict[str, object] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -277,3 +278,155 @@ async def test_a_long_retry_delay_of_a_flow_holds_no_worker(stage: Stage, kind: 
     assert await stage.said() == {"once": 1, "tried": 3}
     away = ["awaiting-retry", "pending", "running"]
     assert await stage.states(run) == ["scheduled", "pending", "running", *away, *away, "failed"]
+
+
+RETRIED = """
+@flow(retries=2, retry_delay_seconds={delay})
+{kind} retried(word):
+    from hark import runtime
+    {wait}step("in-" + word)
+    count = runtime.flow_run.run_count
+    {wait}{say}(f"{{word}}-{{count}}")
+    if count < 3:
+        raise RuntimeError("not yet")
+    return f"{{word}}{{count}}"
+
+@flow
+{kind} middle(word):
+    return {wait}retried(word)
+
+@flow
+{kind} outer():
+    {wait}step("before")
+    return {both}
+"""
+
+
+def retried(kind: str, *, delay: float = 0.6) -> str:
+    is_async = kind == "async def"
+    both = 'await asyncio.gather(middle("a"), retried("b"))' if is_async else '[middle("a"), retried("b")]'
+    words = {"kind": kind, "wait": "await " if is_async else "", "say": "asay" if is_async else "say"}
+    return flows(kind) + RETRIED.format(**words, both=both, delay=delay)
+
+
+async def subflows_of(stage: Stage, run: FlowRun) -> list[FlowRun]:
+    """Return the subflows of a run, however deep, as they are now."""
+    runs: dict[str | None, FlowRun] = {run.id: run}
+    async with stage.bus.log.read(["hark.ev.flow-run.>"]) as batches:
+        async for batch in batches:
+            for one in map(FlowRun.from_recorded, batch.records):
+                if one.parent in runs:
+                    runs[one.id] = one
+    return list(runs.values())[1:]
+
+
+@pytest.mark.parametrize("kind", ["async def", "def"])
+async def test_a_long_retry_delay_of_a_subflow_holds_no_worker(stage: Stage, kind: str) -> None:
+    """It has as many tries as it was given, none of them before its time, and what it has finished is not repeated."""
+    stage.write(retried(kind))
+    await stage.deploy("outer")
+    async with stage.working(engine=QUICK) as worker:
+        run = await stage.until(await stage.ask("outer"), is_away)
+        assert run.state_message in ("1 subflow will be tried again", "2 subflows will be tried again")
+        await let_go(worker)
+        run = await stage.end(run)
+    assert result_of(run) == ["a3", "b3"]
+    tries = [f"{word}-{count}" for word in "ab" for count in (1, 2, 3)]
+    assert await stage.said() == dict.fromkeys(["before", "in-a", "in-b", *tries], 1)
+    assert has_left(await stage.states(run))
+    for one in await subflows_of(stage, run):
+        assert one.state_type is StateType.COMPLETED
+        history = [FlowRun.from_recorded(recorded) for recorded in await stage.control.runs.history(one.id)]
+        for before, after in pairwise(history):
+            if after.state_type is StateType.RUNNING and one.flow_name == "retried" and before.attempt > 1:
+                assert before.scheduled_at is not None
+                assert after.updated_at >= before.scheduled_at
+
+
+async def test_a_run_whose_subflow_waits_for_a_retry_can_be_cancelled(stage: Stage) -> None:
+    """Nobody holds it, so both are over at once."""
+    stage.write(retried("def", delay=600))
+    await stage.deploy("outer")
+    async with stage.working(engine=QUICK) as worker:
+        run = await stage.until(await stage.ask("outer"), is_away)
+        await let_go(worker)
+        assert (await stage.control.cancel(run.id)).state_type is StateType.CANCELLED
+        below = await subflows_of(stage, run)
+        assert {one.flow_name for one in below} == {"middle", "retried"}
+        for one in below:
+            assert (await stage.end(one)).state_type is StateType.CANCELLED
+
+
+GENERATORS = """
+@task(retries=1, retry_delay_seconds=0.6)
+def numbers(word, first):
+    from hark import runtime
+    count = runtime.task_run.run_count
+    say(f"{word}-{count}")
+    if first:
+        yield 1
+    if count < 2:
+        raise RuntimeError("not yet")
+    yield 2
+
+@flow(retries=1, retry_delay_seconds=0.6)
+def letters(word, first):
+    from hark import runtime
+    count = runtime.flow_run.run_count
+    say(f"{word}-{count}")
+    if first:
+        yield 1
+    if count < 2:
+        raise RuntimeError("not yet")
+    yield 2
+
+@flow
+def reads(what, first):
+    return list(globals()[what]("g", first))
+
+@task
+def around():
+    return flaky("x")
+
+@flow
+def calls():
+    return around() + around()
+"""
+
+
+@pytest.mark.parametrize("what", ["numbers", "letters"])
+async def test_a_generator_waits_away_from_its_worker_until_it_has_yielded(stage: Stage, what: str) -> None:
+    """What its reader has got would not come again; that the wait holds the worker is said in the run's log."""
+    stage.write(flows("def") + GENERATORS)
+    await stage.deploy("reads")
+    async with stage.working(engine=QUICK):
+        left = await stage.run("reads", parameters={"what": what, "first": False})
+        assert result_of(left) == [2]
+        assert await stage.states(left) == LEFT
+        stayed = await stage.run("reads", parameters={"what": what, "first": True})
+        assert result_of(stayed) == [1, 1, 2]
+        assert await stage.states(stayed) == STAYED
+    assert await stage.said() == {"g-1": 2, "g-2": 2}
+    kind = "task" if what == "numbers" else "flow"
+    why = "it has yielded values, which its reader would not get again"
+    held = f"{kind} {what!r} waits 0.6 s for its next try in place and holds its worker: {why}"
+    assert await said_in_log(stage, stayed, held) == 1
+    assert await said_in_log(stage, left, held) == 0
+
+
+async def test_a_long_retry_delay_that_holds_its_worker_is_said_once(stage: Stage) -> None:
+    """That of a task called by a task, by name and length, however often it comes."""
+    stage.write(flows("def") + GENERATORS)
+    await stage.deploy("calls")
+    async with stage.working(engine=QUICK):
+        run = await stage.run("calls")
+    assert result_of(run) == "x2x2"
+    why = "it is part of a task, whose code would have to run again"
+    held = f"task 'flaky' waits 0.6 s for its next try in place and holds its worker: {why}"
+    assert await said_in_log(stage, run, held) == 1
+
+
+async def said_in_log(stage: Stage, run: FlowRun, text: str) -> int:
+    """Return how often a run and its subflows have said it in their logs."""
+    ids = [run.id, *(one.id for one in await subflows_of(stage, run))]
+    return sum([line.message == text for id_ in ids for line in await stage.bus.run_logs.read(id_)])

@@ -127,7 +127,7 @@ async def test_failures_and_retries_are_told(session: Session, bus: Bus) -> None
     found = await events(bus, "hark.ev.flow-run.>")
     assert [FlowRun.from_recorded(r).attempt for r in found] == [1, 1, 1, 2, 2]
     awaiting: Any = found[2].event.data
-    assert awaiting["state"]["details"] == {"in_process": True}
+    assert awaiting["state"]["details"] == {"in_process": True, "retry": True}
 
 
 async def test_bad_parameters_never_run(session: Session, bus: Bus) -> None:
