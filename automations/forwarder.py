@@ -131,8 +131,10 @@ class Forwarder(AsyncContextManagerMixin):
 
     async def _serve(self, sink: Sink, state: SinkState, ready: Callable[[], None]) -> None:
         line, check = _Line(sink, state), sink.check()
+        # A new one begins with what came since it was stored: it takes a moment, or a start, until somebody serves it.
         async with self._bus.log.consume(
-            durable_name("sink", sink.name), sink.filters, ack_wait_s=ACK_WAIT_S, max_ack_pending=_MAX_PENDING
+            durable_name("sink", sink.name), sink.filters, ack_wait_s=ACK_WAIT_S, max_ack_pending=_MAX_PENDING,
+            deliver_since=state.since,
         ) as consumer, anyio.create_task_group() as tg:  # fmt: skip
             ready()
             tg.start_soon(self._keep_alive, line)
@@ -305,13 +307,18 @@ class Forwarder(AsyncContextManagerMixin):
         if state.state != "dead" or state.round >= wanted or state.decision is None:
             return  # it has been done, or dropped
         event = Event.from_dict(state.decision)
+        standing = self._roster.standings.get(name)
         try:
             if defined is None:
                 raise _Failed(f"there is no sink {name!r} any more", again=False)
             await self._send(Sink.model_validate_json(defined.value), event)
         except _Failed as exc:
+            if standing is not None:
+                standing.failed, standing.error = standing.failed + 1, str(exc)
             await self._bury(name, event, state.seq, str(exc), attempt=1, round=wanted)
             return
+        if standing is not None and standing.state == "serving":  # what a broken one suffers from goes on
+            standing.sent, standing.error = standing.sent + 1, ""
         now = self._clock.now()
         done = ActionState("done", 1, wanted, self._name, now, state.seq)
         executed = action_event(

@@ -10,6 +10,7 @@ import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Generic, Protocol, Self, TypeVar
 
 import anyio
@@ -36,10 +37,15 @@ class Definition(Protocol):
 
 @dataclass(slots=True)
 class Standing:
-    """How one definition is, as far as this process knows: ``starting``, at work, ``waiting``, ``paused`` or ``broken``."""
+    """How one definition is, as far as this process knows: ``starting``, at work, ``waiting``, ``paused`` or ``broken``.
+
+    Attributes:
+        since: when it was stored as it is, by the broker's clock.
+    """
 
     state: str = "starting"
     error: str = ""
+    since: datetime | None = None
 
 
 D = TypeVar("D", bound=Definition)
@@ -138,6 +144,7 @@ class Roster(AsyncContextManagerMixin, Generic[D, S]):
             await self._changed(entry.key, before.definition if before is not None else None, definition)
         if definition is not None and self._tg is not None:
             place = self._places[entry.key] = _Place(definition, self._standing())
+            place.standing.since = entry.created_at
             await self._tg.start(self._keep_serving, place)
 
     async def _keep_serving(self, place: _Place[D, S], *, task_status: TaskStatus[None]) -> None:

@@ -146,11 +146,14 @@ async def sent(forwarder: Forwarder, count: int) -> None:
 
 
 async def test_events_go_to_subjects_of_others(bus: Bus, home: Path, peer: Client) -> None:
-    """A bare client hears those that match, in their order, in binary mode; what came while nobody ran comes later."""
+    """A bare client hears those that match, in order, in binary mode; what came while nobody ran comes later, if the sink
+    was there by then."""
     heard = await peer.subscribe("out.>")
+    await bus.log.append(paid(9))
     await define(bus, sink(where={"data.n": ">= 2"}, nats={"subject": "out.{{ event.type }}"}, at_once=1))
+    await bus.log.append_many([paid(1), paid(2)])
     async with forwarding(bus, home) as forwarder:
-        await bus.log.append_many([paid(1), paid(2), Event(type="user.came", source="/s"), paid(3)])
+        await bus.log.append_many([Event(type="user.came", source="/s"), paid(3)])
         messages = [await heard.next_msg(timeout=60) for _ in range(2)]
         assert [(m.headers or {})["ce-id"] for m in messages] == ["e2", "e3"]
         assert (messages[0].subject, json.loads(messages[0].data)) == ("out.order.paid", {"n": 2})
@@ -205,7 +208,7 @@ async def test_what_is_never_taken_is_a_dead_letter_that_can_be_redriven(
     receiver.answers = [(404, ""), (500, ""), (500, "")]
     await define(bus, sink(http={"url": receiver.url}, retries=1, at_once=1))
     letters = DeadLetters(bus)
-    async with forwarding(bus, home):
+    async with forwarding(bus, home) as forwarder:
         await bus.log.append(paid(1))
         await until(bus, "hark.ev.action.dead-lettered")
         await bus.log.append(paid(2))
@@ -236,8 +239,10 @@ async def test_what_is_never_taken_is_a_dead_letter_that_can_be_redriven(
             await bus.publisher.publish_raw("hark.ev.action.redriven", raw, f"no-{len(raw)}")
         await letters.redrive(first.key)
         await until(bus, "hark.ev.action.dead-lettered", 3)
+        assert "answered 500" in forwarder.states["out"].error
         await letters.redrive(first.key)
         [done] = await until(bus, "hark.ev.action.executed")
+        assert (forwarder.states["out"].error, forwarder.states["out"].sent) == ("", 1)
         assert isinstance(done.data, dict)
         assert (done.data["key"], done.data["round"]) == (first.key, 2)
         await letters.drop(second.key)
