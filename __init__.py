@@ -34,10 +34,10 @@ if TYPE_CHECKING:
     )
     from .engine.flows import Flow, flow
     from .engine.logging import get_run_logger
+    from .engine.pausing.sleeping import sleep
     from .engine.run_input import RunInput
     from .engine.secret import Secret
     from .engine.signals import Abort, Skip
-    from .engine.sleeping import sleep
     from .engine.states import State
     from .engine.tasks import Task, exponential_backoff, task
     from .engine.transactions import Transaction, get_transaction, transaction
@@ -84,7 +84,7 @@ _WHERE = {
     "resume_flow_run": ".engine.flow_runs",
     "run_deployment": ".engine.deployments",
     "serve": ".server.serving",
-    "sleep": ".engine.sleeping",
+    "sleep": ".engine.pausing.sleeping",
     "suspend_flow_run": ".engine.flow_runs",
     "tags": ".engine.context",
     "task": ".engine.tasks",

@@ -9,8 +9,8 @@ from datetime import datetime
 
 from ..bus import Bus, Event
 from ..clock import SYSTEM_CLOCK, Clock
-from ..engine.dead_task import PREFIX as DEAD_TASK
-from ..engine.dead_task import DeadTasks
+from ..engine.background_tasks.dead_task import PREFIX as DEAD_TASK
+from ..engine.background_tasks.dead_task import DeadTasks
 from ..errors import GuardFailed, RefusedError, UnknownName
 from .action_state import ActionState, action_event, kind_of
 from .claim import BUCKET, KEEP_S

@@ -1,7 +1,7 @@
 """``wait_for_event``: a run that waits for something to happen, and may have missed it already.
 
 The log is looked into first, from where the wait counts from; then the run waits in place for a while, and then leaves its
-worker (``hark.engine.durable``) with what it waits for noted in its state. ``Waker`` reads those notes and the log, and has
+worker (``hark.engine.pausing.durable``) with what it waits for noted in its state. ``Waker`` reads those notes and the log, and has
 a run go on when its event comes; the code, replayed, looks into the log again and finds it. So waking may happen
 twice, or late, without harm, and what a wait came to is recorded once.
 """
@@ -19,10 +19,10 @@ from ..bus.event import Event, Recorded, readable
 from ..bus.subject import filters_for, matches
 from ..duration import seconds_of
 from ..engine.context import FlowRunContext
-from ..engine.durable import Wait, now
-from ..engine.either import blocking_session, is_async_here, session_here
-from ..engine.replay import begins_anew
+from ..engine.pausing.durable import Wait, now
+from ..engine.runs.replay import begins_anew
 from ..engine.states import Scheduled
+from ..engine.sync_async.either import blocking_session, is_async_here, session_here
 from ..errors import DefinitionError, EventWaitTimedOut, MissingContextError
 from ..vocabulary import FlowRunId, JsonObject, JsonValue
 from .where import Check, compile_where

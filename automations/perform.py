@@ -21,7 +21,7 @@ from ..bus import Bus, Event
 from ..bus.event import check_type, checked, is_own_type
 from ..clock import SYSTEM_CLOCK, Clock
 from ..config import AutomationsConfig
-from ..engine.run import Cause, run_id_for
+from ..engine.runs.run import Cause, run_id_for
 from ..errors import (
     AlreadyHeld,
     DefinitionError,
@@ -43,7 +43,7 @@ from .recipient import RecipientRefused, recipient
 
 if TYPE_CHECKING:
     from ..bus import LateValues
-    from ..engine.control import Control
+    from ..engine.dispatching.control import Control
 
 __all__ = ["ActionFailed", "Firing", "Performers", "Teller"]
 

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, Self
 import orjson
 from pydantic import BaseModel, ConfigDict, Field
 
-from ..engine.block_storage import block_named
-from ..engine.either import Either
+from ..engine.persistence.block_storage import block_named
+from ..engine.sync_async.either import Either
 from ..errors import AlreadyHeld, GuardFailed, InvalidValueError, UnknownName
 from .migrate_prefect import read_automation
 from .migration import Converted, NotConverted, slug

@@ -22,8 +22,8 @@ from ..bus.event import Recorded
 from ..bus.lease import Grant
 from ..bus.subject import FLOW_RUNS
 from ..clock import SYSTEM_CLOCK, Clock
-from ..engine.run import FlowRun
-from ..engine.run_log import RunLog
+from ..engine.runs.run import FlowRun
+from ..engine.runs.run_log import RunLog
 from ..engine.states import Resuming, State
 from ..errors import HarkError, RefusedError, UnknownName
 from ..vocabulary import FlowRunId, JsonObject, StateType

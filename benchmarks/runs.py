@@ -21,8 +21,8 @@ from hark.bus import Bus, EmbeddedBroker
 from hark.bus.subject import PREFIX
 from hark.config import BusConfig, EngineConfig, WorkerConfig
 from hark.engine import RunLog, RunRequest
-from hark.engine.dispatcher import Dispatcher
-from hark.engine.worker import Worker
+from hark.engine.dispatching.dispatcher import Dispatcher
+from hark.engine.workers.worker import Worker
 
 from .goal import Goals
 

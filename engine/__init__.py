@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .annotations import allow_failure, quote, unmapped
     from .context import FlowRunContext, TaskRunContext, get_run_context, tags
-    from .control import Control
-    from .deployment import ConcurrencySpec, Deployment
-    from .dispatcher import Dispatcher
-    from .flow_engine import execute, execute_sync
+    from .dispatching.control import Control
+    from .dispatching.deployment import ConcurrencySpec, Deployment
+    from .dispatching.dispatcher import Dispatcher
+    from .dispatching.pool import Pool, QueueSpec
     from .flows import Flow, flow
     from .futures import TaskFuture, as_completed, wait
+    from .life.flow_engine import execute, execute_sync
     from .logging import get_run_logger
-    from .pool import Pool, QueueSpec
-    from .run import Cause, FlowRun, RunRequest, run_id_for
-    from .run_log import RunLog
+    from .runs.run import Cause, FlowRun, RunRequest, run_id_for
+    from .runs.run_log import RunLog
     from .signals import Abort, Skip
     from .states import State
     from .task_runners import (
@@ -33,26 +33,26 @@ if TYPE_CHECKING:
         ThreadPoolTaskRunner,
     )
     from .tasks import Task, exponential_backoff, task
-    from .worker import Worker
+    from .workers.worker import Worker
 
 _WHERE = {
     "Abort": "signals",
     "AsyncTaskRunner": "task_runners",
-    "Cause": "run",
+    "Cause": "runs.run",
     "ConcurrentTaskRunner": "task_runners",
-    "ConcurrencySpec": "deployment",
+    "ConcurrencySpec": "dispatching.deployment",
     "DaskTaskRunner": "task_runners",
-    "Control": "control",
-    "Deployment": "deployment",
-    "Dispatcher": "dispatcher",
+    "Control": "dispatching.control",
+    "Deployment": "dispatching.deployment",
+    "Dispatcher": "dispatching.dispatcher",
     "Flow": "flows",
-    "FlowRun": "run",
+    "FlowRun": "runs.run",
     "FlowRunContext": "context",
-    "Pool": "pool",
+    "Pool": "dispatching.pool",
     "ProcessPoolTaskRunner": "task_runners",
-    "QueueSpec": "pool",
-    "RunLog": "run_log",
-    "RunRequest": "run",
+    "QueueSpec": "dispatching.pool",
+    "RunLog": "runs.run_log",
+    "RunRequest": "runs.run",
     "SequentialTaskRunner": "task_runners",
     "Skip": "signals",
     "State": "states",
@@ -61,17 +61,17 @@ _WHERE = {
     "TaskRunContext": "context",
     "TaskRunner": "task_runners",
     "ThreadPoolTaskRunner": "task_runners",
-    "Worker": "worker",
+    "Worker": "workers.worker",
     "allow_failure": "annotations",
     "as_completed": "futures",
-    "execute": "flow_engine",
-    "execute_sync": "flow_engine",
+    "execute": "life.flow_engine",
+    "execute_sync": "life.flow_engine",
     "exponential_backoff": "tasks",
     "flow": "flows",
     "get_run_context": "context",
     "get_run_logger": "logging",
     "quote": "annotations",
-    "run_id_for": "run",
+    "run_id_for": "runs.run",
     "tags": "context",
     "task": "tasks",
     "unmapped": "annotations",

@@ -14,7 +14,7 @@ from ..bus.event import readable
 from ..bus.subject import filters_for
 from ..vocabulary import JsonValue
 from .artifacts import image_content, link_content, progress_content, store_artifact, table_content
-from .either import Either
+from .sync_async.either import Either
 
 if TYPE_CHECKING:
     from ..bus.session import Session

@@ -21,8 +21,8 @@ from ..bus.event import Event
 from ..errors import DefinitionError, InvalidNameError
 from ..vocabulary import JsonObject, JsonValue, new_id
 from .context import FlowRunContext, TaskRunContext
-from .either import Either
-from .run import SOURCE
+from .runs.run import SOURCE
+from .sync_async.either import Either
 
 if TYPE_CHECKING:
     from ..bus.session import Session

@@ -19,11 +19,11 @@ from ..bus.emit import emit
 from ..bus.session import current_session
 from ..errors import MissingContextError
 from ..vocabulary import JsonObject
+from .calls.parameters import parameters_json
 from .context import TaskRunContext
-from .parameters import parameters_json
+from .options.task_options import TaskOptions
+from .runs.task_run import TaskRun
 from .states import State
-from .task_options import TaskOptions
-from .task_run import TaskRun
 from .tasks import Task
 
 __all__ = ["Asset", "AssetProperties", "MaterializingTask", "add_asset_metadata", "materialize"]

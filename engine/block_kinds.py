@@ -10,9 +10,9 @@ from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 from pydantic import AfterValidator, Field, SecretStr
 
 from ..errors import HarkError
-from .block_schema import all_secret
 from .blocks import Block
 from .logging import get_logger, get_run_logger
+from .persistence.block_schema import all_secret
 
 __all__ = [
     "CredentialsBlock", "DatabaseBlock", "JobBlock", "JobRun", "NotificationBlock", "NotificationError",
@@ -171,7 +171,7 @@ class Webhook(Block):
         Args:
             payload: sent as JSON; a text as it is.
         """
-        from .either import is_async_here
+        from .sync_async.either import is_async_here
 
         return self.acall(payload) if is_async_here() else self._call(payload)
 

@@ -31,9 +31,9 @@ from pydantic import (
 )
 
 from ..errors import BlockNotSaved, BlockRegistrationRefused, UnknownBlockKind
-from .block_form import ABOUT, SLUG, described, plain, secret_paths, shown_fields
-from .block_schema import add_to_schema
-from .either import is_async_here
+from .persistence.block_form import ABOUT, SLUG, described, plain, secret_paths, shown_fields
+from .persistence.block_schema import add_to_schema
+from .sync_async.either import is_async_here
 
 __all__ = [
     "BLOCKS", "Block", "BlockNotSavedError", "InvalidBlockRegistration", "UnknownBlockType", "load_blocking", "shown_fields",
@@ -126,7 +126,7 @@ class Block(BaseModel):
         if not isinstance(value, Mapping):
             return handler(value)
         if set(value) == {"$ref"}:
-            from .block_storage import load_reference
+            from .persistence.block_storage import load_reference
 
             # What stands there need not be of this class: then the fields both have are taken.
             found = load_reference(value["$ref"])
@@ -179,13 +179,13 @@ class Block(BaseModel):
             AlreadyExists: there is one of this name, and ``overwrite`` was not said.
             DefinitionError: the name is none.
         """
-        from .block_storage import save_block
+        from .persistence.block_storage import save_block
 
         return save_block(self, name, overwrite=overwrite)
 
     async def asave(self, name: str | None = None, overwrite: bool = False) -> str:
         """Do what ``save`` does, in async code."""
-        from .block_storage import save_block
+        from .persistence.block_storage import save_block
 
         return await save_block.aio(self, name, overwrite=overwrite)
 
@@ -200,42 +200,42 @@ class Block(BaseModel):
             BlockUnfit: what is stored does not fit the class. UnknownBlockKind: its class has not been imported.
             SecretUnreadable: it was sealed with another key.
         """
-        from .block_storage import load_block
+        from .persistence.block_storage import load_block
 
         return load_block(cls, name, validate)
 
     @classmethod
     async def aload(cls, name: str, validate: bool = True) -> Self:
         """Do what ``load`` does, in async code."""
-        from .block_storage import load_block
+        from .persistence.block_storage import load_block
 
         return cast(Self, await load_block.aio(cls, name, validate))
 
     @classmethod
     def load_from_ref(cls, ref: object, validate: bool = True) -> Any:
         """Return a saved block by its id, or ``{"block_document_id": …}`` or ``{"block_document_slug": "kind/name"}``."""
-        from .block_storage import load_referred
+        from .persistence.block_storage import load_referred
 
         return load_referred(ref, validate)
 
     @classmethod
     async def aload_from_ref(cls, ref: object, validate: bool = True) -> Self:
         """Do what ``load_from_ref`` does, in async code."""
-        from .block_storage import load_referred
+        from .persistence.block_storage import load_referred
 
         return cast(Self, await load_referred.aio(ref, validate))
 
     @classmethod
     def delete(cls, name: str) -> Any:
         """Remove a block. Raises ``UnknownBlock``."""
-        from .block_storage import delete_block
+        from .persistence.block_storage import delete_block
 
         return delete_block(cls, name)
 
     @classmethod
     async def adelete(cls, name: str) -> None:
         """Do what ``delete`` does, in async code."""
-        from .block_storage import delete_block
+        from .persistence.block_storage import delete_block
 
         await delete_block.aio(cls, name)
 
@@ -306,6 +306,6 @@ class _Nothing:
 
 def load_blocking(name: str) -> Any:
     """Return the block ``slug/name``, waiting for it, from sync and async code."""
-    from .block_storage import load_block
+    from .persistence.block_storage import load_block
 
     return load_block.blocking(Block, name)

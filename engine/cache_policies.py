@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 import orjson
 
 from ..errors import HashError
-from .call_key import OPTIONS, canonical
+from .calls.call_key import OPTIONS, canonical
 
 if TYPE_CHECKING:
     from .locking import LockManager

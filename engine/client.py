@@ -16,25 +16,31 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from ..bus.subject import FLOW_RUNS, TASK_RUNS, deleted_subject
 from ..errors import DefinitionError, MoveRefused, UnknownName
 from ..vocabulary import FlowRunId, StateType
-from .either import blocking_session, session_here
+from .calls.parameters import parameters_json
+from .client_calls.kept_calls import KeptCalls
+from .client_calls.log_calls import LogCalls
+from .client_calls.queue_calls import QueueCalls
+from .client_calls.read_calls import ReadCalls, deployments_in
+from .client_calls.run_records import LogRecord, TaskRunRecord, line_of, records_of, task_runs_in
+from .client_calls.run_sorts import DeploymentSort, FlowRunSort, LogSort, TaskRunSort
 from .flow_runs import resume_flow_run
-from .kept_calls import KeptCalls
-from .kept_inputs import InputCalls
-from .log_calls import LogCalls
-from .parameters import parameters_json
-from .queue_calls import QueueCalls
-from .read_calls import ReadCalls, deployments_in
-from .run import Cause, FlowRun, run_id_for
-from .run_log import readable_run
-from .run_records import LogRecord, TaskRunRecord, line_of, records_of, task_runs_in
-from .run_sorts import DeploymentSort, FlowRunSort, LogSort, TaskRunSort
+from .pausing.kept_inputs import InputCalls
+from .runs.run import Cause, FlowRun, run_id_for
+from .runs.run_log import readable_run
 from .states import State
+from .sync_async.either import blocking_session, session_here
 
 if TYPE_CHECKING:
     from ..bus.session import Session
-    from .control import Control
-    from .deployment import Deployment
-    from .run_filters import DeploymentFilter, FlowFilter, FlowRunFilter, LogFilter, TaskRunFilter
+    from .client_calls.run_filters import (
+        DeploymentFilter,
+        FlowFilter,
+        FlowRunFilter,
+        LogFilter,
+        TaskRunFilter,
+    )
+    from .dispatching.control import Control
+    from .dispatching.deployment import Deployment
 
 __all__ = ["OrchestrationResult", "RunClient", "SetStateStatus", "SyncRunClient", "TaskRunRecord"]
 
@@ -472,6 +478,6 @@ class SyncRunClient:
 
 
 def _control(session: Session) -> Control:
-    from .control import Control
+    from .dispatching.control import Control
 
     return Control(session.bus)

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from ..errors import SlotsLost, SlotsRefused, SlotsTimedOut, UnknownLimit
 from .context import TaskRunContext, current_run
-from .either import blocking_session, is_async_here, session_here
-from .slots import slots_of
+from .limits.slots import slots_of
+from .sync_async.either import blocking_session, is_async_here, session_here
 
 if TYPE_CHECKING:
     from ..bus.session import Session

@@ -10,24 +10,24 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
 from ..errors import MissingContextError
-from .call_key import CallCounter
+from .calls.call_key import CallCounter
 
 if TYPE_CHECKING:
     from datetime import datetime
 
     from ..config import Settings
     from ..tracing import Span
-    from .carried import Carried
+    from .executors.carried import Carried
     from .flows import Flow
-    from .keeping import Keeping
-    from .resting import Rests
-    from .result_store import ResultStore
-    from .run import FlowRun
-    from .task_run import TaskRun
+    from .life.resting import Rests
+    from .life.task_transaction import TaskTransaction
+    from .life.tracking import FlowTracker
+    from .options.keeping import Keeping
+    from .persistence.result_store import ResultStore
+    from .runs.run import FlowRun
+    from .runs.task_run import TaskRun
     from .task_runners import TaskRunner
-    from .task_transaction import TaskTransaction
     from .tasks import Task
-    from .tracking import FlowTracker
 
 __all__ = [
     "EngineContext", "FlowRunContext", "RunContext", "SettingsContext", "TagsContext", "TaskRunContext", "current_run",
@@ -49,7 +49,7 @@ class RunContext:
     @property
     def result_store(self) -> ResultStore:
         """Where results of the run are kept that are kept by a key."""
-        from .result_store import store_of
+        from .persistence.result_store import store_of
 
         return store_of(self.keeping)
 
@@ -138,7 +138,7 @@ class FlowRunContext(RunContext):
 
     def serialize(self, include_secrets: bool = True) -> dict[str, Any]:
         """Return what of it travels to another process; see ``carried.py``."""
-        from .carried import flow_words
+        from .executors.carried import flow_words
 
         del include_secrets
         return flow_words(self)
@@ -205,7 +205,7 @@ class TaskRunContext(RunContext):
 
     def serialize(self, include_secrets: bool = True) -> dict[str, Any]:
         """Return what of it travels to another process; see ``carried.py``."""
-        from .carried import task_words
+        from .executors.carried import task_words
 
         del include_secrets
         return task_words(self)
@@ -306,14 +306,14 @@ def with_context(fn: Callable[P, R]) -> Carried[P, R]:
     For another process (``multiprocessing.Pool``, ``ProcessPoolExecutor``) it has to be picklable, as ``fn`` by itself; see
     ``carried.py`` for what goes along.
     """
-    from .carried import Carried
+    from .executors.carried import Carried
 
     return Carried(fn)
 
 
 def serialize_context() -> dict[str, Any]:
     """Return the run and the tags the code is in, as they travel to another process; see ``carried.py``."""
-    from .carried import serialize_context
+    from .executors.carried import serialize_context
 
     return serialize_context()
 
@@ -322,7 +322,7 @@ def hydrated_context(
     serialized_context: Mapping[str, Any] | None = None, client: object = None
 ) -> AbstractContextManager[None]:
     """Be in the run and the tags that ``serialize_context`` told of; see ``carried.py``."""
-    from .carried import hydrated_context
+    from .executors.carried import hydrated_context
 
     return hydrated_context(serialized_context, client)
 

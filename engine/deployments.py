@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import DefinitionError, UnknownName
 from ..vocabulary import FlowRunId, JsonObject, StateType
+from .calls.parameters import parameters_json
 from .context import FlowRunContext, current_run
-from .either import Either
 from .futures import resolve_futures_to_results, settle_futures
-from .parameters import parameters_json
-from .replay import begins_anew
-from .run import Cause, FlowRun, run_id_for
+from .runs.replay import begins_anew
+from .runs.run import Cause, FlowRun, run_id_for
+from .sync_async.either import Either
 
 if TYPE_CHECKING:
     from ..bus.session import Session
     from .code_source import GitSource
-    from .control import Control
-    from .deployment import Deployment
+    from .dispatching.control import Control
+    from .dispatching.deployment import Deployment
     from .flows import Flow
 
 __all__ = ["EntrypointType", "arun_deployment", "entrypoint_of", "run_deployment", "where_of"]
@@ -73,7 +73,7 @@ async def run_deployment(
         ParameterError: the parameters do not fit.
         ValueError: the time limit is negative.
     """
-    from .control import Control
+    from .dispatching.control import Control
 
     if timeout is not None and timeout < 0:
         raise ValueError(f"`timeout` cannot be negative, got {timeout}: leave it out to wait for the end")

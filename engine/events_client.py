@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from ..bus.emit import emit
 from ..bus.event import Event
-from .either import session_here
+from .sync_async.either import session_here
 
 __all__ = ["EventsClient", "PrefectEventsClient", "get_events_client"]
 

@@ -22,7 +22,7 @@ from pydantic import BeforeValidator, Field, ValidationError
 from ..errors import DefinitionError, InvalidValueError
 from ..vocabulary import new_id
 from .blocks import Block
-from .either import is_async_here
+from .sync_async.either import is_async_here
 
 __all__ = ["LocalFileSystem", "ReadableFileSystem", "RemoteFileSystem", "WritableFileSystem", "storage_at"]
 

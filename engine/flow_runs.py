@@ -18,16 +18,16 @@ from ..errors import (
 )
 from ..vocabulary import FlowRunId, JsonObject, StateType
 from .context import FlowRunContext, TaskRunContext
-from .durable import Wait, now
-from .either import Either, blocking_session, takes_async
 from .logging import run_loggers
-from .pause import NEVER_RESUMED
+from .pausing.durable import Wait, now
+from .pausing.pause import NEVER_RESUMED
 from .signals import Interrupted
 from .states import Paused, Running, Suspended
+from .sync_async.either import Either, blocking_session, takes_async
 
 if TYPE_CHECKING:
     from ..bus.session import Session
-    from .run import FlowRun
+    from .runs.run import FlowRun
 
 __all__ = [
     "acancel_flow_run", "apause_flow_run", "aresume_flow_run", "asuspend_flow_run", "await_for_flow_run",
@@ -46,7 +46,7 @@ async def cancel_flow_run(session: Session, flow_run_id: str, *, reason: str = "
     Raises:
         UnknownName: there is no such run.
     """
-    from .control import Control
+    from .dispatching.control import Control
 
     return await Control(session.bus).cancel(FlowRunId(str(flow_run_id)), reason=reason)
 
@@ -65,7 +65,7 @@ async def resume_flow_run(
         PauseTimedOut: its time was over before; it has failed instead.
         InputRefused: the input does not fit what the run asked for.
     """
-    from .control import Control
+    from .dispatching.control import Control
 
     run = await Control(session.bus).resume(FlowRunId(str(flow_run_id)), run_input=_as_fields(run_input))
     if run.is_final:
@@ -92,7 +92,7 @@ async def wait_for_flow_run(
         UnknownName: there is no such run.
         RunWaitTimedOut: it has not ended within ``timeout`` seconds; also a ``TimeoutError``.
     """
-    from .control import Control
+    from .dispatching.control import Control
 
     del poll_interval
     run_id = FlowRunId(str(flow_run_id))
@@ -151,7 +151,7 @@ async def _suspend_async(
 
 @Either
 async def _suspend_other(session: Session, flow_run_id: str) -> FlowRun:
-    from .control import Control
+    from .dispatching.control import Control
 
     return await Control(session.bus).suspend(FlowRunId(flow_run_id))
 

@@ -12,21 +12,18 @@ from types import MethodType
 from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypedDict, TypeVar, cast, overload
 
 from ..vocabulary import JsonObject, JsonValue
-from . import flow_engine
-from .deployable import Deployable
-from .drawable import Drawable
-from .drawing import drawing
-from .final_state import sums_up
+from .calls.parameters import CallShape
+from .calls.task_call import as_tuple
+from .executors.reference import reduced, restore
 from .futures import TaskFuture
-from .hooks import Hook, check_hooks
-from .keeping import Keeping
-from .marked import Marked
-from .naming import check_name, check_template, flow_name_of
-from .parameters import CallShape
-from .reference import reduced, restore
-from .states import State
-from .task_call import as_tuple
-from .task_options import (
+from .life import flow_engine
+from .options.deployable import Deployable
+from .options.drawable import Drawable
+from .options.drawing import drawing
+from .options.hooks import Hook, check_hooks
+from .options.keeping import Keeping
+from .options.marked import Marked
+from .options.task_options import (
     HOOKS,
     Binds,
     check_options,
@@ -37,6 +34,9 @@ from .task_options import (
     take_own,
     unwrapped,
 )
+from .runs.final_state import sums_up
+from .runs.naming import check_name, check_template, flow_name_of
+from .states import State
 from .task_runners import TaskRunner, ThreadPoolTaskRunner
 
 if TYPE_CHECKING:
@@ -316,7 +316,7 @@ def load_flow_from_entrypoint(entrypoint: str, use_placeholder_flow: bool = True
         DefinitionError: not an entrypoint, or there is no such file.
     """
     from ..errors import HarkError, ScriptFailed
-    from .loader import Loader
+    from .code.loader import Loader
 
     del use_placeholder_flow
     words = entrypoint.split(".")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 import anyio
 from anyio import to_thread
 
-from .file_locks import FileSystemLockManager
+from .persistence.file_locks import FileSystemLockManager
 
 if TYPE_CHECKING:
     from ..bus.lease import Lease
@@ -159,7 +159,7 @@ class BrokerLockManager:
     def acquire_lock(
         self, key: str, holder: str, acquire_timeout: float | None = None, hold_timeout: float | None = None
     ) -> bool:
-        from .either import blocking_session
+        from .sync_async.either import blocking_session
 
         session = blocking_session("a lock")
         return session.call(self.acquire_on, session, key, holder, acquire_timeout, hold_timeout)
@@ -167,7 +167,7 @@ class BrokerLockManager:
     async def aacquire_lock(
         self, key: str, holder: str, acquire_timeout: float | None = None, hold_timeout: float | None = None
     ) -> bool:
-        from .either import session_here
+        from .sync_async.either import session_here
 
         session = session_here("a lock")
         return await session.acall(self.acquire_on, session, key, holder, acquire_timeout, hold_timeout)
@@ -242,7 +242,7 @@ class BrokerLockManager:
         return self.is_ours(key, holder)
 
     def is_locked(self, key: str) -> bool:
-        from .either import blocking_session
+        from .sync_async.either import blocking_session
 
         with self._lock:
             held = self._held.get(key)
@@ -252,13 +252,13 @@ class BrokerLockManager:
         return session.call(self._lease(session, key, "").holder_now) is not None
 
     def wait_for_lock(self, key: str, timeout: float | None = None) -> bool:
-        from .either import blocking_session
+        from .sync_async.either import blocking_session
 
         session = blocking_session("a lock")
         return session.call(self.wait_on, session, key, timeout)
 
     async def await_for_lock(self, key: str, timeout: float | None = None) -> bool:
-        from .either import session_here
+        from .sync_async.either import session_here
 
         session = session_here("a lock")
         return await session.acall(self.wait_on, session, key, timeout)

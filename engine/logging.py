@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 from ..errors import MissingContextError
 from .context import FlowRunContext, TaskRunContext, current_run
-from .user_frames import format_for_author
+from .life.user_frames import format_for_author
 
 if TYPE_CHECKING:
     from ..bus.session import Session
-    from .run import FlowRun
-    from .task_run import TaskRun
+    from .runs.run import FlowRun
+    from .runs.task_run import TaskRun
 
 __all__ = [
     "APILogHandler", "LogEavesdropper", "PrefectConsoleHandler", "PrefectLogAdapter", "RunLogger", "disable_logger",

@@ -23,7 +23,7 @@ from .states import StoredResult
 
 if TYPE_CHECKING:
     from ..bus.session import Session
-    from .result_store import ResultRecord, ResultRecordMetadata, ResultStore, get_result_store
+    from .persistence.result_store import ResultRecord, ResultRecordMetadata, ResultStore, get_result_store
 
 __all__ = [
     "NOT_KEPT", "InlineResult", "LargeResult", "RecordedResult", "ResultOfRun", "ResultRecord", "ResultRecordMetadata",
@@ -277,14 +277,14 @@ class ResultOfRun(StoredResult):
             return stored_result(self._result, run_id=self._run_id, key="flow result").read()
         if "object" not in self._result:
             return decode_inline(self._result, run_id=self._run_id, key="flow result")
-        from .either import blocking_session
+        from .sync_async.either import blocking_session
 
         return self._recorded(blocking_session("reading a result")).read()
 
     async def aread(self) -> Any:
         if "stored" in self._result:
             return await stored_result(self._result, run_id=self._run_id, key="flow result").aread()
-        from .either import session_here
+        from .sync_async.either import session_here
 
         return await self._recorded(session_here("reading a result")).aread()
 
@@ -301,7 +301,7 @@ class StoredInStorage(StoredResult):
         self._storage, self._stored, self._run_id, self._key = storage, stored, run_id, key
 
     def read(self) -> Any:
-        from .result_store import ResultStore
+        from .persistence.result_store import ResultStore
 
         try:
             return ResultStore(self._storage).read(self._stored).result
@@ -309,7 +309,7 @@ class StoredInStorage(StoredResult):
             raise self._missing(exc) from exc
 
     async def aread(self) -> Any:
-        from .result_store import ResultStore
+        from .persistence.result_store import ResultStore
 
         try:
             return (await ResultStore(self._storage).aread(self._stored)).result
@@ -337,7 +337,7 @@ _ELSEWHERE = ("ResultRecord", "ResultRecordMetadata", "ResultStore", "get_result
 def __getattr__(name: str) -> object:
     # Found here by who looks where Prefect has them; loaded by who needs them.
     if name in _ELSEWHERE:
-        from . import result_store
+        from .persistence import result_store
 
         return getattr(result_store, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

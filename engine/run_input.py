@@ -22,12 +22,12 @@ from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError, create
 
 from ..errors import MissingContextError, ParameterError
 from ..vocabulary import FlowRunId, JsonObject, JsonValue
-from .either import is_async_here
-from .input_metadata import RunInputMetadata
+from .pausing.input_metadata import RunInputMetadata
+from .sync_async.either import is_async_here
 
 if TYPE_CHECKING:
-    from .kept_inputs import FlowRunInput
-    from .mailbox import Mailbox
+    from .pausing.kept_inputs import FlowRunInput
+    from .pausing.mailbox import Mailbox
 
 __all__ = [
     "AutomaticRunInput", "BaseRunInput", "InputForm", "RunInput", "RunInputMetadata", "asend_input", "receive_input",
@@ -86,14 +86,14 @@ class BaseRunInput(BaseModel):
     @classmethod
     def keyset_from_type(cls) -> dict[str, str]:
         """Return the keys that a form of this class and its answer are kept under."""
-        from .kept_inputs import keyset_from_base_key
+        from .pausing.kept_inputs import keyset_from_base_key
 
         return keyset_from_base_key(cls.__name__.lower())
 
     @classmethod
     def save(cls, keyset: Mapping[str, str], flow_run_id: object = None) -> Any:
         """Keep the form, its schema and its description, with a run; awaited in async code."""
-        from .kept_inputs import create_flow_run_input
+        from .pausing.kept_inputs import create_flow_run_input
 
         if is_async_here():
             return cls.asave(keyset, flow_run_id)
@@ -104,7 +104,7 @@ class BaseRunInput(BaseModel):
     @classmethod
     async def asave(cls, keyset: Mapping[str, str], flow_run_id: object = None) -> None:
         """Do what ``save`` does, in async code."""
-        from .kept_inputs import acreate_flow_run_input
+        from .pausing.kept_inputs import acreate_flow_run_input
 
         for key, value in cls._to_keep(keyset):
             await acreate_flow_run_input(key, value, flow_run_id)
@@ -116,7 +116,7 @@ class BaseRunInput(BaseModel):
         Raises:
             pydantic.ValidationError: it does not fit.
         """
-        from .kept_inputs import read_flow_run_input
+        from .pausing.kept_inputs import read_flow_run_input
 
         if is_async_here():
             return cls.aload(keyset, flow_run_id)
@@ -125,7 +125,7 @@ class BaseRunInput(BaseModel):
     @classmethod
     async def aload(cls, keyset: Mapping[str, str], flow_run_id: object = None) -> Any:
         """Do what ``load`` does, in async code."""
-        from .kept_inputs import aread_flow_run_input
+        from .pausing.kept_inputs import aread_flow_run_input
 
         return cls._filled(await aread_flow_run_input(keyset["response"], flow_run_id), keyset, flow_run_id)
 
@@ -158,7 +158,7 @@ class BaseRunInput(BaseModel):
 
     @classmethod
     def _filled(cls, value: Any, keyset: Mapping[str, str], flow_run_id: object) -> Any:
-        from .mailbox import run_here
+        from .pausing.mailbox import run_here
 
         found = cls(**(value or {}))
         found._metadata = RunInputMetadata(keyset["response"], None, run_here(flow_run_id))
@@ -186,7 +186,7 @@ class RunInput(BaseRunInput):
             exclude_keys: of inputs to pass over (``metadata.key``).
             flow_run_id: default: the run the code is in.
         """
-        from .mailbox import Mailbox, run_here
+        from .pausing.mailbox import Mailbox, run_here
 
         del poll_interval
         form = InputForm(cls)
@@ -293,7 +293,7 @@ def send_input(
     Raises:
         UnknownName: there is no such run.
     """
-    from .mailbox import send
+    from .pausing.mailbox import send
 
     value, prefix = _packed(run_input)
     return send(str(flow_run_id), value, prefix=key_prefix or prefix, sender=sender)
@@ -303,7 +303,7 @@ async def asend_input(
     run_input: Any, flow_run_id: object, sender: str | None = None, key_prefix: str | None = None
 ) -> None:
     """Do what ``send_input`` does, in async code."""
-    from .mailbox import send
+    from .pausing.mailbox import send
 
     value, prefix = _packed(run_input)
     await send.aio(str(flow_run_id), value, prefix=key_prefix or prefix, sender=sender)
@@ -325,7 +325,7 @@ def receive_input(
         input_type: a ``RunInput``, a model, or any type such as ``int`` or ``list[str]``.
         with_metadata: give ``AutomaticRunInput``: with ``value``, ``metadata`` and ``respond``. A ``RunInput`` has these.
     """
-    from .mailbox import Mailbox, run_here
+    from .pausing.mailbox import Mailbox, run_here
 
     if isinstance(input_type, type) and issubclass(input_type, RunInput):
         return input_type.receive(
@@ -373,7 +373,7 @@ def _packed(run_input: Any) -> tuple[JsonValue, str]:
 
 
 def _run_of(metadata: RunInputMetadata) -> str:
-    from .mailbox import run_of_sender
+    from .pausing.mailbox import run_of_sender
 
     run_id = run_of_sender(metadata.sender)
     if run_id is None:

@@ -8,13 +8,13 @@ from logging import Logger
 from typing import Any, Literal, TypeAlias
 from uuid import UUID
 
-from . import flow_engine
-from .final_state import sums_up
+from .calls.task_call import TaskCall, as_tuple, prepare
 from .flows import Flow
-from .run import FlowRun
-from .task_call import TaskCall, as_tuple, prepare
-from .task_engine import call_async, call_sync, run_async, run_sync
-from .task_generator import run_generator, run_generator_async
+from .life import flow_engine
+from .life.task_engine import call_async, call_sync, run_async, run_sync
+from .life.task_generator import run_generator, run_generator_async
+from .runs.final_state import sums_up
+from .runs.run import FlowRun
 from .tasks import Task
 
 __all__ = ["run_flow", "run_flow_async", "run_flow_sync", "run_task", "run_task_async", "run_task_sync"]
@@ -161,7 +161,7 @@ async def _flow_async(
 def _in(context: Mapping[str, Any] | None) -> AbstractContextManager[None]:
     if context is None:
         return nullcontext()
-    from .carried import hydrated_context
+    from .executors.carried import hydrated_context
 
     return hydrated_context(context)
 

@@ -18,7 +18,7 @@ from ..errors import DefinitionError
 from .context import FlowRunContext, TaskRunContext
 
 if TYPE_CHECKING:
-    from .run import FlowRun
+    from .runs.run import FlowRun
 
 __all__ = ["deployment", "flow_run", "task_run"]
 
@@ -320,8 +320,8 @@ def _read(run_id: str) -> FlowRun | None:
     """Return a run from the log; None if it is not there, or no broker is known."""
     from ..bus.session import current_session
     from ..vocabulary import FlowRunId
-    from .either import blocking_session
-    from .run_log import RunLog
+    from .runs.run_log import RunLog
+    from .sync_async.either import blocking_session
 
     here = FlowRunContext.get()
     if (here is None or here.tracker is None) and current_session(tracking=False) is None:

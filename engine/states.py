@@ -18,7 +18,7 @@ import orjson
 
 from ..errors import FlowFailed, RunCancelled, RunCrashed, RunPaused, RunUnfinished, UpstreamFailed
 from ..vocabulary import TERMINAL, JsonObject, StateType, derived_id
-from .state_details import StateDetails, StateGroup, details_with, dumped, loaded, said_in
+from .runs.state_details import StateDetails, StateGroup, details_with, dumped, loaded, said_in
 
 __all__ = [
     "MOVES", "State", "StateDetails", "StateGroup", "StateType", "StoredResult", "TERMINAL", "event_word", "get_state_exception", "move_allowed",
@@ -39,7 +39,7 @@ _ELSEWHERE = frozenset(
 def __getattr__(name: str) -> object:
     if name not in _ELSEWHERE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(".state_conversion", __package__), name)
+    return getattr(import_module(".runs.state_conversion", __package__), name)
 
 
 S = StateType

@@ -14,14 +14,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Self
 
 from .context import FlowRunContext, TaskRunContext
+from .executors.thread_pool import ThreadPool, run_coroutine
 from .futures import FutureList, TaskFuture, left_s
 from .states import Cancelled
-from .thread_pool import ThreadPool, run_coroutine
 
 if TYPE_CHECKING:
-    from .dask_runner import DaskTaskRunner
-    from .process_runner import ProcessPoolTaskRunner
-    from .task_call import TaskCall
+    from .calls.task_call import TaskCall
+    from .executors.dask_runner import DaskTaskRunner
+    from .executors.process_runner import ProcessPoolTaskRunner
     from .tasks import Task
 
 __all__ = [
@@ -30,7 +30,7 @@ __all__ = [
 ]  # fmt: skip
 
 
-_ELSEWHERE = {"DaskTaskRunner": "dask_runner", "ProcessPoolTaskRunner": "process_runner"}
+_ELSEWHERE = {"DaskTaskRunner": "executors.dask_runner", "ProcessPoolTaskRunner": "executors.process_runner"}
 """Runners in files of their own, loaded when they are asked for."""
 
 
@@ -84,7 +84,7 @@ class TaskRunner(ABC):
         self, task: Task[..., Any], parameters: Mapping[str, Any], wait_for: Iterable[Any] | None = None
     ) -> TaskFuture[Any]:
         """Run ``task`` with these parameters; return its future at once."""
-        from .task_call import prepare
+        from .calls.task_call import prepare
 
         return self.launch(prepare(task, dict(parameters), wait_for))
 
@@ -92,7 +92,7 @@ class TaskRunner(ABC):
         self, task: Task[..., Any], parameters: Mapping[str, Any], wait_for: Iterable[Any] | None = None
     ) -> FutureList[Any]:
         """Run ``task`` once for each element of the iterable parameters."""
-        from .mapping import map_calls
+        from .calls.mapping import map_calls
 
         return FutureList(self.submit(task, one, wait_for) for one in map_calls(task, dict(parameters)))
 
@@ -101,7 +101,7 @@ class TaskRunner(ABC):
         future: TaskFuture[Any] = TaskFuture(call.run)
         call.opening = self._opening if call.flow is call.caller else self._opening_for(call.caller)
         if call.recorded is not None or call.is_settled:
-            from .task_engine import run_sync
+            from .life.task_engine import run_sync
 
             future.finish(run_sync(call))
             return future
@@ -161,7 +161,7 @@ class TaskRunner(ABC):
         """End a call that has not begun, if its flow has failed in the meantime; return whether it did."""
         if not self._refusing and call.opening == self._opening:
             return False
-        from .task_life import cancel_unstarted
+        from .life.task_life import cancel_unstarted
 
         future.finish(cancel_unstarted(call))
         return True
@@ -295,7 +295,7 @@ class SequentialTaskRunner(TaskRunner):
         return type(self)()
 
     def _begin(self, call: TaskCall, future: TaskFuture[Any], context: contextvars.Context) -> None:
-        from .task_engine import run_sync
+        from .life.task_engine import run_sync
 
         if self.refused(call, future):
             return
@@ -373,9 +373,9 @@ class AsyncTaskRunner(TaskRunner):
         task.add_done_callback(self._tasks.discard)
 
     async def _run(self, call: TaskCall, future: TaskFuture[Any]) -> None:
-        from .final_state import state_of_crash
-        from .resting import left_behind
-        from .task_engine import run_async
+        from .life.resting import left_behind
+        from .life.task_engine import run_async
+        from .runs.final_state import state_of_crash
 
         try:
             future.finish(await run_async(call))
@@ -413,9 +413,9 @@ class AsyncTaskRunner(TaskRunner):
 
 def run_in_thread(call: TaskCall, context: contextvars.Context) -> Any:
     """Run a call, sync or async, in this thread; return its last state, whatever happens to it."""
-    from .final_state import state_of_crash
-    from .resting import left_behind
-    from .task_engine import run_async, run_sync
+    from .life.resting import left_behind
+    from .life.task_engine import run_async, run_sync
+    from .runs.final_state import state_of_crash
 
     try:
         if call.task.isasync and call.elsewhere is None:

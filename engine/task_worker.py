@@ -28,23 +28,23 @@ from ..bus.work_queue import WorkItem
 from ..config import EngineConfig
 from ..errors import BusUnavailable, DefinitionError, GuardFailed
 from ..vocabulary import JsonObject, StateType
-from .background import POOL, BackgroundLog, BackgroundRun, Ticket
-from .background_events import BackgroundEvents
+from .background_tasks.background import POOL, BackgroundLog, BackgroundRun, Ticket
+from .background_tasks.background_events import BackgroundEvents
+from .background_tasks.dead_task import give_up
+from .background_tasks.delay import key_of
+from .background_tasks.distributed_future import state_of_background
+from .calls.nested import is_plain
+from .calls.task_call import TaskCall, look_for_upstream
 from .context import current_tags
-from .dead_task import give_up
-from .delay import key_of
-from .distributed_future import state_of_background
+from .dispatching.insisting import insist, settle
 from .futures import TaskFuture
-from .hook_log import HookLog
-from .hooks import HOOK_OF_TYPE, Hook, run_hooks, run_hooks_async
-from .insisting import insist, settle
-from .keeping import keeping_of
-from .nested import is_plain
+from .options.hooks import HOOK_OF_TYPE, Hook, run_hooks, run_hooks_async
+from .options.keeping import keeping_of
+from .options.task_options import prints_to_log
 from .results import RecordedResult
+from .runs.hook_log import HookLog
+from .runs.task_run import TaskRun
 from .states import Pending, Resuming, State
-from .task_call import TaskCall, look_for_upstream
-from .task_options import prints_to_log
-from .task_run import TaskRun
 from .task_runners import AsyncTaskRunner
 from .tasks import Task
 

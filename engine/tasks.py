@@ -23,21 +23,19 @@ from typing import (
 import orjson
 
 from .cache_policies import DEFAULT, NO_CACHE, task_input_hash
-from .drawing import drawing
+from .calls.mapping import map_calls
+from .calls.parameters import CallShape
+from .calls.task_call import as_tuple, prepare
+from .executors.reference import reduced, restore
 from .futures import FutureList, TaskFuture
-from .hooks import Hook, check_hooks, note_task_hooks
-from .keeping import Keeping
-from .mapping import map_calls
-from .marked import Marked
-from .naming import check_template
-from .parameters import CallShape
-from .reference import reduced, restore
-from .retry import check_delays, exponential_backoff
-from .states import State
-from .task_call import as_tuple, prepare
-from .task_engine import call_async, call_sync, run_async, run_sync
-from .task_generator import run_generator, run_generator_async
-from .task_options import (
+from .life.task_engine import call_async, call_sync, run_async, run_sync
+from .life.task_generator import run_generator, run_generator_async
+from .options.drawing import drawing
+from .options.hooks import Hook, check_hooks, note_task_hooks
+from .options.keeping import Keeping
+from .options.marked import Marked
+from .options.retry import check_delays, exponential_backoff
+from .options.task_options import (
     HOOKS,
     STAYS,
     Binds,
@@ -53,12 +51,14 @@ from .task_options import (
     take_own,
     unwrapped,
 )
+from .runs.naming import check_template
+from .states import State
 
 if TYPE_CHECKING:
     from typing import Unpack
 
-    from .caching import TaskCache
-    from .distributed_future import DistributedFuture
+    from .background_tasks.distributed_future import DistributedFuture
+    from .persistence.caching import TaskCache
     from .task_runners import TaskRunner
 
 __all__ = ["DEFAULT", "NO_CACHE", "Task", "TaskOptions", "exponential_backoff", "task", "task_input_hash"]
@@ -193,7 +193,7 @@ class Task(Marked, Generic[P, R]):
         words = ("cache_policy", "cache_key_fn", "cache_expiration", "refresh_cache")
         if not options.get("persist_result") and all(options.get(word) is None for word in words):
             return None
-        from .caching import TaskCache
+        from .persistence.caching import TaskCache
 
         return TaskCache.of(
             self.name, policy=options.get("cache_policy"), key_fn=options.get("cache_key_fn"),
@@ -345,8 +345,8 @@ class Task(Marked, Generic[P, R]):
             drawing.refuse("task.map()")
         calls = map_calls(self, self.shape.bind_given(args, kwargs))
         if deferred:
-            from .callables import parameters_to_args_kwargs
-            from .delay import send
+            from .background_tasks.delay import send
+            from .utilities.callables import parameters_to_args_kwargs
 
             asked = [parameters_to_args_kwargs(self.fn, call) for call in calls]
             return FutureList([send(self, given, words, wait_for=wait_for) for given, words in asked])
@@ -363,7 +363,7 @@ class Task(Marked, Generic[P, R]):
 
         From sync and async code, in and outside of flows. It is accepted for good when this returns, see ``delay.send``.
         """
-        from .delay import send
+        from .background_tasks.delay import send
 
         if drawing.count:
             drawing.refuse("task.delay()")
@@ -382,7 +382,7 @@ class Task(Marked, Generic[P, R]):
             wait_for: futures that must complete first.
             dependencies: futures it is shown to depend on, by name; nothing waits for them.
         """
-        from .delay import send
+        from .background_tasks.delay import send
 
         if drawing.count:
             drawing.refuse("task.apply_async()")

@@ -28,15 +28,15 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from ..errors import DefinitionError, HarkError, RefusedError, RunLost
 from ..vocabulary import StateType, new_id
 from .context import FlowRunContext, TaskRunContext, current_run
-from .hooks import Hook, call_blocking
+from .options.hooks import Hook, call_blocking
 from .signals import OF_THE_CODE, suspension_in
-from .steps import Do, Steps, take_steps, take_steps_async
+from .sync_async.steps import Do, Steps, take_steps, take_steps_async
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from .result_store import ResultStore
-    from .tracking import FlowTracker
+    from .life.tracking import FlowTracker
+    from .persistence.result_store import ResultStore
 
 __all__ = [
     "AsyncTransaction", "BaseTransaction", "CommitMode", "IsolationLevel", "Transaction", "TransactionState", "atransaction", "current_block", "get_transaction",
@@ -481,7 +481,7 @@ def transaction(
     """
     if key and store is None:
         from .locking import default_lock_manager
-        from .result_store import get_result_store
+        from .persistence.result_store import get_result_store
 
         store = get_result_store().with_changes(lock_manager=default_lock_manager())
     return Transaction(key, store, commit_mode, isolation_level, overwrite, write_on_commit, logger)
@@ -498,7 +498,7 @@ def get_transaction() -> Transaction | None:
     """Return the innermost transaction the code is in: a block, or that of its task run; None outside any."""
     block, run = current_block.get(), current_run.get()
     if isinstance(run, TaskRunContext) and (block is None or block.context is not run):
-        from .task_transaction import transaction_of
+        from .life.task_transaction import transaction_of
 
         return transaction_of(run)
     return block
@@ -529,8 +529,8 @@ def _is_past_its_end() -> bool:
 
 def _is_cancelled(flow: FlowRunContext | None) -> bool:
     """Whether somebody asked for the run, or one around it, to be cancelled; blocks."""
-    from .either import blocking_session
-    from .run_log import RunLog
+    from .runs.run_log import RunLog
+    from .sync_async.either import blocking_session
 
     with suppress(HarkError):  # who cannot ask leaves it to whoever takes the run up
         session = blocking_session("a transaction")

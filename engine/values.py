@@ -10,7 +10,7 @@ import orjson
 
 from ..errors import AlreadyExists, AlreadyHeld, InvalidNameError, InvalidValueError
 from ..vocabulary import JsonValue
-from .either import Either
+from .sync_async.either import Either
 
 if TYPE_CHECKING:
     from ..bus import Bus

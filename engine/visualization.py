@@ -8,8 +8,8 @@ from collections.abc import Coroutine, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DefinitionError, UnavailableError
-from .drawing import VisualizationUnsupportedError, drawing
-from .nested import replace_leaves
+from .calls.nested import replace_leaves
+from .options.drawing import VisualizationUnsupportedError, drawing
 
 if TYPE_CHECKING:
     from .flows import Flow

@@ -12,8 +12,8 @@ from pydantic import ValidationError
 
 from ..bus.event import format_time
 from ..clock import SYSTEM_CLOCK, Clock
-from ..engine.control import check_parameters
-from ..engine.run import Cause
+from ..engine.dispatching.control import check_parameters
+from ..engine.runs.run import Cause
 from ..engine.states import event_word
 from ..errors import DefinitionError, LimitError, UnknownName
 from ..triggers.backfill import (
@@ -33,7 +33,7 @@ from ..vocabulary import FlowRunId, JsonObject, JsonValue
 
 if TYPE_CHECKING:
     from ..bus import Bus
-    from ..engine.control import Control
+    from ..engine.dispatching.control import Control
 
 __all__ = ["BackfillPlan", "BackfillRequest", "ControlBackfillStarter", "make_plan"]
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..bus import Bus, EmbeddedBroker, SecretStore
     from ..clock import Clock
     from ..config import Settings
-    from ..engine.control import Control
+    from ..engine.dispatching.control import Control
     from ..notifications.ack import AckLinks
     from ..notifications.notifier import Notifier
     from ..storage import Queries

@@ -20,7 +20,7 @@ from anyio import AsyncContextManagerMixin
 
 from ..bus.event import Event
 from ..clock import SYSTEM_CLOCK, Clock
-from ..engine.limit import name_of
+from ..engine.limits.limit import name_of
 from ..errors import EventInvalid, EventTooLarge, GuardFailed, UnavailableError
 from ..vocabulary import JsonObject, JsonValue
 

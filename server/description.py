@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, Field
 
 from ..engine.annotations import freeze
-from ..engine.call_key import inputs_hash
+from ..engine.calls.call_key import inputs_hash
+from ..engine.calls.parameters import parameters_json
 from ..engine.deployments import EntrypointType, where_of
-from ..engine.either import takes_async
-from ..engine.parameters import parameters_json
+from ..engine.sync_async.either import takes_async
 from ..errors import DefinitionError, InvalidNameError, InvalidValueError
 from ..triggers.schedule_kinds import DeploymentSchedule
 from ..vocabulary import JsonObject
 
 if TYPE_CHECKING:
     from ..engine.code_source import GitSource
-    from ..engine.deployment import Deployment
+    from ..engine.dispatching.deployment import Deployment
     from ..engine.flows import Flow
 
 __all__ = [
@@ -106,14 +106,14 @@ class RunnerDeployment:
     @classmethod
     def from_entrypoint(cls, entrypoint: str, name: str, **options: Any) -> RunnerDeployment:
         """Return the description of a deployment of a flow in a file below the working directory."""
-        from ..engine.deployable import load_from
+        from ..engine.options.deployable import load_from
 
         return describe(load_from(Path.cwd(), entrypoint), name, **options)
 
     @classmethod
     def from_storage(cls, storage: object, entrypoint: str, name: str, **options: Any) -> Any:
         """Return the description of a deployment of a flow in a folder or repository; awaited in async code."""
-        from ..engine.deployable import load_from
+        from ..engine.options.deployable import load_from
 
         if takes_async(options):
             return cls.afrom_storage(storage, entrypoint, name, **options)
@@ -126,7 +126,7 @@ class RunnerDeployment:
         """Do what ``from_storage`` does, in async code."""
         from anyio import to_thread
 
-        from ..engine.deployable import load_from
+        from ..engine.options.deployable import load_from
 
         return describe(await to_thread.run_sync(load_from, storage, entrypoint), name, **options)
 
@@ -172,7 +172,7 @@ class RunnerDeployment:
         """
         from pydantic import ValidationError
 
-        from ..engine.deployment import Deployment
+        from ..engine.dispatching.deployment import Deployment
 
         entrypoint, path, source = self._where()
         values: dict[str, Any] = {

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 
-from ..engine.signature import schema_of
+from ..engine.code.signature import schema_of
 from ..errors import DefinitionError
 from ..vocabulary import JsonObject
 

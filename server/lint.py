@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ..engine.limit import name_of
+from ..engine.limits.limit import name_of
 from ..errors import UnknownName
 from ..template import template_roots
 from ..vocabulary import JsonObject, JsonValue

@@ -145,7 +145,7 @@ def model_of(bucket: str) -> type[BaseModel] | None:
     """Return the model of a bucket's values; None for variables, which are any JSON."""
     match bucket:
         case "deployments":
-            from ..engine.deployment import Deployment
+            from ..engine.dispatching.deployment import Deployment
 
             return Deployment
         case "schedules":
@@ -169,7 +169,7 @@ def model_of(bucket: str) -> type[BaseModel] | None:
 
             return CheckedRouting
         case "pools":
-            from ..engine.pool import Pool
+            from ..engine.dispatching.pool import Pool
 
             return Pool
         case "sources":
@@ -181,7 +181,7 @@ def model_of(bucket: str) -> type[BaseModel] | None:
 
             return Sink
         case "limits":
-            from ..engine.limit import Limit
+            from ..engine.limits.limit import Limit
 
             return Limit
         case _:
@@ -309,7 +309,7 @@ class _Reader:
 
     def _entry(self, section: str, key: str, node: Node, at: Position) -> None:
         if section == "limits" and key.isprintable() and 0 < len(key.strip()) <= 200:
-            from ..engine.limit import key_of
+            from ..engine.limits.limit import key_of
 
             key = key_of(key)  # tags have names of any kind
         elif not _NAME.fullmatch(key):

@@ -15,7 +15,7 @@ from pydantic import Field, PrivateAttr, SecretStr
 
 from ..bus.secret import Redactor
 from ..engine.block_kinds import NotificationBlock, NotificationError
-from ..engine.either import is_async_here
+from ..engine.sync_async.either import is_async_here
 
 __all__ = [
     "AppriseNotificationBlock", "DiscordWebhook", "MattermostWebhook", "MicrosoftTeamsWebhook", "NotificationError",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from ..engine.schema_check import problem_with
+from ..engine.calls.schema_check import problem_with
 from ..vocabulary import JsonObject, JsonValue
 from .entrypoint import FlowSource
 from .fault import Fault, Position

@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 
 from ..duration import format_duration
-from ..engine.limit import name_of
+from ..engine.limits.limit import name_of
 from ..vocabulary import JsonObject, JsonValue
 from .plan import Change
 

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..engine.client import RunClient, SyncRunClient
-from ..engine.deployment import BUCKET as DEPLOYMENTS
-from ..engine.deployment import ConcurrencySpec, Deployment
-from ..engine.pool import BUCKET as POOLS
-from ..engine.pool import Pool
+from ..engine.dispatching.deployment import BUCKET as DEPLOYMENTS
+from ..engine.dispatching.deployment import ConcurrencySpec, Deployment
+from ..engine.dispatching.pool import BUCKET as POOLS
+from ..engine.dispatching.pool import Pool
 from ..errors import AlreadyExists, AlreadyHeld, DefinitionError, InvalidValueError, UnknownName
 from ..triggers.schedule import StoredSchedule, parse_schedule
 from ..triggers.schedule_kinds import DeploymentSchedule
@@ -24,8 +24,8 @@ from .ownership import SCHEDULES, delete_deployment
 if TYPE_CHECKING:
     from ..automations.prefect_automation import Automation, AutomationCore
     from ..bus.session import Session
-    from ..engine.run_filters import DeploymentFilter, FlowFilter
-    from ..engine.run_sorts import DeploymentSort
+    from ..engine.client_calls.run_filters import DeploymentFilter, FlowFilter
+    from ..engine.client_calls.run_sorts import DeploymentSort
 
 __all__ = [
     "DeploymentUpdate", "PrefectClient", "ReadDeployment", "SyncPrefectClient", "WorkPool", "WorkPoolCreate", "WorkPoolUpdate",
@@ -154,7 +154,7 @@ class PrefectClient(RunClient):
         stored = _stored(name, schedules or ())
 
         async def make(session: Session) -> str:
-            from ..engine.control import Control
+            from ..engine.dispatching.control import Control
             from .ownership import store_schedules
 
             await Control(session.bus).put_deployment(made)
@@ -212,7 +212,7 @@ class PrefectClient(RunClient):
         name = str(deployment_id)
 
         async def change(session: Session) -> None:
-            from ..engine.control import Control
+            from ..engine.dispatching.control import Control
             from .ownership import store_schedules
 
             control = Control(session.bus)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from ..engine.annotations import NotSet
-from ..engine.either import is_async_here
+from ..engine.sync_async.either import is_async_here
 from ..errors import InvalidNameError, MissingContextError
 from ..vocabulary import StateType, new_id
 from .description import pool_for
@@ -169,7 +169,7 @@ class Runner:
     async def _until_idle(self, bus: Bus) -> None:
         """Wait until every run of ours that is due by now has ended."""
         from ..bus.session import use_session
-        from ..engine.control import Control
+        from ..engine.dispatching.control import Control
         from .prefect_client import get_client
 
         by, control = datetime.now(UTC), Control(bus)

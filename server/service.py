@@ -38,7 +38,7 @@ from .supervisor import Part, Supervisor
 if TYPE_CHECKING:
     from ..bus import BrokerAddress
     from ..config import Settings
-    from ..engine.control import Control
+    from ..engine.dispatching.control import Control
     from ..notifications import AckLinks, Notifier
     from ..storage.progress import Progress
     from .context import ServerContext
@@ -162,7 +162,7 @@ class Service(AsyncContextManagerMixin):
         if Role.SERVER in self.roles:
             from . import metrics, web  # noqa: F401
         from ..automations import engine, outbox  # noqa: F401
-        from ..engine import dispatcher, worker  # noqa: F401
+        from ..engine.workers import worker  # noqa: F401
         from ..notifications import Notifier  # noqa: F401
         from ..storage import apart  # noqa: F401
         from ..triggers import receiver, scheduler  # noqa: F401
@@ -193,7 +193,7 @@ class Service(AsyncContextManagerMixin):
 
     async def _wire(self, stack: AsyncExitStack, door: socket.socket | None) -> None:
         from ..automations.approval import ApprovalLinks
-        from ..engine.control import Control
+        from ..engine.dispatching.control import Control
         from ..notifications.ack import AckLinks
 
         settings, bus = self.settings, self.bus
@@ -293,7 +293,7 @@ class Service(AsyncContextManagerMixin):
 
     def _dispatcher_parts(self, control: Control) -> list[Part]:
         def dispatcher() -> Any:
-            from ..engine.dispatcher import Dispatcher
+            from ..engine.dispatching.dispatcher import Dispatcher
 
             return Dispatcher(self.bus, self.settings.engine, self.clock, name=self.name)
 
@@ -410,7 +410,7 @@ class Service(AsyncContextManagerMixin):
 
     def _worker_parts(self) -> list[Part]:
         def worker() -> Any:
-            from ..engine.worker import Worker
+            from ..engine.workers.worker import Worker
 
             return Worker(self.bus, self.settings.worker, self.settings.engine, clock=self.clock)
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from ..engine.either import Either
+from ..engine.sync_async.either import Either
 from ..errors import DefinitionError, GuardFailed, UnavailableError
 from ..triggers.schedule import StoredSchedule, parse_schedule
 from .description import RunnerDeployment, pool_for
@@ -60,7 +60,7 @@ adeploy = deploy.aio
 async def store(bus: Bus, deployments: Sequence[RunnerDeployment], *, pool: str) -> list[str]:
     """Store deployments with their schedules and triggers; see ``deploy``."""
     from ..automations.deployment_trigger import trigger_rules
-    from ..engine.control import Control
+    from ..engine.dispatching.control import Control
     from .ownership import check_triggers, store_schedules, store_triggers
 
     if not deployments:
@@ -109,7 +109,7 @@ def serve(
         DefinitionError: one of them is wrong, or they are deployments and tasks.
         RefusedError: called from async code, whose loop it would hold for good.
     """
-    from ..engine.either import is_async_here
+    from ..engine.sync_async.either import is_async_here
     from ..errors import RefusedError
 
     if is_async_here():

@@ -14,8 +14,8 @@ from anyio.abc import TaskGroup
 
 from ..bus.subject import FLOW_RUNS
 from ..clock import SYSTEM_CLOCK, Clock
-from ..engine.run import Cause, FlowRun
-from ..engine.run_log import readable_run
+from ..engine.runs.run import Cause, FlowRun
+from ..engine.runs.run_log import readable_run
 from ..errors import BusUnavailable
 from ..triggers.scheduler import NotStarted, Started
 from ..vocabulary import FlowRunId, JsonObject, StateType
@@ -23,7 +23,7 @@ from ..vocabulary import FlowRunId, JsonObject, StateType
 if TYPE_CHECKING:
     from ..bus import Bus, Recorded
     from ..bus.event import Event
-    from ..engine.control import Control
+    from ..engine.dispatching.control import Control
     from ..triggers.schedule import Overlap
 
 __all__ = ["ActiveRuns", "EngineStarter"]

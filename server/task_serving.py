@@ -17,8 +17,8 @@ from ..errors import MissingContextError
 from .stopping import StopAsked, term_heard
 
 if TYPE_CHECKING:
-    from ..engine.run_records import TaskRunRecord
-    from ..engine.task_run import TaskRun
+    from ..engine.client_calls.run_records import TaskRunRecord
+    from ..engine.runs.task_run import TaskRun
     from ..engine.tasks import Task
 
 __all__ = ["TaskWorker", "aserve", "serve"]
@@ -105,7 +105,7 @@ class TaskWorker(task_worker.TaskWorker):
 
     def start(self, timeout: float | None = None) -> Any:
         """Do what ``astart`` does, holding the thread until it ends, by TERM too; awaited in async code."""
-        from ..engine.either import is_async_here
+        from ..engine.sync_async.either import is_async_here
 
         if is_async_here():
             return self.astart(timeout)
@@ -129,7 +129,7 @@ class TaskWorker(task_worker.TaskWorker):
 
     async def execute_task_run(self, task_run: TaskRun | TaskRunRecord) -> None:
         """Serve until one run is over, that of a task served here; others that wait are taken meanwhile."""
-        from ..engine.distributed_future import DistributedFuture
+        from ..engine.background_tasks.distributed_future import DistributedFuture
 
         async with AsyncExitStack() as stack:
             if not self.started:
@@ -150,7 +150,7 @@ def serve(*tasks: Task[..., Any], limit: int | None = 10, timeout: float | None 
     Args:
         limit: runs at once; None: as many as there are.
     """
-    from ..engine.either import is_async_here
+    from ..engine.sync_async.either import is_async_here
 
     if is_async_here():
         return aserve(*tasks, limit=limit, timeout=timeout)

@@ -14,11 +14,11 @@ from hark.automations.model import Automation
 from hark.automations.own_event import OWN_EVENTS
 from hark.bus.event import OWN_WORDS
 from hark.config import Settings
-from hark.engine.deployment import ConcurrencySpec, Deployment
+from hark.engine.dispatching.deployment import ConcurrencySpec, Deployment
+from hark.engine.dispatching.pool import Pool, QueueSpec
 from hark.engine.flows import FlowOptions
-from hark.engine.pool import Pool, QueueSpec
+from hark.engine.options.task_options import TaskOptions
 from hark.engine.states import State
-from hark.engine.task_options import TaskOptions
 from hark.notifications.channel import Channel
 from hark.server.lint import run_rule_tests
 from hark.server.manifest import load_manifest

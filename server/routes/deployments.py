@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Request, Response
 
 from ...bus.event import parse_time
-from ...engine.run import Cause, run_id_for
+from ...engine.runs.run import Cause, run_id_for
 from ...errors import DefinitionError, EventInvalid, UnknownName
 from ...triggers.schedule import StoredSchedule, due_at, fires_after, schedule_kind
 from ...triggers.upcoming import upcoming

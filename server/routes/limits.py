@@ -10,8 +10,8 @@ from pydantic import ValidationError
 
 from ...automations.problem import problems_of
 from ...bus.bucket import Entry
-from ...engine.limit import BUCKET, Limit, key_of, name_of
-from ...engine.slots import delete_limit, put_limit, reset, standing
+from ...engine.limits.limit import BUCKET, Limit, key_of, name_of
+from ...engine.limits.slots import delete_limit, put_limit, reset, standing
 from ...errors import DefinitionError, RefusedError, UnknownName
 from ..answer import answer, page
 from ..bodies import LimitBody

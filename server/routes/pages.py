@@ -11,7 +11,7 @@ from urllib.parse import parse_qs
 from fastapi import APIRouter, Request, Response
 from starlette.responses import RedirectResponse
 
-from ...engine.run import Cause
+from ...engine.runs.run import Cause
 from ...errors import DefinitionError, UnknownName
 from ...vocabulary import FlowRunId
 from ..body import read_body

@@ -9,9 +9,9 @@ import anyio
 from fastapi import APIRouter, Depends, Query, Request, Response
 
 from ...bus.run_logs import LogPlace
-from ...engine.control import Control
-from ...engine.hook_account import account_of_hooks
-from ...engine.run import Cause, FlowRun
+from ...engine.dispatching.control import Control
+from ...engine.runs.hook_account import account_of_hooks
+from ...engine.runs.run import Cause, FlowRun
 from ...errors import HarkError, UnknownName
 from ...storage import FlowRunRow, RunFilter
 from ...storage.row import decode_cursor, encode_cursor

@@ -18,9 +18,9 @@ import pytest
 from hark import concurrency
 from hark.bus import Event, Recorded
 from hark.bus.session import use_session
-from hark.engine.limit import Limit
-from hark.engine.replay import attempt_starts
-from hark.engine.slots import put_limit
+from hark.engine.limits.limit import Limit
+from hark.engine.limits.slots import put_limit
+from hark.engine.runs.replay import attempt_starts
 from hark.server.child import HarkProcess
 
 from tests.acceptance.conftest import Start, Watch, at, watching

@@ -21,7 +21,7 @@ from hark.automations.outbox import Outbox
 from hark.automations.perform import Firing, Performers
 from hark.bus import Bus, LateValues, SecretStore, locate_broker
 from hark.config import AutomationsConfig, BusConfig, Settings
-from hark.engine.control import Control
+from hark.engine.dispatching.control import Control
 from hark.vocabulary import JsonObject
 
 # Not one try more than the first: what is killed, and what the broker's absence interrupts, is none.

@@ -19,7 +19,7 @@ from hark.automations.outbox import Outbox
 from hark.automations.perform import Performers
 from hark.bus import Bus, Event, LateValues, Recorded, SecretStore
 from hark.config import AutomationsConfig
-from hark.engine.control import Control
+from hark.engine.dispatching.control import Control
 from hark.errors import NotificationFailed, UnknownName
 from hark.notifications.message import Delivery, Message
 

@@ -16,11 +16,11 @@ from hark.automations.waker import Waker
 from hark.bus import Bus
 from hark.bus.session import Session
 from hark.config import EngineConfig, WorkerConfig
-from hark.engine.control import Control
-from hark.engine.deployment import Deployment
-from hark.engine.dispatcher import Dispatcher
-from hark.engine.run import Cause, FlowRun
-from hark.engine.worker import Worker
+from hark.engine.dispatching.control import Control
+from hark.engine.dispatching.deployment import Deployment
+from hark.engine.dispatching.dispatcher import Dispatcher
+from hark.engine.runs.run import Cause, FlowRun
+from hark.engine.workers.worker import Worker
 from hark.errors import DefinitionError, EventWaitTimedOut, MissingContextError
 from hark.vocabulary import StateType
 

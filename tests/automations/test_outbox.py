@@ -17,8 +17,8 @@ from hark.automations.outbox import DURABLE
 from hark.automations.perform import Firing
 from hark.bus.subject import STREAM
 from hark.config import AutomationsConfig
-from hark.engine.deployment import Deployment
-from hark.engine.run import RunRequest
+from hark.engine.dispatching.deployment import Deployment
+from hark.engine.runs.run import RunRequest
 from hark.errors import RefusedError, UnknownName
 from hark.vocabulary import FlowRunId, JsonObject
 

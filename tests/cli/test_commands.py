@@ -20,7 +20,7 @@ from anyio import to_thread
 from hark.bus.session import use_session
 from hark.cli.main import COMMANDS, command_paths
 from hark.config import ServerConfig, Settings
-from hark.engine.slots import slots_of
+from hark.engine.limits.slots import slots_of
 from hark.server.address import find_api
 
 from tests.cli.conftest import CONFIG, Run, Serve, as_json

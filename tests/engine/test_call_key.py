@@ -12,7 +12,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from hark.engine.call_key import CallCounter, inputs_hash
+from hark.engine.calls.call_key import CallCounter, inputs_hash
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
@@ -102,7 +102,7 @@ def test_the_hash_is_the_same_in_every_process() -> None:
     code = (
         "import importlib.util as u,sys;s=u.spec_from_file_location('keys_module',sys.argv[1]);"
         "m=u.module_from_spec(s);sys.modules['keys_module']=m;s.loader.exec_module(m);"
-        "from hark.engine.call_key import inputs_hash;"
+        "from hark.engine.calls.call_key import inputs_hash;"
         "[print(k,inputs_hash({k:v})) for k,v in m.odd_inputs().items()]"
     )
     found = [

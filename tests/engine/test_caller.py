@@ -14,11 +14,11 @@ import anyio
 from hark.bus import Bus
 from hark.bus.session import use_session
 from hark.config import EngineConfig
-from hark.engine.caller import BEATS, BUCKET, PREFIX
-from hark.engine.control import Control
-from hark.engine.dispatcher import Dispatcher
+from hark.engine.dispatching.control import Control
+from hark.engine.dispatching.dispatcher import Dispatcher
 from hark.engine.flows import flow
-from hark.engine.run import FlowRun
+from hark.engine.life.caller import BEATS, BUCKET, PREFIX
+from hark.engine.runs.run import FlowRun
 from hark.vocabulary import FlowRunId, StateType
 
 SCRIPT = """

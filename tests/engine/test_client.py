@@ -11,8 +11,8 @@ from anyio import to_thread
 from hark import flow, get_client, get_run_logger, task
 from hark.bus.session import use_session
 from hark.engine.client import SetStateStatus
-from hark.engine.log_calls import LogCreate
-from hark.engine.run_filters import (
+from hark.engine.client_calls.log_calls import LogCreate
+from hark.engine.client_calls.run_filters import (
     DeploymentFilter,
     FilterCondition,
     FlowFilter,
@@ -21,7 +21,7 @@ from hark.engine.run_filters import (
     LogFilter,
     TaskRunFilter,
 )
-from hark.engine.run_sorts import FlowRunSort, LogSort
+from hark.engine.client_calls.run_sorts import FlowRunSort, LogSort
 from hark.engine.states import Cancelling, Completed, Running, Scheduled, Suspended
 from hark.errors import BusUnavailable, DefinitionError, UnknownName
 from hark.testing.rig import temporary_home

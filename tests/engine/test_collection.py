@@ -6,7 +6,7 @@ import gc
 from collections.abc import Iterator
 
 import pytest
-from hark.engine.collection import YOUNG, rare_collections
+from hark.engine.workers.collection import YOUNG, rare_collections
 
 
 @pytest.fixture(autouse=True)

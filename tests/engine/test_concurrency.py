@@ -12,8 +12,8 @@ from hark import concurrency, flow, rate_limit
 from hark.bus import Bus, EmbeddedBroker
 from hark.bus.session import Session
 from hark.duration import parse_rate
-from hark.engine.limit import Limit, Ticket, holders, key_of, reserve
-from hark.engine.slots import delete_limit, put_limit
+from hark.engine.limits.limit import Limit, Ticket, holders, key_of, reserve
+from hark.engine.limits.slots import delete_limit, put_limit
 from hark.errors import DefinitionError, SlotsLost, SlotsTimedOut, UnknownName
 from hypothesis import given
 from hypothesis import strategies as st
@@ -236,14 +236,14 @@ async def test_the_slots_of_a_process_that_dies_are_freed(
     """Nobody has to notice but who waits; until then they are held."""
     await put_limit(bus, "one", Limit(slots=1))
     program = (
-        "import sys, time, hark.engine.slots as slots\n"
+        "import sys, time, hark.engine.limits.slots as slots\n"
         "slots.TTL_S = 2.0\n"
         "from hark import concurrency\n"
         "with concurrency('one'):\n"
         "    print('inside', flush=True)\n"
         "    time.sleep(60)\n"
     )
-    monkeypatch.setattr("hark.engine.slots.TTL_S", 2.0)
+    monkeypatch.setattr("hark.engine.limits.slots.TTL_S", 2.0)
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", program, stdout=asyncio.subprocess.PIPE, env=_environment(broker)
     )

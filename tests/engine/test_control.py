@@ -11,11 +11,11 @@ from hark.bus import Bus, EmbeddedBroker
 from hark.bus.event import Event
 from hark.bus.subject import RUN_DELETED, flow_run_filter
 from hark.config import BusConfig
-from hark.engine.control import Control, check_parameters
-from hark.engine.deployment import ConcurrencySpec, Deployment
-from hark.engine.entrypoint import split_entrypoint
-from hark.engine.pool import Pool
-from hark.engine.run import Cause, RunRequest
+from hark.engine.code.entrypoint import split_entrypoint
+from hark.engine.dispatching.control import Control, check_parameters
+from hark.engine.dispatching.deployment import ConcurrencySpec, Deployment
+from hark.engine.dispatching.pool import Pool
+from hark.engine.runs.run import Cause, RunRequest
 from hark.engine.states import Completed, Pending, Running
 from hark.errors import (
     DefinitionError,

@@ -19,7 +19,7 @@ from hark.bus import Bus
 from hark.bus.session import use_session
 from hark.bus.subject import TASK_RUNS
 from hark.engine.context import FlowRunContext
-from hark.engine.dask_runner import DaskTaskRunner
+from hark.engine.executors.dask_runner import DaskTaskRunner
 from hark.engine.states import State
 from hark.engine.task_runners import DaskTaskRunner as ByItsName
 from hark.errors import DefinitionError, ProcessDied, RunTimedOut, Unpicklable

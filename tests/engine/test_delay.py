@@ -20,12 +20,12 @@ from hark.bus.emit import emit
 from hark.bus.session import Session
 from hark.bus.subject import waits_subject
 from hark.config import EngineConfig
-from hark.engine.background import BackgroundLog
-from hark.engine.delay import key_of
-from hark.engine.distributed_future import DistributedFuture
+from hark.engine.background_tasks.background import BackgroundLog
+from hark.engine.background_tasks.delay import key_of
+from hark.engine.background_tasks.distributed_future import DistributedFuture
 from hark.engine.futures import as_completed, wait
-from hark.engine.limit import BUCKET, Limit
-from hark.engine.limit import key_of as limit_key
+from hark.engine.limits.limit import BUCKET, Limit
+from hark.engine.limits.limit import key_of as limit_key
 from hark.engine.states import State
 from hark.engine.task_worker import TaskWorker
 from hark.engine.tasks import Task
@@ -452,7 +452,7 @@ def test_a_task_is_known_alike_where_its_file_is_the_program_and_where_it_is_imp
         dedent(
             """
             from hark import task
-            from hark.engine.delay import key_of
+            from hark.engine.background_tasks.delay import key_of
 
             @task
             def mail(): ...

@@ -17,9 +17,9 @@ from hark import task
 from hark.bus import Bus
 from hark.bus.session import Session
 from hark.config import EngineConfig
-from hark.engine.background import BackgroundLog, BackgroundRun, Ticket
-from hark.engine.dead_task import DeadTasks
-from hark.engine.distributed_future import DistributedFuture
+from hark.engine.background_tasks.background import BackgroundLog, BackgroundRun, Ticket
+from hark.engine.background_tasks.dead_task import DeadTasks
+from hark.engine.background_tasks.distributed_future import DistributedFuture
 from hark.engine.task_worker import TaskWorker
 from hark.errors import RefusedError, RunCrashed, UnknownName
 from hark.vocabulary import StateType

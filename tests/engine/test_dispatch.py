@@ -8,11 +8,11 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from hark.engine.decision import Await, Cancel, Decision, Drop, Finish, Late, Start
-from hark.engine.deployment import ConcurrencySpec, Deployment
-from hark.engine.dispatch import Dispatch
-from hark.engine.pool import Pool, QueueSpec
-from hark.engine.run import FlowRun, RunRequest
+from hark.engine.dispatching.decision import Await, Cancel, Decision, Drop, Finish, Late, Start
+from hark.engine.dispatching.deployment import ConcurrencySpec, Deployment
+from hark.engine.dispatching.dispatch import Dispatch
+from hark.engine.dispatching.pool import Pool, QueueSpec
+from hark.engine.runs.run import FlowRun, RunRequest
 from hark.engine.states import (
     AwaitingConcurrencySlot,
     AwaitingRetry,

@@ -14,14 +14,14 @@ import pytest
 from hark.bus.candidate import Deposed
 from hark.clock import ManualClock
 from hark.config import BusConfig, EngineConfig, WorkerConfig
-from hark.engine import leader, presence
-from hark.engine.control import Control
-from hark.engine.dispatch import Dispatch
-from hark.engine.dispatcher import Dispatcher
-from hark.engine.pool import Pool, QueueSpec
-from hark.engine.presence import WorkerInfo
-from hark.engine.run import FlowRun
-from hark.engine.worker import Worker
+from hark.engine.dispatching import leader, presence
+from hark.engine.dispatching.control import Control
+from hark.engine.dispatching.dispatch import Dispatch
+from hark.engine.dispatching.dispatcher import Dispatcher
+from hark.engine.dispatching.pool import Pool, QueueSpec
+from hark.engine.dispatching.presence import WorkerInfo
+from hark.engine.runs.run import FlowRun
+from hark.engine.workers.worker import Worker
 from hark.errors import StreamFull
 from hark.vocabulary import StateType, new_id
 

@@ -13,10 +13,10 @@ from hark.bus import Bus
 from hark.bus.session import Session, use_session
 from hark.config import EngineConfig
 from hark.duration import seconds_of
-from hark.engine.control import Control
-from hark.engine.dispatcher import Dispatcher
-from hark.engine.durable import now
-from hark.engine.run import FlowRun
+from hark.engine.dispatching.control import Control
+from hark.engine.dispatching.dispatcher import Dispatcher
+from hark.engine.pausing.durable import now
+from hark.engine.runs.run import FlowRun
 from hark.errors import MissingContextError, MoveRefused, ParameterError, PauseTimedOut, RefusedError
 from hark.vocabulary import StateType
 from hypothesis import given
@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from .conftest import events
 
 if TYPE_CHECKING:
-    from hark.engine.worker import Worker
+    from hark.engine.workers.worker import Worker
 
     from .conftest import Stage
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import anyio
 import pytest
-from hark.engine.file_locks import FileSystemLockManager
 from hark.engine.locking import LockManager
+from hark.engine.persistence.file_locks import FileSystemLockManager
 
 
 def test_a_file_lock_has_one_holder(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hark.engine.fork_server import ForkServer, how_it_ended
+from hark.engine.executors.fork_server import ForkServer, how_it_ended
 from hark.errors import UnavailableError
 
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 from hark.config import EngineConfig, WorkerConfig
-from hark.engine.dispatcher import Dispatcher
-from hark.engine.hook_log import TRIES, HookLog
+from hark.engine.dispatching.dispatcher import Dispatcher
+from hark.engine.runs.hook_log import TRIES, HookLog
 from hark.engine.states import Suspended
-from hark.engine.worker import Worker
+from hark.engine.workers.worker import Worker
 from hark.vocabulary import StateType
 
 from .test_lost_worker import program

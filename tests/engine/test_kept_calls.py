@@ -9,17 +9,17 @@ import pytest
 from hark import concurrency, flow, get_client, rate_limit
 from hark.bus.session import Session
 from hark.engine.artifacts import create_markdown_artifact
-from hark.engine.concurrency import AcquireConcurrencySlotTimeoutError, ConcurrencySlotAcquisitionError
-from hark.engine.exceptions import ObjectAlreadyExists, ObjectNotFound
-from hark.engine.kept_calls import (
+from hark.engine.client_calls.kept_calls import (
     GlobalConcurrencyLimitCreate,
     GlobalConcurrencyLimitUpdate,
     VariableCreate,
     VariableUpdate,
 )
-from hark.engine.run_filters import ArtifactFilter, ArtifactFilterKey
-from hark.engine.run_sorts import ArtifactSort
-from hark.engine.tag_concurrency import concurrency as of_tags
+from hark.engine.client_calls.run_filters import ArtifactFilter, ArtifactFilterKey
+from hark.engine.client_calls.run_sorts import ArtifactSort
+from hark.engine.concurrency import AcquireConcurrencySlotTimeoutError, ConcurrencySlotAcquisitionError
+from hark.engine.exceptions import ObjectAlreadyExists, ObjectNotFound
+from hark.engine.limits.tag_concurrency import concurrency as of_tags
 from pydantic import ValidationError
 
 

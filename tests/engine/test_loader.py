@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hark.engine.loader import Facts, Loader, facts_of, find_source
+from hark.engine.code.loader import Facts, Loader, facts_of, find_source
 from hark.errors import DefinitionError, MissingFile, UnknownName
 
 HEAD = """

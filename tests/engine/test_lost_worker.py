@@ -16,10 +16,10 @@ import anyio
 import psutil
 import pytest
 from hark.config import EngineConfig, WorkerConfig
-from hark.engine import presence
-from hark.engine.dispatcher import Dispatcher
-from hark.engine.run import FlowRun
-from hark.engine.worker import Worker
+from hark.engine.dispatching import presence
+from hark.engine.dispatching.dispatcher import Dispatcher
+from hark.engine.runs.run import FlowRun
+from hark.engine.workers.worker import Worker
 from hark.vocabulary import StateType
 
 if TYPE_CHECKING:
@@ -32,8 +32,8 @@ PROGRAM = f"""
 import asyncio
 from hark.bus import Bus, locate_broker
 from hark.config import EngineConfig, WorkerConfig, load_settings
-from hark.engine.dispatcher import Dispatcher
-from hark.engine.worker import Worker
+from hark.engine.dispatching.dispatcher import Dispatcher
+from hark.engine.workers.worker import Worker
 
 async def main():
     settings = load_settings()
@@ -242,8 +242,8 @@ class Ear(logging.Handler):
     def emit(self, record):
         if record.msg == "worker.run_lost":
             open(os.path.join(os.environ["HARK_HOME"], "lost-" + record.run_id), "w").close()
-logging.getLogger("hark.engine.worker").addHandler(Ear())
-logging.getLogger("hark.engine.worker").setLevel("INFO")
+logging.getLogger("hark.engine.workers.worker").addHandler(Ear())
+logging.getLogger("hark.engine.workers.worker").setLevel("INFO")
 """
 
 
@@ -331,7 +331,7 @@ async def most_at_once(stage: Stage) -> int:
 
 
 PATIENT = """
-from hark.engine import presence
+from hark.engine.dispatching import presence
 presence.TTL_S = 3.0
 """
 
@@ -340,8 +340,8 @@ async def test_a_leader_that_was_stopped_hears_first_what_workers_said_meanwhile
     stage: Stage, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SIGSTOP of the dispatcher for longer than workers may be silent: those that live are not called lost."""
-    monkeypatch.setattr("hark.engine.presence.BEAT_S", 0.2)
-    monkeypatch.setattr("hark.engine.presence.TTL_S", 60.0)
+    monkeypatch.setattr("hark.engine.dispatching.presence.BEAT_S", 0.2)
+    monkeypatch.setattr("hark.engine.dispatching.presence.TTL_S", 60.0)
     stage.write(
         """
         @flow

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from hark import task
-from hark.engine.named_code import NO_NAME, name_of
+from hark.engine.code.named_code import NO_NAME, name_of
 
 
 def told(task: Any, run: Any, state: Any) -> None:

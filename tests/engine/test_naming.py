@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from hark.engine.naming import (
+from hark.engine.runs.naming import (
     check_name,
     check_template,
     default_run_name,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from hark.engine.annotations import allow_failure, quote
-from hark.engine.nested import is_plain, replace_leaves
+from hark.engine.calls.nested import is_plain, replace_leaves
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel

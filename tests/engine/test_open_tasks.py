@@ -5,7 +5,7 @@ from __future__ import annotations
 from hark.bus import Bus, Event
 from hark.bus.subject import completed_subject, task_run_subject
 from hark.engine import RunLog, RunRequest
-from hark.engine.open_tasks import end_open_tasks
+from hark.engine.runs.open_tasks import end_open_tasks
 from hark.engine.states import Crashed
 from hark.vocabulary import FlowRunId, JsonValue
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import pytest
-from hark.engine.parameters import MAX_PARAMETER_BYTES, CallShape, parameters_json
+from hark.engine.calls.parameters import MAX_PARAMETER_BYTES, CallShape, parameters_json
 from hark.errors import DefinitionError, ParameterBindError, ParameterError
 from hypothesis import given
 from hypothesis import strategies as st

@@ -49,15 +49,15 @@ from hark.engine.logging import (
     print_as_log,
     task_run_logger,
 )
-from hark.engine.result_store import ResultStore
-from hark.engine.serializers import CompressedJSONSerializer, CompressedPickleSerializer, JSONSerializer
-from hark.engine.state_conversion import (
+from hark.engine.persistence.result_store import ResultStore
+from hark.engine.runs.state_conversion import (
     exception_to_crashed_state,
     exception_to_failed_state,
     format_exception,
     is_state_iterable,
     return_value_to_state,
 )
+from hark.engine.serializers import CompressedJSONSerializer, CompressedPickleSerializer, JSONSerializer
 from hark.engine.states import Completed, Failed
 from hark.errors import EventInvalid, MissingContextError
 from pydantic import BaseModel, SecretStr

@@ -14,15 +14,15 @@ import psutil
 import pytest
 from hark.bus import Bus, EmbeddedBroker
 from hark.config import EngineConfig, WorkerConfig
-from hark.engine import process_pool
-from hark.engine.deployment import Deployment
-from hark.engine.dispatcher import Dispatcher
-from hark.engine.execution import Job, Outcome
-from hark.engine.process_child import decode_address, encode_address
-from hark.engine.process_pool import ProcessPool
+from hark.engine.dispatching.deployment import Deployment
+from hark.engine.dispatching.dispatcher import Dispatcher
 from hark.engine.states import Pending
-from hark.engine.stop_request import StopRequest
-from hark.engine.worker import Worker
+from hark.engine.workers import process_pool
+from hark.engine.workers.execution import Job, Outcome
+from hark.engine.workers.process_child import decode_address, encode_address
+from hark.engine.workers.process_pool import ProcessPool
+from hark.engine.workers.stop_request import StopRequest
+from hark.engine.workers.worker import Worker
 from hark.errors import UnavailableError
 from hark.vocabulary import StateType
 

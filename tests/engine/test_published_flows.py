@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hark import Flow, State, flow, get_run_context, runtime, task
 from hark.bus.session import Session
-from hark.engine.control import Control
+from hark.engine.dispatching.control import Control
 from hark.engine.exceptions import (
     InvalidNameError,
     ParameterBindError,

@@ -11,10 +11,10 @@ import pytest
 from hark import flow, pause_flow_run, resume_flow_run, suspend_flow_run, task
 from hark.bus import Bus
 from hark.bus.session import Session
-from hark.engine.control import Control
+from hark.engine.dispatching.control import Control
 from hark.engine.exceptions import FlowPauseTimeout, NotPausedError, ObjectNotFound
-from hark.engine.run import FlowRun
 from hark.engine.run_input import RunInput
+from hark.engine.runs.run import FlowRun
 from hark.vocabulary import FlowRunId, new_id
 
 

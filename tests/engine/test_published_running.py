@@ -22,12 +22,6 @@ import pytest
 from anyio import to_thread
 from hark import flow, get_client, runtime, tags, task
 from hark.bus.session import Session
-from hark.engine.asyncness import (
-    is_async_fn,
-    is_async_gen_fn,
-    run_coro_as_sync,
-    run_sync_in_worker_thread,
-)
 from hark.engine.cache_policies import INPUTS
 from hark.engine.context import (
     FlowRunContext,
@@ -42,7 +36,7 @@ from hark.engine.exceptions import (
     SerializationError,
 )
 from hark.engine.filesystems import LocalFileSystem
-from hark.engine.result_defaults import (
+from hark.engine.persistence.result_defaults import (
     aget_default_result_storage,
     get_default_persist_setting,
     get_default_result_serializer,
@@ -51,11 +45,17 @@ from hark.engine.result_defaults import (
     resolve_serializer,
     should_persist_result,
 )
-from hark.engine.result_record import ResultRecord, ResultRecordMetadata
-from hark.engine.result_store import ResultStore
+from hark.engine.persistence.result_record import ResultRecord, ResultRecordMetadata
+from hark.engine.persistence.result_store import ResultStore
 from hark.engine.running import run_flow, run_flow_async, run_task, run_task_async, run_task_sync
+from hark.engine.runs.task_run import TaskRun, TaskRunResult
 from hark.engine.serializers import JSONSerializer, PickleSerializer
-from hark.engine.task_run import TaskRun, TaskRunResult
+from hark.engine.utilities.asyncness import (
+    is_async_fn,
+    is_async_gen_fn,
+    run_coro_as_sync,
+    run_sync_in_worker_thread,
+)
 from hark.errors import RefusedError
 from hark.testing.equality import exceptions_equal
 from hark.testing.temporary import temporary_settings

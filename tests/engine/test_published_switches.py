@@ -23,10 +23,10 @@ from hark import (
 )
 from hark.bus.session import Session
 from hark.config import EngineConfig
+from hark.engine.client_calls.run_filters import LogFilter
 from hark.engine.context import FlowRunContext
 from hark.engine.exceptions import MissingContextError
 from hark.engine.flows import load_flow_from_entrypoint
-from hark.engine.run_filters import LogFilter
 from hark.engine.run_input import RunInput, receive_input, send_input
 from hark.testing.temporary import temporary_settings
 from hark.vocabulary import new_id

@@ -16,7 +16,7 @@ from hark.engine.exceptions import MissingResult, UnfinishedRun
 from hark.engine.filesystems import LocalFileSystem
 from hark.engine.locking import FileSystemLockManager, MemoryLockManager
 from hark.engine.results import ResultStore
-from hark.engine.state_details import StateDetails
+from hark.engine.runs.state_details import StateDetails
 from hark.engine.states import (
     Cancelled,
     Completed,

@@ -18,7 +18,17 @@ import pytest
 from hark import allow_failure, quote, unmapped
 from hark.engine.annotations import BaseAnnotation, freeze, opaque
 from hark.engine.cache_policies import INPUTS, RUN_ID, TASK_SOURCE, CompoundCachePolicy, Inputs
-from hark.engine.callables import (
+from hark.engine.exceptions import (
+    HashError,
+    MappingLengthMismatch,
+    MappingMissingIterable,
+    ParameterBindError,
+    ReservedArgumentError,
+    SignatureMismatchError,
+)
+from hark.engine.locking import MemoryLockManager
+from hark.engine.transactions import IsolationLevel
+from hark.engine.utilities.callables import (
     call_with_parameters,
     cloudpickle_wrapped_call,
     collapse_variadic_parameters,
@@ -31,16 +41,8 @@ from hark.engine.callables import (
     parameters_to_args_kwargs,
     raise_for_reserved_arguments,
 )
-from hark.engine.exceptions import (
-    HashError,
-    MappingLengthMismatch,
-    MappingMissingIterable,
-    ParameterBindError,
-    ReservedArgumentError,
-    SignatureMismatchError,
-)
-from hark.engine.hashing import file_hash, hash_objects, stable_hash
-from hark.engine.iterables import (
+from hark.engine.utilities.hashing import file_hash, hash_objects, stable_hash
+from hark.engine.utilities.iterables import (
     AutoEnum,
     batched_iterable,
     distinct,
@@ -49,8 +51,7 @@ from hark.engine.iterables import (
     isiterable,
     listrepr,
 )
-from hark.engine.locking import MemoryLockManager
-from hark.engine.nested_dicts import (
+from hark.engine.utilities.nested_dicts import (
     deep_merge,
     deep_merge_dicts,
     dict_to_flatdict,
@@ -59,8 +60,7 @@ from hark.engine.nested_dicts import (
     remove_nested_keys,
     set_in_dict,
 )
-from hark.engine.transactions import IsolationLevel
-from hark.engine.visiting import StopVisiting, visit_collection
+from hark.engine.utilities.visiting import StopVisiting, visit_collection
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr

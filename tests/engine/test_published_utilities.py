@@ -12,37 +12,42 @@ from typing import Any
 import pytest
 from hark import flow, task
 from hark.engine.annotations import NotSet
-from hark.engine.asyncness import (
+from hark.engine.exceptions import ScriptError
+from hark.engine.utilities.asyncness import (
     run_async_from_worker_thread,
     run_async_in_new_loop,
     run_sync_in_worker_thread,
     sync,
     sync_compatible,
 )
-from hark.engine.exceptions import ScriptError
-from hark.engine.gathering import GatherIncomplete, asyncnullcontext, create_gather_task_group, gather
-from hark.engine.import_path import (
+from hark.engine.utilities.gathering import (
+    GatherIncomplete,
+    asyncnullcontext,
+    create_gather_task_group,
+    gather,
+)
+from hark.engine.utilities.import_path import (
     from_qualified_name,
     import_object,
     load_script_as_module,
     to_qualified_name,
 )
-from hark.engine.paths import (
+from hark.engine.utilities.paths import (
     filename,
     is_local_path,
     relative_path_to_current_platform,
     tmpchdir,
     to_display_path,
 )
-from hark.engine.placeholders import apply_values, find_placeholders
-from hark.engine.random_interval import (
+from hark.engine.utilities.placeholders import apply_values, find_placeholders
+from hark.engine.utilities.random_interval import (
     bounded_poisson_interval,
     clamped_poisson_interval,
     exponential_cdf,
     lower_clamp_multiple,
     poisson_interval,
 )
-from hark.engine.wording import fuzzy_match_string, generate_slug, obfuscate, truncated_to
+from hark.engine.utilities.wording import fuzzy_match_string, generate_slug, obfuscate, truncated_to
 from hypothesis import given
 from hypothesis import strategies as st
 

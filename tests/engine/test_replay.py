@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import orjson
 from hark.bus import Event, Recorded
 from hark.bus.subject import STATE_HEADER, flow_run_subject, task_run_subject
-from hark.engine.replay import FinishedCalls, attempt_starts, begins_anew, retries_made
+from hark.engine.runs.replay import FinishedCalls, attempt_starts, begins_anew, retries_made
 from hypothesis import given
 from hypothesis import strategies as st
 

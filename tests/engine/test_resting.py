@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import pytest
 from hark.config import EngineConfig
-from hark.engine.run import FlowRun
+from hark.engine.runs.run import FlowRun
 from hark.vocabulary import StateType
 
 if TYPE_CHECKING:
-    from hark.engine.worker import Worker
+    from hark.engine.workers.worker import Worker
 
     from .conftest import Stage
 

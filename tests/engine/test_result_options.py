@@ -22,9 +22,9 @@ from hark.config import load_settings
 from hark.engine.blocks import Block
 from hark.engine.cache_policies import INPUTS, CachePolicy
 from hark.engine.filesystems import LocalFileSystem, RemoteFileSystem, WritableFileSystem
+from hark.engine.persistence.shelf import path_of
 from hark.engine.results import ResultStore
 from hark.engine.serializers import CompressedSerializer, JSONSerializer, PickleSerializer, Serializer
-from hark.engine.shelf import path_of
 from hark.engine.states import State
 from hark.errors import DefinitionError, ResultMissing, ResultStorageFailed
 from hypothesis import given

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from hark.engine.retry import MAX_DELAYS, check_delays, exponential_backoff, jittered_s, retry_delay_s
+from hark.engine.options.retry import MAX_DELAYS, check_delays, exponential_backoff, jittered_s, retry_delay_s
 from hypothesis import given
 from hypothesis import strategies as st
 

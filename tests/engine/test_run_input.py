@@ -8,7 +8,7 @@ import pytest
 from hark import flow, get_client
 from hark.bus.event import Event
 from hark.bus.session import Session
-from hark.engine.kept_inputs import (
+from hark.engine.pausing.kept_inputs import (
     INPUT_DELETED,
     FlowRunInput,
     create_flow_run_input,
@@ -18,8 +18,7 @@ from hark.engine.kept_inputs import (
     keyset_from_paused_state,
     read_flow_run_input,
 )
-from hark.engine.mailbox import INPUT_SENT
-from hark.engine.run import SOURCE
+from hark.engine.pausing.mailbox import INPUT_SENT
 from hark.engine.run_input import (
     AutomaticRunInput,
     RunInput,
@@ -27,6 +26,7 @@ from hark.engine.run_input import (
     run_input_subclass_from_type,
     send_input,
 )
+from hark.engine.runs.run import SOURCE
 from hark.engine.states import Completed, Suspended
 from hark.errors import InvalidNameError, MissingContextError, ParameterError, UnknownName
 from hark.vocabulary import JsonObject, JsonValue

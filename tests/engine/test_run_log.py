@@ -11,8 +11,8 @@ from datetime import UTC, datetime, timedelta
 import anyio
 import pytest
 from hark.bus import Bus, Recorded
-from hark.engine.run import Cause, FlowRun, RunRequest, run_id_for, transition_event
-from hark.engine.run_log import RunLog
+from hark.engine.runs.run import Cause, FlowRun, RunRequest, run_id_for, transition_event
+from hark.engine.runs.run_log import RunLog
 from hark.engine.states import Cancelling, Completed, Failed, Pending, Retrying, Running, Scheduled, State
 from hark.errors import GuardFailed, HarkError, MoveRefused, RunLost, UnknownName
 from hark.vocabulary import FlowRunId, StateType

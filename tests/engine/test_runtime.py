@@ -10,7 +10,7 @@ from hark import flow, runtime, task
 from hark.bus import Bus
 from hark.bus.session import use_session
 from hark.engine import RunLog, RunRequest, execute
-from hark.engine.run import FlowRun
+from hark.engine.runs.run import FlowRun
 from hark.errors import DefinitionError
 from hark.vocabulary import FlowRunId
 

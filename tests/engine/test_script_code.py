@@ -14,14 +14,15 @@ import anyio
 import pytest
 from hark.bus import Bus
 from hark.config import EngineConfig, WorkerConfig
-from hark.engine import hook_duty, worker
-from hark.engine.dispatcher import Dispatcher
-from hark.engine.hook_account import account_of_hooks
-from hark.engine.run import FlowRun, RunRequest, run_id_for
-from hark.engine.run_log import RunLog
-from hark.engine.script_code import ScriptCode
+from hark.engine.code.script_code import ScriptCode
+from hark.engine.dispatching import hook_duty
+from hark.engine.dispatching.dispatcher import Dispatcher
+from hark.engine.runs.hook_account import account_of_hooks
+from hark.engine.runs.run import FlowRun, RunRequest, run_id_for
+from hark.engine.runs.run_log import RunLog
 from hark.engine.states import Crashed, Running
-from hark.engine.worker import Worker
+from hark.engine.workers import worker
+from hark.engine.workers.worker import Worker
 
 from .conftest import HEAD, events, hear, said
 from .test_caller import plain_runs, script
@@ -152,7 +153,7 @@ async def test_where_nobody_can_load_the_code_that_is_said(
 ASKS = """
 import threading
 from hark import flow
-from hark.engine.script_code import code_of_call
+from hark.engine.code.script_code import code_of_call
 
 @flow(on_crashed=[print])
 def told():

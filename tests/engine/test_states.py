@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hark.engine.final_state import state_of_crash, state_of_exception, state_of_value
+from hark.engine.runs.final_state import state_of_crash, state_of_exception, state_of_value
 from hark.engine.signals import Abort, Skip
 from hark.engine.states import (
     MOVES,

@@ -10,14 +10,14 @@ import anyio
 import pytest
 from hark.bus import Event
 from hark.config import WorkerConfig
-from hark.engine.dispatcher import Dispatcher
-from hark.engine.hook_duty import KEPT_PER_CALLER, OwedHooks
-from hark.engine.hook_log import ANYONE, HERE, owing
-from hark.engine.owed_task_hooks import owed_calls
-from hark.engine.run import FlowRun, RunRequest, run_id_for
-from hark.engine.run_log import RunLog
+from hark.engine.dispatching.dispatcher import Dispatcher
+from hark.engine.dispatching.hook_duty import KEPT_PER_CALLER, OwedHooks
+from hark.engine.life.owed_task_hooks import owed_calls
+from hark.engine.runs.hook_log import ANYONE, HERE, owing
+from hark.engine.runs.run import FlowRun, RunRequest, run_id_for
+from hark.engine.runs.run_log import RunLog
 from hark.engine.states import Cancelled, Completed, Crashed, Running, Scheduled, State
-from hark.engine.worker import Worker
+from hark.engine.workers.worker import Worker
 from hark.vocabulary import FlowRunId, JsonObject, StateType
 
 from .conftest import events

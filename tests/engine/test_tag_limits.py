@@ -12,8 +12,8 @@ from hark import flow, tags, task
 from hark.bus import Bus
 from hark.bus.session import Session
 from hark.engine.futures import wait
-from hark.engine.limit import Limit
-from hark.engine.slots import delete_limit, put_limit
+from hark.engine.limits.limit import Limit
+from hark.engine.limits.slots import delete_limit, put_limit
 from hark.engine.task_runners import ThreadPoolTaskRunner
 
 

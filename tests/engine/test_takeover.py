@@ -17,8 +17,8 @@ from hark.bus.subject import (
     flow_run_filter,
 )
 from hark.engine import AsyncTaskRunner, FlowRun, RunLog, RunRequest, execute, execute_sync
+from hark.engine.runs.task_run import TaskRun
 from hark.engine.states import Cancelling, Running, State
-from hark.engine.task_run import TaskRun
 from hark.errors import ResultMissing, RunLost
 from hark.vocabulary import FlowRunId, StateType
 
@@ -346,8 +346,8 @@ async def test_a_cancelled_zombie_stays_silent(session: Session, bus: Bus) -> No
 
 async def test_what_a_lost_run_had_still_to_send_is_dropped(session: Session, bus: Bus) -> None:
     """A result that is being stored is given up, and nobody waits for it."""
-    from hark.engine.standalone import standalone_events
-    from hark.engine.task_events import TaskEvents
+    from hark.engine.calls.standalone import standalone_events
+    from hark.engine.runs.task_events import TaskEvents
 
     stuck, begun = asyncio.Event(), asyncio.Event()
 

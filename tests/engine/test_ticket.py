@@ -7,7 +7,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from hark.bus.event import Recorded
-from hark.engine.run import FlowRun, RunRequest, transition_event
+from hark.engine.dispatching.ticket import MAX_LOOKS, Answer, Ticket, answer, attempt_taken, losses
+from hark.engine.runs.run import FlowRun, RunRequest, transition_event
 from hark.engine.states import (
     AwaitingRetry,
     Cancelled,
@@ -22,7 +23,6 @@ from hark.engine.states import (
     State,
     Suspended,
 )
-from hark.engine.ticket import MAX_LOOKS, Answer, Ticket, answer, attempt_taken, losses
 from hark.vocabulary import FlowRunId
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)

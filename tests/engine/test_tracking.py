@@ -20,8 +20,8 @@ from hark.bus.subject import (
     task_run_subject,
 )
 from hark.engine import AsyncTaskRunner, FlowRun, RunLog, RunRequest, execute
+from hark.engine.runs.task_events import TURN
 from hark.engine.states import Completed
-from hark.engine.task_events import TURN
 from hark.errors import EventRefused, EventTooLarge, ParameterError
 from hark.vocabulary import FlowRunId, StateType
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, cast
 import anyio
 import pytest
 from hark.config import WorkerConfig
-from hark.engine.dispatcher import Dispatcher
-from hark.engine.undoing import until_undone
-from hark.engine.worker import Worker
+from hark.engine.dispatching.dispatcher import Dispatcher
+from hark.engine.life.undoing import until_undone
+from hark.engine.workers.worker import Worker
 from hark.errors import MoveRefused
 from hark.vocabulary import StateType
 

@@ -6,8 +6,8 @@ import logging
 
 import pytest
 from hark import flow, task
+from hark.engine.life.user_frames import format_for_author
 from hark.engine.states import Failed
-from hark.engine.user_frames import format_for_author
 
 
 @task(retries=1, retry_delay_seconds=0)

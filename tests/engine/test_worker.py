@@ -11,10 +11,10 @@ import psutil
 import pytest
 from hark.bus.subject import RUN_TAKEN
 from hark.config import EngineConfig, WorkerConfig
-from hark.engine.run import FlowRun, run_id_for
+from hark.engine.dispatching.ticket import Ticket
+from hark.engine.runs.run import FlowRun, run_id_for
 from hark.engine.states import Pending
-from hark.engine.ticket import Ticket
-from hark.engine.worker import Worker
+from hark.engine.workers.worker import Worker
 from hark.vocabulary import StateType
 
 if TYPE_CHECKING:

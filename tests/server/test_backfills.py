@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import anyio
-from hark.engine.control import Control
-from hark.engine.run import Cause
+from hark.engine.dispatching.control import Control
+from hark.engine.runs.run import Cause
 from hark.server.client import Hark
 
 from tests.server.conftest import Start

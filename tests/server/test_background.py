@@ -15,9 +15,9 @@ from hark import flow, get_client, task
 from hark.bus import Bus
 from hark.bus.session import use_session
 from hark.config import EngineConfig
-from hark.engine.background import BackgroundLog
-from hark.engine.dead_task import give_up
-from hark.engine.distributed_future import DistributedFuture
+from hark.engine.background_tasks.background import BackgroundLog
+from hark.engine.background_tasks.dead_task import give_up
+from hark.engine.background_tasks.distributed_future import DistributedFuture
 from hark.engine.task_worker import TaskWorker
 from hark.errors import DefinitionError, MissingContextError
 from hark.server import task_serving

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hark.engine.limit import key_of
+from hark.engine.limits.limit import key_of
 from hark.errors import DefinitionError
 from hark.server.entrypoint import inspect_entrypoint
 from hark.server.fault import ManifestInvalid

@@ -13,11 +13,17 @@ from hark.automations.prefect_automation import AutomationCore
 from hark.automations.prefect_trigger import EventTrigger
 from hark.bus import Bucket, Entry
 from hark.bus.session import Session
-from hark.engine.control import Control
-from hark.engine.pool import QueueSpec
-from hark.engine.run import RunRequest
-from hark.engine.run_filters import FilterCondition, FlowFilter, FlowRunFilter, Operator, TaskRunFilter
-from hark.engine.run_sorts import DeploymentSort, FlowSort, TaskRunSort
+from hark.engine.client_calls.run_filters import (
+    FilterCondition,
+    FlowFilter,
+    FlowRunFilter,
+    Operator,
+    TaskRunFilter,
+)
+from hark.engine.client_calls.run_sorts import DeploymentSort, FlowSort, TaskRunSort
+from hark.engine.dispatching.control import Control
+from hark.engine.dispatching.pool import QueueSpec
+from hark.engine.runs.run import RunRequest
 from hark.engine.states import Completed, Running, Scheduled
 from hark.errors import AlreadyExists, InvalidNameError, InvalidValueError, UnknownName
 from hark.server.prefect_client import DeploymentUpdate, WorkPoolCreate, WorkPoolUpdate

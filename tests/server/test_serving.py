@@ -18,9 +18,9 @@ import pytest
 from hark.bus import Bus, EmbeddedBroker
 from hark.bus.session import use_session
 from hark.config import Settings, load_settings
-from hark.engine.control import Control
 from hark.engine.deployments import run_deployment
-from hark.engine.run import Cause, FlowRun, RunRequest
+from hark.engine.dispatching.control import Control
+from hark.engine.runs.run import Cause, FlowRun, RunRequest
 from hark.engine.states import Pending
 from hark.errors import DefinitionError, InvalidNameError, MissingContextError, RefusedError
 from hark.server.definition import set_paused

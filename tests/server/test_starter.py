@@ -12,9 +12,9 @@ import anyio
 import pytest
 from hark.bus import Bus
 from hark.clock import ManualClock
-from hark.engine.control import Control
-from hark.engine.deployment import Deployment
-from hark.engine.run import FlowRun
+from hark.engine.dispatching.control import Control
+from hark.engine.dispatching.deployment import Deployment
+from hark.engine.runs.run import FlowRun
 from hark.engine.states import Completed, Pending, Running
 from hark.server.starter import EngineStarter
 from hark.triggers.schedule import StoredSchedule, parse_schedule, slot_run_id

@@ -15,7 +15,7 @@ import anyio
 import orjson
 from hark.bus.event import Event, Recorded
 from hark.bus.subject import RUN_DELETED, subject_of
-from hark.engine.run import Cause, FlowRun, RunRequest, transition_event
+from hark.engine.runs.run import Cause, FlowRun, RunRequest, transition_event
 from hark.engine.states import Completed, Failed, Pending, Running, TimedOut
 from hark.storage.fold import fold
 from hark.storage.store import Store

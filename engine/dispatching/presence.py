@@ -1,0 +1,79 @@
+"""Workers saying that they are there, and what they can hold: a key with a short life, renewed while they live."""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+from typing import Any, Self
+
+import orjson
+
+from ...bus.event import Event
+from ...vocabulary import JsonObject
+from ..runs.run import SOURCE
+from .waiting import LOOP, PROCESS, Lane
+
+__all__ = ["BEAT_S", "BUCKET", "PREFIX", "TTL_S", "WorkerInfo"]
+
+BUCKET = "leases"
+PREFIX = "worker."
+TTL_S = 15.0
+"""A worker silent for this long is lost: nothing more is given to it. Its runs go on elsewhere after ``ack_wait_s``."""
+BEAT_S = TTL_S / 3
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerInfo:
+    """What a worker says of itself. ``stopped``: its last word, so that nobody takes its silence for a loss."""
+
+    id: str
+    name: str
+    pool: str
+    loop: int
+    processes: int
+    host: str
+    pid: int
+    stopped: bool = False
+
+    @classmethod
+    def here(cls, id: str, *, name: str, pool: str, loop: int, processes: int) -> Self:
+        """Return the description of a worker in this process."""
+        return cls(id, name, pool, loop, processes, socket.gethostname(), os.getpid())
+
+    @property
+    def key(self) -> str:
+        return f"{PREFIX}{self.id}"
+
+    @property
+    def capacity(self) -> dict[Lane, int]:
+        return {LOOP: self.loop, PROCESS: self.processes}
+
+    def to_json(self) -> bytes:
+        return orjson.dumps(self)
+
+    @classmethod
+    def from_json(cls, raw: bytes) -> Self | None:
+        """Return what a worker wrote; None for something else."""
+        try:
+            return cls(**orjson.loads(raw))
+        except (orjson.JSONDecodeError, TypeError):
+            return None
+
+    def event(self, word: str, **facts: Any) -> Event:
+        """Return ``worker.started``, ``worker.stopped`` or ``worker.lost``. Its id says which it is, so that two who
+        notice one loss report one."""
+        data: JsonObject = {
+            "worker": {
+                "id": self.id, "name": self.name, "pool": self.pool, "host": self.host, "pid": self.pid,
+                "concurrency": self.loop, "processes": self.processes,
+            },
+            **facts,
+        }  # fmt: skip
+        return Event(
+            type=f"worker.{word}",
+            source=SOURCE,
+            id=f"{self.id}-{word}",
+            subject=f"worker/{self.name}",
+            data=data,
+        )

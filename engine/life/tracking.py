@@ -1,0 +1,293 @@
+"""The tracker: what writes the transitions of a tracked run into the log, and knows what it finished before.
+
+Transitions of the flow run are guarded appends, one at a time. Those of its task runs stream without waiting
+(``task_events.py``); the flow's last transition goes behind a barrier, so a run that is over has all its task events in
+the log.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from datetime import datetime
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from ...bus.owner import Owner
+from ...bus.subject import completed_subject
+from ...errors import GuardFailed, MoveRefused, RunLost
+from ...vocabulary import JsonObject, JsonValue
+from ..code.script_code import CODE
+from ..results import LargeResult, RecordedResult, encode_result
+from ..runs.hook_log import DETAIL as HOOKS
+from ..runs.hook_log import HERE, HookLog, is_owed
+from ..runs.replay import (
+    FinishedCall,
+    FinishedCalls,
+    attempt_starts,
+    begins_anew,
+    last_opened,
+    last_retry,
+    noted_waits,
+    retries_made,
+)
+from ..runs.run import FlowRun
+from ..runs.task_events import TaskEvents
+from ..states import Crashed, State
+from ..sync_async.side_session import SideSession
+from .caller import DETAIL, Caller, caller_of
+from .undoing import Undoing, until_undone
+
+if TYPE_CHECKING:
+    from ...bus.session import Session
+    from ..code.script_code import ScriptCode
+    from ..options.keeping import Keeping
+    from ..runs.run_log import RunLog
+    from .owed_task_hooks import OwedCall
+
+__all__ = ["FlowTracker"]
+
+
+class FlowTracker:
+    """Holds a flow run while it runs here: writes its transitions, knows what it finished before.
+
+    Attributes:
+        flow_run: as of the last transition.
+        finished: calls that need not run again, by key; taken out as they are met.
+        leaves_interrupted: what is interrupted from outside is left for another worker, not recorded as crashed.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        run_log: RunLog,
+        flow_run: FlowRun,
+        *,
+        inline_bytes: int,
+        leaves_interrupted: bool,
+        suspend_after_s: float = 30.0,
+        beat_s: float | None = None,
+    ) -> None:
+        self.session = session
+        self.run_log = run_log
+        self.flow_run = flow_run
+        self.finished: dict[str, FinishedCall] = {}
+        self.retrying: dict[str, tuple[int, datetime | None]] = {}
+        """Calls that were between two tries: how many they had made, and when the next is due; taken out as they are met."""
+        self.undoing: Undoing | None = None
+        """Set where the run has ended and is gone through once more, to undo what it had begun."""
+        self.hooked: set[str] = set()
+        """Keys of finished calls whose ``on_completion`` hooks have run."""
+        self.leaves_interrupted = leaves_interrupted
+        self.retries_made = 0
+        self.anew = 0
+        """The sequence before which nothing of the run counts, because it was retried from its start; 0: all counts."""
+        self.find_module: Callable[[str], ModuleType] = import_module
+        """Returns the module of a name as the flow's own code sees it."""
+        self.untold: list[OwedCall] = []
+        """Task runs that had completed before a retry from the start, and whose hooks nobody has called."""
+        self.retried_at = 0
+        """The sequence at which the run was last begun again after a failure or an end; 0: never."""
+        self.suspend_after_s = suspend_after_s
+        """A wait longer than this holds no worker."""
+        self.told_to_hold: set[str] = set()
+        """What holds its worker in such a wait all the same, where that has been said in the log."""
+        self.waits: dict[str, JsonObject] = {}
+        """Waits that earlier attempts began, by key; see ``replay.noted_waits``."""
+        self._inline_bytes = inline_bytes
+        self._beat_s = beat_s
+        """For a run that no worker holds: how often its process says that it lives."""
+        self._caller: Caller | None = None
+        self.code: ScriptCode | None = None
+        """Where the code of a run is that is, or is part of, a plain call which may come to owe hooks."""
+        self.side = SideSession(session.bus)
+        self.owner = Owner()
+        """Told of what the broker refuses of this run, and of no other."""
+        self.events = self._events_of(flow_run)
+
+    def _events_of(self, run: FlowRun) -> TaskEvents:
+        return TaskEvents(
+            self.session, run_id=run.id, run_name=run.name, attempt=run.attempt, flow_name=run.flow_name,
+            deployment=run.deployment, correlationid=run.correlationid, causationid=run.causationid,
+            causaldepth=run.causaldepth, inline_bytes=self._inline_bytes, owner=self.owner,
+        )  # fmt: skip
+
+    # The async methods below run on the session's loop (``session.call`` / ``acall``).
+
+    async def begin(self, state: State, then: State | None = None, name: str | None = None) -> bool:
+        """Append the first transition of a new run; return whether it is new. If not, ``flow_run`` is as it stands.
+
+        Args:
+            then: the second, appended at once where the first is new. name: what it names the run; None: as it is.
+        """
+        if self._beat_s is not None:
+            self._caller = caller_of(self.session.bus, self._beat_s)
+            await self._caller.hold(self.flow_run.id)
+            state = state.replace(details={**state.details, DETAIL: self._caller.info.id})
+        if self.code is not None:
+            state = state.replace(details={**state.details, CODE: self.code.to_json()})
+        try:
+            self._set(await self.run_log.begin(self.flow_run, state))
+        except GuardFailed:
+            there = await self.run_log.get(self.flow_run.id)
+            if there is None:
+                raise
+            self._set(there)
+            return False
+        if then is not None:
+            await self.move(then, attempt=max(1, self.flow_run.attempt), name=name)
+        return True
+
+    async def move(self, state: State, *, result: JsonValue = None, **changes: Any) -> None:
+        """Append a transition; ``changes`` are those of ``RunLog.move``.
+
+        Raises:
+            RunLost: another worker has the run; from now on nothing is written here.
+            MoveRefused: there is no such move.
+        """
+        if self._caller is not None and state.details.get(HOOKS) == HERE:
+            # Who finds that this process has died finds by it that the hooks may not have run.
+            state = state.replace(details={**state.details, DETAIL: self._caller.info.id})
+        try:
+            self._set(await self.run_log.move(self.flow_run, state, result=result, **changes))
+        except RunLost:
+            self.events.silence()
+            raise
+        if self.flow_run.is_final and not is_owed(self.flow_run, HERE):
+            self.let_go()
+
+    def let_go(self) -> None:
+        """Stop saying that this process runs it. From any thread."""
+        caller, self._caller = self._caller, None
+        if caller is None:
+            return
+        if self.session.is_own_loop:
+            caller.release(self.flow_run.id)
+        else:
+            with suppress(RuntimeError):  # its loop is closed, and the beating with it
+                self.session.loop.call_soon_threadsafe(caller.release, self.flow_run.id)
+
+    async def adopt(self, run: FlowRun) -> None:
+        """Go on from what somebody else made of the run while it was ours to wait.
+
+        Raises:
+            RunLost: it is another worker's now, or over.
+        """
+        if run.attempt != self.flow_run.attempt or run.is_final:
+            self.events.silence()
+            raise RunLost(run.id, reason=f"it is {run.state_name}, attempt {run.attempt}")
+        self._set(run)
+
+    async def finish(self, state: State, *, result: JsonValue = None) -> None:
+        """Append a final state, once all task events given before are stored."""
+        await self.barrier()
+        await self.move(state, result=result)
+
+    async def finish_with(self, state: State, value: Any, keeping: Keeping | None = None) -> None:
+        """Store what the flow returned, and append its COMPLETED state behind it: see ``finish``."""
+        result = await self.store_flow_result(value, keeping)
+        await self.finish(state, result=result)
+
+    async def close(self, left: Iterable[FlowRun]) -> None:
+        """End the runs of subflows that were stopped on their way, where nobody else has ended or taken them up."""
+        for run in left:
+            now = await self.run_log.get(run.id)
+            if now is None or now.is_final or now.attempt != run.attempt:
+                continue
+            # Moved by somebody else since we looked: then it is theirs, or over.
+            with suppress(RunLost, MoveRefused):
+                await self.run_log.move(
+                    now, Crashed(message="it was stopped on its way, and its parent came to an end")
+                )
+
+    async def barrier(self) -> None:
+        """Wait until every task event given so far is stored.
+
+        Raises:
+            HarkError: one of this run's events was refused for good.
+        """
+        await self.events.settle()
+        await self.session.bus.publisher.barrier(owner=self.owner)
+
+    async def look(self) -> FlowRun:
+        """Return the run as the log has it now; if it is no longer ours, write nothing more."""
+        now = await self.run_log.get(self.flow_run.id)
+        if now is None or now.attempt > self.flow_run.attempt:
+            self.events.silence()
+        return now or self.flow_run
+
+    async def resume(self) -> None:
+        """Read what earlier attempts of the run finished."""
+        history = await self.run_log.history(self.flow_run.id)
+        await until_undone(self, history)
+        self.anew = anew = begins_anew(history)
+        self.retried_at = last_retry(history)
+        # A subflow is begun again by its parent, as often as that is tried: each time it has all of its retries.
+        counted = max(anew, last_opened(history)) if self.flow_run.parent is not None else anew
+        self.retries_made = retries_made(recorded for recorded in history if recorded.seq > counted)
+        self.waits = noted_waits(self.flow_run.id, (recorded for recorded in history if recorded.seq > anew))
+        finished = FinishedCalls(attempt_starts(history))
+        reading = self.session.bus.log.read([completed_subject(self.flow_run.id)], after=anew)
+        async with reading as batches:
+            async for batch in batches:
+                finished.add(batch.records)
+        self.finished, self.retrying = finished.by_key, finished.retrying
+        self.hooked = await HookLog(self.session.bus).calls(self.flow_run.id, after=anew)
+        if anew and self.undoing is None:
+            from .owed_task_hooks import untold_calls
+
+            self.untold = await untold_calls(self.session.bus, self.flow_run.id, before=anew)
+
+    async def begin_hooks(self) -> bool:
+        """Note that the hooks of the run's end are about to be called; False if they have run before."""
+        return await HookLog(self.session.bus).begin(self.flow_run) > 0
+
+    async def note_hooks(self) -> None:
+        """Note that the hooks of the run's end have run."""
+        await HookLog(self.session.bus).note(self.flow_run, "ran")
+        self.let_go()
+
+    async def store_flow_result(self, value: Any, keeping: Keeping | None = None) -> JsonValue:
+        """Store a flow's return value if it is large, or told to; return what stands in its last event."""
+        if keeping is not None and keeping.persist and keeping.storage is not None:
+            from ..persistence.caching import store_elsewhere
+
+            stored: JsonValue = orjson.loads(await store_elsewhere(value, keeping))
+            return stored
+        encoded = encode_result(
+            value,
+            inline_bytes=self._inline_bytes,
+            serializer=keeping.serializer if keeping is not None else None,
+        )
+        if isinstance(encoded, LargeResult):
+            name = f"results/{self.flow_run.id}/{self.flow_run.attempt}"
+            await self.session.bus.objects.put(name, encoded.data)
+            encoded = encoded.reference(name)
+        result: JsonValue = orjson.loads(encoded)
+        return result
+
+    async def recorded_flow_result(self) -> JsonObject | None:
+        """Return what the run's last event says of its result."""
+        history = await self.run_log.history(self.flow_run.id)
+        data = history[-1].event.data if history else None
+        result = data.get("result") if isinstance(data, dict) else None
+        return result if isinstance(result, dict) else None
+
+    def take_finished(self, key: str) -> RecordedResult | None:
+        """Return the recorded result of the call with this key, once; None if it has to run."""
+        call = self.finished.pop(key, None)
+        if call is None:
+            return None
+        recorded = RecordedResult(
+            self.session, call.result, run_id=call.task_run_id, key=key, transaction=call.transaction
+        )
+        return recorded if recorded.is_kept else None
+
+    def _set(self, run: FlowRun) -> None:
+        renewed = run.attempt != self.flow_run.attempt or run.name != self.flow_run.name
+        self.flow_run = run
+        if renewed:
+            self.events = self._events_of(run)
