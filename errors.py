@@ -75,47 +75,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-
-class HarkError(Exception):
-    """Base of every error raised by Hark. ``hint`` says what to do next, or is empty."""
-
-    hint: str = ""
-
-    def __init__(self, message: str, *, hint: str = "") -> None:
-        super().__init__(message)
-        if hint:
-            self.hint = hint
-
+from .error_forms import *  # noqa: F403 - the tree is one, for all who ask
+from .error_forms import (
+    DefinitionError,
+    HarkError,
+    MissingFlowError,
+    MissingResult,
+    NotPausedError,
+    ObjectAlreadyExists,
+    ObjectNotFound,
+)
 
 # --- fix what you wrote -------------------------------------------------------------------------------
-
-
-class DefinitionError(HarkError):
-    """Something that was written down (flow, rule, YAML, settings) is wrong."""
-
-
-class ParameterError(DefinitionError):
-    """A flow or task was called with parameters it does not take."""
-
-
-class InputRefused(ParameterError, RuntimeError):
-    """What a paused run was to be resumed with is not what it asked for."""
-
-
-class ParameterBindError(ParameterError, TypeError):
-    """The arguments of a call do not fit the function: one is missing, unknown, or given twice."""
-
-
-class ParameterTypeError(ParameterError):
-    """Parameters do not fit the type hints; the message names each with its value and what is wrong."""
-
-
-class SignatureMismatchError(ParameterError, TypeError):
-    """Parameters given by name are missing, or are none of the function's."""
-
-
-class ReservedArgumentError(DefinitionError, TypeError):
-    """A function has a parameter with a name that calls of flows and tasks keep for themselves."""
 
 
 class InvalidNameError(DefinitionError, ValueError):
@@ -159,7 +130,7 @@ _LISTED_BY = {
 """Which command lists things of a kind that are too many to be named."""
 
 
-class UnknownName(DefinitionError):
+class UnknownName(ObjectNotFound):
     """A named thing does not exist; the message suggests near ones."""
 
     def __init__(self, kind: str, name: str, *, known: Sequence[str] = ()) -> None:
@@ -167,8 +138,8 @@ class UnknownName(DefinitionError):
 
         near = get_close_matches(name, known, n=1, cutoff=0.6)
         tail = f"; did you mean {near[0]!r}?" if near else ""
-        super().__init__(
-            f"there is no {kind} named {name!r}{tail}", hint="" if near else _what_there_is(kind, known)
+        DefinitionError.__init__(
+            self, f"there is no {kind} named {name!r}{tail}", hint="" if near else _what_there_is(kind, known)
         )
         self.kind, self.name, self.suggestion = kind, name, near[0] if near else None
 
@@ -207,7 +178,7 @@ class UnknownLimit(UnknownName, SlotsRefused):
     """There is no limit of this name."""
 
 
-class MissingFlow(UnknownName):
+class MissingFlow(MissingFlowError, UnknownName):
     """A file or module has no flow of the name asked for."""
 
 
@@ -219,7 +190,7 @@ class ScriptFailed(DefinitionError):
     """The file a flow is in raised while it was imported; ``user_exc`` is what it raised."""
 
     def __init__(self, user_exc: Exception, path: str) -> None:
-        super().__init__(f"{path} cannot be imported: {type(user_exc).__name__}: {user_exc}")
+        super().__init__(f"Script at {str(path)!r} encountered an exception: {user_exc!r}")
         self.user_exc, self.path = user_exc, path
 
 
@@ -279,7 +250,7 @@ class MoveRefused(RefusedError):
         self.run_id, self.from_state, self.to_state = run_id, from_state, to_state
 
 
-class NotPaused(MoveRefused):
+class NotPaused(NotPausedError, MoveRefused):
     """A run that is not paused was to be resumed."""
 
     def __init__(self, run_id: str, *, from_state: str) -> None:
@@ -293,12 +264,14 @@ class NotRunning(MoveRefused, SuspendRefused):
         super().__init__(run_id, from_state=from_state, to_state=to_state, why="it is not running")
 
 
-class AlreadyExists(RefusedError, ValueError):
+class AlreadyExists(ObjectAlreadyExists, RefusedError, ValueError):
     """Something of this name is there already, and ``overwrite=True`` was not said."""
 
     def __init__(self, kind: str, name: str) -> None:
-        super().__init__(
-            f"{kind} {name!r} exists: the name is already in use", hint="say overwrite=True to change it"
+        RefusedError.__init__(
+            self,
+            f"{kind} {name!r} exists: the name is already in use",
+            hint="say overwrite=True to change it",
         )
         self.kind, self.name = kind, name
 
@@ -547,7 +520,11 @@ class RunUnfinished(RunError):
 
 
 class RunPaused(RunUnfinished):
-    """The result of a run was asked for while it was paused."""
+    """The result of a run was asked for while it was paused; ``state`` is what it was, if the maker said so."""
+
+    def __init__(self, *args: object, state: object = None) -> None:
+        super().__init__(*args)
+        self.state = state
 
 
 class RunTimedOut(RunError, TimeoutError):
@@ -583,7 +560,7 @@ class DependsOnItself(UpstreamFailed, ValueError):
     """A task run waits for itself: its future was put into one of its arguments after it had been submitted."""
 
 
-class ResultMissing(RunError, ValueError):
+class ResultMissing(MissingResult, RunError, ValueError):
     """A recorded result cannot be read back; ``run_id`` and ``key`` say which."""
 
     def __init__(self, run_id: str, key: str, *, why: str) -> None:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from hashlib import blake2b
+from types import CodeType
 from typing import TYPE_CHECKING, Any, Self
 
 import orjson
@@ -201,21 +203,15 @@ class _NoCache(CachePolicy):
 
 @dataclass(frozen=True)
 class TaskSource(CachePolicy):
-    """The source of the task's function; not that of what it calls."""
+    """The source of the task's function; not that of what it calls.
+
+    Of an object that can be called, that of its class; a ``partial`` counts with what it has bound.
+    """
 
     def compute_key(
         self, task_ctx: Any, inputs: Mapping[str, Any], flow_parameters: Mapping[str, Any], **kwargs: Any
     ) -> str | None:
-        function = inspect.unwrap(task_ctx.task.fn)
-        try:
-            source = inspect.getsource(function)
-        except (OSError, TypeError):
-            # Typed into an interpreter, say: then what it was compiled to.
-            code = getattr(function, "__code__", None)
-            if code is None:
-                return None
-            source = code.co_code.hex() + repr(code.co_consts)
-        return hash_objects(source)
+        return hash_objects(*_source_of(task_ctx.task.fn))
 
 
 @dataclass(frozen=True)
@@ -268,10 +264,29 @@ NO_CACHE = NONE = _NoCache()
 DEFAULT = INPUTS + TASK_SOURCE + RUN_ID
 
 
+def _source_of(fn: Callable[..., Any]) -> list[Any]:
+    function, found = inspect.unwrap(fn), []
+    while isinstance(function, partial):
+        found.append([function.args, function.keywords])
+        function = inspect.unwrap(function.func)
+    if not (inspect.isroutine(function) or inspect.isclass(function)):
+        function = type(function)
+    try:
+        return [inspect.getsource(function), *found]
+    except (OSError, TypeError):
+        # Typed into an interpreter, say: then what it was compiled to. Of what was never compiled, its name.
+        code = getattr(function, "__code__", None)
+        named = f"{function.__module__}.{function.__qualname__}"
+        return [_compiled(code) if isinstance(code, CodeType) else named, *found]
+
+
+def _compiled(code: CodeType) -> str:
+    constants = [_compiled(value) if isinstance(value, CodeType) else repr(value) for value in code.co_consts]
+    return f"{code.co_code.hex()}{constants}"
+
+
 def task_input_hash(context: Any, arguments: Mapping[str, Any]) -> str | None:
     """Return a key of the task and its arguments: ``@task(cache_key_fn=task_input_hash)``."""
-    function = inspect.unwrap(context.task.fn)
-    code = getattr(function, "__code__", None)
-    return hash_objects(
-        context.task.task_key, code.co_code.hex() if code is not None else "", dict(arguments)
-    )
+    code = getattr(inspect.unwrap(context.task.fn), "__code__", None)
+    function = code.co_code.hex() if code is not None else _source_of(context.task.fn)
+    return hash_objects(context.task.task_key, function, dict(arguments))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from ..error_forms import MissingFlowError, MissingResult, NotPausedError, ObjectAlreadyExists, ObjectNotFound
 from ..errors import (
-    AlreadyExists,
     DefinitionError,
     EventTooLarge,
     FlowFailed,
@@ -14,15 +14,12 @@ from ..errors import (
     MappingLengthMismatch,
     MappingMissingIterable,
     MissingContextError,
-    MissingFlow,
-    NotPaused,
     NotSerializable,
     ParameterBindError,
     ParameterTypeError,
     PauseTimedOut,
     RefusedError,
     ReservedArgumentError,
-    ResultMissing,
     RunCancelled,
     RunCrashed,
     RunPaused,
@@ -30,7 +27,6 @@ from ..errors import (
     RunWaitTimedOut,
     ScriptFailed,
     SignatureMismatchError,
-    UnknownName,
     UpstreamFailed,
 )
 from .signals import Abort, Skip
@@ -51,14 +47,9 @@ CrashedRun = RunCrashed
 FailedRun = FlowFailed
 PausedRun = RunPaused
 UnfinishedRun = RunUnfinished
-MissingResult = ResultMissing
 UpstreamTaskError = UpstreamFailed
 FlowPauseTimeout = PauseTimedOut
 FlowRunWaitTimeout = RunWaitTimedOut
-NotPausedError = NotPaused
-ObjectNotFound = UnknownName
-ObjectAlreadyExists = AlreadyExists
-MissingFlowError = MissingFlow
 ScriptError = ScriptFailed
 SerializationError = NotSerializable
 
@@ -67,4 +58,4 @@ UnspecifiedFlowError = ConfigurationError = InvalidRepositoryURLError = Definiti
 ObjectUnsupported = ProtectedBlockError = BlockMissingCapabilities = RefusedError
 ObjectLimitReached = LimitError
 InfrastructureError = InfrastructureNotAvailable = RunCrashed
-InfrastructureNotFound = UnknownName
+InfrastructureNotFound = DefinitionError

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -194,8 +193,9 @@ class Flow(Marked, Deployable, Drawable, Generic[P, R]):
         target = owner if self._binds == "class" else instance
         if target is None or self._binds == "nothing":
             return self
-        bound: Flow[..., R] = copy.copy(self)
-        bound._binds = "nothing"
+        # Not copy.copy(), which makes a flow anew of its options, and so looks this one up once more.
+        bound: Flow[..., R] = object.__new__(type(self))
+        bound.__dict__.update(self.__dict__, _binds="nothing")
         bound.fn = MethodType(self.fn, target)
         if self._bound_shape is None:
             self._bound_shape = CallShape(bound.fn, label=f"flow {self.name!r}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import inspect
 from collections.abc import Callable, Coroutine, Iterable, Mapping
@@ -47,6 +46,7 @@ from .options.task_options import (
     engine_settings,
     is_async,
     is_no_cache,
+    key_of_function,
     policy_of,
     take_own,
     unwrapped,
@@ -87,9 +87,7 @@ class Task(Marked, Generic[P, R]):
         self.description = options.get("description") or inspect.getdoc(fn)
         self.version = options.get("version")
         self.tags = frozenset(options.get("tags") or ())
-        self.task_key = (
-            f"{self.name}-{getattr(fn, '__module__', '')}.{getattr(fn, '__qualname__', self.name)}"
-        )
+        self.task_key = key_of_function(fn)
         self.key_salt = blake2b(getattr(fn, "__qualname__", self.name).encode(), digest_size=16).digest()
         self.fragment = orjson.dumps({"name": self.name, "key": self.task_key}).decode()
         self.isgenerator = inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn)
@@ -206,12 +204,13 @@ class Task(Marked, Generic[P, R]):
         target = owner if self._binds == "class" else instance
         if target is None or self._binds == "nothing":
             return self
-        bound: Task[..., R] = copy.copy(self)
+        # Not copy.copy(), which makes a task anew of its options, and so looks this one up once more.
+        bound: Task[..., R] = object.__new__(type(self))
         fn = MethodType(self.fn, target)
         if self._bound_shape is None:
             self._bound_shape = CallShape(fn, label=f"task {self.name!r}")
         body = _collecting(fn) if inspect.isasyncgenfunction(self.fn) else fn
-        bound.__dict__.update(_binds="nothing", fn=fn, body=body, shape=self._bound_shape)
+        bound.__dict__.update(self.__dict__, _binds="nothing", fn=fn, body=body, shape=self._bound_shape)
         return bound
 
     @property
@@ -265,7 +264,8 @@ class Task(Marked, Generic[P, R]):
         if self.isgenerator:
             if return_state:
                 raise ValueError(
-                    f"task {self.name!r} is a generator, which has no state to return until it is read"
+                    "The return_type for a generator task must be 'result': "
+                    f"{self.name!r} has no state until it is read"
                 )
             if self.isasync:
                 return _generate_async(self, parameters, wait_for)

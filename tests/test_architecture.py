@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 RANK = {
-    "vocabulary": 0, "errors": 0, "clock": 0, "duration": 1, "sandbox": 1, "template": 1, "config": 1,
+    "vocabulary": 0, "error_forms": 0, "errors": 0, "clock": 0, "duration": 1, "sandbox": 1, "template": 1, "config": 1,
     "tracing": 1,
     "bus": 2, "triggers": 3, "engine": 3, "notifications": 3,
     "automations": 4, "storage": 4, "server": 5, "cli": 6, "testing": 7,

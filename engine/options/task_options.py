@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "HOOKS", "STAYS", "Binds", "TaskOptions", "asks_for_cache", "check_options", "check_retries", "check_timeout",
-    "engine_settings", "is_async", "is_no_cache", "policy_of", "prints_to_log", "take_own", "unwrapped",
+    "engine_settings", "is_async", "is_no_cache", "key_of_function", "policy_of", "prints_to_log", "take_own", "unwrapped",
 ]  # fmt: skip
 
 
@@ -111,6 +111,14 @@ def unwrapped(kind: str, fn: Any) -> tuple[Any, Binds]:
     if not callable(fn):
         raise TypeError(f"@{kind} marks functions, and {fn!r} is none")
     return fn, "instance"
+
+
+def key_of_function(fn: Any) -> str:
+    """Return what tells a task's function from others, whatever the task is called; it stays as the function changes."""
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    said = fn if hasattr(fn, "__qualname__") else type(fn)
+    return f"{said.__qualname__.rpartition('.')[2]}-{getattr(said, '__module__', '')}.{said.__qualname__}"
 
 
 def check_options(kind: str, options: Any, known: Any) -> None:
