@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .call import AsJson, ago, ask, group, pairs, plain, show, table
+from .call import AsJson, ago, ask, group, pairs, show, table
 from .silences import user
 
 alerts = group("Open incidents, as the routing of notifications groups them: ls, show, ack.")
@@ -20,7 +20,7 @@ def ls(as_json: AsJson = False) -> None:
     items = ask(lambda h: h.alerts())
     rows = [
         [a["id"], ago(a.get("opened_at")), a.get("state"), a.get("severity"), a.get("alerts"), a.get("title"),
-         plain(a.get("told_to"))]
+         a.get("told_to")]
         for a in items
     ]  # fmt: skip
     heads = ["ID", "AGE", "STATE", "SEVERITY", "ALERTS", "TITLE", "TOLD TO"]

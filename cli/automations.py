@@ -21,17 +21,21 @@ _Name = Annotated[str, typer.Argument(help="The rule.")]
 def _about(rule: JsonObject) -> str:
     """Return what a rule listens to, or the word of its form."""
     if rule.get("debounce"):
-        return f"debounce {plain(rule.get('on'))}"
+        return f"debounce {_types(rule.get('on'))}"
     expect = rule.get("expect")
     if isinstance(expect, dict):
-        return f"expect {plain(expect.get('on'))}"
+        return f"expect {_types(expect.get('on'))}"
     on = rule.get("on")
     if on:
-        return plain(", ".join(map(str, on)) if isinstance(on, list) else on)
+        return _types(on)
     metric = rule.get("metric")
     if isinstance(metric, dict):
         return f"{metric.get('measure')} {plain(rule.get('is'))}"
     return next((word for word in ("sequence", "any_of", "all_of") if rule.get(word)), "-")
+
+
+def _types(on: object) -> str:
+    return plain(", ".join(map(str, on)) if isinstance(on, list) else on)
 
 
 def _list(value: object) -> list[object]:

@@ -135,7 +135,7 @@ def plain(value: Any) -> str:
 
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str = "none") -> str:
     """Return aligned columns; the last one is not cut, the others are at 60 characters."""
-    cells = [[plain(v) for v in row] for row in rows]
+    cells = [[_cell(v) for v in row] for row in rows]
     if not cells:
         return empty
     for row in cells:
@@ -145,6 +145,13 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str = "n
     return "\n".join(
         "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in lines
     )
+
+
+def _cell(value: Any) -> str:
+    """Return a value of a table; several texts as people write them."""
+    if isinstance(value, list) and all(isinstance(v, str) for v in value):
+        return ", ".join(plain(v) for v in value) or "-"
+    return plain(value)
 
 
 def pairs(value: JsonObject, *, indent: str = "") -> str:

@@ -17,7 +17,7 @@ def ls(as_json: AsJson = False) -> None:
     """List channels; addresses are not shown, they hold tokens."""
     items = ask(lambda h: h.channels())
     rows = [
-        [c["name"], c.get("addresses"), plain(c.get("services")), c.get("rate"), _failing(c.get("failing"))]
+        [c["name"], c.get("addresses"), c.get("services"), c.get("rate"), _failing(c.get("failing"))]
         for c in items
     ]
     columns = ["NAME", "ADDRESSES", "SERVICES", "RATE", "FAILING"]

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .call import AsJson, ask, group, pairs, plain, show, table
+from .call import AsJson, ask, group, pairs, show, table
 
 if TYPE_CHECKING:
-    from ..vocabulary import JsonObject, JsonValue
+    from ..vocabulary import JsonObject
 
 sources = group("NATS subjects of others that become events: ls, show, pause, resume.")
 sinks = group("Events forwarded to NATS or HTTP: ls, show, pause, resume.")
@@ -28,11 +28,6 @@ def _state(item: JsonObject) -> tuple[str, str]:
     return str(status.get("state")), str(status.get("error") or "")
 
 
-def _listed(value: JsonValue) -> str:
-    """Return one or several texts as a person writes them."""
-    return ", ".join(plain(v) for v in value) if isinstance(value, list) else plain(value)
-
-
 def _find(items: list[JsonObject], kind: str, name: str) -> JsonObject:
     from ..errors import UnknownName
 
@@ -46,7 +41,7 @@ def _find(items: list[JsonObject], kind: str, name: str) -> JsonObject:
 def sources_ls(as_json: AsJson = False) -> None:
     """List sources and how each is."""
     items = ask(lambda h: h.sources())
-    rows = [[i["name"], i.get("stream"), _listed(i.get("subject")), *_state(i)] for i in items]
+    rows = [[i["name"], i.get("stream"), i.get("subject"), *_state(i)] for i in items]
     text = table(
         ["NAME", "STREAM", "SUBJECT", "STATE", ""], rows, empty="no sources; write some into hark.yaml"
     )
@@ -86,7 +81,7 @@ def sinks_ls(as_json: AsJson = False) -> None:
             if isinstance(http, dict)
             else None
         )
-        rows.append([i["name"], _listed(i.get("on")), target, *_state(i)])
+        rows.append([i["name"], i.get("on"), target, *_state(i)])
     show(
         [*items],
         table(["NAME", "ON", "TO", "STATE", ""], rows, empty="no sinks; write some into hark.yaml"),

@@ -23,6 +23,12 @@ def user() -> str:
         return ""
 
 
+def _when(stamp: object) -> str:
+    """Return when something ends or ended, from now."""
+    text = ago(stamp)
+    return text if text.startswith(("in ", "-")) else f"{text} ago"
+
+
 @silences.command("ls")
 def ls(
     expired: Annotated[bool, typer.Option("--expired", help="Also those that are over.")] = False,
@@ -35,7 +41,7 @@ def ls(
             s["id"],
             s.get("state"),
             plain(s.get("match")),
-            ago(s.get("ends_at")),
+            _when(s.get("ends_at")),
             s.get("created_by"),
             s.get("comment"),
         ]

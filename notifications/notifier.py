@@ -37,6 +37,7 @@ from .held import Group, HeldMessages
 from .message import Delivery, Message, clipped
 from .rate import TokenBucket, backoff_s
 from .threads import SendThreads, TooManyHang
+from .wording import NO_ALERT
 
 if TYPE_CHECKING:
     from ..bus import Bus
@@ -219,7 +220,7 @@ class Notifier(AsyncContextManagerMixin):
         link = message.context.get("ack_url")
         linked = replace(message, body=f"{message.body}\n\nAcknowledge: {link}".strip()) if link else message
         said: dict[str, Any] = {
-            **message.context, **context, "title": message.title, "severity": message.severity.value,
+            **NO_ALERT, **message.context, **context, "title": message.title, "severity": message.severity.value,
             "channel": channel.name, "event": cause.to_dict() if cause is not None else {},
         }  # fmt: skip
         from .apprise_port import kind_of

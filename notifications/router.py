@@ -407,7 +407,8 @@ class _Term:
         link = None
         if self._links is not None and send.stamp is not None:
             link = self._links.link(Ticket(send.group, send.stamp, shown_address(send.to)), send.at)
-        return replace(message, context={**message.context, "ack_url": link})
+        # No null, which a template that places it without asking would write out.
+        return replace(message, context={**message.context, "ack_url": link or ""})
 
     async def _give_up(self, send: Send, exc: HarkError) -> None:
         log.error("notification.given_up", extra={"to": shown_address(send.to), "group": send.group})

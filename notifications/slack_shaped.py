@@ -110,7 +110,8 @@ class NotifySlackShaped(_Base):  # type: ignore[misc]
                 return True
             after = answer.headers.get("Retry-After", "")
             self.retry_after_s = float(after) if after.isdigit() else None
-            self.logger.warning("The receiver answered %s: %s", answer.status_code, answer.text[:100])
+            said = f"The receiver answered {answer.status_code}: {answer.text.strip()[:100]}"
+            self.logger.warning("%s", said.rstrip(": "))
         return False
 
     def url(self, privacy: bool = False, *args: Any, **kwargs: Any) -> str:

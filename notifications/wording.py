@@ -12,7 +12,13 @@ from ..duration import format_duration
 from ..vocabulary import JsonObject, JsonValue
 from .message import Message, Severity
 
-__all__ = ["Line", "compose"]
+__all__ = ["NO_ALERT", "Line", "compose"]
+
+NO_ALERT: JsonObject = {
+    "status": "", "kind": "message", "group": {"id": "", "labels": {}}, "alerts": [], "firing": 0, "recovered": 0,
+    "new": [], "ack_url": "",
+}  # fmt: skip
+"""What templates read of a message that is about no alert: one channel takes both kinds, with the same template."""
 
 _LISTED = 20
 _ATTACHED = 5

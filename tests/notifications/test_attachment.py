@@ -47,7 +47,7 @@ async def test_each_kind_of_service_is_written_to_in_its_way(
         title="[{{ severity }}] {{ title }}",
         templates={
             "mailto": {"body": "<ul>{% for a in alerts %}<li>{{ a.title }}</li>{% endfor %}</ul>", "format": "html"},
-            "slack": {"title": "{{ title }}", "body": "{{ firing }} open, <{{ ack_url }}|take it>"},
+            "slack": {"title": "{{ title }}", "body": "{{ firing }} open{% if ack_url %}, <{{ ack_url }}|take it>{% endif %}"},
         },
     )  # fmt: skip
     context: Any = {"alerts": [{"title": "a"}, {"title": "b"}], "firing": 2, "ack_url": "http://h/ack/x"}
@@ -59,3 +59,6 @@ async def test_each_kind_of_service_is_written_to_in_its_way(
     assert by_path["/s"]["text"] == "*2 open*\n2 open, <http://h/ack/x|take it>"
     linked = "- a\n- b\n\nAcknowledge: http://h/ack/x"
     assert (by_path["/j"]["title"], by_path["/j"]["message"]) == ("[error] 2 open", linked)
+    # The same templates write a message that is about no alert, as a test of the channel is.
+    await notifier.send("oncall", Message("hello", "there"), key="other")
+    assert dict(receiver.requests[2:])["/s"]["text"] == "*hello*\n0 open"
