@@ -107,14 +107,25 @@ class Sequence(Timeless):
         joins = linked.keys_in(seen.row)
         if linked.joins:
             joins.append(_ANY)
-        for join in joins:
-            place = (key, i, join)
-            waits = self._waits.get(place)
-            if waits is not None:
-                firing = self._carry_on(place, waits, seen)
-                if firing is not None:
-                    return firing
-        return None
+        found = [(place, self._waits[place]) for join in joins if (place := (key, i, join)) in self._waits]
+        if i < len(self._steps) - 1:
+            for place, waits in found:
+                self._pass_on(place, waits, seen)
+            return None
+        # Values in a list answer several waits, and what fires carries no other on.
+        held = [(w, [*w.refs], w.done) for _, waits in found for w in waits] if len(found) > 1 else []
+        complete = [w for place, waits in found for w in self._carry_on(place, waits, seen)]
+        if not complete:
+            return None
+        oldest = min(complete, key=self._begun_at) if len(complete) > 1 else complete[0]
+        for wait, refs, done in held:
+            if wait is not oldest:
+                wait.refs, wait.done = refs, done
+        return self._fire(key, oldest, seen)
+
+    def _begun_at(self, wait: _Wait) -> int:
+        """Return the sequence of the event that completed the first step of a wait."""
+        return max(seq for _, seq, _ in wait.refs[: self._steps[0].count])
 
     def _begin(self, key: str, seen: Seen) -> None:
         ref = (seen.time, seen.seq, seen.id)
@@ -151,9 +162,9 @@ class Sequence(Timeless):
     def _is_gone(self, wait: _Wait, seen: Seen) -> bool:
         return seen.recorded > wait.recorded + self._within + self._lateness
 
-    def _carry_on(self, place: _Place, waits: list[_Wait], seen: Seen) -> Firing | None:
-        key, i, _ = place
-        step = self._steps[i]
+    def _carry_on(self, place: _Place, waits: list[_Wait], seen: Seen) -> list[_Wait]:
+        """Let waits of one place have an event; return those of which it completes the step."""
+        step = self._steps[place[1]]
         self._before(place)
         complete: list[_Wait] = []
         for wait in waits:
@@ -179,18 +190,20 @@ class Sequence(Timeless):
             if full is not None:
                 wait.refs[begins:] = full
                 complete.append(wait)
+        return complete
+
+    def _pass_on(self, place: _Place, waits: list[_Wait], seen: Seen) -> None:
+        """``_carry_on``, and let those that are complete wait for the next step."""
+        complete = self._carry_on(place, waits, seen)
         if not complete:
-            return None
-        if i == len(self._steps) - 1:
-            return self._fire(key, complete[0], seen)
+            return
         left = [wait for wait in waits if wait not in complete]
         if left:
             self._waits[place] = left
         else:
             del self._waits[place]
         for wait in complete:
-            self._advance(key, i, wait, seen)
-        return None
+            self._advance(place[0], place[1], wait, seen)
 
     def _advance(self, key: str, i: int, wait: _Wait, seen: Seen) -> None:
         """Let a wait that has completed step ``i`` wait for the next."""

@@ -250,3 +250,22 @@ def test_sequences_agree_with_following_each_start_by_hand(seed: int, within: fl
     }
     for rule in (joined, keyed):
         assert [int(d.refs[-1].id) for d in triggers(rule, *history)] == expected
+
+
+def test_of_waits_that_one_list_of_values_answers_the_oldest_fires_and_no_other_is_carried_on() -> None:
+    """In whatever order the values stand in the list, and however the waits came to where they are."""
+    ask: dict[str, Any] = {"on": "b", "where": {"data.k": "{{ first.data.k }}"}}
+    rule = {"sequence": [{"as": "first", "on": "a"}, ask], "within": "1m"}
+    begun = [given(1, "a", k="q"), given(2, "a", k="p")]
+    for values in (["p", "q"], ["q", "p"]):
+        (made,) = triggers(rule, *begun, given(3, "b", k=values))
+        assert [ref.id for ref in made.refs] == ["a@1", "b@3"]
+    # The wait for p has one of two when that for q is complete: the event is used up, and p needs two more.
+    twice = {"sequence": [{"as": "first", "on": "a"}, {**ask, "count": 2}], "within": "1m"}
+    history = [*begun, given(3, "b", k="q"), given(4, "b", k=["p", "q"]), given(5, "b", k="p")]
+    assert fired(twice, *history) == [(4, "", 3)]
+    assert fired(twice, *history, given(6, "b", k="p")) == [(4, "", 3), (6, "", 3)]
+    # The younger comes first to the place where both wait.
+    three = {"sequence": [*rule["sequence"], "c"], "within": "1m"}
+    (made,) = triggers(three, *begun, given(3, "b", k="p"), given(4, "b", k="q"), given(5, "c"))
+    assert [ref.id for ref in made.refs] == ["a@1", "b@4", "c@5"]
