@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -85,6 +85,24 @@ class Decision:
 
 def _stamp(at: float) -> str:
     return format_time(datetime.fromtimestamp(at, UTC))
+
+
+def earlier(decision: Decision, by: float) -> Decision:
+    """Return a decision with all its moments ``by`` seconds earlier."""
+    until, fired_at, extra = decision.until, decision.fired_at, decision.extra
+    metric = extra.get("metric") if extra is not None else None
+    if (
+        extra is not None
+        and isinstance(metric, dict)
+        and isinstance(since := metric.get("since"), int | float)
+    ):
+        extra = {**extra, "metric": {**metric, "since": since - by}}
+    return replace(
+        decision, at=decision.at - by, recorded=decision.recorded - by,
+        refs=tuple([ref._replace(time=ref.time - by) for ref in decision.refs]),
+        until=until - by if until is not None else None,
+        fired_at=fired_at - by if fired_at is not None else None, extra=extra,
+    )  # fmt: skip
 
 
 def decision_event(

@@ -21,7 +21,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -31,9 +31,9 @@ from ..bus.event import Recorded, is_too_deep, lacking
 from ..bus.subject import type_of_record
 from ..vocabulary import JsonObject
 from .catalogue import form_of
-from .decision import ADOPTED, SOURCE, Decision
+from .decision import ADOPTED, SOURCE, Decision, earlier
 from .expression import compile_expression
-from .form import Firing, Seen
+from .form import MOMENTS, Firing, Seen
 from .in_force import InForce
 from .key import key_values, keys_of, show_key
 from .listening import Listening, filters_to_follow
@@ -118,11 +118,14 @@ class Fold:
         return rule.form.window(key) if rule is not None and rule.form is not None else 0
 
     def look(self, name: str, key: str) -> JsonObject:
-        """Return how a key of a rule stands, for people."""
+        """Return how a key of a rule stands, for people, in the time of the log."""
         rule = self._rules.get(name)
         if rule is None or rule.form is None:
             return {}
         out = rule.form.look(key)
+        for word in MOMENTS & out.keys():
+            if isinstance(moment := out[word], int | float):
+                out[word] = moment - self._shift
         if rule.resolving is not None:
             out["open"] = key in rule.resolving
         return out
@@ -191,14 +194,17 @@ class Fold:
         """Return the moment of a record in the fold's own time, which is now at the earliest."""
         now, moment = self._now, recorded + self._shift
         if now - moment > SET_BACK_S:
-            self._shift += math.ceil(now - moment)
+            by = math.ceil(now - moment)
+            for rule in self._rules.values():
+                rule.set_back(by, now, self._snapshot)
+            self._shift += by
             moment = recorded + self._shift
         return max(moment, now)
 
     def _told(self, decisions: list[Decision]) -> list[Decision]:
         """Return decisions in the time of the log."""
         shift = self._shift
-        return [_earlier(d, shift) for d in decisions] if shift else decisions
+        return [earlier(d, shift) for d in decisions] if shift else decisions
 
     def _tick(self, now: float) -> list[Decision]:
         self._now = now
@@ -579,16 +585,6 @@ def _seen(row: dict[str, Any], seq: int, recorded: float, shift: float) -> Seen:
 
 
 _new_tuple: Callable[[type[Seen], tuple[Any, ...]], Seen] = tuple.__new__
-
-
-def _earlier(decision: Decision, shift: float) -> Decision:
-    until, fired_at = decision.until, decision.fired_at
-    return replace(
-        decision, at=decision.at - shift, recorded=decision.recorded - shift,
-        refs=tuple([ref._replace(time=ref.time - shift) for ref in decision.refs]),
-        until=until - shift if until is not None else None,
-        fired_at=fired_at - shift if fired_at is not None else None,
-    )  # fmt: skip
 
 
 def _rule_spoken_of(row: dict[str, Any]) -> str | None:

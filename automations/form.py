@@ -12,11 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from ..vocabulary import JsonObject, JsonValue
 
-__all__ = ["Arm", "EventRef", "Firing", "Form", "Seen", "Sweep", "Timeless", "Used"]
+__all__ = ["MOMENTS", "Arm", "Dated", "EventRef", "Firing", "Form", "Seen", "Sweep", "Timeless", "Used"]
+
+
+MOMENTS = frozenset({"newest", "waits_until", "expected_until", "fires_at", "holds_since"})
+"""What of a ``Form.look`` is a moment."""
 
 
 class EventRef(NamedTuple):
@@ -126,6 +130,15 @@ class Form(Protocol):
 
     def watch(self, before: Callable[[Any], None]) -> bool:
         """Tell ``before`` of every cell that is about to change, and return True; False where the cells are the keys."""
+        ...
+
+
+@runtime_checkable
+class Dated(Form, Protocol):
+    """A form that goes by moments written in events, beside those at which they were recorded."""
+
+    def set_back(self, by: float, now: float) -> None:
+        """Hear that the clock was set back: what is to come after ``now`` comes ``by`` seconds later than it seemed."""
         ...
 
 

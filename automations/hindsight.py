@@ -23,6 +23,7 @@ from .condition import parse_where
 from .decision import RESOLVED, SUPPRESSED, TRIGGERED, Decision
 from .explain import Look, explain_event, predicates_of
 from .fold import FoldConfig
+from .form import MOMENTS
 from .key import key_values, keys_of, show_key
 from .matcher import pattern_covers
 from .model import Automation
@@ -139,12 +140,9 @@ def _stamp(at: float) -> str:
     return format_time(datetime.fromtimestamp(at, UTC))
 
 
-_MOMENTS = frozenset({"newest", "waits_until", "expected_until", "fires_at", "holds_since"})
-
-
 def _dated(look: JsonObject) -> JsonObject:
     return {
-        k: _stamp(v) if k in _MOMENTS and isinstance(v, int | float) and not isinstance(v, bool) else v
+        k: _stamp(v) if k in MOMENTS and isinstance(v, int | float) and not isinstance(v, bool) else v
         for k, v in look.items()
     }
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
 from ..vocabulary import JsonObject, derived_id
 from .decision import Decision
-from .form import EventRef, Firing, Form, Seen
+from .form import Dated, EventRef, Firing, Form, Seen
 from .key import key_reader, key_values, show_key
 from .model import Automation
 from .resolving import Ended, Resolving
+
+if TYPE_CHECKING:
+    from .snapshot import Snapshot
 
 __all__ = ["Held", "InForce"]
 
@@ -74,6 +77,16 @@ class InForce:
         self.on_resolve = tuple(written.get("on_resolve") or ())
         # Now and not at each checkpoint: of many rules few change.
         self.defined = orjson.dumps({"revision": revision, "definition": written})
+
+    def set_back(self, by: float, now: float, snapshot: Snapshot | None) -> None:
+        """Hear that the broker's clock was set back. ``snapshot``: the state that is being taken."""
+        form: object = self.form
+        if isinstance(form, Dated):
+            if snapshot is not None:
+                for key in form.cells():
+                    snapshot.before(self.automation.name, key)
+            self.dumped = None
+            form.set_back(by, now)
 
     @property
     def says_over(self) -> bool:

@@ -92,6 +92,15 @@ class QueueDepth(Measuring):
             known.wait(run, due + seen.ahead_s)
         return self._decide(key, known, seen.recorded, seen.row)
 
+    def set_back(self, by: float, now: float) -> None:
+        """See ``Dated``: a run that is asked for ahead waits from the same reading of the clock, which comes later."""
+        for known in self._known.values():
+            assert isinstance(known, _Depth)
+            for run, due in known.waiting.items():
+                if due > now:
+                    known.waiting[run] = due + by
+            known.sorted = sorted(known.waiting.values())
+
     def _figure(self, known: Key, now: float) -> float | None:
         return float(self._count(known, now))
 

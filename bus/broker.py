@@ -341,6 +341,12 @@ class EmbeddedBroker(AsyncContextManagerMixin):
                     f"nats-server ended with code {child.returncode} while starting; it said:\n{said}",
                     hint=f"its whole log is {log_path}",
                 )
+        # On a full disk it cannot write which port it has, and says nothing of it.
+        if why := await anyio.to_thread.run_sync(room_for, self._folder):
+            raise BrokerStartFailed(
+                f"nats-server did not start within {START_S:.0f} s, for {self._folder} cannot be written: {why}",
+                hint="make room, or let this user write there, and start again; `hark doctor` tells",
+            )
         raise BrokerStartFailed(
             f"nats-server did not listen within {START_S:.0f} s; it said:\n{_tail(log_path, log_from)}"
         )
@@ -518,6 +524,11 @@ class hold_home:  # noqa: N801 - used as a context manager function
         except OSError as exc:
             holder = self._file.read().decode(errors="replace").strip()
             self._file.close()
+            if exc.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                raise BrokerStartFailed(
+                    f"the home {self._home} cannot be locked: {exc.strerror or exc}",
+                    hint="its file system has no locks (flock); set HARK_HOME to a folder on another, a local one",
+                ) from exc
             raise AlreadyHeld(
                 f"the home {self._home}",
                 holder=f"pid {holder}" if holder else "another process",

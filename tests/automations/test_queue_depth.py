@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 from hark.automations.catalogue import form_of
+from hark.automations.decision import Decision
+from hark.automations.fold import Fold, FoldConfig
 from hark.automations.form import Seen
 from hark.automations.model import parse_automation
 from hark.automations.pattern import RUN_WORDS
@@ -119,3 +121,27 @@ def _form(rule: Any) -> Any:
 
 def _seen(row: dict[str, Any], recorded: float) -> Any:
     return Seen(row, 1, recorded, recorded, row["id"], 0)
+
+
+def test_a_clock_that_is_set_back_makes_runs_wait_from_the_reading_they_were_asked_for() -> None:
+    """Asked for at twelve: an hour is set back at ten to, so that twelve is further off. What waits already goes on waiting."""
+    fold = Fold(FoldConfig())
+    fold.tick(START)
+    fold.adopt(parse_automation({**DEEP, "name": "r", "is": "> 1"}))
+    rows = [
+        run(0, "scheduled", 1), run(1, "scheduled", 2, due=600), run(-3597, "scheduled", 3, due=900),
+    ]  # fmt: skip
+    made: list[Decision] = []
+    for seq, (at, row) in enumerate(rows, 1):
+        made += fold.step(row, seq=seq, recorded=START + at)
+        fold = Fold.restore(fold.dump_definitions(), fold.dump_state(), fold.config)
+    assert made == []
+    looked = fold.look("r", "q")["holds_since"]
+    assert looked is None
+    made = fold.tick(START + 659)
+    assert made == []
+    (fired,) = fold.tick(START + 661)
+    assert (fired.at, fired.count) == (START + 660, 2)
+    assert fired.extra is not None
+    assert fired.extra["metric"]["since"] == START + 600  # type: ignore[index, call-overload]
+    assert fold.look("r", "q")["holds_since"] == START + 600

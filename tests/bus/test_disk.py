@@ -105,6 +105,36 @@ async def test_a_home_that_cannot_be_written_is_said_when_the_broker_starts(
         assert "HARK_HOME" in caught.value.hint
 
 
+async def test_a_home_without_locks_is_no_home_of_another(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some network file systems have none: that is said, and not that somebody else has the home."""
+
+    def flock(fd: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.raises(BrokerStartFailed, match="cannot be locked: No locks available") as caught:
+        async with EmbeddedBroker(home, BusConfig()):
+            pass
+    assert "HARK_HOME" in caught.value.hint
+
+
+async def test_a_broker_that_cannot_say_its_port_for_a_full_disk_says_why(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """nats-server keeps that to itself, and is waited for."""
+    program = home.parent / "silent"
+    program.write_text("#!/bin/sh\nexec sleep 60\n")
+    program.chmod(0o700)
+    monkeypatch.setattr(broker_module, "START_S", 0.05)
+    monkeypatch.setattr(broker_module, "room_for", lambda folder: "No space left on device")
+    with pytest.raises(BrokerStartFailed, match="cannot be written: No space left") as caught:
+        async with EmbeddedBroker(home, BusConfig(), program=program):
+            pass
+    assert "make room" in caught.value.hint
+
+
 def test_what_the_broker_says_of_writes_is_told_from_the_rest() -> None:
     """Its own words, as nats-server 2.15.1 writes them; connections that come and go are none of them."""
     said = (
