@@ -135,6 +135,8 @@ class Task(Marked, Generic[P, R]):
         self.needs_care |= not self.shape.is_simple
         self.on_commit_hooks = check_hooks("on_commit", options.get("on_commit"))
         self.on_rollback_hooks = check_hooks("on_rollback", options.get("on_rollback"))
+        if self.on_rollback_hooks:
+            note_task_hooks()
         self.needs_care |= self.has_transaction_hooks
         self.is_uncached = is_no_cache(options.get("cache_policy"))
         """Whether it says NO_CACHE: what is said around it makes no cache for it either."""
@@ -447,6 +449,7 @@ class Task(Marked, Generic[P, R]):
         """Decorator: call ``fn(txn)`` to undo a run that completed, when the transaction it is part of is rolled back."""
         self.on_rollback_hooks.append(fn)
         self.needs_care = True
+        note_task_hooks()
         return fn
 
     def on_running(self, fn: Hook) -> Hook:

@@ -206,6 +206,11 @@ class Transaction:
             self._logger = get_run_logger() if in_run else logging.getLogger("hark.transactions")
         return self._logger
 
+    @property
+    def call_key(self) -> str | None:
+        """Under which key the log says that it is committed; None where nothing is recorded, and for those of task runs."""
+        return self._call
+
     # --- doing ----------------------------------------------------------------------------------------
 
     def read(self) -> Any:
@@ -416,6 +421,10 @@ class Transaction:
         self._undone()
         self._unlock()
         return is_well
+
+    def rolling_back(self) -> Steps[bool]:
+        """Do what ``rollback`` does, for who takes the steps."""
+        return self._rollback()
 
     def _undone(self) -> None:
         """For those of task runs: say that it is rolled back."""

@@ -15,8 +15,9 @@ from ..options.hooks import run_hooks, run_hooks_async
 from ..runs.final_state import describe
 from ..signals import OF_THE_CODE, Interrupted, Suspend
 from ..states import State
-from ..sync_async.steps import Turns
+from ..sync_async.steps import Turns, take_steps, take_steps_async
 from .flow_life import Body, CallHooks, Drain, FlowEngine, Life, OnBus, ReadResult, Sleep, Step, WaitFor
+from .flow_steps import Take
 from .resting import wait_in, wait_in_async
 from .timeouts import raise_in_thread, within, within_async
 
@@ -68,6 +69,9 @@ def do_step(engine: FlowEngine, step: Step, session: Session | None) -> Any:
         case CallHooks():
             with engine.entering(), step.entering():
                 run_hooks(step.hooks, *step.told(engine.flow, engine.run), step.state)
+        case Take():
+            with engine.entering():
+                take_steps(step.steps)
         case ReadResult():
             return step.result.read()
         case Body():
@@ -185,6 +189,9 @@ async def do_step_async(engine: FlowEngine, step: Step, session: Session | None)
         case CallHooks():
             with engine.entering(), step.entering():
                 await run_hooks_async(step.hooks, *step.told(engine.flow, engine.run), step.state)
+        case Take():
+            with engine.entering():
+                await take_steps_async(step.steps)
         case ReadResult():
             return await step.result.aread()
         case Body():

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import HarkError, MoveRefused, ParameterError, RunLost, RunTimedOut, UpstreamFailed
 from ...vocabulary import StateType
-from ..between_tries import await_next_try, go_on_awaiting, leaves_for_next_try, suspended_with_parent
 from ..calls.call_key import CallCounter
 from ..calls.nested import replace_leaves
 from ..calls.parameters import recorded_parameters
@@ -42,6 +41,7 @@ from ..states import (
     State,
 )  # fmt: skip
 from .around_code import around_code
+from .between_tries import await_next_try, go_on_awaiting, leaves_for_next_try, suspended_with_parent
 from .divergence import compared
 from .flow_steps import Body, CallHooks, Drain, Life, OnBus, ReadResult, Sleep, Step, WaitFor
 from .runs_above import is_cancelled_above, stays_cancelled, tell_above

@@ -12,11 +12,12 @@ from ..futures import TaskFuture
 from ..options.hooks import Hook
 from ..results import RecordedResult
 from ..states import State
+from ..sync_async.steps import Steps
 
 if TYPE_CHECKING:
     from .resting import Rests
 
-__all__ = ["Body", "CallHooks", "Drain", "Life", "OnBus", "ReadResult", "Sleep", "Step", "WaitFor"]
+__all__ = ["Body", "CallHooks", "Drain", "Life", "OnBus", "ReadResult", "Sleep", "Step", "Take", "WaitFor"]
 
 
 @dataclass(slots=True)
@@ -77,11 +78,18 @@ class CallHooks:
 
 
 @dataclass(slots=True)
+class Take:
+    """Take these steps, in the run's context."""
+
+    steps: Steps[Any]
+
+
+@dataclass(slots=True)
 class ReadResult:
     """Send back the value of a result that was recorded earlier."""
 
     result: RecordedResult
 
 
-Step: TypeAlias = "OnBus | WaitFor | Body | Drain | Sleep | CallHooks | ReadResult"
+Step: TypeAlias = "OnBus | WaitFor | Body | Drain | Sleep | CallHooks | Take | ReadResult"
 Life: TypeAlias = Generator[Step, Any, State]

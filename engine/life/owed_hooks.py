@@ -21,7 +21,8 @@ from ..options.hooks import HOOK_OF_TYPE, Hook, hooks_scope
 from ..runs.hook_log import TRIES, HookLog, is_from_outside
 from .flow_driver import drive, drive_async
 from .flow_engine import go_through, go_through_async, worker_engine
-from .flow_steps import CallHooks, Drain, OnBus
+from .flow_steps import CallHooks, Drain, OnBus, Take
+from .owed_rollbacks import OwedRollback, owed_rollbacks, roll_back
 from .owed_task_hooks import OwedCall, owed_calls, tell_owed
 from .undoing import alone_undoing, alone_undoing_async, engine_to_undo, engine_to_undo_async
 
@@ -44,25 +45,33 @@ def call_owed_hooks(
     session: Session,
     config: EngineConfig | None = None,
     find_module: Callable[[str], ModuleType] = import_module,
+    *,
+    is_script: bool = False,
 ) -> None:
     """Undo what the run had begun and call the hooks of its end, where its writer could not, and note it; in this thread.
 
     What has been done is not repeated.
+
+    Args:
+        is_script: it is a plain call, or part of one: its code is not gone through to undo it.
     """
     if flow.isasync:
-        asyncio.run(call_owed_hooks_async(flow, run, session, config, find_module))
+        asyncio.run(call_owed_hooks_async(flow, run, session, config, find_module, is_script=is_script))
         return
     hooks = _hooks_of(flow, run)
     undoing = engine_to_undo(flow, run, session, config)
+    rollbacks = session.call(owed_rollbacks, session.bus, run) if is_script else []
     begin = partial(HookLog(session.bus).begin, run, undoes=undoing is not None)
     calls = session.call(owed_calls, session.bus, run) if is_from_outside(run) and run.attempt else []
-    if (hooks or calls or undoing is not None) and (attempt := session.call(begin)):
+    if (hooks or calls or rollbacks or undoing is not None) and (attempt := session.call(begin)):
         if undoing is not None and _may_undo(attempt, run):
             with alone_undoing(undoing, session) as is_ours:
                 if is_ours:
                     go_through(undoing, session)
+        if rollbacks and not _may_undo(attempt, run):
+            rollbacks = []
         engine = _engine(flow, run, session, config, find_module)
-        drive(engine, session, _life(engine, hooks, calls))
+        drive(engine, session, _life(engine, hooks, calls, rollbacks))
 
 
 async def call_owed_hooks_async(
@@ -71,19 +80,24 @@ async def call_owed_hooks_async(
     session: Session,
     config: EngineConfig | None = None,
     find_module: Callable[[str], ModuleType] = import_module,
+    *,
+    is_script: bool = False,
 ) -> None:
     """As ``call_owed_hooks``, awaiting async hooks in this loop."""
     hooks = _hooks_of(flow, run)
     undoing = await engine_to_undo_async(flow, run, session, config)
+    rollbacks = await session.acall(owed_rollbacks, session.bus, run) if is_script else []
     begin = partial(HookLog(session.bus).begin, run, undoes=undoing is not None)
     calls = await session.acall(owed_calls, session.bus, run) if is_from_outside(run) and run.attempt else []
-    if (hooks or calls or undoing is not None) and (attempt := await session.acall(begin)):
+    if (hooks or calls or rollbacks or undoing is not None) and (attempt := await session.acall(begin)):
         if undoing is not None and _may_undo(attempt, run):
             async with alone_undoing_async(undoing, session) as is_ours:
                 if is_ours:
                     await go_through_async(undoing, session)
+        if rollbacks and not _may_undo(attempt, run):
+            rollbacks = []
         engine = _engine(flow, run, session, config, find_module)
-        await drive_async(engine, session, _no_body, _life(engine, hooks, calls))
+        await drive_async(engine, session, _no_body, _life(engine, hooks, calls, rollbacks))
 
 
 def call_owed_task_hooks(
@@ -151,9 +165,15 @@ def _engine(
     return engine
 
 
-def _life(engine: FlowEngine, hooks: list[Hook], calls: list[OwedCall]) -> Life:
+def _life(
+    engine: FlowEngine, hooks: list[Hook], calls: list[OwedCall], rollbacks: list[OwedRollback]
+) -> Life:
     tracker = engine.tracker
     assert tracker is not None
+    if rollbacks:
+        engine.context.calls = CallCounter(f"rollback before {hooks_scope(engine.run)}")
+        yield Take(roll_back(engine.context, rollbacks))
+        yield OnBus(tracker.barrier)
     yield from tell_owed(engine.context, calls)
     engine.context.calls = CallCounter(hooks_scope(engine.run))
     yield CallHooks(hooks, engine.run.state)

@@ -66,13 +66,17 @@ class OwedCall:
     def type(self) -> StateType:
         return StateType(self.data["state"]["type"])
 
-    def enter(self, flow: FlowRunContext) -> tuple[TaskRunContext, State, list[Hook]]:
+    def enter(
+        self, flow: FlowRunContext, *, at: str | None = None
+    ) -> tuple[TaskRunContext, State, list[Hook]]:
         """Return the context of the task run, its state, and the hooks to call. What it was given is not recorded.
 
+        Args:
+            at: where the task is found, as ``module:name``; default: where its end says.
         Raises:
             Exception: its task cannot be found.
         """
-        module, what = split_name(str(self.data[MARK]))
+        module, what = split_name(str(self.data[MARK]) if at is None else at)
         assert flow.tracker is not None, "hooks are owed of tracked runs"
         thing: Any = flow.tracker.find_module(module)
         for name in what.split("."):

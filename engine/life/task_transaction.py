@@ -200,13 +200,19 @@ def _meet(call: TaskCall) -> None:
 
 def _tell_outermost(flow: FlowRunContext) -> None:
     """Note in the outermost run that subflows of it have parts of transactions, for whoever may have to undo them."""
+    from .owed_rollbacks import IN_SUBFLOW
+
     if flow.has_told:
         return
     flow.has_told = True
     above: FlowRunContext | None = flow
     while above is not None and above.parent is not None:
         above = above.parent.flow_context
-    if above is not None and above.tracker is not None and IN_SUBFLOWS not in above.tracker.finished:
+    if above is None or above.tracker is None:
+        return
+    if above.tracker.code is not None:
+        above.tracker.events.write_note(IN_SUBFLOW, flow.flow_run.id)
+    elif IN_SUBFLOWS not in above.tracker.finished:
         above.tracker.events.write_note("hark.transaction.noted", IN_SUBFLOWS)
 
 
@@ -231,12 +237,16 @@ def values_of(call: TaskCall) -> str:
     txn = own_transaction()
     if txn is None or txn.parent is None:
         return ""
+    from .owed_rollbacks import undo_text
+
     encoded = encode_result(txn.values, inline_bytes=1 << 62) if txn.values else "{}"
     if not isinstance(encoded, str):
         return ""
-    if isinstance(call.caller, TaskRunContext):
-        return f'"transaction":{encoded},"within":{quoted(call.caller.task_run.call)},'
+    undo = undo_text(call, txn)
     flow = call.flow
-    if flow is not None and flow.parent is not None:
+    is_within = isinstance(call.caller, TaskRunContext)
+    if flow is not None and flow.parent is not None and (undo or not is_within):
         _tell_outermost(flow)
-    return f'"transaction":{encoded},'
+    if isinstance(call.caller, TaskRunContext):
+        return f'"transaction":{encoded},"within":{quoted(call.caller.task_run.call)},{undo}'
+    return f'"transaction":{encoded},{undo}'

@@ -106,9 +106,10 @@ class FlowTracker:
         self.side = SideSession(session.bus)
         self.owner = Owner()
         """Told of what the broker refuses of this run, and of no other."""
-        self.events = self._events_of(flow_run)
+        self.events = self.events_of(flow_run)
 
-    def _events_of(self, run: FlowRun) -> TaskEvents:
+    def events_of(self, run: FlowRun) -> TaskEvents:
+        """Return what writes the transitions of the task runs of ``run``: this one, or a subflow that nobody executes."""
         return TaskEvents(
             self.session, run_id=run.id, run_name=run.name, attempt=run.attempt, flow_name=run.flow_name,
             deployment=run.deployment, correlationid=run.correlationid, causationid=run.causationid,
@@ -290,4 +291,4 @@ class FlowTracker:
         renewed = run.attempt != self.flow_run.attempt or run.name != self.flow_run.name
         self.flow_run = run
         if renewed:
-            self.events = self._events_of(run)
+            self.events = self.events_of(run)

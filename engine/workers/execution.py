@@ -166,7 +166,7 @@ def execute_in_process(job: Job, loader: Loader, session: Session, engine: Engin
         find_module = partial(_module_of_script, flow, find_module)
     try:
         if job.hooks:
-            call_owed_hooks(flow, job.run, session, engine, find_module)
+            call_owed_hooks(flow, job.run, session, engine, find_module, is_script=job.is_script)
             return Outcome("ended")
         execute_sync(
             flow, job.run, session=session, run_log=RunLog(session.bus), retries=job.retries, config=engine,

@@ -32,7 +32,7 @@ SCRIPT = (
     + """
 import threading
 from pathlib import Path
-from hark import get_run_context, runtime
+from hark import get_run_context, get_transaction, runtime, transaction
 
 HERE = Path(__file__).parent
 assert __name__ == "__main__" or HERE.joinpath("killed").exists()
@@ -76,7 +76,50 @@ def made():
         time.sleep(1000)
     return local
 
+def undo(txn):
+    say(f"undo-{txn.get('word')}-{txn.get('where', 'here')}")
+
+@task(on_rollback=[undo])
+def reserve(word):
+    get_transaction().set("word", word)
+
+@task(name="made anew")
+def pair(word):
+    reserve(word + "1")
+    reserve(word + "2")
+
+@task
+def hangs():
+    reserve("e")
+    reserve.with_options(on_rollback=[lambda txn: say("lambda")])("f")
+    say("up")
+    time.sleep(1000)
+
+@flow(on_crashed=[told])
+def part():
+    reserve("d")
+    hangs()
+
+@flow(on_crashed=[told])
+def booked(n):
+    with transaction():
+        reserve("committed")
+    try:
+        with transaction():
+            reserve("undone")
+            raise ValueError
+    except ValueError:
+        say("between")
+    with transaction() as txn:
+        txn.set("where", "hall")
+        reserve("a")
+        with transaction():
+            reserve("b")
+        pair("c")
+        part()
+
 if __name__ == "__main__":
+    threading.Thread(target=booked, args=(4,), daemon=True).start()
     threading.Thread(target=outer, args=(1,), daemon=True).start()
     threading.Thread(target=lambda: asyncio.run(ended()), daemon=True).start()
     threading.Thread(target=made(), daemon=True).start()
@@ -88,22 +131,36 @@ if __name__ == "__main__":
 async def test_hooks_of_plain_calls_are_called_where_their_program_is(
     bus: Bus, home: Path, tmp_path: Path
 ) -> None:
-    """kill -9 of a program with three calls: what each owes is called by a worker on its machine, which runs none of it again."""
+    """kill -9 of a program with four calls: what each owes is called by a worker on its machine, which runs none of it again.
+
+    Hooks of ends, and rollback hooks of what had finished in transactions that were open, in reverse.
+    """
     (tmp_path / "script.py").write_text(SCRIPT)
     with script(home, tmp_path) as process:
-        await hear(bus, "said.up", times=2)
+        await hear(bus, "said.up", times=3)
         await hear(bus, "said.step-completed")
         await hear(bus, "said.ended-7")
         (tmp_path / "killed").touch()
         process.kill()
         async with Dispatcher(bus, EngineConfig()), Worker(bus, WorkerConfig(drain_s=0), EngineConfig()):
-            await hear(bus, "hark.hooks.abandoned.*")
-            await hear_ends(bus, {"outer", "inner", "ended"})
-    assert await said(bus) == {
-        "up": 2, "outer-crashed-1": 1, "inner-crashed-2": 1, "step-completed": 2, "ended-7": 2
-    }  # fmt: skip
-    [given_up] = await events(bus, "hark.ev.hark.hooks.abandoned.>")
-    data: Any = given_up.event.data
+            await hear(bus, "hark.hooks.abandoned.*", times=2)
+            await hear_ends(bus, {"outer", "inner", "ended", "booked", "part"})
+    undone = [f"undo-{word}-hall" for word in ("e", "d", "c2", "c1", "b", "a")]
+    words = [
+        "between", "undo-undone-here", "outer-crashed-1", "inner-crashed-2", "booked-crashed-4", "part-crashed-0",
+    ]  # fmt: skip
+    assert await said(bus) == {"up": 3, "step-completed": 2, "ended-7": 2} | dict.fromkeys(
+        [*words, *undone], 1
+    )
+    told = [record.event.type.removeprefix("said.") for record in await events(bus, "hark.ev.said.>")]
+    assert [word for word in told if word in [*undone, "booked-crashed-4"]] == [*undone, "booked-crashed-4"]
+    abandoned: list[Any] = [
+        record.event.data for record in await events(bus, "hark.ev.hark.hooks.abandoned.>")
+    ]
+    [of_task] = [data for data in abandoned if "task_run" in data]
+    assert of_task["task_run"]["name"].startswith("reserve-")
+    assert "it cannot be rolled back: LookupError: reserve of __main__" in of_task["why"]
+    [data] = [data for data in abandoned if "seq" in data]
     assert data["flow"]["name"] == "local"
     assert "made.<locals>.local" in data["why"]
     assert "give it a name at the top of a module" in data["why"]

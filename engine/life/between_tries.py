@@ -11,13 +11,13 @@ from collections.abc import Generator
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from .life.flow_steps import CallHooks, OnBus, Sleep, Step
-from .life.resting import Rests
-from .runs.replay import RETRY
-from .states import AwaitingRetry, Retrying, State, StateType, Suspended
+from ..runs.replay import RETRY
+from ..states import AwaitingRetry, Retrying, State, StateType, Suspended
+from .flow_steps import CallHooks, OnBus, Sleep, Step
+from .resting import Rests
 
 if TYPE_CHECKING:
-    from .life.flow_life import FlowEngine
+    from .flow_life import FlowEngine
 
 __all__ = ["await_next_try", "go_on_awaiting", "leaves_for_next_try", "suspended_with_parent"]
 
