@@ -45,7 +45,14 @@ def send(
     ] = None,
     header: Annotated[list[str] | None, typer.Option("-H", "--header", help="NAME: VALUE")] = None,
     secret_from: Annotated[
-        Path | None, typer.Option("--secret-file", help="Sign with the secret in this file.")
+        Path | None,
+        typer.Option(
+            "--secret-file",
+            exists=True,
+            dir_okay=False,
+            readable=True,
+            help="Sign with the secret in this file.",
+        ),
     ] = None,
     event: Annotated[
         str, typer.Option("--event", help="What the sender calls the event: push, orders/create.")
@@ -63,7 +70,7 @@ def send(
         key, sep, value = item.partition(":")
         if not sep:
             raise typer.BadParameter(f"{item!r} is not NAME: VALUE")
-        headers[key.strip()] = value.strip()
+        headers[key.strip().lower()] = value.strip()
 
     async def call(hark: Hark) -> tuple[int, JsonObject]:
         from ..server.signing import signed_headers
@@ -74,7 +81,7 @@ def send(
         extra: dict[str, str] = {}
         if not unsigned and verify.get("preset") != "none":
             if secret_from is not None:
-                secret = secret_from.read_text().removesuffix("\n")
+                secret = _secret_in(secret_from)
             elif body == "-" and not sys.stdin.isatty():
                 raise typer.BadParameter(
                     "stdin is the body, so the secret has to be in a file: --secret-file"
@@ -84,13 +91,21 @@ def send(
             else:
                 secret = typer.prompt(f"Secret of {name}", hide_input=True)
             extra = signed_headers(verify, body=raw, secret=secret, event=event)
-        sent = {"content-type": "application/json", **extra, **headers}
+        signed = {name.lower(): value for name, value in extra.items()}
+        sent = {"content-type": "application/json", **signed, **headers}
         return await hark.send_webhook(name, body=raw, headers=sent)
 
     status, answer = ask(call)
     show({"status": status, "answer": answer}, f"{status}\n{pairs(answer)}", as_json=as_json)
     if status >= 300:
         raise typer.Exit(1)
+
+
+def _secret_in(file: Path) -> str:
+    try:
+        return file.read_text().removesuffix("\n")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise typer.BadParameter(f"{file} cannot be read: {exc}") from exc
 
 
 def _body(text: str | None) -> bytes:

@@ -24,7 +24,8 @@ def signed_headers(verify: JsonObject, *, body: bytes, secret: str, event: str =
         secret: the real one; ``user:password`` or the password alone for basic.
         event: what the sender calls the event, where it says so in a header.
     Raises:
-        DefinitionError: the webhook's ``verify`` is of a kind this version does not know.
+        DefinitionError: the webhook's ``verify`` is of a kind this version does not know, or nothing can be signed with
+            this secret.
     """
     if verify.get("preset") == "none":
         return {}
@@ -38,4 +39,10 @@ def signed_headers(verify: JsonObject, *, body: bytes, secret: str, event: str =
         raise DefinitionError(
             f"cannot sign for preset {verify.get('preset')!r}: {exc.errors()[0]['msg']}"
         ) from exc
-    return sign(rule, Keys((secret,), user), body, now=datetime.now(UTC), event=event)
+    headers = sign(rule, Keys((secret,), user), body, now=datetime.now(UTC), event=event)
+    if headers.get("webhook-signature") == "":
+        raise DefinitionError(
+            "this cannot be the secret of a sender that signs as Standard Webhooks does",
+            hint="such a secret is `whsec_` and base64; without the prefix, base64 alone",
+        )
+    return headers

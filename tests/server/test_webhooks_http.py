@@ -203,6 +203,22 @@ async def test_hark_webhooks_send_signs_for_every_preset(
                 assert (piped.exit_code, piped.stderr) == (0, "")
                 both = await command(service, "webhooks", "send", name, "-", stdin="{}")
                 assert (both.exit_code, "--secret-file" in both.output) == (2, True)
+            if name == "slack":
+                given = [
+                    "-H",
+                    "Content-Type: application/x-www-form-urlencoded",
+                    "--secret-file",
+                    str(secret),
+                ]
+                form = await command(service, "webhooks", "send", name, "command=%2Fgo&trigger_id=t1", *given)
+                assert (form.exit_code, form.stdout[:3]) == (0, "202")
+                nowhere = await command(service, *words, "--secret-file", str(tmp_path / "nowhere"))
+                assert (nowhere.exit_code, "does not exist" in nowhere.output) == (2, True)
+            if name == "standard":
+                wrong.write_text("no base64!")
+                unsigned = await command(service, *words, "--secret-file", str(wrong))
+                assert (unsigned.exit_code, "whsec_" in unsigned.output) == (2, True)
+                wrong.write_text("whsec_d3Jvbmc=")
             if name != "open":
                 refused = await command(service, *words, "--secret-file", str(wrong))
                 assert (refused.exit_code, json.loads(refused.stdout)["status"]) == (1, 401), name
