@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypedDict, T
 from ..vocabulary import JsonObject, JsonValue
 from .calls.parameters import CallShape
 from .calls.task_call import as_tuple
-from .executors.reference import reduced, restore
+from .code.reference import reduced, restore
 from .futures import TaskFuture
 from .life import flow_engine
 from .options.deployable import Deployable

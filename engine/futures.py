@@ -12,11 +12,11 @@ from typing import Any, Generic, Literal, NamedTuple, TypeVar, cast
 from ..errors import ResultMissing
 from ..vocabulary import TaskRunId
 from .calls.nested import replace_leaves
-from .executors.thread_pool import waiting_for_another
-from .life.timeouts import waking
 from .runs.task_run import TaskRun
 from .signals import Suspend
 from .states import Pending, State, StoredResult
+from .sync_async.thread_pool import waiting_for_another
+from .sync_async.timeouts import waking
 
 __all__ = [
     "DoneAndNotDone", "DoneAndNotDoneFutures", "FutureList", "PrefectConcurrentFuture", "PrefectFuture", "PrefectFutureList",

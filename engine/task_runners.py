@@ -14,9 +14,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Self
 
 from .context import FlowRunContext, TaskRunContext
-from .executors.thread_pool import ThreadPool, run_coroutine
 from .futures import FutureList, TaskFuture, left_s
 from .states import Cancelled
+from .sync_async.thread_pool import ThreadPool, run_coroutine
 
 if TYPE_CHECKING:
     from .calls.task_call import TaskCall

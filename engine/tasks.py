@@ -25,7 +25,7 @@ from .cache_policies import DEFAULT, NO_CACHE, task_input_hash
 from .calls.mapping import map_calls
 from .calls.parameters import CallShape
 from .calls.task_call import as_tuple, prepare
-from .executors.reference import reduced, restore
+from .code.reference import reduced, restore
 from .futures import FutureList, TaskFuture
 from .life.task_engine import call_async, call_sync, run_async, run_sync
 from .life.task_generator import run_generator, run_generator_async

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from functools import cache
 from pathlib import Path
 
@@ -25,6 +26,12 @@ ONLY = {
     "typer": {"cli"},
     "fastapi": {"server"},
 }
+ENGINE_RANK = {
+    "options": 0, "sync_async": 0, "code": 1, "limits": 1, "persistence": 2, "runs": 2, "calls": 3, "life": 4, "utilities": 4,
+    "executors": 5, "pausing": 5, "background_tasks": 6, "dispatching": 6, "client_calls": 7, "workers": 7,
+}  # fmt: skip
+"""The packages of the engine. The modules above them, which carry the names people write, are on no floor of theirs."""
+LARGEST = 40
 LONGEST = 600
 
 
@@ -39,6 +46,11 @@ def source_files() -> list[Path]:
     ]
 
 
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
 def room_of(path: Path) -> str:
     return path.relative_to(ROOT).parts[0].removesuffix(".py")
 
@@ -48,7 +60,7 @@ def imports_of(path: Path) -> list[tuple[str, bool, int]]:
     """Return (first word imported, whether it is one of our rooms, line) for each import in a file."""
     found: list[tuple[str, bool, int]] = []
     depth = len(path.relative_to(ROOT).parts)
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
             for name in node.names:
                 words = name.name.split(".")
@@ -75,6 +87,69 @@ def test_imports_point_down() -> None:
         and not (RANK[room_of(path)] <= 1 and RANK[name] <= 1)
     ]  # fmt: skip
     assert wrong == []
+
+
+@cache
+def imported_first(path: Path) -> frozenset[Path]:
+    """Return our files that a file imports when it is imported itself, wherever in it that is not a function."""
+    found: set[Path] = set()
+    inside: list[ast.AST] = [tree_of(path)]
+    while inside:
+        node = inside.pop()
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            inside.extend(node.orelse)
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            folder = path.parents[node.level - 1].joinpath(*(node.module or "").split("."))
+            names = [folder.joinpath(alias.name) for alias in node.names]
+            found |= {f for p in (folder, *names) if (f := p.with_suffix(".py")).is_file()}
+        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            inside.extend(ast.iter_child_nodes(node))
+    return frozenset(found)
+
+
+def package_of(path: Path) -> str:
+    """Return the package of the engine that a file is in; nothing for its upper modules, and for other rooms."""
+    parts = path.relative_to(ROOT).parts
+    return parts[1] if parts[0] == "engine" and len(parts) > 2 else ""
+
+
+def test_packages_of_the_engine_import_what_is_below_them() -> None:
+    """When they are imported, that is; inside a function and for types alone, an arrow may point up."""
+    assert {package_of(path) for path in source_files()} - {""} == set(ENGINE_RANK)
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {other.relative_to(ROOT)}"
+        for path in source_files()
+        for other in imported_first(path)
+        if (here := package_of(path)) and (there := package_of(other)) and here != there
+        and ENGINE_RANK[here] <= ENGINE_RANK[there]
+    ]  # fmt: skip
+    assert wrong == []
+
+
+def test_no_imports_go_in_a_circle() -> None:
+    """A file whose import leads back to it works or not by which of them somebody imports first."""
+    open_: list[Path] = []
+    done: set[Path] = set()
+    circles: list[str] = []
+
+    def visit(path: Path) -> None:
+        if path in open_:
+            circles.append(" > ".join(str(p.relative_to(ROOT)) for p in [*open_[open_.index(path) :], path]))
+        elif path not in done:
+            open_.append(path)
+            for other in sorted(imported_first(path)):
+                visit(other)
+            done.add(open_.pop())
+
+    for path in source_files():
+        visit(path)
+    assert circles == []
+
+
+def test_no_folder_of_the_engine_is_a_list() -> None:
+    """Past forty files nobody finds their way by reading the names."""
+    sizes = Counter(path.parent for path in source_files() if room_of(path) == "engine")
+    assert {str(folder.relative_to(ROOT)): n for folder, n in sizes.items() if n > LARGEST} == {}
 
 
 @pytest.mark.parametrize("library", sorted(ONLY))
@@ -104,7 +179,7 @@ def test_nothing_but_config_reads_the_environment() -> None:
     wrong = []
     for path in source_files():
         relative = str(path.relative_to(ROOT))
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(tree_of(path)):
             if (
                 isinstance(node, ast.Attribute)
                 and node.attr in ("environ", "getenv")

@@ -13,12 +13,12 @@ from ...bus.event import readable
 from ...bus.subject import BACKGROUND_RUNS
 from ...errors import HarkError
 from ...vocabulary import StateType, TaskRunId
-from ..executors.thread_pool import waiting_for_another
 from ..futures import TaskFuture
-from ..life.timeouts import waking
 from ..results import RecordedResult
 from ..states import NotReady, State
 from ..sync_async.either import session_here
+from ..sync_async.thread_pool import waiting_for_another
+from ..sync_async.timeouts import waking
 from .background import NOT_READY, BackgroundLog, BackgroundRun, is_end
 
 if TYPE_CHECKING:

@@ -23,8 +23,8 @@ from types import ModuleType
 from typing import Any
 
 from ...errors import DefinitionError, MissingFile, MissingFlow
-from ..dispatching.waiting import LOOP, PROCESS, Lane
 from .entrypoint import split_entrypoint
+from .lane import LOOP, PROCESS, Lane
 from .signature import schema_of
 
 __all__ = ["Facts", "Loader", "Source", "facts_of", "find_source"]

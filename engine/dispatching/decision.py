@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from ...vocabulary import FlowRunId, StateType
-from .waiting import Lane
+from ..code.lane import Lane
 
 __all__ = ["Await", "Cancel", "Decision", "Drop", "Expire", "Finish", "Late", "Start"]
 

@@ -19,6 +19,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from ...vocabulary import FlowRunId, JsonObject, JsonValue, StateType
+from ..code.lane import LOOP, PROCESS, UNKNOWN, Lane
 from ..pausing.pause import PauseSpec
 from ..runs.hook_log import is_from_outside
 from ..runs.run import FlowRun
@@ -26,7 +27,7 @@ from .decision import Await, Cancel, Decision, Drop, Expire, Finish, Late, Start
 from .deployment import ConcurrencySpec, Deployment
 from .known_run import KnownRun
 from .pool import Pool
-from .waiting import LOOP, PROCESS, UNKNOWN, Lane, LineKey, Place, Row, RowKey, Waiting
+from .waiting import LineKey, Place, Row, RowKey, Waiting
 
 __all__ = ["LATE_AFTER_S", "Dispatch"]
 

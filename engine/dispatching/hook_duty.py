@@ -25,6 +25,7 @@ import anyio
 from ...bus import Bus
 from ...errors import HarkError, StreamFull
 from ...vocabulary import FlowRunId, JsonValue
+from ..code.lane import LOOP, PROCESS
 from ..code.script_code import NO_CODE, ScriptCode, recorded_code
 from ..code.subflow_code import outermost_run
 from ..life.caller import DETAIL as CALLER
@@ -33,7 +34,6 @@ from ..runs.run import FlowRun
 from ..runs.run_log import RunLog, readable_run
 from .insisting import insist
 from .ticket import Ticket
-from .waiting import LOOP, PROCESS
 
 __all__ = ["HookDuty", "OwedHooks"]
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from ...vocabulary import FlowRunId, JsonValue, StateType
-from .waiting import Lane
+from ..code.lane import Lane
 
 __all__ = ["KnownRun"]
 

@@ -39,6 +39,7 @@ from ...errors import (
     UnknownName,
 )
 from ...vocabulary import FlowRunId, JsonObject, StateType
+from ..code.lane import LOOP, UNKNOWN
 from ..life import caller as callers
 from ..life.caller import CallerInfo
 from ..pausing.pause import NEVER_RESUMED
@@ -58,7 +59,6 @@ from .pool import BUCKET as POOLS
 from .pool import Pool
 from .presence import WorkerInfo
 from .ticket import Ticket
-from .waiting import LOOP, UNKNOWN
 
 __all__ = ["Leader"]
 

@@ -11,8 +11,8 @@ import orjson
 
 from ...bus.event import Event
 from ...vocabulary import JsonObject
+from ..code.lane import LOOP, PROCESS, Lane
 from ..runs.run import SOURCE
-from .waiting import LOOP, PROCESS, Lane
 
 __all__ = ["BEAT_S", "BUCKET", "PREFIX", "TTL_S", "WorkerInfo"]
 

@@ -15,15 +15,9 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ...vocabulary import FlowRunId
+from ..code.lane import Lane
 
-__all__ = ["LOOP", "PROCESS", "UNKNOWN", "Lane", "LineKey", "Place", "Row", "RowKey", "Waiting"]
-
-Lane = str
-"""How a run executes: ``LOOP`` in the worker's event loop, ``PROCESS`` in a process, ``UNKNOWN`` until seen once."""
-
-LOOP: Lane = "loop"
-PROCESS: Lane = "process"
-UNKNOWN: Lane = "unknown"
+__all__ = ["LineKey", "Place", "Row", "RowKey", "Waiting"]
 
 
 class LineKey(NamedTuple):

@@ -11,12 +11,14 @@ import orjson
 from ...errors import UnavailableError
 from ...vocabulary import JsonObject
 
-__all__ = ["MAX_FRAME_BYTES", "Channel", "encode", "read_frame"]
+__all__ = ["MAX_FRAME_BYTES", "ORPHANED", "Channel", "encode", "read_frame"]
 
 _HEAD = struct.Struct(">I")
 _BYTES_HEAD = struct.Struct(">Q")
 MAX_FRAME_BYTES = 64 << 20
 """Above the largest event a broker can be set to take."""
+ORPHANED = 71
+"""Exit code of a process whose worker is gone: nobody is at the other end."""
 
 
 def encode(value: JsonObject) -> bytes:

@@ -10,18 +10,18 @@ from types import GeneratorType
 from typing import TYPE_CHECKING, Any
 
 from ...bus.emit import CauseAttrs, current_cause
+from ..code.reference import imported
 from ..context import FlowRunContext, TaskRunContext, current_run, current_tags
 from ..futures import resolve_futures_to_states, settle_futures
 from ..life.tracking import FlowTracker
 from ..logging import printing
 from ..runs.replay import FinishedCall
 from ..serializers import unpickled
+from ..sync_async.thread_pool import run_coroutine
 from ..task_runners import ThreadPoolTaskRunner
 from ..tasks import Task
 from .carried import flow_context_of
-from .reference import imported
 from .shipment import FlowFacts, Shipment, packed_outcome
-from .thread_pool import run_coroutine
 
 if TYPE_CHECKING:
     from ...bus.session import Session

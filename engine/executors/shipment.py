@@ -15,13 +15,13 @@ from ...bus.emit import CauseAttrs, current_cause
 from ...bus.event import Event
 from ...errors import TaskFailed, Unpicklable
 from ..calls.task_call import TaskCall
+from ..code.reference import module_file, reference_to
 from ..context import FlowRunContext, current_tags
 from ..logging import run_loggers
 from ..runs.run import FlowRun
 from ..runs.task_run import TaskRun
 from ..serializers import pickled, unpickled
 from ..tasks import Task
-from .reference import module_file, reference_to
 
 if TYPE_CHECKING:
     from ...bus.address import BrokerAddress

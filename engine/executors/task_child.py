@@ -19,8 +19,7 @@ from ...bus.session import Session, SessionThread, use_session
 from ...config import BusConfig
 from ..logging import run_loggers
 from ..serializers import pickled, unpickled
-from ..workers.process_child import ORPHANED
-from .frame import Channel
+from .frame import ORPHANED, Channel
 from .remote_try import run_try
 from .shipment import Shipment
 

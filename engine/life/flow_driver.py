@@ -16,10 +16,10 @@ from ..runs.final_state import describe
 from ..signals import OF_THE_CODE, Interrupted, Suspend
 from ..states import State
 from ..sync_async.steps import Turns, take_steps, take_steps_async
+from ..sync_async.timeouts import raise_in_thread, within, within_async
 from .flow_life import Body, CallHooks, Drain, FlowEngine, Life, OnBus, ReadResult, Sleep, Step, WaitFor
 from .flow_steps import Take
 from .resting import wait_in, wait_in_async
-from .timeouts import raise_in_thread, within, within_async
 
 if TYPE_CHECKING:
     from ...bus.session import Session

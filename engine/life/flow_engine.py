@@ -22,10 +22,10 @@ from ..runs.naming import default_run_name
 from ..runs.run import Cause, FlowRun, RunRequest, run_id_for
 from ..states import State
 from ..sync_async.side_session import SideSession
+from ..sync_async.timeouts import within_async
 from .flow_driver import body_async, body_in_thread, drive, drive_async
 from .flow_generator import drive_generator, drive_generator_async
 from .flow_life import FlowEngine
-from .timeouts import within_async
 from .tracking import FlowTracker
 from .undoing import Undoing
 

@@ -13,9 +13,9 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from ..sync_async.steps import Turns
+from ..sync_async.timeouts import left_of, within, within_async
 from .flow_driver import do_step, do_step_async
 from .flow_life import Body, FlowEngine
-from .timeouts import left_of, within, within_async
 
 if TYPE_CHECKING:
     from ...bus.session import Session

@@ -40,13 +40,13 @@ from ..states import (
     Scheduled,
     State,
 )  # fmt: skip
+from ..sync_async.timeouts import left_of, timed_out
 from .around_code import around_code
 from .between_tries import await_next_try, go_on_awaiting, leaves_for_next_try, suspended_with_parent
 from .divergence import compared
 from .flow_steps import Body, CallHooks, Drain, Life, OnBus, ReadResult, Sleep, Step, WaitFor
 from .runs_above import is_cancelled_above, stays_cancelled, tell_above
 from .spans import end_span, flow_span
-from .timeouts import left_of, timed_out
 from .tracking import FlowTracker
 from .undoing import Undoing, is_passing, resume_undoing, undone_in
 from .user_frames import shown_exception

@@ -22,7 +22,7 @@ from ..context import FlowRunContext, TaskRunContext
 from ..logging import logger_of_flow_run
 from ..signals import Suspend, suspension_in
 from ..states import AwaitingRetry, State
-from .timeouts import pause, waking
+from ..sync_async.timeouts import pause, waking
 
 if TYPE_CHECKING:
     from ..calls.task_call import TaskCall

@@ -24,6 +24,7 @@ from ..runs.final_state import state_of_exception
 from ..signals import OF_THE_CODE
 from ..states import State, StateType
 from ..sync_async.steps import take_steps, take_steps_async
+from ..sync_async.timeouts import within, within_async
 from .resting import rest, rest_async, rest_first, rest_first_async
 from .spans import task_span
 from .task_life import (
@@ -57,7 +58,6 @@ from .task_transaction import (
     undo_try,
     values_of,
 )
-from .timeouts import within, within_async
 
 __all__ = [
     "call_async", "call_sync", "finish_async", "finish_sync", "run_async", "run_sync", "wants_retry_async",

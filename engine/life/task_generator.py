@@ -19,11 +19,11 @@ from ..options.hooks import run_hooks, run_hooks_async
 from ..runs.final_state import state_of_exception
 from ..signals import OF_THE_CODE
 from ..sync_async.steps import Steps, take_steps, take_steps_async
+from ..sync_async.timeouts import left_of, within, within_async
 from .resting import rest, rest_async, rest_first, rest_first_async
 from .task_engine import finish_async, finish_sync, wants_retry_async, wants_retry_sync
 from .task_life import await_retry, begin, begin_try, crashed, give_name, may_retry, running_state, succeeded
 from .task_transaction import abandon, conclude, try_transaction, undo_try
-from .timeouts import left_of, within, within_async
 
 __all__ = ["run_generator", "run_generator_async"]
 

@@ -22,14 +22,11 @@ from ...bus.session import Session, SessionThread, use_session
 from ...config import BusConfig, EngineConfig
 from ...vocabulary import JsonObject, JsonValue
 from ..code.loader import Loader
-from ..executors.frame import Channel
+from ..executors.frame import ORPHANED, Channel
 from ..signals import Interrupted
 from .execution import Job, Outcome, execute_in_process
 
-__all__ = ["ORPHANED", "child_main", "decode_address", "encode_address"]
-
-ORPHANED = 71
-"""Exit code of a child whose worker is gone."""
+__all__ = ["child_main", "decode_address", "encode_address"]
 
 
 def encode_address(address: BrokerAddress) -> JsonObject:

@@ -9,13 +9,13 @@ from pydantic import ValidationError
 
 from ...bus import Bus
 from ...errors import DefinitionError, SecretUnreadable, SourceFailed, UnknownName
+from ..code.lane import PROCESS
 from ..code.loader import Facts, facts_of, find_source
 from ..code.script_code import NO_CODE, ScriptCode, recorded_code
 from ..code.subflow_code import outermost_run, unfindable
 from ..code_source import fetched
 from ..dispatching.deployment import BUCKET as DEPLOYMENTS
 from ..dispatching.deployment import Deployment, is_name, read_deployment
-from ..dispatching.waiting import PROCESS
 from ..runs.run import FlowRun
 from ..runs.run_log import RunLog
 

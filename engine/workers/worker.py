@@ -35,12 +35,12 @@ from ...errors import (
     UnavailableError,
 )
 from ...vocabulary import FlowRunId, JsonObject, StateType, new_id
+from ..code.lane import LOOP, PROCESS, Lane
 from ..code.loader import Loader
 from ..dispatching import presence
 from ..dispatching.insisting import insist, settle
 from ..dispatching.presence import WorkerInfo
 from ..dispatching.ticket import Answer, Ticket, answer, attempt_taken, lane_of, losses, message_taken
-from ..dispatching.waiting import LOOP, PROCESS, Lane
 from ..runs.hook_log import HERE, TRIES, HookLog, is_from_outside, is_owed, owing
 from ..runs.open_tasks import end_open_tasks
 from ..runs.run import SOURCE, FlowRun

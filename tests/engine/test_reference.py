@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hark.engine.executors.reference import Reference, imported
+from hark.engine.code.reference import Reference, imported
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from hark.engine.executors.thread_pool import ThreadPool
+from hark.engine.sync_async.thread_pool import ThreadPool
 
 
 @pytest.fixture

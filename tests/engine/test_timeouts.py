@@ -9,7 +9,7 @@ import sys
 
 BLOCKED = """
 import threading, time
-from hark.engine.life.timeouts import within
+from hark.engine.sync_async.timeouts import within
 from hark.errors import RunTimedOut
 
 for _ in range(8):

@@ -17,8 +17,8 @@ from collections.abc import Callable, Coroutine, Generator
 from typing import Any, TypeVar
 
 from ..context import FlowRunContext, current_run
-from ..life.timeouts import raise_in_thread
 from ..signals import Interrupted
+from .timeouts import raise_in_thread
 
 __all__ = ["ThreadPool", "run_coroutine", "waiting_for_another"]
 
