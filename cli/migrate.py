@@ -79,14 +79,17 @@ def airflow(
         else:
             message = "there is no DAG in it; if flows import it, copy it beside them"
             notes.append({"file": str(file), "line": 1, "column": 1, "message": message, "lost": False})
-    if output is not None:
+    if output is not None and dags:
         _write_all(output, {**written, "hark.yaml": _yaml(sections)})
     if as_json:
         typer.echo(to_json({"files": written, "config": sections, "notes": notes}))
     else:
         _tell(notes, count=dags)
-        if output is None:
+        if output is None and dags:
             typer.echo("nothing was written: name a folder with -o", err=True)
+    if not dags:
+        typer.echo(f"there is no DAG in {path}, so nothing was written", err=True)
+        raise typer.Exit(1)
     if strict and any(note["lost"] for note in notes):
         raise typer.Exit(1)
 
@@ -146,8 +149,12 @@ def _migrate(
     if as_json:
         typer.echo(to_json({"config": sections, "notes": notes}))
     else:
-        _write(_yaml(sections), output)
+        if any(sections.values()):
+            _write(_yaml(sections), output)
         _tell(notes, count=sum(len(entries) for entries in sections.values()))
+    if not any(sections.values()):
+        typer.echo(f"nothing in {path} could be converted, so nothing was written", err=True)
+        raise typer.Exit(1)
     if strict and any(note["lost"] for note in notes):
         raise typer.Exit(1)
 

@@ -129,3 +129,27 @@ def test_a_configuration_may_hold_an_event_pattern(tmp_path: Path) -> None:
     [fault] = [one for one in faults if not one.is_warning]
     assert "unknown operator 'preffix'" in fault.message
     assert fault.at.line in (3, 4, 5)
+
+
+@pytest.mark.parametrize(
+    ("tool", "text", "why"),
+    [
+        ("eda", "a: 1", "a rulebook is a list of rulesets"),
+        ("eda", "- {name: x, hosts: all, tasks: []}", "it has no `rules`"),
+        ("eda", "- {name: x, rules: [{name: y, condition: facts.x == 1}]}", "have no equivalent"),
+        ("prefect", "a: 1", "it has no `trigger`"),
+        ("prefect", "", "0 converted"),
+        ("airflow", "print(1)", "there is no DAG in it"),
+    ],
+)
+def test_a_file_with_nothing_to_convert_is_a_failure(tool: str, text: str, why: str, tmp_path: Path) -> None:
+    """It says why, writes nothing, and exits 1: a script that goes on would deploy an empty configuration."""
+    source, out = tmp_path / ("x.py" if tool == "airflow" else "x.yaml"), tmp_path / "out"
+    source.write_text(text)
+    made = CliRunner().invoke(app, ["migrate", tool, str(source), "-o", str(out)])
+    assert made.exit_code == 1, made.output
+    assert why in made.stderr
+    assert made.stderr.endswith("so nothing was written\n")
+    assert not out.exists()
+    machine = CliRunner().invoke(app, ["migrate", tool, str(source), "--json"])
+    assert (machine.exit_code, json.loads(machine.stdout)["config"]) in ((1, {}), (1, {"automations": {}}))
