@@ -18,12 +18,13 @@ import orjson
 
 from ..errors import HarkError, ResultMissing
 from ..vocabulary import JsonObject
-from .serializers import Serializer, pickled, serializer_named, unpickled
 from .states import StoredResult
+from .writing import pickled, serializer_that_reads, unpickled
 
 if TYPE_CHECKING:
     from ..bus.session import Session
     from .persistence.result_store import ResultRecord, ResultRecordMetadata, ResultStore, get_result_store
+    from .serializers import Serializer
 
 __all__ = [
     "NOT_KEPT", "InlineResult", "LargeResult", "RecordedResult", "ResultOfRun", "ResultRecord", "ResultRecordMetadata",
@@ -32,7 +33,7 @@ __all__ = [
 ]  # fmt: skip
 
 Format: TypeAlias = str
-"""The ``type`` of the serializer that wrote it."""
+"""The ``format`` of the serializer that wrote it."""
 
 InlineResult: TypeAlias = str
 """The text of the JSON object that stands as ``result`` in the event."""
@@ -85,7 +86,7 @@ def is_lossless(value: Any, depth: int = 0) -> bool:
 def encode_bytes(value: Any, serializer: Serializer | None = None) -> tuple[bytes, Format]:
     """Return the bytes of a value and their format. Raises whatever the serializer raises for what it cannot hold."""
     if serializer is not None:
-        return serializer.dumps(value), serializer.type
+        return serializer.dumps(value), serializer.format
     if is_lossless(value):
         try:
             return orjson.dumps(value), "json"
@@ -121,7 +122,7 @@ def encode_result(
     try:
         data, format_ = (pickled(value), "pickle") if serializer is None else encode_bytes(value, serializer)
     except Exception as exc:  # anything at all may be raised by what cannot be written
-        how = "pickled" if serializer is None else f"written as {serializer.type}"
+        how = "pickled" if serializer is None else f"written as {serializer.format}"
         return missing(f"a {type(value).__qualname__} cannot be {how}: {type(exc).__name__}: {exc}")
     if len(data) <= inline_bytes:
         # "bytes" and not "inline", so that JSON by a serializer of one's own is not taken for ours.
@@ -151,11 +152,11 @@ def decode_bytes(
         ResultMissing: the bytes cannot be read, or nobody here knows the format.
     """
     try:
-        if serializer is not None and serializer.type == format_:
+        if serializer is not None and serializer.format == format_:
             return serializer.loads(data)
         if format_ == "pickle":
             return unpickled(data)
-        return serializer_named(str(format_)).loads(data)
+        return serializer_that_reads(str(format_)).loads(data)
     except Exception as exc:  # unpickling runs whatever the value's class says
         raise ResultMissing(run_id, key, why=f"{type(exc).__name__}: {exc}") from exc
 

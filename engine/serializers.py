@@ -1,17 +1,20 @@
 """Values to bytes and back: pickle, JSON, and either of them compressed.
 
-A serializer has a ``type``, which is written beside its bytes, so that whoever reads them finds the right one. A subclass
-with a ``type`` of its own is found by it too, once its module has been imported.
+A serializer has a ``type``, and a ``format`` that is written beside its bytes, so that whoever reads them finds the right one. A
+subclass with a ``type`` of its own is found by it too, once its module has been imported.
 """
 
 from __future__ import annotations
 
 import builtins
 import json
-from abc import ABCMeta, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from importlib import import_module
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, field_validator, model_validator
+
+from .writing import pickled, unpickled
 
 __all__ = [
     "CompressedJSONSerializer",
@@ -29,73 +32,52 @@ __all__ = [
 ]
 
 
-def pickled(value: Any) -> bytes:
-    """Return the cloudpickle of ``value``; anything at all may be raised for what cannot be pickled."""
-    import cloudpickle  # type: ignore[import-untyped]
+class Serializer(BaseModel):
+    """Turns a value into bytes and back. ``Serializer(type="json")`` is a ``JSONSerializer``, and so on.
 
-    data: bytes = cloudpickle.dumps(value)
-    return data
-
-
-def unpickled(data: bytes) -> Any:
-    """Return the value that was pickled; anything at all may be raised, since its class has a say."""
-    import cloudpickle
-
-    return cloudpickle.loads(data)
-
-
-class _Kinds(ABCMeta):
-    """``Serializer(type="json")`` is a ``JSONSerializer``, and so on."""
-
-    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-        if cls.__dict__.get("_is_base"):
-            return serializer_named(kwargs.pop("type", ""), **kwargs)
-        if kwargs.get("type") == getattr(cls, "type", ""):
-            del kwargs["type"]
-        return super().__call__(*args, **kwargs)
-
-
-class Serializer(metaclass=_Kinds):
-    """Turns a value into bytes and back. Subclasses say a ``type``, and are found by it if they can be made without arguments.
-
-    A subclass need not say how it is made: what it annotates can be given by name.
+    A subclass gives its ``type`` a default (``type: str = "mine"``), and is found by it; other fields are said by name, and need
+    defaults for results to be read back by whoever has only the type.
     """
 
-    _is_base = True
+    model_config = ConfigDict(extra="forbid")
 
     _known: ClassVar[dict[str, builtins.type[Serializer]]] = {}
-    type: str = ""
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        if cls.type:
-            Serializer._known.setdefault(cls.type, cls)
+    type: str
 
-    def __init__(self, **fields: Any) -> None:
-        known = {word for base in type(self).__mro__ for word in vars(base).get("__annotations__", ())}
-        for name, value in fields.items():
-            if name not in known or name.startswith("_"):
-                raise TypeError(f"{type(self).__name__} takes no {name!r}")
-            setattr(self, name, value)
+    def __class_getitem__(cls, item: Any) -> builtins.type[Self]:
+        return cls  # ``Serializer[Order]`` says what it is for, to who reads it
 
-    @abstractmethod
-    def dumps(self, value: Any) -> bytes:
-        """Return the bytes of ``value``; raises whatever the format raises for what it cannot hold."""
+    def __new__(cls, *args: Any, type: str | None = None, **fields: Any) -> Self:
+        made: Any = super().__new__(_kind_named(type) if cls is Serializer and type else cls)
+        return made  # type: ignore[no-any-return]
 
-    @abstractmethod
-    def loads(self, data: bytes) -> Any:
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        said = cls.model_fields["type"].default
+        if isinstance(said, str):
+            Serializer._known.setdefault(said, cls)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _of_its_kind(cls, given: Any, handler: ModelWrapValidatorHandler[Self]) -> Any:
+        if cls is Serializer and isinstance(given, dict) and given.get("type") in Serializer._known:
+            return Serializer._known[given["type"]].model_validate(given)
+        return handler(given)
+
+    def dumps(self, obj: Any) -> bytes:
+        """Return the bytes of ``obj``; raises whatever the format raises for what it cannot hold."""
+        raise NotImplementedError(f"{self.__class__.__name__} has no dumps(obj)")
+
+    def loads(self, blob: bytes) -> Any:
         """Return the value that ``dumps`` was given."""
+        raise NotImplementedError(f"{self.__class__.__name__} has no loads(blob)")
 
-    def model_dump(self, **_: Any) -> dict[str, Any]:
-        """Return its ``type`` and what it was made with."""
-        return {"type": self.type, **vars(self)}
-
-    def __repr__(self) -> str:
-        said = ", ".join(f"{name}={value!r}" for name, value in self.model_dump().items())
-        return f"{type(self).__name__}({said})"
-
-    def __eq__(self, other: object) -> bool:
-        return other.__class__ is self.__class__ and vars(other) == vars(self)
+    @property
+    def format(self) -> str:
+        """What is written beside its bytes; ``serializer_named`` finds by it what reads them."""
+        return self.type
 
     def __hash__(self) -> int:
         return hash(self.type)
@@ -106,20 +88,25 @@ class PickleSerializer(Serializer):
 
     Args:
         picklelib: another module with ``dumps`` and ``loads``. What it writes must be readable by cloudpickle.
+        picklelib_version: taken; nothing depends on it.
     """
 
-    type = "pickle"
+    type: str = Field(default="pickle", frozen=True)
+    picklelib: str = "cloudpickle"
+    picklelib_version: str | None = None
 
-    def __init__(self, picklelib: str = "cloudpickle") -> None:
-        self.picklelib = picklelib
-        _module_with(picklelib, "dumps", "loads")
+    @field_validator("picklelib")
+    @classmethod
+    def _has_functions(cls, name: str) -> str:
+        _module_with(name, "dumps", "loads", what="pickle")
+        return name
 
-    def dumps(self, value: Any) -> bytes:
-        data: bytes = _module_with(self.picklelib, "dumps", "loads").dumps(value)
+    def dumps(self, obj: Any) -> bytes:
+        data: bytes = import_module(self.picklelib).dumps(obj)
         return data
 
-    def loads(self, data: bytes) -> Any:
-        return _module_with(self.picklelib, "dumps", "loads").loads(data)
+    def loads(self, blob: bytes) -> Any:
+        return import_module(self.picklelib).loads(blob)
 
 
 class JSONSerializer(Serializer):
@@ -135,76 +122,97 @@ class JSONSerializer(Serializer):
         dumps_kwargs, loads_kwargs: passed on to the library.
     """
 
-    type = "json"
+    type: str = Field(default="json", frozen=True)
+    jsonlib: str = "json"
+    object_encoder: str | None = "hark.engine.json_objects.encode"
+    object_decoder: str | None = "hark.engine.json_objects.decode"
+    dumps_kwargs: dict[str, Any] = Field(default_factory=dict)
+    loads_kwargs: dict[str, Any] = Field(default_factory=dict)
 
-    def __init__(
-        self,
-        jsonlib: str = "json",
-        *,
-        object_encoder: str | None = "hark.engine.json_objects.encode",
-        object_decoder: str | None = "hark.engine.json_objects.decode",
-        dumps_kwargs: Mapping[str, Any] | None = None,
-        loads_kwargs: Mapping[str, Any] | None = None,
-    ) -> None:
-        _module_with(jsonlib, "dumps", "loads")
-        if dumps_kwargs and "default" in dumps_kwargs:
-            raise ValueError("dumps_kwargs takes no `default`; say object_encoder instead")
-        if loads_kwargs and "object_hook" in loads_kwargs:
-            raise ValueError("loads_kwargs takes no `object_hook`; say object_decoder instead")
-        self.jsonlib = jsonlib
-        self.object_encoder, self.object_decoder = object_encoder, object_decoder
-        self.dumps_kwargs, self.loads_kwargs = dict(dumps_kwargs or {}), dict(loads_kwargs or {})
+    @field_validator("jsonlib")
+    @classmethod
+    def _has_functions(cls, name: str) -> str:
+        _module_with(name, "dumps", "loads", what="JSON")
+        return name
 
-    def dumps(self, value: Any) -> bytes:
+    @field_validator("dumps_kwargs")
+    @classmethod
+    def _no_default(cls, given: dict[str, Any]) -> dict[str, Any]:
+        if "default" in given:
+            raise ValueError("`default` cannot be provided. Use `object_encoder` instead.")
+        return given
+
+    @field_validator("loads_kwargs")
+    @classmethod
+    def _no_object_hook(cls, given: dict[str, Any]) -> dict[str, Any]:
+        if "object_hook" in given:
+            raise ValueError("`object_hook` cannot be provided. Use `object_decoder` instead.")
+        return given
+
+    def dumps(self, obj: Any) -> bytes:
         options = dict(self.dumps_kwargs)
         if self.object_encoder:
             options["default"] = _function(self.object_encoder)
         library = json if self.jsonlib == "json" else import_module(self.jsonlib)
-        written: str | bytes = library.dumps(value, **options)
+        written: str | bytes = library.dumps(obj, **options)
         return written.encode("utf-8", "surrogatepass") if isinstance(written, str) else written
 
-    def loads(self, data: bytes) -> Any:
+    def loads(self, blob: bytes) -> Any:
         options = dict(self.loads_kwargs)
         if self.object_decoder:
             options["object_hook"] = _function(self.object_decoder)
         library = json if self.jsonlib == "json" else import_module(self.jsonlib)
-        return library.loads(data.decode("utf-8", "surrogatepass"), **options)
+        return library.loads(blob.decode("utf-8", "surrogatepass"), **options)
 
 
 class CompressedSerializer(Serializer):
     """Another serializer's bytes, compressed.
 
     Args:
+        serializer: it, or its type.
         compressionlib: a module with ``compress`` and ``decompress``: ``zlib``, ``lzma``, ``bz2``, …
     """
 
-    def __init__(self, serializer: Serializer | str = "pickle", compressionlib: str = "zlib") -> None:
-        self.serializer = serializer_named(serializer) if isinstance(serializer, str) else serializer
-        self.compressionlib = compressionlib
-        _module_with(compressionlib, "compress", "decompress")
-        by = "" if compressionlib == "zlib" else f":{compressionlib}"
-        self.type = f"compressed{by}/{self.serializer.type}"
+    type: str = Field(default="compressed", frozen=True)
+    serializer: Serializer
+    compressionlib: str = "zlib"
 
-    def dumps(self, value: Any) -> bytes:
-        data: bytes = import_module(self.compressionlib).compress(self.serializer.dumps(value))
+    @field_validator("serializer", mode="before")
+    @classmethod
+    def _named(cls, given: Any) -> Any:
+        return serializer_named(given) if isinstance(given, str) else given
+
+    @field_validator("compressionlib")
+    @classmethod
+    def _has_functions(cls, name: str) -> str:
+        _module_with(name, "compress", "decompress", what="compression")
+        return name
+
+    @property
+    def format(self) -> str:
+        by = "" if self.compressionlib == "zlib" else f":{self.compressionlib}"
+        return f"compressed{by}/{self.serializer.format}"
+
+    def dumps(self, obj: Any) -> bytes:
+        data: bytes = import_module(self.compressionlib).compress(self.serializer.dumps(obj))
         return data
 
-    def loads(self, data: bytes) -> Any:
-        return self.serializer.loads(import_module(self.compressionlib).decompress(data))
+    def loads(self, blob: bytes) -> Any:
+        return self.serializer.loads(import_module(self.compressionlib).decompress(blob))
 
 
 class CompressedPickleSerializer(CompressedSerializer):
     """cloudpickle, compressed."""
 
-    def __init__(self, compressionlib: str = "zlib") -> None:
-        super().__init__("pickle", compressionlib)
+    type: str = Field(default="compressed/pickle", frozen=True)
+    serializer: Serializer = Field(default_factory=PickleSerializer)
 
 
 class CompressedJSONSerializer(CompressedSerializer):
     """JSON, compressed."""
 
-    def __init__(self, compressionlib: str = "zlib") -> None:
-        super().__init__("json", compressionlib)
+    type: str = Field(default="compressed/json", frozen=True)
+    serializer: Serializer = Field(default_factory=JSONSerializer)
 
 
 def prefect_json_object_encoder(obj: Any) -> Any:
@@ -221,26 +229,31 @@ def prefect_json_object_decoder(result: dict[str, Any]) -> Any:
     return decode(result)
 
 
-def serializer_named(name: str, **fields: Any) -> Serializer:
-    """Return the serializer of a type: ``pickle``, ``json``, ``compressed/pickle``, ``compressed:lzma/json``, one's own.
+def serializer_named(name: str) -> Serializer:
+    """Return the serializer of a type or a format: ``pickle``, ``compressed/json``, ``compressed:lzma/json``, one's own.
 
     Raises:
-        ValueError: there is none of that name.
+        ValueError: there is none of that name, or it cannot be made of its type alone.
     """
     first, slash, inner = name.partition("/")
     word, _, library = first.partition(":")
-    if word == "compressed":
-        of = fields.pop("serializer", None) or serializer_named(inner if slash else "pickle")
-        by = fields.pop("compressionlib", None) or library or "zlib"
-        return CompressedSerializer(of, by, **fields)
+    if word == "compressed" and name not in Serializer._known:
+        of = serializer_named(inner if slash else "pickle")
+        return CompressedSerializer(serializer=of, compressionlib=library or "zlib")
+    if name == "compressed":
+        return CompressedPickleSerializer()
+    kind: Any = _kind_named(name)
+    made: Serializer = kind()
+    return made
+
+
+def _kind_named(name: str) -> builtins.type[Serializer]:
     found = Serializer._known.get(name)
     if found is None:
-        own = sorted(set(Serializer._known) - {"pickle", "json"})
         raise ValueError(
-            f"there is no serializer {name!r}; take pickle, json, compressed/pickle or compressed/json"
-            + (f", or {', '.join(own)}" if own else "")
+            f"there is no serializer {name!r}; there is {', '.join(sorted(Serializer._known))}, and compressed:lzma/json and its kind"
         )
-    return found(**fields)
+    return found
 
 
 def serializer_of(given: Any) -> Serializer | None:
@@ -256,15 +269,14 @@ def serializer_of(given: Any) -> Serializer | None:
     raise TypeError(f"result_serializer must be a serializer or its name, such as 'json', got {given!r}")
 
 
-def _module_with(name: str, *functions: str) -> Any:
+def _module_with(name: str, *functions: str, what: str) -> None:
     try:
         module = import_module(name)
     except ImportError as exc:
-        raise ValueError(f"module {name!r} cannot be imported: {exc}") from exc
+        raise ValueError(f"Failed to import requested {what} library: {name!r}.") from exc
     for function in functions:
         if not callable(getattr(module, function, None)):
-            raise ValueError(f"module {name!r} has no function {function!r}")
-    return module
+            raise ValueError(f"{what.capitalize()} library at {name!r} does not have a {function!r} method.")
 
 
 def _function(path: str) -> Callable[..., Any]:

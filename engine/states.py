@@ -313,7 +313,7 @@ def get_state_exception(state: State) -> BaseException:
             "Failed state result was an iterable of states but none were failed; return one that is, or a message"
         )
     raise TypeError(
-        f"Unexpected result for failed state: {type(data).__name__} cannot be resolved into an exception; {data!r}"
+        f"Unexpected result for failed state: {data!r} —— {type(data).__name__} cannot be resolved into an exception"
     )
 
 

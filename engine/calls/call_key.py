@@ -17,7 +17,7 @@ from typing import Any
 
 import orjson
 
-from ..serializers import pickled
+from ..writing import pickled
 
 __all__ = ["INNER", "OPTIONS", "CallCounter", "canonical", "inputs_hash"]
 

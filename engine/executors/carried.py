@@ -19,8 +19,8 @@ from ..context import FlowRunContext, TaskRunContext, current_run, current_tags,
 from ..flows import Flow
 from ..life.tracking import FlowTracker
 from ..runs.run_log import RunLog
-from ..serializers import pickled, unpickled
 from ..task_runners import TaskRunner, ThreadPoolTaskRunner
+from ..writing import pickled, unpickled
 from .shipment import FlowFacts, TaskFacts, flow_facts, task_facts, that_travel, travelling
 
 if TYPE_CHECKING:

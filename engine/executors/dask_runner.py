@@ -18,9 +18,9 @@ from anyio import to_thread
 from ...errors import DefinitionError, ProcessDied, RunTimedOut
 from ...vocabulary import new_id
 from ..futures import TaskFuture
-from ..serializers import unpickled
 from ..signals import Interrupted
 from ..task_runners import TaskRunner, ThreadPoolTaskRunner
+from ..writing import unpickled
 from .process_runner import log_again
 from .shipment import packed_try, unpacked_outcome
 

@@ -25,10 +25,10 @@ from ...bus import Bus
 from ...bus.session import Session, SessionThread, current_session, use_session
 from ...config import BusConfig
 from ..logging import APILogHandler, run_loggers
-from ..serializers import unpickled
 from ..signals import Interrupted
 from ..sync_async.timeouts import raise_in_thread, within, within_async
 from ..tasks import Task
+from ..writing import unpickled
 from .remote_try import Guard, run_try
 from .shipment import Shipment
 from .task_child import packed_record

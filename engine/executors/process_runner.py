@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, Self
 from ...errors import ProcessDied, RunTimedOut, Unpicklable
 from ..futures import TaskFuture
 from ..logging import run_loggers
-from ..serializers import pickled, unpickled
 from ..signals import Interrupted
 from ..task_runners import TaskRunner, ThreadPoolTaskRunner
+from ..writing import pickled, unpickled
 from .fork_server import ForkServer, how_it_ended
 from .frame import Channel
 from .shipment import packed_try, unpacked_outcome

@@ -16,10 +16,10 @@ from ..futures import resolve_futures_to_states, settle_futures
 from ..life.tracking import FlowTracker
 from ..logging import printing
 from ..runs.replay import FinishedCall
-from ..serializers import unpickled
 from ..sync_async.thread_pool import run_coroutine
 from ..task_runners import ThreadPoolTaskRunner
 from ..tasks import Task
+from ..writing import unpickled
 from .carried import flow_context_of
 from .shipment import FlowFacts, Shipment, packed_outcome
 

@@ -20,8 +20,8 @@ from ..context import FlowRunContext, current_tags
 from ..logging import run_loggers
 from ..runs.run import FlowRun
 from ..runs.task_run import TaskRun
-from ..serializers import pickled, unpickled
 from ..tasks import Task
+from ..writing import pickled, unpickled
 
 if TYPE_CHECKING:
     from ...bus.address import BrokerAddress

@@ -18,7 +18,7 @@ from ...bus import Bus
 from ...bus.session import Session, SessionThread, use_session
 from ...config import BusConfig
 from ..logging import run_loggers
-from ..serializers import pickled, unpickled
+from ..writing import pickled, unpickled
 from .frame import ORPHANED, Channel
 from .remote_try import run_try
 from .shipment import Shipment

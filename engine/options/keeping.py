@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ...errors import DefinitionError
-from ..serializers import Serializer, serializer_of
+from ..writing import serializer_meant
 
 if TYPE_CHECKING:
     from ...config import EngineConfig
     from ..context import FlowRunContext, TaskRunContext
+    from ..serializers import Serializer
 
 __all__ = ["Keeping", "check_storage", "keeping_here", "keeping_of"]
 
@@ -44,7 +45,7 @@ class Keeping:
         """
         persist = options.get("persist_result")
         storage = check_storage(options.get("result_storage"))
-        serializer = serializer_of(options.get("result_serializer"))
+        serializer = serializer_meant(options.get("result_serializer"))
         in_memory = options.get("cache_result_in_memory") is not False
         if persist is None and (storage is not None or serializer is not None or key or asks):
             persist = True
@@ -121,5 +122,7 @@ def _keeping_in(engine: EngineConfig) -> Keeping | None:
         return None
     # A default storage alone keeps nothing by itself: it says where, for what is large and for those who say persist.
     return Keeping(
-        engine.persist_results, check_storage(engine.result_storage), serializer_of(engine.result_serializer)
+        engine.persist_results,
+        check_storage(engine.result_storage),
+        serializer_meant(engine.result_serializer),
     )

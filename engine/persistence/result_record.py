@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import orjson
 
 from ...bus.event import format_time, parse_time
 from ...errors import NotSerializable, ResultMissing
-from ..serializers import PickleSerializer, Serializer, serializer_named, serializer_of
+from ..writing import serializer_or_pickle, serializer_that_reads
+
+if TYPE_CHECKING:
+    from ..serializers import Serializer
 
 __all__ = ["ResultRecord", "ResultRecordMetadata"]
 
@@ -21,15 +24,15 @@ class ResultRecordMetadata:
 
     storage_key: str
     expiration: datetime | None = None
-    serializer: Serializer = field(default_factory=PickleSerializer)
+    serializer: Serializer = field(default_factory=lambda: serializer_or_pickle(None))
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "serializer", serializer_of(self.serializer) or PickleSerializer())
+        object.__setattr__(self, "serializer", serializer_or_pickle(self.serializer))
 
     def dump_bytes(self) -> bytes:
         """Return it as one line of JSON, without an end of line."""
         until = format_time(self.expiration) if self.expiration else None
-        said = {"storage_key": self.storage_key, "expiration": until, "serializer": self.serializer.type}
+        said = {"storage_key": self.storage_key, "expiration": until, "serializer": self.serializer.format}
         return orjson.dumps(said)
 
     @classmethod
@@ -38,7 +41,9 @@ class ResultRecordMetadata:
         said = orjson.loads(data)
         until = said["expiration"]
         return cls(
-            said["storage_key"], parse_time(until) if until else None, serializer_named(said["serializer"])
+            said["storage_key"],
+            parse_time(until) if until else None,
+            serializer_that_reads(said["serializer"]),
         )
 
 
@@ -64,7 +69,7 @@ class ResultRecord:
         except Exception as exc:  # anything at all may be raised by what cannot be written
             raise NotSerializable(
                 f"the result {self.metadata.storage_key!r}, a {type(self.result).__name__}, cannot be written as "
-                f"{self.serializer.type}: {exc}"
+                f"{self.serializer.format}: {exc}"
             ) from exc
 
     def serialize_metadata(self) -> bytes:
@@ -100,5 +105,5 @@ class ResultRecord:
                 except Exception as exc:  # of whatever kind the serializer, or the value's class, raises
                     failed = exc
         raise ResultMissing(
-            "(no run)", about.storage_key, why=f"it cannot be read as {about.serializer.type}"
+            "(no run)", about.storage_key, why=f"it cannot be read as {about.serializer.format}"
         ) from failed

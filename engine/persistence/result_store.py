@@ -18,7 +18,7 @@ from ...bus.event import format_time, parse_time
 from ...errors import DefinitionError, NotSerializable, ResultLocked, ResultMissing
 from ...vocabulary import new_id
 from ..results import decode_bytes, encode_bytes
-from ..serializers import PickleSerializer, Serializer, serializer_named, serializer_of
+from ..writing import serializer_meant, serializer_or_pickle, serializer_that_reads
 from .result_record import ResultRecord, ResultRecordMetadata
 from .shelf import BrokerShelf, FileShelf, Shelf
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ..flows import Flow
     from ..locking import LockManager
     from ..options.keeping import Keeping
+    from ..serializers import Serializer
     from ..tasks import Task
     from ..transactions import IsolationLevel
 
@@ -60,7 +61,7 @@ class ResultStore:
         self.result_storage = result_storage
         self.metadata_storage = metadata_storage
         self.lock_manager = lock_manager
-        self.serializer = serializer_of(serializer)
+        self.serializer = serializer_meant(serializer)
         self.cache_result_in_memory = cache_result_in_memory
         self.storage_key_fn = storage_key_fn
 
@@ -125,7 +126,7 @@ class ResultStore:
         header, data = found
         value = opened(header, data, run_id=NOWHERE, key=key, serializer=self.serializer)
         expires = header.get("expires")
-        by = self.serializer or serializer_named(str(header["format"]))
+        by = self.serializer or serializer_that_reads(str(header["format"]))
         about = ResultRecordMetadata(key, parse_time(expires) if expires else None, by)
         return ResultRecord(value, about)
 
@@ -169,7 +170,7 @@ class ResultStore:
         self, obj: Any, key: str | None = None, expiration: datetime | None = None
     ) -> ResultRecord:
         """Return a record to be kept with ``persist_result_record``; nothing is kept yet."""
-        by = self.serializer or PickleSerializer()
+        by = serializer_or_pickle(self.serializer)
         return ResultRecord(obj, ResultRecordMetadata(key or self.storage_key_fn(), expiration, by))
 
     def persist_result_record(self, result_record: ResultRecord, holder: str | None = None) -> None:
@@ -186,7 +187,7 @@ class ResultStore:
         try:
             data, format_ = encode_bytes(obj, self.serializer)
         except Exception as exc:  # anything at all may be raised by what cannot be written
-            kind = self.serializer.type if self.serializer is not None else "pickle"
+            kind = self.serializer.format if self.serializer is not None else "pickle"
             raise NotSerializable(
                 f"the result {key!r}, a {type(obj).__name__}, cannot be written as {kind}: {exc}"
             ) from exc

@@ -147,7 +147,7 @@ def call_with_parameters(fn: Callable[..., R], parameters: Mapping[str, Any]) ->
 
 def cloudpickle_wrapped_call(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Callable[[], bytes]:
     """Return a call as something that Python's own pickle takes, giving the cloudpickle of what the call returns."""
-    from ..serializers import pickled
+    from ..writing import pickled
 
     return _PickledCall(pickled((fn, args, kwargs)))
 
@@ -157,7 +157,7 @@ class _PickledCall:
         self.packed = packed
 
     def __call__(self) -> bytes:
-        from ..serializers import pickled, unpickled
+        from ..writing import pickled, unpickled
 
         fn, args, kwargs = unpickled(self.packed)
         return pickled(fn(*args, **kwargs))

@@ -507,5 +507,5 @@ async def test_a_webhook_block_calls_its_address(session: Session) -> None:
 
 def test_compressed_serializers_have_names_of_their_own() -> None:
     """And read what the general one writes."""
-    for made in (CompressedPickleSerializer(), CompressedJSONSerializer("bz2")):
+    for made in (CompressedPickleSerializer(), CompressedJSONSerializer(compressionlib="bz2")):
         assert made.loads(made.dumps({"a": [1]})) == {"a": [1]}

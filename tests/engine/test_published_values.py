@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from hark import Block, Secret, Variable
@@ -13,7 +14,15 @@ from hark.engine.artifacts import Artifact
 from hark.engine.block_kinds import SecretDict
 from hark.engine.blocks import BlockNotSavedError, InvalidBlockRegistration, UnknownBlockType
 from hark.engine.filesystems import LocalFileSystem, RemoteFileSystem, kept_files
-from hark.engine.serializers import CompressedSerializer, JSONSerializer, Serializer
+from hark.engine.serializers import (
+    CompressedJSONSerializer,
+    CompressedPickleSerializer,
+    CompressedSerializer,
+    JSONSerializer,
+    PickleSerializer,
+    Serializer,
+    serializer_named,
+)
 from pydantic import BaseModel, Field, SecretStr, ValidationError
 
 pytestmark = pytest.mark.usefixtures("keys_at_home")
@@ -204,29 +213,100 @@ async def test_an_artifact_of_any_type_is_read_back_as_text(session: Session) ->
 
 
 def test_serializers_are_found_by_their_type() -> None:
-    """Those of one's own too, with what they annotate given by name."""
+    """Those of one's own too, which are pydantic models."""
 
     class Shout(Serializer):
         type: str = "shout"
-        times: int = 1
+        times: int = Field(default=1, ge=1)
 
-        def dumps(self, value: Any) -> bytes:
-            return str(value).upper().encode() * self.times
+        def dumps(self, obj: Any) -> bytes:
+            return str(obj).upper().encode() * self.times
 
-        def loads(self, data: bytes) -> Any:
-            return data.decode()
+        def loads(self, blob: bytes) -> Any:
+            return blob.decode()
+
+    class Careful(Shout):
+        type: Literal["careful"] = "careful"
+        needed: int
 
     of_type: Any = Serializer
-    made = of_type(type="shout", times=2)
+    assert of_type[dict] is Serializer
+    made: Any = of_type(type="shout", times=2)
     assert (made.dumps("a"), made) == (b"AA", Shout(times=2))
-    assert of_type(type="json") == JSONSerializer()
-    assert of_type(type="compressed/json") == CompressedSerializer(serializer="json")
     assert made.model_dump() == {"type": "shout", "times": 2}
-    assert "json" in repr(JSONSerializer())
-    with pytest.raises(ValueError, match="no serializer 'nonesuch'"):
-        of_type(type="nonesuch")
-    with pytest.raises(TypeError, match="takes no 'volume'"):
-        Shout(volume=1)
+    assert (
+        Shout.model_validate_json(made.model_dump_json())
+        == made
+        == Serializer.model_validate(made.model_dump())
+    )
+    assert of_type(type="careful", needed="3") == Careful(needed=3)
+    assert (
+        CompressedSerializer(serializer="shout").loads(CompressedSerializer(serializer=made).dumps("a"))
+        == "AA"
+    )
+
+    class Holding(BaseModel):
+        by: Serializer
+
+    assert (Holding(by=made).by, Holding.model_validate({"by": {"type": "json"}}).by) == (
+        made,
+        JSONSerializer(),
+    )
+    for wrong in (
+        {"type": "nonesuch"},
+        {"type": "careful"},
+        {"type": "shout", "times": 0},
+        {"type": "shout", "volume": 1},
+    ):
+        with pytest.raises(ValueError):
+            of_type(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("type_", "fields", "kind"),
+    [
+        ("pickle", {}, PickleSerializer),
+        ("json", {}, JSONSerializer),
+        ("compressed", {"serializer": "json"}, CompressedSerializer),
+        ("compressed/pickle", {}, CompressedPickleSerializer),
+        ("compressed/json", {}, CompressedJSONSerializer),
+    ],
+)
+def test_serializers_have_the_published_types(
+    type_: str, fields: dict[str, Any], kind: type[Serializer]
+) -> None:
+    """What is written beside the bytes says more: what is in them, and what they are compressed with."""
+    made = Serializer(type=type_, **fields)
+    assert (type(made), made.type) == (kind, type_)
+    assert serializer_named(made.format).loads(made.dumps([1])) == [1]
+    assert made == kind(**fields)
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (
+            lambda: PickleSerializer(picklelib="nonesuch"),
+            "Failed to import requested pickle library: 'nonesuch'",
+        ),
+        (
+            lambda: PickleSerializer(picklelib="pathlib"),
+            "Pickle library at 'pathlib' does not have a 'dumps' method",
+        ),
+        (
+            lambda: CompressedSerializer(serializer="json", compressionlib="json"),
+            "does not have a 'compress' method",
+        ),
+        (lambda: JSONSerializer(dumps_kwargs={"default": str}), "`default` cannot be provided"),
+        (lambda: JSONSerializer(loads_kwargs={"object_hook": str}), "`object_hook` cannot be provided"),
+        (lambda: setattr(PickleSerializer(), "type", "x"), "frozen"),
+        (lambda: CompressedSerializer.model_validate({}), "serializer"),
+    ],
+)
+def test_serializers_refuse_what_they_cannot_work_with(make: Callable[[], object], why: str) -> None:
+    """When they are made, not at the first result."""
+    with pytest.raises(ValidationError, match=why):
+        make()
 
 
 def test_folders_are_copied_to_a_storage_and_back(tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def test_serializers_give_back_what_they_took(name: str) -> None:
 
 def test_serializers_nest_and_refuse_unknown_names() -> None:
     """Compression makes smaller what repeats."""
-    assert len(CompressedSerializer(JSONSerializer()).dumps("x" * 1000)) < 100
+    assert len(CompressedSerializer(serializer=JSONSerializer()).dumps("x" * 1000)) < 100
     assert PickleSerializer().loads(PickleSerializer().dumps({1, 2})) == {1, 2}
     with pytest.raises(ValueError, match="no serializer"):
         serializer_named("yaml")
