@@ -15,9 +15,9 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, TypeAdapter
 
-from ..automations.model import Automation
 from ..bus.cloudevents import BATCH, STRUCTURED
 from ..vocabulary import JsonObject
+from .rule_schema import rule_schema
 from .shown import ITEMS, NOTHING, ONE
 from .taken import Taken
 
@@ -101,20 +101,6 @@ RULE: JsonObject = {"requestBody": {"required": True, "content": {"application/j
 """A body that is a rule, as it is written in ``hark.yaml``."""
 
 
-def _rule() -> JsonObject:
-    """Return a rule's keys; which go together, and how each is written, is said in docs/rules.md and by the error."""
-    known: JsonObject = {
-        (field.alias or name): {"description": field.description} if field.description else {}
-        for name, field in Automation.model_fields.items()
-        if name != "name"
-    }
-    return {
-        "title": "Rule", "description": "A rule as it is written under `automations:`.", "type": "object",
-        "properties": known, "additionalProperties": False,
-        "examples": [{"on": "order.paid", "count": 3, "within": "10m", "do": [{"emit": {"type": "orders.many"}}]}],
-    }  # fmt: skip
-
-
 _HOOK: JsonObject = {
     "tags": ["webhooks"], "summary": "Receive", "operationId": "receive_hook",
     "description": "Hand a request to a webhook, which verifies its sender itself. 202 only when its event is in the log; "
@@ -145,7 +131,7 @@ def _describe(app: FastAPI, routes: Sequence[APIRoute]) -> dict[str, Any]:
         tags=app.openapi_tags,
     )
     schemas: dict[str, Any] = {
-        "Problem": _PROBLEM, "PlainEvent": _EVENT, "CloudEvent": _CLOUD_EVENT, "Rule": _rule(),
+        "Problem": _PROBLEM, "PlainEvent": _EVENT, "CloudEvent": _CLOUD_EVENT, "Rule": rule_schema(),
     }  # fmt: skip
     models = {m for route in routes for m in _taken(route.dependant)}
     for model in sorted(models, key=lambda m: m.__name__):

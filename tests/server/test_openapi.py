@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from itertools import combinations
 from typing import Any
 
 import pytest
+from hark.automations.model import Automation
 from hark.errors import DefinitionError
 from hark.server.app import make_app
 from hark.server.context import ServerContext
@@ -25,6 +27,7 @@ from hark.server.routes import (
     values,
 )
 from hark.server.taken import Taken, body_as
+from pydantic import ValidationError
 
 from .conftest import Start
 
@@ -295,3 +298,46 @@ async def test_the_server_takes_and_answers_what_the_document_says(start: Start)
         ):
             answer = await http.request(method, f"/api/{path}", json=body)
             assert (answer.status_code, says in answer.text) == (422, True), answer.text
+
+
+def fits(schema: Any, value: dict[str, Any]) -> bool:
+    """Return whether an object fits the part of JSON Schema that says which keys go together."""
+    return (
+        all(key in value for key in schema.get("required", ()))
+        and all(value[k] >= s["minimum"] for k, s in schema.get("properties", {}).items() if k in value and "minimum" in s)
+        and all(all(n in value for n in needs) for k, needs in schema.get("dependentRequired", {}).items() if k in value)
+        and all(fits(one, value) for one in schema.get("allOf", ()))
+        and ("anyOf" not in schema or any(fits(one, value) for one in schema["anyOf"]))
+        and ("oneOf" not in schema or sum(fits(one, value) for one in schema["oneOf"]) == 1)
+        and ("not" not in schema or not fits(schema["not"], value))
+        and ("if" not in schema or not fits(schema["if"], value) or fits(schema["then"], value))
+        and (schema.get("additionalProperties", True) or set(value) <= set(schema["properties"]))
+    )  # fmt: skip
+
+
+WORDS: dict[str, Any] = {
+    "on": "a.b", "pattern": {"detail-type": ["a.b"]}, "count": 3, "within": "10m", "after": "a.c", "expect": "a.d",
+    "sequence": [{"on": "a.e"}, {"on": "a.f"}], "any_of": ["a.g", "a.h"], "all_of": ["a.i", "a.j"],
+    "debounce": {"quiet": "1s"}, "metric": {"measure": "count", "on": "a.k", "over": "1m"}, "is": "> 3", "for": "1m",
+    "resolve": {"after": "5m"}, "on_resolve": [{"emit": "c.d"}],
+}  # fmt: skip
+
+
+def test_the_schema_of_a_rule_says_which_keys_go_together() -> None:
+    """Of every choice of up to four keys the schema takes those that the rule language takes, and each key is told."""
+    schema = document()["components"]["schemas"]["Rule"]
+    assert all(key.get("description") for key in schema["properties"].values())
+    taken = 0
+    for n in range(5):
+        for words in combinations(WORDS, n):
+            rule = {word: WORDS[word] for word in words}
+            try:
+                Automation.model_validate({"name": "x", **rule})
+            except ValidationError:
+                assert not fits(schema, rule), rule
+            else:
+                assert fits(schema, rule), rule
+                taken += 1
+    assert taken > 40
+    assert fits(schema, {"on": "a.b", "count": 1})
+    assert not fits(schema, {"on": "a.b", "nope": 1})
