@@ -240,8 +240,8 @@ class RecordedResult(StoredResult):
 
     def transaction_values(self) -> dict[str, Any]:
         """Return what the run had set in its transaction. Raises ``ResultMissing`` if that cannot be read."""
-        if self._transaction is None:
-            return {}
+        if not self._transaction:
+            return {}  # it is part of none, or had set nothing
         values = decode_inline(self._transaction, run_id=self._run_id, key=f"transaction of {self._key}")
         return values if isinstance(values, dict) else {}
 

@@ -215,9 +215,7 @@ def _transaction(flow: FlowRunContext, context: TaskRunContext, owed: OwedRollba
     txn.parent = Transaction()
     call = owed.call
     for one, values in ((txn, call.data.get("transaction")), (txn.parent, owed.undo.get("around"))):
-        read = RecordedResult(
-            tracker.session, {}, run_id=call.id, key=call.key, transaction=values if values else None
-        )
+        read = RecordedResult(tracker.session, {}, run_id=call.id, key=call.key, transaction=values)
         one.values.update(read.transaction_values())
     txn.call = TaskCall(context.task, context.task_run, flow, log_prints=False)
     txn.call.events, txn.is_recorded = tracker.events_of(owed.run), True

@@ -383,6 +383,10 @@ def keep(txn):
     say("keep-" + txn.get("place"))
 
 @task
+def weigh(n):
+    say(f"weigh-{n}")  # it sets nothing in its transaction
+
+@task
 def charge(how):
     say("charge")
     if how == "fails":
@@ -394,6 +398,7 @@ def order(how: str, marker: str):
         reserve(0)
     with transaction():
         reserve(1)
+        weigh(1)
         reserve(2)
         if not os.path.exists(marker):
             open(marker, "w").close()
@@ -414,5 +419,5 @@ async def test_a_transaction_survives_the_death_of_its_process(stage: Stage, how
     assert run.attempt == 2
     assert run.state_type.value == ("COMPLETED" if how == "works" else "FAILED"), run.state_message
     ends = {"keep-seat-1", "keep-seat-2"} if how == "works" else {"back-seat-1", "back-seat-2"}
-    once = {"dies", "reserve-0", "keep-seat-0", "reserve-1", "reserve-2", "charge", *ends}
+    once = {"dies", "reserve-0", "keep-seat-0", "reserve-1", "weigh-1", "reserve-2", "charge", *ends}
     assert await stage.said() == dict.fromkeys(once, 1)
