@@ -66,13 +66,20 @@ class Claims:
     Args:
         name: of the outbox; one word, used by no other.
         holds_s: for how long a claim holds while nobody hears from its owner.
-        gone: names of outboxes that are known to have ended.
+        gone: names of outboxes that are known to have ended. dead: of those whose process is known to have died.
     """
 
     def __init__(
-        self, bus: Bus, clock: Clock, *, name: str, holds_s: float, gone: Container[str] = ()
+        self,
+        bus: Bus,
+        clock: Clock,
+        *,
+        name: str,
+        holds_s: float,
+        gone: Container[str] = (),
+        dead: Container[str] = (),
     ) -> None:
-        self._gone = gone
+        self._gone, self._dead = gone, dead
         self._bus, self._clock, self._name, self._holds_s = bus, clock, name, holds_s
         self._bucket = bus.bucket(BUCKET)
         self._presence = Presence(bus.connection)
@@ -192,12 +199,14 @@ class Claims:
         """Return what a claim somebody has is when it becomes ours, or that it is done; or when to come back (s)."""
         if found.by == self._name:
             return found  # the broker went away in the middle
-        has = False if found.by in self._gone else await self._presence.holds(found.by, key)
+        is_dead, has = found.by in self._dead, None
+        if not is_dead:
+            has = False if found.by in self._gone else await self._presence.holds(found.by, key)
         if has is not None:
             self._silent.pop(found.by, None)
         if has:
             return self._holds_s
-        if has is None:
+        if has is None and not is_dead:
             silent_s = self._bus.connection.connected_s
             if found.by == named:
                 silent_s = min(silent_s, self._silence_s(named))

@@ -18,6 +18,7 @@ from typing import Protocol
 import anyio
 
 from ..bus.event import Event
+from .forebears import Forebears
 
 __all__ = ["CLAIMED_BY", "Handover", "Promises", "Taker"]
 
@@ -43,9 +44,15 @@ class Taker(Protocol):
 
 
 class Handover:
-    """Where the two of a process meet, whichever of them is there. The engine promises nothing to nobody without an outbox."""
+    """Where the two of a process meet, whichever of them is there. The engine promises nothing to nobody without an outbox.
 
-    def __init__(self) -> None:
+    Args:
+        forebears: outboxes of the home that this process holds.
+    """
+
+    def __init__(self, forebears: Forebears | None = None) -> None:
+        self.dead = forebears or Forebears()
+        """Names of outboxes of processes before this one, which died."""
         self._taker: Taker | None = None
         self._promised: dict[str, Taker] = {}
         self.gone: dict[str, None] = {}
@@ -53,7 +60,8 @@ class Handover:
 
     @asynccontextmanager
     async def lasting(self, name: str) -> AsyncGenerator[None]:
-        """Note at the end that the outbox of this name is no more."""
+        """Note that there is an outbox of this name, and at the end that it is no more."""
+        await self.dead.enter(name)
         try:
             yield
         finally:

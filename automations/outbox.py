@@ -136,9 +136,9 @@ class Outbox(AsyncContextManagerMixin):
         self._beginning: TaskGroup | None = None
         self._suspects = anyio.CapacityLimiter(1)
         self._running: set[str] = set()
-        self._presence = Presence(bus.connection)
-        self._claims = Claims(bus, clock, name=self._name, holds_s=ack_wait_s, gone=self._handover.gone)
-        self._room = Room()
+        self._presence, self._room = Presence(bus.connection), Room()
+        gone, dead = self._handover.gone, self._handover.dead
+        self._claims = Claims(bus, clock, name=self._name, holds_s=ack_wait_s, gone=gone, dead=dead)
         self._outcomes = Outcomes(bus, clock, self._room)
 
     @property

@@ -337,9 +337,11 @@ class Service(AsyncContextManagerMixin):
         ]
 
     def _automation_parts(self, control: Control, late: LateValues) -> list[Part]:
+        from ..automations.forebears import Forebears
         from ..automations.handover import Handover
 
-        handover = Handover()
+        # Whose broker is in this home holds its lock from before any part begins until all have ended.
+        handover = Handover(Forebears(self.home if self._broker is not None else None))
 
         def rules() -> Any:
             from ..automations.engine import RuleEngine

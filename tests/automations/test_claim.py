@@ -102,6 +102,25 @@ class TestOutage:
         assert bus.connection.connected_s >= 0.5
         assert (claim.state.attempt, claim.state.deaths, claim.fresh) == (1, 0, False)
 
+    async def test_a_claim_whose_owner_is_known_to_be_dead_is_taken_over_at_once(
+        self, house: House, bus: Bus
+    ) -> None:
+        """As a death: if the action was being done, it counts."""
+        event = await decide(house, {"emit": "c.d"})
+        key = f"{event.id}/0"
+        first = Claims(bus, SYSTEM_CLOCK, name="first", holds_s=600)
+        second = Claims(bus, SYSTEM_CLOCK, name="second", holds_s=600, dead={"first"})
+        third = Claims(bus, SYSTEM_CLOCK, name="third", holds_s=600, dead={"second"})
+        assert isinstance(await first.take(key, 1, round=0, named=None), Claim)
+        assert isinstance(await third.take(key, 1, round=0, named=None), float)
+        claim = await second.take(key, 1, round=0, named=None)
+        assert isinstance(claim, Claim)
+        assert (claim.state.deaths, claim.state.suspect) == (0, True)
+        assert await second.begin(key, claim) is not None
+        claim = await third.take(key, 1, round=0, named=None)
+        assert isinstance(claim, Claim)
+        assert (claim.state.attempt, claim.state.deaths, claim.state.begun) == (1, 1, False)
+
     async def test_who_is_asked_says_what_it_has(self, bus: Bus) -> None:
         """Yes, no, or nothing at all."""
         presence = Presence(bus.connection)

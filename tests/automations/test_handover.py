@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -13,6 +14,7 @@ from anyio.abc import TaskGroup
 from hark.automations.claim import BUCKET
 from hark.automations.decision import Decision
 from hark.automations.engine import _Term
+from hark.automations.forebears import FILE, Forebears
 from hark.automations.form import EventRef
 from hark.automations.handover import Handover, Promises
 from hark.automations.in_hand import InHand
@@ -116,6 +118,25 @@ async def test_what_an_outbox_that_was_replaced_had_promised_is_done_at_once(hou
         await decide(house, {"emit": "c.d"}, id="d", claimed_by=name)
         await house.of_type("action.executed")
     assert len(await house.events("c.d")) == 1
+
+
+async def test_what_an_outbox_of_a_dead_holder_of_the_home_had_promised_is_done_at_once(
+    house: House, tmp_path: Path
+) -> None:
+    """Holder after holder notes the names of its outboxes before they claim anything; that one has died counts as a death."""
+    names = []
+    for _ in range(2):  # as if each were killed: nobody takes its name out again
+        async with house.outbox(handover=Handover(Forebears(tmp_path))) as killed:
+            names.append(killed.promise("d"))
+    assert (tmp_path / FILE).read_text().split() == names
+    async with house.outbox(ack_wait_s=600, handover=Handover(Forebears(tmp_path))), settled(house):
+        await decide(house, {"emit": "c.d"}, id="d", claimed_by=names[0])
+        (done,) = await house.of_type("action.executed")
+    assert at(done, "attempt") == 1
+    assert len(await house.events("c.d")) == 1
+    unwritable = Forebears(tmp_path / FILE)
+    await unwritable.enter("e")
+    assert "e" not in unwritable
 
 
 async def test_what_a_living_outbox_has_promised_is_left_to_it(
