@@ -113,7 +113,8 @@ def _backtest_text(made: JsonObject, name: str) -> str:
     counts = ", ".join(
         f"{outcome[k]} {k}" for k in ("fired", "suppressed", "resolved") if outcome[k] or k == "fired"
     )
-    lines.append(f"{name}: {counts}; {made['events']} events{span} in {made['took_s']} s")
+    events = f"{made['events']} event{'s' * (made['events'] != 1)}"
+    lines.append(f"{name}: {counts}; {events}{span} in {made['took_s']} s")
     if not made["whole"]:
         lines.append("time ran out before the end of the log: ask for less with --since or --until")
     return "\n".join(lines)

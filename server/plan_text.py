@@ -74,7 +74,8 @@ def impact_text(impact: Mapping[str, Any]) -> str:
         if one is None:
             return "nothing"
         held = f", {one['suppressed']} held back" if one["suppressed"] else ""
-        return f"{one['fired']} firings ({one['actions']} actions{held})"
+        fired, actions = one["fired"], one["actions"]
+        return f"{fired} firing{'s' * (fired != 1)} ({actions} action{'s' * (actions != 1)}{held})"
 
     if before is None:
         return f"impact: {said(after)} {span}{part}"

@@ -71,6 +71,8 @@ def parse_span(text: str) -> Span | None:
     last = date.fromisoformat(match[2] or match[1])
     if last == date.max:
         raise ValueError(f"{text!r}: the last day there can be is {date.max - timedelta(days=1)}")
+    if last < first:
+        raise ValueError(f"{text!r} ends before it begins; write the earlier day first")
     return Span(begin=_midnight(first), end=_midnight(last + timedelta(days=1)))
 
 

@@ -146,4 +146,6 @@ def test_an_impact_is_one_line() -> None:
     assert changed.startswith(
         "impact: 3 firings (6 actions) before, nothing after, over the last 12h, as far as"
     )
+    one = impact_text({"days": 1, "before": None, "after": {"fired": 1, "suppressed": 0, "actions": 1}})
+    assert one == "impact: 1 firing (1 action) over the last 1d"
     assert "no history" in impact_text({"days": 0, "before": None, "after": None})

@@ -540,6 +540,10 @@ def test_schedules_from_python_are_those_of_yaml() -> None:
         ({"rrule": "DTSTART:99991231T235959\nRRULE:FREQ=SECONDLY"}, "never fires"),
         ({"rrule": "FREQ=YEARLY;BYEASTER=-1000000"}, "BYEASTER"),
         ({"interval": "1s", "exclude": ["0001-01-01/9999-12-31"]}, "the last day there can be"),
+        (
+            {"interval": "1s", "exclude": ["2026-12-31/2026-12-01"]},
+            "'2026-12-31/2026-12-01' ends before it begins",
+        ),
         ({"cron": "0 0 * * *", "exclude": ["2026-01-01"] * 100_000}, "20000"),
         ({"at": "9999-12-31T23:59:59-14:00"}, "beyond the years"),
         ({"at": "0001-01-01T00:00:00+14:00"}, "beyond the years"),
