@@ -32,6 +32,7 @@ __all__ = [
     "Rests", "left_behind", "rest", "rest_async", "rest_first", "rest_first_async", "wait_in", "wait_in_async",
 ]  # fmt: skip
 
+_IN_HOOK = "its run has ended, and a hook of that has called it"
 _IN_TASK = "it is part of a task, whose code would have to run again"
 _HAS_YIELDED = "it has yielded values, which its reader would not get again"
 
@@ -72,8 +73,8 @@ class Rests:
     def of_call(cls, call: TaskCall, delay_s: float) -> Rests | None:
         """Return those of the run a call belongs to; None if the call has to wait in place.
 
-        That is: in a task, or in a subflow that a task called; in a run that no worker could take up; for a short while; and as a
-        generator that has yielded.
+        That is: in a task, or in a subflow that a task called; in a hook of an end; in a run that no worker could take up; for a short
+        while; and as a generator that has yielded.
         """
         flow = call.flow
         if flow is None or call.caller is None:
@@ -107,8 +108,11 @@ class Rests:
         outermost = above[-1]
         if outermost.tracker is None or outermost.flow_run.pool is None:
             return None
-        if is_in_task or has_yielded:
-            _say_held(flow, outermost.tracker, what, delay_s, _IN_TASK if is_in_task else _HAS_YIELDED)
+        why = _IN_TASK if is_in_task else _HAS_YIELDED if has_yielded else None
+        if any(one.flow_run.is_final for one in above):
+            why = _IN_HOOK
+        if why is not None:
+            _say_held(flow, outermost.tracker, what, delay_s, why)
             return None
         for one in reversed(above):
             # Those above too: what ends there may be the last thing that was going on.

@@ -388,7 +388,10 @@ def reads(what, first):
 def around():
     return flaky("x")
 
-@flow
+def told(flow, run, state):
+    say(flaky("hook"))
+
+@flow(on_completion=[told])
 def calls():
     return around() + around()
 """
@@ -415,11 +418,12 @@ async def test_a_generator_waits_away_from_its_worker_until_it_has_yielded(stage
 
 
 async def test_a_long_retry_delay_that_holds_its_worker_is_said_once(stage: Stage) -> None:
-    """That of a task called by a task, by name and length, however often it comes."""
+    """That of a task called by a task, by name and length, however often it comes. One in a hook of an end is waited for, too."""
     stage.write(flows("def") + GENERATORS)
     await stage.deploy("calls")
     async with stage.working(engine=QUICK):
         run = await stage.run("calls")
+        await stage.hear("said.hook2")
     assert result_of(run) == "x2x2"
     why = "it is part of a task, whose code would have to run again"
     held = f"task 'flaky' waits 0.6 s for its next try in place and holds its worker: {why}"
