@@ -22,11 +22,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .acting.approval import Approval, ApprovalLinks, Approvals
+    from .acting.dead_letter import DeadLetter, DeadLetters
+    from .acting.outbox import Outbox
+    from .acting.perform import ActionFailed, Performers
     from .action import Approve, Call, Cancel, Emit, Notify, Pause, Resume, Retry, Run, SetState, Suspend
-    from .approval import Approval, ApprovalLinks, Approvals
-    from .backtest import Backtest, backtest_lines, backtest_log
+    from .analysis.backtest import Backtest, backtest_lines, backtest_log
+    from .analysis.explain import Look, explain_event
+    from .analysis.hindsight import Judgement, explain_moment
+    from .analysis.lint import Warned, lint_automation
+    from .analysis.ruletest import TestOutcome, run_tests
     from .composite import AnyOf, Branch, Debounce, Metric, Resolve, Step
-    from .dead_letter import DeadLetter, DeadLetters
     from .deployment_trigger import (
         DeploymentCompoundTrigger,
         DeploymentEventTrigger,
@@ -34,44 +40,38 @@ if TYPE_CHECKING:
         DeploymentSequenceTrigger,
         DeploymentTrigger,
     )
-    from .engine import RuleEngine
-    from .explain import Look, explain_event
-    from .fold import Fold, FoldConfig
+    from .folding.engine import RuleEngine
+    from .folding.fold import Fold, FoldConfig
     from .given import RuleTest
-    from .hindsight import Judgement, explain_moment
-    from .lint import Warned, lint_automation
-    from .matcher import Matcher
+    from .matching.matcher import Matcher
+    from .matching.where import Predicate, compile_where
     from .model import Automation, parse_automation
-    from .outbox import Outbox
     from .pattern import EventPattern
-    from .perform import ActionFailed, Performers
     from .problem import Problem, RuleInvalid, problems_of
-    from .ruletest import TestOutcome, run_tests
-    from .where import Predicate, compile_where
 
 _NAMES = {
     "action": (
         "Approve", "Call", "Cancel", "Emit", "Notify", "Pause", "Resume", "Retry", "Run", "SetState", "Suspend",
     ),
-    "approval": ("Approval", "ApprovalLinks", "Approvals"),
-    "backtest": ("Backtest", "backtest_lines", "backtest_log"),
+    "acting.approval": ("Approval", "ApprovalLinks", "Approvals"),
+    "analysis.backtest": ("Backtest", "backtest_lines", "backtest_log"),
     "composite": ("AnyOf", "Branch", "Debounce", "Metric", "Resolve", "Step"),
-    "dead_letter": ("DeadLetter", "DeadLetters"),
+    "acting.dead_letter": ("DeadLetter", "DeadLetters"),
     "deployment_trigger": (
         "DeploymentCompoundTrigger", "DeploymentEventTrigger", "DeploymentMetricTrigger", "DeploymentSequenceTrigger",
         "DeploymentTrigger",
     ),
-    "engine": ("RuleEngine",),
-    "explain": ("Look", "explain_event"),
-    "fold": ("Fold", "FoldConfig"),
+    "folding.engine": ("RuleEngine",),
+    "analysis.explain": ("Look", "explain_event"),
+    "folding.fold": ("Fold", "FoldConfig"),
     "given": ("RuleTest",),
-    "hindsight": ("Judgement", "explain_moment"),
-    "lint": ("Warned", "lint_automation"),
-    "matcher": ("Matcher",),
+    "analysis.hindsight": ("Judgement", "explain_moment"),
+    "analysis.lint": ("Warned", "lint_automation"),
+    "matching.matcher": ("Matcher",),
     "model": ("Automation", "parse_automation"),
-    "outbox": ("Outbox",),
+    "acting.outbox": ("Outbox",),
     "pattern": ("EventPattern",),
-    "perform": ("ActionFailed", "Performers"),
+    "acting.perform": ("ActionFailed", "Performers"),
     "prefect_action": (
         "CallWebhook", "CancelFlowRun", "ChangeFlowRunState", "DeclareIncident", "DeleteFlowRun", "DoNothing",
         "PauseAutomation", "PauseDeployment", "PauseWorkPool", "PauseWorkQueue", "ResumeAutomation", "ResumeDeployment",
@@ -83,8 +83,8 @@ _NAMES = {
         "MetricTriggerQuery", "Posture", "PrefectMetric", "ResourceSpecification", "ResourceTrigger", "SequenceTrigger", "Trigger",
     ),
     "problem": ("Problem", "RuleInvalid", "problems_of"),
-    "ruletest": ("TestOutcome", "run_tests"),
-    "where": ("Predicate", "compile_where"),
+    "analysis.ruletest": ("TestOutcome", "run_tests"),
+    "matching.where": ("Predicate", "compile_where"),
 }  # fmt: skip
 _WHERE = {name: module for module, names in _NAMES.items() for name in names}
 

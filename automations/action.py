@@ -15,7 +15,7 @@ from ..duration import Duration
 from ..errors import TemplateError
 from ..template import check_template, template_names
 from ..vocabulary import JsonValue
-from .expression import compile_expression
+from .matching.expression import compile_expression
 from .problem import Problem, Strict, did_you_mean, refuse
 
 __all__ = [

@@ -25,7 +25,7 @@ from ..engine.states import Scheduled
 from ..engine.sync_async.either import blocking_session, is_async_here, session_here
 from ..errors import DefinitionError, EventWaitTimedOut, MissingContextError
 from ..vocabulary import FlowRunId, JsonObject, JsonValue
-from .where import Check, compile_where
+from .matching.where import Check, compile_where
 
 if TYPE_CHECKING:
     from ..bus import Bus

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from ..bus.subject import ALL_EVENTS, PREFIX, filters_for
-from .condition import AllOf, Node
-from .decision import ADOPTED, DUE
+from .folding.decision import ADOPTED, DUE
+from .matching.condition import AllOf, Node
 from .problem import Loc
 
 __all__ = ["Listening", "filters_to_follow"]

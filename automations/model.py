@@ -32,11 +32,11 @@ from .composite import (
     check_sequence,
     leaves_of,
 )
-from .condition import Node, parse_where
 from .eventbridge import with_pattern
 from .given import Expected, GivenEvent, RuleTest
 from .listening import Listening
-from .path import Path, parse_path
+from .matching.condition import Node, parse_where
+from .matching.path import Path, parse_path
 from .pattern import MAX_COUNT, Cel, EventPattern, Paths, Pattern, Types, Where, check_pattern
 from .problem import Loc, Problem, RuleInvalid, Strict, problems_of, refuse
 

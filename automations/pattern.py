@@ -13,9 +13,9 @@ from typing import Annotated, Any, ClassVar, TypeAlias
 
 from pydantic import BeforeValidator, Field
 
-from .condition import Node, parse_where
-from .expression import compile_expression
-from .path import parse_path
+from .matching.condition import Node, parse_where
+from .matching.expression import compile_expression
+from .matching.path import parse_path
 from .problem import Problem, Strict, refuse
 
 __all__ = [

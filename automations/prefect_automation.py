@@ -22,8 +22,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from ..engine.persistence.block_storage import block_named
 from ..engine.sync_async.either import Either
 from ..errors import AlreadyHeld, GuardFailed, InvalidValueError, UnknownName
-from .migrate_prefect import read_automation
-from .migration import Converted, NotConverted, slug
+from .migrate.migrate_prefect import read_automation
+from .migrate.migration import Converted, NotConverted, slug
 from .model import Automation as Rule
 from .model import parse_automation
 from .prefect_action import ActionTypes, Id

@@ -16,8 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, field_valida
 from pydantic_core import core_schema
 
 from ..duration import format_duration
-from .migrate_prefect import event_pattern, read_trigger
-from .migration import Converted, NotConverted
+from .migrate.migrate_prefect import event_pattern, read_trigger
+from .migrate.migration import Converted, NotConverted
 from .model import Automation, parse_automation
 from .problem import Problem, RuleInvalid, did_you_mean
 

@@ -17,10 +17,10 @@ import orjson
 
 from ..errors import TemplateError
 from ..template import check_template, render_value, template_paths
-from .condition import Node, parse_where
-from .path import MISSING, Path, follow, parse_path, values_of
+from .matching.condition import Node, parse_where
+from .matching.path import MISSING, Path, follow, parse_path, values_of
+from .matching.where import Check, compile_node
 from .problem import Problem
-from .where import Check, compile_node
 
 __all__ = ["Linked", "captured", "link", "link_problems"]
 

@@ -21,10 +21,10 @@ from pathlib import Path
 
 import orjson
 import uvloop
-from hark.automations.backtest import backtest_log
-from hark.automations.checkpoint import Checkpoints
-from hark.automations.engine import RuleEngine
-from hark.automations.fold import Fold, FoldConfig
+from hark.automations.analysis.backtest import backtest_log
+from hark.automations.folding.checkpoint import Checkpoints
+from hark.automations.folding.engine import RuleEngine
+from hark.automations.folding.fold import Fold, FoldConfig
 from hark.automations.model import Automation, parse_automation
 from hark.bus import Bus, EmbeddedBroker, Event
 from hark.config import AutomationsConfig, BusConfig

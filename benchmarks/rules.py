@@ -20,10 +20,10 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 
 import orjson
-from hark.automations.backtest import backtest_lines
-from hark.automations.condition import parse_where
-from hark.automations.fold import Fold, FoldConfig
-from hark.automations.matcher import Matcher
+from hark.automations.analysis.backtest import backtest_lines
+from hark.automations.folding.fold import Fold, FoldConfig
+from hark.automations.matching.condition import parse_where
+from hark.automations.matching.matcher import Matcher
 from hark.automations.model import parse_automation
 
 from benchmarks.goal import Goals

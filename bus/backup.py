@@ -5,7 +5,7 @@ Hark keeps is kept so that it may be behind what it follows, because any process
 the right order is such a state:
 
 1. where readers of the log stand, what has become of actions, what is claimed and what waits for workers: never ahead of
-   the log. What the log says more than they do is folded again, or found done (``automations/claim.py``);
+   the log. What the log says more than they do is folded again, or found done (``automations/acting/claim.py``);
 2. the log, with its durable consumers and timers;
 3. definitions: never behind the log, which says which revisions of them are in force;
 4. large values, which the others name: put before they are named, and not removed while a backup holds them.

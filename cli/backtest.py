@@ -77,7 +77,7 @@ def backtest(
 def _from_file(
     file: Path, name: str, draft: Automation | None, *, since: str | None, limit: int
 ) -> JsonObject:
-    from ..automations.backtest import backtest_lines
+    from ..automations.analysis.backtest import backtest_lines
     from ..automations.model import parse_automation
     from ..server.answer import moment
 

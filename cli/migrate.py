@@ -11,7 +11,7 @@ import typer
 from .call import AsJson, group, to_json
 
 if TYPE_CHECKING:
-    from ..automations.migration import Converted, Note, Sections
+    from ..automations.migrate.migration import Converted, Note, Sections
     from ..server.yaml_source import Node
     from ..vocabulary import JsonValue
 
@@ -27,7 +27,7 @@ _Strict = Annotated[bool, typer.Option("--strict", help="Exit 1 if anything has 
 @migrate.command("prefect")
 def prefect(path: _Path, output: _Out = None, strict: _Strict = False, as_json: AsJson = False) -> None:
     """Convert exported Prefect automations (`prefect automation inspect --yaml`, or `automations:` of a file)."""
-    from ..automations.migrate_prefect import convert_prefect
+    from ..automations.migrate.migrate_prefect import convert_prefect
 
     _migrate(path, convert_prefect, output=output, strict=strict, as_json=as_json)
 
@@ -35,7 +35,7 @@ def prefect(path: _Path, output: _Out = None, strict: _Strict = False, as_json: 
 @migrate.command("eda")
 def eda(path: _Path, output: _Out = None, strict: _Strict = False, as_json: AsJson = False) -> None:
     """Convert rulebooks of Event-Driven Ansible."""
-    from ..automations.migrate_eda import convert_rulebook
+    from ..automations.migrate.migrate_eda import convert_rulebook
 
     _migrate(path, convert_rulebook, output=output, strict=strict, as_json=as_json)
 
@@ -53,7 +53,7 @@ def airflow(
     as_json: AsJson = False,
 ) -> None:
     """Convert Airflow DAG files to flows and a hark.yaml. Nothing of them is run, and Airflow is not needed."""
-    from ..automations.migrate_airflow import convert_airflow
+    from ..automations.migrate.migrate_airflow import convert_airflow
     from ..errors import DefinitionError
 
     files = sorted(path.rglob("*.py")) if path.is_dir() else [path]

@@ -99,8 +99,8 @@ async def plan_manifest(bus: Bus, manifest: Manifest, *, prune: bool = False) ->
 
 async def _missing_targets(bus: Bus, plan: Plan) -> tuple[str, ...]:
     """Return what rules, those made elsewhere too, will need and not find when the plan is carried out."""
+    from ..automations.analysis.target import missing_targets
     from ..automations.model import Automation
-    from ..automations.target import missing_targets
 
     values = await _live(bus)
     for step in plan.changes:

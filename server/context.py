@@ -14,8 +14,8 @@ from ..errors import UnavailableError
 if TYPE_CHECKING:
     from starlette.requests import Request
 
-    from ..automations.approval import ApprovalLinks
-    from ..automations.dead_letter import DeadLetters
+    from ..automations.acting.approval import ApprovalLinks
+    from ..automations.acting.dead_letter import DeadLetters
     from ..bus import Bus, EmbeddedBroker, SecretStore
     from ..clock import Clock
     from ..config import Settings
@@ -91,7 +91,7 @@ class ServerContext:
     @property
     def dead_letters(self) -> DeadLetters:
         """The door to actions that were given up."""
-        from ..automations.dead_letter import DeadLetters
+        from ..automations.acting.dead_letter import DeadLetters
 
         return DeadLetters(self.bus, self.clock)
 

@@ -13,7 +13,7 @@ from ..vocabulary import JsonObject, JsonValue
 from .plan import Change, Plan, Step
 
 if TYPE_CHECKING:
-    from ..automations.fold import Fold, FoldConfig
+    from ..automations.folding.fold import Fold, FoldConfig
     from ..automations.model import Automation
     from ..bus import Bus
 
@@ -62,7 +62,7 @@ async def with_impact(
     Args:
         fold: what the rule engine holds now, if it runs here: says how many keys lose their state.
     """
-    from ..automations.backtest import backtest_log
+    from ..automations.analysis.backtest import backtest_log
 
     rules: list[Automation] = []
     asked: list[Step] = []

@@ -25,7 +25,7 @@ def lint_manifest(manifest: Manifest, *, whole: bool = True) -> list[Fault]:
     Args:
         whole: False where parts of it are wrong and missing here: who uses a thing may then stand in one of them.
     """
-    from ..automations.lint import lint_automation
+    from ..automations.analysis.lint import lint_automation
     from ..automations.model import parse_automation
 
     found: list[Fault] = []
@@ -78,7 +78,7 @@ def _each_text(value: JsonValue) -> list[str]:
 
 def _unknown_names(record: Record, loc: tuple[str, ...], known: frozenset[str]) -> Iterator[Fault]:
     """Yield the names that the templates at a place of a record read, and nothing gives."""
-    from ..automations.lint import templates_in
+    from ..automations.analysis.lint import templates_in
 
     value: JsonValue = record.value
     for part in loc:
@@ -109,8 +109,8 @@ def _texts_at(value: JsonValue, word: str) -> set[str]:
 
 def run_rule_tests(manifest: Manifest, *, rules: Sequence[str] | None = None) -> list[JsonObject]:
     """Run the ``tests:`` of rules in virtual time: ``[{"automation", "test", "ok", "message"}]``."""
+    from ..automations.analysis.ruletest import run_tests
     from ..automations.model import Automation
-    from ..automations.ruletest import run_tests
 
     results: list[JsonObject] = []
     for name in rules if rules is not None else manifest.names("automations"):

@@ -177,7 +177,7 @@ def model_of(bucket: str) -> type[BaseModel] | None:
 
             return Source
         case "sinks":
-            from ..automations.sink import Sink
+            from ..automations.acting.sink import Sink
 
             return Sink
         case "limits":

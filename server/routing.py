@@ -7,8 +7,8 @@ from typing import Any
 
 from pydantic import model_validator
 
-from ..automations.condition import parse_where
-from ..automations.path import parse_path
+from ..automations.matching.condition import parse_where
+from ..automations.matching.path import parse_path
 from ..automations.problem import Problem, refuse
 from ..errors import DefinitionError
 from ..notifications.routing import EACH, RouteSpec, Routing

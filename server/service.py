@@ -161,7 +161,8 @@ class Service(AsyncContextManagerMixin):
         import_httpx()
         if Role.SERVER in self.roles:
             from . import metrics, web  # noqa: F401
-        from ..automations import engine, outbox  # noqa: F401
+        from ..automations.acting import outbox  # noqa: F401
+        from ..automations.folding import engine  # noqa: F401
         from ..engine.workers import worker  # noqa: F401
         from ..notifications import Notifier  # noqa: F401
         from ..storage import apart  # noqa: F401
@@ -192,7 +193,7 @@ class Service(AsyncContextManagerMixin):
     # --- wiring ---------------------------------------------------------------------------------------
 
     async def _wire(self, stack: AsyncExitStack, door: socket.socket | None) -> None:
-        from ..automations.approval import ApprovalLinks
+        from ..automations.acting.approval import ApprovalLinks
         from ..engine.dispatching.control import Control
         from ..notifications.ack import AckLinks
 
@@ -337,21 +338,21 @@ class Service(AsyncContextManagerMixin):
         ]
 
     def _automation_parts(self, control: Control, late: LateValues) -> list[Part]:
+        from ..automations.folding.handover import Handover
         from ..automations.forebears import Forebears
-        from ..automations.handover import Handover
 
         # Whose broker is in this home holds its lock from before any part begins until all have ended.
         handover = Handover(Forebears(self.home if self._broker is not None else None))
 
         def rules() -> Any:
-            from ..automations.engine import RuleEngine
+            from ..automations.folding.engine import RuleEngine
 
             return RuleEngine(
                 self.bus, self.settings.automations, self.clock, name=self.name, handover=handover
             )
 
         def sinks() -> Any:
-            from ..automations.forwarder import Forwarder
+            from ..automations.acting.forwarder import Forwarder
 
             return Forwarder(self.bus, late, self.settings.automations, self.clock)
 
@@ -361,8 +362,8 @@ class Service(AsyncContextManagerMixin):
             return Waker(self.bus, self.clock, name=self.name)
 
         def outbox() -> Any:
-            from ..automations.outbox import Outbox
-            from ..automations.perform import Performers
+            from ..automations.acting.outbox import Outbox
+            from ..automations.acting.perform import Performers
 
             config = self.settings.automations
 
@@ -379,7 +380,7 @@ class Service(AsyncContextManagerMixin):
             return both()
 
         def router() -> Any:
-            from ..automations.language import WhereLanguage
+            from ..automations.matching.language import WhereLanguage
             from ..notifications.router import Router
 
             return Router(

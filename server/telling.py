@@ -6,9 +6,9 @@ from collections import defaultdict
 from collections.abc import Mapping
 from datetime import timedelta
 
+from ..automations.analysis.target import channels_of
 from ..automations.model import Automation
 from ..automations.problem import Problem
-from ..automations.target import channels_of
 from ..storage import FailingAddressRow
 from .context import ServerContext
 from .definition import all_defined

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from ..automations.analysis.ruletest import run_test
 from ..automations.model import Automation
-from ..automations.ruletest import run_test
 from ..server.fault import ManifestInvalid, Position
 from ..server.manifest import check_manifest
 

@@ -94,8 +94,8 @@ def rule_test(
         AssertionError: why it failed, and how each event fared.
         DefinitionError: the rule or the test is none.
     """
+    from ..automations.analysis.ruletest import run_test, run_tests
     from ..automations.given import RuleTest
-    from ..automations.ruletest import run_test, run_tests
 
     found = rule_named(rule, name)
     if given is None:
@@ -125,7 +125,7 @@ def replay(
             know it. One without a ``time`` happens when the one before it did.
         until: how long to let pass after the last event. Default: until no rule has anything to wait for.
     """
-    from ..automations.backtest import Replay
+    from ..automations.analysis.backtest import Replay
     from ..bus.event import parse_time
 
     automations = [rule_named(rule) for rule in rules]

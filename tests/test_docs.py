@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import pytest
 from hark.automations.action import ACTIONS, TARGETS
-from hark.automations.condition import OPERATORS
+from hark.automations.analysis.own_event import OWN_EVENTS
+from hark.automations.matching.condition import OPERATORS
 from hark.automations.model import Automation
-from hark.automations.own_event import OWN_EVENTS
 from hark.bus.event import OWN_WORDS
 from hark.config import Settings
 from hark.engine.dispatching.deployment import ConcurrencySpec, Deployment

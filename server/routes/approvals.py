@@ -13,7 +13,7 @@ from urllib.parse import parse_qs
 from fastapi import APIRouter, Depends, Request, Response
 from starlette.responses import HTMLResponse
 
-from ...automations.approval import Answer, Approval, Approvals
+from ...automations.acting.approval import Answer, Approval, Approvals
 from ...errors import AccessDenied, RefusedError, UnknownName
 from ..answer import answer, listing
 from ..bodies import AnswerBody

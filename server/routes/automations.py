@@ -89,7 +89,7 @@ def _problems(
     one: Defined, names: dict[str, list[str]], failing: Failing, activity: AutomationActivity | None
 ) -> list[str]:
     """Return what a rule needs and is not there, or does not work: it would fire, and its actions would fail, or did."""
-    from ...automations.target import missing_targets
+    from ...automations.analysis.target import missing_targets
 
     found: list[str] = []
     if one.model is not None:

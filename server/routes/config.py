@@ -50,7 +50,7 @@ async def plan(
 
 
 async def _with_impact(context: ServerContext, made: Plan) -> Plan:
-    from ...automations.fold import FoldConfig
+    from ...automations.folding.fold import FoldConfig
     from ..impact import with_impact
 
     config = context.settings.automations

@@ -40,7 +40,7 @@ async def _rules(context: ServerContext, body: BacktestBody | ExplainBody) -> li
 
 
 def _fold_config(context: ServerContext) -> Any:
-    from ...automations.fold import FoldConfig
+    from ...automations.folding.fold import FoldConfig
 
     config = context.settings.automations
     return FoldConfig(
@@ -82,7 +82,7 @@ async def backtest(
 
     Nothing is stored and nobody is told. `since` is a time or how long ago (7d by default).
     """
-    from ...automations.backtest import KEEP, backtest_log
+    from ...automations.analysis.backtest import KEEP, backtest_log
 
     context = context_of(request)
     rules = await _rules(context, body)
@@ -105,7 +105,7 @@ async def explain(
 
     Each condition with the value seen, how the window of the key stood before and after, and what held a firing back.
     """
-    from ...automations.hindsight import explain_moment
+    from ...automations.analysis.hindsight import explain_moment
 
     context = context_of(request)
     wanted = body.event

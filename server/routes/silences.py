@@ -8,7 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import ValidationError
 
-from ...automations.condition import parse_where
+from ...automations.matching.condition import parse_where
 from ...automations.problem import RuleInvalid
 from ...bus.event import parse_time
 from ...duration import parse_duration

@@ -13,12 +13,12 @@ from typing import Any, NoReturn
 
 import anyio
 from cryptography.fernet import Fernet
+from hark.automations.acting.claim import Claim, Claims
+from hark.automations.acting.outbox import Outbox
+from hark.automations.acting.perform import Firing, Performers
 from hark.automations.action import Action
-from hark.automations.claim import Claim, Claims
-from hark.automations.engine import RuleEngine
-from hark.automations.handover import Handover
-from hark.automations.outbox import Outbox
-from hark.automations.perform import Firing, Performers
+from hark.automations.folding.engine import RuleEngine
+from hark.automations.folding.handover import Handover
 from hark.bus import Bus, LateValues, SecretStore, locate_broker
 from hark.config import AutomationsConfig, BusConfig, Settings
 from hark.engine.dispatching.control import Control

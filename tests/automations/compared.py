@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from hark.automations.backtest import Replay
-from hark.automations.decision import Decision, disabled_event
-from hark.automations.fold import Fold, FoldConfig
+from hark.automations.analysis.backtest import Replay
+from hark.automations.folding.decision import Decision, disabled_event
+from hark.automations.folding.fold import Fold, FoldConfig
 from hark.automations.model import parse_automation
 from hark.automations.problem import RuleInvalid
 

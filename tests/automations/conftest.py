@@ -12,11 +12,11 @@ import orjson
 import pytest
 from anyio.abc import SocketAttribute, SocketStream
 from cryptography.fernet import Fernet
-from hark.automations.engine import RuleEngine
-from hark.automations.handover import Handover
+from hark.automations.acting.outbox import Outbox
+from hark.automations.acting.perform import Performers
+from hark.automations.folding.engine import RuleEngine
+from hark.automations.folding.handover import Handover
 from hark.automations.model import parse_automation
-from hark.automations.outbox import Outbox
-from hark.automations.perform import Performers
 from hark.bus import Bus, Event, LateValues, Recorded, SecretStore
 from hark.config import AutomationsConfig
 from hark.engine.dispatching.control import Control

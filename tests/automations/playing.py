@@ -5,9 +5,9 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from hark.automations.decision import Decision
+from hark.automations.analysis.ruletest import START, play
+from hark.automations.folding.decision import Decision
 from hark.automations.model import parse_automation
-from hark.automations.ruletest import START, play
 from hark.bus.event import format_time
 
 __all__ = ["fired", "given", "over", "played", "triggers"]

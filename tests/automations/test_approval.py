@@ -10,11 +10,11 @@ from typing import Any
 import anyio
 import pytest
 from cryptography.fernet import Fernet
+from hark.automations.acting.approval import ApprovalLinks, Approvals
+from hark.automations.acting.outbox import Outbox
+from hark.automations.acting.perform import Performers
 from hark.automations.action import Approve, parse_action
-from hark.automations.approval import ApprovalLinks, Approvals
-from hark.automations.handover import Handover
-from hark.automations.outbox import Outbox
-from hark.automations.perform import Performers
+from hark.automations.folding.handover import Handover
 from hark.bus import LateValues
 from hark.errors import AccessDenied, RefusedError, UnknownName
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import orjson
 import pytest
-from hark.automations.backtest import Replay, backtest_lines, backtest_log, filters_of
-from hark.automations.fold import FoldConfig
-from hark.automations.hindsight import Judgement, explain_moment, memory_s
+from hark.automations.analysis.backtest import Replay, backtest_lines, backtest_log, filters_of
+from hark.automations.analysis.hindsight import Judgement, explain_moment, memory_s
+from hark.automations.folding.fold import FoldConfig
 from hark.automations.model import Automation, parse_automation
 from hark.bus import Recorded
 from hark.errors import DefinitionError

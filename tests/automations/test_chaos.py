@@ -11,7 +11,7 @@ from typing import Any
 
 import anyio
 import pytest
-from hark.automations.fold import Fold, FoldConfig
+from hark.automations.folding.fold import Fold, FoldConfig
 from hark.automations.model import parse_automation
 from hark.bus import Bus, EmbeddedBroker, Event
 from hark.bus import broker as broker_module

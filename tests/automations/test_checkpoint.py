@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import pytest
-from hark.automations import checkpoint
-from hark.automations.checkpoint import Checkpoints
-from hark.automations.fold import Fold, FoldConfig
+from hark.automations.folding import checkpoint
+from hark.automations.folding.checkpoint import Checkpoints
+from hark.automations.folding.fold import Fold, FoldConfig
 from hark.bus import Bus
 from hark.bus.candidate import Deposed
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import anyio
 import pytest
-from hark.automations import outbox
-from hark.automations.claim import Claim, Claims, Over
-from hark.automations.dead_letter import DeadLetters
+from hark.automations.acting import outbox
+from hark.automations.acting.claim import Claim, Claims, Over
+from hark.automations.acting.dead_letter import DeadLetters
 from hark.bus import Bus, EmbeddedBroker, Event
 from hark.bus.presence import Presence
 from hark.bus.subject import RESTORED

@@ -11,8 +11,8 @@ from typing import Any
 import anyio
 import orjson
 import pytest
-from hark.automations.decision import within
-from hark.automations.engine import RuleEngine
+from hark.automations.folding.decision import within
+from hark.automations.folding.engine import RuleEngine
 from hark.bus import Bucket, Bus, EmbeddedBroker, Event
 from hark.bus.log import Appended, EventLog
 from hark.clock import SystemClock

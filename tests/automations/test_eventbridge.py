@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 from hark.automations.eventbridge import convert_pattern
+from hark.automations.matching.where import compile_where
 from hark.automations.model import Automation
-from hark.automations.where import compile_where
 from pydantic import ValidationError
 
 

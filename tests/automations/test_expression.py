@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hark.automations.expression import compile_expression
+from hark.automations.matching.expression import compile_expression
 
 EVENT: dict[str, Any] = {
     "type": "flow-run.failed", "subject": "flow-run/1",

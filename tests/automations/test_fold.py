@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from hark.automations.decision import ADOPTED, SOURCE, Decision, decision_event, disabled_event
-from hark.automations.fold import Fold, FoldConfig
+from hark.automations.folding.decision import ADOPTED, SOURCE, Decision, decision_event, disabled_event
+from hark.automations.folding.fold import Fold, FoldConfig
 from hark.automations.model import parse_automation
 from hark.bus.event import format_time
 

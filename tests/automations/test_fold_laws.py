@@ -8,9 +8,9 @@ from typing import Any
 
 import orjson
 import pytest
-from hark.automations import snapshot
-from hark.automations.decision import ADOPTED, SOURCE, Decision
-from hark.automations.fold import Fold, FoldConfig
+from hark.automations.folding import snapshot
+from hark.automations.folding.decision import ADOPTED, SOURCE, Decision
+from hark.automations.folding.fold import Fold, FoldConfig
 from hark.automations.model import parse_automation
 from hark.bus.event import format_time
 from hypothesis import given, settings

@@ -13,9 +13,9 @@ import anyio
 import nats
 import pytest
 from cloudevents.core.bindings.http import HTTPMessage, from_http_event
-from hark.automations.dead_letter import DeadLetters
-from hark.automations.forwarder import Forwarder
-from hark.automations.sink import Sink, outgoing
+from hark.automations.acting.dead_letter import DeadLetters
+from hark.automations.acting.forwarder import Forwarder
+from hark.automations.acting.sink import Sink, outgoing
 from hark.bus import Bus, Event, LateValues, SecretStore, secret_key
 from hark.config import AutomationsConfig
 from hark.triggers.preset import StandardWebhooksVerify

@@ -11,14 +11,14 @@ import anyio
 import anyio.lowlevel
 import pytest
 from anyio.abc import TaskGroup
-from hark.automations.claim import BUCKET
-from hark.automations.decision import Decision
-from hark.automations.engine import _Term
+from hark.automations.acting.claim import BUCKET
+from hark.automations.acting.in_hand import InHand
+from hark.automations.acting.outbox import Outbox
+from hark.automations.folding.decision import Decision
+from hark.automations.folding.engine import _Term
+from hark.automations.folding.handover import Handover, Promises
 from hark.automations.forebears import FILE, Forebears
-from hark.automations.form import EventRef
-from hark.automations.handover import Handover, Promises
-from hark.automations.in_hand import InHand
-from hark.automations.outbox import Outbox
+from hark.automations.forms.form import EventRef
 from hark.bus import Bucket, Event
 from hark.bus.consumer import Consumer, Item
 from hark.bus.log import EventLog

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from hark.automations.eventbridge import with_pattern
-from hark.automations.expression import compile_expression
+from hark.automations.matching.expression import compile_expression
 from hark.automations.model import parse_automation
 from hark.automations.problem import RuleInvalid
 from hark.errors import TemplateError

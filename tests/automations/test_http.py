@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 import anyio
 import pytest
 from anyio.abc import SocketAttribute, SocketStream
-from hark.automations.http import (
+from hark.automations.acting.http import (
     AddressRefused,
     Caller,
     CallFailed,

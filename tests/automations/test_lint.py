@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hark.automations.lint import lint_automation
+from hark.automations.acting.recipient import host_of
+from hark.automations.analysis.lint import lint_automation
 from hark.automations.model import parse_automation
-from hark.automations.recipient import host_of
 
 DO = [{"notify": "oncall"}]
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import orjson
 import pytest
-from hark.automations.condition import parse_where
 from hark.automations.listening import filters_to_follow
-from hark.automations.matcher import Matcher, indexed_by, pattern_covers
-from hark.automations.where import compile_node
+from hark.automations.matching.condition import parse_where
+from hark.automations.matching.matcher import Matcher, indexed_by, pattern_covers
+from hark.automations.matching.where import compile_node
 from hark.bus import Event
 from hark.bus.feed import covers
 from hark.bus.subject import ALL_EVENTS, subject_of

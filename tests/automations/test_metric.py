@@ -7,7 +7,7 @@ import random
 from typing import Any
 
 import pytest
-from hark.automations.decision import decision_event
+from hark.automations.folding.decision import decision_event
 from hark.automations.model import parse_automation
 from hark.automations.problem import RuleInvalid
 from hypothesis import given as examples

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hark import flow, task
 from hark.automations import airflow
-from hark.automations.migrate_airflow import ConvertedFile, convert_airflow
+from hark.automations.migrate.migrate_airflow import ConvertedFile, convert_airflow
 from hark.cli.main import app
 from hark.errors import DefinitionError, UpstreamFailed
 from hark.server.manifest import check_manifest

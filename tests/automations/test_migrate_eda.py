@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hark.automations.migrate_eda import condition_to_where, convert_rulebook
-from hark.automations.migration import NotConverted
-from hark.automations.where import compile_where
+from hark.automations.matching.where import compile_where
+from hark.automations.migrate.migrate_eda import condition_to_where, convert_rulebook
+from hark.automations.migrate.migration import NotConverted
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hark.automations.migrate_prefect import convert_prefect
+from hark.automations.analysis.ruletest import run_tests
+from hark.automations.migrate.migrate_prefect import convert_prefect
 from hark.automations.model import Automation
-from hark.automations.ruletest import run_tests
 
 
 def automation(trigger: dict[str, Any], *actions: dict[str, Any], **more: Any) -> dict[str, Any]:

@@ -12,9 +12,9 @@ from typing import Any
 import anyio
 import orjson
 import pytest
-from hark.automations.dead_letter import DeadLetters
-from hark.automations.outbox import DURABLE
-from hark.automations.perform import Firing
+from hark.automations.acting.dead_letter import DeadLetters
+from hark.automations.acting.outbox import DURABLE
+from hark.automations.acting.perform import Firing
 from hark.bus.subject import STREAM
 from hark.config import AutomationsConfig
 from hark.engine.dispatching.deployment import Deployment
@@ -351,7 +351,7 @@ class Slow:
 
 async def test_an_action_interrupted_by_a_crash_is_done_by_whoever_comes_next(house: House) -> None:
     """Claimed and not finished: taken over under the same key, as the same try: a stop costs none."""
-    from hark.automations.outbox import Outbox
+    from hark.automations.acting.outbox import Outbox
 
     slow = Slow()
     async with house.engine():
@@ -382,7 +382,7 @@ async def test_a_decision_that_comes_again_while_it_is_in_hand_is_not_handed_bac
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An outbox too slow to say that it has one gets it again; giving that back would bring it again without end."""
-    from hark.automations.outbox import Outbox
+    from hark.automations.acting.outbox import Outbox
     from hark.bus.consumer import Item
 
     slow, came, handed_back = Slow(), 0, list[int]()

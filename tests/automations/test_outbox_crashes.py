@@ -10,10 +10,10 @@ from typing import Any
 import anyio
 import orjson
 import pytest
-from hark.automations import outbox
-from hark.automations.dead_letter import DeadLetters
-from hark.automations.outbox import Doer, Outbox
-from hark.automations.perform import Firing, Performers
+from hark.automations.acting import outbox
+from hark.automations.acting.dead_letter import DeadLetters
+from hark.automations.acting.outbox import Doer, Outbox
+from hark.automations.acting.perform import Firing, Performers
 from hark.bus import Bus, Event, LateValues
 from hark.config import BusConfig
 from hark.errors import BusUnavailable, RefusedError
@@ -209,8 +209,8 @@ class TestBrokerAway:
     ) -> None:
         """The broker hangs right after the action: who has done it notes it later, and does not do it again."""
         waits = [
-            hears("hark.automations.outcome", "outbox.waits_to_note"),
-            hears("hark.automations.outbox", "outbox.waits_for_broker"),
+            hears("hark.automations.acting.outcome", "outbox.waits_to_note"),
+            hears("hark.automations.acting.outbox", "outbox.waits_for_broker"),
         ]
         with ExitStack() as ice:
 

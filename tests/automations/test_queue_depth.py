@@ -7,15 +7,15 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from hark.automations.catalogue import form_of
-from hark.automations.decision import Decision
-from hark.automations.fold import Fold, FoldConfig
-from hark.automations.form import Seen
+from hark.automations.analysis.ruletest import START
+from hark.automations.folding.decision import Decision
+from hark.automations.folding.fold import Fold, FoldConfig
+from hark.automations.forms.catalogue import form_of
+from hark.automations.forms.form import Seen
+from hark.automations.forms.queue_depth import due_of
 from hark.automations.model import parse_automation
 from hark.automations.pattern import RUN_WORDS
 from hark.automations.problem import RuleInvalid
-from hark.automations.queue_depth import due_of
-from hark.automations.ruletest import START
 from hark.bus.event import format_time
 from hypothesis import given as examples
 from hypothesis import settings

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hark.automations.recipient import RecipientRefused, recipient
+from hark.automations.acting.recipient import RecipientRefused, recipient
 from hark.template import render
 
 SECRETS = {"slack": "slack://token", "smtp": "user:pass@mx"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hark.automations.decision import decision_event
+from hark.automations.folding.decision import decision_event
 from hark.automations.model import parse_automation
 from hark.automations.problem import RuleInvalid
 

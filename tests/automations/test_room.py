@@ -6,8 +6,8 @@ import logging
 
 import anyio
 import pytest
-from hark.automations import room as room_module
-from hark.automations.room import Room
+from hark.automations.acting import room as room_module
+from hark.automations.acting.room import Room
 from hark.errors import StreamFull
 
 FULL = StreamFull("$KV.hark_outbox.x", why="maximum bytes exceeded")

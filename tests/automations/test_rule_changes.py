@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hark.automations.decision import Decision
-from hark.automations.fold import Fold, FoldConfig
+from hark.automations.folding.decision import Decision
+from hark.automations.folding.fold import Fold, FoldConfig
 from hark.automations.model import parse_automation
 
 METRIC = {"metric": {"measure": "count", "on": "a.b", "over": "1m"}, "is": ">= 1"}

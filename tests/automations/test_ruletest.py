@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hark.automations.analysis.ruletest import TestOutcome, run_tests
 from hark.automations.model import parse_automation
-from hark.automations.ruletest import TestOutcome, run_tests
 
 FAILING = {
     "on": "flow-run.failed",

@@ -6,8 +6,8 @@ import random
 from typing import Any
 
 import pytest
-from hark.automations.decision import decision_event
-from hark.automations.fold import Fold, FoldConfig
+from hark.automations.folding.decision import decision_event
+from hark.automations.folding.fold import Fold, FoldConfig
 from hark.automations.model import parse_automation
 from hark.automations.problem import RuleInvalid
 from hypothesis import given as examples

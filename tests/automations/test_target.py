@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from hark.automations.analysis.target import missing_targets
 from hark.automations.model import parse_automation
-from hark.automations.target import missing_targets
 
 
 def test_what_is_not_there_is_told_with_its_place() -> None:

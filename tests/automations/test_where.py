@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hark.automations.condition import parse_where
-from hark.automations.path import MISSING, follow, parse_path, show_path
+from hark.automations.matching.condition import parse_where
+from hark.automations.matching.path import MISSING, follow, parse_path, show_path
+from hark.automations.matching.where import compile_node, compile_where, explain
 from hark.automations.problem import RuleInvalid
-from hark.automations.where import compile_node, compile_where, explain
 from hypothesis import given
 from hypothesis import strategies as st
 

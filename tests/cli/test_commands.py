@@ -318,8 +318,8 @@ def test_the_program_starts_quickly_and_speaks_to_the_right_streams(tmp_path: Pa
 
 async def test_people_are_asked_told_and_left_alone(serve: Serve, hark: Run) -> None:
     """Approvals, alerts and silences: listed, answered, taken on, ended; ids may be cut short."""
-    from hark.automations.approval import Approvals
-    from hark.automations.perform import Firing
+    from hark.automations.acting.approval import Approvals
+    from hark.automations.acting.perform import Firing
     from hark.bus import Event
 
     async with serve() as service:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import anyio
-from hark.automations.language import WhereLanguage
+from hark.automations.matching.language import WhereLanguage
 from hark.bus import Bus, LateValues, SecretStore, locate_broker
 from hark.config import BusConfig, NotificationsConfig, Settings
 from hark.notifications import Notifier, Router

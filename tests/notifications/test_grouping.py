@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 import orjson
 import pytest
-from hark.automations.language import WhereLanguage
+from hark.automations.matching.language import WhereLanguage
 from hark.notifications.alert import Alert, Cause
 from hark.notifications.group import Decision, Said, Send
 from hark.notifications.grouping import Grouping

@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 import orjson
 import pytest
-from hark.automations.language import WhereLanguage
+from hark.automations.matching.language import WhereLanguage
 from hark.bus import Bus, LateValues, SecretStore
 from hark.bus.event import Event
 from hark.clock import ManualClock

@@ -175,7 +175,7 @@ async def test_nothing_that_was_put_down_can_be_read_without_the_key(
     bus: Bus, late: LateValues, define: Any
 ) -> None:
     """Neither the text of a message on its way nor the token in its address stands in the bucket or the object store."""
-    from hark.automations.language import WhereLanguage
+    from hark.automations.matching.language import WhereLanguage
     from hark.config import NotificationsConfig
     from hark.notifications import Notifier, Router
 

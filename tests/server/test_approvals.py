@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from hark.automations.approval import Approvals
-from hark.automations.perform import Firing
+from hark.automations.acting.approval import Approvals
+from hark.automations.acting.perform import Firing
 from hark.bus import Event
 from hark.vocabulary import JsonValue
 

@@ -1,0 +1,150 @@
+"""Dead letters: actions that were given up, and task runs of ``delay``, to be tried again or dropped by a person."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from ...bus import Bus, Event
+from ...clock import SYSTEM_CLOCK, Clock
+from ...engine.background_tasks.dead_task import PREFIX as DEAD_TASK
+from ...engine.background_tasks.dead_task import DeadTasks
+from ...errors import GuardFailed, RefusedError, UnknownName
+from .action_state import ActionState, action_event, kind_of
+from .claim import BUCKET, KEEP_S
+from .perform import Firing
+
+__all__ = ["SINK_KEY", "DeadLetter", "DeadLetters", "forward_firing"]
+
+SINK_KEY = "sink-"
+"""What the keys of events that a sink did not take begin with; decisions have ids of another form."""
+
+
+def forward_firing(sink: str, event: Event, seq: int) -> Firing:
+    """Return the forwarding of an event to a sink, in the form of a rule's decision."""
+    return Firing(event, seq, f"sink:{sink}", {"actions": [{"forward": sink}]})
+
+
+_DEAD = ("dead", "dropping")
+"""Dropping: given up by somebody who perhaps died before the log could say so."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """An action that was given up. ``key`` names it."""
+
+    key: str
+    automation: str
+    kind: str
+    error: str
+    attempt: int
+    at: datetime
+    seq: int
+
+
+class DeadLetters:
+    """The door to dead letters. Stateless."""
+
+    def __init__(self, bus: Bus, clock: Clock = SYSTEM_CLOCK) -> None:
+        self._bus, self._clock = bus, clock
+        self._bucket = bus.bucket(BUCKET)
+
+    async def list(self) -> list[DeadLetter]:
+        """Return the dead letters there are, oldest first."""
+        found = []
+        for entry in await self._bucket.entries():
+            if not _is_key(entry.key):
+                continue  # what the notifier keeps in the same bucket
+            try:
+                state = ActionState.from_json(entry.value)
+            except (ValueError, KeyError, TypeError, AttributeError):
+                continue  # the outbox makes a dead letter of it when it comes to it
+            if state.state not in _DEAD:
+                continue
+            outcome = state.outcome or {}
+            data = outcome.get("data")
+            about = data if isinstance(data, dict) else {}
+            found.append(
+                DeadLetter(
+                    entry.key, str(about.get("automation", "")), str(about.get("kind", "")), state.error or "",
+                    state.attempt, state.at, state.seq,
+                )
+            )  # fmt: skip
+        return sorted(found, key=lambda d: (d.at, d.key))
+
+    async def redrive(self, key: str) -> int:
+        """Have the action tried again, with all its retries; return the sequence of ``action.redriven``.
+
+        Asking twice is asking once, until it has failed again.
+
+        Raises:
+            UnknownName: there is no such dead letter.
+            RefusedError: that action is not dead.
+        """
+        if key.startswith(DEAD_TASK):
+            return await DeadTasks(self._bus).redrive(key)
+        state, _, firing = await self._find(key)
+        again = replace(state, round=state.round + 1, attempt=0)
+        event = action_event(
+            "redriven", firing, key=key, kind=_kind(firing, key), state=again, now=self._clock.now()
+        )
+        return (await self._bus.log.append_once(event, after=state.seq)).seq
+
+    async def drop(self, key: str) -> int:
+        """Give the action up for good; return the sequence of ``action.dropped``. Errors as ``redrive``.
+
+        It is set aside first, then the log says so: of a crash in between, what is left can be dropped again.
+        """
+        if key.startswith(DEAD_TASK):
+            return await DeadTasks(self._bus).drop(key)
+        state, revision, firing = await self._find(key, _DEAD)
+        event = action_event(
+            "dropped", firing, key=key, kind=_kind(firing, key), state=state, now=self._clock.now()
+        )
+        going = replace(state, state="dropping")
+        try:
+            # From here on nobody tries it again, so that what the log says next holds.
+            revision = await self._bucket.update(key, going.to_json(), revision=revision)
+        except GuardFailed as exc:
+            raise RefusedError(
+                f"the dead letter {key!r} is being tried again or dropped at this moment"
+            ) from exc
+        seq = (await self._bus.log.append_once(event, after=state.seq)).seq
+        dropped = replace(
+            state, state="dropped", at=self._clock.now(), outcome=event.to_dict(), decision=None
+        )
+        with suppress(GuardFailed):  # somebody else has dropped it as well
+            await self._bucket.update(key, dropped.to_json(), revision=revision, ttl_s=KEEP_S)
+        return seq
+
+    async def _find(self, key: str, states: Collection[str] = ("dead",)) -> tuple[ActionState, int, Firing]:
+        entry = await self._bucket.get(key) if _is_key(key) else None
+        if entry is None:
+            raise UnknownName("dead letter", key, known=[letter.key for letter in await self.list()])
+        state = ActionState.from_json(entry.value)
+        if state.state not in states:
+            raise RefusedError(f"the action {key!r} is {state.state}, not a dead letter")
+        if key.startswith(SINK_KEY) and state.decision is not None:
+            name = str((state.outcome or {}).get("data", {}).get("sink", ""))  # type: ignore[union-attr]
+            return state, entry.revision, forward_firing(name, Event.from_dict(state.decision), state.seq)
+        record = await self._bus.log.get(state.seq)
+        if record is not None:
+            return state, entry.revision, Firing.of(record.event, record.seq)
+        if state.decision is None:
+            raise RefusedError(f"the decision behind {key!r} has left the log; drop it")
+        return state, entry.revision, Firing.of(Event.from_dict(state.decision), state.seq)
+
+
+def _is_key(key: str) -> bool:
+    decision, _, index = key.rpartition("/")
+    return bool(decision) and index.isdecimal() and all(c.isalnum() or c in "-_=" for c in decision)
+
+
+def _kind(firing: Firing, key: str) -> str:
+    if key.startswith(SINK_KEY):
+        return "forward"
+    actions = firing.data.get("actions") or []
+    index = int(key.rpartition("/")[2])
+    return kind_of(actions[index]) if index < len(actions) else "unknown"

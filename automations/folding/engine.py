@@ -1,0 +1,595 @@
+"""The rule engine: follows the log, folds it, stores what is decided.
+
+One leads at a time, by a lease; the others stand by. The leader takes the last checkpoint, folds on from there, and
+appends its decisions under ids that belong to them, so that a decision made again after a crash is the same event.
+Changes of rules and the passing of deadlines go through the log as well (``automation.adopted``, ``automation.due``),
+which makes what is decided a function of the log alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import orjson
+from anyio.abc import TaskGroup, TaskStatus
+
+from ...bus import Bus, Entry, Event
+from ...bus.candidate import Candidate, Deposed
+from ...bus.event import Recorded, readable
+from ...bus.lease import Grant
+from ...bus.nesting import nests_too_deeply
+from ...bus.subject import PREFIX
+from ...clock import SYSTEM_CLOCK, Clock
+from ...config import AutomationsConfig
+from ...errors import BusUnavailable, EventTooLarge
+from ...tracing import begin_span
+from ...vocabulary import JsonObject, derived_id
+from ..model import parse_automation
+from ..problem import RuleInvalid
+from .checkpoint import Checkpoints
+from .decision import (
+    ADOPTED,
+    DISABLED,
+    DUE,
+    RESOLVED,
+    SOURCE,
+    SUPPRESSED,
+    TRIGGERED,
+    Decision,
+    decision_event,
+    disabled_event,
+    within,
+)  # fmt: skip
+from .fold import Fold, FoldConfig
+from .handover import CLAIMED_BY, Handover
+from .snapshot import Snapshot
+
+__all__ = ["RuleEngine"]
+
+log = logging.getLogger(__name__)
+
+LEASE = "automations"
+_BACK_OFF_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
+_DECISIONS = (PREFIX + TRIGGERED, PREFIX + SUPPRESSED, PREFIX + RESOLVED, PREFIX + DISABLED)
+_BATCH = 100
+"""Events taken over from the feed in one go."""
+_MOST_UNSTORED = 1_000
+"""Decisions that may wait to be stored while events after them are folded."""
+_ROW_BYTES = 256 * 1024
+"""A larger event, or one that nests more deeply than users' may, is only named by the decisions that rest on it."""
+_SLICE_S = 0.001
+"""Of folding, or of taking a checkpoint, before others have their turn again."""
+_LONGEST_SLEEP_S = 30.0
+_DEFINITIONS_AT_ONCE = 500
+
+
+class RuleEngine(Candidate["_Term"]):
+    """The service. Entered means: it leads and every rule there is is in force, or another one leads. See ``Candidate``.
+
+    Args:
+        handover: where an outbox of this process may promise to carry out what is decided.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        config: AutomationsConfig,
+        clock: Clock = SYSTEM_CLOCK,
+        *,
+        name: str | None = None,
+        lease_ttl_s: float = 5.0,
+        handover: Handover | None = None,
+    ) -> None:
+        super().__init__(
+            bus, lease=LEASE, role="automations", name=name, lease_ttl_s=lease_ttl_s, is_awaited=True
+        )
+        self._config, self._clock = config, clock
+        self._handover = handover or Handover()
+
+    @property
+    def status(self) -> JsonObject:
+        """What it knows: ``leader, rules, keys, seq`` (of the last event a rule wanted) and the rules that do not load, with
+        their errors."""
+        term = self._term
+        if term is None:
+            return {"leader": False}
+        errors: Any = {**term.fold.errors, **term.refused}
+        return {
+            "leader": True, "rules": term.fold.size, "keys": term.fold.keys(), "seq": term.fold.seq,
+            "errors": errors,
+        }  # fmt: skip
+
+    @property
+    def fold(self) -> Fold | None:
+        """The state it leads with, to be looked at only; None on a standby."""
+        return self._term.fold if self._term is not None else None
+
+    async def _lead(self, grant: Grant, on_ready: Callable[[_Term], None]) -> None:
+        await _Term(self._bus, self._config, self._clock, self._handover).lead(on_ready)
+
+
+@dataclass(frozen=True, slots=True)
+class _Taking:
+    """The fold at one place of the log, to be put down. ``definitions`` is None when the stored ones still hold."""
+
+    generation: int
+    definitions: bytes | None
+    snapshot: Snapshot
+
+
+class _Term:
+    """One term of office. ``lead`` ends by being cancelled, deposed, or losing the broker."""
+
+    def __init__(self, bus: Bus, config: AutomationsConfig, clock: Clock, handover: Handover) -> None:
+        self._bus, self._config, self._clock, self._handover = bus, config, clock, handover
+        self.fold_config = FoldConfig(
+            allowed_lateness_s=config.allowed_lateness_s,
+            max_causal_depth=config.max_causal_depth,
+            budget=config.budget_per_minute,
+        )
+        self.fold = Fold(self.fold_config)
+        self.refused: dict[str, str] = {}
+        self._checkpoints = Checkpoints(bus, self.fold_config)
+        self._incarnation = ""
+        self._decided: set[str] = set()  # by an earlier leader, behind the checkpoint
+        self._unstored: list[Decision] = []
+        self._to_store = anyio.Event()
+        self._is_storing = False
+        self._stored = 0  # all that was decided up to here is in the log
+        self._progress = anyio.Event()  # that place has moved
+        self._ahead_s = 0.0  # how far the broker's clock is ahead of ours, as far as we can tell
+        self._recorded_at: datetime | None = None  # of the last event we were given
+        self._saving = anyio.Lock()
+        self._saved_seq = 0
+        self._saved_at = 0.0
+        self._save_cost_s = 0.0
+        self._taking: _Taking | None = None
+        self._beside: TaskGroup
+
+    async def lead(self, on_ready: Callable[[_Term], None]) -> None:
+        """Catch up, then decide for as long as nobody stops us."""
+        await self._restore()
+        async with anyio.create_task_group() as tg:
+            self._beside = tg
+            # From the first batch on: who catches up with a long log and dies has got somewhere.
+            tg.start_soon(self._keep_checkpoint)
+            tg.start_soon(self._keep_storing)
+            await tg.start(self._follow)
+            await tg.start(self._watch_definitions)
+            on_ready(self)
+            tg.start_soon(self._keep_time)
+            try:
+                await anyio.sleep_forever()
+            finally:
+                with anyio.move_on_after(2, shield=True):
+                    await self._last_save()
+
+    # --- beginning ------------------------------------------------------------------------------------
+
+    async def _restore(self) -> None:
+        restored = await self._checkpoints.take_over()
+        state = await self._bus.log.state()
+        self._incarnation = state.incarnation
+        if restored is not None and restored.incarnation == state.incarnation:
+            self.fold = restored.fold
+            if self.fold.seq > state.last_seq:
+                # A power cut took the log's tail; what the lost events had begun is still the best we know.
+                log.warning("automations.log_rewound", extra={"seq": self.fold.seq, "head": state.last_seq})
+                self.fold.seq = state.last_seq
+            async with self._bus.log.read(_DECISIONS, after=self.fold.seq) as batches:
+                async for batch in batches:
+                    self._decided.update(r.event.id for r in readable(batch.records))
+        else:
+            if restored is not None:
+                log.warning(
+                    "automations.other_log", extra={"was": restored.incarnation, "is": state.incarnation}
+                )
+                self.fold = restored.fold.in_another_log(seq=state.last_seq)
+            else:
+                self.fold.seq = state.last_seq
+            self.fold.tick(self._clock.now().timestamp())
+            # At once: events from here on count, also if we die before the first regular checkpoint.
+            await self._write(self._begun())
+        self._stored = self.fold.seq
+
+    # --- folding --------------------------------------------------------------------------------------
+
+    async def _follow(self, *, task_status: TaskStatus[None]) -> None:
+        """Fold what comes, for ever. Where no rule wants the most frequent events, they do not come here at all."""
+        started: Callable[[], None] | None = task_status.started
+        while True:
+            filters = self.fold.filters
+            async with self._bus.log.follow(filters, after=self.fold.seq, batch=_BATCH) as batches:
+                async for batch in batches:
+                    changed = await self._fold(batch.records, filters)
+                    # What waits in memory comes without a pause, and the lease has to be renewed meanwhile.
+                    await anyio.lowlevel.checkpoint()
+                    if changed:
+                        break
+                    if started is not None and batch.pending == 0:
+                        while self._stored < self.fold.seq:
+                            await self._progress.wait()
+                        self._decided.clear()
+                        started()
+                        started = None
+
+    async def _fold(self, records: Sequence[Recorded], filters: tuple[str, ...]) -> bool:
+        """Fold records up to one from which on rules want to see other events, and return whether there was one."""
+        fold, step, changed = self.fold, self.fold.step_record, False
+        generation, turn = fold.generation, _Turn()
+        for record in records:
+            decided = step(record)
+            if turn.is_over:
+                # What was decided before is being stored and carried out meanwhile: each step of it waits for its turn.
+                await turn.pass_on()
+            if decided:
+                self._unstored += decided
+                if not self._is_storing:
+                    # At once, and not behind the rest of the batch. What is decided meanwhile is stored together.
+                    self._to_store.set()
+                    await anyio.lowlevel.checkpoint()
+            if fold.generation != generation:
+                generation = fold.generation
+                if changed := fold.filters != filters:
+                    break
+        if records:
+            self._note_time(records[-1].recorded_at)
+        if self._is_worth_saving() and self._taking is None and not self._saving.locked():
+            self._taking = self._begun()
+        self._to_store.set()
+        while len(self._unstored) > _MOST_UNSTORED:
+            await self._progress.wait()
+        return changed
+
+    async def _keep_storing(self) -> None:
+        """Store what is decided, in order, while the fold goes on; what gathers meanwhile is stored together."""
+        while True:
+            await self._to_store.wait()
+            self._to_store = anyio.Event()
+            reached = self.fold.seq
+            decisions, self._unstored = self._unstored, []
+            if decisions:
+                self._is_storing = True
+                await self._store(decisions)
+                self._is_storing = False
+            self._stored = reached
+            progress, self._progress = self._progress, anyio.Event()
+            progress.set()
+
+    def _note_time(self, recorded_at: datetime) -> None:
+        """Learn how far the broker's clock is ahead; a record is never older than its arrival makes it seem."""
+        ahead = recorded_at.timestamp() - self._clock.now().timestamp()
+        was_set_back = self._recorded_at is not None and recorded_at < self._recorded_at
+        self._recorded_at = recorded_at
+        self._ahead_s = max(ahead, 0.0 if was_set_back else self._ahead_s * 0.99, 0.0)
+
+    async def _store(self, decisions: Sequence[Decision]) -> None:
+        """Append decisions; each is stored once, whatever is lost on the way."""
+        whole: dict[int, bool] = {}
+        events: list[Event] = []
+        turn = _Turn()
+        try:
+            for decision in decisions:
+                stops = disabled_event(decision)
+                if stops is not None and stops.id not in self._decided:
+                    events.append(stops)
+                    log.warning(
+                        "automation.disabled",
+                        extra={"automation": decision.automation, "until": decision.until},
+                    )
+                if decision.id not in self._decided:
+                    events.append(await self._event_of(decision, whole))
+                if turn.is_over:
+                    await turn.pass_on()
+            await self._append(events)
+        finally:
+            for decision in decisions:  # what has not been handed over is for the broker to deliver
+                self._handover.release(decision.id)
+        # Beside: what is decided next need not wait for lines.
+        self._beside.start_soon(self._tell, decisions)
+
+    async def _tell(self, decisions: Sequence[Decision]) -> None:
+        """Say in this process's own log what has been decided and stored."""
+        turn = _Turn()
+        for decision in decisions:
+            if turn.is_over:
+                await turn.pass_on()
+            if decision.what != "suppressed":
+                log.info(
+                    f"automation.{decision.what}",
+                    extra={
+                        "automation": decision.automation,
+                        "key": decision.key,
+                        "count": decision.count,
+                        "decision": decision.id,
+                    },
+                )
+
+    async def _append(self, events: list[Event]) -> None:
+        tries = 0
+        before = self._stored
+        while events:
+            try:
+                stored = await self._bus.log.append_many(events)
+                for event, at in zip(events, stored, strict=True):
+                    if not at.duplicate:  # which may name another outbox
+                        self._handover.stored(event, at.seq)
+                return
+            except EventTooLarge as exc:
+                shorter = [within(e, exc.limit_bytes) for e in events]
+                if all(new is old for new, old in zip(shorter, events, strict=True)):
+                    raise
+                events = shorter
+                continue
+            except BusUnavailable as exc:
+                log.warning("automations.waits_for_broker", extra={"error": str(exc)})
+            for event in events:
+                self._handover.release(event.id)
+            events = [_unclaimed(e) for e in events]
+            landed: set[str] | None = None
+            while landed is None:
+                await anyio.sleep(_BACK_OFF_S[min(tries, len(_BACK_OFF_S) - 1)])
+                tries += 1
+                # Longer than the broker remembers ids, perhaps: look for what has landed before anything is sent again.
+                landed = await self._landed(after=before)
+            events = [e for e in events if e.id not in landed]
+
+    async def _landed(self, *, after: int) -> set[str] | None:
+        """Return which decisions stand in the log behind a place; None if the broker does not say."""
+        try:
+            async with self._bus.log.read(_DECISIONS, after=after) as batches:
+                return {r.event.id async for batch in batches for r in readable(batch.records)}
+        except BusUnavailable:
+            return None
+
+    async def _event_of(self, decision: Decision, whole: dict[int, bool]) -> Event:
+        """``whole``: by identity, whether an event at hand is small enough to stand in the decisions that rest on it."""
+        row, fits = decision.row, None
+        if row is not None:
+            # Many rules may fire at one event: it is measured once.
+            if (fits := whole.get(id(row))) is None:
+                fits = whole[id(row)] = _fits(row)
+        elif decision.refs:
+            record = await self._bus.log.get(decision.refs[-1].seq)
+            if record is not None:
+                row = orjson.loads(record.raw)
+                fits = _fits(row)
+        acts = bool(decision.actions) and decision.what != "suppressed"
+        claimed_by = self._handover.promise(decision.id) if acts else None
+        return _traced(decision, decision_event(decision, row, with_row=bool(fits), claimed_by=claimed_by))
+
+    # --- time -----------------------------------------------------------------------------------------
+
+    async def _keep_time(self) -> None:
+        """Say in the log that a deadline has passed, when nothing else does: then the fold hears of it in order."""
+        while True:
+            progress = self._progress
+            due = self.fold.next_deadline()
+            if due is None:
+                await progress.wait()
+                continue
+            wait_s = due - self._clock.now().timestamp() - self._ahead_s
+            if wait_s > 0:
+                # In slices: a machine that slept, or whose clock was set, must look again.
+                with anyio.move_on_after(min(wait_s, _LONGEST_SLEEP_S)):
+                    await progress.wait()
+                continue
+            event = Event(
+                type=DUE, source=SOURCE, subject="automation", time=self._clock.now(),
+                data={"deadline": datetime.fromtimestamp(due, UTC).isoformat()},
+            )  # fmt: skip
+            try:
+                appended = await self._bus.log.append(event)
+            except BusUnavailable:
+                await anyio.sleep(0.2)
+                continue
+            while self._stored < appended.seq:
+                await self._progress.wait()
+            # The broker's clock may be behind ours, and is the one that counts; or it was set back, and deadlines with it.
+            due = self.fold.next_deadline()
+            if due is not None and due > self.fold.now:
+                with anyio.move_on_after(min(due - self.fold.now, _LONGEST_SLEEP_S)):
+                    await self._earlier_than(due)
+
+    async def _earlier_than(self, due: float) -> None:
+        """Return once there is a deadline before ``due``, or none any more."""
+        while (now_due := self.fold.next_deadline()) is not None and now_due >= due:
+            await self._progress.wait()
+
+    # --- definitions ----------------------------------------------------------------------------------
+
+    async def _watch_definitions(self, *, task_status: TaskStatus[None]) -> None:
+        async with self._bus.bucket("automations").watch() as entries:
+            first: list[Event] = []
+            found: set[str] = set()
+            in_history = True
+            async for entry in entries:
+                if entry.key == "":
+                    gone = [name for name in self.fold.automations if name not in found]
+                    first += [_adopted(name, self.fold.revision_of(name) + 1, None) for name in gone]
+                    await self._adopt(first)
+                    in_history = False
+                    task_status.started()
+                    continue
+                found.add(entry.key)
+                event = self._adoption(entry)
+                if event is None:
+                    continue
+                if in_history:
+                    first.append(event)
+                else:
+                    await self._adopt([event])
+
+    def _adoption(self, entry: Entry) -> Event | None:
+        """Return the event that puts a definition in force from here on; None if it is, or does not stand."""
+        name = entry.key
+        if entry.revision <= self.fold.revision_of(name):
+            return None
+        if entry.deleted:
+            self.refused.pop(name, None)
+            return _adopted(name, entry.revision, None)
+        try:
+            automation = parse_automation(entry.value, name=name)
+        except RuleInvalid as exc:
+            # The one in force stays in force, and the status says why this one is not.
+            log.error("automations.rule_refused", extra={"automation": name, "error": str(exc)})
+            self.refused[name] = str(exc)
+            return None
+        self.refused.pop(name, None)
+        return _adopted(name, entry.revision, automation.to_json())
+
+    async def _adopt(self, events: list[Event]) -> None:
+        """Append adoptions and wait until they are in force."""
+        tries = 0
+        for start in range(0, len(events), _DEFINITIONS_AT_ONCE):
+            part = events[start : start + _DEFINITIONS_AT_ONCE]
+            while True:
+                try:
+                    appended = await self._bus.log.append_many(part)
+                    break
+                except BusUnavailable:
+                    await anyio.sleep(_BACK_OFF_S[min(tries, len(_BACK_OFF_S) - 1)])
+                    tries += 1
+            last = max(a.seq for a in appended)
+            while self._stored < last:
+                await self._progress.wait()
+
+    # --- checkpoints ----------------------------------------------------------------------------------
+
+    async def _keep_checkpoint(self) -> None:
+        while True:
+            progress = self._progress
+            taking = self._taking
+            if taking is None and self._stored == self.fold.seq and self._is_worth_saving():
+                taking = self._begun()  # nothing happens any more that would have begun it
+            if taking is not None:
+                while self._stored < taking.snapshot.seq:
+                    await self._progress.wait()  # a checkpoint stands for what its events have led to
+                try:
+                    async with self._saving:
+                        await self._write(taking)
+                except BusUnavailable as exc:
+                    log.warning("automations.no_checkpoint", extra={"error": str(exc)})
+                    await anyio.sleep(1)
+                finally:
+                    self._taking = None
+                continue
+            if self._stored > self._saved_seq:
+                with anyio.move_on_after(
+                    max(0.05, self._saved_at + self._config.checkpoint_s - time.monotonic())
+                ):
+                    await progress.wait()
+            else:
+                await progress.wait()
+
+    def _is_worth_saving(self) -> bool:
+        """Whether it is time: enough events or seconds since the last one, and saving stays a small part of the work."""
+        since = time.monotonic() - self._saved_at
+        if self._stored <= self._saved_seq or since < 20 * self._save_cost_s:
+            return False
+        return (
+            since >= self._config.checkpoint_s
+            or self._stored - self._saved_seq >= self._config.checkpoint_events
+        )
+
+    def _begun(self) -> _Taking:
+        """Begin to take the state of this moment. It may be kept once all that has been decided by now is stored."""
+        fold = self.fold
+        definitions = (
+            fold.dump_definitions() if self._checkpoints.needs_definitions(fold.generation) else None
+        )
+        taking = _Taking(fold.generation, definitions, fold.snapshot())
+        self._saved_at, self._saved_seq = time.monotonic(), fold.seq
+        return taking
+
+    async def _write(self, taking: _Taking) -> None:
+        try:
+            await self._checkpoints.write(
+                generation=taking.generation, definitions=taking.definitions,
+                state=_parts(taking.snapshot), incarnation=self._incarnation,
+            )  # fmt: skip
+        finally:
+            self.fold.end_snapshot(taking.snapshot)
+        self._save_cost_s = taking.snapshot.took_s
+
+    async def _last_save(self) -> None:
+        async with self._saving:  # the regular one has been cancelled, and may still be ending
+            if self._stored != self.fold.seq:
+                return  # decisions are on their way; who comes next makes them again
+            try:
+                await self._write(self._begun())
+            except (BusUnavailable, Deposed) as exc:
+                log.debug("automations.no_last_checkpoint", extra={"error": repr(exc)})
+
+
+class _Turn:
+    """What may be done in one go before others of the loop have theirs."""
+
+    __slots__ = ("_ends_s",)
+
+    def __init__(self) -> None:
+        self._ends_s = time.perf_counter() + _SLICE_S
+
+    @property
+    def is_over(self) -> bool:
+        return time.perf_counter() > self._ends_s
+
+    async def pass_on(self) -> None:
+        await anyio.lowlevel.checkpoint()
+        self._ends_s = time.perf_counter() + _SLICE_S
+
+
+async def _parts(snapshot: Snapshot) -> AsyncIterator[bytes]:
+    """Take a snapshot in slices, between which events are folded."""
+    while not snapshot.is_done:
+        part = snapshot.take(_SLICE_S)
+        if part is not None:
+            yield part
+        await anyio.lowlevel.checkpoint()
+
+
+def _adopted(name: str, revision: int, definition: JsonObject | None) -> Event:
+    return Event(
+        type=ADOPTED, source=SOURCE, id=derived_id(ADOPTED, name, str(revision)), subject=f"automation/{name}",
+        data={"name": name, "revision": revision, "definition": definition},
+    )  # fmt: skip
+
+
+def _unclaimed(event: Event) -> Event:
+    """Return a decision that nobody has promised to carry out."""
+    if not isinstance(event.data, dict) or CLAIMED_BY not in event.data:
+        return event
+    return event.replace(data={k: v for k, v in event.data.items() if k != CLAIMED_BY})
+
+
+def _fits(row: JsonObject) -> bool:
+    raw = orjson.dumps(row)
+    return len(raw) <= _ROW_BYTES and not nests_too_deeply(raw, row, is_own=False)
+
+
+def _traced(decision: Decision, event: Event) -> Event:
+    """Return a decision's event as the child of the event it rests on, with a span of its own, where that is traced."""
+    if decision.what == "suppressed":
+        return event
+    begun = begin_span(
+        f"rule {decision.automation}",
+        kind="consumer",
+        parent=event.traceparent,
+        attributes={
+            "hark.automation": decision.automation,
+            "hark.decision": decision.what,
+            "hark.key": decision.key,
+            "hark.count": decision.count,
+        },
+    )
+    if begun is None:
+        return event
+    begun.end()
+    return event.replace(traceparent=begun.traceparent)

@@ -1,0 +1,194 @@
+"""The fold's state at one place of the log, taken bit by bit while the fold goes on.
+
+A million keys take a third of a second to write down, for which no event may wait. So the state is taken in slices
+of some milliseconds between batches of events, and still is that of one moment: a cell (of a rule, what it knows of one
+key) that is about to change and has not been taken yet is taken first.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import orjson
+
+from ...vocabulary import JsonValue
+from .in_force import InForce
+
+__all__ = ["STATE_VERSION", "Snapshot", "encode_part"]
+
+STATE_VERSION = 1
+_SMALL_CELLS = 64
+"""Up to so many, a rule is taken in one go."""
+_PART_BYTES = 2 << 20
+_SLOW_S, _FAST_S = 0.002, 0.0005
+
+
+def encode_part(seq: int, moment: tuple[float, float], rules: JsonValue) -> bytes:
+    """Return a part of the state, or the whole, with the place in the log it belongs to.
+
+    Args:
+        moment: the fold's own time, and how far it is ahead of the log's.
+    """
+    return orjson.dumps(
+        {"v": STATE_VERSION, "seq": seq, "now": moment[0], "shift": moment[1], "rules": rules}
+    )
+
+
+class _Column:
+    """One kind of state of a rule with many keys: its cells, and those that had to be taken before their turn."""
+
+    __slots__ = ("_at", "_cells", "_dump", "_saved", "_word", "name")
+
+    def __init__(
+        self,
+        name: str,
+        word: str,
+        cells: list[Any],
+        dump: Callable[[Iterable[Any]], JsonValue],
+    ) -> None:
+        self.name, self._word = name, word
+        self._cells, self._dump, self._at = cells, dump, 0
+        self._saved: dict[Hashable, bytes] = {}
+
+    @property
+    def is_done(self) -> bool:
+        return self._at >= len(self._cells)
+
+    def before(self, cell: Hashable) -> None:
+        """Take a cell that is about to change; nothing happens the second time."""
+        if cell not in self._saved and not self.is_done:
+            self._saved[cell] = orjson.dumps(self._dump((cell,)))
+
+    def take(self, n: int) -> Iterator[bytes]:
+        """Take the next ``n`` cells."""
+        cells = self._cells[self._at : self._at + n]
+        self._at += len(cells)
+        saved = self._saved
+        early = [saved[cell] for cell in cells if cell in saved] if saved else []
+        yield self._written(
+            orjson.dumps(self._dump([c for c in cells if c not in saved] if early else cells))
+        )
+        for raw in early:
+            if len(raw) > 2:  # there was none of it then
+                yield self._written(raw)
+        if self.is_done:
+            self.drop()
+
+    def drop(self) -> None:
+        """Keep nothing any more."""
+        self._cells, self._saved = [], {}
+
+    def _written(self, raw: bytes) -> bytes:
+        return b'{"%s":%s}' % (self._word.encode(), raw)
+
+
+class Snapshot:
+    """What ``Fold.snapshot`` returns: call ``take`` until it says that it is done.
+
+    Args:
+        moment: as for ``encode_part``.
+        rules: in force, by name. They change meanwhile; whoever changes one says so ``before``.
+    """
+
+    def __init__(self, seq: int, moment: tuple[float, float], rules: Mapping[str, InForce]) -> None:
+        began = time.perf_counter()
+        self.seq, self._moment = seq, moment
+        self.is_done = self._is_dropped = False
+        self.longest_s = 0.0
+        self._small: dict[str, InForce] = {}
+        self._columns: list[_Column] = []
+        self._by_rule: dict[str, tuple[_Column, ...]] = {}
+        self._fragments: list[tuple[str, orjson.Fragment]] = []
+        self._bytes = 0
+        self._chunk = 256
+        for name, rule in rules.items():
+            if rule.dumped is not None:
+                self._add(name, rule.dumped)
+            else:
+                self._enlist(name, rule)
+        self.took_s = self.longest_s = time.perf_counter() - began
+
+    def _enlist(self, name: str, rule: InForce) -> None:
+        form, resolving, cooling = rule.form, rule.resolving, rule.cooling
+        cells = form.cells() if form is not None else []
+        if form is None or len(cells) + len(cooling) + len(resolving or ()) <= _SMALL_CELLS:
+            self._small[name] = rule
+            return
+        columns = [_Column(name, "cooling", list(cooling), partial(_of, cooling))]
+        if resolving is not None:
+            columns.append(_Column(name, "open", resolving.cells(), resolving.dump_cells))
+        own = _Column(name, "form", cells, form.dump_cells)
+        self._columns += [*columns, own]
+        if not form.watch(own.before):
+            columns.append(own)  # its cells are the keys
+        self._by_rule[name] = tuple(columns)
+        if rule.fired or rule.held:
+            self._add(name, orjson.dumps({"budget": [rule.budget_from, rule.fired, rule.held]}))
+
+    def _add(self, name: str, raw: bytes) -> None:
+        if raw != b"{}":
+            self._fragments.append((name, orjson.Fragment(raw)))
+            self._bytes += len(raw)
+
+    def before(self, name: str, key: str) -> None:
+        """Hear that what a rule knows of a key is about to change."""
+        rule = self._small.pop(name, None)
+        if rule is not None:
+            self._add(name, rule.dump_raw())
+            return
+        for column in self._by_rule.get(name, ()):
+            column.before(key)
+
+    def take(self, slice_s: float) -> bytes | None:
+        """Take for about ``slice_s`` seconds. Return the next part if one is full, or the last one.
+
+        Raises:
+            RuntimeError: it has been dropped, so it would not be whole.
+        """
+        if self._is_dropped:
+            raise RuntimeError("the snapshot has been dropped")
+        began = now = time.perf_counter()
+        while now - began < slice_s and self._bytes < _PART_BYTES:
+            if self._small:
+                for name in list(self._small)[:16]:
+                    self._add(name, self._small.pop(name).dump_raw())
+            elif self._columns:
+                column = self._columns[-1]
+                for raw in column.take(self._chunk):
+                    self._add(column.name, raw)
+                if column.is_done:
+                    self._columns.pop()
+            else:
+                break
+            before, now = now, time.perf_counter()
+            # Cells differ in size: of a metric each may hold a thousand samples.
+            if now - before > _SLOW_S:
+                self._chunk = max(1, self._chunk // 2)
+            elif now - before < _FAST_S:
+                self._chunk = min(4096, self._chunk * 2)
+        part: bytes | None = None
+        is_last = not self._small and not self._columns
+        if is_last or self._bytes >= _PART_BYTES:
+            fragments: Any = self._fragments
+            part = encode_part(self.seq, self._moment, fragments)
+            self._fragments, self._bytes, self.is_done = [], 0, is_last
+        took = time.perf_counter() - began
+        self.took_s += took
+        self.longest_s = max(self.longest_s, took)
+        return part
+
+    def drop(self) -> None:
+        """Give up: nothing is taken any more."""
+        for column in self._columns:
+            column.drop()
+        self._small, self._columns, self._by_rule, self._fragments = {}, [], {}, []
+        self._is_dropped = True
+
+
+def _of(cells: Mapping[str, Any], keys: Iterable[str]) -> JsonValue:
+    found: Any = {key: cells[key] for key in keys if key in cells}
+    dumped: JsonValue = found
+    return dumped
