@@ -26,11 +26,14 @@ ONLY = {
     "typer": {"cli"},
     "fastapi": {"server"},
 }
-ENGINE_RANK = {
-    "options": 0, "sync_async": 0, "code": 1, "limits": 1, "persistence": 2, "runs": 2, "calls": 3, "life": 4, "utilities": 4,
-    "executors": 5, "pausing": 5, "background_tasks": 6, "dispatching": 6, "client_calls": 7, "workers": 7,
+PACKAGES = {
+    "engine": {
+        "options": 0, "sync_async": 0, "code": 1, "limits": 1, "persistence": 2, "runs": 2, "calls": 3, "life": 4, "utilities": 4,
+        "executors": 5, "pausing": 5, "background_tasks": 6, "dispatching": 6, "client_calls": 7, "workers": 7,
+    },
+    "automations": {"matching": 0, "forms": 1, "migrate": 1, "folding": 2, "acting": 3, "analysis": 4},
 }  # fmt: skip
-"""The packages of the engine. The modules above them, which carry the names people write, are on no floor of theirs."""
+"""Rooms that are sorted into packages. The modules above those carry the names people write, and are on no floor of theirs."""
 LARGEST = 40
 LONGEST = 600
 
@@ -108,20 +111,22 @@ def imported_first(path: Path) -> frozenset[Path]:
 
 
 def package_of(path: Path) -> str:
-    """Return the package of the engine that a file is in; nothing for its upper modules, and for other rooms."""
-    parts = path.relative_to(ROOT).parts
-    return parts[1] if parts[0] == "engine" and len(parts) > 2 else ""
+    """Return the package of its room that a file is in; nothing for the modules above the packages, and in other rooms."""
+    room, *inner = path.relative_to(ROOT).parts
+    return inner[0] if room in PACKAGES and len(inner) > 1 else ""
 
 
-def test_packages_of_the_engine_import_what_is_below_them() -> None:
+@pytest.mark.parametrize("room", sorted(PACKAGES))
+def test_packages_of_a_room_import_what_is_below_them(room: str) -> None:
     """When they are imported, that is; inside a function and for types alone, an arrow may point up."""
-    assert {package_of(path) for path in source_files()} - {""} == set(ENGINE_RANK)
+    rank, files = PACKAGES[room], [path for path in source_files() if room_of(path) == room]
+    assert {package_of(path) for path in files} - {""} == set(rank)
     wrong = [
         f"{path.relative_to(ROOT)} imports {other.relative_to(ROOT)}"
-        for path in source_files()
+        for path in files
         for other in imported_first(path)
-        if (here := package_of(path)) and (there := package_of(other)) and here != there
-        and ENGINE_RANK[here] <= ENGINE_RANK[there]
+        if room_of(other) == room and (here := package_of(path)) and (there := package_of(other)) and here != there
+        and rank[here] <= rank[there]
     ]  # fmt: skip
     assert wrong == []
 
@@ -146,9 +151,9 @@ def test_no_imports_go_in_a_circle() -> None:
     assert circles == []
 
 
-def test_no_folder_of_the_engine_is_a_list() -> None:
+def test_no_folder_of_a_sorted_room_is_a_list() -> None:
     """Past forty files nobody finds their way by reading the names."""
-    sizes = Counter(path.parent for path in source_files() if room_of(path) == "engine")
+    sizes = Counter(path.parent for path in source_files() if room_of(path) in PACKAGES)
     assert {str(folder.relative_to(ROOT)): n for folder, n in sizes.items() if n > LARGEST} == {}
 
 
