@@ -12,7 +12,7 @@ import logging
 import re
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -25,8 +25,11 @@ from .message import Message
 
 if TYPE_CHECKING:
     from apprise import Apprise, NotifyBase
+    from apprise.attachment.base import AttachBase
 
 __all__ = ["Tried", "check_address", "check_scheme", "kind_of", "load", "schemes", "send"]
+
+log = logging.getLogger(__name__)
 
 _SCHEME = re.compile(r"\s*(?P<scheme>[A-Za-z][A-Za-z0-9+]{0,31})://(?P<rest>.*)", re.DOTALL)
 _OURS = {"slack+http": "slackhttp", "slack+https": "slackhttps"}
@@ -231,12 +234,34 @@ def send(
         delivered: which targets inside the address (recipients of a mail) have taken it; filled here, and passed again
             with the next try, so that only the others are tried.
     """
+    missing: list[str] = []
+    try:
+        return _send(
+            url, message, timeout_s=timeout_s, redactor=redactor, delivered=delivered, body_format=body_format,
+            missing=missing,
+        )  # fmt: skip
+    finally:
+        for one in missing:  # here, where what is logged is no longer caught
+            log.warning("notification.without_attachment", extra={"attach": redactor.redact(one)})
+
+
+def _send(
+    url: str,
+    message: Message,
+    *,
+    timeout_s: float,
+    redactor: Redactor,
+    delivered: set[Any],
+    body_format: str,
+    missing: list[str],
+) -> Tried:
     with _catching(redactor) as caught:
         try:
             plugin = _plugin(url)
         except DefinitionError as exc:
             return Tried(False, f"{exc}; {exc.hint}", is_final=True)
-        _bound(plugin, url, timeout_s, files=len(message.attach))
+        files = _files(plugin, message.attach, timeout_s, missing)
+        _bound(plugin, url, timeout_s, files=len(files))
         port: Apprise = load().Apprise(asset=plugin.asset)
         port.add(plugin)
         _share_tracker(delivered)
@@ -250,7 +275,7 @@ def send(
                     body=message.title if bare else message.body,
                     notify_type=_TYPES[message.severity.value],
                     body_format=body_format,
-                    attach=list(message.attach) or None,
+                    attach=files or None,
                 )
             )
         except Exception as exc:  # a plugin is somebody else's code, and must not end ours
@@ -265,6 +290,29 @@ _TYPES = {
     "error": "failure",
     "critical": "failure",
 }
+
+
+def _files(
+    plugin: NotifyBase, attach: Sequence[str], timeout_s: float, missing: list[str]
+) -> list[AttachBase]:
+    """Return what can be had of ``attach``, downloaded where it is an address; nothing where no files are taken.
+
+    Args:
+        missing: what cannot be had is added here.
+
+    Apprise sends nothing at all when one of them is not there: people would not be told because of a missing picture.
+    """
+    found: list[AttachBase] = []
+    for one in attach if plugin.attachment_support else ():
+        for file in load().AppriseAttachment(one, asset=plugin.asset):
+            # All of them together in half of our time, so that the message still goes out.
+            file.socket_connect_timeout = file.socket_read_timeout = min(4.0, timeout_s / 2 / len(attach))
+            if file:
+                found.append(file)
+                break
+        else:
+            missing.append(one)
+    return found
 
 
 def _bound(plugin: NotifyBase, url: str, timeout_s: float, *, files: int) -> None:

@@ -101,6 +101,10 @@ class NotifySlackShaped(_Base):  # type: ignore[misc]
                 timeout=self.request_timeout,
                 allow_redirects=self.redirects,
             )
+        except requests.ReadTimeout:
+            _, limit_s = self.request_timeout
+            self.logger.warning("The receiver did not answer within %.0f s", limit_s)
+            return False
         except requests.RequestException as exc:
             self.logger.warning("The receiver could not be reached: %s", type(exc).__name__)
             self.logger.debug("Socket Exception: %s", exc)

@@ -22,7 +22,8 @@ async def test_the_log_of_a_run_and_a_picture_go_along(
     (tmp_path / "note.txt").write_text("from a file")
     url = f"mailtos://bob:p4ssw0rd!@127.0.0.1:{tls_mailbox.port}?from=a@example.com&to=b@example.com&mode=starttls&verify=no"
     await define("oncall", url, f"slack+http://127.0.0.1:{receiver.port}/services/T")
-    attach = (f"log:{run}", "object:plots/today.png", "object:gone", str(tmp_path / "note.txt"))
+    gone = ("object:gone", str(tmp_path / "gone.png"), "http://127.0.0.1:9/gone.png")
+    attach = (f"log:{run}", "object:plots/today.png", *gone, str(tmp_path / "note.txt"))
     message = Message("etl failed", "no rows", Severity.ERROR, attach)
     deliveries = await notifier.send("oncall", message, key="k")
     assert [d.outcome for d in deliveries] == ["sent", "sent"]
