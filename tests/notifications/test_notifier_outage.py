@@ -10,6 +10,7 @@ from typing import Any
 
 import anyio
 import pytest
+from hark.bus import Bucket
 from hark.config import BusConfig
 from hark.errors import BusUnavailable
 from hark.notifications import Message, Notifier
@@ -87,3 +88,16 @@ async def test_who_was_told_right_before_the_broker_went_away_is_not_told_again(
     assert [e.type for e in await events_of()] == ["notification.sent"]
     assert [d.outcome for d in await notifier.send(url, HELLO, key="k")] == ["already-sent"]
     assert notifier._unnoted == {}
+
+
+async def test_a_broker_that_is_away_before_anything_is_sent_is_no_failure_of_the_message(
+    notifier: Notifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who asked can tell it from a channel that failed: it costs an action none of its tries."""
+
+    async def away(self: Bucket, key: str) -> None:
+        raise BusUnavailable("nobody answers")
+
+    monkeypatch.setattr(Bucket, "get", away)
+    with pytest.raises(BusUnavailable, match="nobody answers"):
+        await notifier.send("json://127.0.0.1:9/x", HELLO, key="k")
