@@ -14,7 +14,7 @@ import logging
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Protocol, Self, TypeVar
 
@@ -93,7 +93,11 @@ class RunStarter(Protocol):
 
 @dataclass(slots=True)
 class _Item:
-    """One schedule as the leader knows it. ``is_busy``: a task is settling it; ``again``: and must look once more."""
+    """One schedule as the leader knows it. ``is_busy``: a task is settling it; ``again``: and must look once more.
+
+    ``due``: when its next slot is waited for; ``open``: that slot until somebody decides it. ``owed``: the definition before
+    this one, and until when slots that nobody has decided were its own.
+    """
 
     key: str
     stored: StoredSchedule | None = None
@@ -101,7 +105,9 @@ class _Item:
     progress: Progress | None = None
     revision: int | None = None
     claimed_at: datetime | None = None
+    owed: tuple[StoredSchedule, datetime] | None = None
     due: datetime | None = None
+    open: datetime | None = None
     is_busy: bool = False
     again: bool = False
 
@@ -251,6 +257,9 @@ class _Term:
     def _define(self, entry: Entry) -> None:
         item = self._item(entry.key)
         self.broken.pop(entry.key, None)
+        until = min(self.clock.now(), entry.created_at)
+        if item.stored is not None and item.open is not None and item.open <= until:
+            item.owed = (item.stored, until)  # it came a moment before the change, which we heard of first
         item.stored, item.stored_at = None, None
         if entry.deleted:
             return
@@ -266,7 +275,7 @@ class _Term:
     # --- waiting --------------------------------------------------------------------------------------
 
     def _wait_for(self, item: _Item, due: datetime | None) -> None:
-        item.due = due
+        item.due = item.open = due
         if due is not None:
             heapq.heappush(self.heap, (due, item.key))
         self.wake.set()
@@ -328,7 +337,11 @@ class _Term:
                 self.idle.set()
 
     async def _settle_once(self, item: _Item) -> None:
-        stored, stored_at = item.stored, item.stored_at
+        if item.owed is not None and item.progress is not None:
+            before, until = item.owed
+            await self._decide(item, before, item.progress, until)
+            item.owed = None
+        stored, stored_at, item.open = item.stored, item.stored_at, None
         if stored is None or stored_at is None:
             if item.key not in self.broken:
                 await self._forget(item)
@@ -345,23 +358,29 @@ class _Term:
         if item.progress is None or item.progress.paused or item.progress.timing != timing:
             # From here on it is ours: what comes while nobody leads is missed, and is made up for.
             await self._write(item, Progress(timing, base))
-        plan = plan_slots(
-            stored.schedule,
-            key=stored.key,
-            through=base,
-            now=now,
-            grace_s=self.config.schedule_grace_s,
-        )
-        if not plan.is_empty:
-            claim = Progress(timing, base, plan=plan)
-            await self._write(item, claim)
-            await self._carry_out(item, stored, claim, is_again=False)
+        if await self._decide(item, stored, Progress(timing, base), now):
             item.again = True  # time has passed: more may be due
             return
         if base > now + _CLOCK_WENT_BACK:
             log.warning("schedule.ahead_of_clock", extra={"schedule": item.key, "through": base.isoformat()})
         slot = next_fire(stored.schedule, base)
         self._wait_for(item, due_at(stored.schedule, slot, key=stored.key) if slot is not None else None)
+
+    async def _decide(self, item: _Item, stored: StoredSchedule, progress: Progress, now: datetime) -> bool:
+        """Decide the slots up to ``now`` and do what was decided; return whether there were any."""
+        plan = plan_slots(
+            stored.schedule,
+            key=stored.key,
+            through=progress.through,
+            now=now,
+            grace_s=self.config.schedule_grace_s,
+        )
+        if plan.is_empty:
+            return False
+        claim = replace(progress, plan=plan)
+        await self._write(item, claim)
+        await self._carry_out(item, stored, claim, is_again=False)
+        return True
 
     async def _carry_out(
         self, item: _Item, stored: StoredSchedule, claim: Progress, *, is_again: bool

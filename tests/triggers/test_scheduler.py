@@ -131,6 +131,27 @@ def data(event: Event) -> dict[str, Any]:
     return event.data
 
 
+async def test_a_slot_that_came_before_a_change_is_not_lost_to_it(bus: Bus) -> None:
+    """Paused, given other times, or deleted a moment after the slot, which the scheduler has not heard of by then."""
+    clock, starter = ManualClock(NEW_YEAR), Starter()
+    for key in ("a/x", "b/x", "c/x"):
+        await store(bus, key, {"cron": "0 * * * *"})
+    async with leading(bus, starter, clock) as scheduler:
+        for key in ("a/x", "b/x", "c/x"):
+            await settled(scheduler, key)
+        clock._elapsed_s = 3600.5  # nobody is woken
+        await store(bus, "a/x", {"cron": "0 * * * *", "paused": True})
+        await store(bus, "b/x", {"cron": "30 * * * *"})
+        await bus.bucket("schedules").delete("c/x")
+        await starter.until_asked(3)
+        assert {(name, slot.hour) for name, _, slot in starter.asked} == {("a/x", 1), ("b/x", 1), ("c/x", 1)}
+        assert await settled(scheduler, "b/x") == NEW_YEAR + timedelta(hours=1, minutes=30)
+        await clock.advance(3600)
+        await starter.until_asked(4)
+    assert [name for name, _, _ in starter.asked[3:]] == ["b/x"]
+    assert len(await told(bus, "fired")) == 4
+
+
 async def test_each_slot_gets_its_event_and_its_run(bus: Bus) -> None:
     """Hour after hour: `schedule.fired`, then a run with the id that belongs to the slot."""
     clock, starter = ManualClock(NEW_YEAR), Starter()
