@@ -335,8 +335,20 @@ class Settings(BaseSettings):
 
     @property
     def home_path(self) -> Path:
-        """The home with ``~`` resolved."""
-        return self.home.expanduser().absolute()
+        """The home with ``~`` resolved.
+
+        Raises:
+            DefinitionError: nobody says where this user's home is.
+        """
+        from .errors import DefinitionError
+
+        try:
+            return self.home.expanduser().absolute()
+        except RuntimeError as exc:
+            raise DefinitionError(
+                f"{self.home} is nowhere: this user has no home directory, and HOME is not set",
+                hint="set HARK_HOME to a folder that this user may write to",
+            ) from exc
 
 
 @lru_cache(maxsize=1)

@@ -42,6 +42,8 @@ log = logging.getLogger(__name__)
 USER = "hark"
 START_S = 20.0
 """How long a child may take until it listens; a large store is read before that (1.2 s per 2 M messages)."""
+_SLOW_S = 3.0
+"""After so long it is looked whether it is the disk that keeps a child from saying where it listens."""
 STOP_S = 10.0
 """How long a child may take to stop when asked, before it is killed."""
 _MEMORY = {"GOGC": "50"}
@@ -326,7 +328,7 @@ class EmbeddedBroker(AsyncContextManagerMixin):
 
     async def _await_port(self, child: _Child, log_path: Path, log_from: int) -> int:
         """Wait until the child has written the port it listens on; it does so once it is ready for clients."""
-        deadline = time.monotonic() + START_S
+        deadline, look_at = time.monotonic() + START_S, time.monotonic() + _SLOW_S
         pattern = f"*_{child.pid}.ports"
         while time.monotonic() < deadline:
             for path in (self._folder / "run").glob(pattern):
@@ -341,12 +343,14 @@ class EmbeddedBroker(AsyncContextManagerMixin):
                     f"nats-server ended with code {child.returncode} while starting; it said:\n{said}",
                     hint=f"its whole log is {log_path}",
                 )
-        # On a full disk it cannot write which port it has, and says nothing of it.
-        if why := await anyio.to_thread.run_sync(room_for, self._folder):
-            raise BrokerStartFailed(
-                f"nats-server did not start within {START_S:.0f} s, for {self._folder} cannot be written: {why}",
-                hint="make room, or let this user write there, and start again; `hark doctor` tells",
-            )
+            if time.monotonic() > look_at:
+                look_at = deadline
+                # On a full disk it cannot write which port it has, and says nothing of it, nor tries again.
+                if why := await anyio.to_thread.run_sync(room_for, self._folder):
+                    raise BrokerStartFailed(
+                        f"nats-server does not start, for {self._folder} cannot be written: {why}",
+                        hint="make room, or let this user write there, and start again; `hark doctor` tells",
+                    )
         raise BrokerStartFailed(
             f"nats-server did not listen within {START_S:.0f} s; it said:\n{_tail(log_path, log_from)}"
         )

@@ -127,7 +127,7 @@ async def test_a_broker_that_cannot_say_its_port_for_a_full_disk_says_why(
     program = home.parent / "silent"
     program.write_text("#!/bin/sh\nexec sleep 60\n")
     program.chmod(0o700)
-    monkeypatch.setattr(broker_module, "START_S", 0.05)
+    monkeypatch.setattr(broker_module, "_SLOW_S", 0.05)
     monkeypatch.setattr(broker_module, "room_for", lambda folder: "No space left on device")
     with pytest.raises(BrokerStartFailed, match="cannot be written: No space left") as caught:
         async with EmbeddedBroker(home, BusConfig(), program=program):

@@ -407,3 +407,12 @@ async def test_a_log_that_was_put_back_begins_the_service_anew(monkeypatch: pyte
     with pytest.raises(DefinitionError, match="that is all"):
         await service_module._serve(losing, announced.append)
     assert announced == ["Hark is ready at http://here (home /h)"] * 3
+
+
+def test_a_user_without_a_home_directory_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container that runs under a number nobody has a name for."""
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("os.getuid", lambda: 54_321)
+    with pytest.raises(DefinitionError, match="no home directory") as caught:
+        _ = Settings(home=Path("~/.hark")).home_path
+    assert "HARK_HOME" in caught.value.hint
