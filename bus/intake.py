@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 PULL_S = 60
 HEARTBEAT_S = 15
 _RETRY_S = 0.2
+_NO_STREAM = 10059
 _NOT_CREATED = 10012
 """Among others: a consumer of that name is there and begins elsewhere."""
 _START = frozenset(("deliver_policy", "opt_start_seq", "opt_start_time"))
@@ -186,6 +187,8 @@ class Intake(Generic[ItemT]):
                 source.settings = kept | found
                 await self._ask_to_create(source)
         except ApiError as exc:
+            if exc.err_code == _NO_STREAM:
+                raise BusUnavailable(f"there is no stream {source.stream!r} on this broker") from exc
             if exc.code >= 500 or exc.code == 404:
                 raise BusUnavailable(str(exc)) from exc
             raise DefinitionError(

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .call import AsJson, ago, ask, group, show, table
+from .call import AsJson, ago, ask, group, show, table, when
 from .silences import user
 
 approvals = group("Questions that rules ask people: ls, approve, reject.")
@@ -23,7 +23,7 @@ def ls(
     """List questions that wait for an answer, the newest first."""
     items = [a for a in ask(lambda h: h.approvals()) if everything or a.get("state") == "open"]
     rows = [
-        [a["id"], a.get("state"), a.get("automation"), ago(a.get("asked_at")), ago(a.get("expires_at")), a.get("title"),
+        [a["id"], a.get("state"), a.get("automation"), ago(a.get("asked_at")), when(a.get("expires_at")), a.get("title"),
          a.get("by")]
         for a in items
     ]  # fmt: skip

@@ -193,6 +193,12 @@ def ago(stamp: object) -> str:
     return f"{sign}{seconds:.0f}s"
 
 
+def when(stamp: object) -> str:
+    """Return when something ends or ended, from now."""
+    text = ago(stamp)
+    return text if text.startswith(("in ", "-")) else f"{text} ago"
+
+
 def key_values(items: Sequence[str]) -> JsonObject:
     """Return ``["a=1", "b=text"]`` as an object; values that are JSON keep their type.
 

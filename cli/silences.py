@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .call import AsJson, ago, ask, group, plain, show, table
+from .call import AsJson, ask, group, plain, show, table, when
 
 if TYPE_CHECKING:
     from ..vocabulary import JsonObject, JsonValue
@@ -23,12 +23,6 @@ def user() -> str:
         return ""
 
 
-def _when(stamp: object) -> str:
-    """Return when something ends or ended, from now."""
-    text = ago(stamp)
-    return text if text.startswith(("in ", "-")) else f"{text} ago"
-
-
 @silences.command("ls")
 def ls(
     expired: Annotated[bool, typer.Option("--expired", help="Also those that are over.")] = False,
@@ -41,7 +35,7 @@ def ls(
             s["id"],
             s.get("state"),
             plain(s.get("match")),
-            _when(s.get("ends_at")),
+            when(s.get("ends_at")),
             s.get("created_by"),
             s.get("comment"),
         ]

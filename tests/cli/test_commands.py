@@ -344,10 +344,11 @@ async def test_people_are_asked_told_and_left_alone(serve: Serve, hark: Run) -> 
         made = as_json(
             await hark("silences", "add", "severity=info", "--for", "2h", "--comment", "quiet", "--json")
         )
-        assert made["id"] in (await hark("silences", "ls")).stdout
+        assert re.search(rf"{made['id']} .* in 2h ", (await hark("silences", "ls")).stdout)
         assert "is over" in (await hark("silences", "expire", made["id"])).stdout
         assert as_json(await hark("silences", "ls", "--json")) == []
         (over,) = as_json(await hark("silences", "ls", "--expired", "--json"))
+        assert re.search(r" expired .* \d+s ago ", (await hark("silences", "ls", "--expired")).stdout)
         assert (over["state"], over["comment"]) == ("expired", "quiet")
         wrong = await hark("silences", "add", "nonsense")
         assert "is no matcher" in wrong.stderr

@@ -220,7 +220,8 @@ async def test_a_source_is_changed_paused_and_removed_while_it_is_read(bus: Bus,
     await define(bus, missing)
     await define(bus, source())
     async with SourceListener(bus) as listener, events(bus, "hark.ev.>") as first:
-        assert listener.states["later"].state == "waiting"
+        waiting = listener.states["later"]
+        assert (waiting.state, waiting.error) == ("waiting", "there is no stream 'LATER' on this broker")
         await js.add_stream(name="LATER", subjects=["later.>"])
         await js.publish("later.x", b"1")
         await first(1)
