@@ -338,8 +338,8 @@ class Service(AsyncContextManagerMixin):
         ]
 
     def _automation_parts(self, control: Control, late: LateValues) -> list[Part]:
+        from ..automations.folding.forebears import Forebears
         from ..automations.folding.handover import Handover
-        from ..automations.forebears import Forebears
 
         # Whose broker is in this home holds its lock from before any part begins until all have ended.
         handover = Handover(Forebears(self.home if self._broker is not None else None))

@@ -18,7 +18,7 @@ from typing import Protocol
 import anyio
 
 from ...bus.event import Event
-from ..forebears import Forebears
+from .forebears import Forebears
 
 __all__ = ["CLAIMED_BY", "Handover", "Promises", "Taker"]
 

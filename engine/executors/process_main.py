@@ -1,9 +1,9 @@
 """The fork server: a small process without threads that has everything imported and forks warm children on demand.
 
-Started by ``ProcessPool`` (for runs) and ``ForkServer`` (for tasks) as ``python -m hark.engine.executors.process_main FD``, before which nothing of the worker can leak into
-it. It does two things: fork a child for each socket it is handed, and report each child that ends. It lives as
-long as the worker holds the other end of its socket; then it kills its children and goes, so a worker killed with
--9 leaves no run going behind its back.
+Started by ``ProcessPool`` (for runs) and ``ForkServer`` (for tasks) as ``python -m hark.engine.executors.process_main FD``,
+before which nothing of the worker can leak into it. It does two things: fork a child for each socket it is handed, and
+report each child that ends. It lives as long as the worker holds the other end of its socket; then it kills its children
+and goes, so a worker killed with -9 leaves no run going behind its back.
 """
 
 from __future__ import annotations

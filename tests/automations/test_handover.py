@@ -16,8 +16,8 @@ from hark.automations.acting.in_hand import InHand
 from hark.automations.acting.outbox import Outbox
 from hark.automations.folding.decision import Decision
 from hark.automations.folding.engine import _Term
+from hark.automations.folding.forebears import FILE, Forebears
 from hark.automations.folding.handover import Handover, Promises
-from hark.automations.forebears import FILE, Forebears
 from hark.automations.forms.form import EventRef
 from hark.bus import Bucket, Event
 from hark.bus.consumer import Consumer, Item

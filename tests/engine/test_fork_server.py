@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from hark.engine.executors.fork_server import ForkServer, how_it_ended
+from hark.engine.executors.process_main import PRELOAD
 from hark.errors import UnavailableError
 
 
@@ -72,3 +74,10 @@ def test_closing_leaves_no_process_behind() -> None:
         forks.fork()
     for _, channel in children:
         channel.close()
+
+
+def test_what_the_server_has_ready_for_its_children_is_there() -> None:
+    """It goes on without a module that is missing: a name of ours that has moved would cost every child its import."""
+    assert [
+        name for name in PRELOAD if name.startswith("hark.") and importlib.util.find_spec(name) is None
+    ] == []
