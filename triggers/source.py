@@ -145,14 +145,12 @@ def event_of(source: Source, message: Message, *, now: datetime) -> SourceEvent:
             event = _plain(source, message, read, now)
         delivery = None
         if source.dedupe:
-            delivery = render(source.dedupe, _context(source, message, headers, read)).strip()
+            delivery = _needed("dedupe", source.dedupe, _context(source, message, headers, read))
             if len(delivery) > _MAX_DELIVERY_CHARS:
                 raise NotAnEvent("dedupe", f"a delivery id of {len(delivery)} characters is too long")
             if delivery and (source.event is None or source.event.id is None) and not isinstance(read, Event):
                 event = event.replace(id=derived_id("source", source.name, delivery))
         checked(event)
-    except TemplateError as exc:
-        raise NotAnEvent("template", str(exc)) from exc
     except EventInvalid as exc:
         raise NotAnEvent("not-an-event", str(exc)) from exc
     if is_own_type(event.type):
@@ -212,6 +210,13 @@ def _context(
     }  # fmt: skip
 
 
+def _needed(what: str, template: str, context: Mapping[str, Any]) -> str:
+    try:
+        return render(template, context).strip()
+    except TemplateError as exc:
+        raise NotAnEvent("template", f"`{what}`: {exc}") from exc
+
+
 def _id_of(source: Source, message: Message) -> str:
     return derived_id("source", source.name, message.place) if message.place else new_id()
 
@@ -250,10 +255,16 @@ def _mapped(
         except TemplateError:
             return None  # as with webhooks: a payload without such a field is an event without it
 
-    type_ = clean_type(render(mapping.type, context))
+    type_ = clean_type(_needed("event.type", mapping.type, context))
     if not type_:
         raise NotAnEvent("type", f"`event.type` makes no event type of a message on {message.subject[:80]!r}")
-    id_ = render(mapping.id, context).strip() if mapping.id is not None else ""
+    id_ = _needed("event.id", mapping.id, context) if mapping.id is not None else ""
+    data = context["body"]
+    if mapping.has_data:
+        try:
+            data = render_value(mapping.data, context)
+        except TemplateError as exc:
+            raise NotAnEvent("template", f"`event.data`: {exc}") from exc
     made = Event(
         type=type_,
         source=(optional(mapping.source) or (base.source if base else None)) or f"/nats/{source.name}",
@@ -263,7 +274,7 @@ def _mapped(
         else (base.subject if base else None),
         time=moment_of(optional(mapping.time)) or (base.time if base else message.stored_at or now),
         partitionkey=optional(mapping.partitionkey),
-        data=render_value(mapping.data, context) if mapping.has_data else context["body"],
+        data=data,
     )
     if base is None:
         return made
