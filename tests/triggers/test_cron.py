@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from itertools import islice, pairwise
+from itertools import islice, pairwise, takewhile
 
 import pytest
+from croniter import croniter  # type: ignore[import-untyped]
 from cronsim import CronSim
 from hark.triggers.cron import parse_cron
 from hark.triggers.wall import instants_after, to_instant, zone_named
@@ -201,6 +202,50 @@ def test_in_utc_it_agrees_with_another_implementation(text: str, after: datetime
     ours = list(islice(instants_after(parse_cron(text), zone_named("UTC"), after), 5))
     theirs = list(islice(CronSim(text, after), 5))
     assert ours == theirs
+
+
+def proper(low: int, high: int) -> st.SearchStrategy[str]:
+    """A field without ranges of one number, of which croniter makes all there are."""
+    return field(low, high).filter(lambda text: "-" not in text or len(set(text.split("-"))) == 2)
+
+
+@given(
+    st.builds(
+        lambda *parts: " ".join(parts),
+        proper(0, 59).filter(lambda text: text != "*"), proper(0, 5), st.just("*") | proper(1, 28), st.just("*"),
+        st.just("*") | proper(0, 6),
+    ),
+    st.sampled_from(
+        [
+            ("Europe/Berlin", datetime(2026, 3, 28, 20, tzinfo=UTC)), ("Europe/Berlin", datetime(2026, 10, 24, 20, tzinfo=UTC)),
+            ("America/New_York", datetime(2026, 3, 8, 2, tzinfo=UTC)), ("America/New_York", datetime(2026, 11, 1, tzinfo=UTC)),
+            ("Africa/Cairo", datetime(2026, 4, 23, 18, tzinfo=UTC)), ("Asia/Kolkata", datetime(2026, 12, 30, tzinfo=UTC)),
+        ]
+    ),
+)  # fmt: skip
+@settings(max_examples=30, deadline=None)
+def test_in_the_nights_when_clocks_are_moved_it_agrees_with_croniter(
+    text: str, night: tuple[str, datetime]
+) -> None:
+    """Airflow's and Prefect's reading, but for two things that cron(8) says otherwise, and so do we.
+
+    A fixed time that comes twice fires the first time; croniter fires both times. Of times that run (minute or hour begins
+    with ``*``) one that is skipped does not happen; croniter makes up for it at the end of the gap. What croniter calls
+    cron's bug, that ``*/2`` in a day field is combined with *and*, is asked of it.
+    """
+    zone, after = night
+    tz, cron, end = zone_named(night[0]), parse_cron(text), after + timedelta(hours=40)
+    ours = set(takewhile(lambda slot: slot <= end, instants_after(cron, tz, after)))
+    them = croniter(text, after.astimezone(tz), ret_type=datetime, implement_cron_bug=True)
+    theirs = {slot.astimezone(UTC) for slot in takewhile(lambda slot: slot <= end, them)}
+    assert ours <= theirs
+    for slot in theirs - ours:
+        if cron.is_fixed:
+            assert slot.astimezone(tz).fold == 1
+            assert slot - timedelta(hours=1) in ours
+        else:
+            before = (slot - timedelta(seconds=1)).astimezone(tz)
+            assert slot.astimezone(tz).utcoffset() != before.utcoffset(), f"{zone}: no end of a gap"
 
 
 @given(expressions, st.sampled_from(ZONES), moments)
