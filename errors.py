@@ -270,7 +270,7 @@ class AlreadyExists(ObjectAlreadyExists, RefusedError, ValueError):
     def __init__(self, kind: str, name: str) -> None:
         RefusedError.__init__(
             self,
-            f"{kind} {name!r} exists: the name is already in use",
+            f"{kind} {name!r} already exists: the name is already in use",
             hint="say overwrite=True to change it",
         )
         self.kind, self.name = kind, name

@@ -90,14 +90,15 @@ class Variable:
                 f"the value of variable {name!r} is longer than {MAX_VARIABLE_BYTES} bytes"
             )
         bucket = session.bus.bucket(VARIABLES)
+        made = Variable(name, orjson.loads(raw), tags)
         if overwrite:
             await bucket.put(check_variable_name(name), raw)
-            return Variable(name, value, tags)
+            return made
         try:
             await bucket.create(check_variable_name(name), raw)
         except AlreadyHeld:
             raise AlreadyExists("variable", name) from None
-        return Variable(name, value, tags)
+        return made
 
     @Either
     async def unset(session: Session, name: str) -> bool:  # noqa: N805

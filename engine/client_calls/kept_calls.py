@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import orjson
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from ...bus import Entry
     from ...bus.session import Session
     from ..artifact_kinds import StoredArtifact
-    from .run_filters import ArtifactFilter
+    from ..runs.run import FlowRun
+    from .run_filters import ArtifactFilter, FlowRunFilter, TaskRunFilter
+    from .run_records import TaskRunRecord
 
 __all__ = [
     "ConcurrencyLimit", "GlobalConcurrencyLimit", "GlobalConcurrencyLimitCreate", "GlobalConcurrencyLimitUpdate",
@@ -85,6 +87,14 @@ class KeptCalls:
     """
 
     async def _ask(self, what: Callable[[Session], Coroutine[Any, Any, T]]) -> T:
+        raise NotImplementedError
+
+    async def read_flow_runs(self, *, flow_run_filter: FlowRunFilter | None = None) -> Sequence[FlowRun]:
+        raise NotImplementedError
+
+    async def read_task_runs(
+        self, *, task_run_filter: TaskRunFilter | None = None
+    ) -> Sequence[TaskRunRecord]:
         raise NotImplementedError
 
     # --- limits ---------------------------------------------------------------------------------------
@@ -246,6 +256,8 @@ class KeptCalls:
         self,
         *,
         artifact_filter: ArtifactFilter | None = None,
+        flow_run_filter: FlowRunFilter | None = None,
+        task_run_filter: TaskRunFilter | None = None,
         sort: ArtifactSort | str | None = None,
         limit: int | None = None,
         offset: int = 0,
@@ -260,6 +272,7 @@ class KeptCalls:
         async def read(session: Session) -> list[StoredArtifact]:
             latest = {one.key: one for one in await read_artifacts(session) if one.key is not None}
             newest = sorted(latest.values(), key=lambda one: str(one.updated), reverse=True)
+            newest = await self._of_runs(newest, flow_run_filter, task_run_filter)
             return _wanted(newest, artifact_filter, sort)[offset : None if limit is None else offset + limit]
 
         return await self._ask(read)
@@ -268,11 +281,13 @@ class KeptCalls:
         self,
         *,
         artifact_filter: ArtifactFilter | None = None,
+        flow_run_filter: FlowRunFilter | None = None,
+        task_run_filter: TaskRunFilter | None = None,
         sort: ArtifactSort | str | None = None,
         limit: int | None = None,
         offset: int = 0,
     ) -> list[StoredArtifact]:
-        """Return all that was shown, the latest first, unless it is said otherwise.
+        """Return all that was shown, each as it is now, the latest first, unless it is said otherwise.
 
         Raises:
             ValueError: there is no such order.
@@ -280,10 +295,25 @@ class KeptCalls:
         from ..artifact_kinds import read_artifacts
 
         async def read(session: Session) -> list[StoredArtifact]:
-            newest = list(reversed(await read_artifacts(session)))
+            each = {one.id: one for one in await read_artifacts(session)}
+            newest = await self._of_runs(list(reversed(each.values())), flow_run_filter, task_run_filter)
             return _wanted(newest, artifact_filter, sort)[offset : None if limit is None else offset + limit]
 
         return await self._ask(read)
+
+    async def _of_runs(
+        self,
+        artifacts: list[StoredArtifact],
+        flow_run_filter: FlowRunFilter | None,
+        task_run_filter: TaskRunFilter | None,
+    ) -> list[StoredArtifact]:
+        if flow_run_filter is not None:
+            flow_runs = {str(run.id) for run in await self.read_flow_runs(flow_run_filter=flow_run_filter)}
+            artifacts = [one for one in artifacts if one.flow_run_id in flow_runs]
+        if task_run_filter is not None:
+            task_runs = {str(run.id) for run in await self.read_task_runs(task_run_filter=task_run_filter)}
+            artifacts = [one for one in artifacts if one.task_run_id in task_runs]
+        return artifacts
 
 
 def _wanted(

@@ -14,6 +14,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, field_validator
 
 __all__ = [
+    "ArtifactCollectionFilter", "ArtifactCollectionFilterFlowRunId", "ArtifactCollectionFilterKey",
+    "ArtifactCollectionFilterLatestId", "ArtifactCollectionFilterTaskRunId", "ArtifactCollectionFilterType",
+    "FlowRunFilterParentTaskRunId", "TaskRunFilterSubFlowRuns",
     "ArtifactFilter", "ArtifactFilterFlowRunId", "ArtifactFilterId", "ArtifactFilterKey", "ArtifactFilterTaskRunId",
     "ArtifactFilterType",
     "DeploymentFilter", "DeploymentFilterConcurrencyLimit", "DeploymentFilterId", "DeploymentFilterWorkQueueName",
@@ -142,9 +145,11 @@ class FlowRunFilter(_OfFields):
     next_scheduled_start_time: FilterCondition | None = None
     idempotency_key: FilterCondition | None = None
     parent_flow_run_id: FilterCondition | None = None
+    parent_task_run_id: FilterCondition | None = None
 
     def holds(self, run: Any) -> bool:
-        return self.matches(run, names={"work_queue_name": "queue"})
+        # No task run stands for a subflow here; who asks for one mostly wants runs that have no parent at all.
+        return self.matches(run, names={"parent_task_run_id": "parent_flow_run_id"})
 
 
 class TaskRunFilter(_OfFields):
@@ -158,6 +163,8 @@ class TaskRunFilter(_OfFields):
     end_time: FilterCondition | None = None
     expected_start_time: FilterCondition | None = None
     flow_run_id: FilterCondition | None = None
+    subflow_runs: FilterCondition | None = None
+    """``exists_``: whether it stands for a subflow, which none does here."""
 
     def holds(self, run: Any) -> bool:
         return self.matches(run, names={})
@@ -212,6 +219,20 @@ class ArtifactFilter(_OfFields):
         return self.matches(artifact, names={})
 
 
+class ArtifactCollectionFilter(ArtifactFilter):
+    """Which artifacts, of those that are the last of their key."""
+
+    latest_id: FilterCondition | None = None
+
+    def holds(self, artifact: Any) -> bool:
+        return self.matches(artifact, names={"latest_id": "id"})
+
+
+ArtifactCollectionFilterFlowRunId = ArtifactCollectionFilterTaskRunId = FilterCondition
+ArtifactCollectionFilterKey = ArtifactCollectionFilterType = ArtifactCollectionFilterLatestId = (
+    FilterCondition
+)
+FlowRunFilterParentTaskRunId = TaskRunFilterSubFlowRuns = FilterCondition
 ArtifactFilterId = ArtifactFilterKey = ArtifactFilterType = FilterCondition
 ArtifactFilterFlowRunId = ArtifactFilterTaskRunId = FilterCondition
 FlowRunFilterId = FlowRunFilterName = FlowRunFilterTags = FlowRunFilterDeploymentId = FilterCondition

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 from uuid import uuid4
 
 import pytest
-from hark import concurrency, flow, get_client, rate_limit
+from hark import concurrency, flow, get_client, rate_limit, task
 from hark.bus.session import Session
-from hark.engine.artifacts import create_markdown_artifact
+from hark.engine.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 from hark.engine.client_calls.kept_calls import (
     GlobalConcurrencyLimitCreate,
     GlobalConcurrencyLimitUpdate,
     VariableCreate,
     VariableUpdate,
 )
-from hark.engine.client_calls.run_filters import ArtifactFilter, ArtifactFilterKey
+from hark.engine.client_calls.run_filters import (
+    ArtifactCollectionFilter,
+    ArtifactFilter,
+    ArtifactFilterKey,
+    FlowRunFilter,
+    TaskRunFilter,
+)
 from hark.engine.client_calls.run_sorts import ArtifactSort
 from hark.engine.concurrency import AcquireConcurrencySlotTimeoutError, ConcurrencySlotAcquisitionError
 from hark.engine.exceptions import ObjectAlreadyExists, ObjectNotFound
@@ -132,6 +139,28 @@ async def test_variables_and_artifacts_are_read_by_the_client(session: Session) 
     assert [one.data for one in found] == ["3"]
     with pytest.raises(ValueError, match="there is no order"):
         await client.read_artifacts(sort="BEST_FIRST")
+
+    @task(task_run_name="moves")
+    async def moving() -> None:
+        await update_progress_artifact(await create_progress_artifact(10, key="moved"), 50)
+
+    @flow(flow_run_name="shows")
+    async def showing() -> None:
+        await create_markdown_artifact("5", key="a")
+        await moving()
+
+    await showing()
+    of_flow, of_task = FlowRunFilter(name={"any_": ["shows"]}), TaskRunFilter(name={"any_": ["moves"]})
+    by_key: Any = {"sort": ArtifactSort.KEY_ASC}
+    assert [one.data for one in await client.read_artifacts(flow_run_filter=of_flow, **by_key)] == ["5", 50]
+    assert [one.data for one in await client.read_artifacts(task_run_filter=of_task)] == [50]
+    now = ArtifactCollectionFilter(latest_id={"any_": [found[0].id]})
+    assert [one.data for one in await client.read_latest_artifacts(artifact_filter=now)] == ["3"]
+    assert await client.read_latest_artifacts(artifact_filter=now, flow_run_filter=of_flow) == []
+    top = FlowRunFilter(parent_task_run_id={"is_null_": True}, work_queue_name={"is_null_": True})
+    assert [run.name for run in await client.read_flow_runs(flow_run_filter=top)] == ["shows"]
+    subflows = TaskRunFilter(subflow_runs={"exists_": True})
+    assert await client.read_task_runs(task_run_filter=subflows) == []
 
 
 def test_a_deployment_says_its_limit_and_refuses_names_and_schedules_that_are_none() -> None:
