@@ -72,7 +72,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "deployments.flow_runs": ("engine.deployments",),
     "deployments.runner": ("server.description", "server.serving", "EntrypointType=engine.deployments:EntrypointType"),
     "events": (
-        "engine.events", "automations.prefect_trigger", "automations.prefect_action", "Event=engine.event_view:Event",
+        "engine.events", "automations.prefect_trigger", "automations.prefect_action", "Event=engine.event_view:Event", "ReceivedEvent=engine.event_view:Event",
         "get_events_client=engine.events_client:get_events_client", "AutomationCore=automations.prefect_automation:AutomationCore",
     ),
     "events.actions": ("automations.prefect_action",),
@@ -88,7 +88,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "exceptions": ("engine.exceptions", "PrefectHTTPStatusError=server.client:ApiError"),
     "filesystems": ("engine.filesystems", ""),
     "flow_runs": ("engine.flow_runs",),
-    "flow_engine": ("engine.running",),
+    "flow_engine": ("engine.running", "FlowRunTimeoutError=errors:RunTimedOut"),
     "flows": ("engine.flows", "EntrypointType=engine.deployments:EntrypointType", "aserve=server.serving:aserve", "serve=server.serving:serve"),
     "futures": ("engine.futures", "PrefectDistributedFuture=engine.background_tasks.distributed_future:PrefectDistributedFuture"),
     "input": ("engine.run_input", "engine.pausing.kept_inputs"),
@@ -114,13 +114,14 @@ NAMES: dict[str, tuple[str, ...]] = {
     "settings": ("config", "testing.temporary", "get_current_settings=config:load_settings"),
     "settings.context": ("testing.temporary", "get_current_settings=config:load_settings"),
     "states": ("engine.states",),
-    "task_engine": ("engine.running",),
+    "task_engine": ("engine.running", "TaskRunTimeoutError=errors:RunTimedOut"),
     "task_runners": ("engine.task_runners", ""),
     "task_worker": ("server.task_serving",),
     "tasks": ("engine.tasks", "MaterializingTask=engine.assets:MaterializingTask"),
     "testing.utilities": ("testing.rig", "testing.equality", "prefect_test_harness=testing.rig:hark_test_harness"),
     "transactions": ("engine.transactions",),
-    "types": ("SecretDict=engine.block_kinds:SecretDict",),
+    "types": ("engine.utilities.field_types", "SecretDict=engine.block_kinds:SecretDict",),
+    "types.entrypoint": ("EntrypointType=engine.deployments:EntrypointType",),
     "utilities": (),
     "utilities.annotations": ("engine.annotations",),
     "utilities.asyncutils": ("engine.utilities.asyncness", "engine.utilities.gathering"),
@@ -165,6 +166,9 @@ class _Made(ModuleType):
         if name == "__all__":
             return sorted({word for module in self._imported() for word in module.__all__} | set(self._words))
         if not name.startswith("__"):
+            # Before the modules' own names: ``concurrency.asyncio`` is not the ``asyncio`` that one of them imports.
+            if f"{self.__name__.partition('.')[2]}.{name}" in NAMES:
+                return import_module(f"{self.__name__}.{name}")
             if name in self._words:
                 module, _, attribute = self._words[name].partition(":")
                 return getattr(import_module(f"{self._root}.{module}"), attribute)

@@ -211,7 +211,7 @@ class TaskSource(CachePolicy):
     def compute_key(
         self, task_ctx: Any, inputs: Mapping[str, Any], flow_parameters: Mapping[str, Any], **kwargs: Any
     ) -> str | None:
-        return hash_objects(*_source_of(task_ctx.task.fn))
+        return None if task_ctx is None else hash_objects(*_source_of(task_ctx.task.fn))
 
 
 @dataclass(frozen=True)
@@ -231,6 +231,8 @@ class RunId(CachePolicy):
     def compute_key(
         self, task_ctx: Any, inputs: Mapping[str, Any], flow_parameters: Mapping[str, Any], **kwargs: Any
     ) -> str | None:
+        if task_ctx is None:
+            return None
         run = task_ctx.task_run
         return str(run.flow_run_id or run.id)
 

@@ -53,7 +53,7 @@ WANTED = {
     " InvalidNameError MappingLengthMismatch MappingMissingIterable NotPausedError FlowPauseTimeout FlowRunWaitTimeout"
     " ConfigurationError SerializationError HashError Abort InfrastructureError ProtectedBlockError EventTooLarge",
     "filesystems": "LocalFileSystem RemoteFileSystem ReadableFileSystem WritableFileSystem",
-    "flow_engine": "run_flow run_flow_sync run_flow_async",
+    "flow_engine": "run_flow run_flow_sync run_flow_async FlowRunTimeoutError",
     "flow_runs": "pause_flow_run suspend_flow_run resume_flow_run wait_for_flow_run apause_flow_run asuspend_flow_run"
     " aresume_flow_run",
     "flows": "Flow flow FlowDecorator load_flow_from_entrypoint select_flow serve aserve",
@@ -94,6 +94,8 @@ WANTED = {
     " batched_iterable distinct dict_to_flatdict flatdict_to_dict remove_nested_keys get_from_dict set_in_dict deep_merge"
     " deep_merge_dicts quote",
     "utilities.hashing": "hash_objects stable_hash file_hash",
+    "types": "DateTime PositiveInteger NonNegativeInteger NonNegativeFloat NonNegativeTimeDelta Name LogLevel SecretDict",
+    "types.entrypoint": "EntrypointType",
     "variables": "Variable",
 }
 """What flows import from Prefect, by module."""
@@ -119,6 +121,14 @@ def test_the_docs_say_each_name_of_the_table_and_no_other() -> None:
     table = DOCS.read_text().split("## Modules")[1].split("## ")[0]
     left = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
     assert {name for cell in left for name in re.findall(r"`hark\.([a-z0-9_.]+)`", cell)} == set(NAMES)
+
+
+def test_what_is_below_a_name_need_not_be_imported_first() -> None:
+    """Nor is it taken for what a module of ours has imported under that name."""
+    words = "import hark, hark.concurrency\nnow = hark.utilities.annotations.quote, hark.client.schemas.objects.FlowRun"
+    words += "\nprint(now and hark.concurrency.asyncio.__name__, hark.concurrency.v1.sync.__name__)"
+    told = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=True)
+    assert told.stdout == "hark.engine.concurrency hark.engine.limits.tag_concurrency\n"
 
 
 def test_a_name_that_is_one_module_is_that_module() -> None:

@@ -6,13 +6,14 @@ import functools
 import inspect
 import pickle
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hark import flow, task
 from hark.engine import exceptions
-from hark.engine.cache_policies import INPUTS, TASK_SOURCE
+from hark.engine.cache_policies import INPUTS, RUN_ID, TASK_SOURCE
 from hark.engine.exceptions import (
     CrashedRun,
     MissingFlowError,
@@ -27,8 +28,9 @@ from hark.engine.exceptions import (
     SignatureMismatchError,
 )
 from hark.engine.tasks import task_input_hash
+from hark.engine.utilities import field_types
 from hark.errors import AlreadyExists, MissingFlow, NotPaused, ResultMissing, UnknownName
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 a_task: Any = task
 a_flow: Any = flow
@@ -107,6 +109,36 @@ def test_functions_without_source_of_their_own_are_told_apart(
     both = [(name, value) for value in values for name in ("Completed", "Cached")]
     assert outcomes(cache_policy=INPUTS + TASK_SOURCE) == both
     assert outcomes(cache_key_fn=task_input_hash) == both
+
+
+def test_policies_give_no_key_without_a_run() -> None:
+    """As outside of any."""
+    assert [
+        policy.compute_key(None, {}, {}) for policy in (INPUTS, TASK_SOURCE, RUN_ID, INPUTS + RUN_ID)
+    ] == [None] * 4
+
+
+@pytest.mark.parametrize(
+    ("type_", "good", "bad"),
+    [
+        (field_types.PositiveInteger, 1, 0),
+        (field_types.NonNegativeInteger, 0, -1),
+        (field_types.NonNegativeTimeDelta, timedelta(0), timedelta(-1)),
+        (field_types.LogLevel, "DEBUG", "LOUD"),
+        (field_types.Name, "a b", "a/b"),
+        (field_types.NameOrEmpty, "", "a>b"),
+        (field_types.NonEmptyishName, "a", " "),
+        (field_types.StatusCode, 404, 99),
+    ],
+)
+def test_types_of_fields_take_what_their_names_say(type_: Any, good: object, bad: object) -> None:
+    """And nothing else."""
+    checked = TypeAdapter(type_)
+    assert checked.validate_python(good) == good
+    with pytest.raises(ValidationError):
+        checked.validate_python(bad)
+    assert TypeAdapter(field_types.SecondsTimeDelta).validate_python("1.5") == timedelta(seconds=1.5)
+    assert TypeAdapter(field_types.ListOfNonEmptyStrings).validate_python(["a", " "]) == ["a"]
 
 
 # --- errors that code makes itself --------------------------------------------------------------------
