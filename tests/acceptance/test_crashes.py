@@ -42,7 +42,7 @@ pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300 + 12 * RUNS)]
 
 FLOWS = """
     import asyncio, os, time
-    from hark import concurrency, flow, task
+    from hark import concurrency, flow, get_transaction, task, transaction
 
     def note(folder, word, run):
         # One write of one short line in append mode is whole or not there, whoever is killed meanwhile.
@@ -96,23 +96,55 @@ FLOWS = """
             total += await astep(folder, i, n)
         end(ends)
         return total
+
+    def undo(txn):
+        note(txn.get("folder"), "undo", txn.get("n"))
+
+    @task(on_rollback=[undo])
+    def reserve(folder, n):
+        get_transaction().set("folder", folder)
+        get_transaction().set("n", n)
+
+    @flow(retries=2, retry_delay_seconds=0.7)
+    def part(folder, n):
+        total = sum(step(folder, i, n) for i in range(4))
+        try:
+            open(os.path.join(folder, f"failed-{n}"), "x").close()
+        except FileExistsError:
+            return total + step(folder, 4, n)
+        raise ValueError("once")
+
+    @flow(crash_retries=100, **HOOKS)
+    def nested(folder, n, ends):
+        with transaction():
+            reserve(folder, n)
+            total = part(folder, n)
+            end(ends)
+        return total
     """
 CONFIG = """
     deployments:
       sync: {flow: "flows.py:sync", concurrency: {limit: 3}}
       loop: {flow: "flows.py:loop", concurrency: {limit: 3}}
+      nested: {flow: "flows.py:nested", concurrency: {limit: 3}}
     """
+KINDS = ("sync", "loop", "nested")
+AWAY = {"HARK_ENGINE__SUSPEND_AFTER_S": "0.3"}
+"""So that runs leave their workers until retries of their subflows are due."""
 
 
 async def test_every_run_ends_once_however_often_its_worker_is_killed(
     folder: Path, write: Callable[..., None], start: Start, tmp_path: Path
 ) -> None:
-    """One terminal state for each run; no task that finished ran twice; hooks were called; limits are free afterwards."""
+    """One terminal state for each run; no task that finished ran twice; hooks were called; limits are free afterwards.
+
+    A subflow that is tried again has as many tries as it was given; what a failed run had begun in a transaction is undone.
+    """
     draw = random.Random(SEED)  # the same seed gives the same kills, as far as machines do
     write(flows__py=FLOWS, hark__yaml=CONFIG)
     server = start(role="server")
     start(role="dispatcher", home="home")
-    workers = [start(role="worker") for _ in range(WORKERS)]
+    workers = [start(role="worker", environment=AWAY) for _ in range(WORKERS)]
     asked: dict[str, dict[str, Any]] = {}
     async with (
         watching(tmp_path / "home") as watch,
@@ -121,13 +153,13 @@ async def test_every_run_ends_once_however_often_its_worker_is_killed(
         await put_limit(watch.bus, "shared", Limit(slots=2))
         for n in range(RUNS):
             ends = draw.choices(["complete", "fail", "cancel"], [6, 2, 2])[0]
-            name = "sync" if n % 2 else "loop"
+            name = KINDS[n % len(KINDS)]
             answer = await http.post(
                 f"/api/deployments/{name}/run",
                 json={"parameters": {"folder": str(folder), "n": n, "ends": ends}},
             )
             assert answer.is_success, answer.text
-            asked[answer.json()["id"]] = {"n": n, "ends": ends}
+            asked[answer.json()["id"]] = {"n": n, "ends": ends, "name": name}
         async with anyio.create_task_group() as group:
             group.start_soon(_kill_at_random, workers, watch, draw)
             group.start_soon(_cancel_at_random, http, asked, draw)
@@ -237,8 +269,22 @@ def _finished(watch: Watch) -> dict[str, list[str]]:
             run_id = str(at(recorded.event, "flow_run__id"))
             begun = [attempt for attempt, seq in starts.get(run_id, ()) if seq < recorded.seq]
             if int(str(at(recorded.event, "flow_run__attempt"))) >= max(begun, default=0):
-                finished[run_id].append(str(at(recorded.event, "call")))
+                key = str(at(recorded.event, "call"))
+                if at(recorded.event, "state__name") != "RolledBack":
+                    finished[run_id].append(key)
+                elif key in finished[run_id]:  # it runs again if the code comes to it again
+                    finished[run_id].remove(key)
     return finished
+
+
+def _parts(watch: Watch) -> dict[str, dict[str, list[Event]]]:
+    """By run, the transitions of its subflows."""
+    parts: dict[str, dict[str, list[Event]]] = defaultdict(lambda: defaultdict(list))
+    for recorded in watch.seen:
+        above = at(recorded.event, "run__parent")
+        if recorded.event.type.startswith("flow-run.") and above:
+            parts[str(above)][str(at(recorded.event, "run__id"))].append(recorded.event)
+    return parts
 
 
 async def _changed(folder: Path) -> None:
@@ -263,7 +309,7 @@ async def _limits_are_free(http: httpx.AsyncClient, watch: Watch, folder: Path) 
 
 
 def _check(folder: Path, watch: Watch, asked: dict[str, dict[str, Any]]) -> None:
-    notes, ends, finished = _notes(folder), _ends(watch), _finished(watch)
+    notes, ends, finished, parts = _notes(folder), _ends(watch), _finished(watch), _parts(watch)
     for run_id, run in asked.items():
         told = f"seed {SEED}, run {run_id}: {run}"
         assert len(ends[run_id]) == 1, told
@@ -274,9 +320,20 @@ def _check(folder: Path, watch: Watch, asked: dict[str, dict[str, Any]]) -> None
             assert at(ends[run_id][0], "result__inline") == 10, told
         # A call is completed once in the log, so nobody ran it again after that.
         calls = Counter(finished[run_id])
+        for part_id, history in parts[run_id].items():
+            assert history[-1].type in TERMINAL, f"{told}: {history[-1].type}"
+            calls += Counter(finished[part_id])
+            retries = sum(at(event, "state__details__retry") is True for event in history)
+            # Begun anew by its parent, it has all of its tries again.
+            begun = 1 + sum(event.type == "flow-run.failed" for event in history)
+            assert retries <= 2 * begun, f"{told}: {retries} retries, begun {begun} times"
         assert set(calls.values()) <= {1}, f"{told}: {calls}"
+        is_nested = run["name"] == "nested"
+        if is_nested and state != "CANCELLED":
+            assert bool(notes["undo", str(run["n"])]) == (state == "FAILED"), told
+            assert len(calls) == (6 if state == "COMPLETED" else 0), f"{told}: {calls}"
         if state in ("COMPLETED", "FAILED"):
-            assert len(calls) == 5, told
+            assert is_nested or len(calls) == 5, told
             for n in range(5):
                 assert notes[f"task-hook-{n}", str(run["n"])] >= 1, f"{told}: hook of task {n}"
         assert notes[f"hook-{state}-ended", run_id] >= 1, told
