@@ -261,6 +261,7 @@ def _send(
         except DefinitionError as exc:
             return Tried(False, f"{exc}; {exc.hint}", is_final=True)
         files = _files(plugin, message.attach, timeout_s, missing)
+        caught.lines.clear()  # what is missing is no reason for what comes of the message
         _bound(plugin, url, timeout_s, files=len(files))
         port: Apprise = load().Apprise(asset=plugin.asset)
         port.add(plugin)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import pytest
 from hark.bus import Bus, LogLine
+from hark.errors import NotificationFailed
 from hark.notifications import Message, Notifier, Severity
 from hark.vocabulary import FlowRunId
 
@@ -35,6 +38,10 @@ async def test_the_log_of_a_run_and_a_picture_go_along(
     }  # fmt: skip
     assert b"ERROR    hark: no such table: orders" in files[f"run-{run}.txt"]
     assert files["today.png"] == PICTURE
+    await define("down", "mailto://127.0.0.1:9/b@example.com?from=a@example.com")
+    with pytest.raises(NotificationFailed, match=r"127\.0\.0\.1") as failed:
+        await notifier.send("down", replace(message, attach=gone), key="k2")
+    assert "HTTP" not in str(failed.value), "what is missing is not why"
     assert receiver.bodies[0]["text"] == "*etl failed*\nno rows"
 
 
