@@ -138,10 +138,17 @@ class UnknownName(ObjectNotFound):
 
         near = get_close_matches(name, known, n=1, cutoff=0.6)
         tail = f"; did you mean {near[0]!r}?" if near else ""
+        published = self._published(kind, name)
         DefinitionError.__init__(
-            self, f"there is no {kind} named {name!r}{tail}", hint="" if near else _what_there_is(kind, known)
+            self,
+            f"{published}{': ' if published else ''}there is no {kind} named {name!r}{tail}",
+            hint="" if near else _what_there_is(kind, known),
         )
         self.kind, self.name, self.suggestion = kind, name, near[0] if near else None
+
+    def _published(self, kind: str, name: str) -> str:
+        """Return what Prefect says of such a thing, which programs and tests look for; "" where it has no words of its own."""
+        return ""
 
 
 def _what_there_is(kind: str, known: Sequence[str]) -> str:
@@ -153,6 +160,10 @@ def _what_there_is(kind: str, known: Sequence[str]) -> str:
 
 class UnknownBlock(UnknownName, ValueError):
     """There is no saved block of this name."""
+
+    def _published(self, kind: str, name: str) -> str:
+        slug, slash, last = name.partition("/")
+        return f"Unable to find block document named {last} for block type {slug}" if slash else ""
 
 
 class UnknownBlockKind(UnknownName):
@@ -177,9 +188,16 @@ class SlotsRefused(DefinitionError, ValueError):
 class UnknownLimit(UnknownName, SlotsRefused):
     """There is no limit of this name."""
 
+    def _published(self, kind: str, name: str) -> str:
+        return f"Concurrency limits {[name]} must be created before acquiring slots"
+
 
 class MissingFlow(MissingFlowError, UnknownName):
     """A file or module has no flow of the name asked for."""
+
+    def _published(self, kind: str, name: str) -> str:
+        where = kind.removeprefix("flow in ")
+        return f"Flow function with name {name!r} not found in {where!r}" if where != kind else ""
 
 
 class MissingFile(DefinitionError, FileNotFoundError):

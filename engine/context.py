@@ -241,7 +241,7 @@ def get_run_context() -> FlowRunContext | TaskRunContext:
     run = current_run.get()
     if run is None:
         raise MissingContextError(
-            "this only works inside a flow or task run",
+            "No run context available: this only works inside a flow or task run",
             hint="call it from a function marked with @flow or @task",
         )
     return run

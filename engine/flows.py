@@ -102,7 +102,9 @@ class Flow(Marked, Deployable, Drawable, Generic[P, R]):
         TypeError, ValueError, DefinitionError: an option makes no sense; the message says which.
     """
 
-    def __init__(self, fn: Callable[P, R], **options: Unpack[FlowOptions]) -> None:
+    def __init__(self, fn: Callable[P, R], *called: str, **options: Unpack[FlowOptions]) -> None:
+        if called:
+            (options["name"],) = called  # said by its place, as code written for Prefect may
         check_options("flow", options, FlowOptions)
         self._binds: Binds
         fn, self._binds = unwrapped("flow", fn)

@@ -75,7 +75,9 @@ class Task(Marked, Generic[P, R]):
         TypeError, ValueError, DefinitionError: an option makes no sense; the message says which.
     """
 
-    def __init__(self, fn: Callable[P, R], **options: Unpack[TaskOptions]) -> None:
+    def __init__(self, fn: Callable[P, R], *called: str, **options: Unpack[TaskOptions]) -> None:
+        if called:
+            (options["name"],) = called  # said by its place, as code written for Prefect may
         check_options("task", options, TaskOptions)
         self._binds: Binds
         fn, self._binds = unwrapped("task", fn)

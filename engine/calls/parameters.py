@@ -164,6 +164,7 @@ class CallShape:
             unknown = [name for name in given if name not in names]
             if unknown:
                 raise SignatureMismatchError(
+                    f"Function expects parameters {list(self._names)} but was provided with parameters {list(given)}: "
                     f"{self._label} takes no parameter {unknown[0]!r}",
                     hint=f"it takes {', '.join(self._names) or 'none'}",
                 )
@@ -176,7 +177,7 @@ class CallShape:
         missing = [name for name in self._names if name not in bound]
         if missing:
             raise ParameterTypeError(
-                f"{self._label} needs the parameter{'s' if len(missing) > 1 else ''} "
+                f"Flow run received invalid parameters: {self._label} needs the parameter{'s' if len(missing) > 1 else ''} "
                 f"{', '.join(repr(name) for name in missing)}",
                 hint=f"it takes {self.signature}",
             )

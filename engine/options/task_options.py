@@ -109,7 +109,7 @@ def unwrapped(kind: str, fn: Any) -> tuple[Any, Binds]:
     if isinstance(fn, staticmethod):
         return fn.__func__, "nothing"
     if not callable(fn):
-        raise TypeError(f"@{kind} marks functions, and {fn!r} is none")
+        raise TypeError(f"'fn' must be callable: @{kind} marks functions, and {fn!r} is none")
     return fn, "instance"
 
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 import functools
 import inspect
 import pickle
+import re
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hark import flow, task
+from hark import Flow, Task, flow, task
 from hark.engine import exceptions
 from hark.engine.cache_policies import INPUTS, RUN_ID, TASK_SOURCE
+from hark.engine.concurrency import missing
+from hark.engine.context import get_run_context
 from hark.engine.exceptions import (
     CrashedRun,
     MissingFlowError,
@@ -27,9 +30,18 @@ from hark.engine.exceptions import (
     ScriptError,
     SignatureMismatchError,
 )
+from hark.engine.flows import load_flow_from_entrypoint
 from hark.engine.tasks import task_input_hash
 from hark.engine.utilities import field_types
-from hark.errors import AlreadyExists, MissingFlow, NotPaused, ResultMissing, UnknownName
+from hark.errors import (
+    AlreadyExists,
+    HarkError,
+    MissingFlow,
+    NotPaused,
+    ResultMissing,
+    UnknownBlock,
+    UnknownName,
+)
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 a_task: Any = task
@@ -81,6 +93,12 @@ def test_a_task_keeps_its_key_under_another_name() -> None:
     assert step.task_key == task(functools.partial(plus, 1)).task_key != task(len).task_key
     assert task(plus, name="said").task_key.startswith("plus-")
     assert task(Adder()).task_key.startswith("Adder-")
+
+
+def test_a_name_may_be_said_by_its_place() -> None:
+    """After the function."""
+    assert (Task(plus, "p").name, Flow(plus, "q", retries=2).name) == ("p", "q")
+    assert pickle.loads(pickle.dumps(Task(plus, "p"))).name == "p"
 
 
 def test_functions_without_source_of_their_own_are_told_apart(
@@ -196,6 +214,32 @@ def test_errors_are_made_as_published(made: Callable[[], Exception], text: str) 
     assert str(error) == text
     back = pickle.loads(pickle.dumps(error))
     assert (type(back), back.args, set(vars(back))) == (type(error), error.args, set(vars(error)))
+
+
+@pytest.mark.parametrize(
+    ("ask", "words"),
+    [
+        (get_run_context, "No run context available"),
+        (lambda: a_task(3), "'fn' must be callable"),
+        (lambda: a_flow(plus).validate_parameters({"q": 1}), "but was provided with parameters ['q']"),
+        (lambda: a_flow(plus).validate_parameters({"x": 1}), "Flow run received invalid parameters"),
+        (
+            lambda: load_flow_from_entrypoint(f"{__file__}:nonesuch"),
+            "Flow function with name 'nonesuch' not found in '/",
+        ),
+        (
+            lambda: missing("db", strict=True),
+            "Concurrency limits ['db'] must be created before acquiring slots: there is no",
+        ),
+    ],
+)
+def test_errors_say_what_is_published(ask: Callable[[], object], words: str) -> None:
+    """Among other things; tests written for Prefect look for it."""
+    with pytest.raises((HarkError, TypeError), match=re.escape(words)):
+        ask()
+    assert str(UnknownBlock("block", "kind/a")).startswith(
+        "Unable to find block document named a for block type kind: "
+    )
 
 
 def test_errors_carry_what_they_are_given() -> None:
