@@ -14,7 +14,6 @@ import os
 import pickle
 import signal
 import sys
-from contextlib import suppress
 from typing import Any
 
 import anyio
@@ -57,8 +56,10 @@ def main() -> None:
         options: dict[str, Any] = {"use_uvloop": True}
     except ImportError:
         options = {}
-    with suppress(BrokenPipeError):  # nobody is there any more to tell
+    try:
         anyio.run(_serve, charge, backend_options=options)
+    except* BrokenPipeError:  # nobody is there any more to tell
+        pass
 
 
 async def _serve(charge: Charge) -> None:

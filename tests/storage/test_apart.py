@@ -5,18 +5,22 @@ from __future__ import annotations
 import logging
 import math
 import os
+import pickle
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import anyio
+import anyio.to_thread
 import pytest
 from hark.bus import Bus
 from hark.bus.event import Event, Recorded
 from hark.config import StorageConfig
 from hark.storage import apart, rebuild
 from hark.storage.apart import Projection
+from hark.storage.charge import GO, Charge
 from hark.storage.precedence import Processor, is_starving
 from hark.storage.progress import Pace, Progress
 from hark.storage.store import digest
@@ -105,6 +109,31 @@ async def test_a_killed_process_costs_nothing(
     assert "storage.home" in said
     await rebuild(bus, home / "b.db", config)
     assert await digest(path) == await digest(home / "b.db")
+
+
+def abandoned(charge: Charge) -> tuple[int, str]:
+    """Start a process, listen until it is ready and no more, and let it go; return its code and what it complained of."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "hark.storage.projector_child"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as child:  # fmt: skip
+        assert child.stdin is not None
+        assert child.stdout is not None
+        assert child.stderr is not None
+        child.stdin.write(pickle.dumps(charge))
+        child.stdin.flush()
+        assert b"ready" in child.stdout.readline()
+        child.stdout.close()
+        child.stdin.write(b"%s 0\n" % GO)
+        child.stdin.flush()
+        return child.wait(60), child.stderr.read().decode()
+
+
+async def test_a_process_whose_service_was_killed_ends_without_a_word(bus: Bus, home: Path) -> None:
+    """Nobody reads any more what it says of how far it is; its complaint would be the last thing in the service's log."""
+    await bus.log.append(Event(type="some.thing", source="/test"))
+    charge = Charge(bus.address, bus.config, StorageConfig(), home / "a.db")
+    assert await anyio.to_thread.run_sync(abandoned, charge) == (0, "")
 
 
 async def test_without_another_process_it_stays_here(
