@@ -18,6 +18,7 @@ from hark.automations.acting.outbox import Outbox
 from hark.automations.acting.perform import Firing, Performers
 from hark.automations.action import Action
 from hark.automations.folding.engine import RuleEngine
+from hark.automations.folding.forebears import Forebears
 from hark.automations.folding.handover import Handover
 from hark.bus import Bus, LateValues, SecretStore, locate_broker
 from hark.config import AutomationsConfig, BusConfig, Settings
@@ -71,7 +72,8 @@ async def main(part: str, home: str) -> None:
         Claims.begin = begin  # type: ignore[method-assign]
     # A busy machine starts brokers slowly; whoever looks after processes would start this one once more.
     async with Bus(address, BusConfig(connect_timeout_s=60)) as bus:
-        handover = Handover()
+        # There is one at most, and the one before it was killed and waited for: as if it had held the home.
+        handover = Handover(Forebears(Path(home) if part == "service" else None))
         if part == "engine":
             async with RuleEngine(bus, CONFIG, lease_ttl_s=1):
                 await anyio.sleep_forever()
