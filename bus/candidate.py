@@ -106,7 +106,7 @@ class Candidate(AsyncContextManagerMixin, Generic[T]):
             except* Deposed:
                 log.warning(f"{self._role}.deposed", extra={"holder": self._name})
             except* (BusUnavailable, LogRewound, GuardFailed) as group:
-                log.warning(f"{self._role}.waits_for_broker", extra={"error": str(group.exceptions[0])})
+                log.warning(f"{self._role}.waits_for_broker", extra={"error": str(_first(group))})
             # The pause is the machine's time also where deadlines are a test's.
             await anyio.sleep(_BACK_OFF_S[min(tries, len(_BACK_OFF_S) - 1)])
             tries += 1
@@ -115,3 +115,10 @@ class Candidate(AsyncContextManagerMixin, Generic[T]):
         self._term = term
         self._led.set()
         log.info(f"{self._role}.leads", extra={"holder": self._name})
+
+
+def _first(exc: BaseException) -> BaseException:
+    """Return the first error of a group, and of the groups in it."""
+    while isinstance(exc, BaseExceptionGroup):
+        exc = exc.exceptions[0]
+    return exc
