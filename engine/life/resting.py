@@ -64,7 +64,7 @@ class Rests:
         above = outermost.rests
         # One for all of them: whether they leave is decided for all at once.
         self._lock: threading.Lock = above._lock if above is not None else threading.Lock()
-        self.leaving: Suspend | None = None
+        self.leaving: Suspend | None = above.leaving if above is not None else None
         """Why the run leaves its worker, once that is decided."""
         # What may have been the last thing that was going on.
         flow.tracker.events.on_end = flow.runner.on_end = self.look
@@ -126,7 +126,11 @@ class Rests:
         one = _Resting(due_at, call, call is not None and call.run.is_going, wake)
         with self._lock:
             self._resting.add(one)
-        self.look()
+            is_leaving = self.leaving is not None
+        if is_leaving:
+            wake()  # decided while the flow's code was at something that nobody knows of: whoever waits from now on leaves, too
+        else:
+            self.look()
         return one
 
     def end(self, one: _Resting) -> None:
