@@ -259,7 +259,8 @@ class _Term:
         self.broken.pop(entry.key, None)
         until = min(self.clock.now(), entry.created_at)
         if item.stored is not None and item.open is not None and item.open <= until:
-            item.owed = (item.stored, until)  # it came a moment before the change, which we heard of first
+            # It came a moment before the change, which we heard of first. Of another change at once it was no slot.
+            item.owed, item.open = (item.stored, until), None
         item.stored, item.stored_at = None, None
         if entry.deleted:
             return

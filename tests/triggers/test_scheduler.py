@@ -141,7 +141,12 @@ async def test_a_slot_that_came_before_a_change_is_not_lost_to_it(bus: Bus) -> N
             await settled(scheduler, key)
         clock._elapsed_s = 3600.5  # nobody is woken
         await store(bus, "a/x", {"cron": "0 * * * *", "paused": True})
-        await store(bus, "b/x", {"cron": "30 * * * *"})
+        async with anyio.create_task_group() as tg:
+            for cron in (
+                "15 * * * *",
+                "30 * * * *",
+            ):  # heard of together: the slot was none of the first of them
+                tg.start_soon(store, bus, "b/x", {"cron": cron})
         await bus.bucket("schedules").delete("c/x")
         await starter.until_asked(3)
         assert {(name, slot.hour) for name, _, slot in starter.asked} == {("a/x", 1), ("b/x", 1), ("c/x", 1)}
