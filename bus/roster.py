@@ -70,6 +70,7 @@ class Roster(AsyncContextManagerMixin, Generic[D, S]):
         serve: serves one until it is cancelled; calls its last argument whenever it has begun to. A ``HarkError`` is tried
             again.
         changed: told, once the old one is not served any more, of each change: name, before, now (None: not there).
+        hold: does what has to be done of one that is paused, so that it may go on later. Tried again as ``serve`` is.
         again_s: the pauses before the next try, in seconds; the last one repeats.
     """
 
@@ -84,10 +85,11 @@ class Roster(AsyncContextManagerMixin, Generic[D, S]):
         serve: Callable[[D, S, Callable[[], None]], Awaitable[None]],
         changed: Callable[[str, D | None, D | None], Awaitable[None]],
         again_s: tuple[float, ...],
+        hold: Callable[[D, S], Awaitable[None]] | None = None,
     ) -> None:
         self._bucket, self._kind, self._at_work = bucket, kind, at_work
         self._load, self._standing, self._serve, self._changed = load, standing, serve, changed
-        self._again_s = again_s
+        self._again_s, self._hold = again_s, hold
         self._places: dict[str, _Place[D, S]] = {}
         self._broken: dict[str, S] = {}
         self._tg: TaskGroup | None = None
@@ -165,12 +167,14 @@ class Roster(AsyncContextManagerMixin, Generic[D, S]):
 
         try:
             with place.scope:
-                if place.definition.paused:
-                    place.standing.state = "paused"
-                    begun()
-                    return
                 while True:
                     try:
+                        if place.definition.paused:
+                            if self._hold is not None:
+                                await self._hold(place.definition, place.standing)
+                            place.standing.state, place.standing.error = "paused", ""
+                            begun()
+                            return
                         await self._serve(place.definition, place.standing, ready)
                     except* HarkError as group:
                         first = group.exceptions[0]

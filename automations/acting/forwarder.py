@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
@@ -17,7 +17,7 @@ import anyio
 from anyio import AsyncContextManagerMixin
 
 from ...bus import Bus, Event
-from ...bus.consumer import Item
+from ...bus.consumer import Consumer, Item
 from ...bus.event import readable
 from ...bus.foreign import Foreign, durable_name
 from ...bus.roster import Roster, Standing
@@ -103,7 +103,7 @@ class Forwarder(AsyncContextManagerMixin):
         self._name = new_id()
         self._roster = Roster(
             bus.bucket(BUCKET), kind="sink", at_work="serving", load=Sink.model_validate_json, standing=SinkState,
-            serve=self._serve, changed=self._changed, again_s=_AGAIN_S,
+            serve=self._serve, changed=self._changed, again_s=_AGAIN_S, hold=self._hold,
         )  # fmt: skip
 
     @property
@@ -129,13 +129,21 @@ class Forwarder(AsyncContextManagerMixin):
             except HarkError as exc:
                 log.warning("sink.consumer_left", extra={"sink": name, "error": str(exc)})
 
-    async def _serve(self, sink: Sink, state: SinkState, ready: Callable[[], None]) -> None:
-        line, check = _Line(sink, state), sink.check()
+    def _events(self, sink: Sink, state: SinkState) -> AbstractAsyncContextManager[Consumer]:
         # A new one begins with what came since it was stored: it takes a moment, or a start, until somebody serves it.
-        async with self._bus.log.consume(
+        return self._bus.log.consume(
             durable_name("sink", sink.name), sink.filters, ack_wait_s=ACK_WAIT_S, max_ack_pending=_MAX_PENDING,
             deliver_since=state.since,
-        ) as consumer, anyio.create_task_group() as tg:  # fmt: skip
+        )  # fmt: skip
+
+    async def _hold(self, sink: Sink, state: SinkState) -> None:
+        """Have the broker keep the place of one that is paused, perhaps before anybody has served it."""
+        async with self._events(sink, state):
+            pass
+
+    async def _serve(self, sink: Sink, state: SinkState, ready: Callable[[], None]) -> None:
+        line, check = _Line(sink, state), sink.check()
+        async with self._events(sink, state) as consumer, anyio.create_task_group() as tg:
             ready()
             tg.start_soon(self._keep_alive, line)
             async for item in consumer:

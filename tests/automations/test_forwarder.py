@@ -253,12 +253,15 @@ async def test_what_is_never_taken_is_a_dead_letter_that_can_be_redriven(
 async def test_a_sink_is_changed_paused_and_removed_while_it_serves(
     bus: Bus, home: Path, peer: Client
 ) -> None:
-    """A change is in force at once; a pause loses nothing; removed, nothing of it is left with the broker."""
+    """A change is in force at once; a pause loses nothing, nor does one from the beginning; removed, nothing of it is left
+    with the broker."""
     heard = await peer.subscribe("out.>")
     made = sink(nats={"subject": "out.a"})
-    await define(bus, made)
+    await define(bus, made.model_copy(update={"paused": True}))
     async with forwarding(bus, home) as forwarder:
+        assert forwarder.states["out"].state == "paused"
         await bus.log.append(paid(1))
+        await define(bus, made)
         assert (await heard.next_msg(timeout=60)).subject == "out.a"
 
         async def becomes(changed: Sink, state: str) -> None:
