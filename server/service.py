@@ -114,7 +114,13 @@ class Service(AsyncContextManagerMixin):
         async with AsyncExitStack() as stack:
             warming = await stack.enter_async_context(anyio.create_task_group())
             # Importing is a third of a second of pure CPU; most of the broker's start is waiting for it.
-            warming.start_soon(to_thread.run_sync, self._import_rooms)
+            imported = anyio.Event()
+
+            async def import_rooms() -> None:
+                await to_thread.run_sync(self._import_rooms)
+                imported.set()
+
+            warming.start_soon(import_rooms)
             address = await self._address(stack)
             server = self.settings.server
             # Behind the home, which knows better who has it, and before all that takes time.
@@ -125,6 +131,8 @@ class Service(AsyncContextManagerMixin):
             )  # fmt: skip
             self._bus = await stack.enter_async_context(bus)
             stack.callback(self._forget)
+            # Of two threads that import a package and a module of it at once, one may get what is not finished.
+            await imported.wait()
             await self._wire(stack, door)
             self.took_s = time.monotonic() - began
             log.info(
