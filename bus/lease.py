@@ -140,7 +140,14 @@ class Lease:
 
     async def _release(self, revision: int) -> None:
         try:
-            await self._bucket.delete(self.name, revision=revision)
+            try:
+                await self._bucket.delete(self.name, revision=revision)
+            except GuardFailed:
+                # A renewal was on its way whose answer we did not wait for; else it is somebody else's.
+                found = await self._bucket.get(self.name)
+                if found is None or _holder_in(found) != self.holder:
+                    raise
+                await self._bucket.delete(self.name, revision=found.revision)
             log.info("lease.released", extra={"lease": self.name, "holder": self.holder})
         except (GuardFailed, BusUnavailable) as exc:
             log.debug("lease.release_failed", extra={"lease": self.name, "error": str(exc)})

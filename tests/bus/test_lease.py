@@ -92,6 +92,22 @@ async def test_a_holder_renews_for_longer_than_its_ttl(bus: Bus) -> None:
         tg.cancel_scope.cancel()
 
 
+async def test_a_lease_is_given_back_though_a_renewal_was_on_its_way(bus: Bus) -> None:
+    """Who leaves at the moment of a beat knows the revision before it; the next holder need not wait for the TTL."""
+    lease, others = bus.lease("boss", holder="a", ttl_s=300), bus.lease("boss", holder="b", ttl_s=300)
+    leases = bus.bucket("leases")
+    async with lease.held() as grant:
+        held = await leases.get("boss")
+        assert held is not None
+        await leases.update("boss", held.value, revision=grant.revision)
+    with anyio.fail_after(60):
+        async with others.held():
+            pass
+    async with lease.held() as grant:
+        await leases.update("boss", held.value.replace(b'"a"', b'"c"'), revision=grant.revision)
+    assert await lease.holder_now() == "c", "what is another's stays"
+
+
 async def test_who_lost_the_lease_is_cancelled(bus: Bus) -> None:
     """Somebody else's write ends it: the body is cancelled, and ``lost`` tells."""
     grant: Grant | None = None
