@@ -43,6 +43,7 @@ PLAIN_WINDOW = 2000  # the broker drops publishes of a stream beyond 10 000 wait
 WINDOW_BYTES = 8 << 20
 LINGER_S = 0.005  # how long an open batch waits for more before it is ended and its tail acknowledged
 SILENCE_S = 2.0  # no answer for this long: what is not acknowledged is sent again
+LATE_S = 0.1  # a look for silence that comes so much too late says that we did not listen
 FAST_PAUSE_S = 5.0  # after "too many batches"
 RETRY_S = 0.05
 
@@ -80,10 +81,11 @@ class Lane:
         self._bytes = 0  # sent and not acknowledged
         self._plain_left = 0  # the next so many go out plain: a batch failed on one of them
         self._probing = False  # one at a time, until the broker takes it
-        self._last_sent = self._last_heard = 0.0
+        self._last_sent = self._last_heard = self._watch_at = 0.0
         self._fast_from = 0.0
         self._linger: asyncio.TimerHandle | None = None
         self._watch: asyncio.TimerHandle | None = None
+        self._was_late = False
         self._retry: asyncio.TimerHandle | None = None
 
     # --- life -----------------------------------------------------------------------------------------
@@ -146,7 +148,7 @@ class Lane:
             elif self._linger is None:
                 self._linger = loop.call_later(LINGER_S, self._linger_over)
         if self._watch is None and (self._plain or self._batches):
-            self._watch = loop.call_later(SILENCE_S, self._look)
+            self._look_in(SILENCE_S)
 
     def _send_some(self, wire: Wire, loop: asyncio.AbstractEventLoop) -> bool:
         """Send some of the queue by the way that fits; whether to go on."""
@@ -243,13 +245,26 @@ class Lane:
         if not (self._plain or self._batches):
             return
         loop = asyncio.get_running_loop()
-        silent_s = loop.time() - self._last_heard
+        now = loop.time()
+        late, self._was_late = not self._was_late and now - self._watch_at > LATE_S, False
+        if late:
+            # The loop stood still: answers may lie in the socket, which is read before the next timer is looked at.
+            self._was_late = True
+            self._look_in(LATE_S)
+            return
+        silent_s = now - self._last_heard
         if silent_s >= SILENCE_S and self._connection.is_connected:
             log.warning("bus.publish-silent", extra={"waiting": self.unacked, "silent_s": round(silent_s, 1)})
             self.reset()
             self.pump()
         if self._watch is None:
-            self._watch = loop.call_later(max(0.1, SILENCE_S - silent_s), self._look)
+            self._look_in(max(0.1, SILENCE_S - silent_s))
+
+    def _look_in(self, seconds: float) -> None:
+        """Look for silence so much later."""
+        loop = asyncio.get_running_loop()
+        self._watch_at = loop.time() + seconds
+        self._watch = loop.call_at(self._watch_at, self._look)
 
     # --- answers --------------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Self
 
 import anyio
@@ -251,9 +251,13 @@ class Publisher(AsyncContextManagerMixin):
         self._room.append(waiter)
         try:
             await waiter
-        finally:
-            if waiter in self._room:
-                self._room.remove(waiter)
+        except asyncio.CancelledError:
+            if waiter.cancelled():
+                with suppress(ValueError):
+                    self._room.remove(waiter)
+            else:
+                self._let_in(1)  # it was its turn: the next one's, then
+            raise
 
     def _outgoing(
         self,
@@ -361,10 +365,16 @@ class Publisher(AsyncContextManagerMixin):
             _, future = self._barriers.popleft()
             if not future.done():
                 future.set_result(None)
-        for _ in range(min(count, len(self._room))):
-            waiter = self._room.popleft()
+        self._let_in(count)
+
+    def _let_in(self, count: int) -> None:
+        """Wake so many of those who wait until something is settled, in order."""
+        room = self._room
+        while room and count > 0:
+            waiter = room.popleft()
             if not waiter.done():
                 waiter.set_result(None)
+                count -= 1
 
     def on_barrier(self, hook: Callable[[], None]) -> None:
         """Call ``hook`` at the start of every barrier: who gathers before publishing gives its things then."""

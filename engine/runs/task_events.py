@@ -271,27 +271,25 @@ class TaskEvents:
     async def give_way_async(self) -> None:
         """Let the loop turn; wait until the broker has caught up, and until what could not be given at once has been.
 
-        Those who wait are let through in order, as many as there is room for: were all ten thousand tasks of a
+        Those who wait are let through in order, as many as there is room for: were all hundred thousand tasks of a
         ``gather`` to look again at each turn of the loop, nothing else would get done.
         """
-        if self._later:
-            await self.session.acall(self.settle)
-            return
         loop = asyncio.get_running_loop()
-        waiters = self._turnstiles.get(loop)
-        if waiters is None:
-            self._turnstiles[loop] = waiters = deque()
-        elif waiters:
-            turn = loop.create_future()
-            waiters.append(turn)
-            await turn
-            return
-        # The first to wait lets the others through; its own place stands for "somebody does".
+        waiters = self._turnstiles.setdefault(loop, deque())
         me = loop.create_future()
         waiters.append(me)
+        if len(waiters) > 1:
+            try:
+                await me
+            except asyncio.CancelledError:
+                self._leave(waiters, me)
+                raise
+            if not waiters or waiters[0] is not me:
+                return
+        # The first to wait lets the others through, and stays the first until it is done.
         try:
             while True:
-                await self.session.acall(self._half_room)
+                await self.session.acall(self._catch_up)
                 room = min(CROWDED - self._publisher.waiting, TURN) // _EVENTS_PER_TASK
                 while len(waiters) > 1 and room > 0:
                     turn = waiters[1]
@@ -303,14 +301,23 @@ class TaskEvents:
                     return
                 await asyncio.sleep(0)  # those let through go first, and fill the room they were given
         finally:
-            # Cancelled, it lets everybody through: each looks for itself again.
-            for turn in waiters:
-                if not turn.done():
-                    turn.set_result(None)
-            waiters.clear()
+            self._leave(waiters, me)
 
-    async def _half_room(self) -> None:
-        """Let the session's loop turn, and wait on it until the broker has caught up by half if that is far behind."""
+    @staticmethod
+    def _leave(waiters: deque[asyncio.Future[None]], me: asyncio.Future[None]) -> None:
+        """Leave the turnstile, cancelled or not; if the first does, have the next one who still waits be the first."""
+        if not waiters or waiters[0] is not me:
+            return  # cancelled, it is passed over
+        waiters.popleft()
+        while waiters and waiters[0].done():
+            waiters.popleft()
+        if waiters:
+            waiters[0].set_result(None)
+
+    async def _catch_up(self) -> None:
+        """Turn the session's loop; wait on it until all has been given, and till half of a crowd has been stored."""
+        if self._later:
+            await self.settle()
         publisher = self._publisher
         if publisher.waiting > CROWDED:
             await publisher.room(CROWDED // 2)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import select
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractContextManager
+from typing import Any
 
 import anyio
 import anyio.lowlevel
@@ -418,3 +421,23 @@ async def test_room_is_made_down_to_what_is_asked_for(connection: Connection) ->
         with anyio.fail_after(60):
             await publisher.room(50)
         assert publisher.waiting <= 50
+
+
+async def test_a_loop_that_stood_still_has_not_been_left_without_answers(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What the broker said meanwhile lies in the socket: it is read before anything is sent again."""
+    monkeypatch.setattr("hark.bus.lane.SILENCE_S", 0.05)
+    monkeypatch.setattr("hark.bus.lane.LATE_S", 0.02)
+    async with Publisher(connection, BusConfig()) as publisher:
+        publisher.publish_raw_nowait("hark.ev.late", b"1", "1")
+        while not any(lane.unacked for lane in publisher._lanes):
+            await anyio.lowlevel.checkpoint()
+        await anyio.lowlevel.checkpoint()  # written
+        transport: Any = connection.nc._transport
+        socket = transport._io_writer.get_extra_info("socket")
+        until = time.monotonic() + 0.2
+        while not select.select([socket], [], [], 10)[0] or time.monotonic() < until:
+            pass
+        await publisher.barrier()
+    assert "bus.publish-silent" not in caplog.text
