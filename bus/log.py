@@ -107,14 +107,47 @@ class EventLog:
                 same event (same id, same guard) again is safe.
         """
         subject = check_subject(subject_of(event))
-        headers = {"Nats-Msg-Id": message_id(event.msg_id), **headers_of(event)}
         if after is not None:
             guard = guard or _guard_of(event, subject)
-            headers["Nats-Expected-Last-Subject-Sequence"] = str(after)
-            headers["Nats-Expected-Last-Subject-Sequence-Subject"] = guard
-        lines, payload = header_lines(headers), event.to_json()
+        lines, payload = header_lines(_headers(event, after, guard)), event.to_json()
         self._check_size(subject, lines, payload)
         return await self._store(event, subject, lines, payload, after=after, guard=guard)
+
+    async def append_two(
+        self, first: Event, second: Event, *, after: int
+    ) -> tuple[Appended, Appended | None]:
+        """Store two events of one run in one exchange with the broker; return their places.
+
+        The second is stored behind the first and nothing else of the run, as if it were appended after its answer: it says
+        that the log's last event is the first, and where others wrote meanwhile, it is sent once more under the usual guard.
+        None: somebody wrote of the run between them, so only the first was stored.
+
+        Args:
+            after: the last sequence on the run must be this; 0: none yet.
+        Raises:
+            GuardFailed: somebody else wrote first; neither was stored.
+            EventTooLarge: neither was sent.
+            EventRefused, BusUnavailable: as ``append``; the first may be stored, the second may too.
+        """
+        subject = check_subject(subject_of(first))
+        guard = _guard_of(first, subject)
+        follows = {**_headers(second), "Nats-Expected-Last-Msg-Id": message_id(first.msg_id)}
+        one = (subject, header_lines(_headers(first, after, guard)), first.to_json())
+        two = (check_subject(subject_of(second)), header_lines(follows), second.to_json())
+        self._check_size(*one)
+        self._check_size(*two)
+        deadline = asyncio.get_running_loop().time() + self._config.request_timeout_s
+        answers = await self._replies.ask_many((one, two)) if self._connection.is_connected else (None, None)
+        place, other = map(_ack_of, answers)
+        if not isinstance(place, Appended):
+            place = await self._store(first, *one, after=after, guard=guard, deadline=deadline)
+        if isinstance(other, Appended):
+            return place, other
+        try:
+            # Where its answer was lost, this finds it behind the first.
+            return place, await self.append(second, after=place.seq)
+        except GuardFailed:
+            return place, None
 
     async def append_once(self, event: Event, *, after: int) -> Appended:
         """Store an event that an earlier try may have stored, longer ago than the broker remembers ids.
@@ -382,6 +415,14 @@ class EventLog:
             ack_wait_s=ack_wait_s, max_ack_pending=max_ack_pending, deliver_after=deliver_after,
             deliver_since=deliver_since,
         )  # fmt: skip
+
+
+def _headers(event: Event, after: int | None = None, guard: str | None = None) -> dict[str, str]:
+    headers = {"Nats-Msg-Id": message_id(event.msg_id), **headers_of(event)}
+    if after is not None and guard is not None:
+        headers["Nats-Expected-Last-Subject-Sequence"] = str(after)
+        headers["Nats-Expected-Last-Subject-Sequence-Subject"] = guard
+    return headers
 
 
 def _guard_of(event: Event, subject: str) -> str:

@@ -122,7 +122,7 @@ class FlowTracker:
         """Append the first transition of a new run; return whether it is new. If not, ``flow_run`` is as it stands.
 
         Args:
-            then: the second, appended at once where the first is new. name: what it names the run; None: as it is.
+            then: the second, appended with it where the first is new. name: what it names the run; None: as it is.
         """
         if self._beat_s is not None:
             self._caller = caller_of(self.session.bus, self._beat_s)
@@ -130,16 +130,23 @@ class FlowTracker:
             state = state.replace(details={**state.details, DETAIL: self._caller.info.id})
         if self.code is not None:
             state = state.replace(details={**state.details, CODE: self.code.to_json()})
+        attempt, moved = max(1, self.flow_run.attempt), None
         try:
-            self._set(await self.run_log.begin(self.flow_run, state))
+            if then is None:
+                begun = await self.run_log.begin(self.flow_run, state)
+            else:
+                begun, moved = await self.run_log.begin_and_move(
+                    self.flow_run, state, then, attempt=attempt, name=name
+                )
         except GuardFailed:
             there = await self.run_log.get(self.flow_run.id)
             if there is None:
                 raise
             self._set(there)
             return False
-        if then is not None:
-            await self.move(then, attempt=max(1, self.flow_run.attempt), name=name)
+        self._set(moved or begun)
+        if then is not None and moved is None:
+            await self.move(then, attempt=attempt, name=name)
         return True
 
     async def move(self, state: State, *, result: JsonValue = None, **changes: Any) -> None:

@@ -40,7 +40,14 @@ def still_holds(mine: FlowRun, now: FlowRun) -> bool:
     """
     if now.attempt != mine.attempt or now.is_final:
         return False
+    if mine.state_type in _BEGINNING and now.state_type in _BEGUN:
+        # Nobody but its holder brings an attempt there: a move of its own, whose answer it was interrupted in waiting for.
+        return True
     return now.state_type in (mine.state_type, StateType.CANCELLING)
+
+
+_BEGINNING = frozenset({StateType.SCHEDULED, StateType.PENDING})
+_BEGUN = frozenset({StateType.PENDING, StateType.RUNNING})
 
 
 class RunLog:
@@ -83,6 +90,28 @@ class RunLog:
         event = transition_event(moved, previous=None)
         appended = await self._bus.log.append(event, after=0)
         return moved.landed(seq=appended.seq, event_id=event.id)
+
+    async def begin_and_move(
+        self, run: FlowRun, state: State, then: State, *, attempt: int, name: str | None = None
+    ) -> tuple[FlowRun, FlowRun | None]:
+        """Append the first two transitions in one exchange with the broker; return the run after each.
+
+        None: somebody wrote between them, so the second is to be asked for by ``move``.
+
+        Args:
+            attempt, name: of the second, see ``move``.
+        Raises:
+            GuardFailed, MoveRefused: as ``begin``; neither was written.
+        """
+        for before, after in ((None, state), (state.type, then)):
+            if not move_allowed(before, after.type):
+                raise MoveRefused(run.id, from_state=before or "new", to_state=after.type)
+        one = run.moved(state)
+        two = one.moved(then, attempt=attempt, name=name)
+        first, second = transition_event(one, previous=None), transition_event(two, previous=one.state_type)
+        began, moved = await self._bus.log.append_two(first, second, after=0)
+        one.landed(seq=began.seq, event_id=first.id)
+        return one, two.landed(seq=moved.seq, event_id=second.id) if moved is not None else None
 
     async def move(
         self,

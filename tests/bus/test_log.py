@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -101,6 +101,41 @@ async def test_a_guarded_append_repeated_is_told_that_it_won(bus: Bus) -> None:
     with pytest.raises(GuardFailed):
         await bus.log.append(a_move("r1", "failed"), after=won.seq)
     assert second.seq == won.seq + 1
+
+
+async def test_two_of_a_run_are_stored_one_behind_the_other(bus: Bus) -> None:
+    """Both or, where the run has begun, neither; repeating them stores nothing, and says where they stand."""
+    one, two = a_move("r1", "pending"), a_move("r1")
+    for repeated in (False, True):
+        first, second = await bus.log.append_two(one, two, after=0)
+        assert (first, second) == (Appended(1, duplicate=repeated), Appended(2, duplicate=repeated))
+    with pytest.raises(GuardFailed):
+        await bus.log.append_two(a_move("r1", "pending"), a_move("r1"), after=0)
+    assert await bus.log.head() == 2
+
+
+async def test_what_others_write_between_two_of_a_run_decides_of_the_second(bus: Bus) -> None:
+    """Of something else, the second is stored all the same; of the run, it is not, and the caller is told."""
+    between: list[Event] = []
+
+    async def written_between(
+        questions: Sequence[tuple[str, str, bytes]], *, ask_many: Any = bus.log._replies.ask_many
+    ) -> list[Any]:
+        """What the broker answers where somebody else's event comes between the two."""
+        answers = await ask_many(questions[:1])
+        await bus.log.append(between.pop())
+        return [*answers, *await ask_many(questions[1:])]
+
+    bus.log._replies.ask_many = written_between  # type: ignore[method-assign]
+    between.append(a_move("r2", "pending"))
+    first, second = await bus.log.append_two(a_move("r1", "pending"), a_move("r1"), after=0)
+    assert (first.seq, second) == (1, Appended(3, duplicate=False))
+    between.append(a_move("r3", "cancelling"))
+    first, second = await bus.log.append_two(a_move("r3", "pending"), a_move("r3"), after=0)
+    assert (first.seq, second) == (4, None)
+    last = await bus.log.last(flow_run_filter("r3"))
+    assert last is not None
+    assert last.event.type == "flow-run.cancelling"
 
 
 async def test_any_filter_can_be_the_guard(bus: Bus) -> None:

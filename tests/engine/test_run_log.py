@@ -172,6 +172,24 @@ async def test_a_run_can_begin_without_having_been_asked_for(bus: Bus) -> None:
         await runs.begin(replace(run, id=FlowRunId("other")), State(StateType.CANCELLED))
 
 
+async def test_a_run_can_begin_with_two_transitions(bus: Bus) -> None:
+    """What can be said at once is; a move that does not exist is refused before anything is written."""
+    runs = RunLog(bus)
+    run = FlowRun.requested(a_request(), now=bus.clock.now())
+    with pytest.raises(MoveRefused):
+        await runs.begin_and_move(run, State(StateType.CANCELLED), Running(), attempt=1)
+    begun, moved = await runs.begin_and_move(run, Pending(), Running(), attempt=1, name="fine")
+    assert moved is not None
+    assert (begun.state_type, moved.state_type, moved.name) == (StateType.PENDING, StateType.RUNNING, "fine")
+    there = await runs.get(run.id)
+    assert there is not None
+    assert (there.state_type, there.seq, there.name) == (moved.state_type, moved.seq, moved.name)
+    assert [recorded.seq for recorded in await runs.history(run.id)] == [begun.seq, moved.seq]
+    with pytest.raises(GuardFailed):
+        await runs.begin_and_move(run, Pending(), Running(), attempt=1)
+    assert (await runs.move(moved, Completed())).is_final
+
+
 async def test_racing_writers_leave_one_unbroken_chain(bus: Bus) -> None:
     """Whatever many do at once, each transition in the log is allowed after the one before it."""
     from hark.engine.states import move_allowed

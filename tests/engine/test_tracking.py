@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
+import anyio
 import pytest
 from hark import Abort, emit, flow, get_run_logger, runtime, tags, task
 from hark.bus import Bus, Event
@@ -320,6 +323,25 @@ async def test_a_plain_call_that_is_cancelled_crashes(session: Session, bus: Bus
     with pytest.raises(asyncio.CancelledError):
         await running
     assert (await words(bus))[-2:] == ["task-run.crashed", "flow-run.crashed"]
+
+
+async def test_a_plain_call_that_is_cancelled_while_it_begins_crashes(
+    session: Session, bus: Bus, frozen: Callable[[], AbstractContextManager[None]]
+) -> None:
+    """It knows then only from the log how far it came; who cancelled it hears that it was."""
+
+    @flow
+    async def plain() -> None: ...
+
+    await plain()
+    with frozen():
+        running = asyncio.create_task(plain())
+        await anyio.wait_all_tasks_blocked()
+        running.cancel()
+        await anyio.wait_all_tasks_blocked()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert (await words(bus))[3:] == ["flow-run.pending", "flow-run.running", "flow-run.crashed"]
 
 
 async def test_a_sync_flow_inside_an_async_one_is_tracked(session: Session, bus: Bus) -> None:
