@@ -8,7 +8,8 @@ hand slots out; and since a ticket never gets one before it later, what was gran
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Self
 
@@ -16,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ...duration import Rate, RateSpec
 
-__all__ = ["BUCKET", "TAG_PREFIX", "Limit", "Ticket", "holders", "key_of", "name_of", "reserve"]
+__all__ = ["BUCKET", "TAG_PREFIX", "Limit", "Ticket", "Tickets", "holders", "key_of", "name_of", "reserve"]
 
 BUCKET = "limits"
 TAG_PREFIX = "tag:"
@@ -102,6 +103,67 @@ def holders(tickets: Iterable[Ticket], slots: int) -> set[str]:
             break
         held.add(ticket.id)
     return held
+
+
+class Tickets:
+    """The tickets of one limit, and how many of the first of them hold their slots (see ``holders``).
+
+    Kept step by step, so that a change costs the same however many wait behind it.
+    """
+
+    def __init__(self) -> None:
+        self._by_id: dict[str, Ticket] = {}
+        self._line: list[tuple[int, str]] = []  # by (order, id)
+        self._holding = self._taken = 0
+
+    def __iter__(self) -> Iterator[Ticket]:
+        return iter(self._by_id.values())
+
+    def add(self, ticket: Ticket) -> None:
+        """Take a ticket in, or give it another place if it is in already."""
+        known = self._by_id.get(ticket.id)
+        if known == ticket:
+            return
+        if known is not None:
+            self.remove(ticket.id)
+        self._by_id[ticket.id] = ticket
+        entry = (ticket.order, ticket.id)
+        place = bisect_left(self._line, entry)
+        self._line.insert(place, entry)
+        while place < self._holding:  # told late of one that came before: those behind it are told once more
+            self._holding -= 1
+            self._taken -= self._by_id[self._line[self._holding + 1][1]].occupy
+
+    def remove(self, id_: str) -> bool:
+        """Take a ticket out; return whether it was in."""
+        ticket = self._by_id.pop(id_, None)
+        if ticket is None:
+            return False
+        place = bisect_left(self._line, (ticket.order, id_))
+        del self._line[place]
+        if place < self._holding:
+            self._holding -= 1
+            self._taken -= ticket.occupy
+        return True
+
+    def next_holders(self, slots: int) -> list[str]:
+        """Return the ids of those that hold their slots now and did not when this was last asked, in order.
+
+        Some are told again: those before which another took its place, and those whose slots were gone for a while.
+        """
+        while self._taken > slots and self._holding:
+            self._holding -= 1
+            self._taken -= self._by_id[self._line[self._holding][1]].occupy
+        found: list[str] = []
+        while self._holding < len(self._line):
+            id_ = self._line[self._holding][1]
+            occupy = self._by_id[id_].occupy
+            if self._taken + occupy > slots:
+                break
+            self._holding += 1
+            self._taken += occupy
+            found.append(id_)
+        return found
 
 
 def reserve(free_at_s: float, now_s: float, *, occupy: int, each_s: float, burst: int) -> tuple[float, float]:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import anyio
 import orjson
@@ -25,7 +25,7 @@ from pydantic import ValidationError
 from ...bus.bucket import Entry
 from ...errors import BusUnavailable, DefinitionError, GuardFailed, HarkError, SlotsRefused, SlotsTimedOut
 from ...vocabulary import JsonObject, new_id
-from .limit import BUCKET, Limit, Ticket, holders, key_of, reserve
+from .limit import BUCKET, Limit, Ticket, Tickets, holders, key_of, reserve
 
 if TYPE_CHECKING:
     from ...bus import Bus
@@ -75,6 +75,7 @@ class Slots:
         self.process = new_id()
         self._lines: dict[str, _Line] = {}
         self._count = 0
+        self._reserving: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._beating: asyncio.Task[None] | None = None
         self._begun: asyncio.Future[None] | None = None
 
@@ -118,7 +119,9 @@ class Slots:
                 await self._be_alive()
                 await line.watched()
                 await held.ask()
-            held.tries_left = max_retries
+            if max_retries is not None:
+                held.tries_left = max_retries
+                line.counting[held.id] = held
             with anyio.move_on_after(timeout_s) as scope:
                 await line.until_granted(held, on_wait)
             if scope.cancelled_caught or held.gave_up:
@@ -135,6 +138,14 @@ class Slots:
             SlotsTimedOut: it would be longer than ``timeout_s``; nothing is reserved then.
             SlotsRefused: it is a limit of slots.
         """
+        # One after the other: were all that ask in one process to reserve at once, one would succeed in each round.
+        reserving = self._reserving.get(name)
+        if reserving is None:
+            reserving = self._reserving[name] = asyncio.Lock()
+        async with reserving:
+            return await self._pace(name, occupy, timeout_s=timeout_s)
+
+    async def _pace(self, name: str, occupy: int, *, timeout_s: float | None) -> float | None:
         limit = await limit_named(self._bus, name)
         if limit is None:
             return None
@@ -233,7 +244,7 @@ class _Held:
     async def ask(self) -> None:
         self._asked, self._process = True, self._slots.process
         value = orjson.dumps({"occupy": self.occupy, "process": self._process, "holder": self.holder})
-        self._line.mine[self.id] = self
+        self._line.mine[self.id] = self._line.waiting[self.id] = self
         order = await self._slots._bucket.create(self._key, value)
         self._line.note(Ticket(self.id, order, self.occupy, self._process))
 
@@ -244,7 +255,8 @@ class _Held:
         self._released = True
         with anyio.CancelScope(shield=True, deadline=anyio.current_time() + 10.0):
             try:
-                self._line.mine.pop(self.id, None)
+                for ours in (self._line.mine, self._line.waiting, self._line.counting):
+                    ours.pop(self.id, None)
                 if self._asked:
                     await self._slots._bucket.delete(self._key)
                     self._line.forget(self.id)
@@ -272,7 +284,11 @@ class _Line:
         self.uses = 0
         self.asking = asyncio.Lock()
         self.mine: dict[str, _Held] = {}
-        self._tickets: dict[str, Ticket] = {}
+        self.waiting: dict[str, _Held] = {}
+        """Those of ours whose turn has not come."""
+        self.counting: dict[str, _Held] = {}
+        """Those of ours that give up after some tries."""
+        self._tickets = Tickets()
         self.limit: Limit | None = None
         self._alive: dict[str, float] = {}
         self._ready: asyncio.Future[None] | None = None
@@ -318,22 +334,19 @@ class _Line:
                 self._look()
 
     def _look(self) -> None:
-        """Tell those of ours whose turn it is; once for each change, however many wait."""
-        waiting = [held for held in self.mine.values() if not held.turn.is_set()]
-        if not waiting:
-            return
+        """Tell those of ours whose turn it is. What that costs does not grow with the number of those who wait."""
         slots = None if self.limit is None else self.limit.slots
-        granted = None if slots is None else holders(self._tickets.values(), slots)
-        for held in waiting:
-            if granted is None or held.id in granted:
+        for id_ in list(self.waiting) if slots is None else self._tickets.next_holders(slots):
+            held = self.waiting.pop(id_, None)
+            if held is not None:
                 held.turn.set()
 
     def _left(self, ticket_id: str) -> None:
         """Note that a ticket is gone: the next may have their turn, and some have waited for it often enough."""
-        if self._tickets.pop(ticket_id, None) is None:
+        if not self._tickets.remove(ticket_id):
             return
         self._look()
-        for held in self.mine.values():
+        for held in self.counting.values():
             if held.tries_left is not None and not held.turn.is_set():
                 held.tries_left -= 1
                 if held.tries_left <= 0:
@@ -342,7 +355,7 @@ class _Line:
 
     def note(self, ticket: Ticket) -> None:
         if ticket.order > self._gone.get(ticket.id, 0):
-            self._tickets[ticket.id] = ticket
+            self._tickets.add(ticket)
 
     def forget(self, ticket_id: str) -> None:
         self._left(ticket_id)
@@ -411,9 +424,7 @@ class _Line:
                         held.lose()
                 else:
                     value: Any = orjson.loads(entry.value)
-                    self._tickets[ticket_id] = Ticket(
-                        ticket_id, entry.revision, value["occupy"], value["process"]
-                    )
+                    self._tickets.add(Ticket(ticket_id, entry.revision, value["occupy"], value["process"]))
                     # Whose sign of life we have not seen yet gets the time to give one.
                     self._alive.setdefault(value["process"], time.monotonic())
                 self._look()
@@ -434,7 +445,7 @@ class _Line:
         """Notice the silent, by our own clock from when we last heard them: nobody's clocks are compared."""
         while True:
             await asyncio.sleep(TTL_S / 2)
-            for process in {ticket.process for ticket in self._tickets.values()}:
+            for process in {ticket.process for ticket in self._tickets}:
                 silent_s = time.monotonic() - self._alive.get(process, time.monotonic())
                 if silent_s > TTL_S + 2.0 and process != self._slots.process and self._bus.is_connected:
                     await self._remove_tickets_of(process)
@@ -442,7 +453,7 @@ class _Line:
     async def _remove_tickets_of(self, process: str) -> None:
         if process == self._slots.process:
             return
-        for ticket in [ticket for ticket in self._tickets.values() if ticket.process == process]:
+        for ticket in [ticket for ticket in self._tickets if ticket.process == process]:
             log.warning("limits.holder_dead", extra={"limit": self.name, "holder": process})
             try:
                 await self._slots._bucket.delete(

@@ -12,7 +12,7 @@ from hark import concurrency, flow, rate_limit
 from hark.bus import Bus, EmbeddedBroker
 from hark.bus.session import Session
 from hark.duration import parse_rate
-from hark.engine.limits.limit import Limit, Ticket, holders, key_of, reserve
+from hark.engine.limits.limit import Limit, Ticket, Tickets, holders, key_of, reserve
 from hark.engine.limits.slots import delete_limit, put_limit
 from hark.errors import DefinitionError, SlotsLost, SlotsTimedOut, UnknownName
 from hypothesis import given
@@ -47,6 +47,62 @@ def test_what_is_granted_stays_granted_while_others_come_and_go(
     later = [Ticket("x", 99, 1, "p")]
     after = holders([t for t in tickets if t.id not in gone] + later, slots)
     assert held - gone <= after
+
+
+@given(TICKETS, st.lists(st.tuples(st.integers(0, 19), st.booleans(), st.integers(0, 8)), max_size=40))
+def test_holders_kept_step_by_step_are_those_of_one_look(
+    tickets: list[Ticket], steps: list[tuple[int, bool, int]]
+) -> None:
+    """Whatever comes and goes, in any order, under limits that change: those told to hold, and not gone, hold."""
+    kept, there, told = Tickets(), dict[str, Ticket](), set[str]()
+    for place, comes, slots in steps:
+        if place < len(tickets):
+            ticket = tickets[place]
+            if comes:
+                kept.add(ticket)
+                there[ticket.id] = ticket
+            else:
+                assert kept.remove(ticket.id) == (there.pop(ticket.id, None) is not None)
+                told.discard(ticket.id)
+        before = set(told)
+        told.update(now := kept.next_holders(slots))
+        held = holders(there.values(), slots)
+        assert held <= told
+        assert set(now) <= held
+        assert now == sorted(now, key=int)
+        assert told - before <= held
+    assert {ticket.id for ticket in kept} == set(there)
+
+
+def test_what_a_ticket_costs_does_not_grow_with_the_line_behind_it() -> None:
+    """Ten times as many that wait are not a hundred times the work."""
+    looks = 0
+
+    class Order(int):
+        def __lt__(self, other: int) -> bool:
+            nonlocal looks
+            looks += 1
+            return int(self) < int(other)
+
+        def __eq__(self, other: object) -> bool:
+            nonlocal looks
+            looks += 1
+            return int(self) == other
+
+        __hash__ = int.__hash__
+
+    def cost(count: int) -> float:
+        nonlocal looks
+        looks, line = 0, Tickets()
+        for i in range(count):
+            line.add(Ticket(str(i), Order(i), 1, "p"))
+            line.next_holders(2)
+        for i in range(count):
+            assert line.remove(str(i))
+            assert line.next_holders(2) == [str(i + 2)] * (i + 2 < count)
+        return looks / count
+
+    assert cost(2000) < 2 * cost(200)
 
 
 @given(st.lists(st.tuples(st.floats(0, 5), st.integers(1, 3)), min_size=1, max_size=40), st.integers(3, 10))
@@ -279,7 +335,9 @@ async def test_losing_slots_while_inside_is_an_error_if_strict(session: Session,
         await take_away()
 
 
-async def test_rates_hold_back_after_the_burst(session: Session, bus: Bus) -> None:
+async def test_rates_hold_back_after_the_burst(
+    session: Session, bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The first ones at once, the others at the rate; who would wait too long fails at once and counts for nothing."""
     await put_limit(bus, "api", Limit(rate=parse_rate("5/s")))
     began = time.monotonic()
@@ -295,6 +353,10 @@ async def test_rates_hold_back_after_the_burst(session: Session, bus: Bus) -> No
     await put_limit(bus, "slots", Limit(slots=1))
     with pytest.raises(DefinitionError, match="one of slots"):
         await rate_limit("slots")
+    # One after the other: were each to try again whenever another was faster, the last would not come through.
+    monkeypatch.setattr("hark.engine.limits.slots._TRIES", 2)
+    await put_limit(bus, "fast", Limit(rate=parse_rate("1000/s")))
+    await asyncio.gather(*(rate_limit("fast") for _ in range(50)))
     await put_limit(bus, "decaying", Limit(slots=2, slot_decay_per_second=100))
     await rate_limit("decaying", occupy=2)
 
