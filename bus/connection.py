@@ -29,6 +29,7 @@ from .address import BrokerAddress, without_secret
 from .arrival import Arrival, DirectClient, subscribe
 from .creds import Credentials
 from .replies import Refusal
+from .turnstile import Turnstile
 from .wire import Wire, frame, header_lines
 
 __all__ = ["ApiError", "Connection", "ConnectionLost", "NotReady", "Unreachable", "translated"]
@@ -121,6 +122,8 @@ class Connection(AsyncContextManagerMixin):
         self._inbox = ""
         self._inbox_len = 0
         self._next_token = 0
+        self._turnstile = Turnstile()
+        self._heard = 0
         self._wire: Wire | None = None
         self._connected = asyncio.Event()
         self._connected_at = 0.0
@@ -355,12 +358,24 @@ class Connection(AsyncContextManagerMixin):
 
         Waits for the broker to be reachable first, within the same timeout, so nothing is left in a buffer to be
         sent later. When the connection breaks before the answer, the request may have been carried out or not.
+        Where very many ask at once, the time before its turn does not count.
 
         Raises:
             ConnectionLost: the connection broke while waiting; ask again if asking twice is harmless.
             BusUnavailable: no answer in ``timeout_s`` (default ``config.request_timeout_s``), or nobody there.
             EventTooLarge: larger than the broker takes.
         """
+        async with self._turnstile:
+            return await self._request(subject, payload, headers=headers, timeout_s=timeout_s)
+
+    async def _request(
+        self,
+        subject: str,
+        payload: bytes,
+        *,
+        headers: Mapping[str, str] | None,
+        timeout_s: float | None,
+    ) -> Arrival:
         timeout_s = self.config.request_timeout_s if timeout_s is None else timeout_s
         if not self.nc.is_connected or not self._connected.is_set():
             await self.connected(timeout_s)
@@ -391,6 +406,7 @@ class Connection(AsyncContextManagerMixin):
         return msg
 
     def _on_answer(self, msg: Arrival) -> None:
+        self._heard += 1
         waiting = self._waiting.get(msg.subject[self._inbox_len :])
         if waiting is not None and not waiting.done():
             waiting.set_result(msg)
@@ -410,10 +426,26 @@ class Connection(AsyncContextManagerMixin):
     ) -> JsonObject:
         """Ask JetStream until there is an answer. Only for what may be asked twice (or carries a ``Nats-Msg-Id``).
 
+        Where very many ask at once, the time before its turn does not count.
+
         Raises:
             ApiError: it refused. BusUnavailable: no answer in ``timeout_s``. EventTooLarge: see ``request``.
         """
         timeout_s = self.config.request_timeout_s if timeout_s is None else timeout_s
+        async with self._turnstile:
+            heard = self._heard
+            try:
+                return await self._insist(subject, payload, headers, timeout_s)
+            except BusUnavailable as exc:
+                if self._heard == heard:
+                    # Let nobody in line try in vain what this one has tried.
+                    why = str(exc)
+                    self._turnstile.turn_away(lambda: Unreachable(why))
+                raise
+
+    async def _insist(
+        self, subject: str, payload: bytes, headers: Mapping[str, str] | None, timeout_s: float
+    ) -> JsonObject:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
         heard: BusUnavailable | None = None
@@ -422,7 +454,7 @@ class Connection(AsyncContextManagerMixin):
             left_s = max(0.001, deadline - loop.time())
             await self.connected(left_s)
             try:
-                msg = await self.request(subject, payload, headers=headers, timeout_s=min(_TRY_S, left_s))
+                msg = await self._request(subject, payload, headers=headers, timeout_s=min(_TRY_S, left_s))
                 return read_api_answer(subject, msg.data)
             except NoAnswer as exc:
                 if loop.time() + _PAUSE_S >= deadline or self._closing:

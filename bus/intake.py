@@ -387,7 +387,7 @@ class Intake(Generic[ItemT]):
         if self._held.pop(reply, None) is None:
             return
         self._freed()
-        await self.replies.insist(reply, word, what="an acknowledgement")
+        await self.replies.insist(reply, word, what="an acknowledgement", at_once=True)
 
     def _freed(self) -> None:
         if any(not source.asked for source in self._sources):

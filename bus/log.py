@@ -238,8 +238,22 @@ class EventLog:
         tries: int = 0,
         deadline: float | None = None,
     ) -> Appended:
-        """Send until there is a verdict. ``tries``: made already; ``deadline``: loop time, by default from now."""
-        loop = asyncio.get_running_loop()
+        """Send until there is a verdict. ``tries``: made already; ``deadline``: loop time, by default from its turn on."""
+        async with self._replies.turnstile:
+            return await self._insist(event, subject, lines, payload, after, guard, tries, deadline)
+
+    async def _insist(
+        self,
+        event: Event,
+        subject: str,
+        lines: str,
+        payload: bytes,
+        after: int | None,
+        guard: str | None,
+        tries: int,
+        deadline: float | None,
+    ) -> Appended:
+        loop, heard = asyncio.get_running_loop(), self._replies.heard
         if deadline is None:
             deadline = loop.time() + self._config.request_timeout_s
         why = "no answer"
@@ -248,6 +262,7 @@ class EventLog:
                 await self._replies.open()
                 await self._replies.until_up(deadline)
                 if loop.time() >= deadline:
+                    self._replies.give_up(heard)
                     raise BusUnavailable(
                         f"the broker did not store {event.type} within {self._config.request_timeout_s:g} s ({why})",
                         hint="is its disk full? `hark doctor` tells; ask again later",
@@ -281,7 +296,7 @@ class EventLog:
 
     async def _landed(self, event: Event, *, after: int, guard: str) -> int | None:
         """Return the sequence of ``event`` if an earlier try of ours was stored: it would be the first behind ``after``."""
-        found = await self._get({"seq": after + 1, "next_by_subj": guard})
+        found = await self._get({"seq": after + 1, "next_by_subj": guard}, at_once=True)
         if found is None:
             return None
         ours = found.headers.get("Nats-Msg-Id") == message_id(event.msg_id)
@@ -320,11 +335,12 @@ class EventLog:
         assert isinstance(state, dict)
         return int(str(state["last_seq"]))
 
-    async def _get(self, what: JsonObject) -> Recorded | None:
+    async def _get(self, what: JsonObject, *, at_once: bool = False) -> Recorded | None:
         verb = "DIRECT.GET" if self._direct else "STREAM.MSG.GET"
         msg = await self._replies.insist(
-            f"$JS.API.{verb}.{self._stream}", orjson.dumps(what), again=_not_ready, what="a look into the log"
-        )
+            f"$JS.API.{verb}.{self._stream}", orjson.dumps(what), again=_not_ready, what="a look into the log",
+            at_once=at_once,
+        )  # fmt: skip
         return _direct_record(msg) if self._direct else _leader_record(msg)
 
     # --- reading in order -----------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from ..config import BusConfig
 from ..errors import BusUnavailable
 from .arrival import Arrival, subscribe
+from .turnstile import Turnstile
 from .wire import Wire, frame
 
 if TYPE_CHECKING:
@@ -100,6 +101,9 @@ class Replies:
         self._opening: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._up: asyncio.Event | None = None
+        self.turnstile = Turnstile()
+        """For who asks one question at a time, and may be one of very many; ``insist`` goes through it by itself."""
+        self._heard = 0
 
     @property
     def timeout_s(self) -> float:
@@ -188,16 +192,35 @@ class Replies:
         again: Callable[[Arrival], bool] | None = None,
         what: str = "the broker",
         deadline_s: float | None = None,
+        at_once: bool = False,
     ) -> Arrival:
         """Ask until there is an answer. Only for questions that may be asked twice.
 
+        Where very many ask at once, the time before its turn does not count.
+
         Args:
             again: says of an answer that it means "not now"; it is asked again.
+            at_once: whoever else asks; also for who has gone through the turnstile already.
         Raises:
             BusUnavailable: no (useful) answer before the deadline.
         """
+        timeout_s = self._timeout_s if deadline_s is None else deadline_s
+        if at_once:
+            return await self._insist(subject, payload, headers, again, what, timeout_s)
+        async with self.turnstile:
+            return await self._insist(subject, payload, headers, again, what, timeout_s)
+
+    async def _insist(
+        self,
+        subject: str,
+        payload: bytes,
+        headers: str,
+        again: Callable[[Arrival], bool] | None,
+        what: str,
+        timeout_s: float,
+    ) -> Arrival:
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + (self._timeout_s if deadline_s is None else deadline_s)
+        deadline, heard = loop.time() + timeout_s, self._heard
         why = "no answer"
         while True:
             msg = await self.ask(subject, payload, headers=headers)
@@ -209,7 +232,8 @@ class Replies:
                 else:
                     why = "the stream is not ready"
             if loop.time() >= deadline:
-                raise BusUnavailable(f"{what}: {why} within {self._timeout_s:g} s")
+                self.give_up(heard)
+                raise BusUnavailable(f"{what}: {why} within {timeout_s:g} s")
             await self.until_up(deadline)
 
     async def until_up(self, deadline: float) -> None:
@@ -226,7 +250,20 @@ class Replies:
             if loop.time() < deadline:
                 raise
 
+    @property
+    def heard(self) -> int:
+        """How many answers have come, to whomever."""
+        return self._heard
+
+    def give_up(self, heard: int) -> None:
+        """Let nobody in line try in vain what one has tried, if no answer came to anybody since ``heard``."""
+        if self._heard == heard:
+            self.turnstile.turn_away(
+                lambda: BusUnavailable(f"the broker did not answer anybody within {self._timeout_s:g} s")
+            )
+
     def _on_reply(self, msg: Arrival) -> None:
+        self._heard += 1
         entry = self._open.pop(msg.subject[len(self._inbox) :], None)
         if entry is not None and not entry[1].done():
             entry[1].set_result(msg)

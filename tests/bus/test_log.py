@@ -271,7 +271,7 @@ async def test_reading_ends_at_the_head_of_the_call(bus: Bus) -> None:
         assert [batch async for batch in batches] == []
 
 
-@pytest.mark.parametrize("verb", ["api", "request"])
+@pytest.mark.parametrize("verb", ["api", "_request"])
 async def test_reading_is_whole_though_the_answer_that_began_it_was_lost(
     bus: Bus, monkeypatch: pytest.MonkeyPatch, verb: str
 ) -> None:
