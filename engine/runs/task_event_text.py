@@ -11,7 +11,19 @@ from ...bus.wire import header_lines
 from ...vocabulary import StateType, sendable
 from ..states import event_word
 
-__all__ = ["COMPLETED_LINES", "PENDING_LINES", "QUOTED", "RUNNING_LINES", "known", "quoted", "texts"]
+__all__ = [
+    "COMPLETED_LINES",
+    "PENDING_LINES",
+    "QUOTED",
+    "RUNNING_LINES",
+    "known",
+    "quoted",
+    "texts",
+    "upstream_text",
+]
+
+MOST_UPSTREAM = 500
+"""So many upstream runs are named in an event: the broker takes 1 MiB, which is 26 000 of them."""
 
 PENDING_LINES, RUNNING_LINES, COMPLETED_LINES = (
     header_lines({STATE_HEADER: word}) for word in ("pending", "running", "completed")
@@ -30,6 +42,17 @@ def known(type_: StateType, name: str) -> tuple[str, str, str]:
 @lru_cache(maxsize=4096)
 def quoted(value: str | None) -> str:
     return orjson.dumps(sendable(value)).decode() if value is not None else "null"
+
+
+def upstream_text(run_ids: tuple[str, ...]) -> str:
+    """Return the member ``upstream`` of the data of a task event, and of very many runs also how many they are."""
+    if len(run_ids) <= 20:
+        return f'"upstream":{texts(run_ids)}'
+    first = texts.__wrapped__(
+        run_ids[:MOST_UPSTREAM]
+    )  # too long to be remembered, and hardly ever asked for again
+    count = f',"upstream_count":{len(run_ids)}' if len(run_ids) > MOST_UPSTREAM else ""
+    return f'"upstream":{first}{count}'
 
 
 @lru_cache(maxsize=1024)

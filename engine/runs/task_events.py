@@ -25,7 +25,16 @@ from ..results import InlineResult, LargeResult, encode_result
 from .going import Going
 from .hook_log import hooked_payload
 from .run import SOURCE
-from .task_event_text import COMPLETED_LINES, PENDING_LINES, QUOTED, RUNNING_LINES, known, quoted, texts
+from .task_event_text import (
+    COMPLETED_LINES,
+    PENDING_LINES,
+    QUOTED,
+    RUNNING_LINES,
+    known,
+    quoted,
+    texts,
+    upstream_text,
+)
 from .task_run import IdSource, TaskRun, stamp
 from .upload import Upload
 
@@ -244,7 +253,7 @@ class TaskEvents:
             f'"subject":"task-run/{run.id}",{self._attributes}"task":{run.task.fragment},'
             f'"run":{{"id":"{run.id}","name":{name},"index":{run.index},'
         )
-        tail = f'"upstream":{texts(run.upstream)},"tags":{texts(run.tags)}}}}}'
+        tail = f'{upstream_text(run.upstream)},"tags":{texts(run.tags)}}}}}'
         run.pieces = (about, f'"call":{call},', tail)
         return run.pieces
 

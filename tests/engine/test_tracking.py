@@ -163,6 +163,28 @@ async def test_a_task_that_did_not_run_says_so(session: Session, bus: Bus) -> No
     assert len(last["upstream"]) == 1
 
 
+async def test_of_very_many_upstream_runs_the_first_are_named(
+    session: Session, bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A task that takes what a hundred thousand returned has events that the broker takes; they tell how many."""
+    monkeypatch.setattr("hark.engine.runs.task_event_text.MOST_UPSTREAM", 22)
+
+    @task
+    async def total(numbers: list[int]) -> int:
+        return sum(numbers)
+
+    @flow(task_runner=AsyncTaskRunner())
+    async def reduces() -> int:
+        return await total.submit([add.submit(n) for n in range(23)]) + await total.submit([add.submit(1)])
+
+    assert await reduces() == sum(range(1, 24)) + 2
+    found: list[Any] = [r.event.data for r in await events(bus, "hark.ev.task-run.>")]
+    totals = [data for data in found if data["task"]["name"] == "total"]
+    told = [(len(data["upstream"]), data.get("upstream_count")) for data in totals]
+    assert set(told) == {(22, 23), (1, None)}
+    assert all(data["tags"] == [] for data in totals)
+
+
 async def test_large_results_go_to_the_object_store(session: Session, bus: Bus) -> None:
     """From async, sync and submitted tasks; the event names object, size and hash, and the flow's own too."""
 
