@@ -86,6 +86,11 @@ class Alert:
         """Whether it is only to be told once: information and success are no trouble that lasts."""
         return self.message.severity.rank == 0
 
+    @property
+    def rule(self) -> tuple[JsonValue, JsonValue]:
+        """The rule that raised it and the key it did so for, if one did."""
+        return self.facts.get("automation"), self.facts.get("key")
+
     def to_json(self) -> JsonObject:
         message = self.message
         return {

@@ -12,6 +12,7 @@ import orjson
 from ..vocabulary import JsonObject, JsonValue
 from .alert import Alert, Cause
 from .message import Message, Severity
+from .routing import Route
 from .wording import Line
 
 __all__ = [
@@ -119,6 +120,11 @@ class Member:
     def wants_repeat(self) -> bool:
         return self.told_at is not None and self.is_open_problem and not self.acked
 
+    def due_by_itself(self, resolve_timeout_s: float) -> float:
+        """Return when it has to be looked at, but for repeats and escalation, which are the group's."""
+        due = self.ready if self.waits or self.resolved_at is not None else math.inf
+        return min(due, self.last + resolve_timeout_s) if self.is_open_problem else due
+
     def line(self) -> Line:
         facts = self.alert.facts
         labels: JsonObject = {
@@ -153,7 +159,7 @@ class Group:
         flushed_at: when it was last told of something new or over; sent_at: when anything was last sent.
         told_to: everyone told in this incident, in order; sends: how many messages, over all incidents.
         unacked_since: when the first message went out that nobody has acknowledged; escalated: steps done since then.
-        due: when it has to be looked at next.
+        due: when it has to be looked at next; ``is_rough``: not before it, perhaps later.
     """
 
     key: str
@@ -172,6 +178,14 @@ class Group:
     acked_by: str = ""
     muted: str = ""
     due: float = math.inf
+    is_rough: bool = False
+
+    def repeat_due(self, route: Route, escalate_at: float = 0.0) -> float:
+        """Return when what is open and not acknowledged is told again, or to others (not before ``escalate_at``)."""
+        due = self.sent_at + route.repeat_interval if self.sent_at is not None else math.inf
+        if self.unacked_since is not None and self.escalated < len(route.escalate):
+            due = min(due, max(self.unacked_since + route.escalate[self.escalated].after, escalate_at))
+        return due
 
     def set_back(self, by_s: float, *, to: float) -> None:
         """Have nothing lie in the future that has happened, after the clock was set back by ``by_s`` to ``to``."""
@@ -189,7 +203,7 @@ class Group:
             "members": [m.to_json() for m in self.members.values()], "flushed_at": self.flushed_at,
             "sent_at": self.sent_at, "told_to": list(self.told_to), "sends": self.sends,
             "unacked_since": self.unacked_since, "escalated": self.escalated, "acked_at": self.acked_at,
-            "acked_by": self.acked_by, "muted": self.muted, "due": _finite(self.due),
+            "acked_by": self.acked_by, "muted": self.muted, "due": _finite(self.due), "rough": self.is_rough,
         }  # fmt: skip
 
     @classmethod
@@ -201,6 +215,7 @@ class Group:
             flushed_at=value["flushed_at"], sent_at=value["sent_at"], told_to=list(value["told_to"]),
             sends=int(value["sends"]), unacked_since=value["unacked_since"], escalated=int(value["escalated"]),
             acked_at=value["acked_at"], acked_by=value["acked_by"], muted=value["muted"], due=_back(value["due"]),
+            is_rough=bool(value.get("rough", False)),
         )  # fmt: skip
 
 

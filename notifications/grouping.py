@@ -31,6 +31,7 @@ from .inhibition import Sources
 from .routing import Route, Tree, next_digest
 from .seen import Seen
 from .silence import SilenceBook
+from .whereabouts import Whereabouts
 
 __all__ = ["Grouping"]
 
@@ -53,7 +54,7 @@ class Grouping:
         self._is_drowsy = False
         self._max_open = max_open
         self._due: list[tuple[float, str]] = []
-        self._where: dict[str, set[str]] = {}  # alert id -> keys of its groups
+        self._where = Whereabouts()
         self._ids: dict[str, str] = {}  # incident id -> key of its group
         self._sources = Sources(tree.inhibitions)
         self.seen = Seen()
@@ -76,13 +77,12 @@ class Grouping:
         """Take in that the condition of a rule no longer holds for a key: its alerts are over."""
         self._pass(at)
         ids = [
-            m.alert.id
-            for group in self.groups.values()
-            for m in group.members.values()
-            if m.alert.facts.get("automation") == automation and m.alert.facts.get("key") == key
+            id_
+            for id_ in self._where.said_by(automation, key)
+            if any(m.alert.rule == (automation, key) for m in self._members(id_))
         ]
         if ids:
-            self._resolve(list(dict.fromkeys(ids)), None, cause)
+            self._resolve(ids, None, cause)
         return self._decided()
 
     def acknowledged(
@@ -127,6 +127,7 @@ class Grouping:
     def set_back(self, at: float) -> list[Decision]:
         """Hear that the clock was set back: it is ``at`` now."""
         by_s, self.now = self.now - at, at
+        self._where.set_back(at)
         for group in self.groups.values():
             group.set_back(by_s, to=at)
             route = self._route(group)
@@ -135,6 +136,7 @@ class Grouping:
                     member.ready = at  # looked at again: what holds it back ends by the clock
                 elif route.digest is not None and member.ready > at:
                     member.ready = next_digest(route.digest, at)
+            group.is_rough = False
             self._wake_at(group, at)
         self._pass(at)
         return self._decided()
@@ -165,7 +167,7 @@ class Grouping:
         self._pass(at)
         before, self.tree = self.groups, tree
         self.changed |= before.keys()
-        self.groups, self._due, self._where, self._ids = {}, [], {}, {}
+        self.groups, self._due, self._where, self._ids = {}, [], Whereabouts(), {}
         self._sources = Sources(tree.inhibitions)
         for old in before.values():
             kept = tree.route(old.route) is not None
@@ -213,7 +215,7 @@ class Grouping:
         if member.alert.id not in group.members:
             # A copy: with `continue` it goes to several groups, each of which tells it for itself.
             group.members[member.alert.id] = replace(member)
-        self._where.setdefault(member.alert.id, set()).add(key)
+            self._where.join(member.alert, key, member.since)
 
     # --- alerts ---------------------------------------------------------------------------------------
 
@@ -237,10 +239,13 @@ class Grouping:
 
         Whom it held back by what was said of it before is looked at again.
         """
-        members = [self.groups[key].members[alert_id] for key in sorted(self._where.get(alert_id, ()))]
-        problems = [m for m in members if m.is_open_problem]
+        problems = [m for m in self._members(alert_id) if m.is_open_problem]
         if self._sources.replace(alert_id, max(problems, key=lambda m: m.last).alert if problems else None):
             self._release_inhibited()
+
+    def _members(self, alert_id: str) -> list[Member]:
+        """Return an alert as it is in each of its groups."""
+        return [self.groups[key].members[alert_id] for key in self._where.groups_of(alert_id)]
 
     def _join(self, alert: Alert, route: Route) -> None:
         now = self.now
@@ -253,12 +258,13 @@ class Grouping:
         if member is not None and (member.told_at is not None or member.resolved_at is None):
             member.count += 1
             member.last, member.alert = now, alert
+            self._where.name(alert)
             # It came back before its end was told: for those who were told, it never ended.
             member.resolved_at = None
             member.is_news = member.is_news and alert.is_news
             if member.held:
                 member.ready = now  # what held it back may not hold back what is said of it now
-            self._schedule(group)
+            self._reconsider(group, member)
             return
         if not group.members:
             self._ids.pop(group.id, None)
@@ -273,14 +279,14 @@ class Grouping:
         else:
             ready = max(now, group.flushed_at + route.group_interval)
         group.members[alert.id] = Member(alert, now, now, ready, is_news=alert.is_news, first=alert.cause.id)
-        self._where.setdefault(alert.id, set()).add(key)
+        self._where.join(alert, key, now)
         self._wake_at(group, min(group.due, ready))
         self._out.append(saying.grouped(alert, group, route, now))
 
     def _resolve(self, ids: Iterable[str], by: Alert | None, cause: Cause | None = None) -> None:
         """End alerts; ``by`` may say so in words of its own."""
         for id_ in ids:
-            keys = sorted(self._where.get(id_, ()))
+            keys = self._where.groups_of(id_)
             if not keys and by is not None:
                 self._out.append(saying.was_not_open(by, self.now))
             for key in keys:
@@ -302,16 +308,13 @@ class Grouping:
                     elif cause is not None:
                         old = member.alert
                         member.alert = Alert(id_, old.message, old.facts, True, cause)
-                self._schedule(group)
+                self._reconsider(group, group.members.get(id_))
             self._freed(id_)
 
     def _close(self, group: Group, member: Member, reason: str, *, told: bool) -> None:
         self.changed.add(group.key)
         del group.members[member.alert.id]
-        keys = self._where.get(member.alert.id, set())
-        keys.discard(group.key)
-        if not keys:
-            self._where.pop(member.alert.id, None)
+        if self._where.leave(member.alert.id, group.key):
             self._freed(member.alert.id)
         if reason:
             self._out.append(saying.closed(member, group, reason, told=told, at=self.now))
@@ -334,21 +337,24 @@ class Grouping:
             self._wake_at(group, min(group.due, self.now))
 
     def _evict(self, *, keep: str) -> None:
-        key, id_ = min(
-            (m.since, g.key, m.alert.id)
-            for g in self.groups.values()
-            for m in g.members.values()
-            if m.alert.id != keep
-        )[1:]
+        key, id_ = self._where.oldest(but=keep)
         group = self.groups[key]
-        if group.members[id_].waits:
-            group.members[id_].ready = self.now
+        member = group.members[id_]
+        if member.waits and self._may_be_told(member, group):
+            member.ready = self.now
             self._look(group)
-        for other in sorted(self._where.get(id_, ())):
+        for other in self._where.groups_of(id_):
             group = self.groups[other]
             member = group.members[id_]
             self._close(group, member, f"more than {self._max_open} alerts are open", told=not member.waits)
-            self._schedule(group)
+            self._reconsider(group, None)
+
+    def _may_be_told(self, member: Member, group: Group) -> bool:
+        """Whether to look at a group for one of its alerts can be of use: not if what has held it back holds it now."""
+        quiet = self._route(group).quiet(self.now)
+        if quiet is not None:
+            return group.muted != "{} {}".format(*quiet)
+        return not member.held or self._held(member) is None
 
     # --- time -----------------------------------------------------------------------------------------
 
@@ -357,8 +363,13 @@ class Grouping:
         at = max(at, self.now)
         while not self._is_drowsy and (due := self.next_deadline()) is not None and due <= at:
             _, key = heapq.heappop(self._due)
+            group = self.groups[key]
+            if group.is_rough:
+                self._schedule(group)
+                if group.due > due:
+                    continue
             self.now = max(self.now, due)
-            self._look(self.groups[key])
+            self._look(group)
         self.now = at
 
     def _decided(self) -> list[Decision]:
@@ -371,9 +382,27 @@ class Grouping:
         if at < math.inf:
             heapq.heappush(self._due, (at, group.key))
 
+    def _reconsider(self, group: Group, member: Member | None) -> None:
+        """Have a group looked at again after one of its members has changed (None: has left), at the right time or before.
+
+        Its own times are all that can bring it forward. What the others ask for is found out when that time comes: of thousands
+        that are raised again, or are over, each would cost as much as all of them.
+        """
+        if not group.members:
+            self._schedule(group)
+            return
+        self.changed.add(group.key)
+        group.is_rough = True
+        if member is not None:
+            due = member.due_by_itself(self.tree.resolve_timeout)
+            if member.wants_repeat:
+                due = min(due, group.repeat_due(self._route(group)))
+            if due < group.due:
+                self._wake_at(group, due)
+
     def _schedule(self, group: Group, *, not_before: float = 0.0, escalate_at: float = 0.0) -> None:
         """Find out when a group has to be looked at next; an empty one is forgotten after its interval."""
-        route = self._route(group)
+        route, group.is_rough = self._route(group), False
         if not group.members:
             again = (group.flushed_at or -math.inf) + route.group_interval
             if again > self.now:
@@ -381,17 +410,10 @@ class Grouping:
                 return
             self._forget(group)
             return
-        due, repeats = math.inf, False
-        for member in group.members.values():
-            if member.waits or member.resolved_at is not None:
-                due = min(due, member.ready)
-            if member.is_open_problem:
-                due = min(due, member.last + self.tree.resolve_timeout)
-            repeats = repeats or member.wants_repeat
-        if repeats and group.sent_at is not None:
-            due = min(due, group.sent_at + route.repeat_interval)
-        if repeats and group.unacked_since is not None and group.escalated < len(route.escalate):
-            due = min(due, max(group.unacked_since + route.escalate[group.escalated].after, escalate_at))
+        members, timeout = group.members.values(), self.tree.resolve_timeout
+        due = min(m.due_by_itself(timeout) for m in members)
+        if any(m.wants_repeat for m in members):
+            due = min(due, group.repeat_due(route, escalate_at))
         self._wake_at(group, max(due, not_before))
 
     def _forget(self, group: Group) -> None:
@@ -483,10 +505,11 @@ class Grouping:
         now = self.now
         kind = kind_of_message(fresh, repeated, in_digests=bool(route.digest))
         problems = [m for m in fresh if not m.is_news]
+        again = {m.alert.id for m in repeated}
         open_ = [
             m
             for m in group.members.values()
-            if m.wants_repeat and m not in repeated and self._held(m) is None
+            if m.wants_repeat and m.alert.id not in again and self._held(m) is None
         ]
         shown = [*fresh, *repeated, *(open_ if fresh or repeated else [])]
         for member in fresh:
@@ -499,16 +522,9 @@ class Grouping:
                 group.unacked_since, group.escalated = now, 0
             group.acked_at, group.acked_by = None, ""
         for receiver in dict.fromkeys(to):
+            new = [m.alert.id for m in fresh]
             self._out.append(
-                saying.sent(
-                    group,
-                    receiver,
-                    kind,
-                    firing=shown,
-                    recovered=recovered,
-                    at=now,
-                    new=[m.alert.id for m in fresh],
-                )
+                saying.sent(group, receiver, kind, firing=shown, recovered=recovered, at=now, new=new)
             )
         if recovered:
             for receiver in told:
@@ -540,19 +556,12 @@ class Grouping:
                 until = min(until for *_, until in held)
                 return until if until < math.inf else self.now + route.group_interval
             shown = [m for m in open_ if self._held(m) is None]
-            waited_s = self.now - group.unacked_since
+            waited_s, at = self.now - group.unacked_since, self.now
             for receiver in step.to:
-                self._out.append(
-                    saying.sent(
-                        group,
-                        receiver,
-                        "escalation",
-                        firing=shown,
-                        recovered=[],
-                        at=self.now,
-                        waited_s=waited_s,
-                    )
+                said = saying.sent(
+                    group, receiver, "escalation", firing=shown, recovered=[], at=at, waited_s=waited_s
                 )
+                self._out.append(said)
             group.sends += 1
             group.escalated += 1
             group.told_to = list(dict.fromkeys([*group.told_to, *step.to]))
@@ -581,7 +590,7 @@ class Grouping:
             if group.id:
                 made._ids[group.id] = group.key
             for member in group.members.values():
-                made._where.setdefault(member.alert.id, set()).add(group.key)
+                made._where.join(member.alert, group.key, member.since)
             made._wake_at(group, group.due)
         for alert_id in made._where:
             made._note_source(alert_id)

@@ -185,7 +185,7 @@ class _Term:
         state = await self._bus.log.state()
         self._incarnation = state.incarnation
         now = self._clock.now()
-        book = SilenceBook(self._silences, self._language)
+        book = self._book()
         if restored is None:
             # The first router ever: what was raised while it started, or with a checkpoint lost, is not old news.
             self._since = now - _FIRST_LOOK_BACK
@@ -219,7 +219,7 @@ class _Term:
                     await self._decide(partial(self._fold_all, batch.records), seq=batch.records[-1].seq)
                 if not caught_up and batch.pending == 0:
                     caught_up = True
-                    book = SilenceBook(self._silences, self._language)
+                    book = self._book()
                     await self._decide(lambda book=book: self.fold.rouse(book, self._now()))  # type: ignore[misc]
                     task_status.started()
 
@@ -345,9 +345,12 @@ class _Term:
                         continue
                 if in_history:
                     continue
-                book = SilenceBook(self._silences, self._language)
+                book = self._book()
                 if self._is_ready:
                     await self._decide(lambda book=book: self.fold.adopt_silences(book, self._now()))  # type: ignore[misc]
+
+    def _book(self) -> SilenceBook:
+        return SilenceBook(self._silences, self._language, before=self.fold.silences)
 
     def _now(self) -> float:
         return self._clock.now().timestamp()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -20,6 +20,11 @@ __all__ = ["KEEP_S", "Silence", "SilenceBook", "matchers"]
 KEEP_S = 5 * 86_400.0
 """For how long a silence that is over stays listed."""
 _MATCHER = re.compile(r"\s*(?P<path>[^=!~\s]+)\s*(?P<sign>=~|!~|!=|=)\s*(?P<value>.*?)\s*", re.DOTALL)
+
+
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_WORD = re.compile(r"\w[\w.:/@-]*")
+"""What a condition takes for itself, and not for an operator with a value."""
 
 
 class Silence(BaseModel):
@@ -107,32 +112,66 @@ class _Entry:
 
 
 class SilenceBook:
-    """All silences there are, compiled. Immutable: a change makes a new one."""
+    """All silences there are, compiled. Immutable: a change makes a new one.
 
-    def __init__(self, silences: Mapping[str, Silence], language: Language) -> None:
+    Args:
+        before: one of which those that have not changed are taken over.
+    """
+
+    def __init__(
+        self, silences: Mapping[str, Silence], language: Language, *, before: SilenceBook | None = None
+    ) -> None:
         self.refused: dict[str, str] = {}
-        self._entries: list[_Entry] = []
+        self._known: dict[str, _Entry] = {}
+        known = before._known if before is not None else {}
         for id_, silence in sorted(silences.items()):
-            try:
-                holds = language.condition(dict(silence.match))
-            except DefinitionError as exc:
-                self.refused[id_] = str(exc)
-                continue
-            self._entries.append(
-                _Entry(silence, holds, silence.starts_at.timestamp(), silence.ends_at.timestamp())
-            )
+            entry = known.get(id_)
+            if entry is None or entry.silence is not silence:
+                try:
+                    holds = language.condition(dict(silence.match))
+                except DefinitionError as exc:
+                    self.refused[id_] = str(exc)
+                    continue
+                entry = _Entry(silence, holds, silence.starts_at.timestamp(), silence.ends_at.timestamp())
+            self._known[id_] = entry
+        # Most name the rule, or some other label: by its value, so that thousands of silences cost no more than a few.
+        self._by_label: dict[str, dict[str, list[_Entry]]] = {}
+        self._others: list[_Entry] = []
+        for entry in self._known.values():
+            label, value = _named_by(entry.silence)
+            at = self._by_label.setdefault(label, {}).setdefault(value, []) if label else self._others
+            at.append(entry)
 
     def holding(self, facts: Facts, at: float) -> tuple[str, float] | None:
         """Return the silence that holds an alert back at ``at`` and its end (of several the last to end), or None."""
         found: tuple[str, float] | None = None
-        for entry in self._entries:
+        for entry in self._for(facts):
             if (
                 entry.starts_at <= at < entry.ends_at
+                and (not found or (entry.ends_at, found[0]) > (found[1], entry.silence.id))
                 and entry.holds(facts)
-                and (not found or entry.ends_at > found[1])
             ):
                 found = entry.silence.id, entry.ends_at
         return found
+
+    def _for(self, facts: Facts) -> Iterator[_Entry]:
+        """Yield those that may hold for an alert."""
+        yield from self._others
+        for label, entries in self._by_label.items():
+            value = facts.get(label)
+            if isinstance(value, str):
+                yield from entries.get(value, ())
+            elif value is not None:
+                for some in entries.values():
+                    yield from some
+
+
+def _named_by(silence: Silence) -> tuple[str, str]:
+    """Return a label that has to have a certain value for a silence to hold, and that value; empty if there is none."""
+    for path, value in silence.match.items():
+        if _NAME.fullmatch(path) and isinstance(value, str) and _WORD.fullmatch(value):
+            return path, value
+    return "", ""
 
 
 def silence_of(raw: bytes) -> Silence:
