@@ -45,6 +45,7 @@ class Consumer(Intake[Item]):
         ack_wait_s: float,
         max_ack_pending: int,
         deliver_after: int | None,
+        in_hand: int | None = None,
         deliver_since: datetime | None = None,
     ) -> AsyncGenerator[Consumer]:
         """Create the durable if need be and pull from it while inside."""
@@ -59,7 +60,7 @@ class Consumer(Intake[Item]):
         settings |= {"filter_subject": kept[0]} if len(kept) == 1 else {"filter_subjects": list(kept)}
         consumer = cls(
             connection, config, sources=[Source(stream, durable, settings)], ack_wait_s=ack_wait_s,
-            make=lambda msg, _: Item(cast("Intake[Held]", consumer), msg), capacity=max_ack_pending,
+            make=lambda msg, _: Item(cast("Intake[Held]", consumer), msg), capacity=in_hand or max_ack_pending,
         )  # fmt: skip
         async with consumer.running():
             yield consumer

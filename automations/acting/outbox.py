@@ -22,7 +22,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Protocol, Self, TypeVar
 
@@ -63,6 +63,7 @@ from .in_hand import InHand
 from .outcome import Outcomes, bounded_decision, bounded_result
 from .perform import ActionFailed, Firing, failure_of
 from .room import Room
+from .share import LONGEST_WAIT_S, Share, held
 
 __all__ = ["Doer", "Outbox"]
 
@@ -72,8 +73,11 @@ DURABLE = "outbox"
 REDRIVEN = "action.redriven"
 ACK_WAIT_S = 6.0
 """A process that has been silent for this long has lost its decisions to others."""
-MAX_WAITING = 10_000
-"""Decisions in hand or waiting for a retry, over all outboxes; beyond, new ones wait in the log."""
+MAX_WAITING = 250_000
+"""Decisions in hand or waiting for a retry, over all outboxes; beyond, new ones wait in the log, also those of other rules."""
+MAX_IN_HAND = 128
+"""Decisions of one outbox that are carried out or wait for a place, if it has no more places: each has its turn in the loop of
+this process, and is kept alive at the broker."""
 BEGIN_BACK_S = KEEP_S / 2
 """How far back the very first outbox begins. The rule engine may have decided before it; whatever has been done since
 is remembered."""
@@ -94,14 +98,6 @@ class Doer(Protocol):
     async def context(self, firing: Firing, action: Action) -> dict[str, Any]: ...
 
     def redact(self, text: str) -> str: ...
-
-
-@dataclass(slots=True)
-class _Share:
-    """The places of one rule, for as long as any of its actions has or wants one."""
-
-    limiter: anyio.CapacityLimiter
-    users: int = 0
 
 
 class Outbox(AsyncContextManagerMixin):
@@ -129,7 +125,7 @@ class Outbox(AsyncContextManagerMixin):
         self._slots = anyio.CapacityLimiter(config.action_concurrency)
         # One rule whose target hangs must leave places for the others.
         self._share = max(1, config.action_concurrency // 2)
-        self._shares: dict[str, _Share] = {}
+        self._shares: dict[str, Share] = {}
         self._in_hand = InHand()
         self._handover = handover or Handover()
         self._promises = Promises(hold_s=ack_wait_s / 6)
@@ -157,6 +153,7 @@ class Outbox(AsyncContextManagerMixin):
                 filters,
                 ack_wait_s=self._ack_wait_s,
                 max_ack_pending=MAX_WAITING,
+                in_hand=min(max(MAX_IN_HAND, 2 * self._config.action_concurrency), MAX_WAITING),
                 deliver_since=self._clock.now() - timedelta(seconds=BEGIN_BACK_S),
             ) as consumer,
             anyio.create_task_group() as tg,
@@ -348,7 +345,9 @@ class Outbox(AsyncContextManagerMixin):
         began = anyio.current_time()
         async with AsyncExitStack() as places:
             # First the place, then the claim: what is claimed is done at once, and few are in the middle at a death.
-            await places.enter_async_context(self._place(firing.automation))
+            put_off_s = await places.enter_async_context(self._place(firing.automation))
+            if put_off_s is not None:
+                return put_off_s
             named = firing.data.get(CLAIMED_BY)
             # The one in the log may name another, if two rule engines have made it and ours comes second.
             if not round and named == self._name and self._promises.is_claim(firing.event.id):
@@ -436,13 +435,24 @@ class Outbox(AsyncContextManagerMixin):
         return self._performers.redact(error)[:2000]
 
     @asynccontextmanager
-    async def _place(self, rule: str) -> AsyncGenerator[None]:
-        """Wait for a place, of the rule's and of all."""
-        share = self._shares.setdefault(rule, _Share(anyio.CapacityLimiter(self._share)))
+    async def _place(self, rule: str) -> AsyncGenerator[float | None]:
+        """Wait for a place, of the rule's and of all; or say when to come back (s).
+
+        Where the target of a rule is slow or hangs, what waits here for its turn would keep the decisions of other rules out.
+        """
+        share = self._shares.setdefault(rule, Share(self._share))
+        if share.wait_s > LONGEST_WAIT_S:
+            yield share.put_off_s(draw())
+            return
         share.users += 1
         try:
-            async with _held(share.limiter), _held(self._slots):
-                yield
+            async with held(share.limiter, within_s=LONGEST_WAIT_S) as is_ours:
+                if not is_ours:
+                    yield share.put_off_s(draw())
+                    return
+                async with held(self._slots):
+                    with share.in_use():
+                        yield None
         finally:
             share.users -= 1
             if not share.users:
@@ -569,20 +579,6 @@ class Outbox(AsyncContextManagerMixin):
             return self._ack_wait_s
         await self._outcomes.say(event, after=firing.seq)
         return None
-
-
-@asynccontextmanager
-async def _held(limiter: anyio.CapacityLimiter) -> AsyncGenerator[None]:
-    """Hold a place. While one is free, without the turn of the loop that anyio gives others: on a busy one it takes long."""
-    borrower = object()
-    try:
-        limiter.acquire_on_behalf_of_nowait(borrower)
-    except anyio.WouldBlock:
-        await limiter.acquire_on_behalf_of(borrower)
-    try:
-        yield
-    finally:
-        limiter.release_on_behalf_of(borrower)
 
 
 def round_s(seconds: float) -> float:

@@ -12,6 +12,7 @@ from typing import Any
 import anyio
 import orjson
 import pytest
+from hark.automations.acting import outbox, share
 from hark.automations.acting.dead_letter import DeadLetters
 from hark.automations.acting.outbox import DURABLE
 from hark.automations.acting.perform import Firing
@@ -313,6 +314,30 @@ async def test_one_that_hangs_does_not_hold_up_the_others_and_times_out(
         or "no answer in time" in at(dead, "error")
         or "too long" in at(dead, "error")
     )
+
+
+async def test_a_rule_with_more_to_do_than_is_kept_in_hand_lets_others_act(
+    house: House, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the target of one hangs, what it has to do waits with the broker, and each is done once it answers again."""
+    monkeypatch.setattr(outbox, "MAX_IN_HAND", 2)
+    for where in (outbox, share):
+        monkeypatch.setattr(where, "LONGEST_WAIT_S", 0.05)
+    monkeypatch.setattr(share, "_LONGEST_PUT_OFF_S", 0.2)
+    receiver.answers = [(-2, "")]
+    async with house.all(AutomationsConfig(allow_private_addresses=True, action_concurrency=2)):
+        await house.define("hangs", on="a.b", do=[{"call": receiver.url}])
+        await house.define("quick", on="c.d", do=[{"emit": "done.it"}])
+        for _ in range(9):
+            await house.emit("a.b")
+        await receiver.wait(1)
+        await house.emit("c.d")
+        await house.of_type("done.it")
+        assert len(receiver.requests) == 1
+        receiver.go.set()
+        done = await house.of_type("action.executed", count=10)
+    assert Counter(at(one, "automation") for one in done) == {"hangs": 9, "quick": 1}
+    assert len({r.headers["idempotency-key"] for r in receiver.requests}) == len(receiver.requests) == 9
 
 
 async def test_a_notifier_that_fails_is_tried_again_with_the_same_key(house: House) -> None:
