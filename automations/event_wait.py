@@ -8,7 +8,9 @@ twice, or late, without harm, and what a wait came to is recorded once.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import asyncio
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -18,9 +20,10 @@ import anyio
 from ..bus.event import Event, Recorded, readable
 from ..bus.subject import filters_for, matches
 from ..duration import seconds_of
-from ..engine.context import FlowRunContext
+from ..engine.context import FlowRunContext, refuse_if_leaving
 from ..engine.pausing.durable import Wait, now
 from ..engine.runs.replay import begins_anew
+from ..engine.signals import Suspend
 from ..engine.states import Scheduled
 from ..engine.sync_async.either import blocking_session, is_async_here, session_here
 from ..errors import DefinitionError, EventWaitTimedOut, MissingContextError
@@ -202,11 +205,7 @@ class _Waiting:
                     return found if self._in_time(found) else None
         # Nothing up to here; a wait that is met again begins here.
         self._after, self._since = max(self._after, head), None
-        stay_s = self._left_s()
-        if self.can_leave and self._wait is not None:
-            hold_s = self._wait.tracker.suspend_after_s
-            stay_s = hold_s if stay_s is None else min(hold_s, stay_s)
-        with anyio.move_on_after(stay_s):
+        with anyio.move_on_after(self._left_s()) as scope, self._resting(scope):
             async with log.follow(pattern.filters, after=self._after) as batches:
                 async for batch in batches:
                     found = pattern.first(batch.records)
@@ -214,24 +213,53 @@ class _Waiting:
                         return found if self._in_time(found) else None
         return None
 
+    @contextmanager
+    def _resting(self, scope: anyio.CancelScope) -> Generator[None]:
+        """Have ``scope`` cancelled when the run leaves its worker: for this wait, not before it has taken long."""
+        rests = self._wait.rests if self._wait is not None else None
+        if self._wait is None or rests is None:
+            hold_s = self._wait.tracker.suspend_after_s if self._wait is not None and self.can_leave else None
+            if hold_s is not None:  # in a hook of an end, which fails by it
+                scope.deadline = min(scope.deadline, anyio.current_time() + hold_s)
+            yield
+            return
+        loop = asyncio.get_running_loop()
+
+        def wake() -> None:
+            loop.call_soon_threadsafe(scope.cancel)
+
+        one = rests.begin(None, self._left_s(), wake, suspend=self._suspension(self._wait), stays=True)
+        leaving = loop.call_later(self._wait.tracker.suspend_after_s, rests.release, one)
+        try:
+            yield
+        finally:
+            leaving.cancel()
+            rests.withdraw(one)
+
     def settle(self, found: Recorded | None) -> Event:
         """Return the event that was found; otherwise leave the worker, or give up. In the run's own code."""
         if found is not None:
             if self._wait is not None:
                 self._wait.finish(found.event.to_dict())
             return found.event
+        if self._wait is not None:
+            refuse_if_leaving(self._wait.flow)
         left_s = self._left_s()
         if left_s == 0 or self._wait is None or not self.can_leave:
             raise EventWaitTimedOut(f"no event {self._pattern} has come in time")
+        raise self._suspension(self._wait)
+
+    def _suspension(self, wait: Wait) -> Suspend:
+        """Return what the run leaves its worker with meanwhile."""
         facts: dict[str, Any] = {
             "event": {"types": list(self._pattern.types), "where": self._pattern.where}, "after": self._after,
         }  # fmt: skip
         if self._until is not None:
             facts["until"] = self._until
         state = Scheduled(
-            name=AWAITING_EVENT, message=f"waits for an event {self._pattern}", details=self._wait.note(facts)
+            name=AWAITING_EVENT, message=f"waits for an event {self._pattern}", details=wait.note(facts)
         )
-        raise self._wait.leave(state, due_at=self._until or now() + _FOREVER)
+        return Suspend(state, due_at=self._until or now() + _FOREVER)
 
     @property
     def can_leave(self) -> bool:
@@ -272,9 +300,14 @@ async def _position(bus: Bus, since: str | datetime | timedelta) -> tuple[int, d
         ) from exc
 
 
-def pattern_in(details: JsonObject) -> tuple[str, EventPattern, int] | None:
-    """Return (key, pattern, after) of the wait noted in a state; None if it waits for no event, or none we can read."""
-    wait = details.get("wait")
+def patterns_in(details: JsonObject) -> list[tuple[str, EventPattern, int]]:
+    """Return (key, pattern, after) of each wait for an event that is noted in a state, of those we can read."""
+    others = details.get("waits")
+    waits = [details.get("wait"), *(others if isinstance(others, list) else ())]
+    return [found for wait in waits if (found := _pattern_of(wait)) is not None]
+
+
+def _pattern_of(wait: JsonValue) -> tuple[str, EventPattern, int] | None:
     event = wait.get("event") if isinstance(wait, dict) else None
     if not isinstance(wait, dict) or not isinstance(event, dict):
         return None

@@ -27,7 +27,7 @@ from ..engine.runs.run_log import RunLog
 from ..engine.states import Resuming, State
 from ..errors import HarkError, RefusedError, UnknownName
 from ..vocabulary import FlowRunId, JsonObject, StateType
-from .event_wait import AWAITING_EVENT, EventPattern, pattern_in
+from .event_wait import EventPattern, patterns_in
 
 __all__ = ["Waker"]
 
@@ -73,7 +73,8 @@ class _Term:
         self._bus, self._clock = bus, clock
         self._runs = RunLog(bus, clock)
         self._bucket = bus.bucket(CHECKPOINTS)
-        self.waiters: dict[FlowRunId, _Waiter] = {}
+        self.waiters: dict[FlowRunId, list[_Waiter]] = {}
+        """By their runs: several branches of one may wait."""
         self._seq = 0
         self._groups: dict[tuple[str, ...], _Group] = {}
         self._changed = anyio.Event()
@@ -113,22 +114,19 @@ class _Term:
         except (HarkError, KeyError, ValueError, TypeError) as exc:
             log.error("waker.unreadable_event", extra={"seq": recorded.seq, "error": repr(exc)})
             return
-        if run.state_name == AWAITING_EVENT:
-            self._add(run.id, run.state_details)
+        self._add(run.id, run.state_details)
 
     def _add(self, run_id: FlowRunId, details: JsonObject) -> None:
-        found = pattern_in(details)
-        if found is None:
-            log.error("waker.unreadable_wait", extra={"run_id": run_id})
-            return
-        key, pattern, after = found
-        self.waiters[run_id] = _Waiter(run_id, key, pattern, after, {"wait": details.get("wait")})
+        waits: JsonObject = {name: details[name] for name in ("wait", "waits") if name in details}
+        found = patterns_in(waits)
+        if found:
+            self.waiters[run_id] = [_Waiter(run_id, *one, details=waits) for one in found]
 
     def _arrange(self) -> None:
         """Have each waiter read for, and each reader be needed."""
-        wanted: dict[tuple[str, ...], dict[FlowRunId, _Waiter]] = {}
-        for waiter in self.waiters.values():
-            wanted.setdefault(waiter.pattern.filters, {})[waiter.run_id] = waiter
+        wanted: dict[tuple[str, ...], dict[tuple[FlowRunId, str], _Waiter]] = {}
+        for waiter in (waiter for waiters in self.waiters.values() for waiter in waiters):
+            wanted.setdefault(waiter.pattern.filters, {})[waiter.run_id, waiter.key] = waiter
         for filters in [filters for filters in self._groups if filters not in wanted]:
             self._groups.pop(filters).scope.cancel()
         for filters, members in wanted.items():
@@ -137,7 +135,7 @@ class _Term:
                 group = self._groups[filters] = _Group(members)
                 self._tg.start_soon(self._read_for, filters, group)
                 continue
-            new = [waiter for run_id, waiter in members.items() if group.members.get(run_id) is not waiter]
+            new = [waiter for place, waiter in members.items() if group.members.get(place) is not waiter]
             # First among the members, then the catching up: between the two nothing can pass by.
             group.members = members
             for waiter in new:
@@ -169,9 +167,8 @@ class _Term:
 
     async def _wake(self, waiter: _Waiter, recorded: Recorded) -> None:
         def decide(run: FlowRun) -> State | None:
-            found = pattern_in(run.state_details)
-            waits = run.state_type is StateType.SCHEDULED and found is not None and found[0] == waiter.key
-            if not waits:
+            keys = [key for key, _, _ in patterns_in(run.state_details)]
+            if run.state_type is not StateType.SCHEDULED or waiter.key not in keys:
                 return None
             event = recorded.event
             return Resuming(
@@ -213,7 +210,7 @@ class _Term:
         """Put down what is known; what is not put down is folded again from the log."""
         value = {
             "seq": self._seq,
-            "waits": {run_id: waiter.details for run_id, waiter in self.waiters.items()},
+            "waits": {run_id: waiters[0].details for run_id, waiters in self.waiters.items()},
         }
         try:
             await self._bucket.put(CHECKPOINT, orjson.dumps(value))
@@ -224,6 +221,6 @@ class _Term:
 class _Group:
     """The waiters that one reader reads for."""
 
-    def __init__(self, members: dict[FlowRunId, _Waiter]) -> None:
+    def __init__(self, members: dict[tuple[FlowRunId, str], _Waiter]) -> None:
         self.members = members
         self.scope = anyio.CancelScope()

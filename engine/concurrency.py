@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from ..errors import SlotsLost, SlotsRefused, SlotsTimedOut, UnknownLimit
-from .context import TaskRunContext, current_run
+from .context import TaskRunContext, current_run, refuse_if_leaving
 from .limits.slots import slots_of
 from .sync_async.either import blocking_session, is_async_here, session_here
 
@@ -94,6 +94,7 @@ class concurrency:  # noqa: N801  a context manager, called like a function
         if not self._names:
             self._stack.append((None, []))
             return self
+        refuse_if_leaving(current_run.get())
         session = blocking_session("concurrency()")
         self._stack.append((session, session.call(self._acquire, session)))
         return self
@@ -114,6 +115,7 @@ class concurrency:  # noqa: N801  a context manager, called like a function
             self._stack.append((None, []))
             self._guards.append(None)
             return self
+        refuse_if_leaving(current_run.get())
         session = session_here("concurrency()")
         held = await session.acall(self._acquire, session)
         self._stack.append((session, held))

@@ -26,12 +26,14 @@ if TYPE_CHECKING:
     from .persistence.result_store import ResultStore
     from .runs.run import FlowRun
     from .runs.task_run import TaskRun
+    from .signals import Suspend
     from .task_runners import TaskRunner
     from .tasks import Task
 
 __all__ = [
     "EngineContext", "FlowRunContext", "RunContext", "SettingsContext", "TagsContext", "TaskRunContext", "current_run",
-    "current_tags", "get_run_context", "get_settings_context", "hydrated_context", "serialize_context", "tags", "with_context",
+    "current_tags", "get_run_context", "get_settings_context", "hydrated_context", "refuse_if_leaving", "serialize_context", "tags",
+    "with_context",
 ]  # fmt: skip
 
 
@@ -73,7 +75,7 @@ class FlowRunContext(RunContext):
     """
 
     __slots__ = (
-        "cached", "calls", "flow", "flow_run", "has_told", "keeping", "left", "log_prints", "memo", "parameters", "parent",
+        "cached", "calls", "flow", "flow_run", "has_returned", "has_told", "keeping", "leaving", "left", "log_prints", "memo", "parameters", "parent",
         "rests", "runner", "span", "subflows", "tracker", "waiting",
     )  # fmt: skip
 
@@ -107,9 +109,13 @@ class FlowRunContext(RunContext):
         self.waiting = 0
         """Places of its own code that wait for a task."""
         self.rests: Rests | None = None
-        """Its calls that wait for a retry for long; None: none has."""
+        """What of it waits for long, for a retry or by its own code; None: nothing has."""
+        self.leaving: Suspend | None = None
+        """Why the run leaves its worker, once that is decided: nothing new of it begins here any more."""
         self.span: Span | None = None
         """The run in traces; None where nothing is traced."""
+        self.has_returned = False
+        """Whether its code has come to its end, in the present try: what goes on of it, nobody waits for."""
         self.calls = CallCounter()
         self.cached: dict[str, Any] = {}
         """Results by cache key, of tasks that say persist_result=True and no policy."""
@@ -120,7 +126,8 @@ class FlowRunContext(RunContext):
     def renew(self) -> None:
         """Begin a new try: calls are counted anew, and submitted tasks run again."""
         self.calls = CallCounter()
-        self.rests = None
+        self.rests = self.leaving = None
+        self.has_returned = False
         self.runner.reopen()
 
     @property
@@ -245,6 +252,15 @@ def get_run_context() -> FlowRunContext | TaskRunContext:
             hint="call it from a function marked with @flow or @task",
         )
     return run
+
+
+def refuse_if_leaving(run: FlowRunContext | TaskRunContext | None) -> None:
+    """Raise once more what takes the run off its worker, if that is decided: its code has caught it, and goes on.
+
+    Hooks of its end are called all the same, and so is what the code of a task calls.
+    """
+    if isinstance(run, FlowRunContext) and run.leaving is not None and not run.flow_run.is_final:
+        raise run.leaving.again()
 
 
 @contextmanager

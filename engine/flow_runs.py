@@ -18,6 +18,7 @@ from ..errors import (
 )
 from ..vocabulary import FlowRunId, JsonObject, StateType
 from .context import FlowRunContext, TaskRunContext
+from .life.resting import staying
 from .logging import run_loggers
 from .pausing.durable import Wait, now
 from .pausing.pause import NEVER_RESUMED
@@ -242,14 +243,15 @@ class _Pause:
         if self.wait.noted.get("resumed"):
             return self.wait.noted.get("input")
         details = {**self._details(), "in_process": True}
-        await tracker.barrier()
-        await tracker.move(Paused(message=self._message(), details=details))
         expires = self._expires()
         left_s = None if expires is None else max(0.0, (expires - now()).total_seconds())
         try:
-            run = await tracker.run_log.wait(
-                tracker.flow_run.id, lambda run: run.state_type is not S.PAUSED, timeout_s=left_s
-            )
+            with staying(self.flow):
+                await tracker.barrier()
+                await tracker.move(Paused(message=self._message(), details=details))
+                run = await tracker.run_log.wait(
+                    tracker.flow_run.id, lambda run: run.state_type is not S.PAUSED, timeout_s=left_s
+                )
         except TimeoutError:
             # Code may catch it and go on. Not where the run is being stopped at this very moment: it ends so or so.
             with suppress(MoveRefused):

@@ -67,6 +67,10 @@ class Suspend(BaseException):
         super().__init__(f"the run leaves its worker: {state.message or state.name}")
         self.state, self.due_at = state, due_at
 
+    def again(self) -> Suspend:
+        """Return one that says the same, to be raised in another place."""
+        return Suspend(self.state, due_at=self.due_at)
+
 
 def suspension_in(exc: BaseException) -> Suspend | None:
     """Return the suspension that ``exc`` is, or that is in it where task groups have wrapped it."""

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from ..errors import DefinitionError, HarkError, RefusedError, RunLost
 from ..vocabulary import StateType, new_id
-from .context import FlowRunContext, TaskRunContext, current_run
+from .context import FlowRunContext, TaskRunContext, current_run, refuse_if_leaving
 from .options.hooks import Hook, call_blocking
 from .signals import OF_THE_CODE, suspension_in
 from .sync_async.steps import Do, Steps, take_steps, take_steps_async
@@ -240,6 +240,7 @@ class Transaction:
         return self._do(self._rollback())
 
     def _do(self, steps: Steps[Any]) -> Any:
+        refuse_if_leaving(current_run.get())
         return take_steps_async(steps) if self._is_async else take_steps(steps)
 
     def __enter__(self) -> Self:
@@ -323,7 +324,7 @@ class Transaction:
 
     def _exit(self, exc: BaseException | None) -> Steps[None]:
         """End the block: see what the mode says, and tell the one around it."""
-        if exc is not None:
+        if exc is not None or _is_leaving():
             goes_on = yield from self._goes_on_elsewhere(exc)
             if goes_on:
                 self._unlock()
@@ -456,15 +457,21 @@ class Transaction:
             current_block.reset(self._token)
             self._token = None
 
-    def _goes_on_elsewhere(self, exc: BaseException) -> Steps[bool]:
+    def _goes_on_elsewhere(self, exc: BaseException | None) -> Steps[bool]:
         """Whether the run is left as it stands and taken up again later, so that nothing is to be undone."""
-        if isinstance(exc, RunLost) or suspension_in(exc) is not None:
+        if isinstance(exc, RunLost) or exc is None or suspension_in(exc) is not None or _is_leaving():
             return True
         tracker = _tracker()
         if isinstance(exc, OF_THE_CODE) or tracker is None or not tracker.leaves_interrupted:
             return False
         cancelled = yield Do(lambda: _is_cancelled(FlowRunContext.get()), _is_cancelled_async)
         return not cancelled
+
+
+def _is_leaving() -> bool:
+    """Whether the run the code is in leaves its worker, be it that the code has caught the exception that says so."""
+    run = current_run.get()
+    return isinstance(run, FlowRunContext) and run.leaving is not None and not run.flow_run.is_final
 
 
 def transaction(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import DependsOnItself, ResultMissing, UpstreamFailed
 from ..annotations import Annotation, allow_failure, opaque, quote, unmapped
-from ..context import FlowRunContext, TaskRunContext, current_run, current_tags
+from ..context import FlowRunContext, TaskRunContext, current_run, current_tags, refuse_if_leaving
 from ..futures import TaskFuture
 from ..options.keeping import keeping_of
 from ..options.task_options import prints_to_log
@@ -144,10 +144,14 @@ def prepare(
     Args:
         is_direct: it is run at once, where it is made.
         id_: of the run; default: one of its own.
+    Raises:
+        Suspend: its run leaves the worker.
     """
     parent = current_run.get()
     flow = parent.flow_context if parent is not None else None
     if flow is not None:
+        if flow.leaving is not None:
+            refuse_if_leaving(parent)
         tracker = flow.tracker
         ids, events = (tracker.events.ids, tracker.events) if tracker is not None else (_ids, None)
         flow_run_id: str | None = flow.flow_run.id

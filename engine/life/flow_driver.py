@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import inspect
 import threading
@@ -18,7 +19,7 @@ from ..states import State
 from ..sync_async.steps import Turns, take_steps, take_steps_async
 from ..sync_async.timeouts import raise_in_thread, within, within_async
 from .flow_life import Body, CallHooks, Drain, FlowEngine, Life, OnBus, ReadResult, Sleep, Step, WaitFor
-from .flow_steps import Take
+from .flow_steps import Take, WaitUntilQuiet
 from .resting import wait_in, wait_in_async
 
 if TYPE_CHECKING:
@@ -62,6 +63,10 @@ def do_step(engine: FlowEngine, step: Step, session: Session | None) -> Any:
         case WaitFor():
             for future in step.futures:
                 future.wait()
+        case WaitUntilQuiet():
+            quiet = threading.Event()
+            step.rests.when_quiet(quiet.set)
+            quiet.wait(step.limit_s)
         case Drain():
             engine.context.runner.drain(step.limit_s)
         case Sleep():
@@ -182,6 +187,12 @@ async def do_step_async(engine: FlowEngine, step: Step, session: Session | None)
         case WaitFor():
             for future in step.futures:
                 await future.wait_async()
+        case WaitUntilQuiet():
+            loop, is_quiet = asyncio.get_running_loop(), asyncio.Event()
+            step.rests.when_quiet(lambda: loop.call_soon_threadsafe(is_quiet.set))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(step.limit_s):
+                    await is_quiet.wait()
         case Drain():
             await engine.context.runner.drain_async(step.limit_s)
         case Sleep():

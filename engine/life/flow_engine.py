@@ -17,7 +17,7 @@ from ...tracing import current_traceparent
 from ..calls.parameters import parameters_json
 from ..code.script_code import code_of_call, refuse_while_loading
 from ..code.subflow_code import entrypoint_within
-from ..context import FlowRunContext, TaskRunContext, current_run, current_tags
+from ..context import FlowRunContext, TaskRunContext, current_run, current_tags, refuse_if_leaving
 from ..runs.naming import default_run_name
 from ..runs.run import Cause, FlowRun, RunRequest, run_id_for
 from ..states import State
@@ -88,8 +88,13 @@ async def run_flow_generator_async(
 def _engine_for(
     flow: Flow[..., Any], parameters: dict[str, Any], wait_for: Iterable[Any], *, blocking: bool
 ) -> tuple[FlowEngine, Session | None]:
-    """Make the engine of a plain call or a subflow, tracked if its parent is, or if a broker is known."""
+    """Make the engine of a plain call or a subflow, tracked if its parent is, or if a broker is known.
+
+    Raises:
+        Suspend: the run above leaves the worker.
+    """
     parent = current_run.get()
+    refuse_if_leaving(parent)
     above = parent.flow_context if parent is not None else None
     session: Session | None
     if above is not None:

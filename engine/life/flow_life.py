@@ -30,21 +30,13 @@ from ..runs.hook_log import HERE, is_owed, owing
 from ..runs.naming import render_name
 from ..runs.run import FlowRun
 from ..signals import OF_THE_CODE, Abort, Skip, Suspend, suspension_in
-from ..states import (
-    Cancelled,
-    Completed,
-    Failed,
-    NotReady,
-    Pending,
-    Running,
-    Scheduled,
-    State,
-)  # fmt: skip
+from ..states import Cancelled, Completed, Crashed, Failed, NotReady, Pending, Running, Scheduled, State
 from ..sync_async.timeouts import left_of, timed_out
 from .around_code import around_code
 from .between_tries import await_next_try, go_on_awaiting, leaves_for_next_try, suspended_with_parent
 from .divergence import compared
-from .flow_steps import Body, CallHooks, Drain, Life, OnBus, ReadResult, Sleep, Step, WaitFor
+from .flow_steps import Body, CallHooks, Drain, Life, OnBus, ReadResult, Sleep, Step, WaitFor, WaitUntilQuiet
+from .resting import end_waits, is_over_above, suspension_of
 from .runs_above import is_cancelled_above, stays_cancelled, tell_above
 from .spans import end_span, flow_span
 from .tracking import FlowTracker
@@ -224,11 +216,15 @@ class FlowEngine:
         """Let the worker go: finish what was submitted, and write what the run waits for."""
         tracker = self.tracker
         assert tracker is not None, "only a tracked run can be taken up again"
-        if self.context.rests is not None:
-            self.context.rests.leave(suspend)
         yield Drain()
+        if self.context.rests is not None:
+            # Calls and subflows that its code has begun in other branches, and does not wait for any more.
+            yield WaitUntilQuiet(self.context.rests)
         yield OnBus(tracker.barrier)
         try:
+            if is_over_above(self.context):
+                # Nobody would take it up again: it was begun in a branch that nobody waited for, or in a hook.
+                return (yield from self._end(Crashed(message="it was to wait, and the run above has ended")))
             if self.context.parent is not None:
                 # Part of its parent's process: the parent leaves, and takes it up again when it gets here.
                 yield from self.move(suspended_with_parent(self, suspend.state))
@@ -399,26 +395,33 @@ class FlowEngine:
                 value = yield body
             except (RunLost, RunTimedOut):
                 raise
-            except OF_THE_CODE as exc:
+            except BaseException as exc:
+                yield from self._ended(body, began, exc)
+                if not isinstance(exc, OF_THE_CODE):
+                    raise
                 if not isinstance(exc, Skip):
                     self.context.runner.stop()
                 yield from self._drain(body, began)
                 state = state_of_exception(exc, what=what, run_id=run_id)
-            except BaseException as exc:
-                suspend = suspension_in(exc)
-                if suspend is not None:
-                    if self.context.rests is not None:
-                        self.context.rests.leave(suspend)
-                    yield from self._drain(body, began)
-                raise
             else:
+                yield from self._ended(body, began, None)
                 yield from self._drain(body, began, may_leave=True)
                 state = state_of_value(resolve_futures_to_states(value), run_id=run_id)
         except RunTimedOut as exc:
+            end_waits(self.context)
             self.context.runner.stop(interrupt=True)
             yield Drain(STOPPING_S)
             state = state_of_exception(exc, what=what, run_id=run_id)
         return state
+
+    def _ended(self, body: Body, began: float, exc: BaseException | None) -> Generator[Step, Any, None]:
+        """See to what the flow's code has left behind. Raises ``Suspend``: the run leaves its worker, whatever the code came to."""
+        suspend = suspension_of(self.context, exc)
+        if suspend is not None:
+            yield from self._drain(body, began)
+            raise suspend from exc
+        if (exc is None or isinstance(exc, OF_THE_CODE)) and (rests := end_waits(self.context)) is not None:
+            yield WaitUntilQuiet(rests, STOPPING_S)
 
     def _drain(self, body: Body, began: float, *, may_leave: bool = False) -> Generator[Step, Any, None]:
         """Wait for what was submitted, as long as the limit of the flow allows.
@@ -443,8 +446,8 @@ class FlowEngine:
                 "its code had ended, and %d of its tasks had not when its time was up", len(running)
             )
             raise timed_out(self.limit_text, limit_s)
-        if context.rests is not None and context.rests.leaving is not None:
-            raise context.rests.leaving
+        if context.leaving is not None:
+            raise context.leaving.again()
 
     def _end(self, state: State) -> Generator[Step, Any, State]:
         """Write the final state, and tell the hooks."""

@@ -17,7 +17,19 @@ from ..sync_async.steps import Steps
 if TYPE_CHECKING:
     from .resting import Rests
 
-__all__ = ["Body", "CallHooks", "Drain", "Life", "OnBus", "ReadResult", "Sleep", "Step", "Take", "WaitFor"]
+__all__ = [
+    "Body",
+    "CallHooks",
+    "Drain",
+    "Life",
+    "OnBus",
+    "ReadResult",
+    "Sleep",
+    "Step",
+    "Take",
+    "WaitFor",
+    "WaitUntilQuiet",
+]
 
 
 @dataclass(slots=True)
@@ -61,6 +73,14 @@ class Sleep:
 
 
 @dataclass(slots=True)
+class WaitUntilQuiet:
+    """Wait until nothing of a run is going on any more that its code has begun, at most ``limit_s``."""
+
+    rests: Rests
+    limit_s: float | None = None
+
+
+@dataclass(slots=True)
 class CallHooks:
     """Call these hooks with the state: those of the flow, or of a task of it."""
 
@@ -91,5 +111,5 @@ class ReadResult:
     result: RecordedResult
 
 
-Step: TypeAlias = "OnBus | WaitFor | Body | Drain | Sleep | CallHooks | Take | ReadResult"
+Step: TypeAlias = "OnBus | WaitFor | WaitUntilQuiet | Body | Drain | Sleep | CallHooks | Take | ReadResult"
 Life: TypeAlias = Generator[Step, Any, State]

@@ -1,9 +1,16 @@
-"""Waiting for the retry of a task or a subflow: in place, or, where the delay is long, without holding the worker.
+"""Waiting in a run: in place, or, where that takes long, without holding the worker.
 
-A flow run leaves its worker when nothing of it is going on but such waits: every call that has begun has ended or waits for a
-retry, submitted calls that have not begun wait for one of those, the flow's own code waits for a task or a subflow, and the same
-holds for each subflow that is not between two tries itself. It comes back when the first of them is due. Then finished tasks are
-replayed, and what waited goes on with its next try, whoever makes it: the log says how many were made, and when the next is due.
+Waits are for the retry of a task or a subflow, and those of a flow's own code (``sleep``, ``wait_for_event``). A flow run leaves its
+worker when nothing of it has been going on for a moment but long ones: every call that has begun has ended or waits for a retry,
+submitted calls that have not begun wait for one of those, the flow's own code waits, and the same holds for each subflow that is not
+between two tries itself. So one branch of a ``gather`` may sleep while others work. The run comes back when the first of them is
+due. Then finished tasks are replayed, and what waited goes on, wherever that is: the log says since when and until when, and of
+retries how many were made.
+
+Leaving is an exception (``Suspend``) that is raised where the run's code waits. Code can catch it: ``gather(return_exceptions=True)``,
+``except BaseException``, a task group that nobody asks. So it is also noted in the run and in its subflows (``leaving``). From then on
+nothing new of them begins here: each further call raises it again. And whatever the code comes to then is not the run's end: it
+rests, and its code is gone through again from the last thing that was recorded.
 
 A call made in a task waits in place: the code of a task that has begun is not gone through again while its process lives. So does a
 generator that has yielded: its reader would not get again what it has got. That a long wait holds its worker is said in the run's log.
@@ -13,14 +20,17 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from types import NoneType
 from typing import TYPE_CHECKING
 
 from ..context import FlowRunContext, TaskRunContext
 from ..logging import logger_of_flow_run
-from ..signals import Suspend, suspension_in
+from ..signals import OF_THE_CODE, Suspend, suspension_in
 from ..states import AwaitingRetry, State
 from ..sync_async.timeouts import pause, waking
 
@@ -29,9 +39,16 @@ if TYPE_CHECKING:
     from .tracking import FlowTracker
 
 __all__ = [
-    "Rests", "left_behind", "rest", "rest_async", "rest_first", "rest_first_async", "wait_in", "wait_in_async",
+    "Rests", "end_waits", "is_over_above", "left_behind", "rest", "rest_async", "rest_first", "rest_first_async", "staying", "suspend_here", "suspension_of",
+    "wait_in", "wait_in_async",
 ]  # fmt: skip
 
+_MOMENT_S = 0.05
+"""How long nothing may have been going on: a branch of a gather has begun its first call by then."""
+_MOMENT_BETWEEN_S = 1.0
+"""The same where a call has just ended: code that goes on behind it may do something of its own before its next call."""
+
+_CODE_HAS_ENDED = AwaitingRetry(message="the code that waited for it has ended")
 _IN_HOOK = "its run has ended, and a hook of that has called it"
 _IN_TASK = "it is part of a task, whose code would have to run again"
 _HAS_YIELDED = "it has yielded values, which its reader would not get again"
@@ -39,11 +56,23 @@ _HAS_YIELDED = "it has yielded values, which its reader would not get again"
 
 @dataclass(slots=True, eq=False)
 class _Resting:
-    due_at: datetime
+    due_at: datetime | None
+    """When it is over by itself; None: it is not."""
     call: TaskCall | None
-    """None: the flow itself is between two tries."""
-    is_going: bool
+    """None: the flow itself is between two tries, or its code waits."""
     wake: Callable[[], object]
+    suspend: Suspend | None = None
+    """What a wait of the flow's own code would leave with; None of retries."""
+    stays: bool = False
+    """Whether it keeps the run where it is, as something that goes on does."""
+    is_going: bool = False
+    is_left: bool = False
+    """Whether the code that waited for it has ended without it."""
+
+    @property
+    def is_between_tries(self) -> bool:
+        """Whether it is the flow itself that is to be tried again."""
+        return self.call is None and self.suspend is None and not self.stays
 
     @property
     def is_submitted(self) -> bool:
@@ -51,7 +80,7 @@ class _Resting:
 
 
 class Rests:
-    """What of a flow run waits for a retry. Made when the first of it or of a subflow does; used from any thread.
+    """What of a flow run waits. Made when the first of it or of a subflow does; used from any thread.
 
     Args:
         flow: a run. outermost: the one above it that a worker holds, perhaps itself.
@@ -64,10 +93,15 @@ class Rests:
         above = outermost.rests
         # One for all of them: whether they leave is decided for all at once.
         self._lock: threading.Lock = above._lock if above is not None else threading.Lock()
-        self.leaving: Suspend | None = above.leaving if above is not None else None
-        """Why the run leaves its worker, once that is decided."""
+        self._looks = 0
+        """How often everything has been seen to rest; of the outermost run."""
+        self._stirred_at = 0.0
+        """When something ended last that may not have been the last thing (monotonic); of the outermost run."""
+        self._left = 0
+        """Calls that have begun and not ended, and go on with the run elsewhere."""
+        self._on_quiet: Callable[[], object] | None = None
         # What may have been the last thing that was going on.
-        flow.tracker.events.on_end = flow.runner.on_end = self.look
+        flow.tracker.events.on_end = flow.runner.on_end = self._stir
 
     @classmethod
     def of_call(cls, call: TaskCall, delay_s: float) -> Rests | None:
@@ -98,40 +132,78 @@ class Rests:
     ) -> Rests | None:
         if flow.tracker is None or delay_s <= flow.tracker.suspend_after_s:
             return None
-        above: list[FlowRunContext] = [flow]
-        is_in_task = caller is not flow
-        while (parent := above[-1].parent) is not None:
-            is_in_task = is_in_task or not isinstance(parent, FlowRunContext)
-            if (around := parent.flow_context) is None:
-                return None
-            above.append(around)
+        above, is_in_task = _above(flow)
         outermost = above[-1]
-        if outermost.tracker is None or outermost.flow_run.pool is None:
+        if outermost.parent is not None or outermost.tracker is None or outermost.flow_run.pool is None:
             return None
-        why = _IN_TASK if is_in_task else _HAS_YIELDED if has_yielded else None
+        why = _IN_TASK if is_in_task or caller is not flow else _HAS_YIELDED if has_yielded else None
         if any(one.flow_run.is_final for one in above):
             why = _IN_HOOK
         if why is not None:
             _say_held(flow, outermost.tracker, what, delay_s, why)
             return None
+        return cls._in(above)
+
+    @classmethod
+    def of_code(cls, flow: FlowRunContext) -> Rests | None:
+        """Return those of a run whose own code waits; None where it cannot leave: part of a task, ended, or nobody's to take up."""
+        above, is_in_task = _above(flow)
+        outermost = above[-1]
+        if is_in_task or outermost.tracker is None or outermost.flow_run.pool is None:
+            return None
+        return None if any(one.flow_run.is_final for one in above) else cls._in(above)
+
+    @classmethod
+    def _in(cls, above: list[FlowRunContext]) -> Rests | None:
         for one in reversed(above):
             # Those above too: what ends there may be the last thing that was going on.
             if one.rests is None:
-                one.rests = cls(one, outermost)
-        return flow.rests
+                one.rests = cls(one, above[-1])
+        return above[0].rests
 
-    def begin(self, call: TaskCall | None, delay_s: float, wake: Callable[[], object]) -> _Resting:
-        """Note that a call waits, or, without one, the flow itself. ``wake`` is called when the run leaves."""
-        due_at = datetime.now(UTC) + timedelta(seconds=delay_s)
-        one = _Resting(due_at, call, call is not None and call.run.is_going, wake)
+    def begin(
+        self,
+        call: TaskCall | None,
+        delay_s: float | None,
+        wake: Callable[[], object],
+        *,
+        suspend: Suspend | None = None,
+        stays: bool = False,
+    ) -> _Resting:
+        """Note that a call waits, or, without one, the flow itself or its code. ``wake`` is called when the run leaves."""
+        due_at = suspend.due_at if suspend is not None else None
+        if suspend is None and delay_s is not None:
+            due_at = datetime.now(UTC) + timedelta(seconds=delay_s)
+        one = _Resting(due_at, call, wake, suspend, stays, call is not None and call.run.is_going)
         with self._lock:
             self._resting.add(one)
-            is_leaving = self.leaving is not None
+            if not one.is_submitted:
+                self._leave_what_is_over(one)
+            is_leaving = one.is_left or self._flow.leaving is not None
         if is_leaving:
             wake()  # decided while the flow's code was at something that nobody knows of: whoever waits from now on leaves, too
         else:
             self.look()
         return one
+
+    def _leave_what_is_over(self, one: _Resting) -> None:
+        """End a wait that nobody waits for: the code that began it, or called its subflow, has ended."""
+        below: FlowRunContext | None = None
+        for flow in _above(self._flow)[0]:
+            if flow.has_returned and not (flow is self._flow and one.is_between_tries):
+                if below is None:
+                    one.is_left = True
+                else:
+                    _leave(below, Suspend(_CODE_HAS_ENDED))
+                return
+            below = flow
+
+    def withdraw(self, one: _Resting) -> None:
+        """Note that it waits no longer, whatever becomes of the run."""
+        with self._lock:
+            self._resting.discard(one)
+            self._left += one.is_going and self._flow.leaving is not None
+        self._stir()
 
     def end(self, one: _Resting) -> None:
         """Note that it waits no longer.
@@ -139,37 +211,185 @@ class Rests:
         Raises:
             Suspend: because the run leaves its worker.
         """
-        with self._lock:
-            self._resting.discard(one)
-            leaving = self.leaving
-        if leaving is not None:
-            raise Suspend(leaving.state, due_at=leaving.due_at)
+        self.withdraw(one)
+        if one.is_left:
+            raise Suspend(_CODE_HAS_ENDED)
+        if (leaving := self._flow.leaving) is not None:
+            raise leaving.again()
+
+    def release(self, one: _Resting) -> None:
+        """Have a wait that kept the run where it is do so no longer."""
+        one.stays = False
+        self.look()
+
+    def _stir(self) -> None:
+        """Look, now that something has ended: what waited for that may go on."""
+        if (rests := self._outermost.rests) is not None:
+            rests._stirred_at = time.monotonic()
+        self.look()
 
     def look(self) -> None:
-        """Have the run leave its worker if nothing of it is going on any more but waits for retries."""
-        rests = self._outermost.rests
-        if rests is None:
+        """Have the run leave its worker if nothing of it is going on any more but waits, and goes on so for a moment."""
+        rests, tracker = self._outermost.rests, self._outermost.tracker
+        if rests is None or tracker is None:
+            return
+        if (on_quiet := self._on_quiet) is not None and self._is_quiet():
+            on_quiet()
+        if self._outermost.leaving is not None:
             return
         with self._lock:
-            resting = _all_resting(self._outermost) if rests.leaving is None else None
-            if not resting:
+            if not _all_resting(self._outermost):
                 return
-            due_at = min(one.due_at for one in resting)
-            rests.leave(Suspend(AwaitingRetry(message=_will_be_tried(resting)), due_at=due_at))
+            rests._looks += 1
+            looks = rests._looks
+        moment_s = min(_MOMENT_BETWEEN_S, tracker.suspend_after_s)
+        if time.monotonic() - rests._stirred_at > moment_s:
+            moment_s = min(_MOMENT_S, moment_s)
+        loop = tracker.session.loop
+        with suppress(RuntimeError):  # it has been closed, and the run has ended with it
+            loop.call_soon_threadsafe(loop.call_later, moment_s, rests._decide, looks)
 
-    def leave(self, suspend: Suspend) -> None:
-        """End the waits here and in subflows, because the run leaves its worker."""
-        self.leaving = suspend
-        for one in tuple(self._resting):
+    def _decide(self, looks: int) -> None:
+        with self._lock:
+            if self._flow.leaving is not None or looks != self._looks:
+                return  # in the second case, this is asked once more later on
+            if resting := _all_resting(self._flow):
+                _leave(self._flow, _suspension(resting))
+
+    # --- leaving --------------------------------------------------------------------------------------
+
+    def close(self) -> bool:
+        """End what still waits here of code that has ended without it; return whether that is true of subflows, too."""
+        assert self._flow.tracker is not None
+        with self._lock:
+            for one in tuple(self._resting):
+                if not one.is_submitted:
+                    one.is_left = True
+                    self._resting.discard(one)
+                    if one.call is not None:
+                        self._flow.tracker.events.going.end(one.call.run)
+                    one.wake()
+            left = [one for one in self._flow.subflows if isinstance(one.parent, FlowRunContext)]
+            left = [one for one in left if _waiting_in(one)]
+            for subflow in left:
+                _leave(subflow, Suspend(_CODE_HAS_ENDED))
+        return bool(left)
+
+    def when_quiet(self, do: Callable[[], object]) -> None:
+        """Do something once nothing is going on any more that the flow's code has begun: at once, or in whichever thread ends it."""
+        self._on_quiet = do
+        self.look()
+
+    def _is_quiet(self) -> bool:
+        assert self._flow.tracker is not None
+        with self._lock:
+            left = self._left + sum(one.is_going for one in self._resting)
+            return not self._flow.subflows and self._flow.tracker.events.going.count <= left
+
+
+def _above(flow: FlowRunContext) -> tuple[list[FlowRunContext], bool]:
+    """Return a flow run and those around it, innermost first, and whether any of them was called by a task."""
+    above, is_in_task = [flow], False
+    while (parent := above[-1].parent) is not None:
+        is_in_task = is_in_task or not isinstance(parent, FlowRunContext)
+        if (around := parent.flow_context) is None:
+            break
+        above.append(around)
+    return above, is_in_task
+
+
+def end_waits(flow: FlowRunContext) -> Rests | None:
+    """End the waits in branches of a run's code that has ended without them, and those that begin there from now on.
+
+    In a plain program they would go on until its loop ends. Here they would in a run that is over, or is tried again.
+
+    Returns:
+        What is to be waited for until subflows that waited have ended; None: nothing.
+    """
+    flow.has_returned = True
+    return flow.rests if flow.rests is not None and flow.rests.close() else None
+
+
+def is_over_above(flow: FlowRunContext) -> bool:
+    """Return whether the code of a run above has come to its end: what it does not wait for now, nobody takes up again."""
+    return any(one.has_returned for one in _above(flow)[0][1:])
+
+
+def suspend_here(flow: FlowRunContext, suspend: Suspend) -> Suspend:
+    """Have the run leave its worker, once what it has begun has ended; return what is to be raised where its code is.
+
+    Nothing new of it begins here from now on. Where it leaves already, that stands.
+    """
+    outermost = _above(flow)[0][-1]
+    rests = Rests.of_code(flow)
+    if rests is None:
+        return suspend  # in a hook: there it fails
+    with rests._lock:
+        if outermost.leaving is None:
+            _leave(outermost, _with_notes(suspend, _waiting_in(outermost)))
+        leaving = outermost.leaving
+    assert leaving is not None
+    return leaving.again()
+
+
+def _leave(flow: FlowRunContext, suspend: Suspend) -> None:
+    """Note in a run and its subflows that it leaves, and end their waits."""
+    flow.leaving = suspend
+    if flow.rests is not None:
+        for one in tuple(flow.rests._resting):
             one.wake()
-        for subflow in tuple(self._flow.subflows):
-            if subflow.rests is not None:
-                subflow.rests.leave(suspend)
+    for subflow in tuple(flow.subflows):
+        if isinstance(subflow.parent, FlowRunContext):  # those of a task are seen to their end with it
+            _leave(subflow, suspend)
+
+
+def _waiting_in(flow: FlowRunContext) -> list[_Resting]:
+    """Return what of a flow run and its subflows waits."""
+    found = list(flow.rests._resting) if flow.rests is not None else []
+    for subflow in tuple(flow.subflows):
+        found += _waiting_in(subflow)
+    return found
+
+
+def _suspension(resting: list[_Resting]) -> Suspend:
+    """Return what a run leaves with of which all this waits: it says what wakes it first, and since when all wait."""
+    due_at = min((one.due_at for one in resting if one.due_at is not None), default=None)
+    retries = [one for one in resting if one.suspend is None]
+    waits = sorted(
+        (one for one in resting if one.suspend is not None),
+        key=lambda one: (not _is_called(one), one.due_at or _NEVER),
+    )
+    first = waits[0] if waits else None
+    is_first = first is not None and (_is_called(first) or not retries or first.due_at == due_at)
+    if first is not None and first.suspend is not None and is_first:
+        return _with_notes(Suspend(first.suspend.state, due_at=due_at), waits)
+    return _with_notes(Suspend(AwaitingRetry(message=_will_be_tried(retries)), due_at=due_at), waits)
+
+
+def _is_called(one: _Resting) -> bool:
+    """Whether a wait may be over before its time: somebody reads in the state what it is for."""
+    wait = one.suspend.state.details.get("wait") if one.suspend is not None else None
+    return isinstance(wait, dict) and "event" in wait
+
+
+def _with_notes(suspend: Suspend, resting: list[_Resting]) -> Suspend:
+    """Return it with what is noted of all other waits, so that they go on as they began."""
+    state = suspend.state
+    notes = [one.suspend.state.details.get("wait") for one in resting if one.suspend is not None]
+    others = [note for note in notes if note is not None and note != state.details.get("wait")]
+    if not others:
+        return suspend
+    return Suspend(state.replace(details={**state.details, "waits": others}), due_at=suspend.due_at)
+
+
+_NEVER = datetime.max.replace(tzinfo=UTC)
 
 
 def _all_resting(flow: FlowRunContext) -> list[_Resting] | None:
-    """Return what of a flow run and its subflows waits for retries; None if anything else of it is going on."""
+    """Return what of a flow run and its subflows waits; None if anything else of it is going on, or keeps it."""
     own = tuple(flow.rests._resting) if flow.rests is not None else ()
+    if any(one.stays for one in own):
+        return None
     found = list(own)
     subflows = tuple(flow.subflows)
     for subflow in subflows:
@@ -187,7 +407,7 @@ def _all_resting(flow: FlowRunContext) -> list[_Resting] | None:
 
 
 def _will_be_tried(resting: list[_Resting]) -> str:
-    flows = sum(one.call is None for one in resting)
+    flows = sum(one.is_between_tries for one in resting)
     counted = [(len(resting) - flows, "task"), (flows, "subflow")]
     said = [f"{count} {what}{'s' if count > 1 else ''}" for count, what in counted if count]
     return f"{' and '.join(said)} will be tried again"
@@ -217,9 +437,39 @@ async def rest_async(call: TaskCall, delay_s: float) -> None:
     await wait_in_async(_rests_of(call, delay_s), delay_s, call)
 
 
-def wait_in(rests: Rests | None, delay_s: float, call: TaskCall | None = None) -> None:
-    """Wait, in sync code, for the next try of a call, or of the flow itself; None: in place.
+def suspension_of(flow: FlowRunContext, exc: BaseException | None) -> Suspend | None:
+    """Return what takes a run off its worker whose code has ended, with an exception or (None) a value; None if nothing does.
 
+    Once that is decided, what the code came to does not count: it has been told to leave, and may have made of that what it liked.
+    """
+    found = suspension_in(exc) if exc is not None else None
+    if flow.leaving is None:
+        return None if found is None else suspend_here(flow, found)
+    if found is None and not isinstance(exc, (*OF_THE_CODE, NoneType)):
+        return None
+    if found is None and flow.tracker is not None:
+        became = "has gone on" if exc is None else f"has come to {type(exc).__name__}: {exc}"
+        logger_of_flow_run(flow.flow_run, flow.tracker.session).info(
+            "the run leaves its worker (%s). Its code has caught the exception that says so, and %s; that does not count, and is done "
+            "again when the run goes on",
+            flow.leaving.state.message,
+            became,
+        )
+    return flow.leaving.again()
+
+
+def wait_in(
+    rests: Rests | None,
+    delay_s: float,
+    call: TaskCall | None = None,
+    *,
+    suspend: Suspend | None = None,
+    stays: bool = False,
+) -> None:
+    """Wait, in sync code, for the next try of a call, or of the flow itself, or as its code says; None: in place.
+
+    Args:
+        suspend: what a wait of the flow's own code leaves with. stays: it is short, and the run does not leave for it.
     Raises:
         Suspend: the wait goes on without this worker.
     """
@@ -227,7 +477,7 @@ def wait_in(rests: Rests | None, delay_s: float, call: TaskCall | None = None) -
         pause(delay_s)
         return
     woken = threading.Event()
-    one = rests.begin(call, delay_s, woken.set)
+    one = rests.begin(call, delay_s, woken.set, suspend=suspend, stays=stays)
     try:
         with waking(woken.set):
             woken.wait(delay_s)
@@ -235,19 +485,40 @@ def wait_in(rests: Rests | None, delay_s: float, call: TaskCall | None = None) -
         rests.end(one)
 
 
-async def wait_in_async(rests: Rests | None, delay_s: float, call: TaskCall | None = None) -> None:
+async def wait_in_async(
+    rests: Rests | None,
+    delay_s: float,
+    call: TaskCall | None = None,
+    *,
+    suspend: Suspend | None = None,
+    stays: bool = False,
+) -> None:
     """Do what ``wait_in`` does, without holding the loop."""
     if rests is None:
         await asyncio.sleep(delay_s)
         return
     loop, woken = asyncio.get_running_loop(), asyncio.Event()
-    one = rests.begin(call, delay_s, lambda: loop.call_soon_threadsafe(woken.set))
+    one = rests.begin(
+        call, delay_s, lambda: loop.call_soon_threadsafe(woken.set), suspend=suspend, stays=stays
+    )
     try:
         await asyncio.wait_for(woken.wait(), delay_s)
     except TimeoutError:
         pass
     finally:
         rests.end(one)
+
+
+@contextmanager
+def staying(flow: FlowRunContext) -> Generator[None]:
+    """Keep a run where it is while its code waits in place for something that it cannot leave for."""
+    rests = Rests.of_code(flow)
+    one = None if rests is None else rests.begin(None, None, lambda: None, stays=True)
+    try:
+        yield
+    finally:
+        if rests is not None and one is not None:
+            rests.withdraw(one)
 
 
 def rest_first(call: TaskCall) -> None:

@@ -17,6 +17,7 @@ from ...bus.event import format_time, parse_time
 from ...vocabulary import JsonObject
 from ..calls.task_call import TaskCall, prepare
 from ..context import FlowRunContext, current_run
+from ..life.resting import Rests, suspend_here, wait_in, wait_in_async
 from ..life.task_life import begin_try, recorded, succeeded
 from ..signals import Suspend
 from ..states import State, raise_state_exception
@@ -81,6 +82,23 @@ class Wait:
                 return False  # a flow in a task: the task would be replayed only as a whole
         return context.tracker is not None and context.flow_run.pool is not None
 
+    @property
+    def rests(self) -> Rests | None:
+        """What of the run waits; None where it cannot leave its worker: there a wait is waited out in place."""
+        return Rests.of_code(self.flow)
+
+    def rest(self, delay_s: float, suspend: Suspend | None) -> None:
+        """Wait, in sync code, so long: in place, or, as ``suspend`` says, without the worker once nothing else goes on.
+
+        Raises:
+            Suspend: the wait goes on without this worker.
+        """
+        wait_in(self.rests, delay_s, suspend=suspend, stays=suspend is None)
+
+    async def rest_async(self, delay_s: float, suspend: Suspend | None) -> None:
+        """Do what ``rest`` does, without holding the loop."""
+        await wait_in_async(self.rests, delay_s, suspend=suspend, stays=suspend is None)
+
     def note(self, facts: Mapping[str, Any]) -> JsonObject:
         """Return the details of the state in which it is waited for."""
         wait: JsonObject = {"key": self.key, "run": self.flow.flow_run.id}
@@ -89,8 +107,8 @@ class Wait:
         return {"wait": wait}
 
     def leave(self, state: State, *, due_at: datetime | None) -> Suspend:
-        """Return what to raise so that the run leaves its worker in ``state``."""
-        return Suspend(state, due_at=due_at)
+        """Have the run leave its worker in ``state``, once what it has begun has ended; return what to raise here."""
+        return suspend_here(self.flow, Suspend(state, due_at=due_at))
 
     def finish(self, value: Any = None) -> Any:
         """Record that it is over, and what it came to; return that."""

@@ -19,9 +19,9 @@ __all__ = ["sleep"]
 def sleep(duration: float | str | timedelta) -> Any:
     """Wait, as ``await sleep("2h")`` in async code and ``sleep("2h")`` in sync code.
 
-    In the run of a deployment, a wait longer than ``engine.suspend_after_s`` (30 s) holds no worker: tasks that were
-    submitted are seen to their end, the run goes back to SCHEDULED (named ``Sleeping``), and when it is time its function
-    is called again and passes by all that is recorded. What is not a task (or another wait) is done again then.
+    In the run of a deployment, a wait longer than ``engine.suspend_after_s`` (30 s) holds no worker: once nothing of the run
+    goes on any more but such waits, it goes back to SCHEDULED (named ``Sleeping``), and when it is time its function is
+    called again and passes by all that is recorded. What is not a task (or another wait) is done again then.
 
     Everywhere else (in a task, in a plain call, outside a run) it waits in place.
 
@@ -37,7 +37,7 @@ async def _sleep_async(seconds: float) -> None:
     if wait is None:
         await asyncio.sleep(seconds)
     elif not wait.is_over:
-        await asyncio.sleep(_left_s(wait, seconds))
+        await wait.rest_async(*_left(wait, seconds))
         wait.finish()
 
 
@@ -46,22 +46,24 @@ def _sleep(seconds: float) -> None:
     if wait is None:
         time.sleep(seconds)
     elif not wait.is_over:
-        time.sleep(_left_s(wait, seconds))
+        wait.rest(*_left(wait, seconds))
         wait.finish()
 
 
-def _left_s(wait: Wait, seconds: float) -> float:
-    """Return how long to wait in place, or leave the worker."""
+def _left(wait: Wait, seconds: float) -> tuple[float, Suspend | None]:
+    """Return how long to wait, and what the run leaves its worker with meanwhile; None: it stays.
+
+    Raises:
+        Suspend: in a hook of an end, which fails by it.
+    """
     until: datetime = wait.moment("until") or now() + timedelta(seconds=seconds)
     left_s = max(0.0, (until - now()).total_seconds())
-    if left_s > wait.tracker.suspend_after_s and wait.can_leave:
-        raise sleeping(wait, until, seconds)
-    return left_s
-
-
-def sleeping(wait: Wait, until: datetime, seconds: float) -> Suspend:
-    """Return what to raise so that the run sleeps away from its worker."""
+    if left_s <= wait.tracker.suspend_after_s or not wait.can_leave:
+        return left_s, None
     state = Scheduled(
         name="Sleeping", message=f"sleeps for {format_duration(seconds)}", details=wait.note({"until": until})
     )
-    return wait.leave(state, due_at=until)
+    suspend = Suspend(state, due_at=until)
+    if wait.rests is None:
+        raise suspend
+    return left_s, suspend

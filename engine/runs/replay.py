@@ -137,6 +137,10 @@ def noted_waits(run_id: str, history: Iterable[Recorded]) -> dict[str, JsonObjec
             continue
         details = state.get("details")
         details = details if isinstance(details, dict) else {}
+        others = details.get("waits")
+        for other in others if isinstance(others, list) else ():
+            if isinstance(other, dict) and other.get("run") == run_id:
+                waits.setdefault(str(other.get("key")), {}).update(other)
         wait = details.get("wait")
         if isinstance(wait, dict) and wait.get("run") == run_id:
             known = waits.setdefault(str(wait.get("key")), {})

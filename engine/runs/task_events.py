@@ -129,6 +129,10 @@ class TaskEvents:
         Args:
             more: further members of ``data``, as JSON text, each with a comma behind.
         """
+        if type_ is StateType.RUNNING:
+            self.going.begin(run)
+        elif type_ in TERMINAL:
+            self.going.end(run)
         if self.is_silent:
             run.previous = type_
             return
@@ -152,10 +156,6 @@ class TaskEvents:
             f'"time":"{stamp(now)}",{about}"attempt":{run.run_count},"started_at":{timing}}},"state":{state},'
             f'"previous":{QUOTED[run.previous]},{call}{more}'
         )
-        if type_ is StateType.RUNNING:
-            self.going.begin(run)
-        elif type_ in TERMINAL:
-            self.going.end(run)
         run.previous = type_
         kept = is_for_resuming(type_, name, run.run_count)
         subject = self._completed_subject if kept else self._subject

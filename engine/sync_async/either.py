@@ -13,7 +13,7 @@ import inspect
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
 
-from ..context import FlowRunContext, TaskRunContext, current_run
+from ..context import FlowRunContext, TaskRunContext, current_run, refuse_if_leaving
 
 if TYPE_CHECKING:
     from ...bus.session import Session
@@ -76,7 +76,8 @@ def blocking_session(what: str = "this") -> Session:
 class Either(Generic[P, R]):
     """An async function of a session, to be called without one from sync and async code.
 
-    The function itself runs on the session's loop, in the caller's context.
+    The function itself runs on the session's loop, in the caller's context. It is not called any more in the code of a run that
+    leaves its worker: when that goes on, the code comes by again.
     """
 
     def __init__(self, fn: Callable[Concatenate[Session, P], Coroutine[Any, Any, R]]) -> None:
@@ -90,15 +91,18 @@ class Either(Generic[P, R]):
         """Do it; which way, ``_sync=True`` or ``_sync=False`` may say."""
         if takes_async(kwargs):
             return self.aio(*args, **kwargs)
+        refuse_if_leaving(current_run.get())
         session = blocking_session(self._what)
         return session.call(self._fn, session, *args, **kwargs)
 
     def blocking(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Do it holding the thread, whatever kind of code calls."""
+        refuse_if_leaving(current_run.get())
         session = blocking_session(self._what)
         return session.call(self._fn, session, *args, **kwargs)
 
     async def aio(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Do it from async code."""
+        refuse_if_leaving(current_run.get())
         session = session_here(self._what)
         return await session.acall(self._fn, session, *args, **kwargs)
