@@ -55,6 +55,11 @@ class Held:
     def __init__(self, intake: Intake[Held], msg: Arrival, deliveries: int) -> None:
         self._intake, self._msg, self.deliveries = intake, msg, deliveries
 
+    @property
+    def handle(self) -> str:
+        """Where the broker hears of it."""
+        return self._msg.reply
+
     async def ack(self) -> None:
         """Say that it is done. Should this be lost on the way, it comes again after the ack wait."""
         self._settle(b"+ACK")

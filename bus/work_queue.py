@@ -120,6 +120,10 @@ class WorkQueue:
             raise BusUnavailable(f"cannot look into the queue of work: {exc}") from exc
         return True
 
+    async def extend(self, item: WorkItem) -> None:
+        """Say by this connection, whichever the item came by, that it is still being worked on: the ack wait starts anew."""
+        await self._connection.nc.publish(item.handle, b"+WPI")
+
     def consume(
         self, pool: str, queues: Sequence[str], *, ack_wait_s: float = 30, max_pending: int = 1
     ) -> AbstractAsyncContextManager[WorkConsumer]:

@@ -13,7 +13,9 @@ from typing import TextIO
 
 __all__ = ["BehindHandler", "LineFormatter", "hide_in_logs", "setup_logging"]
 
-_PLAIN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
+_PLAIN = frozenset(vars(logging.makeLogRecord({}))) | {
+    "message", "asctime", "taskName", "color_message", "hark_session",
+}  # fmt: skip
 
 
 _ODD = re.compile(r'[\s"]')

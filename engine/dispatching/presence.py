@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import orjson
 
@@ -14,7 +14,10 @@ from ...vocabulary import JsonObject
 from ..code.lane import LOOP, PROCESS, Lane
 from ..runs.run import SOURCE
 
-__all__ = ["BEAT_S", "BUCKET", "PREFIX", "TTL_S", "WorkerInfo"]
+if TYPE_CHECKING:
+    from ...bus import Bus
+
+__all__ = ["BEAT_S", "BUCKET", "PREFIX", "TTL_S", "WorkerInfo", "show"]
 
 BUCKET = "leases"
 PREFIX = "worker."
@@ -60,9 +63,9 @@ class WorkerInfo:
         except (orjson.JSONDecodeError, TypeError):
             return None
 
-    def event(self, word: str, **facts: Any) -> Event:
-        """Return ``worker.started``, ``worker.stopped`` or ``worker.lost``. Its id says which it is, so that two who
-        notice one loss report one."""
+    def event(self, word: str, *, id: str | None = None, **facts: Any) -> Event:
+        """Return ``worker.started``, ``worker.stopped``, ``worker.held`` or ``worker.lost``. Without an ``id``, it says which it
+        is, so that two who notice one loss report one."""
         data: JsonObject = {
             "worker": {
                 "id": self.id, "name": self.name, "pool": self.pool, "host": self.host, "pid": self.pid,
@@ -73,7 +76,16 @@ class WorkerInfo:
         return Event(
             type=f"worker.{word}",
             source=SOURCE,
-            id=f"{self.id}-{word}",
+            id=id or f"{self.id}-{word}",
             subject=f"worker/{self.name}",
             data=data,
         )
+
+
+async def show(bus: Bus, worker: WorkerInfo) -> None:
+    """Say that a worker is there, for the next ``TTL_S``.
+
+    Raises:
+        BusUnavailable: the broker did not answer.
+    """
+    await bus.bucket(BUCKET).put(worker.key, worker.to_json(), ttl_s=TTL_S)

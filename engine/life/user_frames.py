@@ -9,7 +9,7 @@ from typing import Any
 from ...errors import HarkError
 from ..signals import Abort
 
-__all__ = ["format_for_author", "note_where", "shown_exception"]
+__all__ = ["format_for_author", "is_ours", "note_where", "shown_exception"]
 
 _WHERE = "in task run "
 _OURS = ("hark", "importlib")
@@ -45,7 +45,7 @@ def _cut(shown: traceback.TracebackException, exc: BaseException, seen: set[int]
         return
     seen.add(id(exc))
     frames = [frame for frame, _ in traceback.walk_tb(exc.__traceback__)]
-    kept = [not _is_ours(frame) for frame in frames]
+    kept = [not is_ours(frame) for frame in frames]
     if len(kept) == len(shown.stack) and any(kept):
         shown.stack[:] = [summary for summary, keep in zip(shown.stack, kept, strict=True) if keep]
     for below, cause in ((shown.__cause__, exc.__cause__), (shown.__context__, exc.__context__)):
@@ -56,5 +56,6 @@ def _cut(shown: traceback.TracebackException, exc: BaseException, seen: set[int]
             _cut(below, member, seen)
 
 
-def _is_ours(frame: FrameType) -> bool:
+def is_ours(frame: FrameType) -> bool:
+    """Whether a frame is of Hark, or of the import machinery."""
     return str(frame.f_globals.get("__name__", "")).partition(".")[0] in _OURS

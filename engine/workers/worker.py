@@ -53,6 +53,7 @@ from .past_end import past_end
 from .process_pool import ProcessPool
 from .run_code import RunCode
 from .stop_request import StopRequest
+from .watchdog import Watchdog
 
 __all__ = ["Worker"]
 
@@ -145,6 +146,8 @@ class Worker(AsyncContextManagerMixin):
         async with AsyncExitStack() as stack:
             self._session = stack.enter_context(use_session(self._bus))
             stack.enter_context(rare_collections())
+            self._watchdog = Watchdog(self._bus, self.info, self._held, ack_wait_s=self._engine.ack_wait_s)
+            stack.push_async_callback(self._watchdog.aclose)
             # What the first run would otherwise wait for.
             await anyio.to_thread.run_sync(import_module, "..life.flow_engine", __package__)
             await anyio.to_thread.run_sync(import_module, "..flows", __package__)
@@ -163,7 +166,7 @@ class Worker(AsyncContextManagerMixin):
                     await lanes.start(self._take, LOOP, self._config.concurrency)
                     if self._config.processes:
                         await lanes.start(self._take, PROCESS, self._config.processes)
-                    await insist(self._show)
+                    await insist(presence.show, self._bus, self.info)
                     await insist(self._bus.log.append, self.info.event("started"))
                     lanes.start_soon(self._stay_present)
                     log.info("worker.started", extra={"worker": self.info.name, "pool": self.info.pool})
@@ -192,13 +195,9 @@ class Worker(AsyncContextManagerMixin):
 
     # --- presence -------------------------------------------------------------------------------------
 
-    async def _show(self) -> None:
-        await self._bus.bucket(presence.BUCKET).put(self.info.key, self.info.to_json(), ttl_s=presence.TTL_S)
-
     async def _hide(self) -> None:
-        last = WorkerInfo(**{**orjson.loads(self.info.to_json()), "stopped": True})
         try:
-            await self._bus.bucket(presence.BUCKET).put(last.key, last.to_json(), ttl_s=presence.TTL_S)
+            await presence.show(self._bus, replace(self.info, stopped=True))
         except BusUnavailable as exc:
             log.debug("worker.broker_away", extra={"error": str(exc)})
 
@@ -206,7 +205,7 @@ class Worker(AsyncContextManagerMixin):
         while True:
             await anyio.sleep(presence.BEAT_S)
             try:
-                await self._show()
+                await presence.show(self._bus, self.info)
             except BusUnavailable as exc:
                 log.debug("worker.broker_away", extra={"error": str(exc)})
 
@@ -500,7 +499,7 @@ class Worker(AsyncContextManagerMixin):
             self._tg.start_soon(self._look_after, held.stop, job.run.id)
 
         try:
-            with anyio.CancelScope() as scope, held.stop.calling(stop):
+            with anyio.CancelScope() as scope, held.stop.calling(stop), self._watchdog.watching():
                 return await execute_in_loop(job, self._loader, self._session, self._engine)
         except CancelledError:
             # Not the scope's, which keeps it: nobody cancelled the flow but itself.
