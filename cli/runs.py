@@ -69,13 +69,25 @@ def ls(
     show(page.items, run_rows(page.items), as_json=as_json)
 
 
+_TASKS = 200
+"""So many lines of a table are read by people; how many there are of each state stands above them."""
+
+
 @runs.command("show")
-def show_one(run_id: _Id, as_json: AsJson = False) -> None:
+def show_one(
+    run_id: _Id,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, help=f"At most so many task runs (default: {_TASKS}; with --json all)."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
     """Show one run and its task runs."""
+    most = limit if limit is not None or as_json else _TASKS
 
     async def both(hark: Hark, run_id: str) -> JsonObject:
         run = await hark.flow_run(run_id)
-        run["task_runs"] = [*await hark.task_runs(run_id)]
+        run["task_runs"] = [*await hark.task_runs(run_id, limit=most)]
         return run
 
     run = _ask_of(run_id, both)
@@ -94,6 +106,10 @@ def show_one(run_id: _Id, as_json: AsJson = False) -> None:
             if isinstance(t, dict)
         ]
         text += "\n\n" + table(["TASK", "STATE", "ATTEMPT", "SECONDS", "MESSAGE"], rows)
+        states = run.get("task_states")
+        there = sum(n for n in states.values() if isinstance(n, int)) if isinstance(states, dict) else 0
+        if there > len(tasks):
+            text += f"\nThese are the first {len(tasks)} of {there} task runs; --limit shows more."
     show(run, text, as_json=as_json)
 
 

@@ -273,8 +273,9 @@ class Hark(RuleCalls):
         """List task runs outside any flow, those that changed last first: ``state, task, limit, cursor``."""
         return await self._page("/api/task-runs", **filters)
 
-    async def task_runs(self, flow_run_id: str) -> list[JsonObject]:
-        return await self._all(f"/api/flow-runs/{_part(flow_run_id)}/task-runs")
+    async def task_runs(self, flow_run_id: str, *, limit: int | None = None) -> list[JsonObject]:
+        """Return the task runs of a run, or the first ``limit`` (from 1) of them."""
+        return await self._all(f"/api/flow-runs/{_part(flow_run_id)}/task-runs", most=limit)
 
     async def flow_run_action(self, id: str, action: str, **body: JsonValue) -> JsonObject:
         """Do ``cancel, retry, suspend, resume`` or ``set-state`` to a run; return the run."""

@@ -46,15 +46,22 @@ class PeopleCalls:
         value = await self._get(path, **params)
         return Page(value["items"], value.get("next_cursor"))
 
-    async def _all(self, path: str, *, page: int | None = None, **params: Any) -> list[JsonObject]:
-        """Return every item of a listing, by pages of ``page`` items (default: as many as most listings give)."""
+    async def _all(
+        self, path: str, *, page: int | None = None, most: int | None = None, **params: Any
+    ) -> list[JsonObject]:
+        """Return every item of a listing, or the first ``most``, by pages of ``page`` items (default: as many as most
+        listings give).
+        """
         items: list[JsonObject] = []
         cursor: str | None = None
         while True:
-            value = await self._get(path, **params, limit=page or _PAGE, cursor=cursor)
+            size = page or _PAGE
+            if most is not None:
+                size = min(size, most - len(items))
+            value = await self._get(path, **params, limit=size, cursor=cursor)
             items += value["items"]
             cursor = value["next_cursor"]
-            if cursor is None:
+            if cursor is None or len(items) == most:
                 return items
 
     async def raise_alert(self, title: str, **fields: JsonValue) -> JsonObject:

@@ -101,7 +101,8 @@ CREATE TABLE task_runs (
     duration_s    REAL,
     updated_at    TEXT NOT NULL
 ) STRICT;
-CREATE INDEX task_runs_flow_run ON task_runs (flow_run, position);
+-- With the id, so that a page of a listing is read from the place where it begins: most positions are alike.
+CREATE INDEX task_runs_flow_run ON task_runs (flow_run, position, id);
 -- Those outside any flow, which stand under their own id: background tasks, mostly.
 CREATE INDEX task_runs_alone ON task_runs (seq) WHERE flow_run = id;
 

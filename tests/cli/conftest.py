@@ -20,12 +20,16 @@ Run = Callable[..., Awaitable[Result]]
 Serve = Callable[[], AbstractAsyncContextManager[Service]]
 
 FLOWS = """
-from hark import flow
+from hark import flow, task
+
+@task
+async def read(n: int) -> int:
+    return n
 
 @flow(log_prints=True)
 async def etl(source: str = "a", n: int = 1) -> int:
     print("reading", source)
-    return n
+    return await read(n) + await read(0)
 
 @flow
 async def broken() -> None:

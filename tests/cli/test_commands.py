@@ -44,6 +44,11 @@ async def test_a_day_with_the_command_line(serve: Serve, hark: Run) -> None:
         await service.parts.running("projector").caught_up(await service.bus.log.head(), timeout_s=60)
         shown = await hark("runs", "show", run_id)
         assert "state_name: Completed" in shown.stdout
+        tasks = as_json(await hark("runs", "show", run_id, "--json"))["task_runs"]
+        assert [task["task_name"] for task in tasks] == ["read", "read"]
+        assert "These are the first" not in shown.stdout
+        first = await hark("runs", "show", run_id, "--limit", "1")
+        assert "These are the first 1 of 2 task runs" in first.stdout
         assert f"id: {run_id}" in (await hark("runs", "show", run_id[:-1])).stdout
         for made in ("order-77-a", "order-77-b", "parcel-1", "parcel-10", "parcel-11"):
             await hark("emit", "order.made", "--id", made)

@@ -229,18 +229,31 @@ def test_every_statement_is_one_sqlite_can_run(tmp_path: Path) -> None:
     db.close()
 
 
+def _plan(name: str, **values: object) -> list[str]:
+    db = sqlite3.connect(":memory:")
+    try:
+        for statement in schema():
+            db.execute(statement)
+        sql = statements("read.sql")[name]
+        return [row[3] for row in db.execute(f"EXPLAIN QUERY PLAN {sql}", values)]
+    finally:
+        db.close()
+
+
 def test_of_one_rule_only_its_own_firings_are_looked_at() -> None:
     """What the others did is not aggregated along: each name is looked up in the index."""
-    db = sqlite3.connect(":memory:")
-    for statement in schema():
-        db.execute(statement)
-    sql = statements("read.sql")["automation_activity"]
-    plan = [row[3] for row in db.execute(f"EXPLAIN QUERY PLAN {sql}", {"names": '["a"]', "since": ""})]
-    db.close()
+    plan = _plan("automation_activity", names='["a"]', since="")
     assert any(
         step.startswith("SEARCH firings USING INDEX firings_automation (automation=?)") for step in plan
     )
     assert not any(step.startswith("SCAN firings") for step in plan)
+
+
+def test_a_page_of_very_many_task_runs_is_read_from_where_it_begins() -> None:
+    """All task runs of a map have one position; they are not put in order anew for each page."""
+    plan = _plan("task_runs", flow_run="a", after_position=0, after_id="b", limit=9)
+    assert "SEARCH task_runs USING INDEX task_runs_flow_run (flow_run=? AND (position,id)>(?,?))" in plan
+    assert not any("TEMP B-TREE" in step for step in plan)
 
 
 def _anything(sql: str) -> dict[str, object] | list[object]:
