@@ -47,6 +47,7 @@ from .runs.task_run import TaskRun
 from .states import Pending, Resuming, State
 from .task_runners import AsyncTaskRunner
 from .tasks import Task
+from .workers.watchdog import Watchdog
 
 __all__ = ["TaskWorker", "serve"]
 
@@ -150,6 +151,12 @@ class TaskWorker(AsyncContextManagerMixin):
             self._runs = BackgroundLog(bus)
             self._runner = _Runner(self.limit or self._engine.thread_workers)
             stack.enter_context(self._runner.opened())
+            self._watchdog = Watchdog(
+                bus,
+                lambda: [held.item for held in list(self._held.values())],
+                ack_wait_s=self._engine.ack_wait_s,
+            )
+            stack.push_async_callback(self._watchdog.aclose)
             self._tg = await stack.enter_async_context(anyio.create_task_group())
             self._tg.start_soon(self._keep_alive)
             taking = await stack.enter_async_context(anyio.create_task_group())
@@ -314,7 +321,8 @@ class TaskWorker(AsyncContextManagerMixin):
         for future in call.upstream:
             await insist(future.wait_for_value_async)
         future = contextvars.copy_context().run(self._runner.launch, call)
-        await future.wait_for_end_async()
+        with self._watchdog.watching():
+            await future.wait_for_end_async()
         if events.is_silent and not events.is_lost:
             await self._hand_back(held, run, claim)
             return False

@@ -15,26 +15,27 @@ import sys
 import sysconfig
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING
 
 from ...errors import HarkError
-from ...vocabulary import FlowRunId, new_id
+from ...vocabulary import new_id
 from ..calls.task_call import TaskCall
 from ..dispatching import presence
 from ..dispatching.presence import WorkerInfo
 from ..life.user_frames import is_ours
-from ..logging import logger_of_flow_run
+from ..logging import logger_of_flow_run, logger_of_task_run
 from ..runs.run import FlowRun
+from ..runs.task_run import TaskRun
 from ..sync_async.side_session import SideSession
 from .execution import Job
-from .held_run import HeldRun
 
 if TYPE_CHECKING:
     from ...bus import Bus
+    from ...bus.work_queue import WorkItem
 
 __all__ = ["Place", "Watchdog"]
 
@@ -52,11 +53,13 @@ class Place:
 
     Attributes:
         at: ``file:line in function``, of the flow's author where there is such a frame.
-        run: the run whose code that is; None where it cannot be told.
+        run: the flow run whose code that is; None where it cannot be told.
+        task_run: the task run of that call, where there is one.
     """
 
     at: str
-    run: FlowRun | None
+    run: FlowRun | None = None
+    task_run: TaskRun | None = None
 
 
 class Watchdog:
@@ -64,12 +67,18 @@ class Watchdog:
 
     Args:
         bus: a connection is made like its own when the loop is held for the first time.
-        worker, held: what is kept alive by that connection meanwhile.
+        held: returns what is kept alive by that connection meanwhile.
+        worker: is kept alive by it, too; None: a worker of tasks, which says nothing of itself.
         ack_wait_s: after so long without a word, the broker gives work to another.
     """
 
     def __init__(
-        self, bus: Bus, worker: WorkerInfo, held: Mapping[FlowRunId, HeldRun], *, ack_wait_s: float
+        self,
+        bus: Bus,
+        held: Callable[[], list[WorkItem]],
+        *,
+        worker: WorkerInfo | None = None,
+        ack_wait_s: float,
     ) -> None:
         self._worker, self._held, self._every_s = worker, held, min(presence.BEAT_S, ack_wait_s / 3)
         self._blocked_s = min(BLOCKED_S, ack_wait_s / 3)
@@ -118,8 +127,11 @@ class Watchdog:
 
     def _while_held(self, turned: threading.Event, since: float) -> None:
         found = where_held(self._ident)
-        run = found.run
-        facts = {"at": found.at, "flow": run and run.flow_name, "run_id": run and run.id}
+        run, task_run = found.run, found.task_run
+        facts = {
+            "at": found.at, "flow": run and run.flow_name, "run_id": run and run.id, "task": task_run and task_run.task_name,
+            "task_run_id": task_run and task_run.id,
+        }  # fmt: skip
         log.warning("worker.loop_held", extra=facts)
         told = False
         while True:
@@ -128,9 +140,12 @@ class Watchdog:
                 session.call(self._beat, session.bus)
                 if not told:
                     told = True
-                    if run is not None:
+                    if task_run is not None:
+                        logger_of_task_run(task_run, run, session).warning(ADVICE, self._blocked_s, found.at)
+                    elif run is not None:
                         logger_of_flow_run(run, session).warning(ADVICE, self._blocked_s, found.at)
-                    session.call(session.bus.log.append, self._worker.event("held", id=new_id(), **facts))
+                    if self._worker is not None:
+                        session.call(session.bus.log.append, self._worker.event("held", id=new_id(), **facts))
             except HarkError as exc:  # the broker is away, for one
                 log.debug("worker.broker_away", extra={"error": str(exc)})
             if turned.wait(self._every_s) or self._closing.is_set():
@@ -138,14 +153,15 @@ class Watchdog:
         log.info("worker.loop_turns", extra={**facts, "held_s": round(time.monotonic() - since, 1)})
 
     async def _beat(self, bus: Bus) -> None:
-        await presence.show(bus, self._worker)
-        for held in list(self._held.values()):
-            await bus.work.extend(held.item)
+        if self._worker is not None:
+            await presence.show(bus, self._worker)
+        for item in self._held():
+            await bus.work.extend(item)
 
 
 ADVICE = (
     "This run has held its worker's event loop for %.1f s and more, at %s. Until it awaits, nothing else goes on in that loop. "
-    "Await `asyncio.to_thread(…)` there, or make the flow sync: a `def` flow runs in a process of its own."
+    "Await `asyncio.to_thread(…)` there, or make the flow (in a worker of tasks, the task) sync: what is `def` runs apart."
 )
 
 
@@ -155,27 +171,30 @@ def where_held(ident: int) -> Place:
     place: FrameType | None = None
     authors: FrameType | None = None
     run: FlowRun | None = None
+    task_run: TaskRun | None = None
     step: FrameType | None = frame
     while step is not None and run is None:
         if is_ours(step):
-            run = _run_of(step)
+            # Of a task's own call the innermost is the one; what it is part of may be found further out.
+            run, inner = _runs_of(step)
+            task_run = task_run or inner
         elif authors is None:
             place = place or step
             if not step.f_code.co_filename.startswith(_LIBRARIES):
                 authors = step
         step = step.f_back
     at = authors or place or frame
-    return Place(f"{at.f_code.co_filename}:{at.f_lineno} in {at.f_code.co_qualname}", run)
+    return Place(f"{at.f_code.co_filename}:{at.f_lineno} in {at.f_code.co_qualname}", run, task_run)
 
 
-def _run_of(frame: FrameType) -> FlowRun | None:
-    """Return the run that a frame of ours executes, if it does."""
+def _runs_of(frame: FrameType) -> tuple[FlowRun | None, TaskRun | None]:
+    """Return the runs that a frame of ours executes, if it does."""
     for value in frame.f_locals.values():
         if isinstance(value, Job):
-            return value.run
-        if isinstance(value, TaskCall) and value.flow is not None:
-            return value.flow.flow_run
-    return None
+            return value.run, None
+        if isinstance(value, TaskCall):
+            return value.flow.flow_run if value.flow is not None else None, value.run
+    return None, None
 
 
 _LIBRARIES = tuple(

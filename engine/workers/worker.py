@@ -146,7 +146,10 @@ class Worker(AsyncContextManagerMixin):
         async with AsyncExitStack() as stack:
             self._session = stack.enter_context(use_session(self._bus))
             stack.enter_context(rare_collections())
-            self._watchdog = Watchdog(self._bus, self.info, self._held, ack_wait_s=self._engine.ack_wait_s)
+            self._watchdog = Watchdog(
+                self._bus, lambda: [held.item for held in list(self._held.values())], worker=self.info,
+                ack_wait_s=self._engine.ack_wait_s,
+            )  # fmt: skip
             stack.push_async_callback(self._watchdog.aclose)
             # What the first run would otherwise wait for.
             await anyio.to_thread.run_sync(import_module, "..life.flow_engine", __package__)
