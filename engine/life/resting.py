@@ -33,10 +33,11 @@ from ..logging import logger_of_flow_run
 from ..signals import OF_THE_CODE, Suspend, suspension_in
 from ..states import AwaitingRetry, State
 from ..sync_async.timeouts import pause, waking
+from .holding import HAS_YIELDED, IN_HOOK, IN_TASK, say_held
+from .runs_above import runs_around
 
 if TYPE_CHECKING:
     from ..calls.task_call import TaskCall
-    from .tracking import FlowTracker
 
 __all__ = [
     "Rests", "end_waits", "is_over_above", "left_behind", "rest", "rest_async", "rest_first", "rest_first_async", "staying", "suspend_here", "suspension_of",
@@ -49,9 +50,6 @@ _MOMENT_BETWEEN_S = 1.0
 """The same where a call has just ended: code that goes on behind it may do something of its own before its next call."""
 
 _CODE_HAS_ENDED = AwaitingRetry(message="the code that waited for it has ended")
-_IN_HOOK = "its run has ended, and a hook of that has called it"
-_IN_TASK = "it is part of a task, whose code would have to run again"
-_HAS_YIELDED = "it has yielded values, which its reader would not get again"
 
 
 @dataclass(slots=True, eq=False)
@@ -132,22 +130,22 @@ class Rests:
     ) -> Rests | None:
         if flow.tracker is None or delay_s <= flow.tracker.suspend_after_s:
             return None
-        above, is_in_task = _above(flow)
+        above, is_in_task = runs_around(flow)
         outermost = above[-1]
         if outermost.parent is not None or outermost.tracker is None or outermost.flow_run.pool is None:
             return None
-        why = _IN_TASK if is_in_task or caller is not flow else _HAS_YIELDED if has_yielded else None
+        why = IN_TASK if is_in_task or caller is not flow else HAS_YIELDED if has_yielded else None
         if any(one.flow_run.is_final for one in above):
-            why = _IN_HOOK
+            why = IN_HOOK
         if why is not None:
-            _say_held(flow, outermost.tracker, what, delay_s, why)
+            say_held(flow, outermost.tracker, what, why, does="waits {} for its next try", for_s=delay_s)
             return None
         return cls._in(above)
 
     @classmethod
     def of_code(cls, flow: FlowRunContext) -> Rests | None:
         """Return those of a run whose own code waits; None where it cannot leave: part of a task, ended, or nobody's to take up."""
-        above, is_in_task = _above(flow)
+        above, is_in_task = runs_around(flow)
         outermost = above[-1]
         if is_in_task or outermost.tracker is None or outermost.flow_run.pool is None:
             return None
@@ -189,7 +187,7 @@ class Rests:
     def _leave_what_is_over(self, one: _Resting) -> None:
         """End a wait that nobody waits for: the code that began it, or called its subflow, has ended."""
         below: FlowRunContext | None = None
-        for flow in _above(self._flow)[0]:
+        for flow in runs_around(self._flow)[0]:
             if flow.has_returned and not (flow is self._flow and one.is_between_tries):
                 if below is None:
                     one.is_left = True
@@ -287,17 +285,6 @@ class Rests:
             return not self._flow.subflows and self._flow.tracker.events.going.count <= left
 
 
-def _above(flow: FlowRunContext) -> tuple[list[FlowRunContext], bool]:
-    """Return a flow run and those around it, innermost first, and whether any of them was called by a task."""
-    above, is_in_task = [flow], False
-    while (parent := above[-1].parent) is not None:
-        is_in_task = is_in_task or not isinstance(parent, FlowRunContext)
-        if (around := parent.flow_context) is None:
-            break
-        above.append(around)
-    return above, is_in_task
-
-
 def end_waits(flow: FlowRunContext) -> Rests | None:
     """End the waits in branches of a run's code that has ended without them, and those that begin there from now on.
 
@@ -312,7 +299,7 @@ def end_waits(flow: FlowRunContext) -> Rests | None:
 
 def is_over_above(flow: FlowRunContext) -> bool:
     """Return whether the code of a run above has come to its end: what it does not wait for now, nobody takes up again."""
-    return any(one.has_returned for one in _above(flow)[0][1:])
+    return any(one.has_returned for one in runs_around(flow)[0][1:])
 
 
 def suspend_here(flow: FlowRunContext, suspend: Suspend) -> Suspend:
@@ -320,7 +307,7 @@ def suspend_here(flow: FlowRunContext, suspend: Suspend) -> Suspend:
 
     Nothing new of it begins here from now on. Where it leaves already, that stands.
     """
-    outermost = _above(flow)[0][-1]
+    outermost = runs_around(flow)[0][-1]
     rests = Rests.of_code(flow)
     if rests is None:
         return suspend  # in a hook: there it fails
@@ -411,16 +398,6 @@ def _will_be_tried(resting: list[_Resting]) -> str:
     counted = [(len(resting) - flows, "task"), (flows, "subflow")]
     said = [f"{count} {what}{'s' if count > 1 else ''}" for count, what in counted if count]
     return f"{' and '.join(said)} will be tried again"
-
-
-def _say_held(flow: FlowRunContext, outermost: FlowTracker, what: str, delay_s: float, why: str) -> None:
-    """Say in the run's log, once for each task or flow, that a long wait of it holds a worker."""
-    if what in outermost.told_to_hold or flow.tracker is None:
-        return
-    outermost.told_to_hold.add(what)
-    logger_of_flow_run(flow.flow_run, flow.tracker.session).warning(
-        "%s waits %g s for its next try in place and holds its worker: %s", what, delay_s, why
-    )
 
 
 def rest(call: TaskCall, delay_s: float) -> None:

@@ -9,7 +9,21 @@ from ...vocabulary import StateType
 from ..context import FlowRunContext, TaskRunContext
 from .flow_steps import OnBus, Step
 
-__all__ = ["is_cancelled_above", "stays_cancelled", "tell_above"]
+__all__ = ["is_cancelled_above", "runs_around", "stays_cancelled", "tell_above"]
+
+
+def runs_around(flow: FlowRunContext) -> tuple[list[FlowRunContext], bool]:
+    """Return a flow run and those around it, innermost first, and whether a task called any of them.
+
+    The last may still have a parent: a task that was called outside of flows.
+    """
+    around, is_in_task = [flow], False
+    while (parent := around[-1].parent) is not None:
+        is_in_task = is_in_task or not isinstance(parent, FlowRunContext)
+        if (above := parent.flow_context) is None:
+            break
+        around.append(above)
+    return around, is_in_task
 
 
 def tell_above(context: FlowRunContext) -> None:

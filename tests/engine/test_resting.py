@@ -395,6 +395,7 @@ def reads(what, first):
 
 @task
 def around():
+    sleep(0.3)
     return flaky("x")
 
 def told(flow, run, state):
@@ -427,16 +428,19 @@ async def test_a_generator_waits_away_from_its_worker_until_it_has_yielded(stage
 
 
 async def test_a_long_retry_delay_that_holds_its_worker_is_said_once(stage: Stage) -> None:
-    """That of a task called by a task, by name and length, however often it comes. One in a hook of an end is waited for, too."""
-    stage.write(flows("def") + GENERATORS)
+    """That of a task called by a task, by name and length, however often it comes, and a sleep in a task.
+
+    One in a hook of an end is waited for, too.
+    """
+    stage.write("from hark import sleep\n" + flows("def") + GENERATORS)
     await stage.deploy("calls")
     async with stage.working(engine=QUICK):
         run = await stage.run("calls")
         await stage.hear("said.hook2")
     assert result_of(run) == "x2x2"
     why = "it is part of a task, whose code would have to run again"
-    held = f"task 'flaky' waits 0.6 s for its next try in place and holds its worker: {why}"
-    assert await said_in_log(stage, run, held) == 1
+    for held in ("task 'flaky' waits 0.6 s for its next try", "task 'around' sleeps 0.3 s"):
+        assert await said_in_log(stage, run, f"{held} in place and holds its worker: {why}") == 1
 
 
 async def said_in_log(stage: Stage, run: FlowRun, text: str) -> int:
