@@ -20,7 +20,7 @@ from ..vocabulary import new_id
 from .bus import Bus
 from .lease import Grant
 
-__all__ = ["Candidate", "Deposed"]
+__all__ = ["Candidate", "Deposed", "first_error"]
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ class Candidate(AsyncContextManagerMixin, Generic[T]):
             except* Deposed:
                 log.warning(f"{self._role}.deposed", extra={"holder": self._name})
             except* (BusUnavailable, LogRewound, GuardFailed) as group:
-                log.warning(f"{self._role}.waits_for_broker", extra={"error": str(_first(group))})
+                log.warning(f"{self._role}.waits_for_broker", extra={"error": str(first_error(group))})
             # The pause is the machine's time also where deadlines are a test's.
             await anyio.sleep(_BACK_OFF_S[min(tries, len(_BACK_OFF_S) - 1)])
             tries += 1
@@ -117,7 +117,7 @@ class Candidate(AsyncContextManagerMixin, Generic[T]):
         log.info(f"{self._role}.leads", extra={"holder": self._name})
 
 
-def _first(exc: BaseException) -> BaseException:
+def first_error(exc: BaseException) -> BaseException:
     """Return the first error of a group, and of the groups in it."""
     while isinstance(exc, BaseExceptionGroup):
         exc = exc.exceptions[0]

@@ -12,6 +12,9 @@ from .call import AsJson, ask, group, plain, show, table, when
 if TYPE_CHECKING:
     from ..vocabulary import JsonObject, JsonValue
 
+_NO_WORDS = ("true", "false", "null")
+"""What is read as a value of its own where it has no quotes."""
+
 silences = group("For a while, alerts that match are told to nobody: ls, add, expire.")
 
 
@@ -21,6 +24,29 @@ def user() -> str:
         return getpass.getuser()
     except (KeyError, OSError):
         return ""
+
+
+def in_words(match: JsonValue) -> str:
+    """Return a condition as ``add`` is given it; what cannot be said so as it is kept."""
+    if not isinstance(match, dict) or not match:
+        return plain(match)
+    return ", ".join(_one_in_words(path, want) for path, want in match.items())
+
+
+def _one_in_words(path: str, want: JsonValue) -> str:
+    sign, value = "=", want
+    if isinstance(value, dict) and value.keys() == {"not"}:
+        sign, value = "!=", value["not"]
+    if isinstance(value, dict) and value.keys() == {"regex"}:
+        pattern = str(value["regex"])
+        if pattern.startswith("^(?:") and pattern.endswith(")$"):
+            return f"{path}{'!' if sign == '!=' else '='}~{plain(pattern[4:-2])}"
+    if isinstance(value, list) and len(value) == 2 and isinstance(value[0], int | float):
+        return f"{path}{sign}{plain(value[1])}"  # a number, which labels have as a text
+    if isinstance(value, str):
+        is_word = value[:1].isalpha() and not set(value) & set(' ,"') and value not in _NO_WORDS
+        return f"{path}{sign}{plain(value)}" if is_word else f'{path}{sign}"{plain(value)}"'
+    return f"{path}: {plain(want)}"
 
 
 @silences.command("ls")
@@ -34,7 +60,7 @@ def ls(
         [
             s["id"],
             s.get("state"),
-            plain(s.get("match")),
+            in_words(s.get("match")),
             when(s.get("ends_at")),
             s.get("created_by"),
             s.get("comment"),
@@ -67,7 +93,9 @@ def add(
     if starts is not None:
         body["starts_at"] = starts
     made = ask(lambda h: h.add_silence(body))
-    show(made, f"{made['id']} silences {plain(made.get('match'))} until {made['ends_at']}", as_json=as_json)
+    show(
+        made, f"{made['id']} silences {in_words(made.get('match'))} until {made['ends_at']}", as_json=as_json
+    )
 
 
 @silences.command("expire")

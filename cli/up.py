@@ -40,6 +40,7 @@ def up(
     from ..server.address import config_path
     from ..server.log_line import setup_logging
     from ..server.roles import parse_roles
+    from ..server.whose import said_of_owner
 
     settings = load_settings()
     changes: dict[str, object] = {}
@@ -55,6 +56,9 @@ def up(
     settings = settings.model_copy(update=changes)
     roles = parse_roles(role or ["all"])
     setup_logging(verbose=verbose)
+    # Only a warning: in a container root often serves a volume that is somebody else's.
+    for line in said_of_owner(settings.home_path) or ():
+        typer.echo(f"hark: {line}", err=True)
 
     from ..server.service import Service, serve
 

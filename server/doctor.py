@@ -22,6 +22,7 @@ from anyio import to_thread
 from ..errors import HarkError
 from ..vocabulary import JsonObject
 from .address import config_path, find_api
+from .whose import said_of_owner
 
 if TYPE_CHECKING:
     from ..config import Settings
@@ -130,6 +131,8 @@ def _home(settings: Settings) -> Finding:
         return Finding(
             "home", Verdict.BAD, f"{home}: {exc.strerror}", "set HARK_HOME to a folder you may write"
         )
+    if (stranger := said_of_owner(home)) is not None:
+        return Finding("home", Verdict.NOTE, *stranger)
     mode = home.stat().st_mode & 0o077
     if mode and os.name == "posix" and home.stat().st_uid == os.getuid() and mode & 0o022:
         return Finding("home", Verdict.NOTE, f"{home} can be written by others", f"`chmod go-w {home}`")

@@ -23,6 +23,7 @@ from anyio.abc import TaskGroup
 from pydantic import ValidationError
 
 from ..bus import Bus, Entry
+from ..bus.candidate import first_error
 from ..bus.event import Event
 from ..bus.subject import PREFIX, flow_run_filter
 from ..clock import SYSTEM_CLOCK, Clock
@@ -244,7 +245,7 @@ class Backfiller(AsyncContextManagerMixin):
                         await self._watch(tg)
                 except* UnavailableError as group:
                     # The lease is given back, and whoever reaches the broker first leads on.
-                    log.warning("backfiller.interrupted", extra={"error": str(group.exceptions[0])})
+                    log.warning("backfiller.interrupted", extra={"error": str(first_error(group))})
                     await anyio.sleep(0.2)
 
     async def _watch(self, tg: TaskGroup) -> None:

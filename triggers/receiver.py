@@ -1,8 +1,8 @@
 """The receiver of webhooks: a request comes in, an event is stored, and only then the answer is 202.
 
-======  ==========================================================================================================
+======  ==============================================================================================================
 answer  when
-======  ==========================================================================================================
+======  ==============================================================================================================
 202     the event is stored: ``{"id": …}``; with ``"duplicate": true`` if this delivery was stored before
 200     Slack's ``url_verification`` (the challenge is echoed); a CloudEvents handshake by OPTIONS; with
         ``wait_for_run``, the run the event led to has completed: ``{"id", "run", "state", "result"}``
@@ -16,9 +16,9 @@ answer  when
 415     a content type or encoding that is not read
 422     the webhook's templates make no event of this request
 429     over the rate; ``Retry-After`` says when to come back
-500     the webhook's definition or secret is broken; the server's log says how; with ``wait_for_run``, the run failed
+500     the webhook's definition or secret is broken; the server's log says how; with ``wait_for_run``, the run failed or was refused
 503     the log cannot be reached; ``Retry-After``
-======  ==========================================================================================================
+======  ==============================================================================================================
 
 What is not accepted becomes ``webhook.rejected`` without the body; of a flood, a few per second with the number of
 those that were not told. Nothing a request holds can raise out of ``receive``.
@@ -393,13 +393,7 @@ class WebhookReceiver(AsyncContextManagerMixin):
             return answer
         if outcome is None:
             return answer
-        told: JsonObject = {
-            **answer.body,
-            "run": outcome.run,
-            "state": outcome.state,
-            "result": outcome.result,
-        }
-        return Answer(200 if outcome.is_completed else 500, told)
+        return Answer(200 if outcome.is_completed else 500, {**answer.body, **outcome.told})
 
     # --- keeping, and delivering again ----------------------------------------------------------------
 

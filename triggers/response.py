@@ -8,13 +8,28 @@ import anyio
 
 from ..bus import Bus
 from ..bus.event import Event, readable
-from ..bus.subject import FLOW_RUNS
+from ..bus.subject import FLOW_RUNS, PREFIX
 from ..vocabulary import TERMINAL, JsonObject, JsonValue, StateType
 
-__all__ = ["Outcome", "RunWaits", "outcome_of"]
+__all__ = ["Outcome", "Refusal", "RunWaits", "outcome_of"]
 
 # Each wait reads the log on its own; past so many, requests are answered 202 without waiting.
 _AT_ONCE = 100
+
+
+_GIVEN_UP = "action.dead-lettered"
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A run that there will not be: the action that was to begin it was given up."""
+
+    error: str
+    is_completed = False
+
+    @property
+    def told(self) -> JsonObject:
+        return {"run": None, "error": self.error}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +44,18 @@ class Outcome:
     def is_completed(self) -> bool:
         return self.state.get("type") == StateType.COMPLETED
 
+    @property
+    def told(self) -> JsonObject:
+        return {"run": self.run, "state": self.state, "result": self.result}
 
-def outcome_of(event: Event, *, story: str) -> Outcome | None:
-    """Return the outcome a flow-run event tells, if it ends a run of ``story`` (a correlation id) that has no parent."""
+
+def outcome_of(event: Event, *, story: str) -> Outcome | Refusal | None:
+    """Return the outcome an event tells, if it ends a run of ``story`` (a correlation id) that has no parent, or there is none."""
     data = event.data
     if event.correlationid != story or not isinstance(data, dict):
         return None
+    if event.type == _GIVEN_UP:
+        return Refusal(str(data.get("error", ""))) if data.get("kind") == "run" else None
     run, state = data.get("run"), data.get("state")
     if not isinstance(run, dict) or not isinstance(state, dict) or run.get("parent") is not None:
         return None
@@ -55,8 +76,8 @@ class RunWaits:
         self._bus = bus
         self._waiting = 0
 
-    async def wait(self, event: Event, *, seq: int, within_s: float) -> Outcome | None:
-        """Return how the first run that ``event`` (stored at ``seq``) led to has ended.
+    async def wait(self, event: Event, *, seq: int, within_s: float) -> Outcome | Refusal | None:
+        """Return how the first run that ``event`` (stored at ``seq``) led to has ended, or why there is none.
 
         None: no run of it ended in ``within_s`` seconds, or too many are waiting already.
         Raises:
@@ -68,7 +89,7 @@ class RunWaits:
         self._waiting += 1
         try:
             with anyio.move_on_after(within_s):
-                async with self._bus.log.follow([FLOW_RUNS], after=seq) as batches:
+                async with self._bus.log.follow([FLOW_RUNS, PREFIX + _GIVEN_UP], after=seq) as batches:
                     async for batch in batches:
                         for record in readable(batch.records):
                             outcome = outcome_of(record.event, story=story)

@@ -24,6 +24,7 @@ from anyio.abc import TaskGroup, TaskStatus
 from pydantic import ValidationError
 
 from ..bus import Bus, Entry
+from ..bus.candidate import first_error
 from ..bus.event import Event, readable
 from ..clock import SYSTEM_CLOCK, Clock
 from ..config import TriggersConfig
@@ -178,7 +179,7 @@ class Scheduler(AsyncContextManagerMixin):
                     await self._term.run(self._leading)
                 except* UnavailableError as group:
                     # The term ends, the lease is given back, and whoever reaches the broker first leads on.
-                    log.warning("scheduler.interrupted", extra={"error": str(group.exceptions[0])})
+                    log.warning("scheduler.interrupted", extra={"error": str(first_error(group))})
                     await anyio.sleep(0.2)
                 finally:
                     self._term = None

@@ -349,7 +349,7 @@ async def test_people_are_asked_told_and_left_alone(serve: Serve, hark: Run) -> 
         made = as_json(
             await hark("silences", "add", "severity=info", "--for", "2h", "--comment", "quiet", "--json")
         )
-        assert re.search(rf"{made['id']} .* in 2h ", (await hark("silences", "ls")).stdout)
+        assert re.search(rf"{made['id']} .* severity=info +in 2h ", (await hark("silences", "ls")).stdout)
         assert "is over" in (await hark("silences", "expire", made["id"])).stdout
         assert as_json(await hark("silences", "ls", "--json")) == []
         (over,) = as_json(await hark("silences", "ls", "--expired", "--json"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import stat
 import sys
 from collections.abc import AsyncGenerator
@@ -23,6 +24,7 @@ from hark.server.client import ApiError, Hark
 from hark.server.fault import ManifestInvalid
 from hark.server.roles import Role
 from hark.server.service import Service
+from hark.server.whose import said_of_owner
 from hark.vocabulary import FlowRunId
 
 from tests.server.conftest import Start
@@ -407,6 +409,16 @@ async def test_a_log_that_was_put_back_begins_the_service_anew(monkeypatch: pyte
     with pytest.raises(DefinitionError, match="that is all"):
         await service_module._serve(losing, announced.append)
     assert announced == ["Hark is ready at http://here (home /h)"] * 3
+
+
+def test_who_serves_the_home_of_another_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the names of both, where they have some; not of one's own home, or one that is not there yet."""
+    assert said_of_owner(tmp_path) is said_of_owner(tmp_path / "none") is None
+    monkeypatch.setattr("os.geteuid", lambda: 54_321)
+    said, advice = said_of_owner(tmp_path) or ("", "")
+    owner = pwd.getpwuid(os.getuid()).pw_name
+    assert f"belongs to {owner}, and this process is #54321's" in said
+    assert f"sudo -u {owner} env HARK_HOME={tmp_path} hark up" in advice
 
 
 def test_a_user_without_a_home_directory_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:

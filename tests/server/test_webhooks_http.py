@@ -151,11 +151,12 @@ webhooks:
 automations:
   double: {on: ask.double, do: [{run: double, parameters: {n: "{{ event.data.n }}"}}]}
   broken: {on: ask.broken, do: [{run: broken}]}
+  nobody: {on: ask.nobody, do: [{notify: "json://127.0.0.1:9/", retries: 0}, {run: "{{ event.data.what }}"}]}
 """
 
 
 async def test_an_answer_waits_for_the_real_run_it_led_to(start: Start) -> None:
-    """Webhook, rule, deployment, worker, and back over HTTP: 200 with the result, 500 with why, 202 when there is no run."""
+    """Webhook, rule, deployment, worker, and back over HTTP: 200 with the result, 500 with why, also if it was refused."""
     async with start(config=WAITING) as (_, http):
         answer = await http.post("/hooks/ask", json={"what": "double", "n": 21})
         assert answer.status_code == 200, answer.text
@@ -167,6 +168,9 @@ async def test_an_answer_waits_for_the_real_run_it_led_to(start: Start) -> None:
         failed = await http.post("/hooks/ask", json={"what": "broken"})
         assert (failed.status_code, failed.json()["state"]["type"]) == (500, "FAILED")
         assert "no such table" in failed.json()["state"]["message"]
+        refused = await http.post("/hooks/ask", json={"what": "nobody"})
+        assert (refused.status_code, refused.json()["run"]) == (500, None)
+        assert "no deployment" in refused.json()["error"]
 
 
 @pytest.fixture
