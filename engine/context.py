@@ -75,7 +75,7 @@ class FlowRunContext(RunContext):
     """
 
     __slots__ = (
-        "cached", "calls", "flow", "flow_run", "has_returned", "has_told", "keeping", "leaving", "left", "log_prints", "memo", "parameters", "parent",
+        "awaits_reader", "cached", "calls", "flow", "flow_run", "has_returned", "has_told", "keeping", "leaving", "left", "log_prints", "memo", "parameters", "parent",
         "rests", "runner", "span", "subflows", "tracker", "waiting",
     )  # fmt: skip
 
@@ -114,6 +114,8 @@ class FlowRunContext(RunContext):
         """Why the run leaves its worker, once that is decided: nothing new of it begins here any more."""
         self.span: Span | None = None
         """The run in traces; None where nothing is traced."""
+        self.awaits_reader = False
+        """Whether it is a generator that has yielded, and its reader has not come back yet."""
         self.has_returned = False
         """Whether its code has come to its end, in the present try: what goes on of it, nobody waits for."""
         self.calls = CallCounter()
@@ -127,7 +129,7 @@ class FlowRunContext(RunContext):
         """Begin a new try: calls are counted anew, and submitted tasks run again."""
         self.calls = CallCounter()
         self.rests = self.leaving = None
-        self.has_returned = False
+        self.has_returned = self.awaits_reader = False
         self.runner.reopen()
 
     @property

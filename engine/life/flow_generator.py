@@ -52,14 +52,16 @@ def drive_generator(engine: FlowEngine, session: Session | None) -> Generator[An
                             break
                         finally:
                             step.spent_s += time.monotonic() - began
-                    engine.has_yielded = True
+                    engine.has_yielded = engine.context.awaits_reader = True
                     try:
                         sent = yield item
                     except GeneratorExit as exc:
-                        enough = exc
+                        enough, engine.is_read_no_more = exc, True
                         with engine.entering():
                             generator.close()
                         break
+                    finally:
+                        engine.context.awaits_reader = False
             except BaseException as exc:
                 turns.error = exc
         if enough is not None:
@@ -91,14 +93,16 @@ async def drive_generator_async(engine: FlowEngine, session: Session | None) -> 
                                 break
                             finally:
                                 step.spent_s += time.monotonic() - began
-                    engine.has_yielded = True
+                    engine.has_yielded = engine.context.awaits_reader = True
                     try:
                         sent = yield item
                     except GeneratorExit as exc:
-                        enough = exc
+                        enough, engine.is_read_no_more = exc, True
                         with engine.entering():
                             await generator.aclose()
                         break
+                    finally:
+                        engine.context.awaits_reader = False
             except BaseException as exc:
                 turns.error = exc
         if enough is not None:

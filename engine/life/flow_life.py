@@ -78,6 +78,8 @@ class FlowEngine:
         """Set once the run was stopped from outside: what is left to do is short, and shielded."""
         self.has_yielded = False
         """Whether it is a generator whose reader has got something of it."""
+        self.is_read_no_more = False
+        """Whether it is a generator that its reader has closed."""
         self._parameters: dict[str, Any] = {}
         self.context = FlowRunContext(
             flow,
@@ -228,6 +230,9 @@ class FlowEngine:
             if self.context.parent is not None:
                 # Part of its parent's process: the parent leaves, and takes it up again when it gets here.
                 yield from self.move(suspended_with_parent(self, suspend.state))
+                if self.is_read_no_more:  # there is nobody to raise it in
+                    tell_above(self.context)
+                    return self.state
                 raise suspend
             yield from self.move(suspend.state, scheduled_at=suspend.due_at)
         except MoveRefused:

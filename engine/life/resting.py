@@ -232,6 +232,7 @@ class Rests:
         if rests is None or tracker is None:
             return
         if (on_quiet := self._on_quiet) is not None and self._is_quiet():
+            self._on_quiet = None
             on_quiet()
         if self._outermost.leaving is not None:
             return
@@ -282,7 +283,9 @@ class Rests:
         assert self._flow.tracker is not None
         with self._lock:
             left = self._left + sum(one.is_going for one in self._resting)
-            return not self._flow.subflows and self._flow.tracker.events.going.count <= left
+            # A generator that waits for its reader is closed when nobody can come back to it, which may be later.
+            subflows = [one for one in self._flow.subflows if not one.awaits_reader]
+            return not subflows and self._flow.tracker.events.going.count <= left
 
 
 def end_waits(flow: FlowRunContext) -> Rests | None:
@@ -386,7 +389,10 @@ def _all_resting(flow: FlowRunContext) -> list[_Resting] | None:
         found += inner
     submitted = sum(one.is_submitted for one in own)
     waits = flow.waiting > 0 or submitted < len(own) or subflows
-    if flow.tracker is None or not found or not waits:
+    if flow.tracker is None:
+        return None
+    # A generator that has yielded waits for its reader, which is for that to wait.
+    if not flow.awaits_reader and (not found or not waits):
         return None
     if flow.tracker.events.going.count != sum(one.is_going for one in own):
         return None

@@ -166,6 +166,8 @@ def _tries_sync(call: TaskCall, failure: BaseException | None = None) -> State:
         rest_first(call)
     while True:
         if failure is None and call.limited != ():
+            if events is not None:
+                events.going.begin(run)  # its run does not leave while it waits for its slots
             failure = take(call)
         if failure is None:
             if events is not None and events.is_crowded:
@@ -339,6 +341,8 @@ async def _tries_async(call: TaskCall, failure: BaseException | None = None) -> 
         await rest_first_async(call)
     while True:
         if failure is None and call.limited != ():
+            if events is not None:
+                events.going.begin(run)  # its run does not leave while it waits for its slots
             failure = await take_async(call)
         if failure is None:
             if events is not None and events.is_crowded:

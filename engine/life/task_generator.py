@@ -62,7 +62,11 @@ def run_generator(call: TaskCall) -> Generator[Any, Any, Any]:
                 finally:
                     current_run.reset(token)
                 call.has_yielded = True
+                if call.events is not None:
+                    call.events.going.end(run)  # between two values it does nothing
                 sent = yield item
+                if call.events is not None:
+                    call.events.going.begin(run)
         except StopIteration as exc:
             _end(context, conclude(call, succeeded(call, exc.value), finish_sync, finish_async))
             return exc.value
@@ -126,7 +130,11 @@ async def run_generator_async(call: TaskCall) -> AsyncGenerator[Any, Any]:
                 finally:
                     current_run.reset(token)
                 call.has_yielded = True
+                if call.events is not None:
+                    call.events.going.end(run)  # between two values it does nothing
                 sent = yield item
+                if call.events is not None:
+                    call.events.going.begin(run)
         except StopAsyncIteration:
             await _end_async(context, conclude(call, succeeded(call, None), finish_sync, finish_async))
             return

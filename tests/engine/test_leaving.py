@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from hark.config import EngineConfig
 from hark.engine.runs.run import FlowRun
 from hark.vocabulary import StateType
@@ -344,3 +345,46 @@ async def asks():
         took = (datetime.fromisoformat(ended) - datetime.fromisoformat(began)).total_seconds()
         assert seconds <= took < seconds + 10
     assert branches.attempt >= 3
+
+
+GENERATORS = """
+@task
+{kind} numbers():
+    for n in (1, 2):
+        yield n
+
+@flow
+{kind} letters():
+    for letter in "ab":
+        {wait}step("in-" + letter)
+        yield letter
+
+@flow
+{kind} is_reading_a_task():
+    found = []
+    {wait_}for n in numbers():
+        {wait}sleep(0.5)
+        {wait}step(f"read-{{n}}")
+        found.append(n)
+    return found
+
+@flow
+{kind} is_reading_a_subflow():
+    found = []
+    {wait_}for letter in letters():
+        {wait}sleep(0.5)
+        {wait}step("read-" + letter)
+        found.append(letter)
+    return found
+"""
+
+
+@pytest.mark.parametrize("kind", ["async def", "def"])
+async def test_whoever_reads_a_generator_may_rest_between_two_values(stage: Stage, kind: str) -> None:
+    """It begins anew then, for its reader does; what either has finished is not repeated."""
+    is_async = kind == "async def"
+    waits = {"wait": "await ", "wait_": "async "} if is_async else {"wait": "", "wait_": ""}
+    found = await results(stage, (ASYNC if is_async else SYNC) + GENERATORS.format(kind=kind, **waits))
+    assert found == {"is_reading_a_task": [1, 2], "is_reading_a_subflow": ["a", "b"]}
+    words = [*(f"read-{one}" for one in (1, 2, "a", "b")), "in-a", "in-b"]
+    assert await stage.said() == dict.fromkeys(words, 1)
