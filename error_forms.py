@@ -114,8 +114,8 @@ class ObjectAlreadyExists(HarkError):
         self.http_exc = http_exc
 
 
-class MissingFlowError(HarkError):
-    """A file or module has no flow of the name asked for. Ours are ``MissingFlow``."""
+class MissingFlowError(DefinitionError):
+    """A file or module has no flow of the name asked for, which are ``MissingFlow``; or what has that name is no flow."""
 
 
 class MissingResult(HarkError):

@@ -26,6 +26,7 @@
     │   ├── RunLost                this process no longer owns the run; stop writing
     │   ├── MoveRefused            that move between states does not exist
     │   ├── NotPaused              ... a run that is not paused cannot be resumed
+    │   ├── EnteredTwice           a transaction was entered again; also a RuntimeError
     │   ├── ResultLocked           somebody else has locked the key of a result; also a RuntimeError
     │   ├── SuspendRefused         nobody could take the run up again by itself; also a RuntimeError
     │   ├── NotRunning             ... or it has ended, or is being cancelled: a SuspendRefused and a MoveRefused
@@ -237,6 +238,10 @@ class RefusedError(HarkError):
 
 class ResultLocked(RefusedError, RuntimeError):
     """A result was to be written whose key somebody else has locked."""
+
+
+class EnteredTwice(RefusedError, RuntimeError):
+    """A transaction was entered again."""
 
 
 class SuspendRefused(RefusedError, RuntimeError):

@@ -137,7 +137,7 @@ class CachePolicy:
         """Return the policy without an argument; one that asks for no arguments is itself."""
         if not isinstance(other, str):
             raise TypeError(
-                f"Can only subtract strings, the names of arguments, from a cache policy: got {other!r}"
+                f"Can only subtract strings from key policies: the names of arguments, not {other!r}"
             )
         return self
 
@@ -175,7 +175,7 @@ class CompoundCachePolicy(CachePolicy):
     def __sub__(self, other: str) -> CachePolicy:
         if not isinstance(other, str):
             raise TypeError(
-                f"Can only subtract strings, the names of arguments, from a cache policy: got {other!r}"
+                f"Can only subtract strings from key policies: the names of arguments, not {other!r}"
             )
         if not any(isinstance(policy, Inputs) for policy in self.policies):
             return self
@@ -253,7 +253,7 @@ class Inputs(CachePolicy):
     def __sub__(self, other: str) -> CachePolicy:
         if not isinstance(other, str):
             raise TypeError(
-                f"Can only subtract strings, the names of arguments, from a cache policy: got {other!r}"
+                f"Can only subtract strings from key policies: the names of arguments, not {other!r}"
             )
         return Inputs([*self.exclude, other], **self._how())
 

@@ -265,10 +265,27 @@ def refuse_if_leaving(run: FlowRunContext | TaskRunContext | None) -> None:
         raise run.leaving.again()
 
 
+def check_tags(tags: Iterable[str]) -> frozenset[str]:
+    """Return the tags as a set.
+
+    Raises:
+        TypeError: one is no text.
+    """
+    found = frozenset(tags)
+    for tag in found:
+        if not isinstance(tag, str):
+            raise TypeError(f"a tag is a text, got {tag!r}; write {str(tag)!r}")
+    return found
+
+
 @contextmanager
 def tags(*new_tags: str) -> Iterator[set[str]]:
-    """Give every run that begins inside the block these tags, besides those of outer blocks."""
-    token = current_tags.set(current_tags.get() | frozenset(new_tags))
+    """Give every run that begins inside the block these tags, besides those of outer blocks.
+
+    Raises:
+        TypeError: a tag is no text.
+    """
+    token = current_tags.set(current_tags.get() | check_tags(new_tags))
     try:
         yield set(current_tags.get())
     finally:

@@ -14,6 +14,7 @@ from ..vocabulary import JsonObject, JsonValue
 from .calls.parameters import CallShape
 from .calls.task_call import as_tuple
 from .code.reference import reduced, restore
+from .context import check_tags
 from .futures import TaskFuture
 from .life import flow_engine
 from .options.deployable import Deployable
@@ -140,7 +141,7 @@ class Flow(Marked, Deployable, Drawable, Generic[P, R]):
         """What it says of its results, and of those of its tasks; None: nothing."""
         self.persist_result = self.keeping.persist if self.keeping is not None else None
         self.log_prints = options.get("log_prints")
-        self.tags = frozenset(options.get("tags") or ())
+        self.tags = check_tags(options.get("tags") or ())
         self.hooks: dict[str, list[Hook]] = {
             argument: check_hooks(argument, options.get(argument)) for argument in HOOKS
         }
@@ -314,10 +315,10 @@ def load_flow_from_entrypoint(entrypoint: str, use_placeholder_flow: bool = True
     Args:
         use_placeholder_flow: does nothing here: a file that cannot be imported is an error. For code written for Prefect.
     Raises:
-        MissingFlow: there is none of that name. ScriptFailed: the file raises when it is imported.
+        MissingFlowError: there is none of that name. ScriptFailed: the file raises when it is imported.
         DefinitionError: not an entrypoint, or there is no such file.
     """
-    from ..errors import HarkError, ScriptFailed
+    from ..errors import HarkError, MissingFlowError, ScriptFailed
     from .code.loader import Loader
 
     del use_placeholder_flow
@@ -325,11 +326,17 @@ def load_flow_from_entrypoint(entrypoint: str, use_placeholder_flow: bool = True
     if len(words) > 1 and words[-1] != "py" and all(word.isidentifier() for word in words):
         entrypoint = f"{'.'.join(words[:-1])}:{words[-1]}"
     try:
-        found: Flow[..., Any] = Loader().load(entrypoint)
+        found = Loader().load(entrypoint)
     except HarkError:
         raise
     except Exception as exc:
         raise ScriptFailed(exc, entrypoint.rpartition(":")[0]) from exc
+    if not isinstance(found, Flow):  # a task, say, which the service may deploy
+        what, kind = entrypoint.rpartition(":")[2], type(found).__name__.lower()
+        raise MissingFlowError(
+            f"Function with name {what!r} is not a flow: {entrypoint} names a {kind}",
+            hint="mark the function with @flow",
+        )
     return found
 
 
@@ -341,10 +348,12 @@ def select_flow(
     Raises:
         MissingFlow: there is none (of that name). DefinitionError: there are several, and no name was given.
     """
-    from ..errors import DefinitionError, MissingFlow
+    from ..errors import DefinitionError, MissingFlow, MissingFlowError
 
     where = f" {from_message}" if from_message else ""
     known = {flow.name: flow for flow in flows}
+    if not known:
+        raise MissingFlowError(f"No flows found{where}", hint="mark the function with @flow")
     if flow_name is None and len(known) > 1:
         raise DefinitionError(f"there are several flows{where}: {', '.join(sorted(known))}; say which")
     name = flow_name or next(iter(known), "")

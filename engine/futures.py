@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator
@@ -25,6 +26,7 @@ __all__ = [
 ]  # fmt: skip
 
 R = TypeVar("R")
+log = logging.getLogger("hark.engine")
 _lock = threading.Lock()
 """One for all futures: it is held for a few instructions at a time, and a lock each would cost more than it saves."""
 
@@ -71,10 +73,14 @@ class TaskFuture(Generic[R]):
             self._run = None
             callbacks, self._callbacks = self._callbacks, []
         for callback in callbacks:
-            callback(self)
+            try:
+                callback(self)
+            except Exception:
+                # Whoever waits is woken by one as well: what one of them raises must not keep the others from being called.
+                log.exception("a callback of %r failed", self)
 
     def add_done_callback(self, fn: Callable[[TaskFuture[R]], None]) -> None:
-        """Call ``fn(self)`` when done (at once if it is), in whichever thread finishes it."""
+        """Call ``fn(self)`` when done (at once if it is), in whichever thread finishes it, where what it raises is logged."""
         with _lock:
             if self._final is None:
                 self._callbacks.append(fn)
@@ -115,7 +121,7 @@ class TaskFuture(Generic[R]):
         """
         self.wait(timeout)
         if self._final is None:
-            raise TimeoutError(f"task {self.name!r} has not ended within {timeout} s")
+            raise TimeoutError(f"Task run {self.name!r} did not complete within {timeout} seconds")
         return cast(R, self._final.result(raise_on_failure))
 
     async def wait_async(self, timeout: float | None = None) -> None:
@@ -159,7 +165,7 @@ class TaskFuture(Generic[R]):
         """Return what ``result`` returns, without holding the loop."""
         await self.wait_async(timeout)
         if self._final is None:
-            raise TimeoutError(f"task {self.name!r} has not ended within {timeout} s")
+            raise TimeoutError(f"Task run {self.name!r} did not complete within {timeout} seconds")
         return cast(R, await self._final.aresult(raise_on_failure))
 
     aresult = result_async

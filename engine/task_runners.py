@@ -167,7 +167,7 @@ class TaskRunner(ABC):
         return True
 
     def stop(self, *, interrupt: bool = False) -> None:
-        """Begin nothing more: calls that have not begun end CANCELLED. Running ones go on, or are interrupted.
+        """Begin nothing more: calls that have no place yet end CANCELLED. Running ones go on, or are interrupted.
 
         Async tasks in the flow's loop are cancelled either way: they can be, cleanly.
         """
@@ -256,8 +256,11 @@ class ThreadPoolTaskRunner(TaskRunner):
             if pool is None:
                 pool = self._pool = ThreadPool(self.max_workers or _default_workers(), name=self._thread_name)
 
+        has_place = False
+
         def work() -> None:
-            if self.refused(call, future):
+            # What had a place at once has begun, for all its flow can tell: which of the two threads is faster decides nothing.
+            if not (has_place and not self.is_interrupted(call)) and self.refused(call, future):
                 return
             try:
                 future.finish(run_in_thread(call, context))
@@ -270,7 +273,8 @@ class ThreadPoolTaskRunner(TaskRunner):
                         )
                     )
 
-        pool.submit(work)
+        may_begin = not self._refusing and call.opening == self._opening
+        has_place = pool.submit(work) and may_begin
 
     def stop(self, *, interrupt: bool = False) -> None:
         super().stop(interrupt=interrupt)

@@ -26,6 +26,7 @@ from .calls.mapping import map_calls
 from .calls.parameters import CallShape
 from .calls.task_call import as_tuple, prepare
 from .code.reference import reduced, restore
+from .context import check_tags
 from .futures import FutureList, TaskFuture
 from .life.task_engine import call_async, call_sync, run_async, run_sync
 from .life.task_generator import run_generator, run_generator_async
@@ -88,7 +89,7 @@ class Task(Marked, Generic[P, R]):
         self.shape = CallShape(fn, label=f"task {self.name!r}")
         self.description = options.get("description") or inspect.getdoc(fn)
         self.version = options.get("version")
-        self.tags = frozenset(options.get("tags") or ())
+        self.tags = check_tags(options.get("tags") or ())
         self.task_key = key_of_function(fn)
         self.key_salt = blake2b(getattr(fn, "__qualname__", self.name).encode(), digest_size=16).digest()
         self.fragment = orjson.dumps({"name": self.name, "key": self.task_key}).decode()

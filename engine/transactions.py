@@ -25,7 +25,7 @@ from contextvars import ContextVar, Token
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from ..errors import DefinitionError, HarkError, RefusedError, RunLost
+from ..errors import DefinitionError, EnteredTwice, HarkError, RunLost
 from ..vocabulary import StateType, new_id
 from .context import FlowRunContext, TaskRunContext, current_run, refuse_if_leaving
 from .options.hooks import Hook, call_blocking
@@ -264,7 +264,10 @@ class Transaction:
 
     def _enter(self) -> None:
         if self.state is not TransactionState.PENDING:
-            raise RefusedError("a transaction is entered once", hint="make a new one with transaction(…)")
+            raise EnteredTwice(
+                "Context already entered: a transaction is entered once",
+                hint="make a new one with transaction(…)",
+            )
         self.prepare(get_transaction())
         self.context = current_run.get()
         tracker = _tracker()

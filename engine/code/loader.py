@@ -22,7 +22,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ...errors import DefinitionError, MissingFile, MissingFlow
+from ...errors import DefinitionError, MissingFile, MissingFlow, MissingFlowError
 from .entrypoint import split_entrypoint
 from .lane import LOOP, PROCESS, Lane
 from .signature import schema_of
@@ -177,8 +177,8 @@ class Loader:
         The import runs the file: whatever it raises comes through as it is.
 
         Raises:
-            DefinitionError: not an entrypoint, there is no such file, or what it names is not a flow.
-            MissingFlow: the module has nothing of this name.
+            DefinitionError: not an entrypoint, or there is no such file.
+            MissingFlowError: the module has nothing of this name, or something else.
         """
         source = find_source(entrypoint, path)
         with self._lock:
@@ -217,8 +217,8 @@ class Loader:
                 )
             thing = getattr(thing, name)
         if not hasattr(thing, "fn") or not callable(thing):
-            raise DefinitionError(
-                f"{entrypoint} names a {type(thing).__name__}, not a flow",
+            raise MissingFlowError(
+                f"Function with name {source.what!r} is not a flow: {entrypoint} names a {type(thing).__name__}",
                 hint="mark the function with @flow",
             )
         return thing

@@ -79,7 +79,7 @@ def context_of(call: TaskCall) -> TaskRunContext:
 def give_name(call: TaskCall) -> None:
     """Give the run the name its author's template or function says; inside its context, which functions may ask."""
     run, task = call.run, call.task
-    if task.task_run_name is not None:
+    if task.task_run_name:  # an empty one says nothing
         run.name = render_name("task_run_name", task.task_run_name, run.parameters)
         run.pieces = None
 

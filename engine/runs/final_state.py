@@ -40,8 +40,14 @@ def state_of_value(value: Any, *, run_id: str, task_of: str | None = None) -> St
 
 
 def sums_up(state: State) -> bool:
-    """Whether a flow returned several states or futures, which ``state`` was made from."""
-    return is_state_iterable(state.data)
+    """Whether a flow returned several states or futures, which ``state`` was made from.
+
+    One made by hand around several says something of its own: ``Failed(data=[…])`` is a failure.
+    """
+    if not is_state_iterable(state.data):
+        return False
+    summary = aggregate(list(state.data), state.data, run_id=state.run_id or "")
+    return (summary.type, summary.message) == (state.type, state.message)
 
 
 def is_state_iterable(obj: Any) -> TypeGuard[Iterable[State]]:

@@ -55,15 +55,17 @@ class ThreadPool:
         self._coroutines: dict[int, tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]]] = {}
         """What the threads that run a coroutine wait for."""
 
-    def submit(self, fn: Callable[[], object]) -> None:
-        """Run ``fn`` in a thread, soon. ``fn`` deals with its own errors."""
+    def submit(self, fn: Callable[[], object]) -> bool:
+        """Run ``fn`` in a thread, soon; return whether a place was free for it. ``fn`` deals with its own errors."""
         with self._lock:
             if self._closed:
                 raise RuntimeError("this pool of threads is closed")
+            is_free = len(self._working) - self._waiting + len(self._work) < self._max
             self._work.append(fn)
             if self._idle:
                 self._changed.notify()
             self._start_if_short()
+        return is_free
 
     def close(self, *, wait: bool = True) -> None:
         """Let the threads end once all that was submitted is done, and wait for that unless told not to."""

@@ -284,6 +284,9 @@ def test_tags_are_put_on_runs() -> None:
     with tags("a", "x"):
         assert outer() == (["a", "f", "x"], ["a", "b", "f", "t", "x"], ["a", "b", "f", "inner", "x"])
     assert outer()[0] == ["f"]
+    for wrong in (lambda: tags(1).__enter__(), lambda: task(tags=[1])(len), lambda: flow(tags=[1])(len)):  # type: ignore[arg-type,list-item]
+        with pytest.raises(TypeError, match="a tag is a text, got 1; write '1'"):
+            wrong()
 
 
 def test_the_context_is_where_one_is() -> None:
@@ -459,8 +462,9 @@ def test_a_flow_waits_for_what_it_submitted() -> None:
 
     @flow(task_runner=ThreadPoolTaskRunner(max_workers=1))
     def fails() -> None:
-        futures.extend(slow.submit(n) for n in range(3))
-        assert begun.wait(60)
+        futures.extend(
+            slow.submit(n) for n in range(3)
+        )  # the first has a place, however slow its thread is to begin
         threading.Timer(1, gate.set).start()
         raise ValueError("x")
 

@@ -149,13 +149,18 @@ def test_a_result_that_cannot_be_written_is_an_error_of_its_own(tmp_path: Path) 
 
 def test_a_flow_is_loaded_by_its_entrypoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is not there, and a file that raises, are told apart."""
-    (tmp_path / "some_flows.py").write_text("from hark import flow\n@flow\ndef here(): return 1\nx = 1\n")
+    (tmp_path / "some_flows.py").write_text(
+        "from hark import flow\n@flow\ndef here(): return 1\nx = print\nfrom hark import task\n@task\ndef step(): ...\n"
+    )
     (tmp_path / "broken_flows.py").write_text("1 / 0\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     assert load_flow_from_entrypoint("some_flows.py:here")() == 1
     with pytest.raises(MissingFlowError, match="did you mean 'here'"):
         load_flow_from_entrypoint("some_flows.py:hare")
+    for other in ("x", "step"):
+        with pytest.raises(MissingFlowError, match=f"Function with name '{other}' is not a flow"):
+            load_flow_from_entrypoint(f"some_flows.py:{other}")
     with pytest.raises(ScriptError, match="ZeroDivisionError") as caught:
         load_flow_from_entrypoint("broken_flows.py:here")
     assert isinstance(caught.value.user_exc, ZeroDivisionError)
@@ -174,8 +179,10 @@ def test_the_only_flow_or_one_by_name_is_selected() -> None:
     assert select_flow([one, two], "two") is two
     with pytest.raises(UnspecifiedFlowError, match="one, two"):
         select_flow([one, two])
-    with pytest.raises(MissingFlowError, match="three"):
+    with pytest.raises(MissingFlowError, match="'three' not found in 'this file'"):
         select_flow([one, two], "three", from_message="in this file")
+    with pytest.raises(MissingFlowError, match="No flows found in this file"):
+        select_flow([], from_message="in this file")
 
 
 # --- states ---------------------------------------------------------------------------------------------

@@ -251,9 +251,12 @@ def test_wait_for_takes_one_thing_or_several() -> None:
 
 
 def test_a_future_can_be_asked_waited_for_and_listened_to() -> None:
-    """Its state, its result within a time, and callbacks, at once for what is over."""
+    """Its state, its result within a time, and callbacks, at once for what is over; one that fails keeps nobody waiting."""
     go = threading.Event()
     heard: list[int] = []
+
+    def fails(_: object) -> None:
+        raise RuntimeError("a callback of somebody's")
 
     @task
     def held() -> int:
@@ -264,9 +267,10 @@ def test_a_future_can_be_asked_waited_for_and_listened_to() -> None:
     def asking() -> None:
         future = held.submit()
         assert not future.state.is_final()
-        with pytest.raises(TimeoutError):
+        with pytest.raises(TimeoutError, match=r"did not complete within 0.01 seconds"):
             future.result(timeout=0.01)
         future.wait(0.01)
+        future.add_done_callback(fails)
         future.add_done_callback(lambda _: heard.append(1))
         go.set()
         assert future.result() == 3

@@ -296,7 +296,7 @@ def test_runs_are_named_by_templates_and_functions() -> None:
             task(named, task_run_name=lambda: "fn")(x),
             task(named, task_run_name=lambda parameters: f"p{parameters['x']}")(x),
             task(named, task_run_name="m-{x}").map([5, 6]).result(),
-            task(named, name="plain")(x).startswith("plain-"),
+            task(named, name="plain", task_run_name="")(x).startswith("plain-"),
         )
 
     assert naming(1) == ("f-1-Monday", "t-1", "fn", "p1", ["m-5", "m-6"], True)

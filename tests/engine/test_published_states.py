@@ -149,6 +149,10 @@ def test_futures_that_are_returned_decide() -> None:
     assert shown(ends(lambda: [bad.submit(), 3])) == ("COMPLETED", "Completed", None)
     assert shown(ends(lambda: {"a": bad.submit()})) == ("COMPLETED", "Completed", None)
 
+    # States in one made by hand are what it failed with, not what the call returns.
+    with pytest.raises(ValueError, match="in there"):
+        flow(lambda: Failed(data=[Completed(), Failed(data=ValueError("in there"))]), name="by hand")()
+
     def alone() -> int:
         bad.submit()
         return 7
