@@ -50,6 +50,7 @@ from .decision import (
 from .fold import Fold, FoldConfig
 from .handover import CLAIMED_BY, Handover
 from .snapshot import Snapshot
+from .turn import SLICE_S, Turn
 
 __all__ = ["RuleEngine"]
 
@@ -64,8 +65,7 @@ _MOST_UNSTORED = 1_000
 """Decisions that may wait to be stored while events after them are folded."""
 _ROW_BYTES = 256 * 1024
 """A larger event, or one that nests more deeply than users' may, is only named by the decisions that rest on it."""
-_SLICE_S = 0.001
-"""Of folding, or of taking a checkpoint, before others have their turn again."""
+_DUE_AT_ONCE = 32
 _LONGEST_SLEEP_S = 30.0
 _DEFINITIONS_AT_ONCE = 500
 
@@ -141,7 +141,9 @@ class _Term:
         self._decided: set[str] = set()  # by an earlier leader, behind the checkpoint
         self._unstored: list[Decision] = []
         self._to_store = anyio.Event()
-        self._is_storing = False
+        self._is_storing = self._is_between = (
+            False  # between: of what falls due before an event, a part is decided
+        )
         self._stored = 0  # all that was decided up to here is in the log
         self._progress = anyio.Event()  # that place has moved
         self._ahead_s = 0.0  # how far the broker's clock is ahead of ours, as far as we can tell
@@ -223,9 +225,14 @@ class _Term:
     async def _fold(self, records: Sequence[Recorded], filters: tuple[str, ...]) -> bool:
         """Fold records up to one from which on rules want to see other events, and return whether there was one."""
         fold, step, changed = self.fold, self.fold.step_record, False
-        generation, turn = fold.generation, _Turn()
+        generation, turn = fold.generation, Turn()
         for record in records:
-            decided = step(record)
+            while fold.is_due(record.recorded_s):
+                # Thousands may fall due at one moment, and what they decide is not to stand in memory all at once.
+                self._is_between = True
+                self._unstored += fold.tick(record.recorded_s, most=_DUE_AT_ONCE)
+                await self._make_room(turn)
+            decided, self._is_between = step(record), False
             if turn.is_over:
                 # What was decided before is being stored and carried out meanwhile: each step of it waits for its turn.
                 await turn.pass_on()
@@ -243,10 +250,15 @@ class _Term:
             self._note_time(records[-1].recorded_at)
         if self._is_worth_saving() and self._taking is None and not self._saving.locked():
             self._taking = self._begun()
+        await self._make_room(turn)
+        return changed
+
+    async def _make_room(self, turn: Turn) -> None:
         self._to_store.set()
+        if turn.is_over:
+            await turn.pass_on()
         while len(self._unstored) > _MOST_UNSTORED:
             await self._progress.wait()
-        return changed
 
     async def _keep_storing(self) -> None:
         """Store what is decided, in order, while the fold goes on; what gathers meanwhile is stored together."""
@@ -274,7 +286,7 @@ class _Term:
         """Append decisions; each is stored once, whatever is lost on the way."""
         whole: dict[int, bool] = {}
         events: list[Event] = []
-        turn = _Turn()
+        turn = Turn()
         try:
             for decision in decisions:
                 stops = disabled_event(decision)
@@ -297,7 +309,7 @@ class _Term:
 
     async def _tell(self, decisions: Sequence[Decision]) -> None:
         """Say in this process's own log what has been decided and stored."""
-        turn = _Turn()
+        turn = Turn()
         for decision in decisions:
             if turn.is_over:
                 await turn.pass_on()
@@ -467,7 +479,12 @@ class _Term:
         while True:
             progress = self._progress
             taking = self._taking
-            if taking is None and self._stored == self.fold.seq and self._is_worth_saving():
+            if (
+                taking is None
+                and not self._is_between
+                and self._stored == self.fold.seq
+                and self._is_worth_saving()
+            ):
                 taking = self._begun()  # nothing happens any more that would have begun it
             if taking is not None:
                 while self._stored < taking.snapshot.seq:
@@ -521,7 +538,7 @@ class _Term:
 
     async def _last_save(self) -> None:
         async with self._saving:  # the regular one has been cancelled, and may still be ending
-            if self._stored != self.fold.seq:
+            if self._is_between or self._stored != self.fold.seq:
                 return  # decisions are on their way; who comes next makes them again
             try:
                 await self._write(self._begun())
@@ -529,27 +546,10 @@ class _Term:
                 log.debug("automations.no_last_checkpoint", extra={"error": repr(exc)})
 
 
-class _Turn:
-    """What may be done in one go before others of the loop have theirs."""
-
-    __slots__ = ("_ends_s",)
-
-    def __init__(self) -> None:
-        self._ends_s = time.perf_counter() + _SLICE_S
-
-    @property
-    def is_over(self) -> bool:
-        return time.perf_counter() > self._ends_s
-
-    async def pass_on(self) -> None:
-        await anyio.lowlevel.checkpoint()
-        self._ends_s = time.perf_counter() + _SLICE_S
-
-
 async def _parts(snapshot: Snapshot) -> AsyncIterator[bytes]:
     """Take a snapshot in slices, between which events are folded."""
     while not snapshot.is_done:
-        part = snapshot.take(_SLICE_S)
+        part = snapshot.take(SLICE_S)
         if part is not None:
             yield part
         await anyio.lowlevel.checkpoint()

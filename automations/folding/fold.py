@@ -186,9 +186,9 @@ class Fold:
         self.seq = seq
         return decisions and self._told(decisions)
 
-    def tick(self, now: float) -> list[Decision]:
-        """Move time on to ``now`` (never back) and return what the deadlines before it decide."""
-        return self._told(self._tick(max(now + self._shift, self._now)))
+    def tick(self, now: float, *, most: float = math.inf) -> list[Decision]:
+        """Move time on to ``now`` (never back) and return what the deadlines before it decide, so many of them at most."""
+        return self._told(self._tick(max(now + self._shift, self._now), most))
 
     def _moment(self, recorded: float) -> float:
         """Return the moment of a record in the fold's own time, which is now at the earliest."""
@@ -206,13 +206,14 @@ class Fold:
         shift = self._shift
         return [earlier(d, shift) for d in decisions] if shift else decisions
 
-    def _tick(self, now: float) -> list[Decision]:
+    def _tick(self, now: float, most: float = math.inf) -> list[Decision]:
         self._now = now
         heap = self._heap
         if not heap or heap[0][0] > now:
             return []
         decisions: list[Decision] = []
-        while heap and heap[0][0] <= now:
+        while heap and heap[0][0] <= now and most > 0:
+            most -= 1
             at, name, key, quiet = heapq.heappop(heap)
             rule = self._rules.get(name)
             if rule is None or rule.form is None:

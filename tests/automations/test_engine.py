@@ -11,8 +11,9 @@ from typing import Any
 import anyio
 import orjson
 import pytest
-from hark.automations.folding.decision import within
-from hark.automations.folding.engine import RuleEngine
+from hark.automations.folding import engine as engine_module
+from hark.automations.folding.decision import Decision, within
+from hark.automations.folding.engine import RuleEngine, _Term
 from hark.bus import Bucket, Bus, EmbeddedBroker, Event
 from hark.bus.log import Appended, EventLog
 from hark.clock import SystemClock
@@ -156,6 +157,36 @@ async def test_an_absence_fires_at_its_deadline_with_nothing_else_happening(hous
     late_s = recorded.recorded_at.timestamp() - first.time.timestamp() - 2
     assert late_s >= 0
     assert (at(decision, "key"), at(decision, "kind"), at(decision, "event.id")) == ("1", "absence", first.id)
+
+
+async def test_what_falls_due_at_one_moment_is_told_bit_by_bit(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that thousands hold up nobody and do not stand in memory at once; no checkpoint is of a part of them."""
+    monkeypatch.setattr(engine_module, "_DUE_AT_ONCE", 3)
+    monkeypatch.setattr(engine_module, "_MOST_UNSTORED", 5)
+    store, begun = _Term._store, _Term._begun
+    at_once, between = list[int](), list[bool]()
+
+    async def stored(self: _Term, decisions: Sequence[Decision]) -> None:
+        at_once.append(len(decisions))
+        await store(self, decisions)
+
+    def begins(self: _Term) -> Any:
+        between.append(self._is_between)
+        return begun(self)
+
+    monkeypatch.setattr(_Term, "_store", stored)
+    monkeypatch.setattr(_Term, "_begun", begins)
+    async with house.engine(AutomationsConfig(checkpoint_s=0.05, checkpoint_events=1)):
+        await house.define("quiet", after="a.b", expect="a.c", for_each="data.n", within="300ms")
+        await house.bus.log.append_many(
+            [Event(type="a.b", source="/t", data={"n": f"{n:02}"}) for n in range(40)]
+        )
+        fired = await house.of_type("automation.triggered", count=40)
+    assert sorted(at(e, "key") for e in fired) == [f"{n:02}" for n in range(40)]
+    assert max(at_once) <= 5 + 3
+    assert True not in between
 
 
 class Ahead(SystemClock):
