@@ -166,8 +166,8 @@ class HookLog:
         }
 
     async def _notes(self, run: FlowRun) -> Iterable[JsonObject]:
-        # Those of another end, before a retry, say nothing of this one.
-        return [note for note in await self._read(run.id) if note.get("seq") == run.seq]
+        # Those of another end, before a retry, say nothing of this one; and there may be one of each task before it.
+        return [note for note in await self._read(run.id, after=run.seq) if note.get("seq") == run.seq]
 
     async def _read(self, run_id: str, *, after: int = 0, before: int | None = None) -> list[JsonObject]:
         found: list[JsonObject] = []
