@@ -136,11 +136,13 @@ class EventLog:
         two = (check_subject(subject_of(second)), header_lines(follows), second.to_json())
         self._check_size(*one)
         self._check_size(*two)
-        deadline = asyncio.get_running_loop().time() + self._config.request_timeout_s
-        answers = await self._replies.ask_many((one, two)) if self._connection.is_connected else (None, None)
-        place, other = map(_ack_of, answers)
-        if not isinstance(place, Appended):
-            place = await self._store(first, *one, after=after, guard=guard, deadline=deadline)
+        async with self._replies.turnstile:
+            deadline = asyncio.get_running_loop().time() + self._config.request_timeout_s
+            connected = self._connection.is_connected
+            answers = await self._replies.ask_many((one, two)) if connected else (None, None)
+            place, other = map(_ack_of, answers)
+            if not isinstance(place, Appended):
+                place = await self._insist(first, *one, after, guard, 0, deadline)
         if isinstance(other, Appended):
             return place, other
         try:
@@ -253,13 +255,14 @@ class EventLog:
         tries: int,
         deadline: float | None,
     ) -> Appended:
-        loop, heard = asyncio.get_running_loop(), self._replies.heard
+        loop, heard, still_s = asyncio.get_running_loop(), self._replies.heard, self._replies.still_s
         if deadline is None:
             deadline = loop.time() + self._config.request_timeout_s
         why = "no answer"
         while True:
             if tries or not self._connection.is_connected:
                 await self._replies.open()
+                deadline, still_s = deadline + self._replies.still_s - still_s, self._replies.still_s
                 await self._replies.until_up(deadline)
                 if loop.time() >= deadline:
                     self._replies.give_up(heard)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["Refusal", "Replies", "refusal_in"]
 
 _SWEEP_S = 0.25
+LATE_S = 0.1
+"""A look for lost answers that comes so much too late says that the loop stood still."""
 _PAUSE_S = 0.05  # between tries while the broker answers "not now": a stream recovers in 10 to 100 ms
 
 
@@ -100,6 +102,9 @@ class Replies:
         self._wire: Wire | None = None
         self._opening: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._sweep_at, self._was_late = 0.0, False
+        self._still_s = 0.0
+        """How long the loop stood still in all while answers were awaited: that time counts for nobody."""
         self._up: asyncio.Event | None = None
         self.turnstile = Turnstile()
         """For who asks one question at a time, and may be one of very many; ``insist`` goes through it by itself."""
@@ -144,10 +149,10 @@ class Replies:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Arrival | None] = loop.create_future()
         number = str(next(self._numbers))
-        now = loop.time()
+        now = loop.time() - self._still_s
         self._open[number] = (now + (self._try_s if wait_s is None else wait_s), future)
         if self._timer is None:
-            self._timer = loop.call_later(_SWEEP_S, self._sweep)
+            self._sweep_later(loop)
         assert self._wire is not None
         self._wire.send(frame(subject, self._inbox + number, headers, payload))
         try:
@@ -168,14 +173,14 @@ class Replies:
         loop = asyncio.get_running_loop()
         whole: asyncio.Future[None] = loop.create_future()
         answers: list[Arrival | None] = [None] * len(questions)
-        left, until, numbers = [len(questions)], loop.time() + self._try_s, list[str]()
+        left, until, numbers = [len(questions)], loop.time() - self._still_s + self._try_s, list[str]()
         for index, (subject, headers, payload) in enumerate(questions):
             number = str(next(self._numbers))
             numbers.append(number)
             self._open[number] = (until, _Place(answers, index, left, whole))
             self._wire.send(frame(subject, self._inbox + number, headers, payload))
         if self._timer is None:
-            self._timer = loop.call_later(_SWEEP_S, self._sweep)
+            self._sweep_later(loop)
         try:
             await whole
         finally:
@@ -220,7 +225,8 @@ class Replies:
         timeout_s: float,
     ) -> Arrival:
         loop = asyncio.get_running_loop()
-        deadline, heard = loop.time() + timeout_s, self._heard
+        still_s, heard = self._still_s, self._heard
+        deadline = loop.time() + timeout_s
         why = "no answer"
         while True:
             msg = await self.ask(subject, payload, headers=headers)
@@ -231,6 +237,7 @@ class Replies:
                     return msg
                 else:
                     why = "the stream is not ready"
+            deadline, still_s = deadline + self._still_s - still_s, self._still_s
             if loop.time() >= deadline:
                 self.give_up(heard)
                 raise BusUnavailable(f"{what}: {why} within {timeout_s:g} s")
@@ -249,6 +256,11 @@ class Replies:
         except TimeoutError:
             if loop.time() < deadline:
                 raise
+
+    @property
+    def still_s(self) -> float:
+        """How long the loop stood still in all while answers were awaited: a deadline moves by what that grows."""
+        return self._still_s
 
     @property
     def heard(self) -> int:
@@ -280,10 +292,23 @@ class Replies:
         self._timer = None
         loop = asyncio.get_running_loop()
         now = loop.time()
+        if now - self._sweep_at > LATE_S:
+            # The loop stood still. What was answered meanwhile lies in the socket, and is read in the turns to come.
+            self._still_s += now - self._sweep_at
+            if not self._was_late:
+                self._was_late = True
+                self._sweep_later(loop)
+                return
+        self._was_late = False
+        now -= self._still_s
         late = [number for number, (until, _) in self._open.items() if until <= now]
         for number in late:
             _, future = self._open.pop(number)
             if not future.done():
                 future.set_result(None)
         if self._open:
-            self._timer = loop.call_later(_SWEEP_S, self._sweep)
+            self._sweep_later(loop)
+
+    def _sweep_later(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._sweep_at = loop.time() + _SWEEP_S
+        self._timer = loop.call_at(self._sweep_at, self._sweep)

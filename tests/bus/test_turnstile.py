@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -106,3 +107,23 @@ async def test_where_nobody_answers_nobody_else_tries(own: Bus, ask: Ask) -> Non
         )
     assert all(isinstance(outcome, BusUnavailable) for outcome in outcomes)
     assert asked == {b"0", b"1", b"2"}
+
+
+@pytest.mark.parametrize("ask", [by_connection, by_replies])
+async def test_a_loop_that_stood_still_has_not_been_left_without_answers(own: Bus, ask: Ask) -> None:
+    """What was answered meanwhile lies in the socket: it is read before anybody is told that no answer came."""
+    replies = Replies(own.connection, own.config)
+    await replies.open()
+    asked = list[str]()
+
+    async def stop_the_loop_and_answer(msg: Msg) -> None:
+        asked.append(msg.reply)
+        if len(asked) == 1:
+            until = time.monotonic() + 2 * own.config.request_timeout_s
+            while time.monotonic() < until:
+                pass
+        await msg.respond(b"{}")
+
+    async with answering(own, stop_the_loop_and_answer):
+        await ask(own, replies, "x")
+    assert len(asked) == 1
