@@ -14,7 +14,7 @@ import anyio
 import pytest
 from hark.bus import Bus, EmbeddedBroker, locate_broker
 from hark.bus.address import discovery_path, is_our_server, read_discovery, server_config_path
-from hark.bus.broker import find_program, server_config
+from hark.bus.broker import find_program, go_settings, server_config
 from hark.bus.connection import Connection
 from hark.config import BusConfig, Settings
 from hark.errors import AccessDenied, AlreadyHeld, BrokerStartFailed, BusUnavailable, DefinitionError
@@ -76,6 +76,11 @@ async def test_an_entered_broker_takes_connections_and_leaves_nothing(home: Path
         async with Connection(broker.address, BusConfig()) as connection:
             assert connection.is_connected
             assert connection.server_version >= (2, 11, 0)
+        given = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        settings = go_settings(len(os.sched_getaffinity(0)))
+        assert all(
+            f"{name}={os.environ.get(name, value)}".encode() in given for name, value in settings.items()
+        )
     assert not Path(f"/proc/{pid}").exists()
     assert not discovery_path(home).exists()
 
@@ -266,6 +271,11 @@ async def test_a_child_that_keeps_dying_is_given_up(
             with anyio.fail_after(60):
                 await anyio.sleep_forever()
     assert caught.group_contains(BrokerStartFailed, match="disk gone")
+
+
+def test_on_a_small_machine_the_broker_leaves_a_processor_to_the_others() -> None:
+    """With more than two, its runtime takes what it finds."""
+    assert [go_settings(n).get("GOMAXPROCS") for n in (1, 2, 3, 64)] == ["1", "1", None, None]
 
 
 async def test_sync_interval_and_message_size_are_as_configured(home: Path) -> None:
