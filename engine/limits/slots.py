@@ -119,6 +119,7 @@ class Slots:
                 await self._be_alive()
                 await line.watched()
                 await held.ask()
+            await line.knows(held)
             if max_retries is not None:
                 held.tries_left = max_retries
                 line.counting[held.id] = held
@@ -238,15 +239,17 @@ class _Held:
         self._asked = False
         self._released = False
         self.lost_event = asyncio.Event()
+        self.told = asyncio.Event()
+        """Set when the watch has told of it, and so of all that came before."""
         self.turn = asyncio.Event()
         """Set when it holds its slots."""
 
     async def ask(self) -> None:
         self._asked, self._process = True, self._slots.process
+        self.told.clear()
         value = orjson.dumps({"occupy": self.occupy, "process": self._process, "holder": self.holder})
         self._line.mine[self.id] = self._line.waiting[self.id] = self
-        order = await self._slots._bucket.create(self._key, value)
-        self._line.note(Ticket(self.id, order, self.occupy, self._process))
+        await self._slots._bucket.create(self._key, value)
 
     async def release(self) -> None:
         """Give the slots back; the next in line is woken. Safe to call twice, and when cancelled."""
@@ -272,6 +275,7 @@ class _Held:
                 log.error("limits.slots_lost", extra={"limit": self.name})
             self.is_lost = True
             self.lost_event.set()
+            self.told.set()
             self.turn.set()
 
 
@@ -293,7 +297,6 @@ class _Line:
         self._alive: dict[str, float] = {}
         self._ready: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
-        self._gone: dict[str, int] = {}
 
     @property
     def is_watched(self) -> bool:
@@ -318,20 +321,32 @@ class _Line:
         if held.tries_left == 0 and not held.turn.is_set():
             held.gave_up = True
             return
-        while not held.turn.is_set():
-            if on_wait is not None:
-                on_wait()
-                on_wait = None
-            await held.turn.wait()
-            if self._task is not None and self._task.done():
-                raise BusUnavailable(f"limit {self.name!r} cannot be watched any more")
+        while held.is_lost or not held.turn.is_set():
             if held.is_lost:
                 # Taken for dead while it waited: to the end of the line.
                 held.is_lost = False
                 held.turn.clear()
                 held.lost_event.clear()
                 await held.ask()
-                self._look()
+                await self.knows(held)
+                continue
+            if on_wait is not None:
+                on_wait()
+                on_wait = None
+            await held.turn.wait()
+            self._check_watched()
+
+    async def knows(self, held: _Held) -> None:
+        """Wait until the watch has told of a ticket of ours. It tells in order, so then all that came before are known.
+
+        The answer to who asks may come before the news of others who asked earlier, elsewhere: both would go on.
+        """
+        await held.told.wait()
+        self._check_watched()
+
+    def _check_watched(self) -> None:
+        if self._task is not None and self._task.done():
+            raise BusUnavailable(f"limit {self.name!r} cannot be watched any more")
 
     def _look(self) -> None:
         """Tell those of ours whose turn it is. What that costs does not grow with the number of those who wait."""
@@ -352,10 +367,6 @@ class _Line:
                 if held.tries_left <= 0:
                     held.gave_up = True
                     held.turn.set()
-
-    def note(self, ticket: Ticket) -> None:
-        if ticket.order > self._gone.get(ticket.id, 0):
-            self._tickets.add(ticket)
 
     def forget(self, ticket_id: str) -> None:
         self._left(ticket_id)
@@ -392,6 +403,7 @@ class _Line:
                 )
         finally:
             for held in self.mine.values():
+                asyncio.get_running_loop().call_soon(held.told.set)
                 asyncio.get_running_loop().call_soon(held.turn.set)
 
     async def _watch_limit(self, caught_up: Callable[[], None]) -> None:
@@ -416,9 +428,6 @@ class _Line:
                     continue
                 ticket_id = entry.key.removeprefix(prefix)
                 if entry.deleted:
-                    self._gone[ticket_id] = entry.revision
-                    if len(self._gone) > 10_000:
-                        self._gone.pop(next(iter(self._gone)))
                     self._left(ticket_id)
                     if (held := self.mine.get(ticket_id)) is not None:
                         held.lose()
@@ -427,6 +436,8 @@ class _Line:
                     self._tickets.add(Ticket(ticket_id, entry.revision, value["occupy"], value["process"]))
                     # Whose sign of life we have not seen yet gets the time to give one.
                     self._alive.setdefault(value["process"], time.monotonic())
+                    if (held := self.mine.get(ticket_id)) is not None:
+                        held.told.set()
                 self._look()
 
     async def _watch_processes(self, caught_up: Callable[[], None]) -> None:

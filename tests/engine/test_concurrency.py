@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 from hark import concurrency, flow, rate_limit
 from hark.bus import Bus, EmbeddedBroker
+from hark.bus.bucket import Entry
 from hark.bus.session import Session
 from hark.duration import parse_rate
 from hark.engine.limits.limit import Limit, Ticket, Tickets, holders, key_of, reserve
-from hark.engine.limits.slots import delete_limit, put_limit
+from hark.engine.limits.slots import Slots, delete_limit, put_limit
 from hark.errors import DefinitionError, SlotsLost, SlotsTimedOut, UnknownName
 from hypothesis import given
 from hypothesis import strategies as st
@@ -184,6 +187,50 @@ async def test_no_more_hold_slots_than_there_are_and_they_come_in_order(
     # Those whose turn comes at the same moment may pass each other.
     assert all(abs(place - who) < slots for place, who in enumerate(crowd.order))
     assert await bus.bucket("leases").keys() == []
+
+
+async def test_who_asked_before_elsewhere_is_known_before_a_slot_is_taken(
+    broker: EmbeddedBroker, bus: Bus
+) -> None:
+    """The answer to who asks may come before the news of who asked earlier in another process: both took the slot."""
+    await put_limit(bus, "two", Limit(slots=2))
+    async with Bus(broker.address, bus.config, name="other") as other:
+        here, there = Slots(bus), Slots(other)
+        news, watch, create = asyncio.Event(), here._bucket.watch, here._bucket.create
+
+        @asynccontextmanager
+        async def late(prefix: str = "") -> AsyncGenerator[AsyncGenerator[Entry]]:
+            async def told() -> AsyncGenerator[Entry]:
+                async for entry in entries:
+                    await news.wait()
+                    yield entry
+
+            async with watch(prefix) as entries:
+                yield told()
+
+        async def answered(key: str, value: bytes) -> int:
+            revision = await create(key, value)
+            news.set()
+            return revision
+
+        news.set()
+        here._bucket.watch = late  # type: ignore[method-assign]
+        first = await here.acquire("two", 1, timeout_s=None)
+        news.clear()
+        here._bucket.create = answered  # type: ignore[method-assign, assignment]
+        theirs = await there.acquire("two", 1, timeout_s=None)
+        waits = asyncio.Event()
+        third = asyncio.ensure_future(here.acquire("two", 1, timeout_s=None, on_wait=waits.set))
+        waiting = asyncio.ensure_future(waits.wait())
+        await asyncio.wait([third, waiting], return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        assert not third.done()
+        for held in (theirs, first):
+            assert held is not None
+            await held.release()
+        held = await third
+        assert held is not None
+        await held.release()
 
 
 async def test_several_limits_and_several_slots(session: Session, bus: Bus) -> None:
