@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .states import State
@@ -68,8 +70,16 @@ class Suspend(BaseException):
         self.state, self.due_at = state, due_at
 
     def again(self) -> Suspend:
-        """Return one that says the same, to be raised in another place."""
+        """Return one that says the same, to be raised here; of a task of the loop that nobody asks, nothing is said in its log then."""
+        with suppress(RuntimeError):
+            if (task := asyncio.current_task()) is not None:
+                task.add_done_callback(_look_at_outcome)
         return Suspend(self.state, due_at=self.due_at)
+
+
+def _look_at_outcome(task: asyncio.Task[Any]) -> None:
+    if not task.cancelled():
+        task.exception()
 
 
 def suspension_in(exc: BaseException) -> Suspend | None:

@@ -184,6 +184,11 @@ class TaskRunner(ABC):
         with self._lock:
             return list(self._open)
 
+    @property
+    def open_count(self) -> int:
+        """How many futures are not done yet."""
+        return len(self._open)
+
     def drain(self, limit_s: float | None = None) -> None:
         """Wait until every submitted task has ended, those included that tasks submit meanwhile; at most ``limit_s``."""
         deadline = None if limit_s is None else time.monotonic() + limit_s

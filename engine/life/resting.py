@@ -49,7 +49,7 @@ _MOMENT_S = 0.05
 _MOMENT_BETWEEN_S = 1.0
 """The same where a call has just ended: code that goes on behind it may do something of its own before its next call."""
 
-_CODE_HAS_ENDED = AwaitingRetry(message="the code that waited for it has ended")
+_CODE_HAS_ENDED = Suspend(AwaitingRetry(message="the code that waited for it has ended"))
 
 
 @dataclass(slots=True, eq=False)
@@ -88,6 +88,8 @@ class Rests:
         assert flow.tracker is not None
         self._flow, self._outermost = flow, outermost
         self._resting: set[_Resting] = set()
+        self.counts = (0, 0, 0, 0)
+        """How many they are, and of them calls that have begun, those that keep the run, and submitted calls."""
         above = outermost.rests
         # One for all of them: whether they leave is decided for all at once.
         self._lock: threading.Lock = above._lock if above is not None else threading.Lock()
@@ -175,6 +177,7 @@ class Rests:
         one = _Resting(due_at, call, wake, suspend, stays, call is not None and call.run.is_going)
         with self._lock:
             self._resting.add(one)
+            self._count(one, 1)
             if not one.is_submitted:
                 self._leave_what_is_over(one)
             is_leaving = one.is_left or self._flow.leaving is not None
@@ -192,14 +195,14 @@ class Rests:
                 if below is None:
                     one.is_left = True
                 else:
-                    _leave(below, Suspend(_CODE_HAS_ENDED))
+                    _leave(below, _CODE_HAS_ENDED)
                 return
             below = flow
 
     def withdraw(self, one: _Resting) -> None:
         """Note that it waits no longer, whatever becomes of the run."""
         with self._lock:
-            self._resting.discard(one)
+            self._discard(one)
             self._left += one.is_going and self._flow.leaving is not None
         self._stir()
 
@@ -211,14 +214,29 @@ class Rests:
         """
         self.withdraw(one)
         if one.is_left:
-            raise Suspend(_CODE_HAS_ENDED)
+            raise _CODE_HAS_ENDED.again()
         if (leaving := self._flow.leaving) is not None:
             raise leaving.again()
 
     def release(self, one: _Resting) -> None:
         """Have a wait that kept the run where it is do so no longer."""
-        one.stays = False
+        with self._lock:
+            if one in self._resting:
+                self._count(one, -1)
+                one.stays = False
+                self._count(one, 1)
         self.look()
+
+    def _count(self, one: _Resting, by: int) -> None:
+        own, going, staying, submitted = self.counts
+        self.counts = (
+            own + by, going + by * one.is_going, staying + by * one.stays, submitted + by * one.is_submitted,
+        )  # fmt: skip
+
+    def _discard(self, one: _Resting) -> None:
+        if one in self._resting:
+            self._resting.discard(one)
+            self._count(one, -1)
 
     def _stir(self) -> None:
         """Look, now that something has ended: what waited for that may go on."""
@@ -237,7 +255,7 @@ class Rests:
         if self._outermost.leaving is not None:
             return
         with self._lock:
-            if not _all_resting(self._outermost):
+            if not _resting_in(self._outermost):
                 return
             rests._looks += 1
             looks = rests._looks
@@ -252,8 +270,8 @@ class Rests:
         with self._lock:
             if self._flow.leaving is not None or looks != self._looks:
                 return  # in the second case, this is asked once more later on
-            if resting := _all_resting(self._flow):
-                _leave(self._flow, _suspension(resting))
+            if _resting_in(self._flow):
+                _leave(self._flow, _suspension(_waiting_in(self._flow)))
 
     # --- leaving --------------------------------------------------------------------------------------
 
@@ -264,14 +282,14 @@ class Rests:
             for one in tuple(self._resting):
                 if not one.is_submitted:
                     one.is_left = True
-                    self._resting.discard(one)
+                    self._discard(one)
                     if one.call is not None:
                         self._flow.tracker.events.going.end(one.call.run)
                     one.wake()
             left = [one for one in self._flow.subflows if isinstance(one.parent, FlowRunContext)]
             left = [one for one in left if _waiting_in(one)]
             for subflow in left:
-                _leave(subflow, Suspend(_CODE_HAS_ENDED))
+                _leave(subflow, _CODE_HAS_ENDED)
         return bool(left)
 
     def when_quiet(self, do: Callable[[], object]) -> None:
@@ -282,7 +300,7 @@ class Rests:
     def _is_quiet(self) -> bool:
         assert self._flow.tracker is not None
         with self._lock:
-            left = self._left + sum(one.is_going for one in self._resting)
+            left = self._left + self.counts[1]
             # A generator that waits for its reader is closed when nobody can come back to it, which may be later.
             subflows = [one for one in self._flow.subflows if not one.awaits_reader]
             return not subflows and self._flow.tracker.events.going.count <= left
@@ -375,28 +393,28 @@ def _with_notes(suspend: Suspend, resting: list[_Resting]) -> Suspend:
 _NEVER = datetime.max.replace(tzinfo=UTC)
 
 
-def _all_resting(flow: FlowRunContext) -> list[_Resting] | None:
-    """Return what of a flow run and its subflows waits; None if anything else of it is going on, or keeps it."""
-    own = tuple(flow.rests._resting) if flow.rests is not None else ()
-    if any(one.stays for one in own):
+def _resting_in(flow: FlowRunContext) -> int | None:
+    """Return how much of a flow run and its subflows waits; None if anything else of it is going on, or keeps it.
+
+    From what is counted, not from what waits: ten thousand calls that fail together would each go through all.
+    """
+    rests = flow.rests
+    own, going, staying, submitted = rests.counts if rests is not None else (0, 0, 0, 0)
+    if flow.tracker is None or staying:
         return None
-    found = list(own)
-    subflows = tuple(flow.subflows)
+    found, subflows = own, tuple(flow.subflows)
     for subflow in subflows:
-        inner = _all_resting(subflow)
+        inner = _resting_in(subflow)
         if inner is None:
             return None
         found += inner
-    submitted = sum(one.is_submitted for one in own)
-    waits = flow.waiting > 0 or submitted < len(own) or subflows
-    if flow.tracker is None:
-        return None
+    waits = flow.waiting > 0 or submitted < own or subflows
     # A generator that has yielded waits for its reader, which is for that to wait.
     if not flow.awaits_reader and (not found or not waits):
         return None
-    if flow.tracker.events.going.count != sum(one.is_going for one in own):
+    if flow.tracker.events.going.count != going:
         return None
-    return found if len(flow.runner.unfinished()) == submitted + flow.runner.blocked else None
+    return found if flow.runner.open_count == submitted + flow.runner.blocked else None
 
 
 def _will_be_tried(resting: list[_Resting]) -> str:

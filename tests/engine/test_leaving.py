@@ -65,8 +65,13 @@ ASYNC = STEPS.format(kind="async def", wait="await ", say="asay")
 SYNC = STEPS.format(kind="def", wait="", say="say")
 
 
-async def test_a_run_rests_whatever_its_code_does_with_the_signal(stage: Stage) -> None:
-    """Caught or handed about, it is not the run's end, nothing new begins, and the code goes on later as if it had waited."""
+async def test_a_run_rests_whatever_its_code_does_with_the_signal(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Caught or handed about, it is not the run's end, nothing new begins, and the code goes on later as if it had waited.
+
+    The loop does not complain of tasks that nobody asks for it.
+    """
     found = await results(
         stage,
         ASYNC
@@ -168,6 +173,7 @@ async def is_subflow():
         "is_subflow": "slept",
     }
     assert await stage.said() == dict.fromkeys(["gather", "body", "finally", "group", "anyio"], 1)
+    assert [line.getMessage() for line in caplog.records if line.name == "asyncio"] == []
 
 
 async def test_so_does_a_sync_run(stage: Stage) -> None:
