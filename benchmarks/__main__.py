@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-ORDER = ("startup", "bus", "engine", "runs", "http", "latency", "busy", "rules", "live", "projector")
+ORDER = ("startup", "bus", "engine", "large", "runs", "http", "latency", "busy", "rules", "live", "projector")
 
 
 def main() -> int:
