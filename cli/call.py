@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 from typer.core import TyperGroup
 
-from ..errors import HarkError
+from ..errors import HarkError, UnknownName
 
 if TYPE_CHECKING:
     from ..server.client import Hark
@@ -27,6 +27,24 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")
 
 class Group(TyperGroup):
     """A group of commands that turns errors of the tree into a message and an exit code."""
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Return the command of this name.
+
+        Raises:
+            UnknownName: there is none; it has the one that was meant, or those there are.
+        """
+        found = self.find_command(ctx, cmd_name)
+        if found is None:
+            unknown = UnknownName(f"command of `{ctx.command_path}`", cmd_name, known=self.list_commands(ctx))
+            if unknown.suggestion is None:
+                unknown.hint += f"; `{ctx.command_path} --help` says what each does"
+            raise unknown
+        return found
+
+    def find_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Return the command of this name, or None."""
+        return super().get_command(ctx, cmd_name)
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -234,4 +252,4 @@ def json_argument(text: str | None) -> JsonValue:
     try:
         return loads(sys.stdin.buffer.read() if text == "-" else text)
     except ValueError as exc:
-        raise typer.BadParameter(f"not JSON: {exc}") from exc
+        raise typer.BadParameter(f"""not JSON: {exc}; write it as '{{"amount": 1}}'""") from exc

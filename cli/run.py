@@ -48,9 +48,10 @@ def load_entrypoint(entrypoint: str) -> Any:
     from ..server.entrypoint import inspect_entrypoint
 
     if ":" not in entrypoint:
-        raise DefinitionError(
-            f"{entrypoint!r} is not FILE:FLOW", hint="write the function's name too: flows/etl.py:etl"
-        )
+        hint = "write the function's name too: flows/etl.py:etl"
+        if not entrypoint.endswith(".py"):
+            hint += f"; a deployment is started with `hark deployments run {entrypoint}`"
+        raise DefinitionError(f"{entrypoint!r} is not FILE:FLOW", hint=hint)
     where, _, what = entrypoint.rpartition(":")
     inspect_entrypoint(entrypoint, Path.cwd())
     sys.path.insert(0, str(Path.cwd()))

@@ -68,12 +68,17 @@ def secrets_ls(as_json: AsJson = False) -> None:
     show(listed, "\n".join(names) or "no secrets", as_json=as_json)
 
 
-@secrets.command("set")
-def secrets_set(name: _Name) -> None:
+@secrets.command("set", context_settings={"allow_extra_args": True})
+def secrets_set(ctx: typer.Context, name: _Name) -> None:
     """Set a secret; its value is asked for, or read from stdin.
 
     It is no argument on purpose: arguments end up in the shell's history and the process list.
     """
+    if ctx.args:
+        raise typer.BadParameter(
+            f"the value is no argument, for it would stay in the shell's history: `hark secrets set {name}` asks for it, "
+            "and reads what is piped in"
+        )
     if sys.stdin.isatty():
         value = typer.prompt(f"Value of {name}", hide_input=True, confirmation_prompt=True)
     else:

@@ -276,6 +276,8 @@ def _yaml_hint(problem: str) -> str:
         return "check the indentation, or quote a text that contains `: `"
     if r"'\t'" in problem:
         return "indent with spaces; YAML refuses tabs"
+    if "got ':'" in problem:
+        return "quote a text that contains `: `"
     if "another document" in problem:
         return "write one document per file; a folder may hold many files"
     if "undefined alias" in problem:

@@ -39,6 +39,7 @@ _LOOP = re.compile(r"\.\s*(all|exists|exists_one|map|filter)\s*\(")
 _STRINGS = re.compile(
     r"""[rRbB]*('''.*?'''|\"\"\".*?\"\"\"|'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")""", re.DOTALL
 )
+_PYTHON = {"and": "&&", "or": "||", "not": "!", "is": "==", "True": "true", "False": "false", "None": "null"}
 _EXTRA = frozenset({"event", "key", "count", "events", "automation"})
 _FUNCTIONS = frozenset({
     "size", "contains", "startsWith", "endsWith", "matches", "timestamp", "duration", "int", "uint", "double", "string",
@@ -197,6 +198,19 @@ def _nesting(text: str) -> tuple[int, int]:
     return deepest, most
 
 
+def _slip(problem: str, bare: str) -> str:
+    """Return what a parser said, without the list of all that could stand there, and what was meant if that is plain."""
+    problem = problem.partition(" expecting ")[0].replace(
+        "mismatched input '<EOF>'", "something is missing at the end"
+    )
+    for word in re.findall(r"[A-Za-z]+", bare):
+        if word in _PYTHON:
+            return f"{problem}; CEL writes `{_PYTHON[word]}` for `{word}`"
+    if re.search(r"(?<![=!<>])=(?!=)", bare):
+        return f"{problem}; write `==` to compare"
+    return problem
+
+
 @lru_cache(maxsize=1024)
 def compile_expression(source: str) -> Expression:
     """Return the compiled form of a CEL text.
@@ -227,9 +241,8 @@ def compile_expression(source: str) -> Expression:
         called = [one for one in program.functions() if one.isidentifier() and one[0] != "_"]
     except Exception as exc:  # the parser reports in several types
         lines = [line for line in str(exc).splitlines() if line.strip()]
-        raise ValueError(
-            f"{source!r:.80} does not parse: {lines[0].partition('ERROR: <input>:')[2] or lines[0]}"
-        ) from exc
+        problem = lines[0].partition("ERROR: <input>:")[2] or lines[0]
+        raise ValueError(f"{source!r:.80} does not parse: {_slip(problem, bare)}") from exc
     for one in called:
         if one not in _FUNCTIONS:
             hint = did_you_mean(one, _FUNCTIONS) or f"; there are {', '.join(sorted(_FUNCTIONS))}"

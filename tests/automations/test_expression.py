@@ -63,7 +63,9 @@ def test_actions_see_key_and_count() -> None:
 @pytest.mark.parametrize(
     ("source", "words"),
     [
-        ("", "is empty"), ("data.n >", "does not parse"), ("dta.n > 1", "did you mean 'data'"), ("x" * 3000, "too long"),
+        ("", "is empty"), ("data.n >", "does not parse: .* something is missing at the end$"),
+        ("data.n = 1", "write `==` to compare"), ("data.n > 1 and data.m", "CEL writes `&&` for `and`"),
+        ('data.n == "and" ||', "missing at the end$"), ("dta.n > 1", "did you mean 'data'"), ("x" * 3000, "too long"),
         ("(" * 60 + "true" + ")" * 60, "nests deeper"), ("!" * 100 + "true", "nests deeper"),
         ("data.x.all(a, data.x.all(b, data.x.all(c, true)))", "comprehensions nest"),
     ],

@@ -165,7 +165,11 @@ async def test_what_was_asked_wrongly_says_what_to_do(serve: Serve, hark: Run) -
             (("runs", "show", "nope"), "there is no flow run named 'nope'"),
             (("emit", "Order.Paid"), "lower-case dotted words"),
             (("emit", "flow-run.failed"), "one of Hark's own words"),
-            (("emit", "a.b", "--data", "{"), "not JSON"),
+            (("emit", "a.b", "--data", "{"), """write it as '{"amount": 1}'"""),
+            (("secrets", "set", "shop", "s3cret"), "`hark secrets set shop` asks for it"),
+            (("automation", "ls"), "did you mean 'automations'?"),
+            (("runs", "shw"), "did you mean 'show'?"),
+            (("channels", "start"), "there is 'ls', 'test'"),
             (("deployments", "run", "etl", "-p", "n"), "is not NAME=VALUE"),
             (("deployments", "run", "etl", "--delay", "5"), "is not a duration"),
             (("events", "ls", "--since", "soon"), "neither a time nor how long ago"),
@@ -253,6 +257,7 @@ async def test_a_flow_runs_here_and_now(project: Path, hark: Run) -> None:
     assert "no such table" in failed.stderr
     for entrypoint, said in (
         ("flows.py:elt", "did you mean 'etl'?"), ("flow.py:etl", "did you mean 'flows.py'?"), ("flows.py", "FILE:FLOW"),
+        ("nightly", "`hark deployments run nightly`"),
         ("flows.py:flow", "is no flow"),
     ):  # fmt: skip
         wrong = await hark("run", entrypoint)

@@ -61,6 +61,10 @@ def test_every_value_and_key_knows_its_place() -> None:
             "f.yaml:2:1: not YAML: expected ',' or ']', but got '<stream end>' while parsing a flow sequence",
         ),
         ("a: b: c\n", "f.yaml:1:5: not YAML: mapping values are not allowed here; "),
+        (
+            "a: {x: b: c}\n",
+            "f.yaml:1:9: not YAML: expected ',' or '}', but got ':' while parsing a flow mapping; quote a text that contains `: `",
+        ),
         ("a:\n\tb: 1\n", "f.yaml:2:1: not YAML: found character '\\t' that cannot start any token"),
         ("a: 1\n---\nb: 2\n", "f.yaml:2:1: not YAML: but found another document"),
         ("a: *nope\n", "f.yaml:1:4: not YAML: found undefined alias 'nope'; define the anchor"),
