@@ -15,11 +15,13 @@ import sys
 import sysconfig
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING
+
+import anyio
 
 from ...errors import HarkError
 from ...vocabulary import new_id
@@ -70,6 +72,7 @@ class Watchdog:
         held: returns what is kept alive by that connection meanwhile.
         worker: is kept alive by it, too; None: a worker of tasks, which says nothing of itself.
         ack_wait_s: after so long without a word, the broker gives work to another.
+        on_beat: what else is to be done by that connection now and then, while the loop is held.
     """
 
     def __init__(
@@ -79,9 +82,11 @@ class Watchdog:
         *,
         worker: WorkerInfo | None = None,
         ack_wait_s: float,
+        on_beat: Callable[[Bus], Awaitable[None]] | None = None,
     ) -> None:
         self._worker, self._held, self._every_s = worker, held, min(presence.BEAT_S, ack_wait_s / 3)
         self._blocked_s = min(BLOCKED_S, ack_wait_s / 3)
+        self._on_beat = on_beat
         self._side = SideSession(bus)
         self._loop = asyncio.get_running_loop()
         self._ident = threading.get_ident()
@@ -109,9 +114,11 @@ class Watchdog:
         """End the thread, and the second connection."""
         self._closing.set()
         self._wanted.set()
-        if self._thread is not None:
-            await asyncio.to_thread(self._thread.join)
-        await self._side.aclose()
+        # Whoever closes may be being cancelled, and thread and connection would stay.
+        with anyio.CancelScope(shield=True):
+            if self._thread is not None:
+                await asyncio.to_thread(self._thread.join)
+            await self._side.aclose()
 
     # --- in the thread --------------------------------------------------------------------------------
 
@@ -157,6 +164,8 @@ class Watchdog:
             await presence.show(bus, self._worker)
         for item in self._held():
             await bus.work.extend(item)
+        if self._on_beat is not None:
+            await self._on_beat(bus)
 
 
 ADVICE = (
@@ -189,7 +198,7 @@ def where_held(ident: int) -> Place:
 
 def _runs_of(frame: FrameType) -> tuple[FlowRun | None, TaskRun | None]:
     """Return the runs that a frame of ours executes, if it does."""
-    for value in frame.f_locals.values():
+    for value in list(frame.f_locals.values()):  # those of a module that is being imported grow meanwhile
         if isinstance(value, Job):
             return value.run, None
         if isinstance(value, TaskCall):

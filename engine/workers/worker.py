@@ -11,6 +11,7 @@ from asyncio import CancelledError
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
+from datetime import timedelta
 from importlib import import_module
 from typing import Self
 
@@ -30,7 +31,6 @@ from ...errors import (
     BusUnavailable,
     GuardFailed,
     LogRewound,
-    MoveRefused,
     RunLost,
     UnavailableError,
 )
@@ -53,6 +53,7 @@ from .past_end import past_end
 from .process_pool import ProcessPool
 from .run_code import RunCode
 from .stop_request import StopRequest
+from .unstoppable import give_up
 from .watchdog import Watchdog
 
 __all__ = ["Worker"]
@@ -148,7 +149,7 @@ class Worker(AsyncContextManagerMixin):
             stack.enter_context(rare_collections())
             self._watchdog = Watchdog(
                 self._bus, lambda: [held.item for held in list(self._held.values())], worker=self.info,
-                ack_wait_s=self._engine.ack_wait_s,
+                ack_wait_s=self._engine.ack_wait_s, on_beat=self._give_up_held,
             )  # fmt: skip
             stack.push_async_callback(self._watchdog.aclose)
             # What the first run would otherwise wait for.
@@ -577,16 +578,10 @@ class Worker(AsyncContextManagerMixin):
         log.error(
             "worker.run_does_not_stop", extra={"run_id": run_id, "after_s": self._engine.cancel_grace_s}
         )
-        await self._give_up(run_id)
+        await give_up(self._runs, run_id)
 
-    async def _give_up(self, run_id: FlowRunId) -> None:
-        """Say of a run that was cancelled and does not stop that it is; what it still writes is refused."""
-        try:
-            now = await self._runs.get(run_id)
-            if now is not None and now.state_type is S.CANCELLING:
-                why = now.state_message or "cancelled"
-                await self._runs.move_exactly(
-                    now, Cancelled(message=f"{why}; it has not stopped when asked to")
-                )
-        except (GuardFailed, MoveRefused, BusUnavailable) as exc:
-            log.debug("worker.give_up", extra={"run_id": run_id, "error": str(exc)})
+    async def _give_up_held(self, bus: Bus) -> None:
+        """Give up what was cancelled and cannot hear of it, since other code holds our loop. In another loop, which ``bus`` is of."""
+        runs, grace = RunLog(bus, self._clock), timedelta(seconds=self._engine.cancel_grace_s)
+        for run_id in list(self._held):
+            await give_up(runs, run_id, asked_before=self._clock.now() - grace)
