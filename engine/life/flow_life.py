@@ -250,7 +250,7 @@ class FlowEngine:
             if self.run.seq:
                 yield from self.move(Pending(), attempt=self.run.attempt + 1)
             else:
-                fit = self._fit_at_once() if self.context.parent is None else None
+                fit = None if self._may_have_begun else self._fit_at_once()
                 first = (Pending(),) if fit is None else (Pending(), Running(), *fit)
                 try:
                     is_new = yield OnBus(tracker.begin, first)
@@ -289,6 +289,12 @@ class FlowEngine:
 
             yield from tell_owed(self.context, tracker.untold, is_anew=True)
         return None
+
+    @property
+    def _may_have_begun(self) -> bool:
+        """Whether it is part of a run that an earlier attempt may have brought as far as here."""
+        above = self.context.parent.flow_context if self.context.parent is not None else None
+        return above is not None and above.flow_run.attempt > 1
 
     def _taken_up(self) -> Generator[Step, Any, State | None]:
         """A subflow's run exists: an earlier attempt of the parent began it. Reuse its end, or take it up."""
@@ -348,8 +354,8 @@ class FlowEngine:
     def _fit_at_once(self) -> tuple[str | None] | None:
         """Return the name of a run that nothing keeps from RUNNING; None where something is to be waited for, or said.
 
-        Nobody else knows of a plain call, so its first two transitions can be made in one step, which is a change of
-        threads less for a sync flow.
+        Nobody else knows of a run that begins here, so its first two transitions can be made in one step, which is an exchange with
+        the broker less, and for a sync flow a change of threads.
         """
         inputs = self._inputs()
         try:
