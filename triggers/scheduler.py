@@ -19,6 +19,7 @@ from datetime import datetime, timedelta
 from typing import Protocol, Self, TypeVar
 
 import anyio
+import anyio.lowlevel
 from anyio import AsyncContextManagerMixin
 from anyio.abc import TaskGroup, TaskStatus
 from pydantic import ValidationError
@@ -45,6 +46,8 @@ _FILTERS = ("hark.ev.schedule.fired", "hark.ev.schedule.skipped")
 # never later than this after the machine has woken up.
 LOOK_UP_S = 30.0
 # Writes under way at once: ten thousand schedules of one slot must not time out waiting for each other.
+_A_TURN = 20
+"""Schedules that are looked at before others of the loop have their turn: ten thousand of one slot took seconds, and the lease."""
 _AT_ONCE = 200
 _READY_AFTER_S = 2.0
 # A clock that was wrong and has been set back: the slots up to then stay decided, since none may fire twice.
@@ -224,8 +227,10 @@ class _Term:
                         self._settle_soon(tg, self.items[entry.key])
                 elif in_history:
                     in_history = False
-                    for item in list(self.items.values()):
+                    for count, item in enumerate(list(self.items.values()), 1):
                         self._settle_soon(tg, item)
+                        if count % _A_TURN == 0:
+                            await anyio.lowlevel.checkpoint()
                     tg.start_soon(self._announce, leading)
                     tg.start_soon(self._wait_and_fire, tg)
 
@@ -285,12 +290,14 @@ class _Term:
     async def _wait_and_fire(self, tg: TaskGroup) -> None:
         while True:
             self.wake = anyio.Event()
-            now = self.clock.now()
+            now, count = self.clock.now(), 0
             while self.heap and self.heap[0][0] <= now:
                 due, key = heapq.heappop(self.heap)
                 item = self.items.get(key)
                 if item is not None and item.due == due:  # else a change has put it elsewhere
                     self._settle_soon(tg, item)
+                    if (count := count + 1) % _A_TURN == 0:
+                        await anyio.lowlevel.checkpoint()
             await self._rest(self.heap[0][0] if self.heap else None)
 
     async def _rest(self, until: datetime | None) -> None:

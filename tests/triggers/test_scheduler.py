@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -20,6 +21,8 @@ from hark.bus.event import Event
 from hark.clock import ManualClock
 from hark.config import TriggersConfig
 from hark.errors import BusUnavailable, UnknownName
+from hark.triggers import scheduler as scheduler_module
+from hark.triggers.due import plan_slots
 from hark.triggers.schedule import Overlap, StoredSchedule, parse_schedule, slot_run_id
 from hark.triggers.scheduler import NotStarted, Scheduler, Started
 from hark.vocabulary import FlowRunId, JsonObject
@@ -155,6 +158,42 @@ async def test_a_slot_that_came_before_a_change_is_not_lost_to_it(bus: Bus) -> N
         await starter.until_asked(4)
     assert [name for name, _, _ in starter.asked[3:]] == ["b/x"]
     assert len(await told(bus, "fired")) == 4
+
+
+async def test_many_slots_of_one_moment_leave_others_their_turn(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the start and when they come: a few are looked at, then the loop goes round, in which leases are kept."""
+    monkeypatch.setattr(scheduler_module, "_A_TURN", 2)
+    looked, most, seen, plan = 0, list[int](), set[str](), plan_slots
+
+    def over() -> None:
+        nonlocal looked
+        most.append(looked)
+        looked = 0
+
+    def planned(*args: Any, **kwargs: Any) -> Any:
+        nonlocal looked
+        looked += kwargs["key"] not in seen  # what follows for each is parted by its writes
+        seen.add(kwargs["key"])
+        if looked == 1:
+            asyncio.get_running_loop().call_soon(over)  # in the next round of the loop
+        return plan(*args, **kwargs)
+
+    monkeypatch.setattr(scheduler_module, "plan_slots", planned)
+    clock, starter = ManualClock(NEW_YEAR), Starter()
+    for n in range(20):
+        await store(bus, f"d{n}/0", {"cron": "0 * * * *"})
+    async with leading(bus, starter, clock):
+        pass  # they have a place in time now, which needs no write that would part them
+    async with leading(bus, starter, clock) as scheduler:
+        await until(lambda: len(scheduler.upcoming()) == 20)
+        assert 0 < max(most) <= 4
+        most.clear()
+        seen.clear()
+        await clock.advance(3600)
+        await starter.until_asked(20)
+        assert 0 < max(most) <= 4
 
 
 async def test_each_slot_gets_its_event_and_its_run(bus: Bus) -> None:
