@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import cast
 
+import anyio
+
 from ..config import BusConfig
 from ..vocabulary import JsonObject
 from .arrival import Arrival
-from .connection import Connection
+from .connection import ApiError, Connection
 from .event import Recorded, format_time
 from .feed import distinct_filters, recorded_of
 from .intake import Held, Intake, Source, start_of
 
 __all__ = ["Consumer", "Item"]
+
+log = logging.getLogger(__name__)
+
+_HURRY_S, _LOOKS_AFTER_S = 0.01, 0.1
+"""The second: how long after a change of its ack wait a broker looks at what it waits for."""
 
 
 class Item(Held):
@@ -46,6 +54,7 @@ class Consumer(Intake[Item]):
         max_ack_pending: int,
         deliver_after: int | None,
         in_hand: int | None = None,
+        take_back: bool = False,
         deliver_since: datetime | None = None,
     ) -> AsyncGenerator[Consumer]:
         """Create the durable if need be and pull from it while inside."""
@@ -62,6 +71,8 @@ class Consumer(Intake[Item]):
             connection, config, sources=[Source(stream, durable, settings)], ack_wait_s=ack_wait_s,
             make=lambda msg, _: Item(cast("Intake[Held]", consumer), msg), capacity=in_hand or max_ack_pending,
         )  # fmt: skip
+        if take_back:
+            await _take_back(connection, stream, durable)
         async with consumer.running():
             yield consumer
 
@@ -77,3 +88,21 @@ async def _start_of(
     if after is None:
         return {"deliver_policy": "new"}
     return {"deliver_policy": "by_start_sequence", "opt_start_seq": after + 1}
+
+
+async def _take_back(connection: Connection, stream: str, durable: str) -> None:
+    """Have handed out again, at once, what somebody has who is dead; what is put off for longer stays put off."""
+    try:
+        found = await connection.api(f"CONSUMER.INFO.{stream}.{durable}")
+        config = found["config"]
+        if not found.get("num_ack_pending") or not isinstance(config, dict):
+            return
+        # The broker looks at what it waits for when the time it waits is changed; it is set right again by who opens it now.
+        hurried = {**config, "ack_wait": int(_HURRY_S * 1e9)}
+        await connection.api(
+            f"CONSUMER.CREATE.{stream}.{durable}", {"stream_name": stream, "config": hurried}
+        )
+    except ApiError as exc:
+        log.debug("bus.nothing-taken-back", extra={"durable": durable, "error": str(exc)})
+        return
+    await anyio.sleep(2 * _LOOKS_AFTER_S)

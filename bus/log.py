@@ -419,6 +419,7 @@ class EventLog:
         ack_wait_s: float = 30,
         max_ack_pending: int = 1000,
         in_hand: int | None = None,
+        take_back: bool = False,
         deliver_after: int | None = None,
         deliver_since: datetime | None = None,
     ) -> AbstractAsyncContextManager[Consumer]:
@@ -429,13 +430,14 @@ class EventLog:
             ack_wait_s: an event not acknowledged for this long is handed out again.
             max_ack_pending: events handed out and not acknowledged, over all of that name, those put off with ``nak`` among them.
             in_hand: of these, how many this one may have at once; None: all.
+            take_back: whoever else had events of it in hand is known to be dead: they are handed out again at once.
             deliver_after: where a new durable begins (None: from now on); an existing one keeps its place.
             deliver_since: the (broker) time at which a new durable begins instead.
         """
         return Consumer.open(
             self._connection, self._config, stream=self._stream, durable=durable, filters=filters,
-            ack_wait_s=ack_wait_s, max_ack_pending=max_ack_pending, in_hand=in_hand, deliver_after=deliver_after,
-            deliver_since=deliver_since,
+            ack_wait_s=ack_wait_s, max_ack_pending=max_ack_pending, in_hand=in_hand, take_back=take_back,
+            deliver_after=deliver_after, deliver_since=deliver_since,
         )  # fmt: skip
 
 

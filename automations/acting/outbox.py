@@ -153,6 +153,7 @@ class Outbox(AsyncContextManagerMixin):
                 filters,
                 ack_wait_s=self._ack_wait_s,
                 max_ack_pending=MAX_WAITING,
+                take_back=bool(self._handover.dead),
                 in_hand=min(max(MAX_IN_HAND, 2 * self._config.action_concurrency), MAX_WAITING),
                 deliver_since=self._clock.now() - timedelta(seconds=BEGIN_BACK_S),
             ) as consumer,

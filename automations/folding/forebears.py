@@ -38,6 +38,9 @@ class Forebears:
     def __contains__(self, name: object) -> bool:
         return self._dead is not None and name in self._dead
 
+    def __bool__(self) -> bool:
+        return bool(self._dead)
+
     async def enter(self, name: str) -> None:
         """Note that an outbox of ours begins, before it claims anything; learn who is dead, the first time."""
         if self._path is None:

@@ -51,7 +51,7 @@ class Handover:
     """
 
     def __init__(self, forebears: Forebears | None = None) -> None:
-        self.dead = forebears or Forebears()
+        self.dead = forebears if forebears is not None else Forebears()
         """Names of outboxes of processes before this one, which died."""
         self._taker: Taker | None = None
         self._promised: dict[str, Taker] = {}

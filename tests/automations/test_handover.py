@@ -13,7 +13,7 @@ import pytest
 from anyio.abc import TaskGroup
 from hark.automations.acting.claim import BUCKET
 from hark.automations.acting.in_hand import InHand
-from hark.automations.acting.outbox import Outbox
+from hark.automations.acting.outbox import DURABLE, Outbox
 from hark.automations.folding.decision import Decision
 from hark.automations.folding.engine import _Term
 from hark.automations.folding.forebears import FILE, Forebears
@@ -123,17 +123,23 @@ async def test_what_an_outbox_that_was_replaced_had_promised_is_done_at_once(hou
 async def test_what_an_outbox_of_a_dead_holder_of_the_home_had_promised_is_done_at_once(
     house: House, tmp_path: Path
 ) -> None:
-    """Holder after holder notes the names of its outboxes before they claim anything; that one has died counts as a death."""
+    """Holder after holder notes the names of its outboxes before they claim anything; that one has died counts as a death.
+
+    What the broker had delivered to it is taken back, too.
+    """
     names = []
     for _ in range(2):  # as if each were killed: nobody takes its name out again
         async with house.outbox(handover=Handover(Forebears(tmp_path))) as killed:
             names.append(killed.promise("d"))
     assert (tmp_path / FILE).read_text().split() == names
+    async with house.bus.log.consume(DURABLE, ["hark.ev.automation.triggered"], ack_wait_s=600) as theirs:
+        await decide(house, {"emit": "c.e"}, id="e")
+        await theirs.fetch(1)
     async with house.outbox(ack_wait_s=600, handover=Handover(Forebears(tmp_path))), settled(house):
         await decide(house, {"emit": "c.d"}, id="d", claimed_by=names[0])
-        (done,) = await house.of_type("action.executed")
-    assert at(done, "attempt") == 1
-    assert len(await house.events("c.d")) == 1
+        done = await house.of_type("action.executed", count=2)
+    assert [at(one, "attempt") for one in done] == [1, 1]
+    assert (len(await house.events("c.d")), len(await house.events("c.e"))) == (1, 1)
     unwritable = Forebears(tmp_path / FILE)
     await unwritable.enter("e")
     assert "e" not in unwritable
