@@ -35,6 +35,7 @@ class HarkError(Exception):
         super().__init__(*args)
         if hint:
             self.hint = hint
+            self.add_note(f"→ {hint}")  # tracebacks show it, too
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Not made anew: what the makers of its kinds take is not what is left in its args.

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import pickle
+import traceback
 
 import pytest
 from hark import flow, task
 from hark.engine.life.user_frames import format_for_author
 from hark.engine.states import Failed
+from hark.errors import UnknownName
 
 
 @task(retries=1, retry_delay_seconds=0)
@@ -98,3 +101,9 @@ def test_the_log_of_a_task_that_failed_has_its_lines_even_if_the_flow_goes_on(
     assert last.getMessage().startswith("try 2 of 2: ")
     assert last.exc_info is not None
     assert isinstance(last.exc_info[1], ValueError)
+
+
+def test_what_to_do_next_is_in_the_traceback() -> None:
+    """Whoever sees an error of ours in a program is told what the command line tells, after a pickle, too."""
+    error = pickle.loads(pickle.dumps(UnknownName("deployment", "nightly", known=["weekly"])))
+    assert "".join(traceback.format_exception(error)).endswith("\n→ there is 'weekly'\n")
