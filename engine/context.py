@@ -13,6 +13,7 @@ from ..errors import MissingContextError
 from .calls.call_key import CallCounter
 
 if TYPE_CHECKING:
+    import asyncio
     from datetime import datetime
 
     from ..config import Settings
@@ -75,7 +76,7 @@ class FlowRunContext(RunContext):
     """
 
     __slots__ = (
-        "awaits_reader", "cached", "calls", "flow", "flow_run", "has_returned", "has_told", "keeping", "leaving", "left", "log_prints", "memo", "parameters", "parent",
+        "awaits_reader", "cached", "calls", "flow", "flow_run", "has_returned", "has_told", "keeping", "leaving", "left", "log_prints", "loop_task", "memo", "parameters", "parent",
         "rests", "runner", "span", "subflows", "tracker", "waiting",
     )  # fmt: skip
 
@@ -114,6 +115,8 @@ class FlowRunContext(RunContext):
         """Why the run leaves its worker, once that is decided: nothing new of it begins here any more."""
         self.span: Span | None = None
         """The run in traces; None where nothing is traced."""
+        self.loop_task: asyncio.Task[Any] | None = None
+        """The task of its event loop that it is in; None of a run that is in none."""
         self.awaits_reader = False
         """Whether it is a generator that has yielded, and its reader has not come back yet."""
         self.has_returned = False

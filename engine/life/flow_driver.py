@@ -92,6 +92,7 @@ async def drive_async(
 ) -> State:
     """Live a life in this event loop; by default the run's whole life."""
     turns = Turns(life or engine.life())
+    engine.context.loop_task = asyncio.current_task()
     with engine.context.runner.opened():
         try:
             for step in turns:
@@ -178,6 +179,21 @@ async def _shielded(engine: FlowEngine, step: Step, session: Session | None) -> 
     return None
 
 
+async def _until_quiet(engine: FlowEngine, step: WaitUntilQuiet) -> None:
+    loop, is_quiet = asyncio.get_running_loop(), asyncio.Event()
+    step.rests.when_quiet(lambda: loop.call_soon_threadsafe(is_quiet.set))
+    try:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(step.limit_s):
+                await is_quiet.wait()
+    except asyncio.CancelledError:
+        # The code that has begun them has ended: nobody else would stop them with the run.
+        for subflow in tuple(engine.context.subflows):
+            if subflow.loop_task is not None and subflow.loop_task is not asyncio.current_task():
+                subflow.loop_task.get_loop().call_soon_threadsafe(subflow.loop_task.cancel)
+        raise
+
+
 async def do_step_async(engine: FlowEngine, step: Step, session: Session | None) -> Any:
     """Do what ``do_step`` does, without holding the loop."""
     match step:
@@ -188,11 +204,7 @@ async def do_step_async(engine: FlowEngine, step: Step, session: Session | None)
             for future in step.futures:
                 await future.wait_async()
         case WaitUntilQuiet():
-            loop, is_quiet = asyncio.get_running_loop(), asyncio.Event()
-            step.rests.when_quiet(lambda: loop.call_soon_threadsafe(is_quiet.set))
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(step.limit_s):
-                    await is_quiet.wait()
+            await _until_quiet(engine, step)
         case Drain():
             await engine.context.runner.drain_async(step.limit_s)
         case Sleep():

@@ -470,7 +470,7 @@ class FlowEngine:
             state = owing(state, HERE)
         if tracker is not None and self.context.left:
             # Before its own end, after which nobody would take them up.
-            yield OnBus(tracker.close, (tuple(self.context.left),))
+            yield OnBus(tracker.close, (tuple(self.context.left), state))
         if state.type is StateType.FAILED:
             # Before the end is written, so that who sees the run over finds its last line too.
             self.log.error("%s", state.message, exc_info=shown_exception(state.data))

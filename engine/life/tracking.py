@@ -19,7 +19,7 @@ import orjson
 from ...bus.owner import Owner
 from ...bus.subject import completed_subject
 from ...errors import GuardFailed, MoveRefused, RunLost
-from ...vocabulary import JsonObject, JsonValue
+from ...vocabulary import JsonObject, JsonValue, StateType
 from ..code.script_code import CODE
 from ..results import LargeResult, RecordedResult, encode_result
 from ..runs.hook_log import DETAIL as HOOKS
@@ -36,7 +36,7 @@ from ..runs.replay import (
 )
 from ..runs.run import FlowRun
 from ..runs.task_events import TaskEvents
-from ..states import Crashed, State
+from ..states import Cancelled, Crashed, State
 from ..sync_async.side_session import SideSession
 from .caller import DETAIL, Caller, caller_of
 from .undoing import Undoing, until_undone
@@ -199,17 +199,19 @@ class FlowTracker:
         result = await self.store_flow_result(value, keeping)
         await self.finish(state, result=result)
 
-    async def close(self, left: Iterable[FlowRun]) -> None:
-        """End the runs of subflows that were stopped on their way, where nobody else has ended or taken them up."""
+    async def close(self, left: Iterable[FlowRun], end: State) -> None:
+        """End the runs of subflows that were stopped on their way to this end, where nobody else has ended or taken them up."""
         for run in left:
             now = await self.run_log.get(run.id)
             if now is None or now.is_final or now.attempt != run.attempt:
                 continue
             # Moved by somebody else since we looked: then it is theirs, or over.
             with suppress(RunLost, MoveRefused):
-                await self.run_log.move(
-                    now, Crashed(message="it was stopped on its way, and its parent came to an end")
-                )
+                if StateType.CANCELLED is end.type or now.state_type is StateType.CANCELLING:
+                    state = Cancelled(message="its parent was cancelled")
+                else:
+                    state = Crashed(message="it was stopped on its way, and its parent came to an end")
+                await self.run_log.move(now, state)
 
     async def barrier(self) -> None:
         """Wait until every task event given so far is stored.

@@ -394,3 +394,57 @@ async def test_whoever_reads_a_generator_may_rest_between_two_values(stage: Stag
     assert found == {"is_reading_a_task": [1, 2], "is_reading_a_subflow": ["a", "b"]}
     words = [*(f"read-{one}" for one in (1, 2, "a", "b")), "in-a", "in-b"]
     assert await stage.said() == dict.fromkeys(words, 1)
+
+
+async def test_a_suspension_waits_for_what_has_begun_and_lets_nothing_begin(stage: Stage) -> None:
+    """Of a task in another branch, the end counts; what would have followed it follows when the run is resumed.
+
+    A run that is suspending itself, and still waits so, can be cancelled.
+    """
+    stage.write(
+        ASYNC
+        + """
+from hark import suspend_flow_run
+
+@task
+async def until(file):
+    await asay("began")
+    while not os.path.exists(file):
+        await asyncio.sleep(0.01)
+    return await asay("ended")
+
+@flow
+async def both(file, word):
+    await until(file)
+    return await step(word)
+
+async def ask(file):
+    while not os.path.exists(file + "-ask"):
+        await asyncio.sleep(0.01)
+    return await suspend_flow_run(wait_for_input=int)
+
+@flow
+async def asks(file):
+    return await asyncio.gather(ask(file), both(file, "later"), both(file, "then"))
+"""
+    )
+    await stage.deploy("asks")
+    async with stage.working(engine=QUICK, processes=0):
+        run = await stage.ask("asks", parameters={"file": str(stage.root / "go")})
+        cancelled = await stage.ask("asks", parameters={"file": str(stage.root / "never")})
+        await stage.hear("said.began", times=4)
+        for name in ("go-ask", "never-ask"):
+            (stage.root / name).touch()
+        await stage.control.cancel(cancelled.id)
+        assert (await stage.end(cancelled)).state_type is StateType.CANCELLED
+        for one in await subflows_of(stage, cancelled):
+            ended = await stage.end(one)
+            assert ended.state_type is StateType.CANCELLED, ended.state_message
+        assert (await stage.until(run, lambda now: now.attempt > 0)).state_name == "Running"
+        (stage.root / "go").touch()
+        await stage.until(run, lambda now: now.state_name == "Suspended")
+        assert {one.state_name for one in await subflows_of(stage, run)} == {"Suspended"}
+        assert await stage.said() == {"began": 4, "ended": 2}
+        await stage.control.resume(run.id, run_input={"value": 7})
+        assert result_of(await stage.end(run)) == [7, "later", "then"]
+    assert await stage.said() == {"began": 4, "ended": 2, "later": 1, "then": 1}
