@@ -182,7 +182,7 @@ def _key_of(call: TaskCall, cache: TaskCache) -> str | None:
     if not isinstance(key, str) or not key or len(key) > MAX_KEY_CHARS:
         shown = repr(key)[:80]
         log.error(
-            "task %r has the cache key %s, which is no text of 1 to %d characters",
+            "task %r has the cache key %s, which is no text of 1 to %d characters: it is not cached; return str(key)",
             call.task.name,
             shown,
             MAX_KEY_CHARS,
