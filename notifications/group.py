@@ -160,6 +160,8 @@ class Group:
         told_to: everyone told in this incident, in order; sends: how many messages, over all incidents.
         unacked_since: when the first message went out that nobody has acknowledged; escalated: steps done since then.
         due: when it has to be looked at next; ``is_rough``: not before it, perhaps later.
+        not_before: when what keeps quiet all of it ends, as of the last look; escalate_at: the same of what holds all back
+            that would be escalated. Neither is kept: without, it is looked at once more.
     """
 
     key: str
@@ -179,6 +181,8 @@ class Group:
     muted: str = ""
     due: float = math.inf
     is_rough: bool = False
+    not_before: float = 0.0
+    escalate_at: float = 0.0
 
     def repeat_due(self, route: Route, escalate_at: float = 0.0) -> float:
         """Return when what is open and not acknowledged is told again, or to others (not before ``escalate_at``)."""

@@ -136,7 +136,7 @@ class Grouping:
                     member.ready = at  # looked at again: what holds it back ends by the clock
                 elif route.digest is not None and member.ready > at:
                     member.ready = next_digest(route.digest, at)
-            group.is_rough = False
+            group.is_rough, group.not_before, group.escalate_at = False, 0.0, 0.0
             self._wake_at(group, at)
         self._pass(at)
         return self._decided()
@@ -280,7 +280,7 @@ class Grouping:
             ready = max(now, group.flushed_at + route.group_interval)
         group.members[alert.id] = Member(alert, now, now, ready, is_news=alert.is_news, first=alert.cause.id)
         self._where.join(alert, key, now)
-        self._wake_at(group, min(group.due, ready))
+        self._wake_at(group, min(group.due, max(ready, group.not_before)))
         self._out.append(saying.grouped(alert, group, route, now))
 
     def _resolve(self, ids: Iterable[str], by: Alert | None, cause: Cause | None = None) -> None:
@@ -294,8 +294,7 @@ class Grouping:
                 member = group.members[id_]
                 if member.resolved_at is not None:
                     continue
-                route = self.tree.route(group.route)
-                assert route is not None
+                route = self._route(group)
                 if member.waits or not route.send_resolved or member.is_news:
                     reason = "resolved before it was told" if member.waits else "resolved"
                     self._close(group, member, reason, told=not member.waits)
@@ -329,11 +328,10 @@ class Grouping:
             self._release(group, "inhibited")
 
     def _release(self, group: Group, by: str) -> None:
-        hit = False
-        for member in group.members.values():
-            if member.held.startswith(by):
-                member.ready, hit = self.now, True
-        if hit:
+        held = [member for member in group.members.values() if member.held.startswith(by)]
+        for member in held:
+            member.ready = self.now
+        if held:
             self._wake_at(group, min(group.due, self.now))
 
     def _evict(self, *, keep: str) -> None:
@@ -365,7 +363,7 @@ class Grouping:
             _, key = heapq.heappop(self._due)
             group = self.groups[key]
             if group.is_rough:
-                self._schedule(group)
+                self._schedule(group, not_before=group.not_before, escalate_at=group.escalate_at)
                 if group.due > due:
                     continue
             self.now = max(self.now, due)
@@ -396,13 +394,16 @@ class Grouping:
         if member is not None:
             due = member.due_by_itself(self.tree.resolve_timeout)
             if member.wants_repeat:
-                due = min(due, group.repeat_due(self._route(group)))
-            if due < group.due:
+                if group.escalate_at and self._held(member) is None:
+                    group.escalate_at = 0.0  # what is said of it now is held back by nothing
+                due = min(due, group.repeat_due(self._route(group), group.escalate_at))
+            if (due := max(due, group.not_before)) < group.due:
                 self._wake_at(group, due)
 
     def _schedule(self, group: Group, *, not_before: float = 0.0, escalate_at: float = 0.0) -> None:
         """Find out when a group has to be looked at next; an empty one is forgotten after its interval."""
-        route, group.is_rough = self._route(group), False
+        group.is_rough, group.not_before, group.escalate_at = False, not_before, escalate_at
+        route = self._route(group)
         if not group.members:
             again = (group.flushed_at or -math.inf) + route.group_interval
             if again > self.now:

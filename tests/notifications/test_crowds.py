@@ -38,6 +38,35 @@ def test_what_is_said_of_one_alert_costs_no_look_at_all_others(monkeypatch: pyte
     assert list(group.members) == [max(f"x{n}" for n in range(many))]  # of one moment in order of their names
 
 
+@pytest.mark.parametrize("by", ["silence", "mute"])
+def test_what_is_kept_quiet_costs_no_look_either(monkeypatch: pytest.MonkeyPatch, by: str) -> None:
+    """A group of many that is silenced past its escalation, or in its mute time, while all of it is raised again and again."""
+    many, looks = 200, Counter[str]()
+    due = Member.due_by_itself
+
+    def counted(self: Member, resolve_timeout_s: float) -> float:
+        looks["due"] += 1
+        return due(self, resolve_timeout_s)
+
+    monkeypatch.setattr(Member, "due_by_itself", counted)
+    quiet: dict[str, Any] = {"escalate": [{"after": "60s", "to": "boss"}]}
+    if by == "mute":
+        quiet |= {"mute_times": {"nights": {"times": ["22:00-07:00"]}}, "mute": ["nights"]}
+    story = Story(a_tree(group_by=[], **quiet)).at(0, *(an_alert(f"x{n}") for n in range(many))).at(10)
+    if by == "silence":
+        story.out += story.fold.adopt_silences(a_book(({"severity": "error"}, 0, 7 * 3600)), START + 20)
+    story.at(100)
+    looks.clear()
+    for again in range(3):
+        story.at(200 + again, *(an_alert(f"x{n}") for n in range(many)))
+    if by == "mute":
+        story.at(300, *(an_alert(f"y{n}") for n in range(many))).at(301)
+    assert looks["due"] < 15 * many
+    story.at(6 * 3600, an_alert("x0", "critical"))  # which no silence holds back
+    end = [(at, to) for at, to, kind, _ in story.at(7 * 3600 + 60).told if kind == "escalation"]
+    assert end == [(6 * 3600 if by == "silence" else 7 * 3600 + 60, "boss")]
+
+
 def test_a_rule_that_is_over_ends_what_it_raised_last() -> None:
     """Not what another rule has raised again since, under the same name."""
     story = Story().at(0, an_alert("x"), an_alert("y")).at(10)
