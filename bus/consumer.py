@@ -91,12 +91,15 @@ async def _start_of(
 
 
 async def _take_back(connection: Connection, stream: str, durable: str) -> None:
-    """Have handed out again, at once, what somebody has who is dead; what is put off for longer stays put off."""
+    """Have handed out again, at once, what somebody has who is dead, unless others live who may have some, too.
+
+    What is put off for longer stays put off.
+    """
     try:
         found = await connection.api(f"CONSUMER.INFO.{stream}.{durable}")
         config = found["config"]
-        if not found.get("num_ack_pending") or not isinstance(config, dict):
-            return
+        if not found.get("num_ack_pending") or found.get("num_waiting") or not isinstance(config, dict):
+            return  # nothing in hand; or somebody lives who asks for more, and may have some of it
         # The broker looks at what it waits for when the time it waits is changed; it is set right again by who opens it now.
         hurried = {**config, "ack_wait": int(_HURRY_S * 1e9)}
         await connection.api(

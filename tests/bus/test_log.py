@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -576,3 +576,24 @@ def test_distinct_filters_match_the_same_and_do_not_overlap(filters: list[str], 
     subject = ".".join(words)
     assert any(matches(f, subject) for f in filters) == any(matches(f, subject) for f in kept)
     assert not any(covers(a, b) for a in kept for b in kept if a is not b)
+
+
+@pytest.mark.parametrize("is_alive", [True, False])
+async def test_what_is_in_hand_is_taken_back_from_the_dead_alone(bus: Bus, is_alive: bool) -> None:
+    """A reader that lives, and asks for more, keeps what it has, whoever else is known to be dead."""
+    await bus.log.append(Event(type="order.paid", source="/shop"))
+    async with AsyncExitStack() as living:
+        theirs = await living.enter_async_context(bus.log.consume("readers", deliver_after=0, ack_wait_s=600))
+        (item,) = await theirs.fetch(1)
+        await bus.log.append(Event(type="order.paid", source="/shop"))
+        await theirs.fetch(1)  # what it asked for next has reached the broker
+        if not is_alive:
+            await living.aclose()
+        async with bus.log.consume("readers", ack_wait_s=600, take_back=True) as ours:
+            if is_alive:
+                found = await bus.connection.js.consumer_info("HARK", "readers")
+                assert (found.num_redelivered, found.config.ack_wait) == (0, 600)
+                await item.ack()
+            else:
+                with anyio.fail_after(60):
+                    assert [again.deliveries for again in await ours.fetch(2)] == [2, 2]
