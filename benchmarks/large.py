@@ -26,20 +26,11 @@ from hark.config import BusConfig
 from hark.engine import AsyncTaskRunner
 
 from .bus import raw_fast_ingest
+from .engine import trivial, trivial_sync
 
 TASKS = 100_000
 GOAL = 0.02
 EVENTS_PER_TASK = 3
-
-
-@task
-async def trivial(n: int) -> int:
-    return n
-
-
-@task
-def trivial_sync(n: int) -> int:
-    return n
 
 
 @task
