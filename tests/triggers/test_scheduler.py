@@ -185,7 +185,9 @@ async def test_many_slots_of_one_moment_leave_others_their_turn(
     for n in range(20):
         await store(bus, f"d{n}/0", {"cron": "0 * * * *"})
     async with leading(bus, starter, clock):
-        pass  # they have a place in time now, which needs no write that would part them
+        pass  # they have a place in time now; the writes it took are answered as the broker likes, many at once
+    most.clear()
+    seen.clear()
     async with leading(bus, starter, clock) as scheduler:
         await until(lambda: len(scheduler.upcoming()) == 20)
         assert 0 < max(most) <= 4
