@@ -263,6 +263,7 @@ async def test_a_sink_is_changed_paused_and_removed_while_it_serves(
         await bus.log.append(paid(1))
         await define(bus, made)
         assert (await heard.next_msg(timeout=60)).subject == "out.a"
+        await sent(forwarder, 1)
 
         async def becomes(changed: Sink, state: str) -> None:
             await define(bus, changed)

@@ -12,6 +12,7 @@ import pytest
 from cryptography.fernet import Fernet
 from hark.bus import Bus, LateValues, SecretStore
 from hark.bus.event import Event
+from hark.clock import ManualClock
 from hark.config import NotificationsConfig
 from hark.errors import LimitError, NotificationFailed, UnknownName
 from hark.notifications import Message, Notifier, Severity
@@ -222,34 +223,33 @@ async def test_tries_end_when_the_action_behind_them_would(
 
 
 async def test_over_the_rate_messages_come_as_one_summary(
-    notifier: Notifier, define: Any, receiver: Any, events_of: Any
+    bus: Bus, late: LateValues, config: NotificationsConfig, define: Any, receiver: Any, events_of: Any
 ) -> None:
     """Two go out at once, the rest as "and N more" when the rate allows; every one is accounted for by an event."""
     await define("a", f"json://127.0.0.1:{receiver.port}", rate="2/s")
-    outcomes: list[str] = []
+    clock, outcomes = ManualClock(), list[str]()
 
-    async def send(n: int) -> None:
-        [delivery] = await notifier.send("a", Message(f"m{n}"), key=f"k{n}")
-        outcomes.append(delivery.outcome)
-
-    # All at once: the rate gives more places while they are sent one after the other.
-    async with anyio.create_task_group() as tg:
+    async with Notifier(bus, late, config, clock) as notifier:
         for n in range(7):
-            tg.start_soon(send, n)
-    held = outcomes.count("held")
-    assert held >= 3
-    await receiver.wait_for(3)
-    assert [d.outcome for d in await notifier.send("a", Message("m6"), key="k6")] == ["held"]
-    await nothing_held(notifier, "a")
+            [delivery] = await notifier.send("a", Message(f"m{n}"), key=f"k{n}")
+            outcomes.append(delivery.outcome)
+        assert outcomes == ["sent"] * 2 + ["held"] * 5
+        assert [d.outcome for d in await notifier.send("a", Message("m6"), key="k6")] == ["held"]
+        assert len(receiver.bodies) == 2
+        with anyio.fail_after(60):
+            # The summary asks for its place when it has its lease.
+            while await notifier._held.any("a"):
+                await clock.advance(0.5)
+                await anyio.sleep(0.01)
+        assert [d.outcome for d in await notifier.send("a", Message("m6"), key="k6")] == [
+            "held"
+        ]  # its summary is out
     told = "\n".join(f"{b['title']}\n{b['message']}" for b in receiver.bodies)
     assert all(f"m{n}" in told for n in range(7))
-    assert "more" in told
-    assert len(receiver.bodies) < 7
-    assert [d.outcome for d in await notifier.send("a", Message("m6"), key="k6")] == [
-        "held"
-    ]  # its summary is out
+    assert "and 4 more" in told
+    assert len(receiver.bodies) == 3
     events = await events_of()
-    assert sum(e.type == "notification.grouped" for e in events) == held
+    assert sum(e.type == "notification.grouped" for e in events) == 5
     sent = [e for e in events if e.type == "notification.sent"]
     assert sum(int(e.data.get("grouped", 1)) for e in sent) == 7
 

@@ -164,10 +164,11 @@ def test_a_fine_rule_from_long_ago_is_answered_at_once() -> None:
         ("FREQ=MINUTELY;INTERVAL=7;BYDAY=SU", "2026-06-07 00:01:00"),
     ]:
         schedule = parse_schedule({"rrule": rule})
-        began = datetime.now(UTC)
+        began = time.process_time()
         assert slots({"rrule": rule}, datetime(2026, 6, 1, tzinfo=UTC), 1) == [want]
         assert next_fire(schedule, datetime(2026, 6, 1, tzinfo=UTC)) is not None
-        assert datetime.now(UTC) - began < timedelta(seconds=0.5)
+        # The walk would be of two hundred million steps.
+        assert time.process_time() - began < 10
 
 
 @pytest.mark.parametrize(
@@ -474,9 +475,9 @@ def test_a_jittered_slot_is_not_run_before_it_is_due() -> None:
 def test_a_year_of_missed_seconds_is_bounded_and_quick(value: dict[str, Any]) -> None:
     """Millions of missed slots: the newest thousand are made up for, the rest is one stretch, at once."""
     now = NEW_YEAR + hours(24 * 300)
-    began = datetime.now(UTC)
+    began = time.process_time()
     p = plan({**value, "catch_up": "all"}, NEW_YEAR, now)
-    assert datetime.now(UTC) - began < timedelta(seconds=3)
+    assert time.process_time() - began < 20
     assert len(p.fire) == CATCH_UP_LIMIT
     assert p.skipped is not None
     assert not p.skipped.is_exact
