@@ -164,6 +164,15 @@ class WorkerConfig(_Section):
     pool: str = Field("default", description="the pool it serves")
     concurrency: int = Field(64, ge=1, le=10_000, description="async runs it holds at once")
     processes: int = Field(2, ge=0, le=256, description="sync runs it holds at once, one warm process each")
+    parked: int = Field(
+        1_000,
+        ge=0,
+        le=100_000,
+        description="async runs that wait in memory at once beside them, without a place",
+    )
+    parked_processes: int = Field(
+        8, ge=0, le=256, description="sync runs that do so, each in a process that lives on"
+    )
     warm: int = Field(1, ge=0, le=64, description="idle processes kept ready")
     drain_s: float = Field(30.0, ge=0, description="how long running work may finish when the worker stops")
 

@@ -21,7 +21,7 @@ from ..bus.event import Event, Recorded, readable
 from ..bus.subject import filters_for, matches
 from ..duration import seconds_of
 from ..engine.context import FlowRunContext, refuse_if_leaving
-from ..engine.life.holding import say_held_here
+from ..engine.life.held_here import held_later
 from ..engine.pausing.durable import Wait, now
 from ..engine.runs.replay import begins_anew
 from ..engine.signals import Suspend
@@ -219,11 +219,11 @@ class _Waiting:
         """Have ``scope`` cancelled when the run leaves its worker: for this wait, not before it has taken long."""
         rests = self._wait.rests if self._wait is not None else None
         if self._wait is None or rests is None:
-            say_held_here("waits for an event", self._left_s())
             hold_s = self._wait.tracker.suspend_after_s if self._wait is not None and self.can_leave else None
             if hold_s is not None:  # in a hook of an end, which fails by it
                 scope.deadline = min(scope.deadline, anyio.current_time() + hold_s)
-            yield
+            with held_later("waits for an event"):
+                yield
             return
         loop = asyncio.get_running_loop()
 

@@ -233,6 +233,11 @@ class Intake(Generic[ItemT]):
         """How many more items may be taken in hand."""
         return self._capacity - len(self._held)
 
+    def resize(self, capacity: int) -> None:
+        """Change how many items may be in hand at once. Those that are stay: where they are more, none is taken until some are settled."""
+        self._capacity = capacity
+        self._work.set()
+
     async def _pump(self) -> None:
         while True:
             await self._work.wait()

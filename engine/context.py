@@ -77,7 +77,7 @@ class FlowRunContext(RunContext):
 
     __slots__ = (
         "awaits_reader", "cached", "calls", "flow", "flow_run", "has_returned", "has_told", "keeping", "leaving", "left", "log_prints", "loop_task", "memo", "parameters", "parent",
-        "rests", "runner", "span", "subflows", "tracker", "waiting",
+        "rests", "runner", "span", "subflows", "tracker", "waiting", "waiting_tasks",
     )  # fmt: skip
 
     def __init__(
@@ -109,6 +109,8 @@ class FlowRunContext(RunContext):
         """Whether the outermost run knows that this subflow has parts of transactions."""
         self.waiting = 0
         """Places of its own code that wait for a task."""
+        self.waiting_tasks: dict[object, TaskRunContext] = {}
+        """The same of the code of tasks: one entry for each place."""
         self.rests: Rests | None = None
         """What of it waits for long, for a retry or by its own code; None: nothing has."""
         self.leaving: Suspend | None = None
@@ -131,6 +133,8 @@ class FlowRunContext(RunContext):
     def renew(self) -> None:
         """Begin a new try: calls are counted anew, and submitted tasks run again."""
         self.calls = CallCounter()
+        if self.rests is not None:
+            self.rests.go_on()
         self.rests = self.leaving = None
         self.has_returned = self.awaits_reader = False
         self.runner.reopen()

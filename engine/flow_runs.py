@@ -18,6 +18,8 @@ from ..errors import (
 )
 from ..vocabulary import FlowRunId, JsonObject, StateType
 from .context import FlowRunContext, TaskRunContext
+from .life.held_here import held_later
+from .life.holding import IN_PAUSE
 from .life.resting import staying
 from .logging import run_loggers
 from .pausing.durable import Wait, now
@@ -246,7 +248,7 @@ class _Pause:
         expires = self._expires()
         left_s = None if expires is None else max(0.0, (expires - now()).total_seconds())
         try:
-            with staying(self.flow):
+            with staying(self.flow), held_later("is paused", IN_PAUSE):
                 await tracker.barrier()
                 await tracker.move(Paused(message=self._message(), details=details))
                 run = await tracker.run_log.wait(

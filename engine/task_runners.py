@@ -46,6 +46,9 @@ class TaskRunner(ABC):
     A task begins when all futures among its inputs are done; until then it takes no thread.
     """
 
+    is_in_place = False
+    """Whether whoever submits a call waits until it has ended."""
+
     def __init__(self) -> None:
         self._open: set[TaskFuture[Any]] = set()
         self._lock = threading.Lock()
@@ -299,6 +302,8 @@ ConcurrentTaskRunner = ThreadPoolTaskRunner
 
 class SequentialTaskRunner(TaskRunner):
     """Runs each task when it is submitted, in the submitting thread, before ``submit`` returns."""
+
+    is_in_place = True
 
     def duplicate(self) -> Self:
         return type(self)()

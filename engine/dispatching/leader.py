@@ -230,7 +230,8 @@ class Leader:
             self._workers.pop(worker_id, None)
             self.dispatch.set_worker(worker_id, None)
         else:
-            if worker_id not in self._workers:
+            known = self._workers.get(worker_id)
+            if known is None or known[0].capacity != info.capacity:
                 self.dispatch.set_worker(worker_id, info.pool, info.capacity)
             # By our own clock, from when we heard it: nobody's clocks are compared.
             self._workers[worker_id] = (info, anyio.current_time() + presence.TTL_S)

@@ -28,7 +28,13 @@ BEAT_S = TTL_S / 3
 
 @dataclass(frozen=True, slots=True)
 class WorkerInfo:
-    """What a worker says of itself. ``stopped``: its last word, so that nobody takes its silence for a loss."""
+    """What a worker says of itself.
+
+    Attributes:
+        loop: async runs that go on in it at once. processes: sync ones.
+        stopped: its last word, so that nobody takes its silence for a loss.
+        waiting_loop: async runs that wait in its memory without one of these places. waiting_processes: sync ones.
+    """
 
     id: str
     name: str
@@ -38,6 +44,8 @@ class WorkerInfo:
     host: str
     pid: int
     stopped: bool = False
+    waiting_loop: int = 0
+    waiting_processes: int = 0
 
     @classmethod
     def here(cls, id: str, *, name: str, pool: str, loop: int, processes: int) -> Self:
@@ -50,7 +58,8 @@ class WorkerInfo:
 
     @property
     def capacity(self) -> dict[Lane, int]:
-        return {LOOP: self.loop, PROCESS: self.processes}
+        """How many runs it may have in hand at once, those that wait without a place included."""
+        return {LOOP: self.loop + self.waiting_loop, PROCESS: self.processes + self.waiting_processes}
 
     def to_json(self) -> bytes:
         return orjson.dumps(self)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+import threading
 
 import orjson
 
@@ -45,11 +46,13 @@ class Channel:
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
+        self._sending = threading.Lock()
         sock.setblocking(True)
 
     def send(self, value: JsonObject) -> None:
-        """Write a message. The other side being gone raises ``OSError``."""
-        self._sock.sendall(encode(value))
+        """Write a message, from any thread. The other side being gone raises ``OSError``."""
+        with self._sending:
+            self._sock.sendall(encode(value))
 
     def receive(self) -> JsonObject | None:
         """Return the next message; None when the other side has closed or died."""

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from ...config import EngineConfig
     from ..flows import Flow
     from ..runs.run_log import RunLog
+    from .holding import Place
 
 __all__ = [
     "HowToExecute", "execute", "execute_run", "execute_sync", "go_through", "go_through_async", "run_flow", "run_flow_async",
@@ -193,6 +194,8 @@ class HowToExecute(TypedDict, total=False):
     config: EngineConfig | None
     find_module: Callable[[str], ModuleType]
     """Returns the module of a name as the flow's own code sees it; the default imports it."""
+    place: Place | None
+    """Of the run in the worker: given back while all of it waits."""
 
 
 def worker_engine(
@@ -212,6 +215,7 @@ def worker_engine(
         leaves_interrupted=how.get("interrupted", "leave") == "leave",
     )
     tracker.find_module = how.get("find_module", import_module)
+    tracker.place = how.get("place")
     return FlowEngine(flow, run, parameters=None, tracker=tracker, retries=how.get("retries"))
 
 

@@ -126,6 +126,8 @@ class FlowEngine:
         above = self.context.parent.flow_context if self.context.parent is not None else None
         if above is not None:
             above.subflows.add(self.context)
+            if above.rests is not None:
+                above.rests.go_on()
         try:
             state = yield from self._life()
         except BaseException as exc:

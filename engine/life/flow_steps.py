@@ -15,6 +15,7 @@ from ..states import State
 from ..sync_async.steps import Steps
 
 if TYPE_CHECKING:
+    from .holding import HeldWait
     from .resting import Rests
 
 __all__ = [
@@ -68,8 +69,8 @@ class Sleep:
     """Wait so many seconds, or until the run leaves its worker; then throw ``Suspend``."""
 
     seconds: float
-    rests: Rests | None = None
-    """Of a wait that holds no worker where nothing else of the run goes on; None: it holds it."""
+    rests: Rests | HeldWait | None = None
+    """Of a wait that the run leaves for where nothing else of it goes on; else it waits in place, for long or (None) not."""
 
 
 @dataclass(slots=True)

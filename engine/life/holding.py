@@ -1,58 +1,272 @@
-"""Saying in a run's log that a long wait holds its worker, where it cannot be waited out without one."""
+"""Long waits that keep their run in memory, and the place in the worker that the run gives back meanwhile.
+
+Where leaving the worker would run the code of a task again, or take from a reader what it has got, a wait is waited out in place. The
+run stays where it is. But while all that is known of it waits, it needs no place: the worker takes other runs. When something of
+it goes on, it takes a place again, without waiting for one: the worker is over its number then until another of its runs has ended.
+
+What is known: every call that has begun has a long wait, or its code waits for calls that have one; and so does the code of each flow.
+What code does between its calls, in another branch of a ``gather``, is not known. It may go on without a place.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from typing import TYPE_CHECKING, Protocol
 
-from ..context import FlowRunContext, TaskRunContext, current_run
+from ..context import FlowRunContext, TaskRunContext
 from ..logging import logger_of_flow_run
-from .runs_above import runs_around
 
 if TYPE_CHECKING:
-    from .tracking import FlowTracker
+    from types import TracebackType
 
-__all__ = ["HAS_YIELDED", "IN_HOOK", "IN_TASK", "say_held", "say_held_here"]
+    from ..calls.task_call import TaskCall
+
+__all__ = [
+    "HAS_YIELDED",
+    "IN_HOOK",
+    "IN_PAUSE",
+    "IN_TASK",
+    "MOMENT_BETWEEN_S",
+    "MOMENT_S",
+    "Held",
+    "HeldWait",
+    "Place",
+    "is_all_waiting",
+]
+
+MOMENT_S = 0.05
+"""How long nothing may have been going on: a branch of a gather has begun its first call by then."""
+MOMENT_BETWEEN_S = 1.0
+"""The same where a call has just ended: code that goes on behind it may do something of its own before its next call."""
 
 IN_HOOK = "its run has ended, and a hook of that has called it"
 IN_TASK = "it is part of a task, whose code would have to run again"
 HAS_YIELDED = "it has yielded values, which its reader would not get again"
+IN_PAUSE = "`pause_flow_run` waits in its process, and `suspend_flow_run` without one"
 
 
-def say_held(
-    flow: FlowRunContext, outermost: FlowTracker, what: str, why: str, *, does: str, for_s: float | None
-) -> None:
-    """Say in a run's log, once for each task or flow and each thing that it does, that a long wait of it holds a worker.
+class Place(Protocol):
+    """The place of a run in the worker that holds it. From any thread; what is asked first is done first."""
+
+    def give(self, answer: Callable[[bool], object]) -> None:
+        """Give it back. ``answer`` is called later, never from within: False where too many runs wait without one; then it is kept."""
+
+    def take(self) -> None:
+        """Take one again, at once, whether or not one is free."""
+
+
+class HeldWait:
+    """A long wait of a run that cannot leave for it. It lasts as long as the block.
 
     Args:
-        outermost: of the run that the worker has. does: with ``{}`` in the place of how long. for_s: that; None: nobody knows.
+        flow: the run it is of. what: its task or flow. does: what that does, with ``{}`` in the place of how long.
+        for_s: that; None: nobody knows. why: why the run cannot leave.
+        call: waits for its next try; None: ``code`` waits.
     """
-    told = f"{what} {does}"
-    if told in outermost.told_to_hold or flow.tracker is None:
-        return
-    outermost.told_to_hold.add(told)
-    logger_of_flow_run(flow.flow_run, flow.tracker.session).warning(
-        "%s %s in place and holds its worker: %s",
-        what,
-        does if for_s is None else does.format(f"{for_s:g} s"),
-        why,
+
+    __slots__ = ("call", "code", "does", "flow", "held", "kind", "what", "why")
+
+    def __init__(
+        self,
+        held: Held,
+        flow: FlowRunContext,
+        what: str,
+        *,
+        does: str,
+        for_s: float | None,
+        why: str,
+        call: TaskCall | None = None,
+        code: FlowRunContext | TaskRunContext | None = None,
+    ) -> None:
+        self.held, self.flow, self.what, self.why, self.call, self.code = held, flow, what, why, call, code
+        self.kind = f"{what} {does}"
+        self.does = does if for_s is None else does.format(f"{for_s:g} s")
+
+    def __enter__(self) -> None:
+        self.held.begin(self)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.held.end(self)
+
+
+class Held:
+    """The long waits of a run that keep it in memory. Of the outermost run; used from any thread.
+
+    Args:
+        lock: guards what is noted of waits that the run may leave for.
+    """
+
+    def __init__(self, outermost: FlowRunContext, lock: threading.Lock) -> None:
+        assert outermost.tracker is not None
+        self._flow, self._tracker = outermost, outermost.tracker
+        self._rests_lock = lock
+        self._lock = threading.Lock()
+        self._waits: set[HeldWait] = set()
+        self._changes = 0
+        """How often something has begun or ended."""
+        self._is_timed = False
+        self._gone_on_at = 0.0
+        """When something went on last (monotonic)."""
+        self._given = 0
+        """Which giving of the place is in force, from 1; 0: the run has it."""
+        self._givings = 0
+
+    def begin(self, wait: HeldWait) -> None:
+        """Note a wait."""
+        with self._lock:
+            self._waits.add(wait)
+        if self._tracker.place is None:
+            self._say([wait], _HOLDS)
+        self.look()
+
+    def end(self, wait: HeldWait) -> None:
+        """Note that it is over, and what waited goes on."""
+        with self._lock:
+            self._waits.discard(wait)
+        self.go_on()
+        self.look()
+
+    def go_on(self) -> None:
+        """Take a place again, if the run has given its own: something of it goes on."""
+        self._gone_on_at = time.monotonic()
+        if not self._given:
+            return
+        with self._lock:
+            given, self._given = self._given, 0
+            if given and self._tracker.place is not None:
+                self._tracker.place.take()
+
+    def look(self) -> None:
+        """Give the place back if all that is known of the run waits, and goes on so for a moment."""
+        if not self._waits or self._tracker.place is None:
+            return
+        with self._lock:
+            self._changes += 1
+            if self._is_timed or self._given:
+                return
+            self._is_timed = True
+        self._set_timer()
+
+    def _set_timer(self) -> None:
+        moment_s = min(MOMENT_BETWEEN_S, self._tracker.suspend_after_s)
+        if time.monotonic() - self._gone_on_at > moment_s:
+            moment_s = min(MOMENT_S, moment_s)
+        loop = self._tracker.session.loop
+        with suppress(RuntimeError):  # it has been closed, and the run has ended with it
+            loop.call_soon_threadsafe(loop.call_later, moment_s, self._decide, self._changes)
+
+    def _decide(self, changes: int) -> None:
+        place = self._tracker.place
+        with self._lock:
+            self._is_timed = changes != self._changes
+            if not self._is_timed and self._waits and not self._given and place is not None:
+                for flow in _flows_in(self._flow):
+                    if flow.tracker is not None:
+                        # Before we look, so that what begins meanwhile finds it.
+                        flow.tracker.events.going.on_begin = self.go_on
+                self._givings += 1
+                self._given = self._givings
+                with self._rests_lock:
+                    if not is_all_waiting(self._flow, self._waits):
+                        self._given = 0
+                if self._given:
+                    giving = self._given
+                    place.give(lambda has_been: self._answered(giving, has_been))
+        if self._is_timed:
+            self._set_timer()
+
+    def _answered(self, giving: int, has_been: bool) -> None:
+        with self._lock:
+            if giving != self._given:
+                return  # it has gone on meanwhile
+            if not has_been:
+                self._given = 0
+            waits = list(self._waits)
+        self._say(waits, _HAS_GIVEN if has_been else _TOO_MANY)
+
+    def _say(self, waits: Iterable[HeldWait], how: str) -> None:
+        """Say in the run's log, once for each task or flow and each thing that it does, what a long wait of it comes to."""
+        for wait in waits:
+            told = f"{wait.kind} {how}"
+            if told in self._tracker.told_to_hold or wait.flow.tracker is None:
+                continue
+            self._tracker.told_to_hold.add(told)
+            log = logger_of_flow_run(wait.flow.flow_run, wait.flow.tracker.session)
+            (log.info if how is _HAS_GIVEN else log.warning)(how, wait.what, wait.does, wait.why)
+
+
+_HOLDS = "%s %s in place and holds its worker: %s"
+_HAS_GIVEN = "%s %s in place: %s. The run stays in memory. It has given its place in the worker to others until it goes on"
+_TOO_MANY = (
+    "%s %s in place and holds its worker: %s. It keeps its place, since as many runs as may do so wait in that worker without one "
+    "(HARK_WORKER__PARKED, HARK_WORKER__PARKED_PROCESSES)"
+)
+
+
+def is_all_waiting(outermost: FlowRunContext, waits: Iterable[HeldWait]) -> bool:
+    """Return whether all that is known of a run waits: for one of ``waits``, for a wait that it may leave for, or for calls that do.
+
+    Goes through all of it: to be asked when nothing has begun or ended for a moment.
+    """
+    waiting: set[FlowRunContext | TaskRunContext] = set()
+    runs: defaultdict[FlowRunContext, set[int]] = defaultdict(set)
+
+    def call_waits(call: TaskCall) -> None:
+        if call.flow is None:
+            return
+        if call.run.is_going:
+            runs[call.flow].add(id(call.run))
+        if call.opening is None or call.flow.runner.is_in_place:
+            code_waits(call.caller)
+
+    def code_waits(code: FlowRunContext | TaskRunContext | None) -> None:
+        while code is not None and code not in waiting:
+            waiting.add(code)
+            if isinstance(code, FlowRunContext):
+                code = code.parent if code is not outermost else None
+            elif code.flow_context is None:
+                return
+            else:
+                if code.task_run.is_going:
+                    runs[code.flow_context].add(id(code.task_run))
+                # Who has submitted a call may do something else, and is asked for by itself.
+                is_waited_for = code.opening is None or code.flow_context.runner.is_in_place
+                code = code.caller if is_waited_for else None
+
+    for wait in waits:
+        if wait.call is not None:
+            call_waits(wait.call)
+        else:
+            code_waits(wait.code)
+    flows = list(_flows_in(outermost))
+    for flow in flows:
+        for resting in flow.rests.resting if flow.rests is not None else ():
+            if resting.stays and (resting.suspend is not None or resting.due_at is not None):
+                return False  # a short one
+            if resting.call is not None:
+                call_waits(resting.call)
+            else:
+                code_waits(flow)
+        for task in tuple(flow.waiting_tasks.values()):
+            code_waits(task)
+        if flow.waiting or flow.has_returned or flow.leaving is not None:
+            code_waits(flow)
+        elif flow.awaits_reader:
+            waiting.add(flow)  # its reader need not wait for it now
+    return all(
+        flow in waiting and flow.tracker is not None and flow.tracker.events.going.count == len(runs[flow])
+        for flow in flows
     )
 
 
-def say_held_here(does: str, for_s: float | None) -> None:
-    """Say the same of code that waits by itself in a task, or in a subflow that a task called; nothing where it holds no worker.
-
-    Args:
-        does, for_s: as of ``say_held``.
-    """
-    here = current_run.get()
-    flow = here.flow_context if here is not None else None
-    if here is None or flow is None or flow.tracker is None:
-        return
-    around, is_in_task = runs_around(flow)
-    outermost = around[-1]
-    is_in_task = is_in_task or isinstance(here, TaskRunContext)
-    if not is_in_task or outermost.tracker is None or outermost.flow_run.pool is None:
-        return
-    if for_s is None or for_s > flow.tracker.suspend_after_s:
-        what = f"task {here.task.name!r}" if isinstance(here, TaskRunContext) else f"flow {here.flow.name!r}"
-        say_held(flow, outermost.tracker, what, IN_TASK, does=does, for_s=for_s)
+def _flows_in(flow: FlowRunContext) -> Iterator[FlowRunContext]:
+    """Return a flow run and those in it that go on."""
+    yield flow
+    for subflow in tuple(flow.subflows):
+        yield from _flows_in(subflow)

@@ -13,7 +13,8 @@ nothing new of them begins here: each further call raises it again. And whatever
 rests, and its code is gone through again from the last thing that was recorded.
 
 A call made in a task waits in place: the code of a task that has begun is not gone through again while its process lives. So does a
-generator that has yielded: its reader would not get again what it has got. That a long wait holds its worker is said in the run's log.
+generator that has yielded: its reader would not get again what it has got. The run keeps its process then, but not its place in the
+worker (``holding.py``).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from types import NoneType
@@ -33,21 +34,16 @@ from ..logging import logger_of_flow_run
 from ..signals import OF_THE_CODE, Suspend, suspension_in
 from ..states import AwaitingRetry, State
 from ..sync_async.timeouts import pause, waking
-from .holding import HAS_YIELDED, IN_HOOK, IN_TASK, say_held
+from .holding import HAS_YIELDED, IN_HOOK, IN_TASK, MOMENT_BETWEEN_S, MOMENT_S, Held, HeldWait
 from .runs_above import runs_around
 
 if TYPE_CHECKING:
     from ..calls.task_call import TaskCall
 
 __all__ = [
-    "Rests", "end_waits", "is_over_above", "left_behind", "rest", "rest_async", "rest_first", "rest_first_async", "staying", "suspend_here", "suspension_of",
+    "Rests", "end_waits", "held_of", "is_over_above", "left_behind", "rest", "rest_async", "rest_first", "rest_first_async", "staying", "suspend_here", "suspension_of",
     "wait_in", "wait_in_async",
 ]  # fmt: skip
-
-_MOMENT_S = 0.05
-"""How long nothing may have been going on: a branch of a gather has begun its first call by then."""
-_MOMENT_BETWEEN_S = 1.0
-"""The same where a call has just ended: code that goes on behind it may do something of its own before its next call."""
 
 _CODE_HAS_ENDED = Suspend(AwaitingRetry(message="the code that waited for it has ended"))
 
@@ -100,24 +96,28 @@ class Rests:
         self._left = 0
         """Calls that have begun and not ended, and go on with the run elsewhere."""
         self._on_quiet: Callable[[], object] | None = None
+        self.held: Held | None = None
+        """What waits for long and keeps the run in memory; of the outermost run. None: nothing has."""
         # What may have been the last thing that was going on.
         flow.tracker.events.on_end = flow.runner.on_end = self._stir
 
     @classmethod
-    def of_call(cls, call: TaskCall, delay_s: float) -> Rests | None:
-        """Return those of the run a call belongs to; None if the call has to wait in place.
+    def of_call(cls, call: TaskCall, delay_s: float) -> Rests | HeldWait | None:
+        """Return those of the run a call belongs to; a ``HeldWait``, or None, if the call has to wait in place.
 
-        That is: in a task, or in a subflow that a task called; in a hook of an end; in a run that no worker could take up; for a short
-        while; and as a generator that has yielded.
+        That is: in a task, or in a subflow that a task called; in a hook of an end; and as a generator that has yielded. None: in a
+        run that no worker could take up, and for a short while.
         """
         flow = call.flow
         if flow is None or call.caller is None:
             return None
-        return cls._of(flow, call.caller, delay_s, f"task {call.task.name!r}", has_yielded=call.has_yielded)
+        return cls._of(
+            flow, call.caller, delay_s, f"task {call.task.name!r}", has_yielded=call.has_yielded, call=call
+        )
 
     @classmethod
-    def of_flow(cls, flow: FlowRunContext, delay_s: float, *, has_yielded: bool) -> Rests | None:
-        """Return those of a subflow that is between two tries; None if it has to wait in place, as of ``of_call``."""
+    def of_flow(cls, flow: FlowRunContext, delay_s: float, *, has_yielded: bool) -> Rests | HeldWait | None:
+        """Return those of a subflow that is between two tries; if it has to wait in place, what ``of_call`` returns then."""
         return cls._of(flow, flow, delay_s, f"flow {flow.flow.name!r}", has_yielded=has_yielded)
 
     @classmethod
@@ -129,19 +129,19 @@ class Rests:
         what: str,
         *,
         has_yielded: bool,
-    ) -> Rests | None:
+        call: TaskCall | None = None,
+    ) -> Rests | HeldWait | None:
         if flow.tracker is None or delay_s <= flow.tracker.suspend_after_s:
             return None
         above, is_in_task = runs_around(flow)
-        outermost = above[-1]
-        if outermost.parent is not None or outermost.tracker is None or outermost.flow_run.pool is None:
+        if above[-1].parent is not None or (held := held_of(above)) is None:
             return None
         why = IN_TASK if is_in_task or caller is not flow else HAS_YIELDED if has_yielded else None
         if any(one.flow_run.is_final for one in above):
             why = IN_HOOK
         if why is not None:
-            say_held(flow, outermost.tracker, what, why, does="waits {} for its next try", for_s=delay_s)
-            return None
+            does = "waits {} for its next try"
+            return HeldWait(held, flow, what, does=does, for_s=delay_s, why=why, call=call, code=flow)
         return cls._in(above)
 
     @classmethod
@@ -154,12 +154,18 @@ class Rests:
         return None if any(one.flow_run.is_final for one in above) else cls._in(above)
 
     @classmethod
-    def _in(cls, above: list[FlowRunContext]) -> Rests | None:
+    def _in(cls, above: list[FlowRunContext]) -> Rests:
         for one in reversed(above):
             # Those above too: what ends there may be the last thing that was going on.
             if one.rests is None:
                 one.rests = cls(one, above[-1])
+        assert above[0].rests is not None
         return above[0].rests
+
+    @property
+    def resting(self) -> tuple[_Resting, ...]:
+        """What of the run waits. To be asked for by who holds the lock, or where it does not matter."""
+        return tuple(self._resting)
 
     def begin(
         self,
@@ -242,13 +248,21 @@ class Rests:
         """Look, now that something has ended: what waited for that may go on."""
         if (rests := self._outermost.rests) is not None:
             rests._stirred_at = time.monotonic()
+        self.go_on()
         self.look()
+
+    def go_on(self) -> None:
+        """Note that something goes on."""
+        if (rests := self._outermost.rests) is not None and rests.held is not None:
+            rests.held.go_on()
 
     def look(self) -> None:
         """Have the run leave its worker if nothing of it is going on any more but waits, and goes on so for a moment."""
         rests, tracker = self._outermost.rests, self._outermost.tracker
         if rests is None or tracker is None:
             return
+        if rests.held is not None:
+            rests.held.look()
         if (on_quiet := self._on_quiet) is not None and self._is_quiet():
             self._on_quiet = None
             on_quiet()
@@ -259,9 +273,9 @@ class Rests:
                 return
             rests._looks += 1
             looks = rests._looks
-        moment_s = min(_MOMENT_BETWEEN_S, tracker.suspend_after_s)
+        moment_s = min(MOMENT_BETWEEN_S, tracker.suspend_after_s)
         if time.monotonic() - rests._stirred_at > moment_s:
-            moment_s = min(_MOMENT_S, moment_s)
+            moment_s = min(MOMENT_S, moment_s)
         loop = tracker.session.loop
         with suppress(RuntimeError):  # it has been closed, and the run has ended with it
             loop.call_soon_threadsafe(loop.call_later, moment_s, rests._decide, looks)
@@ -304,6 +318,20 @@ class Rests:
             # A generator that waits for its reader is closed when nobody can come back to it, which may be later.
             subflows = [one for one in self._flow.subflows if not one.awaits_reader]
             return not subflows and self._flow.tracker.events.going.count <= left
+
+
+def held_of(around: list[FlowRunContext]) -> Held | None:
+    """Return the long waits in place of a run, given with those around it, innermost first; None of one that no worker holds."""
+    outermost = around[-1]
+    if outermost.tracker is None or outermost.flow_run.pool is None:
+        return None
+    Rests._in(around)  # what ends in any of them may be the last thing that was going on
+    rests = outermost.rests
+    assert rests is not None
+    with rests._lock:
+        if rests.held is None:
+            rests.held = Held(outermost, rests._lock)
+    return rests.held
 
 
 def end_waits(flow: FlowRunContext) -> Rests | None:
@@ -460,22 +488,23 @@ def suspension_of(flow: FlowRunContext, exc: BaseException | None) -> Suspend | 
 
 
 def wait_in(
-    rests: Rests | None,
+    rests: Rests | HeldWait | None,
     delay_s: float,
     call: TaskCall | None = None,
     *,
     suspend: Suspend | None = None,
     stays: bool = False,
 ) -> None:
-    """Wait, in sync code, for the next try of a call, or of the flow itself, or as its code says; None: in place.
+    """Wait, in sync code, for the next try of a call, or of the flow itself, or as its code says; a ``HeldWait``, or None: in place.
 
     Args:
         suspend: what a wait of the flow's own code leaves with. stays: it is short, and the run does not leave for it.
     Raises:
         Suspend: the wait goes on without this worker.
     """
-    if rests is None:
-        pause(delay_s)
+    if not isinstance(rests, Rests):
+        with rests or nullcontext():
+            pause(delay_s)
         return
     woken = threading.Event()
     one = rests.begin(call, delay_s, woken.set, suspend=suspend, stays=stays)
@@ -487,7 +516,7 @@ def wait_in(
 
 
 async def wait_in_async(
-    rests: Rests | None,
+    rests: Rests | HeldWait | None,
     delay_s: float,
     call: TaskCall | None = None,
     *,
@@ -495,8 +524,9 @@ async def wait_in_async(
     stays: bool = False,
 ) -> None:
     """Do what ``wait_in`` does, without holding the loop."""
-    if rests is None:
-        await asyncio.sleep(delay_s)
+    if not isinstance(rests, Rests):
+        with rests or nullcontext():
+            await asyncio.sleep(delay_s)
         return
     loop, woken = asyncio.get_running_loop(), asyncio.Event()
     one = rests.begin(
@@ -539,7 +569,7 @@ def _left_s(call: TaskCall) -> float:
     return (due - datetime.now(UTC)).total_seconds() if due is not None else 0.0
 
 
-def _rests_of(call: TaskCall, delay_s: float) -> Rests | None:
+def _rests_of(call: TaskCall, delay_s: float) -> Rests | HeldWait | None:
     if call.rests_after_s is not None and delay_s > call.rests_after_s:
         # A background task: its work item comes again then.
         raise Suspend(call.run.state or AwaitingRetry())

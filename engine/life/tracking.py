@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from ..code.script_code import ScriptCode
     from ..options.keeping import Keeping
     from ..runs.run_log import RunLog
+    from .holding import Place
     from .owed_task_hooks import OwedCall
 
 __all__ = ["FlowTracker"]
@@ -93,8 +94,10 @@ class FlowTracker:
         """The sequence at which the run was last begun again after a failure or an end; 0: never."""
         self.suspend_after_s = suspend_after_s
         """A wait longer than this holds no worker."""
+        self.place: Place | None = None
+        """Of the run in the worker that holds it; None: nobody wants to have it back."""
         self.told_to_hold: set[str] = set()
-        """What holds its worker in such a wait all the same, where that has been said in the log."""
+        """What has been said in the log of such waits that keep the run in memory."""
         self.waits: dict[str, JsonObject] = {}
         """Waits that earlier attempts began, by key; see ``replay.noted_waits``."""
         self._inline_bytes = inline_bytes

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime, timedelta
 from typing import Any
 
 from ...duration import format_duration, seconds_of
-from ..life.holding import say_held_here
+from ..life.held_here import held_here
 from ..signals import Suspend
 from ..states import Scheduled
 from ..sync_async.either import is_async_here
@@ -24,8 +25,8 @@ def sleep(duration: float | str | timedelta) -> Any:
     goes on any more but such waits, it goes back to SCHEDULED (named ``Sleeping``), and when it is time its function is
     called again and passes by all that is recorded. What is not a task (or another wait) is done again then.
 
-    Everywhere else (in a task, in a plain call, outside a run) it waits in place. That a long one in a task holds its worker is said
-    in the run's log.
+    Everywhere else (in a task, in a plain call, outside a run) it waits in place. A run with a long one in a task stays in memory,
+    and gives its place in the worker to others once all of it waits; the run's log says so.
 
     Args:
         duration: seconds, a ``timedelta``, or a text such as ``"90s"``, ``"2h"``, ``"1d12h"``.
@@ -37,21 +38,29 @@ def sleep(duration: float | str | timedelta) -> Any:
 async def _sleep_async(seconds: float) -> None:
     wait = Wait.here("sleep", {"seconds": seconds})
     if wait is None:
-        say_held_here("sleeps {}", seconds)
-        await asyncio.sleep(seconds)
+        with held_here("sleeps {}", seconds):
+            await asyncio.sleep(seconds)
     elif not wait.is_over:
-        await wait.rest_async(*_left(wait, seconds))
+        left_s, suspend = _left(wait, seconds)
+        with _held(left_s, suspend):
+            await wait.rest_async(left_s, suspend)
         wait.finish()
 
 
 def _sleep(seconds: float) -> None:
     wait = Wait.here("sleep", {"seconds": seconds})
     if wait is None:
-        say_held_here("sleeps {}", seconds)
-        time.sleep(seconds)
+        with held_here("sleeps {}", seconds):
+            time.sleep(seconds)
     elif not wait.is_over:
-        wait.rest(*_left(wait, seconds))
+        left_s, suspend = _left(wait, seconds)
+        with _held(left_s, suspend):
+            wait.rest(left_s, suspend)
         wait.finish()
+
+
+def _held(left_s: float, suspend: Suspend | None) -> AbstractContextManager[None]:
+    return held_here("sleeps {}", left_s) if suspend is None else nullcontext()
 
 
 def _left(wait: Wait, seconds: float) -> tuple[float, Suspend | None]:
@@ -63,7 +72,6 @@ def _left(wait: Wait, seconds: float) -> tuple[float, Suspend | None]:
     until: datetime = wait.moment("until") or now() + timedelta(seconds=seconds)
     left_s = max(0.0, (until - now()).total_seconds())
     if left_s <= wait.tracker.suspend_after_s or not wait.can_leave:
-        say_held_here("sleeps {}", left_s)
         return left_s, None
     state = Scheduled(
         name="Sleeping", message=f"sleeps for {format_duration(seconds)}", details=wait.note({"until": until})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 from .task_run import TaskRun
 
@@ -12,17 +13,21 @@ __all__ = ["Going"]
 class Going:
     """How many calls have begun and not ended. One that waits for a retry is going on."""
 
-    __slots__ = ("_begun", "_ended")
+    __slots__ = ("_begun", "_ended", "on_begin")
 
     def __init__(self) -> None:
         # Adding one to an attribute may lose a step where two threads do it at once.
         self._begun, self._ended = itertools.count(), itertools.count()
+        self.on_begin: Callable[[], object] | None = None
+        """Called when one has begun, or goes on."""
 
     def begin(self, run: TaskRun) -> None:
         """Count a call, once, however often it is tried."""
         if not run.is_going:
             run.is_going = True
             next(self._begun)
+        if self.on_begin is not None:
+            self.on_begin()
 
     def end(self, run: TaskRun) -> None:
         """Count a call no longer."""

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any, TypeVar
 
-from ..context import FlowRunContext, current_run
+from ..context import FlowRunContext, TaskRunContext, current_run
 from ..signals import Interrupted
 from .timeouts import raise_in_thread
 
@@ -166,10 +166,14 @@ class ThreadPool:
 @contextlib.contextmanager
 def waiting_for_another() -> Generator[None]:
     """Say that this thread, if it is one of a pool's, does no work inside the block."""
-    pool, flow = _local.pool, current_run.get()
-    if isinstance(flow, FlowRunContext):
-        # Its own code waits: should nothing else go on but waits for retries, the run may leave its worker.
-        flow.waiting += 1
+    pool, here, waiter = _local.pool, current_run.get(), object()
+    flow = here.flow_context if here is not None else None
+    if flow is not None:
+        # Should nothing else go on but long waits, the run may leave its worker, or give its place in it to others.
+        if isinstance(here, TaskRunContext):
+            flow.waiting_tasks[waiter] = here
+        else:
+            flow.waiting += 1
         if flow.rests is not None:
             flow.rests.look()
     if pool is not None:
@@ -177,8 +181,13 @@ def waiting_for_another() -> Generator[None]:
     try:
         yield
     finally:
-        if isinstance(flow, FlowRunContext):
-            flow.waiting -= 1
+        if flow is not None:
+            if isinstance(here, FlowRunContext):
+                flow.waiting -= 1
+            else:
+                flow.waiting_tasks.pop(waiter, None)
+            if flow.rests is not None:
+                flow.rests.go_on()
         if pool is not None:
             pool.end_waiting()
 

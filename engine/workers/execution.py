@@ -33,6 +33,7 @@ from ..states import Failed, State
 
 if TYPE_CHECKING:
     from ...bus.session import Session
+    from ..life.holding import Place
 
 __all__ = ["Job", "Outcome", "OutcomeKind", "execute_in_loop", "execute_in_process", "failed_unread"]
 
@@ -98,8 +99,10 @@ class Job:
         )  # fmt: skip
 
 
-async def execute_in_loop(job: Job, loader: Loader, session: Session, engine: EngineConfig) -> Outcome:
-    """Execute an async flow in the running loop. Being cancelled stops it; what that makes of the run is in the log."""
+async def execute_in_loop(
+    job: Job, loader: Loader, session: Session, engine: EngineConfig, place: Place | None = None
+) -> Outcome:
+    """Execute an async flow in the running loop, where it has ``place``. Being cancelled stops it; what that makes of the run is in the log."""
     from ..life.flow_engine import execute_run
     from ..life.owed_hooks import call_owed_hooks_async, call_owed_task_hooks_async
 
@@ -131,7 +134,7 @@ async def execute_in_loop(job: Job, loader: Loader, session: Session, engine: En
             return Outcome("ended")
         _, run = await execute_run(
             flow, job.run, session=session, run_log=RunLog(session.bus), retries=job.retries, config=engine,
-            find_module=find_module,
+            find_module=find_module, place=place,
         )  # fmt: skip
     except CancelledError:
         raise
@@ -140,7 +143,9 @@ async def execute_in_loop(job: Job, loader: Loader, session: Session, engine: En
     return Outcome("ended", run=run)
 
 
-def execute_in_process(job: Job, loader: Loader, session: Session, engine: EngineConfig) -> Outcome:
+def execute_in_process(
+    job: Job, loader: Loader, session: Session, engine: EngineConfig, place: Place | None = None
+) -> Outcome:
     """Execute a flow in this thread, the main one of its process."""
     from ..life.flow_engine import execute_sync
     from ..life.owed_hooks import call_owed_hooks, call_owed_task_hooks
@@ -170,7 +175,7 @@ def execute_in_process(job: Job, loader: Loader, session: Session, engine: Engin
             return Outcome("ended")
         execute_sync(
             flow, job.run, session=session, run_log=RunLog(session.bus), retries=job.retries, config=engine,
-            find_module=find_module,
+            find_module=find_module, place=place,
         )  # fmt: skip
     except BaseException as exc:
         return outcome_of(exc)

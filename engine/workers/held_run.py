@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from ...bus.work_queue import WorkItem
 from ..dispatching.ticket import Ticket
 from .execution import Outcome
+from .places import HeldPlace
 from .stop_request import StopRequest
 
 __all__ = ["HeldRun"]
@@ -17,12 +18,14 @@ class HeldRun:
     """A message in our hands, and the run it is about.
 
     Attributes:
+        place: that it has in the lane it came by.
         attempt: the one that began when we took the run; 0 until then. Flows that are tried again count on from it.
         newest: the highest that another is said to have begun by taking the run up.
     """
 
     item: WorkItem
     ticket: Ticket
+    place: HeldPlace
     attempt: int = 0
     newest: int = 0
     stop: StopRequest = field(default_factory=StopRequest)

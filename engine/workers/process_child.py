@@ -13,6 +13,9 @@ import signal
 import socket
 import sys
 import threading
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -100,6 +103,7 @@ class _Child:
         self._running = 0
         self._asked = False
         self._interrupt = 0
+        self._place: _Place | None = None
 
     def listen(self) -> None:
         """Hear the worker, in a thread of its own: what it sends while a run executes, and that it is gone."""
@@ -112,6 +116,9 @@ class _Child:
                 if self._interrupt == self._running:
                     # To our own main thread, where user code runs; a run that has ended by now ignores it.
                     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+            elif "place" in message:
+                if (place := self._place) is not None and place.number == message["number"]:
+                    place.answered(message["place"] is True)
             elif "retire" in message:
                 self.jobs.put(None)
         sys.stdout.flush()
@@ -133,11 +140,35 @@ class _Child:
             self._running = number
             if self._interrupt == number:
                 return Outcome("interrupted")
-            return execute_in_process(job, loader, session, engine)
+            self._place = _Place(self._channel, number)
+            return execute_in_process(job, loader, session, engine, self._place)
         except Interrupted:
             return Outcome("interrupted")
         finally:
             self._running = 0
+
+
+class _Place:
+    """The place of a run in the worker, which is asked over the channel."""
+
+    def __init__(self, channel: Channel, number: int) -> None:
+        self._channel, self.number = channel, number
+        self._answers: deque[Callable[[bool], object]] = deque()
+
+    def give(self, answer: Callable[[bool], object]) -> None:
+        self._answers.append(answer)
+        self._ask("give")
+
+    def take(self) -> None:
+        self._ask("take")
+
+    def answered(self, has_been: bool) -> None:
+        """Hear what the worker says of the first giving that it has not been heard of."""
+        self._answers.popleft()(has_been)
+
+    def _ask(self, what: str) -> None:
+        with suppress(OSError):  # the worker is gone, and this process about to be
+            self._channel.send({"place": what, "number": self.number})
 
 
 def _number(value: JsonValue) -> int:

@@ -30,6 +30,7 @@ from ...vocabulary import FlowRunId, JsonObject
 from ..executors.frame import encode, read_frame
 from ..executors.process_main import server_command
 from .execution import Job, Outcome, OutcomeKind
+from .places import HeldPlace
 from .process_child import encode_address
 from .stop_request import StopRequest
 
@@ -56,6 +57,8 @@ class _Child:
     jobs: int = 0
     """How many it was given. The number of a job says which one an interrupt is for: a run may come back to it."""
     running: FlowRunId | None = None
+    is_parked: bool = False
+    """Whether its run has given back its place: then it is not one of those that are kept."""
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     code: int | None = None
 
@@ -156,13 +159,16 @@ class ProcessPool(AsyncContextManagerMixin):
     def server_pid(self) -> int | None:
         return self._server.process.pid if self._server else None
 
-    async def run(self, job: Job, *, stop: StopRequest | None = None, grace_s: float = 10.0) -> Outcome:
+    async def run(
+        self, job: Job, *, stop: StopRequest | None = None, grace_s: float = 10.0, place: HeldPlace | None = None,
+    ) -> Outcome:  # fmt: skip
         """Execute a job and return how it ended, once it has.
 
         ``died`` when the process did, with how in ``detail``. Being cancelled kills the process.
 
         Args:
             stop: once set, ``Interrupted`` is raised in the run's main thread, and after ``grace_s`` it is killed.
+            place: of the run in the worker, given back while it waits. Its process is one more than are kept then.
         Raises:
             UnavailableError: no process could be started.
         """
@@ -176,7 +182,7 @@ class ProcessPool(AsyncContextManagerMixin):
             try:
                 async with anyio.create_task_group() as tg:
                     tg.start_soon(self._stop_when, stop, child, job.run.id, grace_s)
-                    outcome = await self._converse(child, job)
+                    outcome = await self._converse(child, job, place)
                     tg.cancel_scope.cancel()
             except BaseException:
                 self._kill(child)
@@ -184,6 +190,9 @@ class ProcessPool(AsyncContextManagerMixin):
             finally:
                 del self._busy[job.run.id]
                 child.running = None
+                child.is_parked = False
+                if place is not None:
+                    place.take()
             if outcome is not None:
                 self._give_back(child, healthy=outcome.kind != "died")
                 return outcome
@@ -200,7 +209,7 @@ class ProcessPool(AsyncContextManagerMixin):
 
     # --- one run --------------------------------------------------------------------------------------
 
-    async def _converse(self, child: _Child, job: Job) -> Outcome | None:
+    async def _converse(self, child: _Child, job: Job, place: HeldPlace | None) -> Outcome | None:
         child.jobs += 1
         child.send({**job.to_json(), "number": child.jobs})
         taken = False
@@ -213,9 +222,22 @@ class ProcessPool(AsyncContextManagerMixin):
             if "stale" in message:
                 return None
             taken = taken or "taken" in message
+            if "place" in message and message["number"] == child.jobs:
+                self._on_place(child, place, is_given=message["place"] == "give")
             if message.get("done") == job.run.id:
                 child.runs += 1
                 return Outcome(cast("OutcomeKind", message["outcome"]), str(message["detail"]))
+
+    def _on_place(self, child: _Child, place: HeldPlace | None, *, is_given: bool) -> None:
+        """Hear that the run of a child gives its place back, or takes one again."""
+        if is_given:
+            child.is_parked = place is not None and place.give()
+            child.send({"place": child.is_parked, "number": child.jobs})
+            return
+        child.is_parked = False
+        if place is not None:
+            place.take()
+        self._trim()
 
     async def _how_it_died(self, child: _Child) -> str:
         with anyio.move_on_after(_STOP_S):
@@ -250,7 +272,8 @@ class ProcessPool(AsyncContextManagerMixin):
 
     def _trim(self) -> None:
         """Let go of the children that have been idle longest, beyond what is kept."""
-        while self._idle and len(self._idle) + len(self._busy) > self._keep:
+        busy = sum(not child.is_parked for child in self._busy.values())
+        while self._idle and len(self._idle) + busy > self._keep:
             self._retire(self._idle.pop(0))
 
     def _refill(self) -> None:

@@ -70,7 +70,7 @@ class Watchdog:
     Args:
         bus: a connection is made like its own when the loop is held for the first time.
         held: returns what is kept alive by that connection meanwhile.
-        worker: is kept alive by it, too; None: a worker of tasks, which says nothing of itself.
+        worker: returns what is said of the worker by it, too; None: a worker of tasks, which says nothing of itself.
         ack_wait_s: after so long without a word, the broker gives work to another.
         on_beat: what else is to be done by that connection now and then, while the loop is held.
     """
@@ -80,7 +80,7 @@ class Watchdog:
         bus: Bus,
         held: Callable[[], list[WorkItem]],
         *,
-        worker: WorkerInfo | None = None,
+        worker: Callable[[], WorkerInfo] | None = None,
         ack_wait_s: float,
         on_beat: Callable[[Bus], Awaitable[None]] | None = None,
     ) -> None:
@@ -152,7 +152,9 @@ class Watchdog:
                     elif run is not None:
                         logger_of_flow_run(run, session).warning(ADVICE, self._blocked_s, found.at)
                     if self._worker is not None:
-                        session.call(session.bus.log.append, self._worker.event("held", id=new_id(), **facts))
+                        session.call(
+                            session.bus.log.append, self._worker().event("held", id=new_id(), **facts)
+                        )
             except HarkError as exc:  # the broker is away, for one
                 log.debug("worker.broker_away", extra={"error": str(exc)})
             if turned.wait(self._every_s) or self._closing.is_set():
@@ -161,7 +163,7 @@ class Watchdog:
 
     async def _beat(self, bus: Bus) -> None:
         if self._worker is not None:
-            await presence.show(bus, self._worker)
+            await presence.show(bus, self._worker())
         for item in self._held():
             await bus.work.extend(item)
         if self._on_beat is not None:

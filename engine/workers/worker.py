@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 from asyncio import CancelledError
-from collections.abc import AsyncGenerator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import replace
 from datetime import timedelta
 from importlib import import_module
@@ -37,7 +37,6 @@ from ...errors import (
 from ...vocabulary import FlowRunId, JsonObject, StateType, new_id
 from ..code.lane import LOOP, PROCESS, Lane
 from ..code.loader import Loader
-from ..dispatching import presence
 from ..dispatching.insisting import insist, settle
 from ..dispatching.presence import WorkerInfo
 from ..dispatching.ticket import Answer, Ticket, answer, attempt_taken, lane_of, losses, message_taken
@@ -46,10 +45,12 @@ from ..runs.open_tasks import end_open_tasks
 from ..runs.run import SOURCE, FlowRun
 from ..runs.run_log import RunLog
 from ..states import Cancelled, Crashed, Pending, Resuming, Running, Suspended
+from .attendance import Attendance
 from .collection import rare_collections
 from .execution import Job, Outcome, execute_in_loop, failed_unread
 from .held_run import HeldRun
 from .past_end import past_end
+from .places import HeldPlace, LoopPlace, Places
 from .process_pool import ProcessPool
 from .run_code import RunCode
 from .stop_request import StopRequest
@@ -95,6 +96,10 @@ class Worker(AsyncContextManagerMixin):
             worker_id, name=name or f"worker-{worker_id[-8:]}", pool=config.pool, loop=config.concurrency,
             processes=config.processes,
         )  # fmt: skip
+        self._places = {
+            LOOP: Places(config.concurrency, config.parked),
+            PROCESS: Places(config.processes, config.parked_processes),
+        }
         self._held: dict[FlowRunId, HeldRun] = {}
         self._first_held = anyio.Event()
         self._none_held = anyio.Event()
@@ -113,6 +118,11 @@ class Worker(AsyncContextManagerMixin):
     def processes(self) -> ProcessPool | None:
         """The processes for sync flows; None if it has none."""
         return self._pool
+
+    @property
+    def places(self) -> Mapping[Lane, Places]:
+        """Its places, by lane."""
+        return self._places
 
     # --- life -----------------------------------------------------------------------------------------
 
@@ -147,8 +157,9 @@ class Worker(AsyncContextManagerMixin):
         async with AsyncExitStack() as stack:
             self._session = stack.enter_context(use_session(self._bus))
             stack.enter_context(rare_collections())
+            attendance = Attendance(self._bus, self.info, self._places)
             self._watchdog = Watchdog(
-                self._bus, lambda: [held.item for held in list(self._held.values())], worker=self.info,
+                self._bus, lambda: [held.item for held in list(self._held.values())], worker=lambda: attendance.now,
                 ack_wait_s=self._engine.ack_wait_s, on_beat=self._give_up_held,
             )  # fmt: skip
             stack.push_async_callback(self._watchdog.aclose)
@@ -167,24 +178,23 @@ class Worker(AsyncContextManagerMixin):
                 await tg.start(self._hear)
                 tg.start_soon(self._keep_alive)
                 async with anyio.create_task_group() as lanes:
-                    await lanes.start(self._take, LOOP, self._config.concurrency)
+                    await lanes.start(self._take, LOOP)
                     if self._config.processes:
-                        await lanes.start(self._take, PROCESS, self._config.processes)
-                    await insist(presence.show, self._bus, self.info)
-                    await insist(self._bus.log.append, self.info.event("started"))
-                    lanes.start_soon(self._stay_present)
+                        await lanes.start(self._take, PROCESS)
+                    await attendance.begin()
+                    lanes.start_soon(attendance.stay)
                     log.info("worker.started", extra={"worker": self.info.name, "pool": self.info.pool})
                     ready()
                     await stop.wait()
                     self._stopping = True
                     lanes.cancel_scope.cancel()
+                with anyio.move_on_after(2):
+                    await attendance.end()
                 await self._leave()
                 tg.cancel_scope.cancel()
         self._pool = None
 
     async def _leave(self) -> None:
-        with anyio.move_on_after(2):
-            await self._hide()
         with anyio.move_on_after(self._config.drain_s):
             await self._none_held.wait()
         if self._held:
@@ -196,22 +206,6 @@ class Worker(AsyncContextManagerMixin):
         with anyio.move_on_after(2):
             await insist(self._bus.log.append, self.info.event("stopped", left=len(self._held)))
         log.info("worker.stopped", extra={"worker": self.info.name})
-
-    # --- presence -------------------------------------------------------------------------------------
-
-    async def _hide(self) -> None:
-        try:
-            await presence.show(self._bus, replace(self.info, stopped=True))
-        except BusUnavailable as exc:
-            log.debug("worker.broker_away", extra={"error": str(exc)})
-
-    async def _stay_present(self) -> None:
-        while True:
-            await anyio.sleep(presence.BEAT_S)
-            try:
-                await presence.show(self._bus, self.info)
-            except BusUnavailable as exc:
-                log.debug("worker.broker_away", extra={"error": str(exc)})
 
     async def _keep_alive(self) -> None:
         """Tell the broker, for every message we hold, that we still do."""
@@ -226,10 +220,12 @@ class Worker(AsyncContextManagerMixin):
 
     # --- taking ---------------------------------------------------------------------------------------
 
-    async def _take(self, lane: Lane, size: int, *, task_status: TaskStatus[None]) -> None:
+    async def _take(self, lane: Lane, *, task_status: TaskStatus[None]) -> None:
+        places = self._places[lane]
         async with self._bus.work.consume(
-            self._config.pool, [lane], ack_wait_s=self._engine.ack_wait_s, max_pending=size
+            self._config.pool, [lane], ack_wait_s=self._engine.ack_wait_s, max_pending=places.size
         ) as items:
+            places.on_change(lambda: items.resize(places.capacity))
             task_status.started()
             async for item in items:
                 self._tg.start_soon(self._on_item, item, lane)
@@ -250,7 +246,7 @@ class Worker(AsyncContextManagerMixin):
             else:
                 await item.nak(1.0)
             return
-        held = self._held[ticket.run_id] = HeldRun(item, ticket)
+        held = self._held[ticket.run_id] = HeldRun(item, ticket, HeldPlace(self._places[lane], ticket.run_id))
         self._first_held.set()
         if self._none_held.is_set():
             self._none_held = anyio.Event()
@@ -503,8 +499,14 @@ class Worker(AsyncContextManagerMixin):
             self._tg.start_soon(self._look_after, held.stop, job.run.id)
 
         try:
-            with anyio.CancelScope() as scope, held.stop.calling(stop), self._watchdog.watching():
-                return await execute_in_loop(job, self._loader, self._session, self._engine)
+            place = LoopPlace(held.place)
+            with (
+                anyio.CancelScope() as scope,
+                held.stop.calling(stop),
+                self._watchdog.watching(),
+                closing(place),
+            ):
+                return await execute_in_loop(job, self._loader, self._session, self._engine, place)
         except CancelledError:
             # Not the scope's, which keeps it: nobody cancelled the flow but itself.
             return Outcome("error", "the flow raised CancelledError")
@@ -514,7 +516,9 @@ class Worker(AsyncContextManagerMixin):
         if self._pool is None:
             return Outcome("error", "this worker has no processes (HARK_WORKER__PROCESSES is 0)")
         try:
-            return await self._pool.run(job, stop=held.stop, grace_s=self._engine.cancel_grace_s)
+            return await self._pool.run(
+                job, stop=held.stop, grace_s=self._engine.cancel_grace_s, place=held.place
+            )
         except UnavailableError as exc:
             return Outcome("died", str(exc))
 

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from .conftest import Stage
 
 QUICK = EngineConfig(suspend_after_s=0.2)
+QUICKER = EngineConfig(suspend_after_s=0.02)
+IN_PLACE = (
+    "in place: {}. The run stays in memory. It has given its place in the worker to others until it goes on"
+)
 LEFT = ["scheduled", "pending", "running", "awaiting-retry", "pending", "running", "completed"]
 STAYED = ["scheduled", "pending", "running", "completed"]
 
@@ -395,7 +399,7 @@ def reads(what, first):
 
 @task
 def around():
-    sleep(0.3)
+    sleep(0.5)
     return flaky("x")
 
 def told(flow, run, state):
@@ -409,10 +413,10 @@ def calls():
 
 @pytest.mark.parametrize("what", ["numbers", "letters"])
 async def test_a_generator_waits_away_from_its_worker_until_it_has_yielded(stage: Stage, what: str) -> None:
-    """What its reader has got would not come again; that the wait holds the worker is said in the run's log."""
+    """What its reader has got would not come again; that the run stays in memory then is said in its log."""
     stage.write(flows("def") + GENERATORS)
     await stage.deploy("reads")
-    async with stage.working(engine=QUICK):
+    async with stage.working(engine=QUICKER):
         left = await stage.run("reads", parameters={"what": what, "first": False})
         assert result_of(left) == [2]
         assert await stage.states(left) == LEFT
@@ -422,25 +426,25 @@ async def test_a_generator_waits_away_from_its_worker_until_it_has_yielded(stage
     assert await stage.said() == {"g-1": 2, "g-2": 2}
     kind = "task" if what == "numbers" else "flow"
     why = "it has yielded values, which its reader would not get again"
-    held = f"{kind} {what!r} waits 0.6 s for its next try in place and holds its worker: {why}"
+    held = f"{kind} {what!r} waits 0.6 s for its next try {IN_PLACE.format(why)}"
     assert await said_in_log(stage, stayed, held) == 1
     assert await said_in_log(stage, left, held) == 0
 
 
-async def test_a_long_retry_delay_that_holds_its_worker_is_said_once(stage: Stage) -> None:
+async def test_a_long_wait_that_keeps_the_run_in_memory_is_said_once(stage: Stage) -> None:
     """That of a task called by a task, by name and length, however often it comes, and a sleep in a task.
 
     One in a hook of an end is waited for, too.
     """
     stage.write("from hark import sleep\n" + flows("def") + GENERATORS)
     await stage.deploy("calls")
-    async with stage.working(engine=QUICK):
+    async with stage.working(engine=QUICKER):
         run = await stage.run("calls")
         await stage.hear("said.hook2")
     assert result_of(run) == "x2x2"
     why = "it is part of a task, whose code would have to run again"
-    for held in ("task 'flaky' waits 0.6 s for its next try", "task 'around' sleeps 0.3 s"):
-        assert await said_in_log(stage, run, f"{held} in place and holds its worker: {why}") == 1
+    for held in ("task 'flaky' waits 0.6 s for its next try", "task 'around' sleeps 0.5 s"):
+        assert await said_in_log(stage, run, f"{held} {IN_PLACE.format(why)}") == 1
 
 
 async def said_in_log(stage: Stage, run: FlowRun, text: str) -> int:

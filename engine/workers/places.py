@@ -1,0 +1,104 @@
+"""The places of a worker: so many runs of a lane go on in it at once, and some more wait in its memory without one.
+
+A run whose long waits keep it in memory gives its place back while all of it waits (``life/holding.py``), and takes one again when it
+goes on. It does not wait for one: the lane is over its number then, and takes nothing new until it is below. So what a lane may have
+in hand at once is its number of places and the runs that wait without one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+
+from ...vocabulary import FlowRunId
+
+__all__ = ["HeldPlace", "LoopPlace", "Places"]
+
+
+class Places:
+    """Those of one lane. In one event loop.
+
+    Args:
+        size: runs that go on at once, >= 0.
+        most_waiting: runs that may wait without a place at once; further ones keep theirs.
+    """
+
+    def __init__(self, size: int, most_waiting: int) -> None:
+        self.size, self.most_waiting = size, most_waiting
+        self._waiting: set[FlowRunId] = set()
+        self._on_change: list[Callable[[], object]] = []
+
+    @property
+    def waiting(self) -> int:
+        """How many runs wait without a place."""
+        return len(self._waiting)
+
+    @property
+    def capacity(self) -> int:
+        """How many runs may be in hand at once, waiting ones included."""
+        return self.size + len(self._waiting)
+
+    def on_change(self, call: Callable[[], object]) -> None:
+        """Have ``call`` called whenever ``capacity`` has changed."""
+        self._on_change.append(call)
+
+    def give(self, run_id: FlowRunId) -> bool:
+        """Take back the place of a run that waits; False: as many wait without one as may, and it keeps its own."""
+        if run_id in self._waiting:
+            return True
+        if len(self._waiting) >= self.most_waiting:
+            return False
+        self._waiting.add(run_id)
+        self._tell()
+        return True
+
+    def take(self, run_id: FlowRunId) -> None:
+        """Let a run have a place again, whether or not one is free; one that has its own keeps that."""
+        if run_id in self._waiting:
+            self._waiting.discard(run_id)
+            self._tell()
+
+    def _tell(self) -> None:
+        for call in self._on_change:
+            call()
+
+
+class HeldPlace:
+    """That of one run in the hands of the worker. In its loop."""
+
+    __slots__ = ("_places", "_run_id")
+
+    def __init__(self, places: Places, run_id: FlowRunId) -> None:
+        self._places, self._run_id = places, run_id
+
+    def give(self) -> bool:
+        """Give it back while the run waits; see ``Places.give``."""
+        return self._places.give(self._run_id)
+
+    def take(self) -> None:
+        """Take one again."""
+        self._places.take(self._run_id)
+
+
+class LoopPlace:
+    """The place of a run in the worker's loop, as the run has it: from any thread."""
+
+    def __init__(self, place: HeldPlace) -> None:
+        self._place, self._loop = place, asyncio.get_running_loop()
+        self._is_over = False
+
+    def give(self, answer: Callable[[bool], object]) -> None:
+        self._soon(lambda: answer(not self._is_over and self._place.give()))
+
+    def take(self) -> None:
+        self._soon(self._place.take)
+
+    def close(self) -> None:
+        """Take a place again, and give none from now on: the run is not executed any more."""
+        self._is_over = True
+        self._place.take()
+
+    def _soon(self, call: Callable[[], object]) -> None:
+        with suppress(RuntimeError):  # the loop is closed, and the worker gone
+            self._loop.call_soon_threadsafe(call)

@@ -1,0 +1,184 @@
+"""Runs that wait in a worker's memory without a place in it: counting, and on a real broker with a dispatcher and a worker."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import anyio
+import pytest
+from hark.bus import Event
+from hark.config import EngineConfig
+from hark.engine.code.lane import LOOP, PROCESS
+from hark.engine.workers.places import Places
+from hark.vocabulary import FlowRunId, StateType
+from hypothesis import given
+from hypothesis import strategies as st
+
+from .test_resting import STAYED, result_of, said_in_log
+
+if TYPE_CHECKING:
+    from hark.engine.workers.worker import Worker
+
+    from .conftest import Stage
+
+QUICK = EngineConfig(suspend_after_s=0.2)
+
+
+@given(
+    size=st.integers(0, 3),
+    most=st.integers(0, 3),
+    steps=st.lists(st.tuples(st.sampled_from(("give", "take")), st.sampled_from("abcde"))),
+)
+def test_no_place_is_lost_or_made(size: int, most: int, steps: list[tuple[str, str]]) -> None:
+    """In whatever order runs give their places and take them again: a lane may have in hand its number and those that wait."""
+    places, changes = Places(size, most), list[int]()
+    places.on_change(lambda: changes.append(places.capacity))
+    waiting = set[str]()
+    for word, run in steps:
+        before = places.capacity
+        if word == "give":
+            assert places.give(FlowRunId(run)) == (run in waiting or len(waiting) < most)
+            waiting |= {run} if run in waiting or len(waiting) < most else set()
+        else:
+            places.take(FlowRunId(run))
+            waiting -= {run}
+        assert places.waiting == len(waiting) <= most
+        assert places.capacity == size + len(waiting)
+        assert changes[-1:] == ([places.capacity] if changes else [])
+        assert (places.capacity != before) == (len(changes) > 0 and changes.pop() != before)
+    for run in waiting:
+        places.take(FlowRunId(run))
+    assert places.capacity == size
+
+
+FLOWS = """
+from hark import flow, sleep, task, wait_for_event
+
+@task
+{kind} naps(word):
+    {wait}{say}(word)
+    {wait}wait_for_event("go." + word)
+    return "woken"
+
+@task(retries=1, retry_delay_seconds=600)
+{kind} fails(word):
+    {wait}{say}(word)
+    raise RuntimeError("not yet")
+
+@task
+{kind} sleeps(word):
+    {wait}{say}(word)
+    {wait}sleep("1h")
+
+@flow
+{kind} inner(word):
+    return {wait}sleeps(word)
+
+@task
+{kind} around(which, word):
+    return {wait}which(word)
+
+@task
+{kind} asks(which, word):
+    future = which.submit(word)
+    return {wait}{result}(future)
+
+@flow
+{kind} parks():
+    return {wait}naps("parks")
+
+@flow
+{kind} quick():
+    return "quick"
+
+@flow
+{kind} in_task(word):
+    {wait}around(fails, word)
+
+@flow
+{kind} in_subflow(word):
+    {wait}around(inner, word)
+
+@flow
+{kind} submitted(word):
+    future = asks.submit(sleeps, word)
+    {wait}{result}(future)
+"""
+
+
+def flows(kind: str) -> str:
+    is_async = kind == "async def"
+    text = FLOWS.format(
+        kind=kind, wait="await " if is_async else "", say="asay" if is_async else "say", result="result_of",
+    )  # fmt: skip
+    awaits = "async def result_of(future): return await future"
+    return f"{awaits if is_async else 'def result_of(future): return future.result()'}\n{text}"
+
+
+async def waiting(worker: Worker, count: int) -> None:
+    """Wait until so many runs of a worker wait without a place."""
+    with anyio.fail_after(30):
+        while sum(places.waiting for places in worker.places.values()) != count:  # noqa: ASYNC110  there is no event for it
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("kind", ["async def", "def"])
+async def test_a_long_wait_in_a_task_leaves_the_place_to_others(stage: Stage, kind: str) -> None:
+    """A worker of one place runs another meanwhile. Then the first goes on where it was; it has never left, and says so."""
+    stage.write(flows(kind))
+    await stage.deploy("parks", "quick")
+    async with stage.working(engine=QUICK, concurrency=1, processes=1) as worker:
+        parks = await stage.ask("parks")
+        await stage.hear("said.parks")
+        assert result_of(await stage.run("quick")) == "quick"
+        assert parks.id in worker.held
+        lane = LOOP if kind == "async def" else PROCESS
+        assert (worker.places[lane].waiting, worker.places[lane].capacity) == (1, 2)
+        if (pool := worker.processes) is not None and lane == PROCESS:
+            assert len(pool.kept) >= 2
+        await stage.bus.log.append(Event(type="go.parks", source="/test"))
+        assert result_of(await stage.end(parks)) == "woken"
+        await waiting(worker, 0)
+        assert result_of(await stage.run("quick")) == "quick"
+    assert await stage.states(parks) == STAYED
+    told = (
+        "task 'naps' waits for an event in place: it is part of a task, whose code would have to run again. The run stays in memory. "
+        "It has given its place in the worker to others until it goes on"
+    )
+    assert await said_in_log(stage, parks, told) == 1
+
+
+@pytest.mark.parametrize("kind", ["async def", "def"])
+async def test_no_long_wait_holds_a_place_however_it_is_nested(stage: Stage, kind: str) -> None:
+    """A retry delay of a task in a task, a sleep in a subflow of a task, and in a task that a submitted one has submitted.
+
+    Such runs are cancelled as others are; and of those that may wait so there are no more than was said.
+    """
+    stage.write(flows(kind))
+    names = ["in_task", "in_subflow", "submitted"]
+    await stage.deploy("quick", *names)
+    engine = QUICK.model_copy(update={"cancel_grace_s": 60.0})
+    async with stage.working(
+        engine=engine, concurrency=1, processes=1, parked=3, parked_processes=3
+    ) as worker:
+        runs = [await stage.ask(name, parameters={"word": "began"}) for name in names]
+        await stage.hear("said.began", times=3)
+        assert result_of(await stage.run("quick")) == "quick"
+        await waiting(worker, 3)
+        last = await stage.ask("in_subflow", parameters={"word": "last"})
+        await stage.hear("said.last")
+        told = (
+            "task 'sleeps' sleeps 3600 s in place and holds its worker: it is part of a task, whose code would have to run again. It "
+            "keeps its place, since as many runs as may do so wait in that worker without one (HARK_WORKER__PARKED, "
+            "HARK_WORKER__PARKED_PROCESSES)"
+        )
+        with anyio.fail_after(30):
+            while await said_in_log(stage, last, told) == 0:  # noqa: ASYNC110  there is no event for it
+                await asyncio.sleep(0.05)
+        for run in (last, *runs):
+            await stage.control.cancel(run.id)
+        ended = [await stage.end(run) for run in (last, *runs)]
+        assert {run.state_type for run in ended} == {StateType.CANCELLED}
+        await waiting(worker, 0)
+        assert result_of(await stage.run("quick")) == "quick"
