@@ -83,13 +83,21 @@ class Candidate(AsyncContextManagerMixin, Generic[T]):
             tg.start_soon(self._stand)
             if is_vacant:
                 with anyio.move_on_after(_READY_S):
-                    while self._term is None and await self._lease.holder_now() in (None, self._name):
+                    while self._term is None and await self._is_vacant_or_ours():
                         with anyio.move_on_after(_LOOK_S):
                             await self.leading()
             try:
                 yield self
             finally:
                 tg.cancel_scope.cancel(f"{self._role} closing")
+
+    async def _is_vacant_or_ours(self) -> bool:
+        try:
+            return await self._lease.holder_now() in (None, self._name)
+        except BusUnavailable as exc:
+            # To give up would end the term that has begun, and with it the catching up that keeps the broker busy.
+            log.debug(f"{self._role}.no_answer", extra={"error": str(exc)})
+            return True
 
     async def _stand(self) -> None:
         tries = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -51,9 +51,7 @@ def redrive(
     rule: _Rule = None,
 ) -> None:
     """Try the action of a dead letter again."""
-    for letter in _chosen(letters, everything, rule):
-        ask(_calling("redrive", letter))
-        typer.echo(f"{letter} is tried again")
+    _see_to("redrive", "tried again", letters, everything, rule)
 
 
 @dlq.command("drop")
@@ -63,16 +61,36 @@ def drop(
     rule: _Rule = None,
 ) -> None:
     """Give a dead letter up."""
-    for letter in _chosen(letters, everything, rule):
-        ask(_calling("drop", letter))
-        typer.echo(f"{letter} is dropped")
+    _see_to("drop", "dropped", letters, everything, rule)
+
+
+def _see_to(verb: str, done: str, letters: list[str] | None, everything: bool, rule: str | None) -> None:
+    if bool(letters) == (everything or rule is not None):
+        raise typer.BadParameter("name dead letters, or give --all, or the --rule whose they are")
+    for letter in letters or ():
+        ask(_calling(verb, letter))
+        typer.echo(f"{letter} is {done}")
+    if not letters:
+        seen_to, left = ask(lambda hark: _many(hark, verb, done, rule))
+        typer.echo(f"{seen_to} dead letter{' is' if seen_to == 1 else 's are'} {done}")
+        if left:
+            raise typer.Exit(1)
 
 
 def _calling(verb: str, letter: str) -> Callable[[Hark], Awaitable[JsonObject]]:
     return lambda hark: hark.redrive(letter) if verb == "redrive" else hark.drop(letter)
 
 
-def _chosen(letters: list[str] | None, everything: bool, rule: str | None) -> list[str]:
-    if bool(letters) == (everything or rule is not None):
-        raise typer.BadParameter("name dead letters, or give --all, or the --rule whose they are")
-    return letters or [str(d["id"]) for d in ask(lambda h: h.all_dead_letters(automation=rule))]
+async def _many(hark: Hark, verb: str, done: str, rule: str | None) -> tuple[int, int]:
+    """See to all (of a rule), telling of each page on stderr; return how many, and how many were left."""
+    seen_to = left = 0
+    pages = hark.redrive_all(automation=rule) if verb == "redrive" else hark.drop_all(automation=rule)
+    page: Any
+    async for page in pages:
+        seen_to += len(page["ids"])
+        for letter in page["left"]:
+            left += 1
+            typer.echo(f"left as it is: {letter['id']}: {letter['error']}", err=True)
+        if page["next_cursor"] is not None:
+            typer.echo(f"{seen_to} {done}, and on", err=True)
+    return seen_to, left

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
@@ -34,7 +35,13 @@ class PeopleCalls:
     """Alerts, silences and approvals; ``Hark`` has these methods."""
 
     async def request(
-        self, method: str, path: str, *, json: JsonValue = None, timeout_s: float | None = None
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, Any] | None = None,
+        json: JsonValue = None,
+        timeout_s: float | None = None,
     ) -> Any:
         """Return the JSON of one answer."""
         raise NotImplementedError

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
-from ..vocabulary import JsonObject
+from ..vocabulary import JsonObject, JsonValue
 from .client_people import Page, _object, _part
 from .client_values import ValueCalls
 
@@ -66,3 +67,25 @@ class RuleCalls(ValueCalls):
 
     async def drop(self, id: str) -> JsonObject:
         return _object(await self.request("POST", f"/api/dlq/{_part(id)}/drop"))
+
+    def redrive_all(self, *, automation: str | None = None) -> AsyncIterator[JsonObject]:
+        """Try every dead letter (of one rule) again; one that is given up again meanwhile is not tried a second time.
+
+        Yields:
+            for each page what the service has done: ``ids``, and ``left``: those it could not, with ``error``.
+        """
+        return self._see_to_letters("redrive", automation)
+
+    def drop_all(self, *, automation: str | None = None) -> AsyncIterator[JsonObject]:
+        """Give up every dead letter (of one rule); as ``redrive_all``."""
+        return self._see_to_letters("drop", automation)
+
+    async def _see_to_letters(self, verb: str, automation: str | None) -> AsyncIterator[JsonObject]:
+        cursor: JsonValue = None
+        while True:
+            asked = {k: v for k, v in (("automation", automation), ("cursor", cursor)) if v is not None}
+            page = _object(await self.request("POST", f"/api/dlq/{verb}", params=asked, timeout_s=120))
+            yield page
+            cursor = page["next_cursor"]
+            if cursor is None:
+                return

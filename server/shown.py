@@ -387,6 +387,17 @@ class IdState(TypedDict):
     state: str
 
 
+class LetterLeft(TypedDict):
+    id: str
+    error: str
+
+
+class LettersSeenTo(TypedDict):
+    ids: list[str]
+    left: list[LetterLeft]
+    next_cursor: str | None
+
+
 class Planned(TypedDict):
     steps: list[Json]
     summary: str
@@ -466,6 +477,7 @@ ONE: dict[str, Any] = {
     "POST /api/config/apply": Planned, "POST /api/config/plan": Planned,
     "POST /api/deployments/{name}/backfill": BackfillMade, "POST /api/deployments/{name}/pause": Named,
     "POST /api/deployments/{name}/resume": Named, "POST /api/deployments/{name}/run": Run,
+    "POST /api/dlq/drop": LettersSeenTo, "POST /api/dlq/redrive": LettersSeenTo,
     "POST /api/dlq/{letter_id}/drop": IdState, "POST /api/dlq/{letter_id}/redrive": IdState,
     "POST /api/events": Stored, "POST /api/flow-runs/{run_id}/cancel": Run,
     "POST /api/flow-runs/{run_id}/resume": Run, "POST /api/flow-runs/{run_id}/retry": Run,

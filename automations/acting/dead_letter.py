@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
+
+import anyio
 
 from ...bus import Bus, Event
 from ...clock import SYSTEM_CLOCK, Clock
 from ...engine.background_tasks.dead_task import PREFIX as DEAD_TASK
 from ...engine.background_tasks.dead_task import DeadTasks
-from ...errors import GuardFailed, RefusedError, UnknownName
+from ...errors import BusUnavailable, GuardFailed, HarkError, RefusedError, UnknownName
 from .action_state import ActionState, action_event, kind_of
 from .claim import BUCKET, KEEP_S
 from .perform import Firing
 
-__all__ = ["SINK_KEY", "DeadLetter", "DeadLetters", "forward_firing"]
+__all__ = ["SINK_KEY", "DeadLetter", "DeadLetters", "SeenTo", "forward_firing"]
 
 SINK_KEY = "sink-"
 """What the keys of events that a sink did not take begin with; decisions have ids of another form."""
@@ -42,6 +44,19 @@ class DeadLetter:
     attempt: int
     at: datetime
     seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class SeenTo:
+    """What became of a dead letter among many. ``seq``: of the event that says so; or why it was left as it is."""
+
+    key: str
+    seq: int | None = None
+    error: HarkError | None = None
+
+
+_AT_ONCE = 32
+"""Letters of many that are seen to at once: each is some questions to the broker, which others ask as well."""
 
 
 class DeadLetters:
@@ -119,6 +134,18 @@ class DeadLetters:
             await self._bucket.update(key, dropped.to_json(), revision=revision, ttl_s=KEEP_S)
         return seq
 
+    async def redrive_each(self, keys: Sequence[str]) -> Sequence[SeenTo]:
+        """``redrive`` many; return what became of each, in the same order.
+
+        Raises:
+            BusUnavailable: the broker went away. Some may be redriven; asking again is asking once.
+        """
+        return await _each(keys, self.redrive)
+
+    async def drop_each(self, keys: Sequence[str]) -> Sequence[SeenTo]:
+        """``drop`` many; as ``redrive_each``."""
+        return await _each(keys, self.drop)
+
     async def _find(self, key: str, states: Collection[str] = ("dead",)) -> tuple[ActionState, int, Firing]:
         entry = await self._bucket.get(key) if _is_key(key) else None
         if entry is None:
@@ -135,6 +162,30 @@ class DeadLetters:
         if state.decision is None:
             raise RefusedError(f"the decision behind {key!r} has left the log; drop it")
         return state, entry.revision, Firing.of(Event.from_dict(state.decision), state.seq)
+
+
+async def _each(keys: Sequence[str], see_to: Callable[[str], Awaitable[int]]) -> list[SeenTo]:
+    found: dict[str, SeenTo] = {}
+    away: list[BusUnavailable] = []
+    places = anyio.CapacityLimiter(_AT_ONCE)
+
+    async def one(key: str) -> None:
+        async with places:
+            if away:
+                return
+            try:
+                found[key] = SeenTo(key, seq=await see_to(key))
+            except BusUnavailable as exc:
+                away.append(exc)
+            except HarkError as exc:  # that one's: somebody else was quicker, or its decision is gone
+                found[key] = SeenTo(key, error=exc)
+
+    async with anyio.create_task_group() as tg:
+        for key in dict.fromkeys(keys):
+            tg.start_soon(one, key)
+    if away:
+        raise away[0]
+    return [found[key] for key in keys]
 
 
 def _is_key(key: str) -> bool:

@@ -234,6 +234,9 @@ async def test_after_the_last_try_it_is_a_dead_letter_that_can_be_redriven_or_dr
             await letters.redrive(first.key)
         with pytest.raises(UnknownName):
             await letters.redrive("nothing/0")
+        # Of many each is seen to by itself, and one that cannot be does not keep the others.
+        left = await letters.redrive_each([first.key, second.key])
+        assert [(one.seq, type(one.error)) for one in left] == [(None, RefusedError)] * 2
         with pytest.raises(UnknownName):
             await letters.drop("not a key")
         assert [e.event.type for e in await house.events("action.redriven", "action.dropped")] == [
@@ -247,17 +250,21 @@ async def test_after_the_last_try_it_is_a_dead_letter_that_can_be_redriven_or_dr
 
 async def test_a_dead_letter_can_die_and_be_redriven_again(house: House, receiver: Receiver) -> None:
     """Each round has its own retries and its own events."""
-    receiver.answers = [(500, "")] * 3
+    receiver.answers = [(500, "")] * 6
     letters = DeadLetters(house.bus)
     async with house.all():
         await house.define("tell", on="a.b", do=[{"call": receiver.url, "retries": 0}])
         await house.emit("a.b")
-        for n in (1, 2, 3):
+        await house.emit("a.b")
+        for n in (2, 4, 6):
             await house.of_type("action.dead-lettered", count=n)
-            (letter,) = await letters.list()
-            await letters.redrive(letter.key)
-        await house.of_type("action.executed")
-    assert len(receiver.requests) == 4
+            keys = [letter.key for letter in await letters.list()]
+            # Asked for twice at once, as two people may: each is tried once.
+            once, again = await letters.redrive_each(keys), await letters.redrive_each([*keys, *keys])
+            assert [one.key for one in again] == [*keys, *keys]
+            assert all(one.seq is not None for one in once)
+        await house.of_type("action.executed", count=2)
+    assert len(receiver.requests) == 8
 
 
 async def test_a_condition_on_an_action_is_asked_when_it_is_done(house: House) -> None:

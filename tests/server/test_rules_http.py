@@ -52,6 +52,9 @@ async def test_a_rule_whose_actions_are_given_up_says_so_until_somebody_sees_to_
         async with Hark(service.url) as hark:
             assert await hark.all_dead_letters(automation="broken") == letters
             assert await hark.all_dead_letters(automation="paid") == []
+            assert [page async for page in hark.drop_all(automation="paid")] == [
+                {"ids": [], "left": [], "next_cursor": None}
+            ]
         [problem] = (await http.get("/api/automations/broken")).json()["problems"]
         assert problem.startswith("1 action was given up: template")
         assert problem.endswith("`hark dlq redrive --rule broken` tries again")
