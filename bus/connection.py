@@ -471,10 +471,14 @@ class Connection(AsyncContextManagerMixin):
             # A cluster that has no leader yet drops requests without a word, so no try takes all of the time.
             left_s = max(0.001, deadline - loop.time())
             await self.connected(left_s)
+            try_s, began_at = min(_TRY_S, left_s), loop.time()
             try:
-                msg = await self._request(subject, payload, headers=headers, timeout_s=min(_TRY_S, left_s))
+                msg = await self._request(subject, payload, headers=headers, timeout_s=try_s)
                 return read_api_answer(subject, msg.data)
             except NoAnswer as exc:
+                # What a try took beyond its time is what the loop stood still for, or was too busy to read: that counts
+                # for nobody.
+                deadline += max(0.0, loop.time() - began_at - try_s)
                 if loop.time() + _PAUSE_S >= deadline or self._closing:
                     # The last try may have had a moment only: what an earlier one heard says more.
                     raise heard or NoAnswer(

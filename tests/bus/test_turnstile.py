@@ -127,3 +127,25 @@ async def test_a_loop_that_stood_still_has_not_been_left_without_answers(own: Bu
     async with answering(own, stop_the_loop_and_answer):
         await ask(own, replies, "x")
     assert len(asked) == 1
+
+
+async def test_the_time_the_loop_stood_still_counts_for_nobody(
+    own: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who has found no answer after a standstill longer than the time limit asks once more."""
+    monkeypatch.setattr("hark.bus.connection._TRY_S", 0.1)
+    asked = 0
+
+    async def stop_the_loop_and_answer_later(msg: Msg) -> None:
+        nonlocal asked
+        asked += 1
+        if asked > 1:
+            await msg.respond(b"{}")
+            return
+        until = time.monotonic() + 2 * own.config.request_timeout_s
+        while time.monotonic() < until:
+            pass
+
+    async with answering(own, stop_the_loop_and_answer_later):
+        await own.connection.insist("ask.me", b"x")
+    assert asked == 2
