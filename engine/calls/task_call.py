@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from ...errors import DependsOnItself, ResultMissing, UpstreamFailed
+from ...vocabulary import TaskRunId
 from ..annotations import Annotation, allow_failure, opaque, quote, unmapped
 from ..context import FlowRunContext, TaskRunContext, current_run, current_tags, refuse_if_leaving
 from ..futures import TaskFuture
@@ -161,6 +162,7 @@ def prepare(
     tags = current_tags.get()
     if task.tags:
         tags = tags | task.tags if tags else task.tags
+    is_own_id = id_ is None
     if id_ is None:
         id_ = ids.draw()
     run = TaskRun(
@@ -207,7 +209,12 @@ def prepare(
             call.settled = run.state = tracker.undoing.instead(id_).replace(task_of=flow_run_id)
             return call
         if tracker.retrying and (retrying := tracker.retrying.pop(run.call, None)) is not None:
-            run.run_count, call.retry_at = retrying
+            run.run_count, call.retry_at = retrying.tries, retrying.due
+            if is_own_id:
+                # The same task run goes on: it would else stand there, waiting for a retry, for good.
+                id_ = retrying.task_run_id
+                run.id, run.name = TaskRunId(id_), f"{task.name}-{id_[-6:]}"
+                run.previous, call.is_announced = StateType.SCHEDULED, True
             run.state = AwaitingRetry(run_id=id_, task_of=run.flow_run_id or "")
             call.announce()
         elif not is_direct or not call.is_plain:

@@ -43,7 +43,7 @@ from ..code.lane import LOOP, UNKNOWN
 from ..life import caller as callers
 from ..life.caller import CallerInfo
 from ..pausing.pause import NEVER_RESUMED
-from ..runs.open_tasks import end_open_tasks
+from ..runs.open_tasks import end_open_tasks, leaves_tasks_open
 from ..runs.run import FlowRun
 from ..states import AwaitingConcurrencySlot, Cancelled, Crashed, Failed, State
 from ..states import Late as LateState
@@ -103,6 +103,9 @@ class Leader:
         self._notes: dict[FlowRunId, Decision] = {}
         """Decisions to be written down, the newest of each run: no more than there are runs that have not ended."""
         self._noted = anyio.Semaphore(0)
+        self._taken_up: dict[FlowRunId, FlowRun] = {}
+        """Runs that go on while task runs of the process before may have no end."""
+        self._was_taken_up = anyio.Event()
         self._refused: dict[FlowRunId, Start] = {}
         """Starts whose message found the queue of work full."""
         self._was_refused = anyio.Event()
@@ -127,6 +130,7 @@ class Leader:
             tg.start_soon(self._keep_checkpoint)
             tg.start_soon(self._push_refused)
             tg.start_soon(self._hooks.serve)
+            tg.start_soon(self._end_tasks)
             for _ in range(NOTES_AT_ONCE):
                 tg.start_soon(self._write_notes)
             on_ready(self)
@@ -189,6 +193,10 @@ class Leader:
                 await self._look_up(POOLS, run.pool, self._on_pool)
         self.dispatch.observe(run)
         self._hooks.observe(run, is_going=self.dispatch.is_going)
+        data = recorded.event.data
+        if isinstance(data, dict) and leaves_tasks_open(run, data.get("previous")):
+            self._taken_up[run.id] = run
+            self._was_taken_up.set()
 
     async def _look_up(self, bucket: str, key: str, take: Callable[[Entry], None]) -> None:
         entry = await insist(lambda: self._bus.bucket(bucket).get(key))
@@ -410,6 +418,18 @@ class Leader:
                 log.debug("dispatcher.note_moot", extra={"run_id": decision.run_id, "why": str(exc)})
             except HarkError as exc:
                 log.error("dispatcher.note_refused", extra={"run_id": decision.run_id, "error": str(exc)})
+
+    async def _end_tasks(self) -> None:
+        """End the task runs that died with the process of an earlier attempt, run after run: it means to read all of its tasks."""
+        while True:
+            while self._taken_up:
+                run = self._taken_up.pop(next(iter(self._taken_up)))
+                try:
+                    await insist(end_open_tasks, self._bus, run)
+                except HarkError as exc:
+                    log.error("dispatcher.note_refused", extra={"run_id": run.id, "error": str(exc)})
+            self._was_taken_up = anyio.Event()
+            await self._was_taken_up.wait()
 
     async def _note(self, decision: Decision) -> None:
         runs = self._control.runs

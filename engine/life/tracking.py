@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from datetime import datetime
 from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -27,6 +26,7 @@ from ..runs.hook_log import HERE, HookLog, is_owed
 from ..runs.replay import (
     FinishedCall,
     FinishedCalls,
+    RetryingCall,
     attempt_starts,
     begins_anew,
     last_opened,
@@ -76,8 +76,8 @@ class FlowTracker:
         self.run_log = run_log
         self.flow_run = flow_run
         self.finished: dict[str, FinishedCall] = {}
-        self.retrying: dict[str, tuple[int, datetime | None]] = {}
-        """Calls that were between two tries: how many they had made, and when the next is due; taken out as they are met."""
+        self.retrying: dict[str, RetryingCall] = {}
+        """Calls that were between two tries; taken out as they are met."""
         self.undoing: Undoing | None = None
         """Set where the run has ended and is gone through once more, to undo what it had begun."""
         self.hooked: set[str] = set()

@@ -1,7 +1,8 @@
-"""Ends for the task runs of a flow run that was ended while nobody was executing it: its process is gone, and theirs with it.
+"""Ends for the task runs whose process is gone: of a flow run that was ended while nobody was executing it, or taken up again.
 
-Each gets an event, CRASHED, or CANCELLED where the flow run was. One whose process lives all the same and finishes it later says
-so behind that, and its last event is what counts.
+Each gets an event, CRASHED, or CANCELLED where the flow run was or the call had not begun. One whose process lives all the same and finishes it later says
+so behind that, and its last event is what counts. The calls of a run that goes on are made again, as other task runs: those
+call the hooks.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from ...bus.event import Event, Recorded, parse_time, readable
-from ...bus.subject import completed_subject, task_run_subject
+from ...bus.subject import completed_subject, is_for_resuming, task_run_subject
 from ...errors import EventInvalid, EventTooLarge
 from ...vocabulary import TERMINAL, StateType, derived_id
 from ..code.named_code import MARK
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from ...bus import Bus
     from .run import FlowRun
 
-__all__ = ["WITH_RUN", "end_open_tasks"]
+__all__ = ["WITH_RUN", "end_open_tasks", "leaves_tasks_open"]
 
 WITH_RUN = "ended_with_run"
 """The member of the data of such an end that tells it from one that the task itself came to."""
@@ -31,10 +32,30 @@ log = logging.getLogger("hark.engine")
 _NEEDED = ("flow_run", "flow", "deployment", "task", "run", "state", "call", MARK)
 """Without the tags, and the task runs before it, of which there may be any number."""
 _LEFT_OUT = ("result", "retry_at", "state", "previous", "run")
+_LEFT_OUT_GOING = (*_LEFT_OUT, MARK)
+"""Nobody calls hooks for it: the task run that takes its place comes to an end of its own."""
+
+
+def leaves_tasks_open(run: FlowRun, previous: object) -> bool:
+    """Return whether ``run`` was just taken up again, so that task runs of an attempt before may be without an end.
+
+    Args:
+        previous: the type of the state before.
+    """
+    if run.attempt < 2:
+        return False
+    if run.state_type is StateType.PENDING:
+        return previous == StateType.SCHEDULED
+    # Its worker was lost. In a retry of the flow itself its process is alive.
+    is_running = run.state_type is StateType.RUNNING and run.state_name != "Retrying"
+    return is_running and previous == StateType.RUNNING
 
 
 async def end_open_tasks(bus: Bus, run: FlowRun) -> int:
-    """End the task runs that had begun before the end of ``run`` and have none; return how many. Doing it again ends no other.
+    """End the task runs that have none, and had begun before ``run`` came to be in its state: its end, or that it was taken up.
+
+    Returns how many. Doing it again ends no other. What a run that goes on takes up under the same id, because it was between
+    two tries, is left to it.
 
     Raises:
         BusUnavailable: the broker did not answer.
@@ -47,7 +68,7 @@ async def end_open_tasks(bus: Bus, run: FlowRun) -> int:
                 if data is None:
                     continue
                 task_run_id = data["run"]["id"]
-                if data["state"]["type"] in TERMINAL:
+                if data["state"]["type"] in TERMINAL or (not run.is_final and _goes_on(data)):
                     open_.pop(task_run_id, None)
                 elif recorded.seq < run.seq or task_run_id in open_:
                     open_[task_run_id] = data
@@ -69,6 +90,13 @@ async def _append_end(bus: Bus, run: FlowRun, data: dict[str, Any]) -> None:
             log.error("open_tasks.too_large", extra={"run_id": run.id, "error": str(exc)})
 
 
+def _goes_on(data: dict[str, Any]) -> bool:
+    tries = data["run"].get("attempt")
+    return is_for_resuming(
+        data["state"]["type"], str(data["state"].get("name")), tries if isinstance(tries, int) else 0
+    )
+
+
 def _transition_in(recorded: Recorded, run: FlowRun) -> dict[str, Any] | None:
     """Return the data of a transition of a task run of ``run``; None for a note, and for what is not of our making."""
     data: Any = recorded.event.data
@@ -84,10 +112,19 @@ def _transition_in(recorded: Recorded, run: FlowRun) -> dict[str, Any] | None:
 
 
 def _end_of(run: FlowRun, data: dict[str, Any]) -> Event:
-    ended_at = run.ended_at
-    type_ = StateType.CANCELLED if run.state_type is StateType.CANCELLED else StateType.CRASHED
+    ended_at = run.ended_at if run.is_final else run.updated_at
     about = {**data["run"], "duration_s": _between(data["run"].get("started_at"), ended_at)}
-    message = f"Its flow run ended as {run.state_name}, and no process was at work on it"
+    left_out = _LEFT_OUT if run.is_final else _LEFT_OUT_GOING
+    type_ = StateType.CRASHED
+    if run.is_final:
+        message = f"Its flow run ended as {run.state_name}, and no process was at work on it"
+        if run.state_type is StateType.CANCELLED:
+            type_ = StateType.CANCELLED
+    else:
+        again = f"attempt {run.attempt} of its flow run makes the call again"
+        message = f"No process was at work on it any more; {again}"
+        if data["state"]["type"] != StateType.RUNNING:
+            type_, message = StateType.CANCELLED, f"It had not begun; {again}"
     return Event(
         type=f"task-run.{type_.lower()}",
         source=SOURCE,
@@ -97,7 +134,7 @@ def _end_of(run: FlowRun, data: dict[str, Any]) -> Event:
         causationid=run.event_id or run.causationid,
         causaldepth=run.causaldepth,
         data={
-            **{name: value for name, value in data.items() if name not in _LEFT_OUT},
+            **{name: value for name, value in data.items() if name not in left_out},
             "run": about,
             "state": {"type": type_.value, "name": type_.value.title(), "message": message},
             "previous": data["state"]["type"],

@@ -25,6 +25,7 @@ __all__ = [
     "RETRY",
     "FinishedCall",
     "FinishedCalls",
+    "RetryingCall",
     "attempt_starts",
     "begins_anew",
     "last_opened",
@@ -161,6 +162,20 @@ def _attempt_and_running(data: dict[str, Any]) -> tuple[int, bool]:
     return (attempt if isinstance(attempt, int) else 0), type_ == "RUNNING"
 
 
+@dataclass(frozen=True, slots=True)
+class RetryingCall:
+    """A call that was between two tries, or in one after the first.
+
+    Attributes:
+        task_run_id: the task run, which goes on.
+        tries: how many were made. due: when the next is; None: at once.
+    """
+
+    task_run_id: str
+    tries: int
+    due: datetime | None
+
+
 class FinishedCalls:
     """The finished calls of a flow run by their keys, folded from its task events in order.
 
@@ -175,8 +190,7 @@ class FinishedCalls:
         self._to_come = deque(starts)
         self._newest = 0
         """The newest attempt that had begun where the folding stands."""
-        self.retrying: dict[str, tuple[int, datetime | None]] = {}
-        """Of calls between two tries: how many were made, and when the next is due (None: at once)."""
+        self.retrying: dict[str, RetryingCall] = {}
 
     def add(self, records: Iterable[Recorded]) -> None:
         """Fold task events, which follow those folded before."""
@@ -212,12 +226,12 @@ class FinishedCalls:
         key = data.get("call")
         if not key or self._is_of_zombie(data, recorded):
             return
-        tries = data["run"].get("attempt") or 0
+        id_, tries = data["run"]["id"], data["run"].get("attempt") or 0
         retry_at = data.get("retry_at")
         if word == "awaiting-retry" and isinstance(retry_at, str):
-            self.retrying[key] = tries, parse_time(retry_at)
+            self.retrying[key] = RetryingCall(id_, tries, parse_time(retry_at))
         elif word == "retrying" and key in self.retrying:
-            self.retrying[key] = tries - 1, None  # begun, and not ended
+            self.retrying[key] = RetryingCall(id_, tries - 1, None)  # begun, and not ended
         elif (
             WITH_RUN not in data
         ):  # that is how the run ended, and a retry of that goes on with the task's tries

@@ -12,6 +12,7 @@ from typing import Any
 import anyio
 import pytest
 from hark.bus import Bus, Recorded
+from hark.bus.subject import completed_subject, task_run_subject
 from hark.config import EngineConfig, WorkerConfig
 from hark.engine.dispatching.control import Control
 from hark.engine.dispatching.deployment import Deployment
@@ -66,6 +67,24 @@ async def hear(bus: Bus, pattern: str, *, times: int = 1) -> None:
                 times -= len(batch.records)
                 if times <= 0:
                     return
+
+
+async def hear_task(bus: Bus, run: FlowRun, word: str) -> None:
+    """Wait until a task run of a run has come to a state, but COMPLETED."""
+    with anyio.fail_after(60):
+        async with bus.log.follow([task_run_subject(run.id)], after=0) as batches:
+            async for batch in batches:
+                if any(recorded.event.type == f"task-run.{word}" for recorded in batch.records):
+                    return
+
+
+async def task_ends(bus: Bus, run: FlowRun) -> Counter[tuple[str, str | None]]:
+    """Return the type and the message of the state each task run of a run is in, and how many are."""
+    last: dict[str | None, Any] = {}
+    async with bus.log.read([task_run_subject(run.id), completed_subject(run.id)]) as batches:
+        async for batch in batches:
+            last |= {recorded.event.subject: recorded.event.data for recorded in batch.records}
+    return Counter((data["state"]["type"], data["state"]["message"]) for data in last.values())
 
 
 class Stage:

@@ -22,6 +22,8 @@ from hark.engine.runs.run import FlowRun
 from hark.engine.workers.worker import Worker
 from hark.vocabulary import StateType
 
+from .conftest import hear_task, task_ends
+
 if TYPE_CHECKING:
     from .conftest import Stage
 
@@ -70,13 +72,17 @@ def step(n):
     say(f"step-{n}")
     return n
 
-@flow
-def sync_one(marker: str):
-    total = sum(step(n) for n in range(1, 4))
+@task
+def hangs_once(marker):
     if not os.path.exists(marker):
         open(marker, "w").close()
         say("waits")
         time.sleep(1000)
+
+@flow
+def sync_one(marker: str):
+    total = sum(step(n) for n in range(1, 4))
+    hangs_once(marker)
     return total + step(4) + step(5)
 
 @task
@@ -84,15 +90,19 @@ async def astep(n):
     await asay(f"step-{n}")
     return n
 
+@task
+async def ahangs_once(marker):
+    if not os.path.exists(marker):
+        open(marker, "w").close()
+        await asay("waits")
+        await asyncio.sleep(1000)
+
 @flow
 async def async_one(marker: str):
     total = 0
     for n in range(1, 4):
         total += await astep(n)
-    if not os.path.exists(marker):
-        open(marker, "w").close()
-        await asay("waits")
-        await asyncio.sleep(1000)
+    await ahangs_once(marker)
     return total + await astep(4) + await astep(5)
 """
 
@@ -101,7 +111,10 @@ async def async_one(marker: str):
 async def test_a_worker_killed_in_the_middle_of_five_tasks_loses_none_of_the_finished_ones(
     stage: Stage, home: Path, name: str
 ) -> None:
-    """kill -9; another worker goes on within the ack wait, under the next attempt, and no task that finished runs again."""
+    """kill -9; another worker goes on within the ack wait, under the next attempt, and no task that finished runs again.
+
+    What was in flight is run again, as another task run; the one that died with the process comes to an end.
+    """
     stage.write(TWO_FLOWS)
     await stage.deploy(name)
     async with Dispatcher(stage.bus, ENGINE) as dispatcher:
@@ -113,8 +126,15 @@ async def test_a_worker_killed_in_the_middle_of_five_tasks_loses_none_of_the_fin
             victim.kill()
             async with Worker(stage.bus, WorkerConfig(drain_s=0), ENGINE):
                 run = await stage.end(run)
+            await hear_task(stage.bus, run, "crashed")
     assert run.state_type is StateType.COMPLETED, run.state_message
     assert run.attempt == 2
+    ends = await task_ends(stage.bus, run)
+    lost = (
+        "CRASHED",
+        "No process was at work on it any more; attempt 2 of its flow run makes the call again",
+    )
+    assert ends == {("COMPLETED", None): 6, lost: 1}
     assert await stage.said() == {"waits": 1, **{f"step-{n}": 1 for n in range(1, 6)}}
     history = [FlowRun.from_recorded(recorded) for recorded in await stage.control.runs.history(run.id)]
     assert "worker lost" in [then.state_message for then in history]

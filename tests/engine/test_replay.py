@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import orjson
 from hark.bus import Event, Recorded
 from hark.bus.subject import STATE_HEADER, flow_run_subject, task_run_subject
-from hark.engine.runs.replay import FinishedCalls, attempt_starts, begins_anew, retries_made
+from hark.engine.runs.replay import FinishedCalls, RetryingCall, attempt_starts, begins_anew, retries_made
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -109,5 +109,5 @@ def test_a_call_between_two_tries_is_known_with_those_it_has_made() -> None:
     records = [between(seq, key, 1, word, tries) for seq, (key, word, tries) in enumerate(told, start=2)]
     calls.add(records)
     calls.add([finished(30, "done", 1), between(60, "waits", 1, "failed", 1)])
-    assert calls.retrying == {"waits": (1, NOW), "begun": (2, None)}
+    assert calls.retrying == {"waits": RetryingCall("t", 1, NOW), "begun": RetryingCall("t", 2, None)}
     assert set(calls.by_key) == {"done"}

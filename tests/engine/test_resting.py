@@ -12,6 +12,8 @@ from hark.config import EngineConfig
 from hark.engine.runs.run import FlowRun
 from hark.vocabulary import StateType
 
+from .conftest import hear_task, task_ends
+
 if TYPE_CHECKING:
     from hark.engine.workers.worker import Worker
 
@@ -117,8 +119,13 @@ async def test_submitted_tasks_leave_when_all_that_is_left_waits_for_retries(
     await stage.deploy(name)
     async with stage.working(engine=QUICK):
         run = await stage.run(name)
+        if name == "submitted":
+            await hear_task(stage.bus, run, "cancelled")
     if name == "submitted":
         assert result_of(run) == ["one", "x2", "y2", "x2"]
+        # Those between two tries go on as what they were; the one that had not begun does not.
+        again = ("CANCELLED", "It had not begun; attempt 2 of its flow run makes the call again")
+        assert await task_ends(stage.bus, run) == {("COMPLETED", None): 4, again: 1}
     assert run.state_type is StateType.COMPLETED
     said = await stage.said()
     assert {word: count for word, count in said.items() if count != 1} == {}
