@@ -295,7 +295,7 @@ async def test_nothing_more_is_promised_while_nothing_can_be_noted(
     full, has_room = anyio.Event(), anyio.Event()
 
     async def refuse(self: Bucket, key: str, value: bytes, **more: Any) -> int:
-        if not has_room.is_set():
+        if self.name == BUCKET and not has_room.is_set():  # and not the checkpoints of the engine
             full.set()
             raise StreamFull(key, why="maximum bytes exceeded")
         return await update(self, key, value, **more)
