@@ -64,7 +64,13 @@ def up(
 
     # People begin in an empty folder and write the file while it serves.
     found = config_path(settings, config)
-    service = Service(settings, roles=roles, config=found or Path("hark.yaml"), awaits_config=found is None)
+    service = Service(
+        settings,
+        roles=roles,
+        config=found or Path("hark.yaml"),
+        awaits_config=found is None,
+        worker_apart=True,
+    )
     code = serve(service, announce=lambda text: typer.echo(text, file=sys.stdout))
     if code:
         raise typer.Exit(code)

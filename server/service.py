@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -62,6 +63,8 @@ class Service(AsyncContextManagerMixin):
         roles: what this process does.
         config: a hark.yaml or folder to apply, and to apply again when it changes; None is no configuration.
         awaits_config: it need not be there yet; it is applied once it is.
+        worker_apart: beside other roles, the worker runs in a thread of its own, so that flows hold up nothing else. A
+            ``clock`` must do for two threads then.
 
     Raises (on entering):
         AlreadyHeld: another process has a broker on this home.
@@ -77,10 +80,11 @@ class Service(AsyncContextManagerMixin):
         roles: frozenset[Role] = ALL_ROLES,
         config: Path | None = None,
         awaits_config: bool = False,
+        worker_apart: bool = False,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self.settings, self.roles, self.config, self.clock = settings, roles, config, clock
-        self._awaits_config = awaits_config
+        self._awaits_config, self._worker_apart = awaits_config, worker_apart
         self.home = settings.home_path
         self.name = f"{socket.gethostname()}-{os.getpid()}-{new_id()[-6:]}"
         self.url = ""
@@ -157,7 +161,7 @@ class Service(AsyncContextManagerMixin):
         """Return a service like this one, to be entered once this one has been left."""
         return Service(
             self.settings, roles=self.roles, config=self.config, awaits_config=self._awaits_config,
-            clock=self.clock,
+            worker_apart=self._worker_apart, clock=self.clock,
         )  # fmt: skip
 
     def _forget(self) -> None:
@@ -421,6 +425,10 @@ class Service(AsyncContextManagerMixin):
 
     def _worker_parts(self) -> list[Part]:
         def worker() -> Any:
+            if self._worker_apart and self.roles > {Role.WORKER}:
+                from .apart_worker import ApartWorker
+
+                return ApartWorker(self.bus.address, self.settings, clock=self.clock)
             from ..engine.workers.worker import Worker
 
             return Worker(self.bus, self.settings.worker, self.settings.engine, clock=self.clock)
@@ -470,13 +478,7 @@ def serve(service: Service, *, announce: Callable[[str], None]) -> int:
 
     A second Ctrl-C while it is stopping ends the process at once.
     """
-    try:
-        import uvloop
-
-        options: dict[str, Any] = {"use_uvloop": True}
-        del uvloop
-    except ImportError:
-        options = {}
+    options = {"use_uvloop": find_spec("uvloop") is not None}
     code: int = anyio.run(_serve, service, announce, backend_options=options)
     return _without_threads(code)
 
@@ -491,7 +493,7 @@ def _without_threads(code: int) -> int:
         if thread is not threading.current_thread() and not thread.daemon:
             thread.join(max(0.0, deadline - time.monotonic()))
             if thread.is_alive():
-                log.error("hark.thread_left", extra={"thread": thread.name})
+                log.error("hark.thread_left", extra={"name_of_thread": thread.name})
                 logging.shutdown()
                 os._exit(code or 1)
     for handler in logging.getLogger().handlers:
@@ -502,8 +504,8 @@ def _without_threads(code: int) -> int:
 def _end_by_force(limit_s: float) -> None:
     """End this process if it is still there in ``limit_s`` seconds.
 
-    An async flow that swallows its cancellation runs in this very loop, and nothing but the end of the process stops it.
-    That is what kill -9 does, which everything recovers from: the run is taken up by another worker.
+    Where the worker runs in this very loop, a flow that swallows its cancellation does too, and nothing but the end of the
+    process stops it. That is what kill -9 does, which everything recovers from: the run is taken up by another worker.
     """
 
     def end() -> None:

@@ -62,6 +62,7 @@ def start(home: Path, project: Path) -> Start:
         config: str | None = None,
         headers: dict[str, str] | None = None,
         awaits_config: bool = False,
+        worker_apart: bool = False,
         home: Path = home,
         **changes: Any,
     ) -> AsyncGenerator[tuple[Service, httpx.AsyncClient], None]:
@@ -79,7 +80,11 @@ def start(home: Path, project: Path) -> Start:
         )
         async with (
             Service(
-                settings, roles=roles, config=project / "hark.yaml", awaits_config=awaits_config
+                settings,
+                roles=roles,
+                config=project / "hark.yaml",
+                awaits_config=awaits_config,
+                worker_apart=worker_apart,
             ) as service,
             httpx.AsyncClient(
                 base_url=service.url or "http://none", trust_env=False, headers=headers, timeout=120
