@@ -28,13 +28,18 @@ if TYPE_CHECKING:
 __all__ = [
     "APILogHandler", "LogEavesdropper", "PrefectConsoleHandler", "PrefectLogAdapter", "RunLogger", "disable_logger",
     "disable_run_logger", "flow_run_logger", "get_logger", "get_run_logger", "patch_print", "print_as_log", "printing",
-    "run_loggers", "task_run_logger",
+    "run_loggers", "shown_traceback", "task_run_logger",
 ]  # fmt: skip
 
 MAX_MESSAGE_CHARS = 100_000
 """A log line longer than this is cut: one line must fit one message of the broker."""
 
-_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "hark_session"}
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {
+    "message",
+    "asctime",
+    "hark_session",
+    "hark_traceback",
+}
 _FIELDS = frozenset(
     {"flow_run_id", "flow_run_name", "flow_name", "task_run_id", "task_run_name", "task_name"}
 )
@@ -58,9 +63,16 @@ class RunLogger(logging.LoggerAdapter[logging.Logger]):
         return RunLogger(self.logger.getChild(suffix), {**(self.extra or {}), **(extra or {})})
 
 
-def _traceback(record: logging.LogRecord) -> str:
+def shown_traceback(record: logging.LogRecord) -> str:
+    """Return the traceback that stands below a line in the logs of runs, from its line break on; "" if the line has none."""
     exc = record.exc_info[1] if record.exc_info else None
-    return "" if exc is None else "\n" + format_for_author(exc)
+    if exc is None:
+        return ""
+    # Kept, for each handler asks; and not as ``exc_text``, by which a program's own handlers would show it cut.
+    text: str | None = getattr(record, "hark_traceback", None)
+    if text is None:
+        text = record.hark_traceback = "\n" + format_for_author(exc)
+    return text
 
 
 class _ToConsole(logging.Handler):
@@ -76,7 +88,7 @@ class _ToConsole(logging.Handler):
                 what, kind = getattr(record, "flow_run_name", "-"), "Flow run"
             moment = datetime.fromtimestamp(record.created).astimezone().strftime("%H:%M:%S.%f")[:-3]
             line = f"{moment} | {record.levelname:7} | {kind} {what!r} - {record.getMessage()}"
-            line += _traceback(record)
+            line += shown_traceback(record)
             sys.stderr.write(line + "\n")
         except Exception:
             self.handleError(record)
@@ -95,7 +107,7 @@ class _ToRunLogs(logging.Handler):
             from ..errors import LimitError
 
             message = record.getMessage()
-            message += _traceback(record)
+            message += shown_traceback(record)
             if len(message) > MAX_MESSAGE_CHARS:
                 message = message[:MAX_MESSAGE_CHARS] + f"… ({len(message)} characters)"
             extra = {

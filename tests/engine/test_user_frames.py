@@ -9,6 +9,7 @@ import traceback
 import pytest
 from hark import flow, task
 from hark.engine.life.user_frames import format_for_author
+from hark.engine.logging import shown_traceback
 from hark.engine.states import Failed
 from hark.errors import UnknownName
 
@@ -101,6 +102,22 @@ def test_the_log_of_a_task_that_failed_has_its_lines_even_if_the_flow_goes_on(
     assert last.getMessage().startswith("try 2 of 2: ")
     assert last.exc_info is not None
     assert isinstance(last.exc_info[1], ValueError)
+
+
+def test_the_traceback_of_a_failure_is_made_once_for_all_handlers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The console and the run's log both show it, and to make it is half of what a failure costs. Other handlers get it whole."""
+    made: list[BaseException] = []
+
+    def make(exc: BaseException) -> str:
+        made.append(exc)
+        return "shown"
+
+    monkeypatch.setattr("hark.engine.logging.format_for_author", make)
+    exc = ValueError("x")
+    record = logging.makeLogRecord({"exc_info": (ValueError, exc, None)})
+    assert [shown_traceback(record), shown_traceback(record)] == ["\nshown"] * 2
+    assert (made, record.exc_text) == ([exc], None)
+    assert shown_traceback(logging.makeLogRecord({})) == ""
 
 
 def test_what_to_do_next_is_in_the_traceback() -> None:
