@@ -23,7 +23,7 @@ from ..options.hooks import HOOK_OF_TYPE, Hook
 from ..results import RecordedResult
 from ..runs.final_state import describe
 from ..runs.hook_log import HookLog
-from ..runs.open_tasks import WITH_RUN
+from ..runs.open_tasks import MADE_AGAIN, WITH_RUN
 from ..runs.run_log import RunLog
 from ..runs.task_run import TaskRun
 from ..states import State
@@ -40,7 +40,7 @@ log = logging.getLogger("hark.engine")
 
 @dataclass(frozen=True, slots=True)
 class OwedCall:
-    """One end of a task run, as the log has it."""
+    """One transition of a task run, its end mostly, as the log has it."""
 
     data: dict[str, Any]
 
@@ -58,9 +58,19 @@ class OwedCall:
         return str(self.data["call"])
 
     @property
+    def attempt(self) -> int:
+        """That of the flow run in which it was made."""
+        return int(self.data["flow_run"]["attempt"])
+
+    @property
     def is_given(self) -> bool:
-        """Whether it is an end that others gave the task, once its run had ended."""
+        """Whether it is an end that others gave the task, once its process was gone."""
         return bool(self.data.get(WITH_RUN))
+
+    @property
+    def is_replaceable(self) -> bool:
+        """Whether it is such an end of a call that a later attempt was to make again. It may have died before it did."""
+        return bool(self.data.get(MADE_AGAIN))
 
     @property
     def type(self) -> StateType:
@@ -111,14 +121,19 @@ class OwedCall:
 async def owed_calls(bus: Bus, run: FlowRun) -> list[OwedCall]:
     """Return the ends of task runs of a run whose hooks have not run, in order.
 
-    One that had not completed is run again by the next attempt, hooks and all: so only those of the last attempt count. One that
-    had is told of by the next attempt, if somebody has retried the run since.
+    One that had not completed is run again by the next attempt, hooks and all: so only those of the last attempt count, and those
+    that no later attempt came to. One that had is told of by the next attempt, if somebody has retried the run since.
     """
     now = await RunLog(bus).get(run.id)
     is_retried = now is not None and now.seq != run.seq
     noted = await HookLog(bus).task_runs(run.id)
     found: dict[str, OwedCall] = {}
-    async for seq, one in _ends_with_hooks(bus, task_run_subject(run.id), completed_subject(run.id)):
+    last_made: dict[str, int] = {}
+    async for seq, one in _marked(bus, task_run_subject(run.id), completed_subject(run.id)):
+        if not one.is_given:
+            last_made[one.key] = max(one.attempt, last_made.get(one.key, 0))
+        if not one.type.is_terminal:
+            continue
         # What comes behind the end is of another attempt, or of a process that is not gone: they see to theirs.
         if seq > run.seq and not one.is_given:
             continue
@@ -128,10 +143,12 @@ async def owed_calls(bus: Bus, run: FlowRun) -> list[OwedCall]:
             # Of a later attempt it is told by its key: the task run it has there is another.
             is_owed = not is_retried and one.key not in noted
         else:
-            is_owed = one.data["flow_run"]["attempt"] == run.attempt
+            is_owed = one.attempt == run.attempt
         if is_owed and one.id not in noted:
             found[one.id] = one
-    return list(found.values())
+    return [
+        one for one in found.values() if not (one.is_replaceable and one.attempt < last_made.get(one.key, 0))
+    ]
 
 
 async def untold_calls(bus: Bus, run_id: str, *, before: int) -> list[OwedCall]:
@@ -145,7 +162,7 @@ async def untold_calls(bus: Bus, run_id: str, *, before: int) -> list[OwedCall]:
     hooks = HookLog(bus)
     noted = await hooks.task_runs(run_id) - await hooks.calls(run_id)
     noted |= await hooks.calls(run_id, before=before)
-    ends = _ends_with_hooks(bus, completed_subject(run_id))
+    ends = _marked(bus, completed_subject(run_id))
     # Those of one key are attempts at the same call: it is told of once.
     found = {
         one.key: one
@@ -155,7 +172,8 @@ async def untold_calls(bus: Bus, run_id: str, *, before: int) -> list[OwedCall]:
     return list(found.values())
 
 
-async def _ends_with_hooks(bus: Bus, *subjects: str) -> AsyncIterator[tuple[int, OwedCall]]:
+async def _marked(bus: Bus, *subjects: str) -> AsyncIterator[tuple[int, OwedCall]]:
+    """Yield the transitions, with their sequences, that say where the hooks of their task are found."""
     async with bus.log.read(list(subjects)) as batches:
         async for batch in batches:
             for recorded in batch.records:
@@ -163,9 +181,7 @@ async def _ends_with_hooks(bus: Bus, *subjects: str) -> AsyncIterator[tuple[int,
                     continue
                 data = orjson.loads(recorded.raw).get("data")
                 if isinstance(data, dict) and isinstance(data.get(MARK), str):
-                    one = OwedCall(data)
-                    if one.type.is_terminal:
-                        yield recorded.seq, one
+                    yield recorded.seq, OwedCall(data)
 
 
 def tell_owed(

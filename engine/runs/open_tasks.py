@@ -1,8 +1,8 @@
 """Ends for the task runs whose process is gone: of a flow run that was ended while nobody was executing it, or taken up again.
 
 Each gets an event, CRASHED, or CANCELLED where the flow run was or the call had not begun. One whose process lives all the same and finishes it later says
-so behind that, and its last event is what counts. The calls of a run that goes on are made again, as other task runs: those
-call the hooks.
+so behind that, and its last event is what counts. The calls of a run that goes on are made again, as other task runs, and
+those call the hooks.
 """
 
 from __future__ import annotations
@@ -22,18 +22,19 @@ if TYPE_CHECKING:
     from ...bus import Bus
     from .run import FlowRun
 
-__all__ = ["WITH_RUN", "end_open_tasks", "leaves_tasks_open"]
+__all__ = ["MADE_AGAIN", "WITH_RUN", "end_open_tasks", "leaves_tasks_open"]
 
 WITH_RUN = "ended_with_run"
 """The member of the data of such an end that tells it from one that the task itself came to."""
+
+MADE_AGAIN = "made_again"
+"""Beside it, where its flow run goes on, and makes the call again as another task run."""
 
 log = logging.getLogger("hark.engine")
 
 _NEEDED = ("flow_run", "flow", "deployment", "task", "run", "state", "call", MARK)
 """Without the tags, and the task runs before it, of which there may be any number."""
 _LEFT_OUT = ("result", "retry_at", "state", "previous", "run")
-_LEFT_OUT_GOING = (*_LEFT_OUT, MARK)
-"""Nobody calls hooks for it: the task run that takes its place comes to an end of its own."""
 
 
 def leaves_tasks_open(run: FlowRun, previous: object) -> bool:
@@ -114,7 +115,6 @@ def _transition_in(recorded: Recorded, run: FlowRun) -> dict[str, Any] | None:
 def _end_of(run: FlowRun, data: dict[str, Any]) -> Event:
     ended_at = run.ended_at if run.is_final else run.updated_at
     about = {**data["run"], "duration_s": _between(data["run"].get("started_at"), ended_at)}
-    left_out = _LEFT_OUT if run.is_final else _LEFT_OUT_GOING
     type_ = StateType.CRASHED
     if run.is_final:
         message = f"Its flow run ended as {run.state_name}, and no process was at work on it"
@@ -134,11 +134,12 @@ def _end_of(run: FlowRun, data: dict[str, Any]) -> Event:
         causationid=run.event_id or run.causationid,
         causaldepth=run.causaldepth,
         data={
-            **{name: value for name, value in data.items() if name not in left_out},
+            **{name: value for name, value in data.items() if name not in _LEFT_OUT},
             "run": about,
             "state": {"type": type_.value, "name": type_.value.title(), "message": message},
             "previous": data["state"]["type"],
             WITH_RUN: True,
+            **({} if run.is_final else {MADE_AGAIN: True}),
         },
     )
 
