@@ -25,7 +25,7 @@ from ..options.hooks import HOOK_OF_TYPE, Hook, hooks_of_end, hooks_scope
 from ..options.keeping import keeping_of
 from ..options.task_options import prints_to_log
 from ..results import RecordedResult
-from ..runs.final_state import describe, state_of_crash, state_of_exception, state_of_unfit, state_of_value
+from ..runs.final_state import describe, state_of_exception, state_of_unfit, state_of_value
 from ..runs.hook_log import HERE, is_owed, owing
 from ..runs.naming import render_name
 from ..runs.run import FlowRun
@@ -36,8 +36,9 @@ from .around_code import around_code
 from .between_tries import await_next_try, go_on_awaiting, leaves_for_next_try, suspended_with_parent
 from .divergence import compared
 from .flow_steps import Body, CallHooks, Drain, Life, OnBus, ReadResult, Sleep, Step, WaitFor, WaitUntilQuiet
+from .interruption import end_interrupted
 from .resting import end_waits, is_over_above, suspension_of
-from .runs_above import is_cancelled_above, stays_cancelled, tell_above
+from .runs_above import stays_cancelled, tell_above
 from .spans import end_span, flow_span
 from .tracking import FlowTracker
 from .undoing import Undoing, is_passing, resume_undoing, undone_in
@@ -76,6 +77,8 @@ class FlowEngine:
         self.retries = flow.retries if retries is None else retries
         self.is_interrupted = False
         """Set once the run was stopped from outside: what is left to do is short, and shielded."""
+        self.ending: State | None = None
+        """The end that is being written: whether it has been, is not known yet."""
         self.has_yielded = False
         """Whether it is a generator whose reader has got something of it."""
         self.is_read_no_more = False
@@ -172,7 +175,8 @@ class FlowEngine:
             self.is_interrupted = True
             self.context.runner.stop(interrupt=True)
             try:
-                yield from self._interrupted(exc)
+                yield Drain(STOPPING_S)
+                yield from end_interrupted(self, exc)
             except RunLost:
                 raise
             except HarkError as trouble:
@@ -214,7 +218,7 @@ class FlowEngine:
         now = yield OnBus(self.tracker.look)
         if now.state_type is not StateType.CANCELLING:
             return None
-        return (yield from self._end(Cancelled(message=now.state_message or "cancelled")))
+        return (yield from self.end(Cancelled(message=now.state_message or "cancelled")))
 
     def _leave(self, suspend: Suspend) -> Generator[Step, Any, State]:
         """Let the worker go: finish what was submitted, and write what the run waits for."""
@@ -228,7 +232,7 @@ class FlowEngine:
         try:
             if is_over_above(self.context):
                 # Nobody would take it up again: it was begun in a branch that nobody waited for, or in a hook.
-                return (yield from self._end(Crashed(message="it was to wait, and the run above has ended")))
+                return (yield from self.end(Crashed(message="it was to wait, and the run above has ended")))
             if self.context.parent is not None:
                 # Part of its parent's process: the parent leaves, and takes it up again when it gets here.
                 yield from self.move(suspended_with_parent(self, suspend.state))
@@ -275,11 +279,11 @@ class FlowEngine:
                 yield from self.move(state)
                 return state.replace(run_id=self.run.id)
             except ParameterError as exc:
-                return (yield from self._end(state_of_unfit(exc)))
+                return (yield from self.end(state_of_unfit(exc)))
             try:
                 name = self._take(given)
             except OF_THE_CODE as exc:
-                return (yield from self._end(state_of_unfit(exc)))
+                return (yield from self.end(state_of_unfit(exc)))
             if self.run.state_type is not StateType.RUNNING:
                 attempt = max(1, self.run.attempt)
                 if tracker is not None and self.run.flow_version is None:  # asked for by a deployment's name
@@ -315,7 +319,7 @@ class FlowEngine:
             yield from self.move(Scheduled(message="taken up by its parent"), retry=True)
         if self.run.state_type is StateType.CANCELLING:
             state = Cancelled(message="cancelled before its parent took it up again")
-            return (yield from self._end(state))
+            return (yield from self.end(state))
         if self.run.state_type in (StateType.SCHEDULED, StateType.PAUSED):
             yield from go_on_awaiting(self)
             if self.run.state_type is StateType.PAUSED:
@@ -393,7 +397,7 @@ class FlowEngine:
         while True:
             state = yield from self._try()
             if state.type is not StateType.FAILED or retry >= self.retries or isinstance(state.data, Abort):
-                return (yield from self._end(state))
+                return (yield from self.end(state))
             retry += 1
             if (yield from leaves_for_next_try(self, state)):
                 return self.state
@@ -462,12 +466,11 @@ class FlowEngine:
         if context.leaving is not None:
             raise context.leaving.again()
 
-    def _end(self, state: State) -> Generator[Step, Any, State]:
+    def end(self, state: State) -> Generator[Step, Any, State]:
         """Write the final state, and tell the hooks."""
         tracker = self.tracker
         state = compared(state, tracker, self.log)
-        hooks = hooks_of_end(self.flow, state)
-        if hooks and self._has_successor:
+        if self._has_successor and hooks_of_end(self.flow, state):
             # Said with the end itself: should this process die before they have run, others know that they have not.
             state = owing(state, HERE)
         if tracker is not None and self.context.left:
@@ -478,6 +481,7 @@ class FlowEngine:
             self.log.error("%s", state.message, exc_info=shown_exception(state.data))
         if tracker is not None:
             keeping = self.context.keeping
+            self.ending = state
             try:
                 # In one step: each is a change of threads, there and back, where the flow is a sync one.
                 if state.type is StateType.COMPLETED and (keeping is None or keeping.persist is not False):
@@ -486,19 +490,20 @@ class FlowEngine:
                     yield OnBus(tracker.finish, (state,))
                 if state.type is StateType.CANCELLING:
                     # Nothing of it goes on, so nobody else would bring it to an end.
-                    yield OnBus(tracker.finish, (state.replace(type=StateType.CANCELLED, name="Cancelled"),))
+                    self.ending = state.replace(type=StateType.CANCELLED, name="Cancelled")
+                    yield OnBus(tracker.finish, (self.ending,))
             except MoveRefused:
                 # PAUSED was returned, say: what the log cannot take, a run cannot end in.
                 if state.type.is_terminal:
                     raise
                 no_end = f"the flow returned {state.name}, which is no end"
                 yield OnBus(tracker.finish, (Failed(message=no_end),))
+            self.ending = None
             self._follow()
         else:
             self._set(state)
         state = state if state.run_id == self.run.id else state.replace(run_id=self.run.id)
-        if hooks:
-            yield from self._call_hooks(hooks, state)
+        yield from self.call_hooks_of(state)
         return state
 
     @property
@@ -506,6 +511,11 @@ class FlowEngine:
         """Whether somebody calls its hooks should this process die: a worker, or the next attempt of the run above."""
         run = self.run
         return self.tracker is not None and not (run.pool is run.parent is run.entrypoint is None)
+
+    def call_hooks_of(self, state: State) -> Generator[Step, Any, None]:
+        """Tell the hooks of an end that has been written."""
+        if hooks := hooks_of_end(self.flow, state):
+            yield from self._call_hooks(hooks, state)
 
     def _call_hooks(self, hooks: list[Hook], state: State) -> Generator[Step, Any, None]:
         self.context.runner.reopen()  # hooks may submit tasks, too
@@ -520,26 +530,6 @@ class FlowEngine:
         except HarkError as trouble:
             # They have run, which is what counts; they may run once more.
             self.log.warning("hooks have run, and it could not be noted: %s", trouble)
-
-    def _interrupted(self, exc: BaseException) -> Generator[Step, Any, None]:
-        """Write what the run became when it was stopped from outside, if that is ours to write."""
-        yield Drain(STOPPING_S)
-        tracker = self.tracker
-        if tracker is not None:
-            now = yield OnBus(tracker.look)
-            if now.attempt != self.run.attempt or now.is_final:
-                raise RunLost(self.run.id, reason=f"it is {now.state_name}, attempt {now.attempt}") from exc
-            if now.state_type is StateType.CANCELLING:
-                yield from self._end(Cancelled(message=now.state_message or "cancelled"))
-                return
-            cancelled_above = yield from is_cancelled_above(self.context)
-            if cancelled_above:
-                yield from self._end(Cancelled(message="its parent was cancelled"))
-                return
-            if tracker.leaves_interrupted:
-                yield OnBus(tracker.barrier)
-                return
-        yield from self._end(state_of_crash(exc, run_id=self.run.id))
 
     # --- moving ---------------------------------------------------------------------------------------
 

@@ -28,7 +28,7 @@ from hark.engine.states import Completed
 from hark.errors import EventRefused, EventTooLarge, ParameterError
 from hark.vocabulary import FlowRunId, StateType
 
-from .conftest import events, words
+from .conftest import events, hear, words
 
 
 @task
@@ -364,6 +364,31 @@ async def test_a_plain_call_that_is_cancelled_while_it_begins_crashes(
     with pytest.raises(asyncio.CancelledError):
         await running
     assert (await words(bus))[3:] == ["flow-run.pending", "flow-run.running", "flow-run.crashed"]
+
+
+async def test_a_plain_call_that_is_cancelled_while_it_ends_has_ended(
+    session: Session, bus: Bus, frozen: Callable[[], AbstractContextManager[None]]
+) -> None:
+    """Its end is in the log, and its hooks are told of it; who cancelled it hears that it was, not that the run is another's."""
+    told: list[str] = []
+
+    @flow(on_completion=[lambda flow, run, state: told.append(state.name)])
+    async def plain() -> int:
+        await go_on.wait()
+        return 7
+
+    go_on = asyncio.Event()
+    running = asyncio.create_task(plain())
+    await hear(bus, "flow-run.running.*")
+    with frozen():
+        go_on.set()
+        await anyio.wait_all_tasks_blocked()
+        running.cancel()
+        await anyio.wait_all_tasks_blocked()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert (await words(bus))[2:] == ["flow-run.completed", "hark.hooks.ran"]
+    assert told == ["Completed"]
 
 
 async def test_a_sync_flow_inside_an_async_one_is_tracked(session: Session, bus: Bus) -> None:
