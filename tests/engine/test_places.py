@@ -15,6 +15,7 @@ from hark.vocabulary import FlowRunId, StateType
 from hypothesis import given
 from hypothesis import strategies as st
 
+from .conftest import events
 from .test_resting import STAYED, result_of, said_in_log
 
 if TYPE_CHECKING:
@@ -147,6 +148,50 @@ async def test_a_long_wait_in_a_task_leaves_the_place_to_others(stage: Stage, ki
         "It has given its place in the worker to others until it goes on"
     )
     assert await said_in_log(stage, parks, told) == 1
+
+
+async def test_a_run_of_which_something_goes_on_has_a_place(stage: Stage) -> None:
+    """It keeps its own while a task works beside the one that waits, and takes one again, over the number, for one that begins later."""
+    stage.write(
+        flows("async def")
+        + """
+@task
+async def works(word, marker, for_s):
+    await asay(word)
+    await asyncio.sleep(for_s)
+    while not os.path.exists(marker):
+        await asyncio.sleep(0.01)
+    await asay(word + ".done")
+
+@flow
+async def mixed(go, end):
+    async def later():
+        while not os.path.exists(go):
+            await asyncio.sleep(0.01)
+        await works("second", end, 0)
+    await asyncio.gather(sleeps("mixed"), works("first", os.devnull, 0.8), later())
+"""
+    )
+    await stage.deploy("mixed", "quick")
+    go, end = stage.root / "go", stage.root / "end"
+    async with stage.working(engine=QUICK, concurrency=1, processes=0) as worker:
+        mixed = await stage.ask("mixed", parameters={"go": str(go), "end": str(end)})
+        await stage.hear("said.first")
+        quick = await stage.run("quick")
+        order = [
+            one.event.type for one in await events(stage.bus) if one.event.subject != f"flow-run/{mixed.id}"
+        ]
+        assert order.index("said.first.done") < order.index("flow-run.running"), order
+        assert result_of(quick) == "quick"
+        await waiting(worker, 1)
+        go.touch()
+        await stage.hear("said.second")
+        await waiting(worker, 0)
+        assert worker.places[LOOP].capacity == 1
+        end.touch()
+        await waiting(worker, 1)
+        await stage.control.cancel(mixed.id)
+        assert (await stage.end(mixed)).state_type is StateType.CANCELLED
 
 
 @pytest.mark.parametrize("kind", ["async def", "def"])
