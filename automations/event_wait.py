@@ -21,6 +21,7 @@ from ..bus.event import Event, Recorded, readable
 from ..bus.subject import filters_for, matches
 from ..duration import seconds_of
 from ..engine.context import FlowRunContext, refuse_if_leaving
+from ..engine.life.background_place import freeing_thread
 from ..engine.life.held_here import held_later
 from ..engine.pausing.durable import Wait, now
 from ..engine.runs.replay import begins_anew
@@ -123,7 +124,8 @@ def wait_for_event(
         return Event.from_dict(wait.value())
     session = blocking_session("wait_for_event()")
     waiting = session.call(_Waiting.begin, session, pattern, wait, since, limit_s)
-    found = session.call(waiting.look)
+    with freeing_thread():
+        found = session.call(waiting.look)
     return waiting.settle(found)
 
 

@@ -11,7 +11,7 @@ import logging
 import os
 import socket
 from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import import_module
@@ -38,6 +38,7 @@ from .calls.task_call import TaskCall, look_for_upstream
 from .context import current_tags
 from .dispatching.insisting import insist, settle
 from .futures import TaskFuture
+from .life.background_place import stand_in_background
 from .options.hooks import HOOK_OF_TYPE, Hook, run_hooks, run_hooks_async
 from .options.keeping import keeping_of
 from .options.task_options import prints_to_log
@@ -47,6 +48,7 @@ from .runs.task_run import TaskRun
 from .states import Pending, Resuming, State
 from .task_runners import AsyncTaskRunner
 from .tasks import Task
+from .workers.places import HeldPlace, LoopPlace, Places
 from .workers.watchdog import Watchdog
 
 __all__ = ["TaskWorker", "serve"]
@@ -55,6 +57,7 @@ log = logging.getLogger(__name__)
 
 UNLIMITED = 10_000
 """Runs in hand at once where no limit is set."""
+PARKED = 1_000
 DRAIN_S = 30.0
 STOPPING_S = 5.0
 """How long tasks that were asked to stop may take to do so."""
@@ -88,6 +91,7 @@ class TaskWorker(AsyncContextManagerMixin):
 
     Args:
         limit: runs at once; None: as many as there are.
+        parked: runs that wait for long beside those, without a place among them.
         bus: of the running loop; default: one of its own to the broker that is known.
     Raises:
         DefinitionError: there is nothing to serve, or two tasks cannot be told apart.
@@ -100,6 +104,7 @@ class TaskWorker(AsyncContextManagerMixin):
         bus: Bus | None = None,
         engine: EngineConfig | None = None,
         drain_s: float = DRAIN_S,
+        parked: int = PARKED,
     ) -> None:
         if not tasks:
             raise DefinitionError("there is nothing to serve", hint="give it tasks")
@@ -116,6 +121,7 @@ class TaskWorker(AsyncContextManagerMixin):
         self._bus, self._drain_s = bus, drain_s
         self._engine = engine
         self.name = f"{socket.gethostname()}:{os.getpid()}"
+        self.places = Places(limit or UNLIMITED, parked)
         self._held: dict[str, _Held] = {}
         self._none_held = anyio.Event()
         self._none_held.set()
@@ -196,8 +202,9 @@ class TaskWorker(AsyncContextManagerMixin):
     async def _take(self, bus: Bus, *, task_status: TaskStatus[None]) -> None:
         assert self._engine is not None
         async with bus.work.consume(
-            POOL, list(self.tasks), ack_wait_s=self._engine.ack_wait_s, max_pending=self.limit or UNLIMITED
+            POOL, list(self.tasks), ack_wait_s=self._engine.ack_wait_s, max_pending=self.places.size
         ) as items:
+            self.places.on_change(lambda: items.resize(self.places.capacity))
             log.info("task_worker.started", extra={"tasks": sorted(self.tasks)})
             task_status.started()
             async for item in items:
@@ -320,8 +327,11 @@ class TaskWorker(AsyncContextManagerMixin):
         )  # fmt: skip
         for future in call.upstream:
             await insist(future.wait_for_value_async)
+        place = LoopPlace(HeldPlace(self.places, run.id))
+        assert self._engine is not None
+        stand_in_background(call, place, suspend_after_s=self._engine.suspend_after_s)
         future = contextvars.copy_context().run(self._runner.launch, call)
-        with self._watchdog.watching():
+        with self._watchdog.watching(), closing(place):
             await future.wait_for_end_async()
         if events.is_silent and not events.is_lost:
             await self._hand_back(held, run, claim)

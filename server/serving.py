@@ -103,7 +103,7 @@ def serve(
     Given tasks, it serves what their ``delay`` asks for, together with all other processes that serve them.
 
     Args:
-        limit: runs at once; default: the worker's settings, and 10 of tasks.
+        limit: runs at once; default: the worker's settings, and 10 of tasks. One that waits for long is none of them.
         pause_on_shutdown: pause their schedules when it stops.
     Raises:
         DefinitionError: one of them is wrong, or they are deployments and tasks.
@@ -217,8 +217,9 @@ async def serving_tasks(
     async with AsyncExitStack() as stack:
         bus = await known_bus(stack, settings)
         worker = TaskWorker(
-            *tasks, limit=limit, bus=bus, engine=settings.engine, drain_s=settings.worker.drain_s
-        )
+            *tasks, limit=limit, bus=bus, engine=settings.engine, drain_s=settings.worker.drain_s,
+            parked=settings.worker.parked,
+        )  # fmt: skip
         yield await stack.enter_async_context(worker)
 
 

@@ -82,7 +82,7 @@ class TaskWorker(task_worker.TaskWorker):
     @property
     def available_tasks(self) -> int | None:
         """How many more it would take now; None: as many as there are."""
-        return None if self.limit is None else self.limit - len(self.held)
+        return None if self.limit is None else max(0, self.places.capacity - len(self.held))
 
     async def astart(self, timeout: float | None = None) -> None:
         """Serve until ``stop`` is called, for at most ``timeout`` seconds.

@@ -14,6 +14,7 @@ from ..futures import TaskFuture
 from ..options.keeping import keeping_of
 from ..options.task_options import prints_to_log
 from ..results import RecordedResult
+from ..runs.going import going_in_background
 from ..runs.task_run import IdSource, TaskRun
 from ..states import AwaitingRetry, Completed, State, StateType
 from ..transactions import current_block
@@ -231,6 +232,8 @@ def prepare(
             call.events = standalone_events(
                 session, id_, inline_bytes=load_settings().engine.inline_result_bytes
             )
+            if parent is not None and (going := going_in_background.get()) is not None:
+                call.events.going = going
             call.announce()
     elif call.keeps_memo:
         assert parent is not None

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Generator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
 
 from ..context import FlowRunContext, TaskRunContext, current_run
-from .holding import IN_TASK, HeldWait
+from .background_place import suspend_after_s, wait_in_background
+from .holding import IN_TASK, HeldWait, log_of_flow
 from .resting import held_of
 from .runs_above import runs_around
 
@@ -23,6 +25,8 @@ def held_here(does: str, for_s: float | None, why: str | None = None) -> Abstrac
     """
     here = current_run.get()
     flow = here.flow_context if here is not None else None
+    if flow is None and isinstance(here, TaskRunContext):
+        return wait_in_background(here, does, for_s) or nullcontext()
     if here is None or flow is None or flow.tracker is None:
         return nullcontext()
     around, is_in_task = runs_around(flow)
@@ -32,19 +36,23 @@ def held_here(does: str, for_s: float | None, why: str | None = None) -> Abstrac
     if held is None:
         return nullcontext()
     what = f"task {here.task.name!r}" if isinstance(here, TaskRunContext) else f"flow {here.flow.name!r}"
-    return HeldWait(held, flow, what, does=does, for_s=for_s, why=why or IN_TASK, code=here)
+    log = partial(log_of_flow, flow)
+    return HeldWait(held, what, does=does, for_s=for_s, why=why or IN_TASK, log=log, code=here)
 
 
 @contextmanager
 def held_later(does: str, why: str | None = None) -> Generator[None]:
     """Do what ``held_here`` does, from when the wait has been long: it may be over at any time. In a running loop."""
     flow = FlowRunContext.get()
-    if flow is None or flow.tracker is None:
+    after_s = (
+        flow.tracker.suspend_after_s if flow is not None and flow.tracker is not None else suspend_after_s()
+    )
+    if after_s is None:
         yield
         return
     with ExitStack() as stack:
         timer = asyncio.get_running_loop().call_later(
-            flow.tracker.suspend_after_s, lambda: stack.enter_context(held_here(does, None, why))
+            after_s, lambda: stack.enter_context(held_here(does, None, why))
         )
         try:
             yield

@@ -13,16 +13,17 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
 from ..context import FlowRunContext, TaskRunContext
-from ..logging import logger_of_flow_run
+from ..logging import RunLogger, logger_of_flow_run
 
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from ...bus.session import Session
     from ..calls.task_call import TaskCall
 
 __all__ = [
@@ -63,26 +64,26 @@ class HeldWait:
     """A long wait of a run that cannot leave for it. It lasts as long as the block.
 
     Args:
-        flow: the run it is of. what: its task or flow. does: what that does, with ``{}`` in the place of how long.
-        for_s: that; None: nobody knows. why: why the run cannot leave.
+        what: the task or flow it is of. does: what that does, with ``{}`` in the place of how long. for_s: that; None: nobody knows.
+        why: why the run cannot leave. log: returns where that is said.
         call: waits for its next try; None: ``code`` waits.
     """
 
-    __slots__ = ("call", "code", "does", "flow", "held", "kind", "what", "why")
+    __slots__ = ("call", "code", "does", "held", "kind", "log", "what", "why")
 
     def __init__(
         self,
         held: Held,
-        flow: FlowRunContext,
         what: str,
         *,
         does: str,
         for_s: float | None,
         why: str,
+        log: Callable[[], RunLogger],
         call: TaskCall | None = None,
         code: FlowRunContext | TaskRunContext | None = None,
     ) -> None:
-        self.held, self.flow, self.what, self.why, self.call, self.code = held, flow, what, why, call, code
+        self.held, self.what, self.why, self.log, self.call, self.code = held, what, why, log, call, code
         self.kind = f"{what} {does}"
         self.does = does if for_s is None else does.format(f"{for_s:g} s")
 
@@ -96,16 +97,27 @@ class HeldWait:
 
 
 class Held:
-    """The long waits of a run that keep it in memory. Of the outermost run; used from any thread.
+    """The long waits of a run that keep it in memory. Used from any thread.
 
     Args:
-        lock: guards what is noted of waits that the run may leave for.
+        place: of the run; None: nobody wants to have it back.
+        suspend_after_s: a wait that lasts longer is a long one.
+        is_waiting: returns whether all that is known of the run waits, given its long waits; and from when it is asked has the
+            second called whenever something of the run goes on. Called in the session's loop.
+        told: what has been said in the log.
     """
 
-    def __init__(self, outermost: FlowRunContext, lock: threading.Lock) -> None:
-        assert outermost.tracker is not None
-        self._flow, self._tracker = outermost, outermost.tracker
-        self._rests_lock = lock
+    def __init__(
+        self,
+        place: Place | None,
+        session: Session,
+        *,
+        suspend_after_s: float,
+        is_waiting: Callable[[Collection[HeldWait], Callable[[], None]], bool],
+        told: set[str],
+    ) -> None:
+        self._place, self._session, self._suspend_after_s = place, session, suspend_after_s
+        self._is_waiting, self._told = is_waiting, told
         self._lock = threading.Lock()
         self._waits: set[HeldWait] = set()
         self._changes = 0
@@ -121,7 +133,7 @@ class Held:
         """Note a wait."""
         with self._lock:
             self._waits.add(wait)
-        if self._tracker.place is None:
+        if self._place is None:
             self._say([wait], _HOLDS)
         self.look()
 
@@ -139,12 +151,12 @@ class Held:
             return
         with self._lock:
             given, self._given = self._given, 0
-            if given and self._tracker.place is not None:
-                self._tracker.place.take()
+            if given and self._place is not None:
+                self._place.take()
 
     def look(self) -> None:
         """Give the place back if all that is known of the run waits, and goes on so for a moment."""
-        if not self._waits or self._tracker.place is None:
+        if not self._waits or self._place is None:
             return
         with self._lock:
             self._changes += 1
@@ -154,30 +166,24 @@ class Held:
         self._set_timer()
 
     def _set_timer(self) -> None:
-        moment_s = min(MOMENT_BETWEEN_S, self._tracker.suspend_after_s)
+        moment_s = min(MOMENT_BETWEEN_S, self._suspend_after_s)
         if time.monotonic() - self._gone_on_at > moment_s:
             moment_s = min(MOMENT_S, moment_s)
-        loop = self._tracker.session.loop
+        loop = self._session.loop
         with suppress(RuntimeError):  # it has been closed, and the run has ended with it
             loop.call_soon_threadsafe(loop.call_later, moment_s, self._decide, self._changes)
 
     def _decide(self, changes: int) -> None:
-        place = self._tracker.place
         with self._lock:
             self._is_timed = changes != self._changes
-            if not self._is_timed and self._waits and not self._given and place is not None:
-                for flow in _flows_in(self._flow):
-                    if flow.tracker is not None:
-                        # Before we look, so that what begins meanwhile finds it.
-                        flow.tracker.events.going.on_begin = self.go_on
+            if not self._is_timed and self._waits and not self._given and self._place is not None:
                 self._givings += 1
-                self._given = self._givings
-                with self._rests_lock:
-                    if not is_all_waiting(self._flow, self._waits):
-                        self._given = 0
-                if self._given:
-                    giving = self._given
-                    place.give(lambda has_been: self._answered(giving, has_been))
+                # Before it is looked, so that what begins meanwhile takes it again.
+                giving = self._given = self._givings
+                if self._is_waiting(self._waits, self.go_on):
+                    self._place.give(lambda has_been: self._answered(giving, has_been))
+                else:
+                    self._given = 0
         if self._is_timed:
             self._set_timer()
 
@@ -194,11 +200,10 @@ class Held:
         """Say in the run's log, once for each task or flow and each thing that it does, what a long wait of it comes to."""
         for wait in waits:
             told = f"{wait.kind} {how}"
-            if told in self._tracker.told_to_hold or wait.flow.tracker is None:
-                continue
-            self._tracker.told_to_hold.add(told)
-            log = logger_of_flow_run(wait.flow.flow_run, wait.flow.tracker.session)
-            (log.info if how is _HAS_GIVEN else log.warning)(how, wait.what, wait.does, wait.why)
+            if told not in self._told:
+                self._told.add(told)
+                log = wait.log()
+                (log.info if how is _HAS_GIVEN else log.warning)(how, wait.what, wait.does, wait.why)
 
 
 _HOLDS = "%s %s in place and holds its worker: %s"
@@ -207,6 +212,29 @@ _TOO_MANY = (
     "%s %s in place and holds its worker: %s. It keeps its place, since as many runs as may do so wait in that worker without one "
     "(HARK_WORKER__PARKED, HARK_WORKER__PARKED_PROCESSES)"
 )
+
+
+def held_of_flow(outermost: FlowRunContext, lock: threading.Lock) -> Held:
+    """Return where the long waits of a flow run are noted; ``lock`` guards what is noted of those that it may leave for."""
+    tracker = outermost.tracker
+    assert tracker is not None
+
+    def is_waiting(waits: Collection[HeldWait], go_on: Callable[[], None]) -> bool:
+        for flow in _flows_in(outermost):
+            if flow.tracker is not None:
+                flow.tracker.events.going.on_begin = go_on
+        with lock:
+            return is_all_waiting(outermost, waits)
+
+    return Held(
+        tracker.place, tracker.session, suspend_after_s=tracker.suspend_after_s, is_waiting=is_waiting,
+        told=tracker.told_to_hold,
+    )  # fmt: skip
+
+
+def log_of_flow(flow: FlowRunContext) -> RunLogger:
+    """Return where it is said of a flow run and its tasks how they wait."""
+    return logger_of_flow_run(flow.flow_run, flow.tracker.session if flow.tracker is not None else None)
 
 
 def is_all_waiting(outermost: FlowRunContext, waits: Iterable[HeldWait]) -> bool:

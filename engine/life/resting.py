@@ -24,8 +24,8 @@ import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from types import NoneType
 from typing import TYPE_CHECKING
 
@@ -34,7 +34,19 @@ from ..logging import logger_of_flow_run
 from ..signals import OF_THE_CODE, Suspend, suspension_in
 from ..states import AwaitingRetry, State
 from ..sync_async.timeouts import pause, waking
-from .holding import HAS_YIELDED, IN_HOOK, IN_TASK, MOMENT_BETWEEN_S, MOMENT_S, Held, HeldWait
+from .background_place import freeing_thread, retry_in_background
+from .holding import (
+    HAS_YIELDED,
+    IN_HOOK,
+    IN_TASK,
+    MOMENT_BETWEEN_S,
+    MOMENT_S,
+    Held,
+    HeldWait,
+    held_of_flow,
+    log_of_flow,
+)
+from .rest_notes import Resting, suspension, with_notes
 from .runs_above import runs_around
 
 if TYPE_CHECKING:
@@ -48,31 +60,6 @@ __all__ = [
 _CODE_HAS_ENDED = Suspend(AwaitingRetry(message="the code that waited for it has ended"))
 
 
-@dataclass(slots=True, eq=False)
-class _Resting:
-    due_at: datetime | None
-    """When it is over by itself; None: it is not."""
-    call: TaskCall | None
-    """None: the flow itself is between two tries, or its code waits."""
-    wake: Callable[[], object]
-    suspend: Suspend | None = None
-    """What a wait of the flow's own code would leave with; None of retries."""
-    stays: bool = False
-    """Whether it keeps the run where it is, as something that goes on does."""
-    is_going: bool = False
-    is_left: bool = False
-    """Whether the code that waited for it has ended without it."""
-
-    @property
-    def is_between_tries(self) -> bool:
-        """Whether it is the flow itself that is to be tried again."""
-        return self.call is None and self.suspend is None and not self.stays
-
-    @property
-    def is_submitted(self) -> bool:
-        return self.call is not None and self.call.opening is not None
-
-
 class Rests:
     """What of a flow run waits. Made when the first of it or of a subflow does; used from any thread.
 
@@ -83,7 +70,7 @@ class Rests:
     def __init__(self, flow: FlowRunContext, outermost: FlowRunContext) -> None:
         assert flow.tracker is not None
         self._flow, self._outermost = flow, outermost
-        self._resting: set[_Resting] = set()
+        self._resting: set[Resting] = set()
         self.counts = (0, 0, 0, 0)
         """How many they are, and of them calls that have begun, those that keep the run, and submitted calls."""
         above = outermost.rests
@@ -141,7 +128,8 @@ class Rests:
             why = IN_HOOK
         if why is not None:
             does = "waits {} for its next try"
-            return HeldWait(held, flow, what, does=does, for_s=delay_s, why=why, call=call, code=flow)
+            log = partial(log_of_flow, flow)
+            return HeldWait(held, what, does=does, for_s=delay_s, why=why, log=log, call=call, code=flow)
         return cls._in(above)
 
     @classmethod
@@ -163,7 +151,7 @@ class Rests:
         return above[0].rests
 
     @property
-    def resting(self) -> tuple[_Resting, ...]:
+    def resting(self) -> tuple[Resting, ...]:
         """What of the run waits. To be asked for by who holds the lock, or where it does not matter."""
         return tuple(self._resting)
 
@@ -175,12 +163,12 @@ class Rests:
         *,
         suspend: Suspend | None = None,
         stays: bool = False,
-    ) -> _Resting:
+    ) -> Resting:
         """Note that a call waits, or, without one, the flow itself or its code. ``wake`` is called when the run leaves."""
         due_at = suspend.due_at if suspend is not None else None
         if suspend is None and delay_s is not None:
             due_at = datetime.now(UTC) + timedelta(seconds=delay_s)
-        one = _Resting(due_at, call, wake, suspend, stays, call is not None and call.run.is_going)
+        one = Resting(due_at, call, wake, suspend, stays, call is not None and call.run.is_going)
         with self._lock:
             self._resting.add(one)
             self._count(one, 1)
@@ -193,7 +181,7 @@ class Rests:
             self.look()
         return one
 
-    def _leave_what_is_over(self, one: _Resting) -> None:
+    def _leave_what_is_over(self, one: Resting) -> None:
         """End a wait that nobody waits for: the code that began it, or called its subflow, has ended."""
         below: FlowRunContext | None = None
         for flow in runs_around(self._flow)[0]:
@@ -205,14 +193,14 @@ class Rests:
                 return
             below = flow
 
-    def withdraw(self, one: _Resting) -> None:
+    def withdraw(self, one: Resting) -> None:
         """Note that it waits no longer, whatever becomes of the run."""
         with self._lock:
             self._discard(one)
             self._left += one.is_going and self._flow.leaving is not None
         self._stir()
 
-    def end(self, one: _Resting) -> None:
+    def end(self, one: Resting) -> None:
         """Note that it waits no longer.
 
         Raises:
@@ -224,7 +212,7 @@ class Rests:
         if (leaving := self._flow.leaving) is not None:
             raise leaving.again()
 
-    def release(self, one: _Resting) -> None:
+    def release(self, one: Resting) -> None:
         """Have a wait that kept the run where it is do so no longer."""
         with self._lock:
             if one in self._resting:
@@ -233,13 +221,13 @@ class Rests:
                 self._count(one, 1)
         self.look()
 
-    def _count(self, one: _Resting, by: int) -> None:
+    def _count(self, one: Resting, by: int) -> None:
         own, going, staying, submitted = self.counts
         self.counts = (
             own + by, going + by * one.is_going, staying + by * one.stays, submitted + by * one.is_submitted,
         )  # fmt: skip
 
-    def _discard(self, one: _Resting) -> None:
+    def _discard(self, one: Resting) -> None:
         if one in self._resting:
             self._resting.discard(one)
             self._count(one, -1)
@@ -285,7 +273,7 @@ class Rests:
             if self._flow.leaving is not None or looks != self._looks:
                 return  # in the second case, this is asked once more later on
             if _resting_in(self._flow):
-                _leave(self._flow, _suspension(_waiting_in(self._flow)))
+                _leave(self._flow, suspension(_waiting_in(self._flow)))
 
     # --- leaving --------------------------------------------------------------------------------------
 
@@ -330,7 +318,7 @@ def held_of(around: list[FlowRunContext]) -> Held | None:
     assert rests is not None
     with rests._lock:
         if rests.held is None:
-            rests.held = Held(outermost, rests._lock)
+            rests.held = held_of_flow(outermost, rests._lock)
     return rests.held
 
 
@@ -362,7 +350,7 @@ def suspend_here(flow: FlowRunContext, suspend: Suspend) -> Suspend:
         return suspend  # in a hook: there it fails
     with rests._lock:
         if outermost.leaving is None:
-            _leave(outermost, _with_notes(suspend, _waiting_in(outermost)))
+            _leave(outermost, with_notes(suspend, _waiting_in(outermost)))
         leaving = outermost.leaving
     assert leaving is not None
     return leaving.again()
@@ -379,46 +367,12 @@ def _leave(flow: FlowRunContext, suspend: Suspend) -> None:
             _leave(subflow, suspend)
 
 
-def _waiting_in(flow: FlowRunContext) -> list[_Resting]:
+def _waiting_in(flow: FlowRunContext) -> list[Resting]:
     """Return what of a flow run and its subflows waits."""
     found = list(flow.rests._resting) if flow.rests is not None else []
     for subflow in tuple(flow.subflows):
         found += _waiting_in(subflow)
     return found
-
-
-def _suspension(resting: list[_Resting]) -> Suspend:
-    """Return what a run leaves with of which all this waits: it says what wakes it first, and since when all wait."""
-    due_at = min((one.due_at for one in resting if one.due_at is not None), default=None)
-    retries = [one for one in resting if one.suspend is None]
-    waits = sorted(
-        (one for one in resting if one.suspend is not None),
-        key=lambda one: (not _is_called(one), one.due_at or _NEVER),
-    )
-    first = waits[0] if waits else None
-    is_first = first is not None and (_is_called(first) or not retries or first.due_at == due_at)
-    if first is not None and first.suspend is not None and is_first:
-        return _with_notes(Suspend(first.suspend.state, due_at=due_at), waits)
-    return _with_notes(Suspend(AwaitingRetry(message=_will_be_tried(retries)), due_at=due_at), waits)
-
-
-def _is_called(one: _Resting) -> bool:
-    """Whether a wait may be over before its time: somebody reads in the state what it is for."""
-    wait = one.suspend.state.details.get("wait") if one.suspend is not None else None
-    return isinstance(wait, dict) and "event" in wait
-
-
-def _with_notes(suspend: Suspend, resting: list[_Resting]) -> Suspend:
-    """Return it with what is noted of all other waits, so that they go on as they began."""
-    state = suspend.state
-    notes = [one.suspend.state.details.get("wait") for one in resting if one.suspend is not None]
-    others = [note for note in notes if note is not None and note != state.details.get("wait")]
-    if not others:
-        return suspend
-    return Suspend(state.replace(details={**state.details, "waits": others}), due_at=suspend.due_at)
-
-
-_NEVER = datetime.max.replace(tzinfo=UTC)
 
 
 def _resting_in(flow: FlowRunContext) -> int | None:
@@ -443,13 +397,6 @@ def _resting_in(flow: FlowRunContext) -> int | None:
     if flow.tracker.events.going.count != going:
         return None
     return found if flow.runner.open_count == submitted + flow.runner.blocked else None
-
-
-def _will_be_tried(resting: list[_Resting]) -> str:
-    flows = sum(one.is_between_tries for one in resting)
-    counted = [(len(resting) - flows, "task"), (flows, "subflow")]
-    said = [f"{count} {what}{'s' if count > 1 else ''}" for count, what in counted if count]
-    return f"{' and '.join(said)} will be tried again"
 
 
 def rest(call: TaskCall, delay_s: float) -> None:
@@ -503,7 +450,7 @@ def wait_in(
         Suspend: the wait goes on without this worker.
     """
     if not isinstance(rests, Rests):
-        with rests or nullcontext():
+        with freeing_thread(), rests or nullcontext():
             pause(delay_s)
         return
     woken = threading.Event()
@@ -573,7 +520,7 @@ def _rests_of(call: TaskCall, delay_s: float) -> Rests | HeldWait | None:
     if call.rests_after_s is not None and delay_s > call.rests_after_s:
         # A background task: its work item comes again then.
         raise Suspend(call.run.state or AwaitingRetry())
-    return Rests.of_call(call, delay_s)
+    return Rests.of_call(call, delay_s) if call.flow is not None else retry_in_background(call, delay_s)
 
 
 def left_behind(call: TaskCall, exc: BaseException) -> State | None:

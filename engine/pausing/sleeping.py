@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from ...duration import format_duration, seconds_of
+from ..life.background_place import freeing_thread
 from ..life.held_here import held_here
 from ..signals import Suspend
 from ..states import Scheduled
@@ -50,7 +51,7 @@ async def _sleep_async(seconds: float) -> None:
 def _sleep(seconds: float) -> None:
     wait = Wait.here("sleep", {"seconds": seconds})
     if wait is None:
-        with held_here("sleeps {}", seconds):
+        with freeing_thread(), held_here("sleeps {}", seconds):
             time.sleep(seconds)
     elif not wait.is_over:
         left_s, suspend = _left(wait, seconds)

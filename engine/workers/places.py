@@ -11,13 +11,11 @@ import asyncio
 from collections.abc import Callable
 from contextlib import suppress
 
-from ...vocabulary import FlowRunId
-
 __all__ = ["HeldPlace", "LoopPlace", "Places"]
 
 
 class Places:
-    """Those of one lane. In one event loop.
+    """Those of one lane, or of a worker of tasks. In one event loop.
 
     Args:
         size: runs that go on at once, >= 0.
@@ -26,7 +24,7 @@ class Places:
 
     def __init__(self, size: int, most_waiting: int) -> None:
         self.size, self.most_waiting = size, most_waiting
-        self._waiting: set[FlowRunId] = set()
+        self._waiting: set[str] = set()
         self._on_change: list[Callable[[], object]] = []
 
     @property
@@ -43,7 +41,7 @@ class Places:
         """Have ``call`` called whenever ``capacity`` has changed."""
         self._on_change.append(call)
 
-    def give(self, run_id: FlowRunId) -> bool:
+    def give(self, run_id: str) -> bool:
         """Take back the place of a run that waits; False: as many wait without one as may, and it keeps its own."""
         if run_id in self._waiting:
             return True
@@ -53,7 +51,7 @@ class Places:
         self._tell()
         return True
 
-    def take(self, run_id: FlowRunId) -> None:
+    def take(self, run_id: str) -> None:
         """Let a run have a place again, whether or not one is free; one that has its own keeps that."""
         if run_id in self._waiting:
             self._waiting.discard(run_id)
@@ -69,7 +67,7 @@ class HeldPlace:
 
     __slots__ = ("_places", "_run_id")
 
-    def __init__(self, places: Places, run_id: FlowRunId) -> None:
+    def __init__(self, places: Places, run_id: str) -> None:
         self._places, self._run_id = places, run_id
 
     def give(self) -> bool:

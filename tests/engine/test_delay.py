@@ -14,8 +14,8 @@ from typing import Any
 
 import anyio
 import pytest
-from hark import allow_failure, flow, get_run_logger, tags, task
-from hark.bus import Bus
+from hark import allow_failure, flow, get_run_logger, tags, task, wait_for_event
+from hark.bus import Bus, Event
 from hark.bus.emit import emit
 from hark.bus.session import Session
 from hark.bus.subject import waits_subject
@@ -31,6 +31,8 @@ from hark.engine.task_worker import TaskWorker
 from hark.engine.tasks import Task
 from hark.errors import DefinitionError, Unpicklable, UpstreamFailed
 from hark.vocabulary import FlowRunId
+
+from .conftest import hear
 
 ENGINE = EngineConfig(ack_wait_s=2.0)
 
@@ -252,6 +254,67 @@ async def test_futures_among_the_arguments_are_waited_for_without_holding_a_plac
                 await asyncio.sleep(0.01)
         async with serving(bus, aadd):
             assert await two == 3
+
+
+@task
+async def anaps() -> str:
+    await emit("napping")
+    await wait_for_event("go.on", since="1h")
+    return "woken"
+
+
+@task
+def naps() -> str:
+    emit("napping", wait=True)
+    wait_for_event("go.on", since="1h")
+    return "woken"
+
+
+@task
+def naps_within() -> str:
+    return naps()
+
+
+@task(retries=1, retry_delay_seconds=600)
+async def afails() -> None:
+    await emit("napping")
+    raise RuntimeError("not yet")
+
+
+@task
+async def afails_beside(marker: str) -> None:
+    async def adds() -> None:
+        await works(marker)
+
+    await asyncio.gather(afails(), adds())
+
+
+@task
+async def works(marker: str) -> None:
+    while not Path(marker).exists():  # noqa: ASYNC110  there is no event for it
+        await asyncio.sleep(0.01)
+
+
+async def test_a_run_that_waits_for_long_leaves_its_place_to_others(
+    bus: Bus, session: Session, tmp_path: Path
+) -> None:
+    """With one place and one thread for all, what is asked for last is served first; what works beside such a wait keeps the place."""
+    engine = EngineConfig(ack_wait_s=2.0, suspend_after_s=0.2)
+    marker = tmp_path / "go"
+    async with serving(bus, naps, naps_within, anaps, afails_beside, add, engine=engine, limit=1) as worker:
+        waiting = [naps.delay(), naps_within.delay(), anaps.delay()]
+        assert await add.delay(1) == 2
+        assert worker.places.waiting == 3
+        beside = afails_beside.delay(str(marker))
+        await hear(bus, "napping", times=4)
+        last = add.delay(2)
+        await bus.log.append(Event(type="go.on", source="/test"))
+        assert [await future for future in waiting] == ["woken"] * 3
+        assert worker.held == [beside.task_run_id]
+        assert not last.done
+        marker.touch()
+        assert await last == 3
+        assert (worker.places.waiting, worker.places.capacity) == (1, 2)
 
 
 async def test_futures_work_with_wait_and_as_completed(bus: Bus, session: Session) -> None:
