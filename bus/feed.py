@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 HEARTBEAT_S = 8
 SILENCE_S = 2.5 * HEARTBEAT_S  # two lost beats and a half: the consumer is gone
 _LOOK_S = SILENCE_S / 2
+_NEVER_NS = 10 * 365 * 86_400 * 10**9
 _CREATE_S = 5.0
 """A cluster that has just lost a server may give the consumer to that one, and never answer; another name goes elsewhere."""
 _RETRY_S = (0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
@@ -122,6 +123,8 @@ class Feed:
         since: begin at this time instead.
         live: go on for ever; else end at what is there at the start.
         others: the live feeds of the same stream in this process, by filters, for sharing.
+        most_waiting: records that may have been sent and not taken, for who is slower than the broker and has much else to
+            remember; by default as many as there are in 32 MB.
     """
 
     def __init__(
@@ -136,6 +139,7 @@ class Feed:
         batch: int,
         live: bool,
         others: dict[tuple[str, ...], list[Feed]] | None = None,
+        most_waiting: int | None = None,
     ) -> None:
         if batch < 1:
             raise ValueError(f"batch counts from 1, got {batch}")
@@ -143,6 +147,8 @@ class Feed:
         self._filters = distinct_filters(filters)
         self._after, self._since = after, since
         self._size, self._live = batch, live
+        self._most_waiting = most_waiting
+        self._acked_each = max(1, most_waiting // 8) if most_waiting else 0
         self._wire = Wire(connection.nc)
         self._buffer: deque[Recorded | str] = deque()  # a str is a flow-control answer owed once we are there
         self._owed = 0  # how many of those there are
@@ -310,6 +316,12 @@ class Feed:
             "num_replicas": 1,
             "inactive_threshold": 30 * 10**9,
         }
+        if self._most_waiting:
+            # The flow control of a push consumer lets 32 MB come, a hundred thousand small records: in our memory four
+            # times as much. What waits for an acknowledgement can be bounded by number; nothing is ever sent again.
+            settings |= {
+                "ack_policy": "all", "max_ack_pending": self._most_waiting, "ack_wait": _NEVER_NS,
+            }  # fmt: skip
         if len(self._filters) == 1:
             settings["filter_subject"] = self._filters[0]
         elif self._filters:
@@ -343,6 +355,9 @@ class Feed:
         self._received_ns = at_ns = int(words[7])
         record = _record(msg, seq, at_ns)
         self._buffer.append(record)
+        if self._acked_each and number % self._acked_each == 0:
+            self._buffer.append(msg.reply)  # owed once we are there, as the answers of the flow control are
+            self._owed += 1
         waiter = self._waiter
         if waiter is not None and not waiter.done():
             waiter.set_result(None)

@@ -374,6 +374,7 @@ class EventLog:
         after: int | None = None,
         since: datetime | None = None,
         batch: int = 500,
+        most_waiting: int | None = None,
     ) -> AbstractAsyncContextManager[AsyncIterator[Batch]]:
         """Read the log in order for ever: gap-free and without repeats, across lost connections and brokers.
 
@@ -381,11 +382,14 @@ class EventLog:
 
         Args:
             after: begin behind this sequence; since: at this (broker) time; neither: from now on.
+            most_waiting: records that may be on their way or wait here; by default as many as there are in 32 MB.
         Raises:
             BusUnavailable: on entering. Later outages are waited out.
             LogRewound: the log ends before the position; also later, if a restarted broker has lost its tail.
         """
-        return self._feed(filters, after=after, since=since, batch=batch, live=True)
+        return self._feed(
+            filters, after=after, since=since, batch=batch, live=True, most_waiting=most_waiting
+        )
 
     def hear(self, filter: str, word: str) -> AbstractAsyncContextManager[AsyncIterator[Recorded]]:
         """Hear of one thing of many: what is stored from now on under ``filter``, which ends in ``*``, with ``word`` there.
@@ -399,11 +403,19 @@ class EventLog:
 
     @asynccontextmanager
     async def _feed(
-        self, filters: Sequence[str], *, after: int | None, since: datetime | None, batch: int, live: bool
+        self,
+        filters: Sequence[str],
+        *,
+        after: int | None,
+        since: datetime | None,
+        batch: int,
+        live: bool,
+        most_waiting: int | None = None,
     ) -> AsyncGenerator[AsyncIterator[Batch]]:
         feed = Feed(
             self._reading, self._config, stream=self._stream, filters=filters, after=after,
             since=since.astimezone(UTC) if since else None, batch=batch, live=live, others=self._feeds,
+            most_waiting=most_waiting,
         )  # fmt: skip
         try:
             await feed.start()

@@ -461,8 +461,8 @@ class Grouping:
         fresh: list[Member] = []
         recovered: list[Member] = []
         for member in list(group.members.values()):
-            if not member.waits and member.resolved_at is None:
-                continue
+            if (not member.waits and member.resolved_at is None) or (member.held and member.ready > now):
+                continue  # what holds it back is known to, until then
             held = self._held(member)
             if held is None:
                 member.held = ""

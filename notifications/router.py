@@ -8,6 +8,7 @@ put down has not been sent, and is decided again from the log. Nothing polls: on
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -21,7 +22,7 @@ from ..bus.candidate import Candidate, Deposed
 from ..bus.event import Event, readable
 from ..bus.lease import Grant
 from ..clock import SYSTEM_CLOCK, Clock
-from ..errors import BusUnavailable, DefinitionError, EventInvalid, HarkError
+from ..errors import BusUnavailable, DefinitionError, EventInvalid, HarkError, LimitError
 from ..vocabulary import JsonObject, draw
 from .ack import AckLinks, Ticket
 from .alert import ACKNOWLEDGED, RAISED, SOURCE, Alert, Cause
@@ -51,6 +52,11 @@ _FIRST_LOOK_BACK = timedelta(hours=1)
 _TRIES = 8
 _RETRY_S, _RETRY_CAP_S = 5.0, 300.0
 _GRACE_S = 5.0
+MAX_WAITING = 1_000
+"""Messages to one receiver that are on their way; at the next one the oldest that is not just being sent is given up: what
+comes after it tells all that is still open of its group."""
+_SENT_AT_ONCE = 20
+"""Messages to one receiver that are tried at the same moment; the others wait, and may be given up."""
 _SET_BACK_S = 10.0
 """A clock that is behind the last fact by more was set back; by less, it is that of another machine."""
 
@@ -143,10 +149,13 @@ class _Term:
         self._changed = anyio.Event()
         self._dirty = anyio.Event()
         self._lanes: dict[tuple[str, str], anyio.Lock] = {}
+        self._places: dict[str, anyio.CapacityLimiter] = {}
+        self._waiting: dict[str, dict[str, anyio.CancelScope]] = {}  # by receiver, oldest first
         self._tasks: TaskGroup | None = None
         self._is_ready = self._is_closing = False
         self._is_torn = False  # something was decided that is not in the log yet
         self._on_their_way: set[anyio.CancelScope] = set()
+        self._being_sent: set[str] = set()
         self._one_ended = anyio.Event()
 
     async def lead(self, on_ready: Callable[[_Term], None], *, lost: anyio.Event) -> None:
@@ -256,6 +265,7 @@ class _Term:
             sends = [d for d in decisions if isinstance(d, Send)]
             self.pending.update((send.key, send) for send in sends)
             said = [_event(d) for d in decisions if isinstance(d, Said) and d.id not in self._told]
+            said += self._crowded_out(sends)
             if said:
                 await self._bus.log.append_many(said)
             self._is_torn = False
@@ -264,7 +274,8 @@ class _Term:
             else:
                 self._dirty.set()
             for send in sends:
-                self._start(send)
+                if send.key in self.pending:  # not crowded out by those behind it
+                    self._start(send)
         changed, self._changed = self._changed, anyio.Event()
         changed.set()
 
@@ -357,46 +368,81 @@ class _Term:
 
     # --- sending --------------------------------------------------------------------------------------
 
+    def _crowded_out(self, sends: Sequence[Send]) -> list[Event]:
+        """Give up the oldest messages to receivers that have too many now; return the events that say so."""
+        out: list[Event] = []
+        for to, new in Counter(send.to for send in sends).items():
+            waiting = self._waiting.get(to, {})
+            over = len(waiting) + new - MAX_WAITING
+            if over <= 0:
+                continue
+            oldest = [*waiting, *(send.key for send in sends if send.to == to)]
+            for key in [key for key in oldest if key not in self._being_sent][:over]:
+                send = self.pending.pop(key)
+                if (scope := waiting.pop(key, None)) is not None:
+                    scope.cancel()
+                why = LimitError(f"more than {MAX_WAITING} messages to it are on their way")
+                out.append(self._given_up(send, why))
+            log.error("notification.crowded_out", extra={"to": shown_address(to), "messages": over})
+        return out
+
     def _start(self, send: Send) -> None:
         assert self._tasks is not None
-        self._tasks.start_soon(self._deliver, send, name=f"message {send.key}")
+        scope = self._waiting.setdefault(send.to, {})[send.key] = anyio.CancelScope()
+        self._tasks.start_soon(self._deliver, send, scope, name=f"message {send.key}")
 
-    async def _deliver(self, send: Send) -> None:
+    async def _deliver(self, send: Send, scope: anyio.CancelScope) -> None:
         """Send one message, again when it failed; messages of a group to one receiver go out in order."""
         lane = (send.group, send.to)
         lock = self._lanes.setdefault(lane, anyio.Lock())
-        async with lock:
-            tries = 0
-            while True:
-                tries += 1
-                try:
-                    if await self._try(send):
-                        break
-                except HarkError as exc:
-                    log.warning(
-                        "notification.not_sent",
-                        extra={"to": shown_address(send.to), "try": tries, "error": str(exc)},
-                    )
-                    if tries >= _TRIES:
-                        await self._give_up(send, exc)
-                        break
-                await self._clock.sleep(backoff_s(tries, base_s=_RETRY_S, cap_s=_RETRY_CAP_S, jitter=draw()))
-        if not lock.statistics().tasks_waiting:
+        with scope:
+            async with lock:
+                await self._insist(send)
+        state = lock.statistics()
+        if not state.tasks_waiting and not state.locked:
             self._lanes.pop(lane, None)
+        waiting = self._waiting.get(send.to, {})
+        waiting.pop(send.key, None)
+        if not waiting:
+            self._waiting.pop(send.to, None)
+            self._places.pop(send.to, None)
         self.pending.pop(send.key, None)
         self._dirty.set()
+
+    async def _insist(self, send: Send) -> None:
+        """Send one message until it is sent or given up."""
+        tries = 0
+        places = self._places.setdefault(send.to, anyio.CapacityLimiter(_SENT_AT_ONCE))
+        while True:
+            tries += 1
+            try:
+                async with places:
+                    # Crowded out at this very moment: it has been said that it is not sent.
+                    if send.key not in self.pending or await self._try(send):
+                        return
+            except HarkError as exc:
+                log.warning(
+                    "notification.not_sent",
+                    extra={"to": shown_address(send.to), "try": tries, "error": str(exc)},
+                )
+                if tries >= _TRIES:
+                    await self._give_up(send, exc)
+                    return
+            await self._clock.sleep(backoff_s(tries, base_s=_RETRY_S, cap_s=_RETRY_CAP_S, jitter=draw()))
 
     async def _try(self, send: Send) -> bool:
         """Send once, to the end even when we are asked to stop meanwhile, for then it would be sent again."""
         # No deadline yet: the notifier has one of its own.
         with anyio.CancelScope(shield=True) as scope:
             self._on_their_way.add(scope)
+            self._being_sent.add(send.key)
             try:
                 await self._sender().send(
                     send.to, self._with_link(send), key=send.key, cause=send.cause.event()
                 )
             finally:
                 self._on_their_way.discard(scope)
+                self._being_sent.discard(send.key)
                 ended, self._one_ended = self._one_ended, anyio.Event()
                 ended.set()
             # At once, so that the last checkpoint knows.
@@ -414,16 +460,17 @@ class _Term:
         return replace(message, context={**message.context, "ack_url": link or ""})
 
     async def _give_up(self, send: Send, exc: HarkError) -> None:
+        await self._bus.log.append(self._given_up(send, exc))
+
+    def _given_up(self, send: Send, exc: HarkError) -> Event:
         log.error("notification.given_up", extra={"to": shown_address(send.to), "group": send.group})
         data: JsonObject = {
             "channel": shown_address(send.to), "kind": None, "title": send.message.title, "group": send.group,
             "severity": send.message.severity.value, "error": str(exc), "given_up": True,
         }  # fmt: skip
-        await self._bus.log.append(
-            Event(
-                type="notification.failed", source=SOURCE, id=f"{send.key}-given-up", subject=f"notification/{send.key}",
-                time=self._clock.now(), data=data, **send.cause.event().caused(),
-            )
+        return Event(
+            type="notification.failed", source=SOURCE, id=f"{send.key}-given-up", subject=f"notification/{send.key}",
+            time=self._clock.now(), data=data, **send.cause.event().caused(),
         )  # fmt: skip
 
     # --- state ----------------------------------------------------------------------------------------

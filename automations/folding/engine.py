@@ -61,6 +61,8 @@ _BACK_OFF_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 _DECISIONS = (PREFIX + TRIGGERED, PREFIX + SUPPRESSED, PREFIX + RESOLVED, PREFIX + DISABLED)
 _BATCH = 100
 """Events taken over from the feed in one go."""
+_MOST_WAITING = 8_000
+"""Events that may wait here to be folded: a few tenths of a second's work. The memory is for what is known of keys."""
 _MOST_UNSTORED = 1_000
 """Decisions that may wait to be stored while events after them are folded."""
 _ROW_BYTES = 256 * 1024
@@ -208,7 +210,9 @@ class _Term:
         started: Callable[[], None] | None = task_status.started
         while True:
             filters = self.fold.filters
-            async with self._bus.log.follow(filters, after=self.fold.seq, batch=_BATCH) as batches:
+            async with self._bus.log.follow(
+                filters, after=self.fold.seq, batch=_BATCH, most_waiting=_MOST_WAITING
+            ) as batches:
                 async for batch in batches:
                     changed = await self._fold(batch.records, filters)
                     # What waits in memory comes without a pause, and the lease has to be renewed meanwhile.

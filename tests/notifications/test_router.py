@@ -90,6 +90,12 @@ class Desk:
         await self.clock.advance(seconds)
 
 
+def at(event: Event, word: str) -> Any:
+    """Return what the data of an event say under a word."""
+    assert isinstance(event.data, dict)
+    return event.data.get(word)
+
+
 @pytest.fixture
 def clock() -> ManualClock:
     return ManualClock()
@@ -388,6 +394,28 @@ async def test_a_message_on_its_way_goes_out_after_a_crash(desk: Desk, define: A
             await desk.pass_time(60)
             assert router.status["pending"] == 0
     assert len(receiver.requests) == before + 1
+
+
+async def test_messages_to_one_receiver_that_nobody_takes_are_bounded(
+    desk: Desk, define: Any, receiver: Any, events_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Past the bound the oldest is given up and said to be; those to others, and the newest, go out."""
+    monkeypatch.setattr(router_module, "MAX_WAITING", 2)
+    await define("news", f"json://127.0.0.1:{receiver.port}/")
+    async with desk.running(lease_ttl_s=60) as router:
+        await desk.alert("some news", severity=Severity.INFO, data={"tags": []})
+        for n in range(4):
+            await desk.alert(f"late {n}", automation=f"rule-{n}")  # their channel is not there yet
+            await desk.pass_time(11)
+        await receiver.wait_for(1)
+        failed = [e for e in await events_of("notification.failed") if at(e, "given_up")]
+        assert [at(e, "title") for e in failed] == ["late 0", "late 1"]
+        assert "more than 2 messages" in str(at(failed[0], "error"))
+        assert router.status["pending"] == 2
+        await define("oncall", f"json://127.0.0.1:{receiver.port}/")
+        await desk.pass_time(600)
+        await receiver.wait_for(3)
+    assert sorted(b["title"] for b in receiver.bodies) == ["late 2", "late 3", "some news"]
 
 
 async def test_stopping_lets_what_is_being_sent_arrive(
