@@ -24,6 +24,7 @@ from ...bus.large_value import LargeValues
 from ...errors import GuardFailed, ObjectCorrupt, UnknownName
 from ...vocabulary import JsonObject, JsonValue
 from .fold import Fold, FoldConfig
+from .heap import give_back
 
 __all__ = ["Checkpoints", "Restored"]
 
@@ -31,6 +32,8 @@ log = logging.getLogger(__name__)
 
 KEY = "automations.state"
 _INLINE_BYTES = 128 * 1024
+_MANY_PARTS = 4
+"""Of 2 MB: from here on the state is large enough for the memory that taking it needed to matter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,8 @@ class Checkpoints:
                     anyio.lowlevel.checkpoint()
                 )  # a million keys take seconds, and the lease must be kept meanwhile
             fold.wind_up()
+            if isinstance(parts, list) and len(parts) >= _MANY_PARTS:
+                await give_back()
             self._definitions = (fold.generation, head["definitions"])
             return Restored(fold, str(head["incarnation"]))
         except (
@@ -123,6 +128,8 @@ class Checkpoints:
         except GuardFailed as exc:
             raise Deposed("another rule engine has taken over the checkpoint") from exc
         await self._large.settle(_objects_of(head))
+        if len(parts) >= _MANY_PARTS:
+            await give_back()
 
     def needs_definitions(self, generation: int) -> bool:
         """Return whether the next ``write`` has to be given the definitions."""
