@@ -13,7 +13,7 @@ from inspect import iscoroutinefunction
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from ..bus.subject import FLOW_RUNS, TASK_RUNS, deleted_subject
+from ..bus.subject import deleted_subject
 from ..errors import DefinitionError, MoveRefused, UnknownName
 from ..vocabulary import FlowRunId, StateType
 from .calls.parameters import parameters_json
@@ -21,7 +21,16 @@ from .client_calls.kept_calls import KeptCalls
 from .client_calls.log_calls import LogCalls
 from .client_calls.queue_calls import QueueCalls
 from .client_calls.read_calls import ReadCalls, deployments_in
-from .client_calls.run_records import LogRecord, TaskRunRecord, line_of, records_of, task_runs_in
+from .client_calls.run_filters import ids_in
+from .client_calls.run_records import (
+    LogRecord,
+    TaskRunRecord,
+    line_of,
+    records_of,
+    task_runs_in,
+    where_flow_runs_are,
+    where_task_runs_are,
+)
 from .client_calls.run_sorts import DeploymentSort, FlowRunSort, LogSort, TaskRunSort
 from .flow_runs import resume_flow_run
 from .pausing.kept_inputs import InputCalls
@@ -193,7 +202,7 @@ class RunClient(ReadCalls, KeptCalls, InputCalls, LogCalls, QueueCalls):
 
         async def read(session: Session) -> list[FlowRun]:
             found: dict[str, FlowRun] = {}
-            for recorded in await records_of(session, FLOW_RUNS):
+            for recorded in await records_of(session, *where_flow_runs_are(ids_in(flow_run_filter, "id"))):
                 if (run := readable_run(recorded)) is not None:
                     found[run.id] = run
             for said in await records_of(session, deleted_subject("*")):
@@ -205,9 +214,10 @@ class RunClient(ReadCalls, KeptCalls, InputCalls, LogCalls, QueueCalls):
                 names = {one.name for one in await deployments_in(session) if deployment_filter.holds(one)}
             with_tasks: set[str | None] | None = None
             if task_run_filter is not None:
+                where = where_task_runs_are(ids_in(task_run_filter, "flow_run_id"))
                 with_tasks = {
                     one.flow_run_id
-                    for one in task_runs_in(await records_of(session, TASK_RUNS)).values()
+                    for one in task_runs_in(await records_of(session, *where)).values()
                     if task_run_filter.holds(one)
                 }
             runs = [
@@ -338,15 +348,16 @@ class RunClient(ReadCalls, KeptCalls, InputCalls, LogCalls, QueueCalls):
             raise ValueError(f"there is no order {str(sort)!r}; there are {', '.join(_TASK_ORDERS)}")
 
         async def read(session: Session) -> list[TaskRunRecord]:
-            found = task_runs_in(await records_of(session, TASK_RUNS))
-            wanted: set[str] | None = None
+            wanted = ids_in(task_run_filter, "flow_run_id")
             if flow_filter is not None or flow_run_filter is not None or deployment_filter is not None:
                 runs = await self.read_flow_runs(
                     flow_filter=flow_filter,
                     flow_run_filter=flow_run_filter,
                     deployment_filter=deployment_filter,
                 )
-                wanted = {str(run.id) for run in runs}
+                of_runs = {str(run.id) for run in runs}
+                wanted = of_runs if wanted is None else wanted & of_runs
+            found = task_runs_in(await records_of(session, *where_task_runs_are(wanted)))
             runs_ = [
                 run
                 for run in found.values()

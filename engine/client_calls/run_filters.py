@@ -29,7 +29,7 @@ __all__ = [
     "FlowRunFilterStateType", "FlowRunFilterTags", "FlowRunFilterWorkQueueName", "LogFilter", "LogFilterFlowRunId",
     "LogFilterLevel", "LogFilterTaskRunId", "LogFilterTimestamp", "StateFilter", "TaskRunFilter", "TaskRunFilterFlowRunId",
     "TaskRunFilterId", "TaskRunFilterName", "TaskRunFilterState", "TaskRunFilterStateName", "TaskRunFilterStateType",
-    "TaskRunFilterTags",
+    "TaskRunFilterTags", "ids_in",
 ]  # fmt: skip
 
 
@@ -127,6 +127,19 @@ class _OfFields(_Filter):
             if isinstance(condition, FilterCondition | StateFilter)
         ]
         return not held or (all(held) if self.operator is Operator.and_ else any(held))
+
+
+def ids_in(filter_: _OfFields | None, word: str) -> set[str] | None:
+    """Return the only values that a fact may have for a filter to hold; None if it does not say so."""
+    condition = getattr(filter_, word) if filter_ is not None else None
+    if filter_ is None or not isinstance(condition, FilterCondition) or condition.any_ is None:
+        return None
+    said = [
+        name
+        for name in type(filter_).model_fields
+        if isinstance(getattr(filter_, name), FilterCondition | StateFilter)
+    ]
+    return set(condition.any_) if filter_.operator is Operator.and_ or said == [word] else None
 
 
 class FlowRunFilter(_OfFields):

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from ...bus.event import Recorded, parse_time, readable
+from ...bus.subject import (
+    BACKGROUND_RUNS,
+    FLOW_RUNS,
+    TASK_RUNS,
+    completed_subject,
+    flow_run_filter,
+    task_run_subject,
+)
 from ...vocabulary import StateType
 from ..states import State
 
@@ -15,7 +23,17 @@ if TYPE_CHECKING:
     from ...bus.run_logs import LogLine
     from ...bus.session import Session
 
-__all__ = ["FlowRecord", "LogRecord", "TaskRunRecord", "line_of", "records_of", "state_of", "task_runs_in"]
+__all__ = [
+    "FlowRecord",
+    "LogRecord",
+    "TaskRunRecord",
+    "line_of",
+    "records_of",
+    "state_of",
+    "task_runs_in",
+    "where_flow_runs_are",
+    "where_task_runs_are",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,11 +145,41 @@ class FlowRecord:
         return {}
 
 
-async def records_of(session: Session, filter_: str) -> list[Recorded]:
-    """Return what the log holds on a filter, from its beginning, with all that this process has published."""
+MOST_NAMED = 100
+"""Of so many runs the log is asked by name; of more, for all there are."""
+
+
+def where_flow_runs_are(ids: Collection[str] | None) -> list[str]:
+    """Return the filters of the log that hold the transitions of these flow runs; None: of all."""
+    if ids is None or len(ids) > MOST_NAMED:
+        return [FLOW_RUNS]
+    return [flow_run_filter(id_) for id_ in ids if _is_word(id_)]
+
+
+def where_task_runs_are(flow_run_ids: Collection[str] | None) -> list[str]:
+    """Return the filters of the log that hold the task runs of these flow runs, and more; None: of all.
+
+    Those that a flow asked for by ``delay`` stand by their own ids.
+    """
+    if flow_run_ids is None or len(flow_run_ids) > MOST_NAMED:
+        return [TASK_RUNS]
+    ids = [id_ for id_ in flow_run_ids if _is_word(id_)]
+    named = [subject(id_) for id_ in ids for subject in (task_run_subject, completed_subject)]
+    return [*named, BACKGROUND_RUNS] if named else []
+
+
+def _is_word(id_: str) -> bool:
+    """Whether there can be a run of this id. Dots, stars and blanks would ask for something else."""
+    return id_.replace("-", "").replace("_", "").isalnum()
+
+
+async def records_of(session: Session, *filters: str) -> list[Recorded]:
+    """Return what the log holds on filters, from its beginning, with all that this process has published. None: nothing."""
+    if not filters:
+        return []
     await session.bus.publisher.barrier()
     records: list[Recorded] = []
-    async with session.bus.log.read([filter_]) as batches:
+    async with session.bus.log.read(filters) as batches:
         async for batch in batches:
             records.extend(readable(batch.records))
     return records

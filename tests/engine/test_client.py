@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -43,7 +44,7 @@ def works(fail: bool) -> int:
     return step.submit(fail).result()
 
 
-async def test_runs_that_were_made_are_read_and_listed(stage: Any) -> None:
+async def test_runs_that_were_made_are_read_and_listed(stage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """With what they were given and came to; filters, orders and pages as asked."""
     with use_session(stage.bus):
         await to_thread.run_sync(works, False)
@@ -78,6 +79,25 @@ async def test_runs_that_were_made_are_read_and_listed(stage: Any) -> None:
             assert tasks.tags == ("heavy", "prod")
             good = TaskRunFilter.model_validate({"state": {"name": {"any_": ["Completed"]}}})
             assert [one.flow_run_id for one in await client.read_task_runs(task_run_filter=good)] == [done.id]
+
+            # Of few runs, the log is asked by name: not for all that there ever were.
+            asked: list[str] = []
+            read_all = stage.bus.log.read
+
+            def read_and_note(filters: Sequence[str]) -> Any:
+                asked.extend(filters)
+                return read_all(filters)
+
+            monkeypatch.setattr(stage.bus.log, "read", read_and_note)
+            of_done = TaskRunFilter(flow_run_id=FilterCondition(any_=[done.id, "a.b", "*"]))
+            assert [one.flow_run_id for one in await client.read_task_runs(task_run_filter=of_done)] == [
+                done.id
+            ]
+            by_id = FlowRunFilter(id=FilterCondition(any_=[failed.id]))
+            assert await client.read_task_runs(flow_run_filter=by_id) == [tasks]
+            assert await client.read_task_runs(flow_run_filter=by_id, task_run_filter=of_done) == []
+            assert {word for word in asked if ">" in word} == set()
+            monkeypatch.undo()
 
             stage.bus.run_logs.flush()
             await stage.bus.publisher.barrier()
