@@ -291,10 +291,14 @@ class ThreadPoolTaskRunner(TaskRunner):
             pool.interrupt()
 
     def close(self) -> None:
+        self.close_threads(wait=not self.unfinished())
+
+    def close_threads(self, *, wait: bool) -> None:
+        """Do what ``close`` does. ``wait``: until the threads have ended, as they do where no task is left behind."""
         super().close()
         pool, self._pool = self._pool, None
         if pool is not None:
-            pool.close(wait=not self.unfinished())
+            pool.close(wait=wait)
 
 
 ConcurrentTaskRunner = ThreadPoolTaskRunner
@@ -415,7 +419,7 @@ class AsyncTaskRunner(TaskRunner):
 
     def close(self) -> None:
         super().close()
-        self._threads.close()
+        self._threads.close_threads(wait=not self.unfinished())  # the calls that they run are noted here
         loop, thread = self._loop, self._own_thread
         self._loop = self._own_thread = None
         if loop is not None and thread is not None:

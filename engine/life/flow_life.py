@@ -452,7 +452,7 @@ class FlowEngine:
         context, limit_s = self.context, self.flow.timeout_seconds
         left_s = left_of(limit_s, began if body.spent_s is None else time.monotonic() - body.spent_s)
         context.waiting += may_leave
-        if may_leave and context.rests is not None:
+        if context.rests is not None:
             context.rests.look()
         try:
             yield Drain(left_s)

@@ -87,10 +87,14 @@ class LoopPlace:
         self._is_over = False
 
     def give(self, answer: Callable[[bool], object]) -> None:
-        self._soon(lambda: answer(not self._is_over and self._place.give()))
+        self._soon(lambda: self._give(answer))
 
     def take(self) -> None:
         self._soon(self._place.take)
+
+    def _give(self, answer: Callable[[bool], object]) -> None:
+        if not self._is_over:
+            answer(self._place.give())
 
     def close(self) -> None:
         """Take a place again, and give none from now on: the run is not executed any more."""

@@ -141,6 +141,25 @@ async def test_handed_back_work_comes_after_its_delay(bus: Bus) -> None:
         assert scope.cancelled_caught
 
 
+async def test_how_much_may_be_in_hand_changes_meanwhile(bus: Bus) -> None:
+    """More is taken at once; where less may be than is, nothing is taken until enough has been settled."""
+    await push(bus, "a", "b", "c")
+    async with bus.work.consume("pool", ["default"], max_pending=1) as consumer:
+        first = await take(consumer)
+        consumer.resize(2)
+        second = await take(consumer)
+        consumer.resize(1)
+        await first.ack()
+        with anyio.move_on_after(0.1) as scope:
+            await anext(consumer)
+        assert scope.cancelled_caught
+        assert consumer.free == 0
+        await second.ack()
+        third = await take(consumer)
+        assert (third.payload, third.deliveries) == (b"c", 1)
+        await third.ack()
+
+
 async def test_leaving_hands_back_what_nobody_took(bus: Bus) -> None:
     """Items fetched ahead are free again at once, not after the ack wait."""
     await push(bus, "a", "b", "c")

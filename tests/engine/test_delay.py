@@ -317,6 +317,22 @@ async def test_a_run_that_waits_for_long_leaves_its_place_to_others(
         assert (worker.places.waiting, worker.places.capacity) == (1, 2)
 
 
+async def test_a_worker_that_stops_does_not_wait_for_a_thread_that_waits(
+    bus: Bus, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread cannot be stopped in a wait. It is left behind, and another worker serves the run."""
+    monkeypatch.setattr("hark.engine.task_worker.STOPPING_S", 0.1)
+    engine = EngineConfig(ack_wait_s=2.0, suspend_after_s=0.05)
+    async with serving(bus, naps, engine=engine) as worker:
+        future = naps.delay()
+        with anyio.fail_after(30):
+            while not worker.places.waiting:  # noqa: ASYNC110  there is no event for it
+                await asyncio.sleep(0.01)
+    await bus.log.append(Event(type="go.on", source="/test"))
+    async with serving(bus, naps):
+        assert await future == "woken"
+
+
 async def test_futures_work_with_wait_and_as_completed(bus: Bus, session: Session) -> None:
     """As those of submitted tasks do; callbacks included."""
     called: list[str] = []
