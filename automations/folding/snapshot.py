@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 
 from ...vocabulary import JsonValue
-from .in_force import InForce
+from .in_force import InForce, compact
 
 __all__ = ["STATE_VERSION", "Snapshot", "encode_part"]
 
@@ -24,6 +24,7 @@ _SMALL_CELLS = 64
 """Up to so many, a rule is taken in one go."""
 _PART_BYTES = 2 << 20
 _SLOW_S, _FAST_S = 0.002, 0.0005
+_NOTHING = b"{}"
 
 
 def encode_part(seq: int, moment: tuple[float, float], rules: JsonValue) -> bytes:
@@ -60,7 +61,9 @@ class _Column:
     def before(self, cell: Hashable) -> None:
         """Take a cell that is about to change; nothing happens the second time."""
         if cell not in self._saved and not self.is_done:
-            self._saved[cell] = orjson.dumps(self._dump((cell,)))
+            raw = orjson.dumps(self._dump((cell,)))
+            # Of a key that is new there is nothing to take, and there may be many.
+            self._saved[cell] = compact(raw) if len(raw) > len(_NOTHING) else _NOTHING
 
     def take(self, n: int) -> Iterator[bytes]:
         """Take the next ``n`` cells."""
@@ -72,7 +75,7 @@ class _Column:
             orjson.dumps(self._dump([c for c in cells if c not in saved] if early else cells))
         )
         for raw in early:
-            if len(raw) > 2:  # there was none of it then
+            if len(raw) > len(_NOTHING):  # there was none of it then
                 yield self._written(raw)
         if self.is_done:
             self.drop()
