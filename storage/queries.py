@@ -151,18 +151,18 @@ class Queries:
     async def task_runs(
         self, flow_run_id: str, *, cursor: str | None = None, limit: int = 200
     ) -> Page[TaskRunRow]:
-        """Return the task runs of a flow run in the order they were called; none for a run that does not exist."""
-        position, after_id = decode_cursor(cursor, int, str) if cursor is not None else (-1, "")
+        """Return the task runs of a flow run in the order they were called, attempt by attempt; none for a run that does not exist."""
+        after_id = decode_cursor(cursor, str)[0] if cursor is not None else ""
         rows = await self._rows(
             ["task_runs"],
             {
-                "flow_run": flow_run_id, "after_position": position, "after_id": after_id,
+                "flow_run": flow_run_id, "after_place": after_id[-12:], "after_id": after_id,
                 "limit": checked_limit(limit) + 1,
             },
         )  # fmt: skip
         found = [read_row(TaskRunRow, row) for row in rows[:limit]]
         more = len(rows) > limit
-        return Page(tuple(found), encode_cursor(found[-1].position, found[-1].id) if more else None)
+        return Page(tuple(found), encode_cursor(found[-1].id) if more else None)
 
     async def tasks_alone(
         self,

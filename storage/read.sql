@@ -96,9 +96,9 @@ ORDER BY scheduled_at DESC, id DESC LIMIT :limit;
 -- for: task runs of a flow run, in the order they were called
 SELECT id, seq, flow_run, name, task_name, attempt, position, tags, state_type, state_name, state_message,
        started_at, duration_s, updated_at
-FROM task_runs WHERE flow_run = :flow_run AND (position, id) > (:after_position, :after_id)
+FROM task_runs WHERE flow_run = :flow_run AND (place, id) > (:after_place, :after_id)
   AND NOT EXISTS (SELECT 1 FROM gone_runs WHERE gone_runs.id = task_runs.flow_run)
-ORDER BY position, id LIMIT :limit;
+ORDER BY place, id LIMIT :limit;
 
 -- name: task_run
 -- for: one task run

@@ -148,7 +148,7 @@ class FlowRunRow:
 
 @dataclass(frozen=True, slots=True)
 class TaskRunRow:
-    """A task run as its last transition tells it; ``position`` is which call of its flow run it is, from 0."""
+    """A task run as its last transition tells it; ``position`` is which of the equal calls of its flow run it is, from 0."""
 
     id: str
     seq: int

@@ -91,7 +91,8 @@ CREATE TABLE task_runs (
     name          TEXT NOT NULL,
     task_name     TEXT NOT NULL,
     attempt       INTEGER NOT NULL,
-    position      INTEGER NOT NULL,                        -- which call of its flow run, from 0
+    position      INTEGER NOT NULL,                        -- which of the equal calls of its flow run, from 0
+    place         TEXT GENERATED ALWAYS AS (substr(id, -12)) VIRTUAL,  -- ids end in the attempt and in the order of calls
     tags          TEXT NOT NULL CHECK (json_valid(tags)),
     state_type    TEXT NOT NULL CHECK (state_type IN ('SCHEDULED', 'PENDING', 'RUNNING', 'COMPLETED', 'FAILED',
                                                      'CANCELLED', 'CRASHED', 'PAUSED', 'CANCELLING')),
@@ -101,8 +102,8 @@ CREATE TABLE task_runs (
     duration_s    REAL,
     updated_at    TEXT NOT NULL
 ) STRICT;
--- With the id, so that a page of a listing is read from the place where it begins: most positions are alike.
-CREATE INDEX task_runs_flow_run ON task_runs (flow_run, position, id);
+-- With the id, so that a page of a listing is read from the place where it begins.
+CREATE INDEX task_runs_flow_run ON task_runs (flow_run, place, id);
 -- Those outside any flow, which stand under their own id: background tasks, mostly.
 CREATE INDEX task_runs_alone ON task_runs (seq) WHERE flow_run = id;
 

@@ -31,7 +31,7 @@ __all__ = ["SCHEMA_VERSION", "Reached", "Store", "digest", "read_only", "remove_
 
 log = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
 """Raise it whenever schema.sql or fold.py changes what rows look like; files of another version are folded again."""
 
 _PRUNE_BITE = 20_000

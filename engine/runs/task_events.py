@@ -83,7 +83,7 @@ class TaskEvents:
     ) -> None:
         self.session = session
         self.inline_bytes = inline_bytes
-        self.ids = IdSource()
+        self.ids = IdSource(attempt)
         self.is_silent = False
         """Whether the run was lost to another worker: nothing more is written. Set by ``silence``."""
         self._event_ids = IdSource()

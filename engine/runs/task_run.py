@@ -43,14 +43,15 @@ class TaskRunPolicy:
 class IdSource:
     """Cheap ids: a random prefix and a counter, as the text of a UUIDv8. Safe to draw from in any thread.
 
-    Asking the system for random bytes costs more than everything else that happens to a task.
+    Asking the system for random bytes costs more than everything else that happens to a task. Their last 12 digits put the ids of
+    a run in order: 4 of the attempt, 8 of the counter. Listings go by that.
     """
 
     __slots__ = ("_next", "_prefix")
 
-    def __init__(self) -> None:
+    def __init__(self, attempt: int = 0) -> None:
         self._prefix = _random_prefix()
-        self._next = itertools.count(1).__next__
+        self._next = itertools.count((attempt & 0xFFFF) << 32 | 1).__next__
 
     def draw(self) -> str:
         return f"{self._prefix}{self._next():012x}"

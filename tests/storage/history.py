@@ -27,7 +27,7 @@ BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 
 def task_event(run: FlowRun, index: int, word: str, at: datetime, rng: random.Random) -> Event:
     """Return a task transition in the shape the engine gives it."""
-    id_ = derived_id(run.id, str(index))
+    id_ = f"{derived_id(run.id, str(index))[:24]}0001{index:08x}"
     data: JsonObject = {
         "flow_run": {"id": run.id, "name": run.name},
         "flow": {"name": run.flow_name},

@@ -9,9 +9,14 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
+from hark.bus import Event, Recorded
+from hark.engine.runs.task_run import IdSource
 from hark.errors import DefinitionError, UnavailableError, UnknownName
 from hark.storage import EventFilter, FlowRunRow, Page, Queries, RunFilter
+from hark.storage.fold import fold
 from hark.storage.statement import schema, statements
+from hark.storage.store import Store
+from hark.vocabulary import JsonObject
 
 T = TypeVar("T")
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
@@ -249,10 +254,33 @@ def test_of_one_rule_only_its_own_firings_are_looked_at() -> None:
     assert not any(step.startswith("SCAN firings") for step in plan)
 
 
+async def test_task_runs_are_listed_as_they_were_called(tmp_path: Path) -> None:
+    """Equal calls among the others, and those of a later attempt behind those of the one before; whatever ended first."""
+    ids = IdSource(1), IdSource(2)
+    calls = [(ids[attempt].draw(), index) for attempt, index in ((0, 0), (0, 0), (0, 1), (1, 0), (1, 2))]
+    records = [
+        Recorded(seq, "hark.ev.task-run.r", BEGIN, _task_run(id_, index))
+        for seq, (id_, index) in enumerate(reversed(calls), start=1)
+    ]
+    async with Store(tmp_path / "x.db", stream="HARK@test") as store:
+        await store.commit(fold(records))
+        async with Queries(tmp_path / "x.db") as queries:
+            found = await every_page(lambda cursor: queries.task_runs("r", cursor=cursor, limit=2))
+    assert [(one.id, one.position) for one in found] == calls
+
+
+def _task_run(id_: str, index: int) -> bytes:
+    data: JsonObject = {
+        "flow_run": {"id": "r"}, "task": {"name": "t"}, "run": {"id": id_, "name": "t", "attempt": 1, "index": index},
+        "state": {"type": "COMPLETED", "name": "Completed"},
+    }  # fmt: skip
+    return Event(type="task-run.completed", source="/t", subject=f"task-run/{id_}", data=data).to_json()
+
+
 def test_a_page_of_very_many_task_runs_is_read_from_where_it_begins() -> None:
-    """All task runs of a map have one position; they are not put in order anew for each page."""
-    plan = _plan("task_runs", flow_run="a", after_position=0, after_id="b", limit=9)
-    assert "SEARCH task_runs USING INDEX task_runs_flow_run (flow_run=? AND (position,id)>(?,?))" in plan
+    """They are not put in order anew for each page."""
+    plan = _plan("task_runs", flow_run="a", after_place="b", after_id="ab", limit=9)
+    assert "SEARCH task_runs USING INDEX task_runs_flow_run (flow_run=? AND (place,id)>(?,?))" in plan
     assert not any("TEMP B-TREE" in step for step in plan)
 
 
