@@ -21,6 +21,7 @@ from hark.config import BusConfig, load_settings
 from hypothesis import HealthCheck, settings
 from nats.aio.client import Client
 
+from .hanging import pytest_timeout_set_timer as pytest_timeout_set_timer  # a hook, which pytest finds here
 from .peer import a_peer
 
 # Machines are shared and noisy: how long an example takes says nothing. What failed is printed so that it can be replayed.

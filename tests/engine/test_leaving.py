@@ -349,8 +349,9 @@ async def asks():
     assert (word, other, answer) == ("f", "f", 7)
     for (began, ended), seconds in ((first, 1), (second, 2.5), (third, 1)):
         took = (datetime.fromisoformat(ended) - datetime.fromisoformat(began)).total_seconds()
-        assert seconds <= took < seconds + 10
-    assert branches.attempt >= 3
+        assert took >= seconds
+    # Woken by the first, it leaves again, unless it comes back when the second is nearly over.
+    assert branches.attempt >= 2
 
 
 GENERATORS = """

@@ -1,12 +1,16 @@
-"""What a test leaves behind fails it: tasks, threads, child processes."""
+"""What a test leaves behind fails it: tasks, threads, child processes. Of one that hangs it is told where."""
 
 from __future__ import annotations
 
+import asyncio
+import io
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+
+from tests.hanging import tell_where
 
 TESTS = """
 import asyncio, subprocess, threading
@@ -60,3 +64,24 @@ def test_a_leak_fails_the_test_that_made_it(tmp_path: Path) -> None:
     )
     failed = re.findall(r"^ERROR \S*::test_(\w+)\b", done.stdout, re.MULTILINE)
     assert sorted(failed) == ["child", "task", "thread"], done.stdout + done.stderr
+
+
+async def test_of_a_test_that_hangs_it_is_told_what_each_task_waits_for() -> None:
+    """Down to the innermost call, which is what a person looks for."""
+    never = asyncio.Event()
+
+    async def innermost() -> None:
+        await never.wait()
+
+    async def outer() -> None:
+        await innermost()
+
+    task, said = asyncio.create_task(outer(), name="the-one"), io.StringIO()
+    await asyncio.sleep(0)
+    tell_where(sys._getframe(), said)
+    task.cancel()
+    text = said.getvalue()
+    told = text[text.index("--- task the-one") :].partition("\n---")[0]
+    assert [line.rpartition(".")[2] for line in told.splitlines()[1:4]] == ["outer", "innermost", "wait"]
+    assert "--- thread MainThread" in text
+    assert "test_of_a_test_that_hangs" in text
