@@ -38,10 +38,12 @@ def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> bool | None:
         print(f"\n+++ {item.nodeid} has not ended within {settings.timeout:g} s", file=out)
         if capture is not None:
             print("".join(capture.read_global_capture())[-_LAST_CHARS:], file=out)
-        tell_where(frame, out)
-        out.flush()
-        if asyncio._get_running_loop() is not None:
-            os._exit(1)
+        try:
+            tell_where(frame, out)
+            out.flush()
+        finally:
+            if asyncio._get_running_loop() is not None:
+                os._exit(1)
         pytest.fail(f"not ended within {settings.timeout:g} s; what it waited for is in the output")
 
     def cancel() -> None:
@@ -65,7 +67,8 @@ def tell_where(frame: FrameType | None, out: TextIO) -> None:
         name = next((t.name for t in threading.enumerate() if t.ident == ident), "?")
         stack = traceback.format_stack(frame if ident == here and frame else top, limit=15)
         print(f"--- thread {name}\n{''.join(stack)}", file=out)
-    for task in [found for found in gc.get_objects() if isinstance(found, asyncio.Task)]:
+    # Not isinstance(), which a proxy of something gone answers with an error.
+    for task in [found for found in gc.get_objects() if issubclass(type(found), asyncio.Task)]:
         if not task.done():
             print(f"--- task {task.get_name()}", *_awaited(task.get_coro()), sep="\n  ", file=out)
 

@@ -46,7 +46,8 @@ class Desk:
         self.router: Router | None = None
 
     @asynccontextmanager
-    async def running(self, *, lease_ttl_s: float = 1) -> AsyncIterator[Router]:
+    async def running(self) -> AsyncIterator[Router]:
+        # A machine that stands still for seconds costs a shorter lease, and with it what is known of it.
         async with (
             Notifier(self.bus, self.late, self.config, self.clock) as notifier,
             Router(
@@ -56,7 +57,7 @@ class Desk:
                 self.clock,
                 vault=self.late,
                 links=self.links,
-                lease_ttl_s=lease_ttl_s,
+                lease_ttl_s=60,
                 look_s=86_400,
             ) as router,
         ):
@@ -386,11 +387,10 @@ async def test_a_message_on_its_way_goes_out_after_a_crash(desk: Desk, define: A
         await receiver.wait_for(1)
     receiver.answers = []
     before = len(receiver.requests)
-    async with desk.running(lease_ttl_s=60):
+    async with desk.running():
         await receiver.wait_for(before + 1)
     for _ in range(2):
-        # A machine that stands still for seconds costs a shorter lease, and with it what is known of it.
-        async with desk.running(lease_ttl_s=60) as router:
+        async with desk.running() as router:
             await desk.pass_time(60)
             assert router.status["pending"] == 0
     assert len(receiver.requests) == before + 1
@@ -422,14 +422,14 @@ async def test_stopping_lets_what_is_being_sent_arrive(
     desk: Desk, define: Any, receiver: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A router that is stopped while a receiver is still reading waits for it, and nobody is told twice."""
-    # A machine that stands still for seconds is not what this is about: it costs the lease, and what waits its time.
+    # A machine that stands still for seconds is not what this is about: it costs what waits its time.
     monkeypatch.setattr(router_module, "_GRACE_S", 60.0)
     await define("oncall", f"json://127.0.0.1:{receiver.port}/")
-    async with desk.running(lease_ttl_s=60):
+    async with desk.running():
         await desk.alert("orders late")
         await desk.pass_time(11)
     for _ in range(2):
-        async with desk.running(lease_ttl_s=60) as router:
+        async with desk.running() as router:
             await desk.pass_time(60)
             assert router.status["pending"] == 0
     assert len(receiver.requests) == 1
