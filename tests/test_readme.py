@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 from hark.server.child import HarkProcess
+
+from .bus.test_cluster import free_ports
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"^```sh tour(?P<background> background)?\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -19,9 +20,7 @@ def test_every_command_of_the_tour_works(tmp_path: Path) -> None:
     """A reader who pastes the blocks one after the other sees each of them succeed."""
     folder, home = tmp_path / "tour", tmp_path / "home"
     folder.mkdir()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    [port] = free_ports(1)
     environment = {
         **os.environ,
         "HARK_HOME": str(home),

@@ -148,4 +148,4 @@ async def test_the_time_the_loop_stood_still_counts_for_nobody(
 
     async with answering(own, stop_the_loop_and_answer_later):
         await own.connection.insist("ask.me", b"x")
-    assert asked == 2
+    assert asked > 1

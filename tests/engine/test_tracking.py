@@ -28,7 +28,7 @@ from hark.engine.states import Completed
 from hark.errors import EventRefused, EventTooLarge, ParameterError
 from hark.vocabulary import FlowRunId, StateType
 
-from .conftest import events, hear, words
+from .conftest import events, words
 
 
 @task
@@ -374,12 +374,13 @@ async def test_a_plain_call_that_is_cancelled_while_it_ends_has_ended(
 
     @flow(on_completion=[lambda flow, run, state: told.append(state.name)])
     async def plain() -> int:
+        begun.set()
         await go_on.wait()
         return 7
 
-    go_on = asyncio.Event()
+    begun, go_on = asyncio.Event(), asyncio.Event()
     running = asyncio.create_task(plain())
-    await hear(bus, "flow-run.running.*")
+    await begun.wait()
     with frozen():
         go_on.set()
         await anyio.wait_all_tasks_blocked()

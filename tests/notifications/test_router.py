@@ -402,7 +402,7 @@ async def test_messages_to_one_receiver_that_nobody_takes_are_bounded(
     """Past the bound the oldest is given up and said to be; those to others, and the newest, go out."""
     monkeypatch.setattr(router_module, "MAX_WAITING", 2)
     await define("news", f"json://127.0.0.1:{receiver.port}/")
-    async with desk.running(lease_ttl_s=60) as router:
+    async with desk.running() as router:
         await desk.alert("some news", severity=Severity.INFO, data={"tags": []})
         for n in range(4):
             await desk.alert(f"late {n}", automation=f"rule-{n}")  # their channel is not there yet

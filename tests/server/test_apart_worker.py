@@ -97,7 +97,6 @@ def settings(home: Path) -> Settings:
     return base.model_copy(
         update={
             "worker": base.worker.model_copy(update={"processes": 0, "warm": 0, "drain_s": 0.0}),
-            "bus": base.bus.model_copy(update={"connect_timeout_s": 0.5}),
         }
     )
 
@@ -132,8 +131,9 @@ async def test_what_ends_it_there_is_raised_here(
 
 async def test_what_keeps_it_from_starting_is_raised_here(settings: Settings) -> None:
     """As from a worker in this loop."""
+    hasty = settings.model_copy(update={"bus": settings.bus.model_copy(update={"connect_timeout_s": 0.5})})
     with pytest.raises(BusUnavailable, match="no broker answers"):
-        async with ApartWorker(BrokerAddress(urls=("nats://127.0.0.1:1",)), settings):
+        async with ApartWorker(BrokerAddress(urls=("nats://127.0.0.1:1",)), hasty):
             pytest.fail("it has started")
 
 
