@@ -12,7 +12,7 @@ import pytest
 from hark.bus import EmbeddedBroker
 from hark.bus.address import BrokerAddress
 from hark.config import Settings
-from hark.engine.workers.worker import Worker
+from hark.engine.workers.attendance import Attendance
 from hark.errors import BusUnavailable
 from hark.server import apart_worker
 from hark.server.apart_worker import ApartWorker
@@ -107,13 +107,13 @@ async def test_what_ends_it_there_is_raised_here(
     """So the supervisor starts it again, in a new thread, and nothing else."""
     living: list[tuple[asyncio.AbstractEventLoop, asyncio.Event, int]] = []
 
-    async def stays(worker: Worker) -> None:
+    async def stays(attendance: Attendance) -> None:
         crash = asyncio.Event()
         living.append((asyncio.get_running_loop(), crash, threading.get_ident()))
         await crash.wait()
         raise ValueError("boom")
 
-    monkeypatch.setattr(Worker, "_stay_present", stays)
+    monkeypatch.setattr(Attendance, "stay", stays)
     part = Part("worker", lambda: ApartWorker(broker.address, settings))
     with anyio.fail_after(60):
         async with Supervisor([part]) as supervisor:
@@ -156,14 +156,14 @@ async def test_one_that_is_held_is_left_behind(
     living: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
     holding, let_go = threading.Event(), threading.Event()
 
-    async def stays(worker: Worker) -> None:
+    async def stays(attendance: Attendance) -> None:
         hold = asyncio.Event()
         living.append((asyncio.get_running_loop(), hold))
         await hold.wait()
         holding.set()
         let_go.wait()
 
-    monkeypatch.setattr(Worker, "_stay_present", stays)
+    monkeypatch.setattr(Attendance, "stay", stays)
     try:
         with anyio.CancelScope() as scope:
             async with ApartWorker(broker.address, settings):
