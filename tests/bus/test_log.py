@@ -596,4 +596,4 @@ async def test_what_is_in_hand_is_taken_back_from_the_dead_alone(bus: Bus, is_al
                 await item.ack()
             else:
                 with anyio.fail_after(60):
-                    assert [again.deliveries for again in await ours.fetch(2)] == [2, 2]
+                    assert [(await anext(ours)).deliveries for _ in range(2)] == [2, 2]
