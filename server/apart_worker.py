@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
+import sys
 import threading
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -28,6 +29,9 @@ __all__ = ["ApartWorker"]
 
 log = logging.getLogger("hark.service")
 
+_TURN_S = 0.005
+"""How long a thread may keep Python's lock while others wait. With less, the service takes what flows write by the handful, as it
+comes, and of the time both need half as much again goes into that; with more, it waits longer for flows that compute."""
 _LEAVING_S = 5.0
 """How long a worker that is waited for no longer may take to notice. One whose loop is held notices nothing."""
 
@@ -61,6 +65,8 @@ class ApartWorker(AsyncContextManagerMixin):
         self._thread = threading.Thread(
             target=self._run, args=(contextvars.copy_context(),), name="hark-worker"
         )
+        turn_s = sys.getswitchinterval()
+        sys.setswitchinterval(max(turn_s, _TURN_S))
         self._thread.start()
         try:
             await self._begun.wait()
@@ -71,7 +77,10 @@ class ApartWorker(AsyncContextManagerMixin):
                 yield self
                 tg.cancel_scope.cancel("leaving")
         finally:
-            await self._leave()
+            try:
+                await self._leave()
+            finally:
+                sys.setswitchinterval(turn_s)
 
     async def _watch(self) -> None:
         await self._ended.wait()
