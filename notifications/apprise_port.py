@@ -189,7 +189,7 @@ def _plugin(url: str) -> NotifyBase:
     if not found:
         raise DefinitionError(
             "an address is an Apprise URL, and this one has no scheme",
-            hint="such as mailto://user:password@host or slack://token-a/token-b/token-c",
+            hint="such as mailto://user:password@host, slack://token-a/token-b/token-c or json://host/path",
         )
     scheme = found["scheme"].lower()
     asset = apprise.AppriseAsset(

@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 from ..vocabulary import JsonValue
 from .fault import Fault, did_you_mean
-from .routing import address_faults, receiver_faults
+from .routing import address_faults, is_address, receiver_faults
 from .shape import dotted
 from .yaml_source import Node
 
@@ -82,7 +82,7 @@ def reference_faults(
                 for word in ("notify", "approve"):
                     for i, one in _each(short_form(action, word, "to")):
                         below = (*path, word) if i is None else (*path, word, i)
-                        if isinstance(one.value, str) and ":" in one.value:
+                        if is_address(one.value, known.get("channels", ())):
                             yield from address_faults(one, below)
                         elif one.value != "routes":
                             yield from look("channel", "channels", one, below)

@@ -16,7 +16,7 @@ from .fault import Fault, did_you_mean
 from .shape import dotted
 from .yaml_source import Node
 
-__all__ = ["CheckedRouting", "address_faults", "receiver_faults"]
+__all__ = ["CheckedRouting", "address_faults", "is_address", "receiver_faults"]
 
 
 class CheckedRouting(Routing):
@@ -80,13 +80,24 @@ def _receivers(node: Node | None, known: Collection[str], path: tuple[str | int,
             yield from _receivers(child, known, (*path, i))
     elif not isinstance(node.value, str):
         return
-    elif ":" in node.value:
+    elif is_address(node.value, known):
         yield from address_faults(node, path)
     elif "{{" not in node.value and node.value not in known:
         hint = (
             did_you_mean(node.value, known) or "define it under `channels:`; until then what goes there fails"
         )
         yield Fault(node.at, f"there is no channel named {node.value!r}", dotted(path), hint, is_warning=True)
+
+
+def is_address(value: object, known: Collection[str]) -> bool:
+    """Return whether what is written where people are told is meant as an address, also one that lacks its scheme.
+
+    Args:
+        known: names of channels.
+    """
+    if not isinstance(value, str) or value in known:
+        return False
+    return ":" in value or ("{{" not in value and any(sign in value for sign in "/@"))
 
 
 def address_faults(node: Node, path: tuple[str | int, ...]) -> Iterator[Fault]:

@@ -29,7 +29,10 @@ def missing_targets(automation: Automation, known: Mapping[str, Collection[str]]
         for loc, kind, name in _targets(written.get(branch), (branch,)):
             have = known.get(_BUCKETS[kind])
             if have is not None and name not in have:
-                found.append(Problem(loc, f"there is no {kind} named {name!r}{did_you_mean(name, have)}"))
+                hint = did_you_mean(name, have)
+                if kind == "channel" and any(sign in name for sign in "/@"):
+                    hint = "; an address begins with its scheme, such as mailto://"
+                found.append(Problem(loc, f"there is no {kind} named {name!r}{hint}"))
     return found
 
 

@@ -107,6 +107,7 @@ def test_a_whole_configuration_becomes_records(write: Write, tmp_path: Path) -> 
         ("run: {deployment: nightly-etl}", "run: nightly_etl",
          "hark.yaml:29:14: there is no deployment named 'nightly_etl'; did you mean 'nightly-etl'?"),
         ("notify: oncall", "notify: onkall", "hark.yaml:26:17: there is no channel named 'onkall'; did you mean 'oncall'?"),
+        ("notify: oncall", "notify: hooks.slack.com/services/T", "hark.yaml:26:17: an address is an Apprise URL, and this one has no scheme"),
         ("pool: default}", "pool: defalt}", "hark.yaml:2:36: there is no pool named 'defalt'; did you mean 'default'?"),
         ("flows/etl.py:etl", "flows/elt.py:etl", "hark.yaml:5:11: there is no file 'flows/elt.py'; did you mean 'flows/etl.py'?"),
         ("flows/etl.py:etl", "flows/etl.py:elt", "hark.yaml:5:11: flows/etl.py has no function 'elt'; did you mean 'etl'?"),
