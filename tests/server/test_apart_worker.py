@@ -107,13 +107,13 @@ async def test_what_ends_it_there_is_raised_here(
     """So the supervisor starts it again, in a new thread, and nothing else."""
     living: list[tuple[asyncio.AbstractEventLoop, asyncio.Event, int]] = []
 
-    async def stays(attendance: Attendance) -> None:
+    async def keeps(attendance: Attendance) -> None:
         crash = asyncio.Event()
         living.append((asyncio.get_running_loop(), crash, threading.get_ident()))
         await crash.wait()
         raise ValueError("boom")
 
-    monkeypatch.setattr(Attendance, "stay", stays)
+    monkeypatch.setattr(Attendance, "stay", keeps)
     part = Part("worker", lambda: ApartWorker(broker.address, settings))
     with anyio.fail_after(60):
         async with Supervisor([part]) as supervisor:
@@ -156,14 +156,14 @@ async def test_one_that_is_held_is_left_behind(
     living: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
     holding, let_go = threading.Event(), threading.Event()
 
-    async def stays(attendance: Attendance) -> None:
+    async def keeps(attendance: Attendance) -> None:
         hold = asyncio.Event()
         living.append((asyncio.get_running_loop(), hold))
         await hold.wait()
         holding.set()
         let_go.wait()
 
-    monkeypatch.setattr(Attendance, "stay", stays)
+    monkeypatch.setattr(Attendance, "stay", keeps)
     try:
         with anyio.CancelScope() as scope:
             async with ApartWorker(broker.address, settings):
