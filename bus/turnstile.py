@@ -14,8 +14,10 @@ from ..errors import HarkError
 
 __all__ = ["MOST_ASKED", "Turnstile"]
 
-MOST_ASKED = 1000
-"""Enough to keep the broker busy; far enough from its 10 000 that several processes may do so."""
+MOST_ASKED = 256
+"""Enough to keep the broker busy; far enough from its 10 000 that many processes may do so. With a thousand, a broker that is slow
+because its machine is busy had no answer ready within the second after which a question is asked again: it answered for ever what
+nobody waited for any more."""
 
 
 class Turnstile:
