@@ -168,6 +168,7 @@ class _Term:
             await tg.start(self._follow)
             await tg.start(self._watch_definitions)
             on_ready(self)
+            await self._checkpoints.settled()
             tg.start_soon(self._keep_time)
             try:
                 await anyio.sleep_forever()

@@ -99,3 +99,19 @@ def test_keys_that_change_while_a_checkpoint_is_taken_cost_little_memory() -> No
     see(range(20_000), 100_000)  # ten thousand it knew, as many it did not
     assert psutil.Process().memory_info().rss - before < 25_000_000
     fold.end_snapshot(snapshot)
+
+
+async def test_terms_that_end_before_they_have_caught_up_are_said(
+    bus: Bus, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The fourth time in a row, with what to do; caught up once, they are forgotten."""
+    for _ in range(3):
+        await Checkpoints(bus, CONFIG).take_over()
+    assert "does_not_catch_up" not in caplog.text
+    last = Checkpoints(bus, CONFIG)
+    await last.take_over()
+    assert "automations.does_not_catch_up" in caplog.text
+    caplog.clear()
+    await last.settled()
+    await Checkpoints(bus, CONFIG).take_over()
+    assert "does_not_catch_up" not in caplog.text
