@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Self
 
 import orjson
@@ -66,9 +66,10 @@ class WorkerInfo:
 
     @classmethod
     def from_json(cls, raw: bytes) -> Self | None:
-        """Return what a worker wrote; None for something else."""
+        """Return what a worker wrote; None for something else. What only later versions say is passed over."""
         try:
-            return cls(**orjson.loads(raw))
+            said = orjson.loads(raw)
+            return cls(**{field.name: said[field.name] for field in fields(cls) if field.name in said})
         except (orjson.JSONDecodeError, TypeError):
             return None
 

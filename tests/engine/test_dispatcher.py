@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections import Counter
 from contextlib import AsyncExitStack, suppress
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -387,3 +388,14 @@ async def test_a_worker_that_falls_silent_is_lost_once(
     async with stage.bus.log.read(["hark.ev.worker.>"]) as batches:
         words = [recorded.event.type async for batch in batches for recorded in batch.records]
     assert words == ["worker.lost", "worker.started", "worker.stopped"]
+
+
+def test_what_a_later_version_says_of_a_worker_is_passed_over() -> None:
+    """So that workers of two versions serve one dispatcher; one of before leaves out what it does not know."""
+    worker = WorkerInfo("w1", "newer", "default", loop=1, processes=2, host="here", pid=1, waiting_loop=3)
+    said = orjson.loads(worker.to_json())
+    assert WorkerInfo.from_json(orjson.dumps({**said, "planets": 9})) == worker
+    del said["waiting_loop"]
+    assert WorkerInfo.from_json(orjson.dumps(said)) == replace(worker, waiting_loop=0)
+    for raw in (b"{", b"[]", b'["id"]', b'"id"', b"7", b"null", b'{"id": "w1"}'):
+        assert WorkerInfo.from_json(raw) is None
