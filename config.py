@@ -115,7 +115,7 @@ class EngineConfig(_Section):
         10.0, ge=0, le=3600, description="between asking a run to stop and killing it"
     )
     suspend_after_s: float = Field(
-        30.0, ge=0, description="a wait of a run that lasts longer than this holds no worker"
+        30.0, ge=0, description="a wait of a run that lasts longer than this holds no place in a worker"
     )
     inline_result_bytes: int = Field(
         65_536, ge=0, le=1 << 20, description="results up to this size travel in the event"
@@ -168,7 +168,7 @@ class WorkerConfig(_Section):
         1_000,
         ge=0,
         le=100_000,
-        description="async runs that wait in memory at once beside them, without a place",
+        description="async runs, or runs of background tasks, that wait in memory beside them, without a place",
     )
     parked_processes: int = Field(
         8, ge=0, le=256, description="sync runs that do so, each in a process that lives on"

@@ -17,7 +17,9 @@ def serve(
         list[str],
         typer.Argument(metavar="FILE:TASK…", help="path/file.py:task or module:task, one or several."),
     ],
-    limit: Annotated[int, typer.Option(min=1, max=10_000, help="Runs at once.")] = 10,
+    limit: Annotated[
+        int, typer.Option(min=1, max=10_000, help="Runs at once; one that waits for long is none of them.")
+    ] = 10,
 ) -> None:
     """Run what `task.delay(…)` asks of tasks in this process, until it is stopped."""
     from ..engine.tasks import Task
