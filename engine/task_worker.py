@@ -58,6 +58,7 @@ log = logging.getLogger(__name__)
 UNLIMITED = 10_000
 """Runs in hand at once where no limit is set."""
 PARKED = 1_000
+"""Runs that may wait without a place where no number is given."""
 DRAIN_S = 30.0
 STOPPING_S = 5.0
 """How long tasks that were asked to stop may take to do so."""

@@ -86,7 +86,7 @@ class Metrics:
         self._requests.labels(f"{status // 100}xx").inc()
 
     def saw(self, recorded: Recorded) -> None:
-        """Count a transition of a flow run; what does not say which of which flow is left out."""
+        """Count a transition of a flow run; an event that does not name its flow and a state is left out."""
         # Three words of it are wanted, each time a run moves: making an event of it would cost three times as much.
         try:
             data = orjson.loads(recorded.raw)["data"]

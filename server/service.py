@@ -553,7 +553,8 @@ async def _serve(service: Service, announce: Callable[[str], None]) -> int:
             if not is_up:
                 starting.cancel("asked to stop while starting")
 
-    # Threads that fold or compress must not keep the loop waiting for Python's lock: 5 ms a time would be the rule.
+    # Threads that fold or compress must not keep the loop waiting for Python's lock: 5 ms a time would be the rule. It is that
+    # again while a worker has a thread here (``ApartWorker``).
     sys.setswitchinterval(_SWITCH_S)
     raise_limit()
     try:

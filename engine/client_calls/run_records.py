@@ -174,7 +174,7 @@ def _is_word(id_: str) -> bool:
 
 
 async def records_of(session: Session, *filters: str) -> list[Recorded]:
-    """Return what the log holds on filters, from its beginning, with all that this process has published. None: nothing."""
+    """Return what the log holds on filters, from its beginning, with all that this process has published; of no filters, nothing."""
     if not filters:
         return []
     await session.bus.publisher.barrier()

@@ -18,6 +18,8 @@ __all__ = ["Resting", "suspension", "with_notes"]
 
 @dataclass(slots=True, eq=False)
 class Resting:
+    """One of the waits of a run: of a call, of the flow itself, or of its code."""
+
     due_at: datetime | None
     """When it is over by itself; None: it is not."""
     call: TaskCall | None

@@ -1,8 +1,8 @@
 """Ends for the task runs whose process is gone: of a flow run that was ended while nobody was executing it, or taken up again.
 
-Each gets an event, CRASHED, or CANCELLED where the flow run was or the call had not begun. One whose process lives all the same and finishes it later says
-so behind that, and its last event is what counts. The calls of a run that goes on are made again, as other task runs, and
-those call the hooks.
+Each gets an event: CRASHED, or CANCELLED where the flow run was. Of a run that goes on, a call that had not begun is CANCELLED, too;
+its calls are made again, as other task runs, and those call the hooks. One whose process lives all the same and finishes it
+later says so behind that, and its last event is what counts.
 """
 
 from __future__ import annotations

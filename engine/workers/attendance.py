@@ -53,7 +53,7 @@ class Attendance:
     async def stay(self) -> None:
         """Say so again and again, and whenever something has changed."""
         while True:
-            # Waits are given up in bursts: however many do at once, the last word counts.
+            # Places are given back in bursts: however many are at once, the last word counts.
             with anyio.move_on_after(presence.BEAT_S):
                 await self._changed.wait()
             self._changed = anyio.Event()

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from ...bus import Bus
     from ...bus.work_queue import WorkItem
 
-__all__ = ["Place", "Watchdog"]
+__all__ = ["HeldAt", "Watchdog", "where_held"]
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ _AGAIN_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class HeldAt:
     """Where a loop is held.
 
     Attributes:
@@ -176,7 +176,7 @@ ADVICE = (
 )
 
 
-def where_held(ident: int) -> Place:
+def where_held(ident: int) -> HeldAt:
     """Return where the thread with that ``threading.get_ident()`` is. It must be alive."""
     frame = sys._current_frames()[ident]
     place: FrameType | None = None
@@ -195,7 +195,7 @@ def where_held(ident: int) -> Place:
                 authors = step
         step = step.f_back
     at = authors or place or frame
-    return Place(f"{at.f_code.co_filename}:{at.f_lineno} in {at.f_code.co_qualname}", run, task_run)
+    return HeldAt(f"{at.f_code.co_filename}:{at.f_lineno} in {at.f_code.co_qualname}", run, task_run)
 
 
 def _runs_of(frame: FrameType) -> tuple[FlowRun | None, TaskRun | None]:
