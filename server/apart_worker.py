@@ -142,6 +142,9 @@ class ApartWorker(AsyncContextManagerMixin):
             await self._serve()
         except Exception as exc:
             self._error = exc
+        except asyncio.CancelledError:
+            # Not by us. Raised from here it would be printed past the log, and nobody told why.
+            self._error = UnavailableError("code of a flow has cancelled all tasks of the worker's loop")
         finally:
             self._tell(self._begun, self._ended)
 

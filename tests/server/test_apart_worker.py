@@ -127,6 +127,12 @@ async def test_what_ends_it_there_is_raised_here(
             while not is_ready(supervisor):
                 await supervisor.changed()
             assert len(living) == 2
+            loop, _, _ = living[1]
+            loop.call_soon_threadsafe(lambda: [task.cancel() for task in asyncio.all_tasks(loop)])
+            while is_ready(supervisor):
+                await supervisor.changed()
+            report = supervisor.report()
+            assert "has cancelled all tasks" in report["worker"]["error"]
 
 
 async def test_what_keeps_it_from_starting_is_raised_here(settings: Settings) -> None:
