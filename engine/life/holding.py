@@ -54,7 +54,8 @@ class Place(Protocol):
     """The place of a run in the worker that holds it. From any thread; what is asked first is done first."""
 
     def give(self, answer: Callable[[bool], object]) -> None:
-        """Give it back. ``answer`` is called later, never from within: False where too many runs wait without one; then it is kept."""
+        """Give it back. ``answer`` is called later, never from within: False where too many runs wait without one. It is kept then
+        until fewer do, and ``answer`` called once more."""
 
     def take(self) -> None:
         """Take one again, at once, whether or not one is free."""
@@ -126,7 +127,7 @@ class Held:
         self._gone_on_at = 0.0
         """When something went on last (monotonic)."""
         self._given = 0
-        """Which giving of the place is in force, from 1; 0: the run has it."""
+        """Which giving of the place is in force or asked for, from 1; 0: the run has it, and needs it."""
         self._givings = 0
 
     def begin(self, wait: HeldWait) -> None:
@@ -191,8 +192,6 @@ class Held:
         with self._lock:
             if giving != self._given:
                 return  # it has gone on meanwhile
-            if not has_been:
-                self._given = 0
             waits = list(self._waits)
         self._say(waits, _HAS_GIVEN if has_been else _TOO_MANY)
 

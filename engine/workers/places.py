@@ -25,6 +25,8 @@ class Places:
     def __init__(self, size: int, most_waiting: int) -> None:
         self.size, self.most_waiting = size, most_waiting
         self._waiting: set[str] = set()
+        self._refused: dict[str, Callable[[], object]] = {}
+        """Runs that wait and had to keep their place, longest first, and what to tell them once they need not."""
         self._on_change: list[Callable[[], object]] = []
 
     @property
@@ -41,11 +43,15 @@ class Places:
         """Have ``call`` called whenever ``capacity`` has changed."""
         self._on_change.append(call)
 
-    def give(self, run_id: str) -> bool:
-        """Take back the place of a run that waits; False: as many wait without one as may, and it keeps its own."""
+    def give(self, run_id: str, later: Callable[[], object]) -> bool:
+        """Take back the place of a run that waits; False: as many wait without one as may, and it keeps its own.
+
+        Then ``later`` is called as soon as its place has been taken back all the same, unless it takes one again first.
+        """
         if run_id in self._waiting:
             return True
         if len(self._waiting) >= self.most_waiting:
+            self._refused[run_id] = later
             return False
         self._waiting.add(run_id)
         self._tell()
@@ -53,9 +59,21 @@ class Places:
 
     def take(self, run_id: str) -> None:
         """Let a run have a place again, whether or not one is free; one that has its own keeps that."""
+        self._refused.pop(run_id, None)
         if run_id in self._waiting:
             self._waiting.discard(run_id)
-            self._tell()
+            if (tell := self._let_next()) is not None:
+                tell()
+            else:
+                self._tell()
+
+    def _let_next(self) -> Callable[[], object] | None:
+        """Have the next run that was refused wait without a place; return what is called for that, None: there is none."""
+        if not self._refused:
+            return None
+        run_id = next(iter(self._refused))
+        self._waiting.add(run_id)
+        return self._refused.pop(run_id)
 
     def _tell(self) -> None:
         for call in self._on_change:
@@ -70,9 +88,9 @@ class HeldPlace:
     def __init__(self, places: Places, run_id: str) -> None:
         self._places, self._run_id = places, run_id
 
-    def give(self) -> bool:
+    def give(self, later: Callable[[], object]) -> bool:
         """Give it back while the run waits; see ``Places.give``."""
-        return self._places.give(self._run_id)
+        return self._places.give(self._run_id, later)
 
     def take(self) -> None:
         """Take one again."""
@@ -94,7 +112,7 @@ class LoopPlace:
 
     def _give(self, answer: Callable[[bool], object]) -> None:
         if not self._is_over:
-            answer(self._place.give())
+            answer(self._place.give(lambda: answer(True)))
 
     def close(self) -> None:
         """Take a place again, and give none from now on: the run is not executed any more."""

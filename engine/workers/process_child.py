@@ -13,7 +13,6 @@ import signal
 import socket
 import sys
 import threading
-from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -118,7 +117,7 @@ class _Child:
                     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
             elif "place" in message:
                 if (place := self._place) is not None and place.number == message["number"]:
-                    place.answered(message["place"] is True)
+                    place.answered(_number(message["giving"]), message["place"] is True)
             elif "retire" in message:
                 self.jobs.put(None)
         sys.stdout.flush()
@@ -153,22 +152,25 @@ class _Place:
 
     def __init__(self, channel: Channel, number: int) -> None:
         self._channel, self.number = channel, number
-        self._answers: deque[Callable[[bool], object]] = deque()
+        self._giving: tuple[int, Callable[[bool], object]] = (0, lambda _: None)
+        """Which giving was the last, and who is told of it."""
 
     def give(self, answer: Callable[[bool], object]) -> None:
-        self._answers.append(answer)
+        self._giving = (self._giving[0] + 1, answer)
         self._ask("give")
 
     def take(self) -> None:
         self._ask("take")
 
-    def answered(self, has_been: bool) -> None:
-        """Hear what the worker says of the first giving that it has not been heard of."""
-        self._answers.popleft()(has_been)
+    def answered(self, giving: int, has_been: bool) -> None:
+        """Hear what the worker says of a giving; nobody asks about one that another has followed."""
+        last, answer = self._giving
+        if giving == last:
+            answer(has_been)
 
     def _ask(self, what: str) -> None:
         with suppress(OSError):  # the worker is gone, and this process about to be
-            self._channel.send({"place": what, "number": self.number})
+            self._channel.send({"place": what, "number": self.number, "giving": self._giving[0]})
 
 
 def _number(value: JsonValue) -> int:

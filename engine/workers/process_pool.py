@@ -223,16 +223,20 @@ class ProcessPool(AsyncContextManagerMixin):
                 return None
             taken = taken or "taken" in message
             if "place" in message and message["number"] == child.jobs:
-                self._on_place(child, place, is_given=message["place"] == "give")
+                self._on_place(child, place, message)
             if message.get("done") == job.run.id:
                 child.runs += 1
                 return Outcome(cast("OutcomeKind", message["outcome"]), str(message["detail"]))
 
-    def _on_place(self, child: _Child, place: HeldPlace | None, *, is_given: bool) -> None:
+    def _on_place(self, child: _Child, place: HeldPlace | None, message: JsonObject) -> None:
         """Hear that the run of a child gives its place back, or takes one again."""
-        if is_given:
-            child.is_parked = place is not None and place.give()
-            child.send({"place": child.is_parked, "number": child.jobs})
+
+        def answer(has_been: bool) -> None:
+            child.is_parked = has_been
+            child.send({**message, "place": has_been})
+
+        if message["place"] == "give":
+            answer(place is not None and place.give(lambda: answer(True)))
             return
         child.is_parked = False
         if place is not None:

@@ -32,24 +32,33 @@ QUICK = EngineConfig(suspend_after_s=0.2)
     steps=st.lists(st.tuples(st.sampled_from(("give", "take")), st.sampled_from("abcde"))),
 )
 def test_no_place_is_lost_or_made(size: int, most: int, steps: list[tuple[str, str]]) -> None:
-    """In whatever order runs give their places and take them again: a lane may have in hand its number and those that wait."""
+    """In whatever order runs give their places and take them again: a lane may have in hand its number and those that wait.
+
+    Those that had to keep theirs give them, in their order, as soon as fewer wait.
+    """
     places, changes = Places(size, most), list[int]()
     places.on_change(lambda: changes.append(places.capacity))
-    waiting = set[str]()
+    waiting, refused, let, told = set[str](), list[str](), list[str](), list[str]()
     for word, run in steps:
         before = places.capacity
         changes.clear()
         if word == "give":
-            is_given = run in waiting or len(waiting) < most
-            assert places.give(run) == is_given
-            waiting |= {run} if is_given else set()
+            may = run in waiting or len(waiting) < most
+            assert places.give(run, lambda run=run: told.append(run)) == may  # type: ignore[misc]
+            waiting |= {run} if may else set()
+            refused += [run] if not may and run not in refused else []
         else:
             places.take(run)
             waiting -= {run}
+            refused = [one for one in refused if one != run]
+            if refused and len(waiting) < most:
+                let.append(refused.pop(0))
+                waiting.add(let[-1])
+        assert told == let
         assert places.waiting == len(waiting) <= most
         assert places.capacity == size + len(waiting)
         assert changes == ([places.capacity] if places.capacity != before else [])
-    for run in waiting:
+    for run in "abcde":
         places.take(run)
     assert places.capacity == size
 
@@ -222,7 +231,11 @@ async def test_no_long_wait_holds_a_place_however_it_is_nested(stage: Stage, kin
         with anyio.fail_after(30):
             while await said_in_log(stage, last, told) == 0:  # noqa: ASYNC110  there is no event for it
                 await asyncio.sleep(0.05)
-        for run in (last, *runs):
+        # It gives its own in the place of one that goes on.
+        await stage.control.cancel(runs[0].id)
+        assert result_of(await stage.run("quick")) == "quick"
+        await waiting(worker, 3)
+        for run in (last, *runs[1:]):
             await stage.control.cancel(run.id)
         ended = [await stage.end(run) for run in (last, *runs)]
         assert {run.state_type for run in ended} == {StateType.CANCELLED}
