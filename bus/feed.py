@@ -45,7 +45,7 @@ _CREATE_S = 5.0
 """A cluster that has just lost a server may give the consumer to that one, and never answer; another name goes elsewhere."""
 _RETRY_S = (0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
 SHARED_RECORDS, SHARED_BYTES = 5_000, 16 << 20
-"""Feeds that share a consumer part when one has this much waiting."""
+"""Feeds that share a consumer part when one has this much waiting, or half of the records that it says may wait."""
 _NEAR = 1_000  # sequences by which the other may be behind when feeds come together
 
 
@@ -149,6 +149,8 @@ class Feed:
         self._size, self._live = batch, live
         self._most_waiting = most_waiting
         self._acked_each = max(1, most_waiting // 8) if most_waiting else 0
+        # Half, so that the broker is not waiting for us yet when those who share with us leave.
+        self._most_shared = min(SHARED_RECORDS, most_waiting // 2) if most_waiting else SHARED_RECORDS
         self._wire = Wire(connection.nc)
         self._buffer: deque[Recorded | str] = deque()  # a str is a flow-control answer owed once we are there
         self._owed = 0  # how many of those there are
@@ -422,9 +424,9 @@ class Feed:
                 tap._buffer.append(record)
                 tap._weight += len(record.raw)
                 tap._wake()
-                if len(tap._buffer) > SHARED_RECORDS or tap._weight > SHARED_BYTES:
+                if len(tap._buffer) > tap._most_shared or tap._weight > SHARED_BYTES:
                     tap._lost("behind those it shared with")
-        if len(self._buffer) > SHARED_RECORDS:
+        if len(self._buffer) > self._most_shared:
             # The broker is about to wait for us; the others must not.
             for tap in tuple(self._taps):
                 tap._lost("who it shared with is behind")
@@ -446,6 +448,8 @@ class Feed:
         for other in self._peers:
             if other is self or other._source is not None or other._broken or not other._consumer:
                 continue
+            if len(other._buffer) > other._most_shared:
+                continue  # it is behind, and the broker may be waiting for it
             # All that came for it has come for us; what comes next comes for both.
             if max(1, self._received - _NEAR) <= other._received <= self._received:
                 return other

@@ -60,10 +60,13 @@ async def test_readers_at_the_same_place_cost_the_broker_one_consumer(bus: Bus) 
 
 
 async def test_who_is_behind_holds_up_nobody(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whichever of the two has the consumer: the quick one has everything at once, the slow one later."""
+    """Whichever of the two has the consumer: the quick one has everything at once, the slow one later.
+
+    Also where the broker sends no more than a few that wait.
+    """
     monkeypatch.setattr(feed, "SHARED_RECORDS", 50)
-    for slow_first in (True, False):
-        async with bus.log.follow() as one, bus.log.follow() as other:
+    for slow_first, most in ((True, None), (False, None), (True, 16), (False, 16)):
+        async with bus.log.follow(most_waiting=most) as one, bus.log.follow(most_waiting=most) as other:
             await store(bus, 1)
             last = (await take(one, 1))[0]
             assert await take(other, 1) == [last]
