@@ -249,15 +249,20 @@ class LateValues:
 
     def __init__(self, bus: Bus, secrets: SecretStore, *, environ: Mapping[str, str] | None = None) -> None:
         self._bus, self._secrets, self._environ = bus, secrets, environ
-        self._handed_out: set[str] = set()
-        self._redactor: Redactor | None = None
+        self._handed_out: frozenset[str] = frozenset()
+        self._redactor = self._handed_out, Redactor()
+        """The last one that was made, and of which values."""
 
     @property
     def redactor(self) -> Redactor:
-        """Takes out of texts every value handed out so far."""
-        if self._redactor is None:
-            self._redactor = Redactor(self._handed_out)
-        return self._redactor
+        """Takes out of texts every value handed out so far. From any thread: lines of the log are written by several."""
+        values = self._handed_out
+        known, redactor = self._redactor
+        if known is not values:
+            # One that was made while another value was handed out may be put there last. It is seen not to be of all.
+            redactor = Redactor(values)
+            self._redactor = values, redactor
+        return redactor
 
     def seal(self, name: str, value: bytes) -> bytes:
         """Return what a template has been rendered to, encrypted as secrets are; ``unseal`` opens it."""
@@ -293,7 +298,6 @@ class LateValues:
         fresh = {*map(str, secrets.values()), *map(str, env.values())} - self._handed_out
         if fresh:
             self._handed_out |= fresh
-            self._redactor = None
         return {"secrets": Values(secrets), "variables": Values(variables), "env": Values(env)}
 
     def _from_environment(self, name: str) -> SecretText:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import stat
+import threading
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import quote, quote_plus
@@ -131,6 +134,32 @@ async def test_only_what_a_template_reads_is_resolved(bus: Bus, store: SecretSto
         await late.context("{{ env.SMPT }}")
     with pytest.raises(TemplateError, match="may not read"):
         await late.context("{{ env.HARK_SECRET_KEY }}")
+
+
+async def test_a_value_that_is_handed_out_while_a_line_is_written_is_hidden_from_then_on(
+    bus: Bus, store: SecretStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread, which writes lines of the log, makes a redactor of what was known, and puts it there last."""
+    late = LateValues(bus, store, environ={"FIRST": "first-value", "SECOND": "second-value"})
+    await late.context("{{ env.FIRST }}")
+    began, goes_on = threading.Event(), threading.Event()
+
+    def slowly(values: Iterable[str]) -> Redactor:
+        made = Redactor(values)
+        began.set()
+        assert goes_on.wait(30)
+        return made
+
+    with monkeypatch.context() as patch, ThreadPoolExecutor(1) as pool:
+        patch.setattr("hark.bus.secret.Redactor", slowly)
+        line = pool.submit(lambda: late.redactor.redact("a first-value"))
+        try:
+            assert await asyncio.to_thread(began.wait, 30)
+            await late.context("{{ env.SECOND }}")
+        finally:
+            goes_on.set()
+        assert line.result() == "a ***"
+    assert late.redactor.redact("a first-value second-value") == "a *** ***"
 
 
 async def test_showing_the_whole_context_shows_nothing(bus: Bus, store: SecretStore) -> None:
