@@ -74,17 +74,17 @@ class RuleCalls(ValueCalls):
         Yields:
             for each page what the service has done: ``ids``, and ``left``: those it could not, with ``error``.
         """
-        return self._see_to_letters("redrive", automation)
+        return self._see_to_letters("/api/dlq/redrive", automation)
 
     def drop_all(self, *, automation: str | None = None) -> AsyncIterator[JsonObject]:
         """Give up every dead letter (of one rule); as ``redrive_all``."""
-        return self._see_to_letters("drop", automation)
+        return self._see_to_letters("/api/dlq/drop", automation)
 
-    async def _see_to_letters(self, verb: str, automation: str | None) -> AsyncIterator[JsonObject]:
+    async def _see_to_letters(self, path: str, automation: str | None) -> AsyncIterator[JsonObject]:
         cursor: JsonValue = None
         while True:
             asked = {k: v for k, v in (("automation", automation), ("cursor", cursor)) if v is not None}
-            page = _object(await self.request("POST", f"/api/dlq/{verb}", params=asked, timeout_s=120))
+            page = _object(await self.request("POST", path, params=asked, timeout_s=120))
             yield page
             cursor = page["next_cursor"]
             if cursor is None:
