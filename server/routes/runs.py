@@ -208,7 +208,10 @@ async def wait_for_flow_run(
         await context.control.wait(FlowRunId(run_id), timeout_s=timeout_s + 5)
 
     await _first_of(end, context.closing.wait, within_s=timeout_s)
-    return answer(run_json(await _known(context, run_id)))
+    run = await _known(context, run_id)
+    if run.is_final:  # who asks next for its tasks finds them all
+        await context.until_readable(run.seq)
+    return answer(run_json(run))
 
 
 @router.delete("/api/flow-runs/{run_id}", responses=REFUSED)
