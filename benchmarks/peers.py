@@ -1,6 +1,6 @@
 """Hark beside Prefect: the same workloads, on the same machine, in the same run. ``make bench-peers``.
 
-Prefect's newest release is installed into an environment of its own under ``.venv`` (once; it needs a package index). Both sides
+Prefect's newest release is installed into an environment of its own under ``.venv`` (it needs a package index). Both sides
 have a server of theirs running and write to it. Two rates are told for each side: how fast the flow went by (*loop*), and how
 fast what happened was in the database that its API answers from (*stored*): finished task runs, counted in SQLite, from the
 first workload with tasks to when the last of them was seen there. Flows without tasks come before.
@@ -67,30 +67,20 @@ class Side:
 
 
 def install() -> Path:
-    """Return the Python of an environment with Prefect, made if there is none.
+    """Return the Python of an environment with Prefect's newest release; where no index can be reached, with the one that is there.
 
     Raises:
         RuntimeError: it cannot be installed, or what was installed does not start.
     """
     python = ENVIRONMENT / "bin" / "python"
-    check = [str(python), "-c", "import prefect.server.api.server"]
-    if python.exists() and subprocess.run(check, capture_output=True).returncode == 0:
-        return python
-    venv.create(ENVIRONMENT, with_pip=True, clear=True)
+    if not python.exists():
+        venv.create(ENVIRONMENT, with_pip=True, clear=True)
+    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--upgrade"]
     # Second try: a release of Prefect may be older than a FastAPI that no longer takes what its server says.
     for extra in ([], ["fastapi<0.150"]):
-        pip = [
-            str(python),
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--disable-pip-version-check",
-            "prefect>=3",
-            *extra,
-        ]
-        installed = subprocess.run(pip, capture_output=True, text=True, timeout=900)
-        if installed.returncode == 0 and subprocess.run(check, capture_output=True).returncode == 0:
+        installed = subprocess.run([*pip, "prefect>=3", *extra], capture_output=True, text=True, timeout=900)
+        check = [str(python), "-c", "import prefect.server.api.server"]
+        if subprocess.run(check, capture_output=True).returncode == 0:
             return python
     raise RuntimeError(f"Prefect cannot be installed here: {installed.stderr[-2000:]}")
 
