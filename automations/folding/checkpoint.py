@@ -33,7 +33,9 @@ log = logging.getLogger(__name__)
 
 KEY = "automations.state"
 _BEGUN = "automations.begun"
+"""How many terms have begun since one caught up with the log."""
 _MANY_ENDED = 3
+"""Terms in a row that ended before they had caught up, from which on the next one says so: one or two may be a restart."""
 _INLINE_BYTES = 128 * 1024
 _MANY_PARTS = 4
 """Of 2 MB: from here on the state is large enough for the memory that taking it needed to matter."""
