@@ -141,7 +141,7 @@ def flow_context_of(facts: FlowFacts, session: Session | None, runner: TaskRunne
     if facts.is_tracked and session is not None:
         tracker = FlowTracker(
             session, RunLog(session.bus), facts.run, inline_bytes=facts.inline_bytes,
-            leaves_interrupted=facts.leaves_interrupted,
+            leaves_interrupted=facts.leaves_interrupted, suspend_after_s=facts.suspend_after_s,
         )  # fmt: skip
     return FlowRunContext(
         _stand_in(facts), facts.run, parameters=dict(facts.parameters), tracker=tracker, runner=runner,

@@ -20,6 +20,7 @@ from ..logging import run_loggers
 from ..signals import Interrupted
 from ..task_runners import TaskRunner, ThreadPoolTaskRunner
 from ..writing import pickled, unpickled
+from .far_wait import FarWaits
 from .fork_server import ForkServer, how_it_ended
 from .frame import Channel
 from .shipment import packed_try, unpacked_outcome
@@ -76,7 +77,8 @@ class ProcessPoolTaskRunner(ThreadPoolTaskRunner):
         child: _Child | None = None
         try:
             child = self._take(call)
-            value = child.run(call, data, session)
+            with FarWaits(call) as waits:
+                value = child.run(call, data, session, waits)
         except _Ended as ended:
             self._drop(child)
             if self.is_interrupted(call):
@@ -182,14 +184,14 @@ class _Child:
         self.pid, self._channel = forks.fork()
         self._say(greeting)
 
-    def run(self, call: TaskCall, data: bytes, session: Session | None) -> Any:
+    def run(self, call: TaskCall, data: bytes, session: Session | None, waits: FarWaits) -> Any:
         """Return the value of a try, once it has ended there.
 
         Raises:
             _Ended: the process did first; or it was killed, as the time was up.
             BaseException: what the try raised.
         """
-        from .task_child import BEGUN, LOGGED
+        from .task_child import BEGUN, LOGGED, WAITS
 
         self._say(data)
         deadline: float | None = None
@@ -212,6 +214,8 @@ class _Child:
                 deadline = None if limit_s is None else time.monotonic() + limit_s
             elif what == LOGGED:
                 log_again(unpickled(rest), session)
+            elif what == WAITS:
+                waits.hear(unpickled(rest))
             else:
                 channel.wait_at_most(None)
                 return unpacked_outcome(rest)

@@ -21,6 +21,7 @@ from ..task_runners import ThreadPoolTaskRunner
 from ..tasks import Task
 from ..writing import unpickled
 from .carried import flow_context_of
+from .far_wait import FarPlace, Tell
 from .shipment import FlowFacts, Shipment, packed_outcome
 
 if TYPE_CHECKING:
@@ -47,10 +48,11 @@ def run_try(
     begun: Callable[[], object] = lambda: None,
     *,
     guard: Guard | None = None,
+    tell: Tell | None = None,
 ) -> bytes:
     """Run it and return its packed outcome; all that it wrote to the log is stored by then.
 
-    ``begun`` is called when all is imported and its time begins.
+    ``begun`` is called when all is imported and its time begins; ``tell`` when all of it waits for long, and when it goes on.
 
     The tasks it submits run in threads of this process, and have ended when it has.
     """
@@ -66,7 +68,8 @@ def run_try(
         random.seed()
         what = f"task {task.name!r}"
         begun()
-        value = contextvars.copy_context().run(_run, shipment, session, task, args, kwargs, guard or Guard())
+        run = contextvars.copy_context().run
+        value = run(_run, shipment, session, task, args, kwargs, guard or Guard(), tell)
     except BaseException as exc:  # sys.exit() in a task ends the task
         error = exc
     return packed_outcome(value, error, what=what)
@@ -79,14 +82,15 @@ def _run(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     guard: Guard,
+    tell: Tell | None,
 ) -> Any:
     facts = shipment.facts
     runner = ThreadPoolTaskRunner()
-    flow = _flow_context(shipment.flow, session, runner) if shipment.flow is not None else None
+    flow = _flow_context(shipment.flow, session, runner, tell) if shipment.flow is not None else None
     parameters = task.shape.bind(args, kwargs)
     run = facts.run_of(task, parameters)
     with runner:
-        current_run.set(TaskRunContext(task, run, parameters, flow, shipment.log_prints))
+        current_run.set(TaskRunContext(task, run, parameters, flow, shipment.log_prints, flow))
         current_tags.set(shipment.tags)
         cause = shipment.cause
         if isinstance(cause, CauseAttrs) and flow is not None and flow.tracker is not None:
@@ -121,8 +125,12 @@ async def _awaited(task: Task[..., Any], args: tuple[Any, ...], kwargs: dict[str
     return value
 
 
-def _flow_context(facts: FlowFacts, session: Session | None, runner: ThreadPoolTaskRunner) -> FlowRunContext:
+def _flow_context(
+    facts: FlowFacts, session: Session | None, runner: ThreadPoolTaskRunner, tell: Tell | None
+) -> FlowRunContext:
     context = flow_context_of(facts, session, runner)
+    if context.tracker is not None and facts.has_place and tell is not None:
+        context.tracker.place = FarPlace(tell)
     if context.tracker is not None and facts.run.attempt > 1:
         context.tracker.finished = _Unread(context.tracker)
     return context

@@ -22,6 +22,7 @@ from ..runs.run import FlowRun
 from ..runs.task_run import TaskRun
 from ..tasks import Task
 from ..writing import pickled, unpickled
+from .far_wait import has_place
 
 if TYPE_CHECKING:
     from ...bus.address import BrokerAddress
@@ -35,7 +36,10 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class FlowFacts:
-    """What goes along of the flow run. ``leaves_interrupted`` and ``inline_bytes`` are its tracker's."""
+    """What goes along of the flow run. ``leaves_interrupted``, ``inline_bytes`` and ``suspend_after_s`` are its tracker's.
+
+    ``has_place``: while a task of it waits for long, its place in a worker may be given to others.
+    """
 
     run: FlowRun
     description: str | None
@@ -44,6 +48,8 @@ class FlowFacts:
     is_tracked: bool
     leaves_interrupted: bool
     inline_bytes: int
+    suspend_after_s: float
+    has_place: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +181,7 @@ def flow_facts(flow: FlowRunContext) -> FlowFacts:
         parameters=that_travel(flow.parameters), log_prints=flow.log_prints, is_tracked=tracker is not None,
         leaves_interrupted=tracker is not None and tracker.leaves_interrupted,
         inline_bytes=tracker.events.inline_bytes if tracker is not None else 0,
+        suspend_after_s=tracker.suspend_after_s if tracker is not None else 0.0, has_place=has_place(flow),
     )  # fmt: skip
 
 

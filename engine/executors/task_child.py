@@ -23,10 +23,10 @@ from .frame import ORPHANED, Channel
 from .remote_try import run_try
 from .shipment import Shipment
 
-__all__ = ["BEGUN", "DONE", "LOGGED", "Hello", "packed_record", "task_child_main"]
+__all__ = ["BEGUN", "DONE", "LOGGED", "WAITS", "Hello", "packed_record", "task_child_main"]
 
-BEGUN, LOGGED, DONE = b"b", b"l", b"d"
-"""First byte of what a child says: the try begins now; a log line; the outcome."""
+BEGUN, LOGGED, WAITS, DONE = b"b", b"l", b"w", b"d"
+"""First byte of what a child says: the try begins now; a log line; what it waits for, nothing where it goes on; the outcome."""
 
 Hello = dict[str, Any]
 """What a child is told first: ``path`` (of imports), ``cwd``, and what to call before anything else (``first``, pickled)."""
@@ -53,7 +53,10 @@ def task_child_main(sock: socket.socket) -> int:
             session = connection.for_(shipment)
             logging.getLogger("hark.task_runs").setLevel(shipment.log_level)
             logging.getLogger("hark.flow_runs").setLevel(shipment.log_level)
-            outcome = run_try(shipment, session, lambda: lines.send(BEGUN))
+            outcome = run_try(
+                shipment, session, lambda: lines.send(BEGUN),
+                tell=lambda waits: lines.send(WAITS + pickled(tuple(waits))),
+            )  # fmt: skip
             sys.stdout.flush()
             lines.send(DONE + outcome)
     return 0

@@ -53,8 +53,8 @@ IN_PAUSE = "`pause_flow_run` waits in its process, and `suspend_flow_run` withou
 class Place(Protocol):
     """The place of a run in the worker that holds it. From any thread; what is asked first is done first."""
 
-    def give(self, answer: Callable[[bool], object]) -> None:
-        """Give it back. ``answer`` is called later, never from within: False where too many runs wait without one. It is kept then
+    def give(self, waits: Collection[HeldWait], answer: Callable[[bool], object]) -> None:
+        """Give it back, since the run has but ``waits``. ``answer`` is called later, never from within: False where too many runs wait without one. It is kept then
         until fewer do, and ``answer`` called once more."""
 
     def take(self) -> None:
@@ -70,7 +70,7 @@ class HeldWait:
         call: waits for its next try; None: ``code`` waits.
     """
 
-    __slots__ = ("call", "code", "does", "held", "kind", "log", "what", "why")
+    __slots__ = ("call", "code", "for_s", "held", "how", "log", "what", "why")
 
     def __init__(
         self,
@@ -85,8 +85,16 @@ class HeldWait:
         code: FlowRunContext | TaskRunContext | None = None,
     ) -> None:
         self.held, self.what, self.why, self.log, self.call, self.code = held, what, why, log, call, code
-        self.kind = f"{what} {does}"
-        self.does = does if for_s is None else does.format(f"{for_s:g} s")
+        self.how, self.for_s = does, for_s
+
+    @property
+    def kind(self) -> str:
+        """What is said once in the log of a run, however long it is and however often it comes."""
+        return f"{self.what} {self.how}"
+
+    @property
+    def does(self) -> str:
+        return self.how if self.for_s is None else self.how.format(f"{self.for_s:g} s")
 
     def __enter__(self) -> None:
         self.held.begin(self)
@@ -182,7 +190,7 @@ class Held:
                 # Before it is looked, so that what begins meanwhile takes it again.
                 giving = self._given = self._givings
                 if self._is_waiting(self._waits, self.go_on):
-                    self._place.give(lambda has_been: self._answered(giving, has_been))
+                    self._place.give(tuple(self._waits), lambda has_been: self._answered(giving, has_been))
                 else:
                     self._given = 0
         if self._is_timed:

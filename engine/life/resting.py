@@ -311,7 +311,7 @@ class Rests:
 def held_of(around: list[FlowRunContext]) -> Held | None:
     """Return the long waits in place of a run, given with those around it, innermost first; None of one that no worker holds."""
     outermost = around[-1]
-    if outermost.tracker is None or outermost.flow_run.pool is None:
+    if outermost.tracker is None or (outermost.flow_run.pool is None and outermost.tracker.place is None):
         return None
     Rests._in(around)  # what ends in any of them may be the last thing that was going on
     rests = outermost.rests

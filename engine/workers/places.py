@@ -104,7 +104,7 @@ class LoopPlace:
         self._place, self._loop = place, asyncio.get_running_loop()
         self._is_over = False
 
-    def give(self, answer: Callable[[bool], object]) -> None:
+    def give(self, _waits: object, answer: Callable[[bool], object]) -> None:
         self._soon(lambda: self._give(answer))
 
     def take(self) -> None:

@@ -155,7 +155,7 @@ class _Place:
         self._giving: tuple[int, Callable[[bool], object]] = (0, lambda _: None)
         """Which giving was the last, and who is told of it."""
 
-    def give(self, answer: Callable[[bool], object]) -> None:
+    def give(self, _waits: object, answer: Callable[[bool], object]) -> None:
         self._giving = (self._giving[0] + 1, answer)
         self._ask("give")
 

@@ -10,13 +10,14 @@ import pytest
 from hark.bus import Event
 from hark.config import EngineConfig
 from hark.engine.code.lane import LOOP, PROCESS
+from hark.engine.life.holding import IN_TASK
 from hark.engine.workers.places import Places
 from hark.vocabulary import StateType
 from hypothesis import given
 from hypothesis import strategies as st
 
 from .conftest import events
-from .test_resting import STAYED, result_of, said_in_log
+from .test_resting import IN_PLACE, STAYED, result_of, said_in_log
 
 if TYPE_CHECKING:
     from hark.engine.workers.worker import Worker
@@ -202,6 +203,64 @@ async def mixed(go, end):
         await waiting(worker, 1)
         await stage.control.cancel(mixed.id)
         assert (await stage.end(mixed)).state_type is StateType.CANCELLED
+
+
+async def test_a_task_that_waits_in_a_process_of_its_own_holds_no_place(stage: Stage) -> None:
+    """The run gives its place back once all of its processes wait, and not before; and takes it again when one goes on."""
+    stage.write(
+        flows("def")
+        + """
+from hark.engine import ProcessPoolTaskRunner
+
+@task
+def works(word, marker, for_s):
+    say(word)
+    time.sleep(for_s)
+    while not os.path.exists(marker):
+        time.sleep(0.01)
+    say(word + ".done")
+    sleep("1h")
+
+@flow
+def inside(marker):
+    naps("inside")
+    works("again", marker, 0)
+
+@task
+def calls(marker):
+    inside(marker)
+
+@flow(task_runner=ProcessPoolTaskRunner(3))
+def far(marker):
+    futures = around.submit(fails, "far"), calls.submit(marker), works.submit("busy", os.devnull, 1.0)
+    return [future.result() for future in futures]
+"""
+    )
+    await stage.deploy("far", "quick")
+    again = stage.root / "again"
+    async with stage.working(engine=QUICK, concurrency=1, processes=1) as worker:
+        far = await stage.ask("far", parameters={"marker": str(again)})
+        for word in ("far", "inside", "busy"):
+            await stage.hear(f"said.{word}")
+        quick = await stage.run("quick")
+        order = [
+            one.event.type
+            for one in await events(stage.bus)
+            if one.event.subject == f"flow-run/{quick.id}" or one.event.type.startswith("said.")
+        ]
+        assert order.index("said.busy.done") < order.index("flow-run.running"), order
+        assert result_of(quick) == "quick"
+        await waiting(worker, 1)
+        await stage.bus.log.append(Event(type="go.inside", source="/test"))
+        await stage.hear("said.again")
+        await waiting(worker, 0)
+        again.touch()
+        await waiting(worker, 1)
+        await stage.control.cancel(far.id)
+        assert (await stage.end(far)).state_type is StateType.CANCELLED
+        await waiting(worker, 0)
+    for does in ("task 'fails' waits 600 s for its next try", "task 'works' sleeps 3600 s"):
+        assert await said_in_log(stage, far, f"{does} {IN_PLACE.format(IN_TASK)}") == 1
 
 
 @pytest.mark.parametrize("kind", ["async def", "def"])
