@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextvars
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Self
 
@@ -21,11 +22,13 @@ from ..futures import TaskFuture
 from ..signals import Interrupted
 from ..task_runners import TaskRunner, ThreadPoolTaskRunner
 from ..writing import unpickled
+from .far_wait import FarWait, FarWaits
 from .process_runner import log_again
 from .shipment import packed_try, unpacked_outcome
 
 if TYPE_CHECKING:
     from ..calls.task_call import TaskCall
+    from .dask_worker import Answer
 
 __all__ = ["DaskTaskRunner"]
 
@@ -83,6 +86,10 @@ class DaskTaskRunner(ThreadPoolTaskRunner):
         self._own_cluster: Any = None
         self._sent: dict[Any, str] = {}
         """What is on the cluster now, and by which ticket it is stopped there."""
+        self._waits: dict[str, FarWaits] = {}
+        """What those of them may be told to wait for."""
+        self._waiting_on: dict[str, set[str]] = {}
+        """Workers of the cluster that are listened to, and which of those tries wait there."""
 
     def duplicate(self) -> Self:
         return type(self)(**self._arguments())
@@ -111,7 +118,7 @@ class DaskTaskRunner(ThreadPoolTaskRunner):
 
     def _connect(self) -> Any:
         distributed = _distributed()
-        from .dask_worker import HarkPlugin
+        from .dask_worker import WAITS, HarkPlugin
 
         where: Any = self.address if self.address is not None else self.cluster
         if where is None:
@@ -121,6 +128,7 @@ class DaskTaskRunner(ThreadPoolTaskRunner):
                 where.adapt(**self.adapt_kwargs)
             client = distributed.Client(where, **{"set_as_default": False, **self.client_kwargs})
             client.register_plugin(HarkPlugin())
+            client.subscribe_topic(WAITS, self._on_waits)
         except BaseException:
             self._close_cluster()
             raise
@@ -159,23 +167,37 @@ class DaskTaskRunner(ThreadPoolTaskRunner):
 
     def _try(self, call: TaskCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one try on the cluster; return what it returned, or raise what it raised."""
+        data, session = packed_try(call, args, kwargs)
+        # New for each try: what Dask still knows under an old key it does not run again.
+        ticket = f"{call.task.name}-{new_id()}"
+        with self._hearing(call, ticket):
+            answer = self._answer(call, data, ticket)
+        for record in answer.log:
+            log_again(unpickled(record), None if answer.is_logged else session)
+        if answer.outcome is None:
+            if self.is_interrupted(call):
+                raise Interrupted
+            raise RunTimedOut(
+                f"task {call.task.name!r} timed out after {call.task.timeout_seconds:g} second(s)"
+            )
+        return unpacked_outcome(answer.outcome)
+
+    def _answer(self, call: TaskCall, data: bytes, ticket: str) -> Answer:
+        """Send a packed try to the cluster; return what its worker says once it has ended."""
         from .dask_worker import run_on_worker
 
-        data, session = packed_try(call, args, kwargs)
         client = self.client
         # Dask takes large things with the data of tasks, and warns of them in the description of one.
         shipped = client.scatter(data, hash=False) if len(data) > LARGE_BYTES else data
         with self._lock:
             if self.is_interrupted(call):
                 raise Interrupted
-            # New for each try: what Dask still knows under an old key it does not run again.
-            ticket = f"{call.task.name}-{new_id()}"
             sent = client.submit(
                 run_on_worker, shipped, call.task.timeout_seconds, ticket, key=ticket, pure=False
             )
             self._sent[sent] = ticket
         try:
-            answer = sent.result()
+            answer: Answer = sent.result()
         except Exception as exc:
             # Whatever the task itself raises is in the answer.
             if self.is_interrupted(call):
@@ -187,15 +209,45 @@ class DaskTaskRunner(ThreadPoolTaskRunner):
         finally:
             with self._lock:
                 self._sent.pop(sent, None)
-        for record in answer.log:
-            log_again(unpickled(record), None if answer.is_logged else session)
-        if answer.outcome is None:
-            if self.is_interrupted(call):
-                raise Interrupted
-            raise RunTimedOut(
-                f"task {call.task.name!r} timed out after {call.task.timeout_seconds:g} second(s)"
-            )
-        return unpacked_outcome(answer.outcome)
+        return answer
+
+    # --- long waits -----------------------------------------------------------------------------------
+
+    @contextmanager
+    def _hearing(self, call: TaskCall, ticket: str) -> Generator[None]:
+        """Hear, while inside, what a try waits for on the cluster."""
+        with FarWaits(call) as waits:
+            self._waits[ticket] = waits
+            try:
+                yield
+            finally:
+                del self._waits[ticket]
+
+    # These two are called in the client's loop.
+
+    def _on_waits(self, event: tuple[float, Any]) -> None:
+        """Hear of a try that waits, or goes on; of those of other clients, too."""
+        told = event[1]
+        ticket, worker = told["ticket"], told["worker"]
+        client, waits = self._client, self._waits.get(ticket)
+        if client is None or waits is None:
+            return
+        if worker not in self._waiting_on:
+            self._waiting_on[worker] = set()
+            # A try whose worker dies is begun anew on another, and nobody says so.
+            client.subscribe_topic(worker, lambda event: self._on_worker(worker, event))
+        if told["waits"]:
+            self._waiting_on[worker].add(ticket)
+        else:
+            self._waiting_on[worker].discard(ticket)
+        waits.hear([FarWait(*one) for one in told["waits"]])
+
+    def _on_worker(self, worker: str, event: tuple[float, Any]) -> None:
+        """Hear what becomes of a worker on which tries wait."""
+        if isinstance(event[1], dict) and event[1].get("action") == "remove-worker":
+            for ticket in self._waiting_on.pop(worker, set()):
+                if (waits := self._waits.get(ticket)) is not None:
+                    waits.hear(())
 
     # --- the end --------------------------------------------------------------------------------------
 

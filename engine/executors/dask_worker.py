@@ -12,11 +12,12 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import AsyncGenerator, Generator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, Collection, Generator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from distributed import get_worker  # type: ignore[import-not-found,import-untyped,unused-ignore]
 from distributed.diagnostics.plugin import (  # type: ignore[import-not-found,import-untyped,unused-ignore]
     WorkerPlugin,
 )
@@ -29,14 +30,17 @@ from ..signals import Interrupted
 from ..sync_async.timeouts import raise_in_thread, within, within_async
 from ..tasks import Task
 from ..writing import unpickled
+from .far_wait import FarWait, Tell
 from .remote_try import Guard, run_try
 from .shipment import Shipment
 from .task_child import packed_record
 
-__all__ = ["Answer", "HarkPlugin", "interrupt", "run_on_worker"]
+__all__ = ["WAITS", "Answer", "HarkPlugin", "interrupt", "run_on_worker"]
 
 GRACE_S = 2.0
 """How long a try whose time is up has to stop before it is left behind."""
+WAITS = "hark-waits"
+"""Topic of the cluster's events: what a try waits for, by its ``ticket``, and on which ``worker``."""
 
 
 @dataclass(slots=True)
@@ -175,7 +179,10 @@ def run_on_worker(data: bytes, limit_s: float | None, ticket: str) -> Answer:
     lines: list[bytes] = []
     here = contextvars.copy_context()
     thread = threading.Thread(
-        target=here.run, args=(_work, shipment, running, lines), name="hark-dask-try", daemon=True
+        target=here.run,
+        args=(_work, shipment, running, lines, _telling(ticket)),
+        name="hark-dask-try",
+        daemon=True,
     )
     try:
         thread.start()
@@ -192,7 +199,19 @@ def run_on_worker(data: bytes, limit_s: float | None, ticket: str) -> Answer:
     return Answer(running.outcome, list(lines), is_logged=shipment.address is not None)
 
 
-def _work(shipment: Shipment, running: _Running, lines: list[bytes]) -> None:
+def _telling(ticket: str) -> Tell:
+    """Return what tells the process of the flow, over the cluster's events, what a try waits for. In a thread of Dask's."""
+    worker = get_worker()
+
+    def tell(waits: Collection[FarWait]) -> None:
+        told = {"ticket": ticket, "worker": worker.address, "waits": [list(one) for one in waits]}
+        with suppress(RuntimeError):  # its loop is closed, and the try about to be another worker's
+            worker.log_event(WAITS, told)
+
+    return tell
+
+
+def _work(shipment: Shipment, running: _Running, lines: list[bytes], tell: Tell) -> None:
     _lines.set(lines)
     try:
         if shipment.address is None:
@@ -203,7 +222,7 @@ def _work(shipment: Shipment, running: _Running, lines: list[bytes]) -> None:
         )
         assert session is not None
         with use_session(session):
-            running.outcome = run_try(shipment, session, guard=running)
+            running.outcome = run_try(shipment, session, guard=running, tell=tell)
     except Interrupted:
         return  # it came after the function had ended
     finally:

@@ -18,6 +18,7 @@ from hark import flow, get_run_logger, runtime, task
 from hark.bus import Bus
 from hark.bus.session import use_session
 from hark.bus.subject import TASK_RUNS
+from hark.config import EngineConfig
 from hark.engine.context import FlowRunContext
 from hark.engine.executors.dask_runner import DaskTaskRunner
 from hark.engine.states import State
@@ -26,6 +27,8 @@ from hark.errors import DefinitionError, ProcessDied, RunTimedOut, Unpicklable
 
 from .conftest import Stage
 from .far_tasks import Odd, knows_its_run, raises, square, square_async
+from .test_places import waiting
+from .test_resting import result_of
 
 LocalCluster: Any = distributed.LocalCluster
 Client: Any = distributed.Client
@@ -327,6 +330,51 @@ async def test_a_cancelled_run_stops_its_tasks(stage: Stage, cluster: Any) -> No
         ended = await stage.end(run)
         assert ended.state_name == "Cancelled"
         await stage.hear("said.stopped", times=2)
+
+
+@pytest.fixture
+def mortal() -> Iterator[Any]:
+    """A cluster one of whose workers may be killed."""
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as made:
+        yield made
+
+
+async def test_a_task_that_waits_on_the_cluster_holds_no_place(stage: Stage, mortal: Any) -> None:
+    """Its run gives its place back meanwhile; and takes it again where the task is begun anew, since its worker has died."""
+    stage.write(f"""
+    from hark import sleep
+    from hark.engine.task_runners import DaskTaskRunner
+
+    @task
+    def rests(folder):
+        (marker := open(folder + "/pids", "a")).write(f"{{os.getpid()}}\\n")
+        marker.close()
+        say("begun")
+        if len(open(folder + "/pids").readlines()) == 1:
+            sleep("1h")
+        while not os.path.exists(folder + "/end"):
+            time.sleep(0.01)
+        return "ended"
+
+    @flow(task_runner=DaskTaskRunner(address="{mortal.scheduler_address}"))
+    def far(folder):
+        return rests.submit(folder).result()
+
+    @flow
+    def quick():
+        return "quick"
+    """)
+    await stage.deploy("far", "quick")
+    async with stage.working(engine=EngineConfig(suspend_after_s=0.2), concurrency=1, processes=1) as worker:
+        far = await stage.ask("far", parameters={"folder": str(stage.root)})
+        await stage.hear("said.begun")
+        assert result_of(await stage.run("quick")) == "quick"
+        await waiting(worker, 1)
+        os.kill(int((stage.root / "pids").read_text()), signal.SIGKILL)
+        await stage.hear("said.begun", times=2)
+        await waiting(worker, 0)
+        (stage.root / "end").touch()
+        assert result_of(await stage.end(far)) == "ended"
 
 
 def test_what_makes_no_sense_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
