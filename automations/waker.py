@@ -20,6 +20,7 @@ from ..bus import Bus
 from ..bus.candidate import Candidate
 from ..bus.event import Recorded
 from ..bus.lease import Grant
+from ..bus.patience import Patience
 from ..bus.subject import FLOW_RUNS
 from ..clock import SYSTEM_CLOCK, Clock
 from ..engine.runs.run import FlowRun
@@ -36,6 +37,8 @@ log = logging.getLogger(__name__)
 LEASE = "event-waits"
 CHECKPOINTS, CHECKPOINT = "checkpoints", "event-waits"
 CHECKPOINT_S = 5.0
+_GATHER_S = 0.02
+_SCHEDULED = ".scheduled"
 
 
 @dataclass(eq=False, slots=True)
@@ -87,7 +90,10 @@ class _Term:
             tg.start_soon(self._keep_checkpoint)
             caught_up = False
             try:
-                async with self._bus.log.follow([FLOW_RUNS], after=self._seq) as batches:
+                # Runs come to wait by being scheduled; that others have moved on can be noted together.
+                patience = Patience(_GATHER_S, unless=lambda record: _SCHEDULED in record.subject)
+                reading = self._bus.log.follow([FLOW_RUNS], after=self._seq, patience=patience)
+                async with reading as batches:
                     async for batch in batches:
                         for recorded in batch.records:
                             self._fold(recorded)
@@ -107,7 +113,7 @@ class _Term:
         # Only `scheduled` can be a wait; of the others the subject says all there is to know.
         rest, _, run_id = recorded.subject.rpartition(".")
         self.waiters.pop(FlowRunId(run_id), None)
-        if not rest.endswith(".scheduled"):
+        if not rest.endswith(_SCHEDULED):
             return
         try:
             run = FlowRun.from_recorded(recorded)

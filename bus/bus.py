@@ -42,6 +42,7 @@ class Bus(AsyncContextManagerMixin):
             settings of the server.
         reads_apart: read and follow the log over a second connection, so that the broker's answers do not wait behind
             events that have not been taken yet: for a process that reads much and has to act at once.
+        lull_s: with ``reads_apart``, seconds that may lie between two readings of few events: for who has not to act at once.
 
     Raises:
         BusUnavailable, AccessDenied: on entering, see ``Connection``.
@@ -66,12 +67,15 @@ class Bus(AsyncContextManagerMixin):
         manage: bool = True,
         drain_s: float = 10.0,
         reads_apart: bool = False,
+        lull_s: float = 0.0,
     ) -> None:
         self.address = address
         self.config = config
         self.clock = clock
         self.connection = Connection(address, config, name=name)
-        self._reading = Connection(address, config, name=f"{name}, reading") if reads_apart else None
+        self._reading = (
+            Connection(address, config, name=f"{name}, reading", lull_s=lull_s) if reads_apart else None
+        )
         self._manage = manage
         self._drain_s = drain_s
         self._info: BrokerInfo | None = None

@@ -110,16 +110,20 @@ class Connection(AsyncContextManagerMixin):
     Attributes:
         nc: the client; js: its JetStream context (default timeout ``config.request_timeout_s``).
 
+    Args:
+        lull_s: see ``DirectClient``.
     Raises:
         BusUnavailable: on entering, if no server answers within ``config.connect_timeout_s``.
         AccessDenied: on entering, if the broker refuses the credentials.
     """
 
-    def __init__(self, address: BrokerAddress, config: BusConfig, *, name: str = "hark") -> None:
+    def __init__(
+        self, address: BrokerAddress, config: BusConfig, *, name: str = "hark", lull_s: float = 0.0
+    ) -> None:
         self.address = address
         self.config = config
         self.name = name
-        self.nc: Client = _Client()
+        self.nc: Client = _Client(lull_s=lull_s)
         self.js: JetStreamContext = self.nc.jetstream(timeout=config.request_timeout_s)
         self._waiting: dict[str, asyncio.Future[Arrival]] = {}
         self._inbox = ""

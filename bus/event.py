@@ -508,6 +508,11 @@ class Recorded(QuicklyMade):
         return headers
 
     @property
+    def is_parsed(self) -> bool:
+        """Whether somebody has asked for ``event``."""
+        return self._event is not None
+
+    @property
     def event(self) -> Event:
         """The event that ``raw`` holds; always the same object. Raises ``EventInvalid`` if it is none (see ``lacking``)."""
         if self._event is None:
@@ -523,14 +528,8 @@ _new_record: Callable[[type[Any]], Any] = object.__new__
 def delivered(seq: int, subject: str, at_ns: int, raw: bytes, headers: Mapping[str, str] | bytes) -> Recorded:
     """Return a record that the broker has sent; its headers may still be the block they came as. For hot paths."""
     new = _new_record(Recorded._open)
-    new.seq, new.subject, new.at_ns, new.raw, new._headers, new._event = (
-        seq,
-        subject,
-        at_ns,
-        raw,
-        headers,
-        None,
-    )
+    new.seq, new.subject, new.at_ns, new.raw = seq, subject, at_ns, raw
+    new._headers, new._event = headers, None
     become(new, Recorded)
     record: Recorded = new
     return record
@@ -559,9 +558,10 @@ def _event_in_log(raw: bytes, recorded_at: datetime) -> Event:
     except EventInvalid:
         if lacking(row) is not None:
             raise
-        event = Event.from_dict(_sound_part(row))
+        row = _sound_part(row)
+        event = Event.from_dict(row)
     # Without a time of its own it occurred when it was stored, whenever it is read.
-    return event if event.time.__class__ is datetime and "time" in row else event.replace(time=recorded_at)
+    return event if row.get("time") is not None else event.replace(time=recorded_at)
 
 
 def is_too_deep(raw: bytes, row: object) -> bool:

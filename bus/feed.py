@@ -28,6 +28,7 @@ from ..vocabulary import JsonObject, new_id
 from .arrival import Arrival, subscribe, unsubscribe
 from .connection import ApiError, Connection
 from .event import Recorded, delivered, format_time
+from .patience import Patience
 from .wire import Wire, frame
 
 if TYPE_CHECKING:
@@ -125,6 +126,7 @@ class Feed:
         others: the live feeds of the same stream in this process, by filters, for sharing.
         most_waiting: records that may have been sent and not taken, for who is slower than the broker and has much else to
             remember; by default as many as there are in 32 MB.
+        patience: how long few records may wait for more; by default not at all.
     """
 
     def __init__(
@@ -140,6 +142,7 @@ class Feed:
         live: bool,
         others: dict[tuple[str, ...], list[Feed]] | None = None,
         most_waiting: int | None = None,
+        patience: Patience | None = None,
     ) -> None:
         if batch < 1:
             raise ValueError(f"batch counts from 1, got {batch}")
@@ -171,6 +174,11 @@ class Feed:
         self._source: Feed | None = None  # whose consumer feeds us
         self._taps: list[Feed] = []  # whom our consumer feeds
         self._weight = 0  # bytes waiting that came from another's consumer
+        self._patience = patience
+        self._caught_up = False  # whether there was a moment at which nothing waited
+        self._hurried = False  # whether what waits is not to wait any longer
+        self._handed_s = -math.inf  # when records were handed out last
+        self._gathering: asyncio.TimerHandle | None = None
 
     # --- life -----------------------------------------------------------------------------------------
 
@@ -184,6 +192,8 @@ class Feed:
         deadline = asyncio.get_running_loop().time() + self._config.request_timeout_s
         await self._reopen(deadline=deadline)
         self._peers.append(self)
+        if self._patience is not None:
+            self._patience.set_reader(self._hurry)
 
     async def close(self) -> None:
         """Stop, and tell the broker; it forgets the consumer by itself should that not reach it."""
@@ -192,6 +202,9 @@ class Feed:
             self._unhook = None
         if self._watch is not None:
             self._watch.cancel()
+        if self._patience is not None:
+            self._patience.set_reader(None)
+            self._stop_gathering()
         if self in self._peers:
             self._peers.remove(self)
         self._part()
@@ -360,9 +373,12 @@ class Feed:
         if self._acked_each and number % self._acked_each == 0:
             self._buffer.append(msg.reply)  # owed once we are there, as the answers of the flow control are
             self._owed += 1
-        waiter = self._waiter
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
+        if self._patience is not None:
+            self._came(record, self._patience)
+        else:
+            waiter = self._waiter
+            if waiter is not None and not waiter.done():
+                waiter.set_result(None)
         if self._taps:
             self._share(record)
 
@@ -382,6 +398,7 @@ class Feed:
             if self._buffer:
                 self._buffer.append(owed)
                 self._owed += 1
+                self._hurry()  # the broker may be waiting for it
             else:
                 self._wire.send(frame(owed, "", "", b""))
         if not owed and not self._buffer and (self._pending or not self._live):
@@ -414,6 +431,49 @@ class Feed:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
+    # --- patience -------------------------------------------------------------------------------------
+
+    def _came(self, record: Recorded, patience: Patience) -> None:
+        """Wake who reads for a record, or let it wait for others."""
+        if not self._hurried and patience.unless is not None and patience.unless(record):
+            self._hurried = True
+        if self._waiter is None or (self._gathering is not None and not self._hurried and self._is_short()):
+            return
+        if not self._may_wait():
+            self._wake()
+
+    def _hurry(self) -> None:
+        self._hurried = True
+        self._wake()
+
+    def _may_wait(self) -> bool:
+        """Return whether what is here may wait for more; if so, who reads is woken in time."""
+        patience = self._patience
+        if patience is None or self._hurried or not self._caught_up:
+            return False
+        if self._pending >= self._size or not self._is_short():
+            return False  # much comes
+        if self._gathering is not None:
+            return True
+        loop = asyncio.get_running_loop()
+        due = self._handed_s + patience.gather_s
+        if loop.time() >= due:
+            return False
+        self._gathering = loop.call_at(due, self._gathered)
+        return True
+
+    def _is_short(self) -> bool:
+        return len(self._buffer) < self._size
+
+    def _gathered(self) -> None:
+        self._gathering = None
+        self._hurry()
+
+    def _stop_gathering(self) -> None:
+        if self._gathering is not None:
+            self._gathering.cancel()
+            self._gathering = None
+
     # --- sharing --------------------------------------------------------------------------------------
 
     def _share(self, record: Recorded) -> None:
@@ -423,7 +483,10 @@ class Feed:
                 tap._received_ns = self._received_ns
                 tap._buffer.append(record)
                 tap._weight += len(record.raw)
-                tap._wake()
+                if tap._patience is not None:
+                    tap._came(record, tap._patience)
+                else:
+                    tap._wake()
                 if len(tap._buffer) > tap._most_shared or tap._weight > SHARED_BYTES:
                     tap._lost("behind those it shared with")
         if len(self._buffer) > self._most_shared:
@@ -475,7 +538,7 @@ class Feed:
 
     async def __anext__(self) -> Batch:
         while True:
-            if self._buffer:
+            if self._buffer and not self._may_wait():
                 if len(self._peers) > 1 and (other := self._partner()) is not None:
                     await self._join(
                         other
@@ -483,14 +546,18 @@ class Feed:
                 taken = self._take()
                 if taken.records:
                     self._told = taken.pending == 0
+                    self._caught_up = self._caught_up or self._told
+                    if self._patience is not None:
+                        self._stop_gathering()
+                        self._hurried, self._handed_s = bool(self._buffer), asyncio.get_running_loop().time()
                     return taken
             if self._left == 0:
                 raise StopAsyncIteration
             if self._broken:
                 await self._reopen(deadline=None)
                 continue
-            if not self._told and self._live and not self._pending:
-                self._told = True
+            if not self._told and self._live and not self._pending and not self._buffer:
+                self._told = self._caught_up = True
                 return Batch([], 0)
             self._waiter = asyncio.get_running_loop().create_future()
             try:

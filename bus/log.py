@@ -20,6 +20,7 @@ from .event import Event, Recorded
 from .feed import Batch, Feed, record_of
 from .hearing import Hearing
 from .look_back import LookBack, Mark, message_id_of
+from .patience import Patience
 from .replies import Refusal, Replies, refusal_in
 from .streams import born_at
 from .subject import ALL_EVENTS, STATE_HEADER, STREAM, flow_run_filter, subject_of
@@ -375,6 +376,7 @@ class EventLog:
         since: datetime | None = None,
         batch: int = 500,
         most_waiting: int | None = None,
+        patience: Patience | None = None,
     ) -> AbstractAsyncContextManager[AsyncIterator[Batch]]:
         """Read the log in order for ever: gap-free and without repeats, across lost connections and brokers.
 
@@ -383,13 +385,14 @@ class EventLog:
         Args:
             after: begin behind this sequence; since: at this (broker) time; neither: from now on.
             most_waiting: records that may be on their way or wait here; by default as many as there are in 32 MB.
+            patience: how long few records may wait for more to come with them; by default not at all.
         Raises:
             BusUnavailable: on entering. Later outages are waited out.
             LogRewound: the log ends before the position; also later, if a restarted broker has lost its tail.
         """
         return self._feed(
-            filters, after=after, since=since, batch=batch, live=True, most_waiting=most_waiting
-        )
+            filters, after=after, since=since, batch=batch, live=True, most_waiting=most_waiting, patience=patience
+        )  # fmt: skip
 
     def hear(self, filter: str, word: str) -> AbstractAsyncContextManager[AsyncIterator[Recorded]]:
         """Hear of one thing of many: what is stored from now on under ``filter``, which ends in ``*``, with ``word`` there.
@@ -411,11 +414,12 @@ class EventLog:
         batch: int,
         live: bool,
         most_waiting: int | None = None,
+        patience: Patience | None = None,
     ) -> AsyncGenerator[AsyncIterator[Batch]]:
         feed = Feed(
             self._reading, self._config, stream=self._stream, filters=filters, after=after,
             since=since.astimezone(UTC) if since else None, batch=batch, live=live, others=self._feeds,
-            most_waiting=most_waiting,
+            most_waiting=most_waiting, patience=patience,
         )  # fmt: skip
         try:
             await feed.start()

@@ -14,6 +14,7 @@ from anyio import AsyncContextManagerMixin
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST, generate_latest
 
+from ..bus.patience import Patience
 from ..bus.subject import FLOW_RUNS
 from ..errors import HarkError
 from ..vocabulary import TERMINAL, StateType
@@ -32,6 +33,7 @@ _MAX_FLOWS = 200
 _BUCKETS_S = (0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 300, 900, 3600, 14400)
 _STATES = frozenset(StateType)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_GATHER_S = 0.25
 
 
 class Metrics:
@@ -74,6 +76,8 @@ class Metrics:
         )
         self._parts = Gauge("hark_part_up", "Whether a part of this service runs", ["part"], registry=r)
         self._streams = Gauge("hark_event_streams", "Clients following events here", registry=r)
+        self.patience = Patience(_GATHER_S)
+        """Of who counts the transitions: nobody knows how many there were before they are asked for."""
         self._flows: set[str] = set()
         self._known: dict[tuple[str, str], tuple[Counter, Histogram | None]] = {}
 
@@ -117,6 +121,7 @@ class Metrics:
 
     async def exposition(self, context: ServerContext) -> bytes:
         """Return everything in OpenMetrics text, the gauges read now."""
+        self.patience.hurry()
         self._waiting.set(context.bus.publisher.waiting)
         self._streams.set(context.streams)
         for name, part in context.services.report().items():
@@ -165,7 +170,7 @@ class MetricsFeed(AsyncContextManagerMixin):
                 tg.cancel_scope.cancel("metrics closing")
 
     async def _follow(self) -> None:
-        async with self._bus.log.follow([FLOW_RUNS]) as batches:
+        async with self._bus.log.follow([FLOW_RUNS], patience=self._metrics.patience) as batches:
             async for batch in batches:
                 for recorded in batch.records:
                     self._metrics.saw(recorded)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import anyio
 
 from ..errors import UnavailableError
@@ -18,11 +20,19 @@ class Progress:
         self._whole_from: int | None = None
         self._moved = anyio.Event()
         self._doubted = anyio.Event()
+        self._waiting = 0
+        self.on_awaited: Callable[[], None] | None = None
+        """Called when somebody begins to wait."""
 
     @property
     def seq(self) -> int:
         """The sequence of the last event in the read model."""
         return self._seq
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether somebody waits for it to be further."""
+        return self._waiting > 0
 
     @property
     def behind(self) -> int:
@@ -91,10 +101,18 @@ class Progress:
         Raises:
             UnavailableError: it took longer than ``timeout_s``.
         """
-        with anyio.move_on_after(timeout_s):
-            while self._seq < seq:
-                await self._moved.wait()
+        if self._seq >= seq:
             return
+        self._waiting += 1
+        try:
+            if self.on_awaited is not None:
+                self.on_awaited()
+            with anyio.move_on_after(timeout_s):
+                while self._seq < seq:
+                    await self._moved.wait()
+                return
+        finally:
+            self._waiting -= 1
         raise UnavailableError(
             f"the read model has reached event {self._seq}, and {seq} was asked for",
             hint="it is catching up; try again in a moment",

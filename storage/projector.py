@@ -14,6 +14,7 @@ import anyio
 from anyio import AsyncContextManagerMixin, to_thread
 from anyio.abc import TaskStatus
 
+from ..bus.patience import Patience
 from ..bus.subject import ALL_EVENTS
 from ..clock import SYSTEM_CLOCK, Clock
 from ..config import StorageConfig
@@ -32,9 +33,8 @@ log = logging.getLogger(__name__)
 
 _BITE = 200
 """Events folded before others of the loop have a turn: a few milliseconds."""
-_BURST, _BURST_S = 32, 0.05
-"""So many events at once are no single fact somebody waits for: more will follow, and share their transaction with those
-that come within so many seconds. Each transaction writes the ends of all indexes anew."""
+_GATHER_S = 0.05
+"""Each transaction writes the ends of all indexes anew, and costs several times its rows when they are few."""
 _DISK_S = 5.0
 """How long to wait for a disk that cannot be written before it is tried again, and between two files made anew."""
 _FIRST_S = 1.0
@@ -54,8 +54,8 @@ class Projector(AsyncContextManagerMixin):
 
     Args:
         progress: to be moved on; by default one of its own.
-        gather_s: let so many seconds of events come together for one transaction, also when they are few. Not while it
-            catches up.
+        gather_s: let so many seconds of events come together for one transaction, unless somebody waits for them. Not while
+            it catches up.
     Raises:
         BusUnavailable: on entering, when the broker does not answer. Later outages are waited out.
         UnavailableError: on entering, when the file cannot be written. Later on that is waited out, too.
@@ -69,7 +69,7 @@ class Projector(AsyncContextManagerMixin):
         clock: Clock = SYSTEM_CLOCK,
         *,
         progress: Progress | None = None,
-        gather_s: float = 0.0,
+        gather_s: float = _GATHER_S,
     ) -> None:
         self._bus, self._path, self._config, self._clock = bus, path, config, clock
         self._progress, self._gather_s = progress or Progress(), gather_s
@@ -219,17 +219,20 @@ class Projector(AsyncContextManagerMixin):
         async with folded, to_commit, anyio.create_task_group() as tg:
             tg.start_soon(beside, partial(self._commit, store, to_commit))
             tg.start_soon(beside, partial(self._examine, store))
+            progress = self._progress
+            patience = Patience(self._gather_s, unless=lambda _: progress.is_awaited)
+            progress.on_awaited = patience.hurry
             try:
                 async with self._bus.log.follow(
-                    (ALL_EVENTS,), after=store.reached.seq, batch=self._config.batch
+                    (ALL_EVENTS,), after=store.reached.seq, batch=self._config.batch, patience=patience
                 ) as batches:
                     async for batch in batches:
                         await folded.send((await self._fold(batch), batch.pending))
-                        if (pause_s := self._pause_s(len(batch.records))) > 0:
-                            await anyio.sleep(pause_s)
             except HarkError as exc:
                 failures.append(exc)
                 tg.cancel_scope.cancel("following failed")
+            finally:
+                progress.on_awaited = None
         if failures:
             raise failures[0]
 
@@ -247,12 +250,6 @@ class Projector(AsyncContextManagerMixin):
                 await store.examine()
                 now_s = self._clock.monotonic()
                 self._examine_from_s = now_s + (now_s - began_s) / _EXAMINE_SHARE
-
-    def _pause_s(self, count: int) -> float:
-        """Return for how long to let events come together after a batch of ``count``; while it catches up, not at all."""
-        if count >= self._config.batch:
-            return 0.0
-        return max(self._gather_s, _BURST_S) if count >= _BURST else self._gather_s
 
     async def _commit(self, store: Store, changes: AsyncIterable[tuple[Changes, int]]) -> None:
         prune_at = self._clock.monotonic() + self._config.prune_every_s

@@ -29,6 +29,7 @@ __all__ = ["main"]
 
 _GATHER_S = 0.2
 """A transaction for each burst of events would cost more than its rows. What happens can be read so much later."""
+_LULL_S = 0.05
 _PLAIN = logging.makeLogRecord({}).__dict__.keys() | {"message", "asctime", "taskName"}
 
 
@@ -63,7 +64,10 @@ def main() -> None:
 
 
 async def _serve(charge: Charge) -> None:
-    async with Bus(charge.address, charge.bus, name="hark projector", manage=False) as bus:
+    bus = Bus(
+        charge.address, charge.bus, name="hark projector", manage=False, reads_apart=True, lull_s=_LULL_S
+    )  # fmt: skip
+    async with bus:
         _tell({"ready": os.getpid()})
         word, _, whole_from = (
             (await _heard()).partition(b"\n")[0].partition(b" ")

@@ -156,6 +156,11 @@ class Dispatch:
         """Return the runs that no worker and no other run began: their processes called them."""
         return [run.id for run in self._runs.values() if run.pool is None and run.parent is None]
 
+    def may_hold(self, run_id: FlowRunId) -> bool:
+        """Return whether a run may have a place, which others may wait for."""
+        known = self._runs.get(run_id)
+        return known is not None and known.pool is not None
+
     def is_going(self, run_id: FlowRunId) -> bool:
         return run_id in self._runs
 

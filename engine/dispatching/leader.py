@@ -23,6 +23,7 @@ from ...bus.bucket import Bucket, Entry
 from ...bus.candidate import Deposed
 from ...bus.event import Recorded
 from ...bus.large_value import LargeValues
+from ...bus.patience import Patience
 from ...bus.subject import FLOW_RUNS
 from ...clock import Clock
 from ...config import EngineConfig
@@ -77,6 +78,8 @@ SECOND_LOOK_S = 1.0
 """Between two looks at a silent worker. Coming later than this to the second, we know nothing of its silence."""
 AT_ONCE = 64
 NOTES_AT_ONCE = 16
+_GATHER_S = 0.02
+_UNPRESSING = frozenset(("pending", "running", "completed"))
 _BACK_OFF_S = (0.1, 0.2, 0.5, 1.0, 2.0)
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
@@ -167,7 +170,9 @@ class Leader:
 
     async def _follow(self, *, task_status: TaskStatus[None]) -> None:
         caught_up = False
-        async with self._bus.log.follow([FLOW_RUNS], after=self.dispatch.seq) as batches:
+        patience = Patience(_GATHER_S, unless=self._is_pressing)
+        reading = self._bus.log.follow([FLOW_RUNS], after=self.dispatch.seq, patience=patience)
+        async with reading as batches:
             async for batch in batches:
                 for recorded in batch.records:
                     await self._on_transition(recorded)
@@ -177,6 +182,11 @@ class Leader:
                 if not caught_up and batch.pending == 0:
                     caught_up = True
                     task_status.started()
+
+    def _is_pressing(self, recorded: Recorded) -> bool:
+        """Return whether something may have to be done at once: of a run that its caller executes there hardly ever is."""
+        words = recorded.subject.split(".")
+        return words[-2] not in _UNPRESSING or self.dispatch.may_hold(FlowRunId(words[-1]))
 
     async def _on_transition(self, recorded: Recorded) -> None:
         try:
@@ -193,6 +203,8 @@ class Leader:
                 await self._look_up(POOLS, run.pool, self._on_pool)
         self.dispatch.observe(run)
         self._hooks.observe(run, is_going=self.dispatch.is_going)
+        if run.attempt < 2:
+            return
         data = recorded.event.data
         if isinstance(data, dict) and leaves_tasks_open(run, data.get("previous")):
             self._taken_up[run.id] = run

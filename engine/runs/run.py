@@ -9,9 +9,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
-from ...bus.event import Event, QuicklyMade, Recorded, become, format_time, parse_time
+import orjson
+
+from ...bus.event import (
+    MOST_DEPTH,
+    Event,
+    QuicklyMade,
+    Recorded,
+    become,
+    check_type,
+    format_time,
+    is_too_deep,
+    parse_time,
+)
+from ...errors import EventInvalid
 from ...vocabulary import FlowRunId, JsonObject, JsonValue, StateType, derived_id, new_id, sendable
 from ..states import State
 from .naming import name_of_run
@@ -292,8 +305,8 @@ class FlowRun(QuicklyMade):
     @classmethod
     def from_recorded(cls, recorded: Recorded) -> Self:
         """Read the run out of any one of its transitions: each carries all that is known at that moment."""
-        event = recorded.event
-        data = _mapping(event.data)
+        head = _head_of(recorded)
+        data = _mapping(head.data)
         run, flow, state = _mapping(data.get("run")), _mapping(data.get("flow")), _mapping(data.get("state"))
         deployment = _mapping(data.get("deployment"))
         # As ``cls(…)`` would, at a third of the price: a dispatcher reads every transition of every run.
@@ -318,9 +331,9 @@ class FlowRun(QuicklyMade):
         new.state_message, new.state_details = _text(state.get("message")), _mapping(state.get("details"))
         new.attempt, new.scheduled_at = _int(run.get("attempt")), _time(run.get("scheduled_at"))
         new.started_at, new.ended_at = _time(run.get("started_at")), _time(run.get("ended_at"))
-        new.updated_at, new.event_id, new.seq = event.time, event.id, recorded.seq
-        new.correlationid, new.causationid = event.correlationid, event.causationid
-        new.causaldepth, new.traceparent = event.causaldepth, event.traceparent
+        new.updated_at, new.event_id, new.seq = head.time, head.id, recorded.seq
+        new.correlationid, new.causationid = head.correlationid, head.causationid
+        new.causaldepth, new.traceparent = head.causaldepth, head.traceparent
         new.result = _mapping(data.get("result")) or None
         become(new, cls)
         made: Self = new
@@ -422,6 +435,80 @@ def transition_event(
 
 _new_run: Callable[[type[Any]], Any] = object.__new__
 _STATE_TYPES: dict[object, StateType] = {type_.value: type_ for type_ in StateType}
+
+
+class _Head(Protocol):
+    """What a run takes from its event beside the data."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def time(self) -> datetime: ...
+    @property
+    def data(self) -> JsonValue | bytes: ...
+    @property
+    def correlationid(self) -> str | None: ...
+    @property
+    def causationid(self) -> str | None: ...
+    @property
+    def causaldepth(self) -> int: ...
+    @property
+    def traceparent(self) -> str | None: ...
+
+
+class _OwnHead:
+    """Of an event that is as Hark writes it: read in a third of the time that making the event takes."""
+
+    __slots__ = ("causaldepth", "causationid", "correlationid", "data", "id", "time", "traceparent")
+
+    def __init__(self, row: dict[str, Any]) -> None:
+        get = row.get
+        self.id, self.time, self.data = row["id"], parse_time(row["time"]), row["data"]
+        self.correlationid, self.causationid = get("correlationid"), get("causationid")
+        self.causaldepth, self.traceparent = get("causaldepth", 0), get("traceparent")
+
+
+_OWN_NAMES = frozenset((
+    "specversion", "id", "source", "type", "subject", "time", "data", "datacontenttype", "correlationid", "causationid",
+    "causaldepth", "traceparent",
+))  # fmt: skip
+_OWN_TEXTS = (
+    "id",
+    "type",
+    "subject",
+    "time",
+    "datacontenttype",
+    "correlationid",
+    "causationid",
+    "traceparent",
+)
+
+
+def _head_of(recorded: Recorded) -> _Head:
+    """Return what the event says outside of its data. Raises ``EventInvalid`` if it is none."""
+    if recorded.is_parsed:
+        return recorded.event
+    try:
+        row = orjson.loads(recorded.raw)
+        if (
+            row["source"] == SOURCE
+            and row["specversion"] == "1.0"
+            and check_type(row["type"])
+            and row["data"].__class__ is dict
+            and row.keys() <= _OWN_NAMES
+            and all(_is_plain(row.get(name, "-")) for name in _OWN_TEXTS)
+            and 0 <= row.get("causaldepth", 0) <= MOST_DEPTH
+            and row.get("causaldepth", 0).__class__ is int
+            and not is_too_deep(recorded.raw, row)
+        ):
+            return _OwnHead(row)
+    except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError, EventInvalid):
+        pass
+    return recorded.event
+
+
+def _is_plain(value: object) -> bool:
+    return value.__class__ is str and value != "" and str(value).isprintable()
 
 
 def _state_type(value: object) -> StateType:

@@ -9,6 +9,7 @@ from dataclasses import FrozenInstanceError, fields, replace
 from datetime import UTC, datetime, timedelta
 
 import anyio
+import orjson
 import pytest
 from hark.bus import Bus, Recorded
 from hark.engine.runs.run import Cause, FlowRun, RunRequest, run_id_for, transition_event
@@ -37,6 +38,46 @@ def test_a_changed_run_is_what_replace_makes() -> None:
         run.changed(nothing=1)
     with pytest.raises(FrozenInstanceError):
         run.changed(seq=4).seq = 5  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {}, {"time": "2026-01-02T03:04:05.5+02:00"}, {"time": "2026-01-02T03:04:05.123456Z"}, {"time": "yesterday"}, {"time": 5},
+        {"time": ...}, {"correlationid": ""}, {"correlationid": 5}, {"correlationid": ...}, {"causationid": "a\nb"},
+        {"causaldepth": True}, {"causaldepth": -1}, {"causaldepth": 7}, {"causaldepth": "7"}, {"causaldepth": None},
+        {"traceparent": ""}, {"traceparent": "00-a"}, {"extra": "x"}, {"Extra": "x"}, {"data": 5}, {"data_base64": "AA=="},
+        {"id": ""}, {"id": "a\x00"}, {"id": ...}, {"source": "/elsewhere"}, {"specversion": "2.0"}, {"specversion": ...},
+        {"type": "flow-run"}, {"type": "FLOW"}, {"type": 5}, {"subject": 5}, {"subject": ...}, {"datacontenttype": 5},
+        {"recordedtime": "2026-01-02T03:04:05.123456Z"}, {"tracestate": "a=b"}, {"partitionkey": "k"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_run_is_read_alike_from_the_text_and_from_the_event(odd: dict[str, object]) -> None:
+    """The quick way is for what Hark writes; whatever else stands there is read as every event is, or is none."""
+    now = datetime.now(UTC)
+    run = FlowRun.requested(RunRequest(flow_name="f"), now=now).moved(Pending(), attempt=1)
+    row = transition_event(run, previous=None).to_dict() | {"causationid": "c", "traceparent": "00-t"}
+    for name, value in odd.items():
+        row.pop(name) if value is ... else row.update({name: value})  # type: ignore[dict-item]
+    raw = orjson.dumps(row)
+
+    def read(recorded: Recorded) -> FlowRun | str:
+        try:
+            return FlowRun.from_recorded(recorded)
+        except (HarkError, KeyError, ValueError, TypeError) as exc:
+            return repr(exc)
+
+    quick, parsed = (Recorded(7, "hark.ev.flow-run.pending.x", now, raw) for _ in range(2))
+    with contextlib.suppress(HarkError):
+        _ = parsed.event
+    one, other = read(quick), read(parsed)
+    if isinstance(one, str) or isinstance(other, str):
+        assert one == other
+    else:
+        assert {f.name: getattr(one, f.name) for f in fields(one)} == {
+            f.name: getattr(other, f.name) for f in fields(other)
+        }
 
 
 def test_a_run_read_from_its_transition_or_copied_has_every_field() -> None:
