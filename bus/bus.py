@@ -96,6 +96,11 @@ class Bus(AsyncContextManagerMixin):
             return False
         return self._reading is None or self._reading.is_connected
 
+    @property
+    def is_quiet(self) -> bool:
+        """Whether, as far as another thread can see, all is stored that was given to be published. Only once entered."""
+        return self.publisher.waiting == 0 and not self.run_logs.has_gathered
+
     def on_close(self, close: Callable[[], Awaitable[None]]) -> None:
         """Call ``close`` before the connection is: for what watches the broker for as long as there is one. Once entered."""
         if self._stack is None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import TypeAlias
 
 import orjson
 
@@ -26,7 +27,10 @@ from .streams import born_at
 from .subject import ALL_EVENTS, STATE_HEADER, STREAM, flow_run_filter, subject_of
 from .wire import check_subject, header_lines, message_id
 
-__all__ = ["Appended", "EventLog", "LogState", "headers_of"]
+__all__ = ["Appended", "EventLog", "LogState", "Message", "headers_of", "places_in"]
+
+Message: TypeAlias = tuple[str, str, bytes]
+"""Subject, header lines, payload."""
 
 WRONG_LAST_SEQUENCE = (10071, 10164)
 TOO_LARGE = 10054
@@ -107,12 +111,32 @@ class EventLog:
             BusUnavailable: no answer in ``config.request_timeout_s``; the event may be stored or not. Appending the
                 same event (same id, same guard) again is safe.
         """
-        subject = check_subject(subject_of(event))
         if after is not None:
-            guard = guard or _guard_of(event, subject)
-        lines, payload = header_lines(_headers(event, after, guard)), event.to_json()
+            guard = guard or _guard_of(event, subject_of(event))
+        return await self._store(event, *self.message(event, after, guard), after=after, guard=guard)
+
+    def message(self, event: Event, after: int | None, guard: str | None = None) -> Message:
+        """Return what ``append`` sends; see there. From any thread."""
+        subject = check_subject(subject_of(event))
+        if after is not None and guard is None:
+            guard = _guard_of(event, subject)
+        lines, payload = _lines(event, after, guard), event.to_json()
         self._check_size(subject, lines, payload)
-        return await self._store(event, subject, lines, payload, after=after, guard=guard)
+        return subject, lines, payload
+
+    def two_messages(self, first: Event, second: Event, after: int) -> tuple[Message, Message]:
+        """Return what ``append_two`` sends; see there. From any thread."""
+        one = self.message(first, after)
+        lines = f"{_lines(second)}Nats-Expected-Last-Msg-Id: {message_id(first.msg_id)}\r\n"
+        two = (check_subject(subject_of(second)), lines, second.to_json())
+        self._check_size(*two)
+        return one, two
+
+    def store_nowait(
+        self, messages: Sequence[Message], on_answers: Callable[[list[Arrival | None]], None]
+    ) -> bool:
+        """Send messages once, in order, if that can be done at once (in the loop); see ``Replies.ask_nowait``."""
+        return self._replies.ask_nowait(messages, on_answers)
 
     async def append_two(
         self, first: Event, second: Event, *, after: int
@@ -130,13 +154,8 @@ class EventLog:
             EventTooLarge: neither was sent.
             EventRefused, BusUnavailable: as ``append``; the first may be stored, the second may too.
         """
-        subject = check_subject(subject_of(first))
-        guard = _guard_of(first, subject)
-        follows = {**_headers(second), "Nats-Expected-Last-Msg-Id": message_id(first.msg_id)}
-        one = (subject, header_lines(_headers(first, after, guard)), first.to_json())
-        two = (check_subject(subject_of(second)), header_lines(follows), second.to_json())
-        self._check_size(*one)
-        self._check_size(*two)
+        one, two = self.two_messages(first, second, after)
+        guard = _guard_of(first, one[0])
         async with self._replies.turnstile:
             deadline = asyncio.get_running_loop().time() + self._config.request_timeout_s
             connected = self._connection.is_connected
@@ -457,12 +476,17 @@ class EventLog:
         )  # fmt: skip
 
 
-def _headers(event: Event, after: int | None = None, guard: str | None = None) -> dict[str, str]:
-    headers = {"Nats-Msg-Id": message_id(event.msg_id), **headers_of(event)}
-    if after is not None and guard is not None:
-        headers["Nats-Expected-Last-Subject-Sequence"] = str(after)
-        headers["Nats-Expected-Last-Subject-Sequence-Subject"] = guard
-    return headers
+def _lines(event: Event, after: int | None = None, guard: str | None = None) -> str:
+    # A message id can stand in a header line as it is, and so can most guards: looking at them costs more than writing them.
+    lines = f"Nats-Msg-Id: {message_id(event.msg_id)}\r\n"
+    if headers := headers_of(event):
+        lines += header_lines(headers)
+    if after is None or guard is None:
+        return lines
+    lines += f"Nats-Expected-Last-Subject-Sequence: {after}\r\n"
+    if guard.isascii() and guard.isprintable() and " " not in guard:
+        return f"{lines}Nats-Expected-Last-Subject-Sequence-Subject: {guard}\r\n"
+    return lines + header_lines({"Nats-Expected-Last-Subject-Sequence-Subject": guard})
 
 
 def _guard_of(event: Event, subject: str) -> str:
@@ -470,6 +494,22 @@ def _guard_of(event: Event, subject: str) -> str:
     if event.type.startswith("flow-run.") and event.subject and event.subject.startswith("flow-run/"):
         return flow_run_filter(event.subject[9:])
     return subject
+
+
+def places_in(answers: Iterable[Arrival | None]) -> list[int] | None:
+    """Return the sequences under which messages were stored, by the answers to them; None unless all were, now and by these."""
+    places: list[int] = []
+    for msg in answers:
+        if msg is None or msg.status:
+            return None
+        try:
+            body = orjson.loads(msg.data)
+        except orjson.JSONDecodeError:
+            return None
+        if "error" in body or body.get("duplicate"):
+            return None
+        places.append(int(body["seq"]))
+    return places
 
 
 def _ack_of(msg: Arrival | None) -> Appended | Refusal | None:

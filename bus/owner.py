@@ -25,6 +25,11 @@ class Owner:
             self._first = error
         self._refused += 1
 
+    @property
+    def is_refused(self) -> bool:
+        """Whether something was refused that has not been raised yet."""
+        return self._first is not None
+
     def raise_refusals(self) -> None:
         """Raise the first error noted since the last call, with a note of how many more there are; once."""
         first, count = self._first, self._refused

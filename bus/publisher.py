@@ -376,6 +376,12 @@ class Publisher(AsyncContextManagerMixin):
                 waiter.set_result(None)
                 count -= 1
 
+    def is_settled(self, owner: Owner) -> bool:
+        """Return whether ``barrier`` would have nothing to wait for and nothing to raise (in the loop of the publisher)."""
+        for hook in self._before_barrier:
+            hook()
+        return not self._given and self._ordinal == self._floor and not owner.is_refused
+
     def on_barrier(self, hook: Callable[[], None]) -> None:
         """Call ``hook`` at the start of every barrier: who gathers before publishing gives its things then."""
         self._before_barrier.append(hook)

@@ -74,7 +74,11 @@ class _Place:
     __slots__ = ("_answers", "_index", "_left", "_whole")
 
     def __init__(
-        self, answers: list[Arrival | None], index: int, left: list[int], whole: asyncio.Future[None]
+        self,
+        answers: list[Arrival | None],
+        index: int,
+        left: list[int],
+        whole: asyncio.Future[None] | _Elsewhere,
     ) -> None:
         self._answers, self._index, self._left, self._whole = answers, index, left, whole
 
@@ -86,6 +90,29 @@ class _Place:
         self._left[0] -= 1
         if not self._left[0]:
             self._whole.set_result(None)
+
+
+class _Elsewhere:
+    """Stands in for the future of several questions whose asker waits in another thread."""
+
+    __slots__ = ("_answers", "_is_done", "_leave", "_on_answers")
+
+    def __init__(
+        self,
+        answers: list[Arrival | None],
+        on_answers: Callable[[list[Arrival | None]], None],
+        leave: Callable[[], None],
+    ) -> None:
+        self._answers, self._on_answers, self._leave = answers, on_answers, leave
+        self._is_done = False
+
+    def done(self) -> bool:
+        return self._is_done
+
+    def set_result(self, _: None) -> None:
+        self._is_done = True
+        self._leave()
+        self._on_answers(self._answers)
 
 
 class Replies:
@@ -187,6 +214,35 @@ class Replies:
             for number in numbers:
                 self._open.pop(number, None)
         return answers
+
+    def ask_nowait(
+        self,
+        questions: Sequence[tuple[str, str, bytes]],
+        on_answers: Callable[[list[Arrival | None]], None],
+    ) -> bool:
+        """Send messages as ``ask_many`` does, if that can be done at once; return whether it was.
+
+        For who waits in another thread: without a task, and without a turn of the loop that the answers do not take.
+        It cannot be done without a connection, nor past those who wait at the turnstile.
+
+        Args:
+            questions: at least one.
+            on_answers: called once in the loop, with what ``ask_many`` returns. May not raise.
+        """
+        if self._wire is None or not self._connection.is_connected or not self.turnstile.enter_nowait():
+            return False
+        loop = asyncio.get_running_loop()
+        answers: list[Arrival | None] = [None] * len(questions)
+        whole = _Elsewhere(answers, on_answers, self.turnstile.leave)
+        left, until, frames = [len(questions)], loop.time() - self._still_s + self._try_s, list[bytes]()
+        for index, (subject, headers, payload) in enumerate(questions):
+            number = str(next(self._numbers))
+            self._open[number] = (until, _Place(answers, index, left, whole))
+            frames.append(frame(subject, self._inbox + number, headers, payload))
+        self._wire.send_now(b"".join(frames))
+        if self._timer is None:
+            self._sweep_later(loop)
+        return True
 
     async def insist(
         self,

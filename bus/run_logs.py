@@ -145,6 +145,11 @@ class RunLogs:
     def _gather(self) -> None:
         self._loop.call_later(GATHER_S, self.flush)
 
+    @property
+    def has_gathered(self) -> bool:
+        """Whether lines wait to be given to the publisher."""
+        return bool(self._lines)
+
     def flush(self) -> None:
         """Give what was gathered to the publisher (in its loop)."""
         with self._lock:

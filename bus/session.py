@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import atexit
 import concurrent.futures
+import logging
 import os
 import threading
 import time
-from collections.abc import Awaitable, Callable, Generator
-from contextlib import AbstractAsyncContextManager, contextmanager
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
@@ -22,9 +23,14 @@ from .address import BrokerAddress, locate_broker
 
 if TYPE_CHECKING:
     from ..config import BusConfig, Settings
+    from .arrival import Arrival
     from .bus import Bus
+    from .log import Message
+    from .owner import Owner
 
 __all__ = ["Session", "close_session", "current_session", "use_session"]
+
+log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -59,10 +65,7 @@ class Session:
             BusUnavailable: the session has been closed.
         """
         if self.is_own_loop:
-            raise RefusedError(
-                "Session.call on the session's own event loop would wait for itself",
-                hint="in async code, use `await session.acall(...)`",
-            )
+            raise _would_wait_for_itself("call")
         future = self._start(function, *args, **kwargs)
         try:
             return future.result()
@@ -80,6 +83,59 @@ class Session:
             return await function(*args, **kwargs)
         return await asyncio.wrap_future(self._start(function, *args, **kwargs))
 
+    def store(self, messages: Sequence[Message], *, behind: Owner | None = None) -> list[int] | None:
+        """Store messages of the log in one exchange with the broker, and wait for it. From any other thread than the loop's.
+
+        What ``call`` of ``EventLog.append`` does, for who does little else: its loop has nothing to do but to send and to
+        hear the answer. None: that could not be done at once, or not all were stored, or we do not know. Then append the
+        same events the usual way, which finds those that were.
+
+        Args:
+            messages: as ``EventLog.message`` and ``two_messages`` return them.
+            behind: all that this owner has given to the publisher is stored before.
+        Raises:
+            RefusedError: called on the session's own loop.
+        """
+        if self.is_own_loop:
+            raise _would_wait_for_itself("store")
+        answered = threading.Lock()
+        answered.acquire()
+        exchange = _Exchange(self.bus, messages, behind, answered.release)
+        try:
+            self.loop.call_soon_threadsafe(exchange.begin)
+        except RuntimeError:  # the loop is closed, which the usual way says
+            return None
+        answered.acquire()
+        return exchange.places()
+
+    async def astore(self, messages: Sequence[Message], *, behind: Owner | None = None) -> list[int] | None:
+        """Do what ``store`` does, awaiting it, from whatever loop the caller is on.
+
+        Cancelled, it does not take back what was sent.
+        """
+        loop = asyncio.get_running_loop()
+        answered: asyncio.Future[None] = loop.create_future()
+
+        def tell() -> None:
+            if not answered.done():
+                answered.set_result(None)
+
+        def tell_from_afar() -> None:
+            with suppress(RuntimeError):  # its loop is closed: nobody waits
+                loop.call_soon_threadsafe(tell)
+
+        if self.is_own_loop:
+            exchange = _Exchange(self.bus, messages, behind, tell)
+            exchange.begin()
+        else:
+            exchange = _Exchange(self.bus, messages, behind, tell_from_afar)
+            try:
+                self.loop.call_soon_threadsafe(exchange.begin)
+            except RuntimeError:  # the loop is closed, which the usual way says
+                return None
+        await answered
+        return exchange.places()
+
     def _start(
         self, function: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs
     ) -> concurrent.futures.Future[T]:
@@ -89,6 +145,51 @@ class Session:
         if self.loop.is_closed():
             raise BusUnavailable("the session with the broker has been closed")
         return asyncio.run_coroutine_threadsafe(run(), self.loop)
+
+
+def _would_wait_for_itself(method: str) -> RefusedError:
+    return RefusedError(
+        f"Session.{method} on the session's own event loop would wait for itself",
+        hint=f"in async code, use `await session.a{method}(...)`",
+    )
+
+
+class _Exchange:
+    """Messages on their way from a thread to the loop of a session, and their answers on the way back."""
+
+    __slots__ = ("_answers", "_behind", "_bus", "_is_over", "_messages", "_tell")
+
+    def __init__(
+        self, bus: Bus, messages: Sequence[Message], behind: Owner | None, tell: Callable[[], None]
+    ) -> None:
+        self._bus, self._messages, self._behind, self._tell = bus, messages, behind, tell
+        self._answers: list[Arrival | None] | None = None
+        self._is_over = False
+
+    def begin(self) -> None:
+        """Send, in the loop."""
+        bus, behind = self._bus, self._behind
+        try:
+            if (behind is None or bus.publisher.is_settled(behind)) and bus.log.store_nowait(
+                self._messages, self._end
+            ):
+                return
+        except Exception:
+            # Whoever waits must be told. He goes the usual way then, where it is raised if it still holds.
+            log.debug("bus.exchange-failed", exc_info=True)
+        self._end(None)
+
+    def _end(self, answers: list[Arrival | None] | None) -> None:
+        if not self._is_over:
+            self._is_over, self._answers = True, answers
+            self._tell()
+
+    def places(self) -> list[int] | None:
+        if self._answers is None:
+            return None
+        from .log import places_in
+
+        return places_in(self._answers)
 
 
 class SessionThread:

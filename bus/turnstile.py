@@ -32,8 +32,7 @@ class Turnstile:
         self._line: deque[asyncio.Future[None]] = deque()
 
     async def __aenter__(self) -> None:
-        if self._free and not self._line:
-            self._free -= 1
+        if self.enter_nowait():
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._line.append(turn)
@@ -41,13 +40,21 @@ class Turnstile:
             await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled() and turn.exception() is None:
-                self._leave()  # let in and cancelled at the same moment
+                self.leave()  # let in and cancelled at the same moment
             raise
 
     async def __aexit__(self, *exc: object) -> None:
-        self._leave()
+        self.leave()
 
-    def _leave(self) -> None:
+    def enter_nowait(self) -> bool:
+        """Go in if there is room and nobody waits in line; return whether that is so. Who is in has to ``leave``."""
+        if self._free and not self._line:
+            self._free -= 1
+            return True
+        return False
+
+    def leave(self) -> None:
+        """Let the next one in."""
         while self._line:
             turn = self._line.popleft()
             if not turn.done():

@@ -107,6 +107,11 @@ class Wire:
             asyncio.get_running_loop().call_soon(self._flush)
         self._out.append(data)
 
+    def send_now(self, data: bytes) -> None:
+        """Write ``data``, one or more whole frames, and what was to be sent before: a turn of the loop sooner."""
+        self._out.append(data)
+        self._flush()
+
     def send_parts(self, parts: Iterable[bytes]) -> None:
         """Write the pieces of whole frames at the end of this loop turn."""
         if not self._out:

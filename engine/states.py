@@ -219,6 +219,13 @@ class State:
     def replace(self, **changes: Any) -> Self:
         return replace(self, **changes)
 
+    def with_details(self, more: JsonObject) -> Self:
+        """Return a copy with more facts kept with it."""
+        return self.__class__(
+            self.type, self.name, self.message, self.data, self.timestamp, {**self.details, **more}, self.run_id,
+            self.task_of,
+        )  # fmt: skip
+
     def model_copy(self, *, update: Mapping[str, Any] | None = None) -> Self:
         """Return the state with some fields changed, as pydantic models do it."""
         return replace(self, **(update or {}))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Generator
+from contextlib import contextmanager
 
 from ...bus.emit import CauseAttrs, current_cause
 from ..context import FlowRunContext, current_run, current_tags
@@ -11,13 +12,14 @@ from ..logging import printing
 __all__ = ["around_code"]
 
 
-def around_code(context: FlowRunContext) -> ExitStack:
-    """Return, entered, the run the code is in, its tags, the cause of what it emits, its span, and what becomes of its prints."""
-    stack, run = ExitStack(), context.flow_run
+@contextmanager
+def around_code(context: FlowRunContext) -> Generator[None]:
+    """Set, inside the block, the run the code is in, its tags, the cause of what it emits, its span, and what becomes of its prints."""
+    # By hand, and what is seldom there apart: as a stack of callbacks it cost more than an empty flow's code.
+    run = context.flow_run
     token = current_run.set(context)
-    stack.callback(current_run.reset, token)
     tags = current_tags.set(current_tags.get() | frozenset(run.tags))
-    stack.callback(current_tags.reset, tags)
+    causes = None
     if context.tracker is not None:
         cause = CauseAttrs(
             correlationid=run.correlationid or run.id,
@@ -27,8 +29,23 @@ def around_code(context: FlowRunContext) -> ExitStack:
             traceparent=run.traceparent,
         )
         causes = current_cause.set(cause)
-        stack.callback(current_cause.reset, causes)
-    if context.span is not None:
-        stack.enter_context(context.span.attached())
-    stack.enter_context(printing(context.log_prints))
-    return stack
+    try:
+        if context.span is None and not context.log_prints:
+            yield
+        else:
+            with _traced(context), printing(context.log_prints):
+                yield
+    finally:
+        if causes is not None:
+            current_cause.reset(causes)
+        current_tags.reset(tags)
+        current_run.reset(token)
+
+
+@contextmanager
+def _traced(context: FlowRunContext) -> Generator[None]:
+    if context.span is None:
+        yield
+        return
+    with context.span.attached():
+        yield

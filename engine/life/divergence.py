@@ -36,9 +36,9 @@ def unasked(finished: Mapping[str, FinishedCall]) -> dict[str, int]:
     return dict(sorted(Counter(key.rsplit("-", 2)[0] for key in left).items()))
 
 
-def compared(state: State, tracker: FlowTracker | None, log: RunLogger) -> State:
+def compared(state: State, tracker: FlowTracker, log: RunLogger) -> State:
     """Return the end of a run that says which recorded calls it did not make, and say so in its log."""
-    if tracker is None or not tracker.finished or state.type is not StateType.COMPLETED:
+    if state.type is not StateType.COMPLETED:
         return state  # what failed did not come to all of its calls
     if not (calls := unasked(tracker.finished)):
         return state

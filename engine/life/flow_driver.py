@@ -8,6 +8,7 @@ import contextvars
 import inspect
 import threading
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from ...errors import BusUnavailable, RunCrashed
@@ -19,7 +20,7 @@ from ..states import State
 from ..sync_async.steps import Turns, take_steps, take_steps_async
 from ..sync_async.timeouts import raise_in_thread, within, within_async
 from .flow_life import Body, CallHooks, Drain, FlowEngine, Life, OnBus, ReadResult, Sleep, Step, WaitFor
-from .flow_steps import Take, WaitUntilQuiet
+from .flow_steps import Store, Take, WaitUntilQuiet
 from .resting import wait_in, wait_in_async
 
 if TYPE_CHECKING:
@@ -49,7 +50,8 @@ def drive(engine: FlowEngine, session: Session | None, life: Life | None = None)
 
 
 def _body(engine: FlowEngine) -> Any:
-    with engine.entering(), within(engine.flow.timeout_seconds, engine.limit_text):
+    limit_s = engine.flow.timeout_seconds
+    with engine.entering(), within(limit_s, engine.limit_text) if limit_s is not None else nullcontext():
         value = engine.call_function()
         return list(value) if inspect.isgenerator(value) else value
 
@@ -60,6 +62,9 @@ def do_step(engine: FlowEngine, step: Step, session: Session | None) -> Any:
         case OnBus():
             assert session is not None
             return session.call(step.fn, *step.args, **(step.kwargs or {}))
+        case Store():
+            assert session is not None
+            return session.store(step.messages, behind=step.behind)
         case WaitFor():
             for future in step.futures:
                 future.wait()
@@ -117,7 +122,9 @@ async def body_async(engine: FlowEngine) -> Any:
     asked = task.cancelling() if task is not None else 0
     try:
         with engine.entering():
-            async with within_async(engine.flow.timeout_seconds, engine.limit_text):
+            limit_s = engine.flow.timeout_seconds
+            limit = within_async(limit_s, engine.limit_text) if limit_s is not None else nullcontext()
+            async with limit:
                 value = await engine.call_function()
                 await settle_futures(value)
                 return value
@@ -200,6 +207,9 @@ async def do_step_async(engine: FlowEngine, step: Step, session: Session | None)
         case OnBus():
             assert session is not None
             return await session.acall(step.fn, *step.args, **(step.kwargs or {}))
+        case Store():
+            assert session is not None
+            return await session.astore(step.messages, behind=step.behind)
         case WaitFor():
             for future in step.futures:
                 await future.wait_async()

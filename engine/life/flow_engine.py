@@ -130,14 +130,14 @@ def _run_of_call(
     above = parent.flow_context if parent is not None else None
     request = RunRequest(
         flow_name=flow.name, flow_version=flow.version, name=default_run_name(),
-        parameters=parameters_json(parameters) if is_tracked else dict(parameters),
+        parameters=parameters_json(parameters) if is_tracked and parameters else dict(parameters),
         tags=tuple(sorted(current_tags.get() | flow.tags)),
         parent=above.flow_run.id if above is not None else None,
         cause=Cause("flow-run", above.flow_run.flow_name) if above is not None else None,
         traceparent=current_traceparent(),
     )  # fmt: skip
     if above is None or parent is None:
-        return FlowRun.requested(request, now=datetime.now(UTC)).changed(attempt=1)
+        return FlowRun.requested(request, now=datetime.now(UTC), attempt=1)
     # The child's id follows from its place in the parent, so that a resumed parent finds it again.
     key, _ = parent.calls.key(f"flow:{flow.name}", parameters)
     # A parent that is run again from its start begins its children anew, too.

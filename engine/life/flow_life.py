@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Iterable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from ...errors import HarkError, MoveRefused, ParameterError, RunLost, RunTimedOut, UpstreamFailed
@@ -259,7 +259,7 @@ class FlowEngine:
                 fit = None if self._may_have_begun else self._fit_at_once()
                 first = (Pending(),) if fit is None else (Pending(), Running(), *fit)
                 try:
-                    is_new = yield OnBus(tracker.begin, first)
+                    is_new = yield from tracker.begin(*first)
                 finally:
                     self._follow()
                 if not is_new:
@@ -289,7 +289,8 @@ class FlowEngine:
                 if tracker is not None and self.run.flow_version is None:  # asked for by a deployment's name
                     tracker.flow_run = self.run.changed(flow_version=self.flow.version)
                 yield from self.move(Running(), attempt=attempt, name=name)
-        yield CallHooks(self.flow.hooks["on_running"], Running(run_id=self.run.id))
+        if hooks := self.flow.hooks["on_running"]:
+            yield CallHooks(hooks, Running(run_id=self.run.id))
         if tracker is not None and tracker.untold:
             from .owed_task_hooks import tell_owed
 
@@ -455,7 +456,8 @@ class FlowEngine:
         if context.rests is not None:
             context.rests.look()
         try:
-            yield Drain(left_s)
+            if context.runner.open_count:
+                yield Drain(left_s)
         finally:
             context.waiting -= may_leave
         if limit_s is not None and (running := context.runner.unfinished()):
@@ -469,7 +471,8 @@ class FlowEngine:
     def end(self, state: State) -> Generator[Step, Any, State]:
         """Write the final state, and tell the hooks."""
         tracker = self.tracker
-        state = compared(state, tracker, self.log)
+        if tracker is not None and tracker.finished:
+            state = compared(state, tracker, self.log)
         if self._has_successor and hooks_of_end(self.flow, state):
             # Said with the end itself: should this process die before they have run, others know that they have not.
             state = owing(state, HERE)
@@ -483,21 +486,20 @@ class FlowEngine:
             keeping = self.context.keeping
             self.ending = state
             try:
-                # In one step: each is a change of threads, there and back, where the flow is a sync one.
                 if state.type is StateType.COMPLETED and (keeping is None or keeping.persist is not False):
-                    yield OnBus(tracker.finish_with, (state, state.data, keeping))
+                    yield from tracker.finish_with(state, state.data, keeping)
                 else:
-                    yield OnBus(tracker.finish, (state,))
+                    yield from tracker.finish(state)
                 if state.type is StateType.CANCELLING:
                     # Nothing of it goes on, so nobody else would bring it to an end.
                     self.ending = state.replace(type=StateType.CANCELLED, name="Cancelled")
-                    yield OnBus(tracker.finish, (self.ending,))
+                    yield from tracker.finish(self.ending)
             except MoveRefused:
                 # PAUSED was returned, say: what the log cannot take, a run cannot end in.
                 if state.type.is_terminal:
                     raise
                 no_end = f"the flow returned {state.name}, which is no end"
-                yield OnBus(tracker.finish, (Failed(message=no_end),))
+                yield from tracker.finish(Failed(message=no_end))
             self.ending = None
             self._follow()
         else:
@@ -551,7 +553,7 @@ class FlowEngine:
 
     # --- the author's function ------------------------------------------------------------------------
 
-    def entering(self) -> ExitStack:
+    def entering(self) -> AbstractContextManager[None]:
         """Return what surrounds the author's function: context, tags, cause of what it emits, prints."""
         return around_code(self.context)
 

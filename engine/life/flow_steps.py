@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -15,6 +15,8 @@ from ..states import State
 from ..sync_async.steps import Steps
 
 if TYPE_CHECKING:
+    from ...bus.log import Message
+    from ...bus.owner import Owner
     from .holding import HeldWait
     from .resting import Rests
 
@@ -27,6 +29,7 @@ __all__ = [
     "ReadResult",
     "Sleep",
     "Step",
+    "Store",
     "Take",
     "WaitFor",
     "WaitUntilQuiet",
@@ -40,6 +43,14 @@ class OnBus:
     fn: Callable[..., Awaitable[Any]]
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] | None = None
+
+
+@dataclass(slots=True)
+class Store:
+    """Store messages of the log; send back their sequences, or None where that takes the usual way: see ``Session.store``."""
+
+    messages: Sequence[Message]
+    behind: Owner | None = None
 
 
 @dataclass(slots=True)
@@ -112,5 +123,7 @@ class ReadResult:
     result: RecordedResult
 
 
-Step: TypeAlias = "OnBus | WaitFor | WaitUntilQuiet | Body | Drain | Sleep | CallHooks | Take | ReadResult"
+Step: TypeAlias = (
+    "OnBus | Store | WaitFor | WaitUntilQuiet | Body | Drain | Sleep | CallHooks | Take | ReadResult"
+)
 Life: TypeAlias = Generator[Step, Any, State]

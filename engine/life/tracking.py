@@ -7,7 +7,8 @@ the log.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Generator, Iterable
 from contextlib import suppress
 from importlib import import_module
 from types import ModuleType
@@ -20,7 +21,7 @@ from ...bus.subject import completed_subject
 from ...errors import GuardFailed, MoveRefused, RunLost
 from ...vocabulary import JsonObject, JsonValue, StateType
 from ..code.script_code import CODE
-from ..results import LargeResult, RecordedResult, encode_result
+from ..results import InlineResult, LargeResult, RecordedResult, encode_result
 from ..runs.hook_log import DETAIL as HOOKS
 from ..runs.hook_log import HERE, HookLog, is_owed
 from ..runs.replay import (
@@ -39,13 +40,14 @@ from ..runs.task_events import TaskEvents
 from ..states import Cancelled, Crashed, State
 from ..sync_async.side_session import SideSession
 from .caller import DETAIL, Caller, caller_of
+from .flow_steps import OnBus, Step, Store
 from .undoing import Undoing, until_undone
 
 if TYPE_CHECKING:
     from ...bus.session import Session
     from ..code.script_code import ScriptCode
     from ..options.keeping import Keeping
-    from ..runs.run_log import RunLog
+    from ..runs.run_log import Draft, RunLog
     from .holding import Place
     from .owed_task_hooks import OwedCall
 
@@ -109,7 +111,17 @@ class FlowTracker:
         self.side = SideSession(session.bus)
         self.owner = Owner()
         """Told of what the broker refuses of this run, and of no other."""
-        self.events = self.events_of(flow_run)
+        self._events: TaskEvents | None = None
+        self._making = threading.Lock()
+
+    @property
+    def events(self) -> TaskEvents:
+        """What writes the transitions of its task runs; made when it is first asked for."""
+        if self._events is None:
+            with self._making:
+                if self._events is None:
+                    self._events = self.events_of(self.flow_run)
+        return self._events
 
     def events_of(self, run: FlowRun) -> TaskEvents:
         """Return what writes the transitions of the task runs of ``run``: this one, or a subflow that nobody executes."""
@@ -121,7 +133,9 @@ class FlowTracker:
 
     # The async methods below run on the session's loop (``session.call`` / ``acall``).
 
-    async def begin(self, state: State, then: State | None = None, name: str | None = None) -> bool:
+    def begin(
+        self, state: State, then: State | None = None, name: str | None = None
+    ) -> Generator[Step, Any, bool]:
         """Append the first transition of a new run; return whether it is new. If not, ``flow_run`` is as it stands.
 
         Args:
@@ -129,27 +143,32 @@ class FlowTracker:
         """
         if self._beat_s is not None:
             self._caller = caller_of(self.session.bus, self._beat_s)
-            await self._caller.hold(self.flow_run.id)
-            state = state.replace(details={**state.details, DETAIL: self._caller.info.id})
+            if not self._caller.hold_nowait(self.flow_run.id):
+                yield OnBus(self._caller.hold, (self.flow_run.id,))
+            state = state.with_details({DETAIL: self._caller.info.id})
         if self.code is not None:
-            state = state.replace(details={**state.details, CODE: self.code.to_json()})
+            state = state.with_details({CODE: self.code.to_json()})
         attempt, moved = max(1, self.flow_run.attempt), None
         try:
             if then is None:
-                begun = await self.run_log.begin(self.flow_run, state)
+                begun = yield OnBus(self.run_log.begin, (self.flow_run, state))
             else:
-                begun, moved = await self.run_log.begin_and_move(
-                    self.flow_run, state, then, attempt=attempt, name=name
-                )
+                one, two = self.run_log.two_drafts(self.flow_run, state, then, attempt=attempt, name=name)
+                messages = self.session.bus.log.two_messages(one.event, two.event, one.after)
+                places: list[int] | None = yield Store(messages)
+                if places is not None:
+                    begun, moved = one.landed(places[0]), two.landed(places[1])
+                else:
+                    begun, moved = yield OnBus(self.run_log.begin_and_move, (one, two))
         except GuardFailed:
-            there = await self.run_log.get(self.flow_run.id)
+            there = yield OnBus(self.run_log.get, (self.flow_run.id,))
             if there is None:
                 raise
             self._set(there)
             return False
         self._set(moved or begun)
         if then is not None and moved is None:
-            await self.move(then, attempt=attempt, name=name)
+            yield OnBus(self.move, (then,), {"attempt": attempt, "name": name})
         return True
 
     async def move(self, state: State, *, result: JsonValue = None, **changes: Any) -> None:
@@ -159,27 +178,29 @@ class FlowTracker:
             RunLost: another worker has the run; from now on nothing is written here.
             MoveRefused: there is no such move.
         """
-        if self._caller is not None and state.details.get(HOOKS) == HERE:
-            # Who finds that this process has died finds by it that the hooks may not have run.
-            state = state.replace(details={**state.details, DETAIL: self._caller.info.id})
+        state = self._with_caller(state)
         try:
-            self._set(await self.run_log.move(self.flow_run, state, result=result, **changes))
+            self._land(await self.run_log.move(self.flow_run, state, result=result, **changes))
         except RunLost:
             self.events.silence()
             raise
-        if self.flow_run.is_final and not is_owed(self.flow_run, HERE):
+
+    def _with_caller(self, state: State) -> State:
+        if self._caller is None or state.details.get(HOOKS) != HERE:
+            return state
+        # Who finds that this process has died finds by it that the hooks may not have run.
+        return state.with_details({DETAIL: self._caller.info.id})
+
+    def _land(self, run: FlowRun) -> None:
+        self._set(run)
+        if run.is_final and not is_owed(run, HERE):
             self.let_go()
 
     def let_go(self) -> None:
         """Stop saying that this process runs it. From any thread."""
         caller, self._caller = self._caller, None
-        if caller is None:
-            return
-        if self.session.is_own_loop:
+        if caller is not None:
             caller.release(self.flow_run.id)
-        else:
-            with suppress(RuntimeError):  # its loop is closed, and the beating with it
-                self.session.loop.call_soon_threadsafe(caller.release, self.flow_run.id)
 
     async def adopt(self, run: FlowRun) -> None:
         """Go on from what somebody else made of the run while it was ours to wait.
@@ -192,15 +213,42 @@ class FlowTracker:
             raise RunLost(run.id, reason=f"it is {run.state_name}, attempt {run.attempt}")
         self._set(run)
 
-    async def finish(self, state: State, *, result: JsonValue = None) -> None:
-        """Append a final state, once all task events given before are stored."""
-        await self.barrier()
-        await self.move(state, result=result)
+    def finish(self, state: State, *, result: JsonValue = None) -> Generator[Step, Any, None]:
+        """Append a final state, once all task events given before are stored.
 
-    async def finish_with(self, state: State, value: Any, keeping: Keeping | None = None) -> None:
+        Raises:
+            As ``barrier`` and ``move``.
+        """
+        draft: Draft | None = None
+        if (self._events is None or self._events.is_settled) and self.session.bus.is_quiet:
+            draft = self.run_log.draft(self.flow_run, self._with_caller(state), result=result)
+            message = self.session.bus.log.message(draft.event, draft.after)
+            places: list[int] | None = yield Store((message,), behind=self.owner)
+            if places is not None:
+                self._land(draft.landed(places[0]))
+                return
+        yield OnBus(self._finish, (state, result, draft))
+
+    async def _finish(self, state: State, result: JsonValue, draft: Draft | None) -> None:
+        await self.barrier()
+        await self.move(state, result=result, draft=draft)
+
+    def finish_with(
+        self, state: State, value: Any, keeping: Keeping | None = None
+    ) -> Generator[Step, Any, None]:
         """Store what the flow returned, and append its COMPLETED state behind it: see ``finish``."""
-        result = await self.store_flow_result(value, keeping)
-        await self.finish(state, result=result)
+        if keeping is not None and keeping.persist and keeping.storage is not None:
+            result = yield OnBus(self._store_elsewhere, (value, keeping))
+        else:
+            encoded = encode_result(
+                value,
+                inline_bytes=self._inline_bytes,
+                serializer=keeping.serializer if keeping is not None else None,
+            )
+            if isinstance(encoded, LargeResult):
+                encoded = yield OnBus(self._store_large, (encoded,))
+            result = orjson.loads(encoded)
+        yield from self.finish(state, result=result)
 
     async def close(self, left: Iterable[FlowRun], end: State) -> None:
         """End the runs of subflows that were stopped on their way to this end, where nobody else has ended or taken them up."""
@@ -222,7 +270,8 @@ class FlowTracker:
         Raises:
             HarkError: one of this run's events was refused for good.
         """
-        await self.events.settle()
+        if self._events is not None:
+            await self._events.settle()
         await self.session.bus.publisher.barrier(owner=self.owner)
 
     async def look(self) -> FlowRun:
@@ -263,24 +312,17 @@ class FlowTracker:
         await HookLog(self.session.bus).note(self.flow_run, "ran")
         self.let_go()
 
-    async def store_flow_result(self, value: Any, keeping: Keeping | None = None) -> JsonValue:
-        """Store a flow's return value if it is large, or told to; return what stands in its last event."""
-        if keeping is not None and keeping.persist and keeping.storage is not None:
-            from ..persistence.caching import store_elsewhere
+    async def _store_elsewhere(self, value: Any, keeping: Keeping) -> JsonValue:
+        from ..persistence.caching import store_elsewhere
 
-            stored: JsonValue = orjson.loads(await store_elsewhere(value, keeping))
-            return stored
-        encoded = encode_result(
-            value,
-            inline_bytes=self._inline_bytes,
-            serializer=keeping.serializer if keeping is not None else None,
-        )
-        if isinstance(encoded, LargeResult):
-            name = f"results/{self.flow_run.id}/{self.flow_run.attempt}"
-            await self.session.bus.objects.put(name, encoded.data)
-            encoded = encoded.reference(name)
-        result: JsonValue = orjson.loads(encoded)
-        return result
+        stored: JsonValue = orjson.loads(await store_elsewhere(value, keeping))
+        return stored
+
+    async def _store_large(self, result: LargeResult) -> InlineResult:
+        """Store what the flow returned in the object store; return what stands in its last event."""
+        name = f"results/{self.flow_run.id}/{self.flow_run.attempt}"
+        await self.session.bus.objects.put(name, result.data)
+        return result.reference(name)
 
     async def recorded_flow_result(self) -> JsonObject | None:
         """Return what the run's last event says of its result."""
@@ -303,4 +345,4 @@ class FlowTracker:
         renewed = run.attempt != self.flow_run.attempt or run.name != self.flow_run.name
         self.flow_run = run
         if renewed:
-            self.events = self.events_of(run)
+            self._events = None

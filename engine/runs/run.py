@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Any, Protocol, Self
 
 import orjson
@@ -26,7 +27,7 @@ from ...bus.event import (
 )
 from ...errors import EventInvalid
 from ...vocabulary import FlowRunId, JsonObject, JsonValue, StateType, derived_id, new_id, sendable
-from ..states import State
+from ..states import State, event_word
 from .naming import name_of_run
 
 __all__ = ["Cause", "FlowRun", "RunRequest", "SOURCE", "run_id_for", "transition_event"]
@@ -286,21 +287,27 @@ class FlowRun(QuicklyMade):
         return self.state_type is StateType.SCHEDULED and bool(self.state_details.get("in_process"))
 
     @classmethod
-    def requested(cls, request: RunRequest, *, now: datetime) -> Self:
+    def requested(cls, request: RunRequest, *, now: datetime, attempt: int = 0) -> Self:
         """Return the run a request describes, before its first transition (``seq`` 0, state SCHEDULED)."""
         trigger = request.trigger_event
-        return cls(
-            id=request.id, name=request.name or name_of_run(request.id), flow_name=request.flow_name,
-            flow_version=request.flow_version, deployment=request.deployment, entrypoint=request.entrypoint,
-            parameters=request.parameters, tags=request.tags, pool=request.pool, queue=request.queue,
-            parent=request.parent, cause=request.cause, concurrency_key=request.concurrency_key,
-            state_type=StateType.SCHEDULED, state_name="Scheduled", state_message=None, state_details={}, attempt=0,
-            scheduled_at=request.scheduled_at or now, started_at=None, ended_at=None, updated_at=now,
-            correlationid=(trigger.correlationid or trigger.id) if trigger else None,
-            causationid=trigger.id if trigger else (request.cause.event if request.cause else None),
-            causaldepth=trigger.causaldepth + 1 if trigger else 0, seq=0,
-            traceparent=request.traceparent or (trigger.traceparent if trigger else None),
-        )  # fmt: skip
+        new: Any = _new_run(cls._open)
+        new.id, new.name, new.parent = request.id, request.name or name_of_run(request.id), request.parent
+        new.flow_name, new.flow_version = request.flow_name, request.flow_version
+        new.entrypoint, new.deployment = request.entrypoint, request.deployment
+        new.parameters, new.tags = request.parameters, request.tags
+        new.pool, new.queue, new.cause = request.pool, request.queue, request.cause
+        new.concurrency_key, new.state_type = request.concurrency_key, StateType.SCHEDULED
+        new.state_name, new.state_message, new.state_details = "Scheduled", None, {}
+        new.attempt, new.scheduled_at = attempt, request.scheduled_at or now
+        new.started_at, new.ended_at, new.updated_at = None, None, now
+        new.correlationid = (trigger.correlationid or trigger.id) if trigger else None
+        new.causationid = trigger.id if trigger else (request.cause.event if request.cause else None)
+        new.causaldepth, new.seq = trigger.causaldepth + 1 if trigger else 0, 0
+        new.traceparent = request.traceparent or (trigger.traceparent if trigger else None)
+        new.result, new.event_id = None, None
+        become(new, cls)
+        made: Self = new
+        return made
 
     @classmethod
     def from_recorded(cls, recorded: Recorded) -> Self:
@@ -402,8 +409,6 @@ def transition_event(
         id: event id; a fresh one by default. Two writers must never share one: the broker would take the
             second for a repeat of the first and tell both that they won.
     """
-    from ..states import event_word
-
     duration = (run.ended_at - run.started_at).total_seconds() if run.ended_at and run.started_at else None
     data: JsonObject = {
         "flow": {"name": run.flow_name, "version": run.flow_version, "entrypoint": run.entrypoint},
@@ -541,4 +546,8 @@ def _time(value: object) -> datetime | None:
 
 
 def _stamp(moment: datetime | None) -> str | None:
-    return format_time(moment.astimezone(UTC)) if moment else None
+    return _text_of(moment) if moment else None
+
+
+# Each transition of a run says its times once more.
+_text_of = lru_cache(maxsize=1024)(format_time)

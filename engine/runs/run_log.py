@@ -10,11 +10,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from datetime import datetime
+from typing import NamedTuple
 
 import anyio
 
 from ...bus import Bus
-from ...bus.event import Recorded, readable
+from ...bus.event import Event, Recorded, readable
 from ...bus.subject import flow_run_filter
 from ...clock import SYSTEM_CLOCK, Clock
 from ...errors import EventInvalid, GuardFailed, MoveRefused, RunLost, UnknownName
@@ -23,7 +24,7 @@ from ..states import State, move_allowed
 from .hook_log import ANYONE, owing
 from .run import FlowRun, RunRequest, transition_event
 
-__all__ = ["RunLog", "readable_run", "still_holds"]
+__all__ = ["Draft", "RunLog", "readable_run", "still_holds"]
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,22 @@ def still_holds(mine: FlowRun, now: FlowRun) -> bool:
 
 _BEGINNING = frozenset({StateType.SCHEDULED, StateType.PENDING})
 _BEGUN = frozenset({StateType.PENDING, StateType.RUNNING})
+
+
+class Draft(NamedTuple):
+    """A transition that has not been appended, or of which we do not know whether it has.
+
+    Attributes:
+        run: as it will be. event: to be appended. after: the sequence of the run's last transition before it.
+    """
+
+    run: FlowRun
+    event: Event
+    after: int
+
+    def landed(self, seq: int) -> FlowRun:
+        """Return the run after the transition, which stands in the log at ``seq``."""
+        return self.run.landed(seq=seq, event_id=self.event.id)
 
 
 class RunLog:
@@ -91,27 +108,59 @@ class RunLog:
         appended = await self._bus.log.append(event, after=0)
         return moved.landed(seq=appended.seq, event_id=event.id)
 
-    async def begin_and_move(
+    def two_drafts(
         self, run: FlowRun, state: State, then: State, *, attempt: int, name: str | None = None
-    ) -> tuple[FlowRun, FlowRun | None]:
-        """Append the first two transitions in one exchange with the broker; return the run after each.
-
-        None: somebody wrote between them, so the second is to be asked for by ``move``.
+    ) -> tuple[Draft, Draft]:
+        """Return the first two transitions of a run, to be appended by ``begin_and_move`` or in some quicker way.
 
         Args:
             attempt, name: of the second, see ``move``.
         Raises:
-            GuardFailed, MoveRefused: as ``begin``; neither was written.
+            MoveRefused: as ``begin``.
         """
         for before, after in ((None, state), (state.type, then)):
             if not move_allowed(before, after.type):
                 raise MoveRefused(run.id, from_state=before or "new", to_state=after.type)
         one = run.moved(state)
         two = one.moved(then, attempt=attempt, name=name)
-        first, second = transition_event(one, previous=None), transition_event(two, previous=one.state_type)
-        began, moved = await self._bus.log.append_two(first, second, after=0)
-        one.landed(seq=began.seq, event_id=first.id)
-        return one, two.landed(seq=moved.seq, event_id=second.id) if moved is not None else None
+        return (
+            Draft(one, transition_event(one, previous=None), 0),
+            Draft(two, transition_event(two, previous=one.state_type), 0),
+        )
+
+    async def begin_and_move(self, one: Draft, two: Draft) -> tuple[FlowRun, FlowRun | None]:
+        """Append the first two transitions in one exchange with the broker; return the run after each.
+
+        Asked again with the same drafts, it asks nothing new.
+
+        None: somebody wrote between them, so the second is to be asked for by ``move``.
+
+        Raises:
+            GuardFailed: a run of this id exists; neither was written.
+        """
+        began, moved = await self._bus.log.append_two(one.event, two.event, after=0)
+        return one.landed(began.seq), two.landed(moved.seq) if moved is not None else None
+
+    def draft(
+        self,
+        run: FlowRun,
+        state: State,
+        *,
+        attempt: int | None = None,
+        result: JsonValue = None,
+        scheduled_at: datetime | None = None,
+        name: str | None = None,
+        retry: bool = False,
+    ) -> Draft:
+        """Return one transition of ``run``, to be appended by ``move`` or in some quicker way.
+
+        Raises:
+            MoveRefused: no such move from the state the run is in.
+        """
+        if not move_allowed(run.state_type, state.type, retry=retry):
+            raise MoveRefused(run.id, from_state=run.state_type, to_state=state.type)
+        moved = run.moved(state, attempt=attempt, name=name, scheduled_at=scheduled_at)
+        return Draft(moved, transition_event(moved, previous=run.state_type, result=result), run.seq)
 
     async def move(
         self,
@@ -123,6 +172,7 @@ class RunLog:
         scheduled_at: datetime | None = None,
         name: str | None = None,
         retry: bool = False,
+        draft: Draft | None = None,
     ) -> FlowRun:
         """Append one transition of ``run`` and return the run after it.
 
@@ -131,18 +181,18 @@ class RunLog:
             result: recorded result of a COMPLETED run.
             scheduled_at: a new due time.
             retry: this is a new attempt of a finished run (FAILED, CRASHED, CANCELLED -> SCHEDULED).
+            draft: the same transition of the same run, as ``draft`` has made it: it may have been appended already.
         Raises:
             MoveRefused: no such move from the state the run is in.
             RunLost: somebody else has taken the run, or it has ended.
         """
         for _ in range(MAX_TRIES):
-            if not move_allowed(run.state_type, state.type, retry=retry):
-                raise MoveRefused(run.id, from_state=run.state_type, to_state=state.type)
-            moved = run.moved(state, attempt=attempt, name=name, scheduled_at=scheduled_at)
             # A fresh event id for each try: a shared one would make the broker call the second a repeat.
-            event = transition_event(moved, previous=run.state_type, result=result)
+            draft = draft or self.draft(
+                run, state, attempt=attempt, name=name, scheduled_at=scheduled_at, retry=retry, result=result
+            )
             try:
-                appended = await self._bus.log.append(event, after=run.seq)
+                appended = await self._bus.log.append(draft.event, after=draft.after)
             except GuardFailed:
                 now = await self.get(run.id)
                 if now is None:
@@ -154,9 +204,9 @@ class RunLog:
                         run.id,
                         reason=f"it is {now.state_name} (attempt {now.attempt}) since sequence {now.seq}",
                     ) from None
-                run = now
+                run, draft = now, None
                 continue
-            return moved.landed(seq=appended.seq, event_id=event.id)
+            return draft.landed(appended.seq)
         raise RunLost(run.id, reason=f"{MAX_TRIES} others wrote first, one after the other")
 
     async def change(

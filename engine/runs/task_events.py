@@ -267,6 +267,11 @@ class TaskEvents:
         return limits.among(tags)
 
     @property
+    def is_settled(self) -> bool:
+        """Whether ``settle`` has nothing to wait for and nothing to raise."""
+        return not self._later and self._failed is None
+
+    @property
     def is_crowded(self) -> bool:
         """Whether the maker of events should let the sender of events catch up."""
         publisher = self._publisher

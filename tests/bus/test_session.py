@@ -18,9 +18,12 @@ import orjson
 import pytest
 from hark.bus import Bus, EmbeddedBroker, Event
 from hark.bus.emit import CauseAttrs, Emitted, current_cause, emit
+from hark.bus.log import Message
+from hark.bus.owner import Owner
 from hark.bus.session import current_session, use_session
-from hark.errors import BufferFull, EventInvalid, EventTooLarge, RefusedError
+from hark.errors import BufferFull, EventInvalid, EventRefused, EventTooLarge, RefusedError
 from hark.testing import Harness, harness
+from hark.vocabulary import new_id
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -231,6 +234,57 @@ async def test_a_full_buffer_makes_threads_wait_and_the_own_loop_hear_of_it(
         await asyncio.to_thread(lambda: [emit("order.paid") for _ in range(1000)])
         await bus.publisher.barrier()
         assert await bus.log.head() == before + 1000
+
+
+# --- storing in one exchange --------------------------------------------------------------------------
+
+
+def a_note(rig: Harness, of: str, *, after: int) -> Message:
+    event = Event(type="flow-run.running", source="/s", subject=f"flow-run/{of}", data={})
+    return rig.bus.log.message(event, after)
+
+
+def test_messages_are_stored_in_one_exchange_from_any_thread(rig: Harness) -> None:
+    """They are in the log when it is over; what the broker refuses, and what has to wait, is left to the usual way."""
+    session, of = rig.session, new_id()
+    session.call(rig.bus.log.last, "hark.ev.a")  # from the first question on, answers are heard
+    first = session.store([a_note(rig, of, after=0)])
+    assert first == [session.call(rig.bus.log.head)]
+    assert session.store([a_note(rig, of, after=0)]) is None, "the guard does not hold"
+    second = asyncio.run(session.astore([a_note(rig, of, after=first[0])]))
+    assert second == [first[0] + 1] == [session.call(rig.bus.log.head)]
+
+    owner = Owner()
+    emit("order.paid", wait=True)
+    third = session.store([a_note(rig, of, after=second[0])], behind=owner)
+    assert third == [second[0] + 2]
+    owner.note(EventRefused("a", msg_id="b", why="c"))
+    assert session.store([a_note(rig, of, after=third[0])], behind=owner) is None, "it has to be raised first"
+    assert session.call(rig.bus.log.head) == third[0]
+
+
+async def test_an_exchange_knows_the_loop_it_is_on(bus: Bus) -> None:
+    """On the session's own it is awaited, and not waited for; on one that is closed nothing is sent. Cancelled, it leaves no place taken."""
+    message = bus.log.message(Event(type="order.paid", source="/s"), None)
+    with use_session(bus) as session:
+        with pytest.raises(RefusedError, match="would wait for itself"):
+            session.store([message])
+        assert await session.astore([message]) is None, "nobody has asked yet, so answers are not heard"
+        assert await bus.log.last("hark.ev.a") is None
+        assert await session.astore([message]) == [1]
+        free = bus.log._replies.turnstile._free
+        cancelled = asyncio.create_task(session.astore([message]))
+        await asyncio.sleep(0)
+        cancelled.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await cancelled
+        assert await session.acall(bus.log.head) == 1, "the same message is stored once"
+        assert bus.log._replies.turnstile._free == free
+        closed = asyncio.new_event_loop()
+        closed.close()
+        session.loop = closed
+        assert await asyncio.to_thread(session.store, [message]) is None
+        assert await asyncio.to_thread(asyncio.run, session.astore([message])) is None
 
 
 # --- the session --------------------------------------------------------------------------------------

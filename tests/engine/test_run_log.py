@@ -218,8 +218,9 @@ async def test_a_run_can_begin_with_two_transitions(bus: Bus) -> None:
     runs = RunLog(bus)
     run = FlowRun.requested(a_request(), now=bus.clock.now())
     with pytest.raises(MoveRefused):
-        await runs.begin_and_move(run, State(StateType.CANCELLED), Running(), attempt=1)
-    begun, moved = await runs.begin_and_move(run, Pending(), Running(), attempt=1, name="fine")
+        runs.two_drafts(run, State(StateType.CANCELLED), Running(), attempt=1)
+    drafts = runs.two_drafts(run, Pending(), Running(), attempt=1, name="fine")
+    begun, moved = await runs.begin_and_move(*drafts)
     assert moved is not None
     assert (begun.state_type, moved.state_type, moved.name) == (StateType.PENDING, StateType.RUNNING, "fine")
     there = await runs.get(run.id)
@@ -227,8 +228,13 @@ async def test_a_run_can_begin_with_two_transitions(bus: Bus) -> None:
     assert (there.state_type, there.seq, there.name) == (moved.state_type, moved.seq, moved.name)
     assert [recorded.seq for recorded in await runs.history(run.id)] == [begun.seq, moved.seq]
     with pytest.raises(GuardFailed):
-        await runs.begin_and_move(run, Pending(), Running(), attempt=1)
-    assert (await runs.move(moved, Completed())).is_final
+        await runs.begin_and_move(*runs.two_drafts(run, Pending(), Running(), attempt=1))
+    begun, again = await runs.begin_and_move(*drafts)
+    assert again is not None
+    assert (begun.seq, again.seq) == (begun.seq, moved.seq), "a repeat is told where it stands"
+    end = runs.draft(moved, Completed())
+    assert (await runs.move(moved, Completed(), draft=end)).is_final
+    assert (await runs.move(moved, Completed(), draft=end)).seq == await bus.log.head()
 
 
 async def test_racing_writers_leave_one_unbroken_chain(bus: Bus) -> None:

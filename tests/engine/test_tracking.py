@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -13,6 +13,7 @@ import anyio
 import pytest
 from hark import Abort, emit, flow, get_run_logger, runtime, tags, task
 from hark.bus import Bus, Event
+from hark.bus.log import Message
 from hark.bus.session import Session
 from hark.bus.subject import (
     STATE_HEADER,
@@ -390,6 +391,27 @@ async def test_a_plain_call_that_is_cancelled_while_it_ends_has_ended(
         await running
     assert (await words(bus))[2:] == ["flow-run.completed", "hark.hooks.ran"]
     assert told == ["Completed"]
+
+
+async def test_a_transition_whose_answer_is_lost_is_written_once(
+    session: Session, bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was stored is found again, and the flow goes on as it would have."""
+    store_nowait = bus.log.store_nowait
+
+    def losing(messages: Sequence[Message], on_answers: Callable[[list[Any]], None]) -> bool:
+        return store_nowait(messages, lambda answers: on_answers([None] * len(answers)))
+
+    @flow
+    async def plain() -> int:
+        return 7
+
+    monkeypatch.setattr(bus.log, "store_nowait", losing)
+    assert await plain() == 7
+    assert await words(bus) == ["flow-run.pending", "flow-run.running", "flow-run.completed"]
+    monkeypatch.setattr(bus.log, "store_nowait", lambda messages, on_answers: 1 / 0)
+    assert await plain() == 7
+    assert (await words(bus))[3:] == ["flow-run.pending", "flow-run.running", "flow-run.completed"]
 
 
 async def test_a_sync_flow_inside_an_async_one_is_tracked(session: Session, bus: Bus) -> None:
