@@ -88,7 +88,8 @@ class _Runner(AsyncTaskRunner):
 class TaskWorker(AsyncContextManagerMixin):
     """Serves tasks. Entered means it takes work; left means nothing of it is left running.
 
-    Leaving takes no new work, lets running tasks finish for ``drain_s``, then stops them and hands them back.
+    Leaving takes no new work, lets running tasks finish for ``drain_s``, then stops them and hands them back. Those that only wait for
+    long are not waited for.
 
     Args:
         limit: runs at once; None: as many as there are.
@@ -126,6 +127,8 @@ class TaskWorker(AsyncContextManagerMixin):
         self._held: dict[str, _Held] = {}
         self._none_held = anyio.Event()
         self._none_held.set()
+        self._stirred = anyio.Event()
+        """Set when a run has ended, and, while we stop, when one begins to wait."""
         self._stopping = False
         self._session: Session
         self._runs: BackgroundLog
@@ -177,8 +180,11 @@ class TaskWorker(AsyncContextManagerMixin):
                 self._tg.cancel_scope.cancel()
 
     async def _leave(self) -> None:
+        self.places.on_wait(lambda _: self._stirred.set())
         with anyio.move_on_after(self._drain_s):
-            await self._none_held.wait()
+            while not all(map(self.places.is_waiting, self._held)):
+                await self._stirred.wait()
+                self._stirred = anyio.Event()
         self._stopping = True
         if self._held:
             log.info("task_worker.hands_back", extra={"runs": len(self._held)})
@@ -240,6 +246,7 @@ class TaskWorker(AsyncContextManagerMixin):
             await self._excuse(held)
         finally:
             del self._held[ticket.run_id]
+            self._stirred.set()
             if not self._held:
                 self._none_held.set()
 

@@ -28,6 +28,7 @@ class Places:
         self._refused: dict[str, Callable[[], object]] = {}
         """Runs that wait and had to keep their place, longest first, and what to tell them once they need not."""
         self._on_change: list[Callable[[], object]] = []
+        self._on_wait: Callable[[str], object] = lambda _: None
 
     @property
     def waiting(self) -> int:
@@ -43,6 +44,16 @@ class Places:
         """Have ``call`` called whenever ``capacity`` has changed."""
         self._on_change.append(call)
 
+    def is_waiting(self, run_id: str) -> bool:
+        """Whether a run has said that it only waits, be it with its place or without."""
+        return run_id in self._waiting or run_id in self._refused
+
+    def on_wait(self, call: Callable[[str], object]) -> None:
+        """Have ``call`` called with the id of each run that only waits: of those that do so now, and then of each that begins to."""
+        self._on_wait = call
+        for run_id in (*self._waiting, *self._refused):
+            call(run_id)
+
     def give(self, run_id: str, later: Callable[[], object]) -> bool:
         """Take back the place of a run that waits; False: as many wait without one as may, and it keeps its own.
 
@@ -50,12 +61,14 @@ class Places:
         """
         if run_id in self._waiting:
             return True
-        if len(self._waiting) >= self.most_waiting:
+        has_room = len(self._waiting) < self.most_waiting
+        if has_room:
+            self._waiting.add(run_id)
+            self._tell()
+        else:
             self._refused[run_id] = later
-            return False
-        self._waiting.add(run_id)
-        self._tell()
-        return True
+        self._on_wait(run_id)
+        return has_room
 
     def take(self, run_id: str) -> None:
         """Let a run have a place again, whether or not one is free; one that has its own keeps that."""

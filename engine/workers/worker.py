@@ -76,7 +76,7 @@ class Worker(AsyncContextManagerMixin):
     """The service. Entered means it takes work; left means nothing of it is left running.
 
     Leaving takes no new work, lets running work finish for ``config.drain_s``, then stops it and hands it back, so that
-    another worker goes on with it at once.
+    another worker goes on with it at once. A run that only waits for long is handed back without that.
     """
 
     def __init__(
@@ -195,6 +195,8 @@ class Worker(AsyncContextManagerMixin):
         self._pool = None
 
     async def _leave(self) -> None:
+        for places in self._places.values():
+            places.on_wait(self._hand_back_waiting)
         with anyio.move_on_after(self._config.drain_s):
             await self._none_held.wait()
         if self._held:
@@ -206,6 +208,12 @@ class Worker(AsyncContextManagerMixin):
         with anyio.move_on_after(2):
             await insist(self._bus.log.append, self.info.event("stopped", left=len(self._held)))
         log.info("worker.stopped", extra={"worker": self.info.name})
+
+    def _hand_back_waiting(self, run_id: str) -> None:
+        """Stop a run that would not come to its end here in time: whoever has it next waits as well as we do."""
+        if (held := self._held.get(FlowRunId(run_id))) is not None:
+            log.info("worker.hands_back_waiting", extra={"worker": self.info.name, "run_id": run_id})
+            held.stop.set()
 
     async def _keep_alive(self) -> None:
         """Tell the broker, for every message we hold, that we still do."""

@@ -323,10 +323,10 @@ async def test_a_run_that_waits_for_long_leaves_its_place_to_others(
 async def test_a_worker_that_stops_does_not_wait_for_a_thread_that_waits(
     bus: Bus, session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A thread cannot be stopped in a wait. It is left behind, and another worker serves the run."""
+    """Nor does the worker let it work on meanwhile, and a thread cannot be stopped in a wait: it is left, and another serves the run."""
     monkeypatch.setattr("hark.engine.task_worker.STOPPING_S", 0.1)
     engine = EngineConfig(ack_wait_s=2.0, suspend_after_s=0.05)
-    async with serving(bus, naps, engine=engine) as worker:
+    async with serving(bus, naps, engine=engine, drain_s=300.0) as worker:
         future = naps.delay()
         with anyio.fail_after(30):
             while not worker.places.waiting:  # noqa: ASYNC110  there is no event for it

@@ -11,6 +11,7 @@ from hark.bus import Event
 from hark.config import EngineConfig
 from hark.engine.code.lane import LOOP, PROCESS
 from hark.engine.life.holding import IN_TASK
+from hark.engine.runs.run import FlowRun
 from hark.engine.workers.places import Places
 from hark.vocabulary import StateType
 from hypothesis import given
@@ -128,6 +129,10 @@ def flows(kind: str) -> str:
     return f"{awaits if is_async else 'def result_of(future): return future.result()'}\n{text}"
 
 
+def was_handed_back(run: FlowRun) -> bool:
+    return run.state_message == "its worker stopped"
+
+
 async def waiting(worker: Worker, count: int) -> None:
     """Wait until so many runs of a worker wait without a place."""
     with anyio.fail_after(30):
@@ -137,10 +142,37 @@ async def waiting(worker: Worker, count: int) -> None:
 
 @pytest.mark.parametrize("kind", ["async def", "def"])
 async def test_a_long_wait_in_a_task_leaves_the_place_to_others(stage: Stage, kind: str) -> None:
-    """A worker of one place runs another meanwhile. Then the first goes on where it was; it has never left, and says so."""
-    stage.write(flows(kind))
-    await stage.deploy("parks", "quick")
-    async with stage.working(engine=QUICK, concurrency=1, processes=1) as worker:
+    """A worker of one place runs another meanwhile. Then the first goes on where it was; it has never left, and says so.
+
+    A worker that stops hands back at once what only waits, and lets the rest work until it has ended or waits, too.
+    """
+    stage.write(
+        flows(kind)
+        + f"""
+@task
+def works(marker):
+    say("works")
+    while not os.path.exists(marker):
+        time.sleep(0.01)
+    say("works.done")
+
+@flow
+{kind} lasts(marker):
+    {"await asyncio.to_thread(works, marker)" if kind == "async def" else "works(marker)"}
+    {"await " if kind == "async def" else ""}naps("later")
+"""
+    )
+    await stage.deploy("parks", "quick", "lasts")
+    marker = stage.root / "marker"
+
+    async def end_work(parked: FlowRun) -> None:
+        await stage.until(parked, was_handed_back)
+        marker.touch()
+
+    async with (
+        anyio.create_task_group() as tg,
+        stage.working(engine=QUICK, concurrency=1, processes=1, drain_s=300.0) as worker,
+    ):
         parks = await stage.ask("parks")
         await stage.hear("said.parks")
         assert result_of(await stage.run("quick")) == "quick"
@@ -153,6 +185,13 @@ async def test_a_long_wait_in_a_task_leaves_the_place_to_others(stage: Stage, ki
         assert result_of(await stage.end(parks)) == "woken"
         await waiting(worker, 0)
         assert result_of(await stage.run("quick")) == "quick"
+        left = [await stage.ask("parks"), await stage.ask("lasts", parameters={"marker": str(marker)})]
+        await stage.hear("said.works")
+        await waiting(worker, 1)
+        tg.start_soon(end_work, left[0])
+    for run in left:
+        await stage.until(run, was_handed_back)
+    assert (await stage.said())["works.done"] == 1
     assert await stage.states(parks) == STAYED
     told = (
         "task 'naps' waits for an event in place: it is part of a task, whose code would have to run again. The run stays in memory. "
