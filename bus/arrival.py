@@ -63,7 +63,8 @@ class Arrival:
         return int(status) if status.isdigit() else 0
 
 
-OnArrival = Callable[[Arrival], None]
+OnArrival = Callable[[Arrival], object]
+"""Takes a message; may return True to say that there is no hurry about it."""
 
 
 class _DirectParser(Parser):
@@ -89,7 +90,7 @@ class _DirectParser(Parser):
             self.buf.clear()
         client, epoch = self._client, self._epoch
         direct, find = client.direct, data.find
-        at, size, messages = 0, len(data), 0
+        at, size, messages, calm = 0, len(data), 0, 0
         wanted = 0  # bytes of the frame at ``at``, if its first line is there
         while at < size:
             end = find(b"\r\n", at)
@@ -121,7 +122,8 @@ class _DirectParser(Parser):
                 block = data[body : body + head] if head else b""
                 arrival = Arrival(words[1], reply, data[body + head : stop], block)
                 try:
-                    handler(arrival)
+                    if handler(arrival) is True:
+                        calm += 1
                 except Exception:
                     _failed(arrival)
                 continue
@@ -136,7 +138,7 @@ class _DirectParser(Parser):
             is_message = data[at : at + 1] in (b"M", b"H")
             if not is_message or wanted > KEPT_BYTES or (not wanted and size - at > 4096):
                 await super().parse(b"")
-        if client.lull_s and messages and size < _MUCH_BYTES:
+        if client.lull_s and messages == calm != 0 and size < _MUCH_BYTES:
             await client.lull()
             return
         self._unyielded += messages
@@ -150,8 +152,8 @@ class DirectClient(Client):
     """A client whose messages can go straight to functions: ``direct`` maps subscription numbers to them.
 
     Args:
-        lull_s: for how long not to read after having read little, for who is in no hurry: taking each message from the socket
-            by itself costs several times what is done with it.
+        lull_s: for how long not to read after having read little that there is no hurry about: taking each message from the
+            socket by itself costs several times what is done with it.
     """
 
     def __init__(self, *, lull_s: float = 0.0) -> None:

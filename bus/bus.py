@@ -42,7 +42,8 @@ class Bus(AsyncContextManagerMixin):
             settings of the server.
         reads_apart: read and follow the log over a second connection, so that the broker's answers do not wait behind
             events that have not been taken yet: for a process that reads much and has to act at once.
-        lull_s: with ``reads_apart``, seconds that may lie between two readings of few events: for who has not to act at once.
+        lull_s: with ``reads_apart``, seconds that may lie between two readings of few events that nobody is in a hurry for
+            (see ``Patience``). What comes meanwhile waits as long, whatever it is.
 
     Raises:
         BusUnavailable, AccessDenied: on entering, see ``Connection``.

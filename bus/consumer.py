@@ -15,8 +15,9 @@ from ..vocabulary import JsonObject
 from .arrival import Arrival
 from .connection import ApiError, Connection
 from .event import Recorded, format_time
-from .feed import distinct_filters, recorded_of
+from .feed import recorded_of
 from .intake import Held, Intake, Source, start_of
+from .subject import distinct_filters
 
 __all__ = ["Consumer", "Item"]
 

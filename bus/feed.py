@@ -14,7 +14,7 @@ import asyncio
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -29,12 +29,13 @@ from .arrival import Arrival, subscribe, unsubscribe
 from .connection import ApiError, Connection
 from .event import Recorded, delivered, format_time
 from .patience import Patience
+from .subject import distinct_filters
 from .wire import Wire, frame
 
 if TYPE_CHECKING:
     from nats.aio.subscription import Subscription
 
-__all__ = ["Batch", "Feed", "covers", "distinct_filters", "record_of", "recorded_of"]
+__all__ = ["Batch", "Feed", "record_of", "recorded_of"]
 
 log = logging.getLogger(__name__)
 
@@ -56,26 +57,6 @@ class Batch:
 
     records: list[Recorded]
     pending: int
-
-
-def covers(wide: str, narrow: str) -> bool:
-    """Return whether every subject that fits the filter ``narrow`` fits ``wide`` too."""
-    have, want = wide.split("."), narrow.split(".")
-    for i, word in enumerate(have):
-        if word == ">":
-            return len(want) > i
-        if i >= len(want) or want[i] == ">" or (word != "*" and word != want[i]):
-            return False
-    return len(have) == len(want)
-
-
-def distinct_filters(filters: Iterable[str]) -> list[str]:
-    """Return the filters without those that another one covers; the broker refuses overlapping ones."""
-    kept: list[str] = []
-    for one in dict.fromkeys(filters):
-        if not any(covers(other, one) for other in kept):
-            kept = [other for other in kept if not covers(one, other)] + [one]
-    return kept
 
 
 def record_of(
@@ -350,19 +331,20 @@ class Feed:
 
     # --- what arrives ---------------------------------------------------------------------------------
 
-    def _on_message(self, consumer: str, msg: Arrival) -> None:
+    def _on_message(self, consumer: str, msg: Arrival) -> bool:
+        """Take a message; return whether nobody is in a hurry for what came, so that the next may be read a little later."""
         if consumer != self._consumer:
-            return
+            return True
         if (msg.block[8:9] == b" " or msg.parsed is not None) and msg.status:
             self._on_status(msg)
-            return
+            return True
         words = msg.reply.split(".")
         if len(words) != 9:
             words = [*words[:2], *words[4:11]]  # the domain and the account stand in between
         number = int(words[6])
         if number != self._expected:
             self._lost(f"expected delivery {self._expected}, got {number}")
-            return
+            return False
         self._expected = number + 1
         seq = int(words[5])
         self._received = seq
@@ -373,14 +355,16 @@ class Feed:
         if self._acked_each and number % self._acked_each == 0:
             self._buffer.append(msg.reply)  # owed once we are there, as the answers of the flow control are
             self._owed += 1
+        is_calm = False
         if self._patience is not None:
-            self._came(record, self._patience)
+            is_calm = self._came(record, self._patience)
         else:
             waiter = self._waiter
             if waiter is not None and not waiter.done():
                 waiter.set_result(None)
         if self._taps:
-            self._share(record)
+            is_calm = self._share(record) and is_calm
+        return is_calm
 
     def _on_status(self, msg: Arrival) -> None:
         headers = msg.headers
@@ -433,14 +417,14 @@ class Feed:
 
     # --- patience -------------------------------------------------------------------------------------
 
-    def _came(self, record: Recorded, patience: Patience) -> None:
-        """Wake who reads for a record, or let it wait for others."""
+    def _came(self, record: Recorded, patience: Patience) -> bool:
+        """Wake who reads for a record, or let it wait for others; return whether it was not pressing."""
         if not self._hurried and patience.unless is not None and patience.unless(record):
             self._hurried = True
-        if self._waiter is None or (self._gathering is not None and not self._hurried and self._is_short()):
-            return
-        if not self._may_wait():
+        is_gathering = self._gathering is not None and not self._hurried and self._is_short()
+        if self._waiter is not None and not is_gathering and not self._may_wait():
             self._wake()
+        return not self._hurried
 
     def _hurry(self) -> None:
         self._hurried = True
@@ -476,7 +460,8 @@ class Feed:
 
     # --- sharing --------------------------------------------------------------------------------------
 
-    def _share(self, record: Recorded) -> None:
+    def _share(self, record: Recorded) -> bool:
+        is_calm = True
         for tap in tuple(self._taps):
             if record.seq > tap._received:
                 tap._received, tap._pending = record.seq, self._pending
@@ -484,8 +469,9 @@ class Feed:
                 tap._buffer.append(record)
                 tap._weight += len(record.raw)
                 if tap._patience is not None:
-                    tap._came(record, tap._patience)
+                    is_calm = tap._came(record, tap._patience) and is_calm
                 else:
+                    is_calm = False
                     tap._wake()
                 if len(tap._buffer) > tap._most_shared or tap._weight > SHARED_BYTES:
                     tap._lost("behind those it shared with")
@@ -493,6 +479,7 @@ class Feed:
             # The broker is about to wait for us; the others must not.
             for tap in tuple(self._taps):
                 tap._lost("who it shared with is behind")
+        return is_calm
 
     def _part(self) -> None:
         """Be on our own, and leave those who share with us on theirs."""

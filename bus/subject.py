@@ -6,6 +6,8 @@ broker holds about 220 bytes of memory for each distinct subject.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from ..vocabulary import StateType
 from .event import Event, Recorded
 
@@ -178,3 +180,23 @@ def filters_for(pattern: str) -> list[str]:
         # Notes about hooks, inputs and deletions carry the id of their run.
         return [PREFIX + pattern, PREFIX + pattern + ".*"]
     return [PREFIX + pattern]
+
+
+def covers(wide: str, narrow: str) -> bool:
+    """Return whether every subject that fits the filter ``narrow`` fits ``wide`` too."""
+    have, want = wide.split("."), narrow.split(".")
+    for i, word in enumerate(have):
+        if word == ">":
+            return len(want) > i
+        if i >= len(want) or want[i] == ">" or (word != "*" and word != want[i]):
+            return False
+    return len(have) == len(want)
+
+
+def distinct_filters(filters: Iterable[str]) -> list[str]:
+    """Return the filters without those that another one covers; the broker refuses overlapping ones."""
+    kept: list[str] = []
+    for one in dict.fromkeys(filters):
+        if not any(covers(other, one) for other in kept):
+            kept = [other for other in kept if not covers(one, other)] + [one]
+    return kept

@@ -52,6 +52,7 @@ log = logging.getLogger("hark.service")
 _THREADS_S = 5.0
 _SWITCH_S = 0.0005
 _ANEW_S = 1.0
+_LULL_S = 0.002
 STOP_DOORS, STOP_DECIDERS, STOP_WORKERS, STOP_EFFECTS, STOP_READERS = range(5)
 """The order of stopping."""
 
@@ -131,7 +132,7 @@ class Service(AsyncContextManagerMixin):
             door = stack.enter_context(bound(server.host, server.port)) if Role.SERVER in self.roles else None
             bus = Bus(
                 address, self.settings.bus, name=f"hark {','.join(sorted(self.roles))}", clock=self.clock,
-                reads_apart=bool(self.roles - {Role.WORKER}),
+                reads_apart=bool(self.roles - {Role.WORKER}), lull_s=_LULL_S,
             )  # fmt: skip
             self._bus = await stack.enter_async_context(bus)
             stack.callback(self._forget)

@@ -12,8 +12,7 @@ from hark.automations.matching.condition import parse_where
 from hark.automations.matching.matcher import Matcher, indexed_by, pattern_covers
 from hark.automations.matching.where import compile_node
 from hark.bus import Event
-from hark.bus.feed import covers
-from hark.bus.subject import ALL_EVENTS, subject_of
+from hark.bus.subject import ALL_EVENTS, covers, subject_of
 from hark.vocabulary import JsonValue
 from hypothesis import given, settings
 from hypothesis import strategies as st

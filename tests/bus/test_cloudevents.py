@@ -17,10 +17,10 @@ from hark.bus.cloudevents import (
     plain_type,
 )
 from hark.bus.event import Event
-from hark.bus.feed import covers
 from hark.bus.subject import (
     TASK_RUNS,
     completed_subject,
+    covers,
     flow_run_filter,
     matches,
     subject_of,

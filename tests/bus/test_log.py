@@ -14,9 +14,9 @@ from hark.bus import Bus, EmbeddedBroker, Event
 from hark.bus.arrival import Arrival
 from hark.bus.connection import Connection, NoAnswer
 from hark.bus.event import Recorded
-from hark.bus.feed import Batch, Feed, covers, distinct_filters
+from hark.bus.feed import Batch, Feed
 from hark.bus.log import Appended
-from hark.bus.subject import ALL_EVENTS, flow_run_filter, matches
+from hark.bus.subject import ALL_EVENTS, covers, distinct_filters, flow_run_filter, matches
 from hark.config import BusConfig
 from hark.errors import BusUnavailable, EventInvalid, EventTooLarge, GuardFailed, LogRewound
 from hypothesis import given

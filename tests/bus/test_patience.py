@@ -128,13 +128,15 @@ async def test_one_that_shares_with_others_waits_for_itself(bus: Bus) -> None:
 
 
 async def test_a_connection_that_reads_now_and_then_reads_all(broker: EmbeddedBroker) -> None:
-    """In order, whether little comes or much, and the broker's answers on it are heard."""
+    """In order, whether little comes or much; and the broker's answers on it are heard."""
     reading_apart = Bus(broker.address, BusConfig(), reads_apart=True, lull_s=0.005)
-    async with reading_apart as bus, bus.log.follow() as batches:
+    patience = Patience(0.01)
+    async with reading_apart as bus, bus.log.follow(patience=patience) as batches:
         seqs: list[int] = []
         with anyio.fail_after(60):
             for count in (1, 3, 2000, 1):
                 await store(bus, *["x"] * count)
+                patience.hurry()
             while len(seqs) < 2005:
                 seqs += [record.seq for record in (await anext(batches)).records]
         async with bus.log.read() as again:
