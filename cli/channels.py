@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .call import AsJson, ask, group, pairs, plain, show, table
+
+if TYPE_CHECKING:
+    from ..vocabulary import JsonObject
 
 channels = group("Named ways to tell people: ls, test.")
 pools = group("Where runs execute: ls, pause, resume.")
@@ -56,17 +59,29 @@ def send_test(
 
 @pools.command("ls")
 def pools_ls(as_json: AsJson = False) -> None:
-    """List pools."""
+    """List pools; of their workers' places those taken, and how many runs wait without one."""
     items = ask(lambda h: h.pools())
     rows = [
-        [p["name"], p.get("type"), p.get("concurrency"), plain(p.get("queues")), p.get("paused")]
-        for p in items
-    ]
+        [
+            p["name"], p.get("type"), p.get("concurrency"), plain(p.get("queues")), p.get("paused"), held["count"],
+            f"{held['taken']}/{held['places']}", held["waiting"],
+        ]
+        for p, held in ((p, _held(p)) for p in items)
+    ]  # fmt: skip
     show(
         items,
-        table(["NAME", "TYPE", "CONCURRENCY", "QUEUES", "PAUSED"], rows, empty="no pools"),
+        table(
+            ["NAME", "TYPE", "CONCURRENCY", "QUEUES", "PAUSED", "WORKERS", "PLACES", "WAITING"],
+            rows,
+            empty="no pools",
+        ),
         as_json=as_json,
     )
+
+
+def _held(pool: JsonObject) -> Any:
+    """Return what a pool's workers hold together."""
+    return pool["workers"]
 
 
 @pools.command("show")

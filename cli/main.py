@@ -15,7 +15,7 @@ __all__ = ["COMMANDS", "app", "command_paths", "main"]
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "up": ("up:up", "Serve: embedded broker, HTTP, schedules, rules, workers."),
-    "worker": ("workers:worker", "A process that runs flows of one pool: start."),
+    "worker": ("workers:worker", "Processes that run flows: start, ls."),
     "demo": ("demonstrate:demo", "Play the main job end to end, and check every effect."),
     "run": ("run:run", "Run a flow in this process and print what it returns."),
     "emit": ("events:emit", "Store an event."),

@@ -1,20 +1,41 @@
-"""``hark worker``: a process that runs flows of one pool."""
+"""``hark worker``: processes that run flows of one pool."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from .call import group
+from .call import AsJson, ago, ask, group, show, table
 
-worker = group("Processes that run flows: start.")
+worker = group("Processes that run flows: start, ls.")
 
 
-@worker.callback()
-def _group() -> None:
-    """Keep ``start`` a word of its own: a group of one command would be that command."""
+@worker.command("ls")
+def ls(
+    pool: Annotated[str | None, typer.Option("--pool", "-p", help="Only those of this pool.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the workers that are there: places taken of those they have, and runs that wait in them without one."""
+    items = ask(lambda h: h.workers(pool=pool))
+    rows = [
+        [
+            one["name"], one["pool"], f"{one['host']}:{one['pid']}", _taken(one["async"]), _taken(one["sync"]),
+            _waiting(one["async"], one["sync"]), ago(one["started_at"]), one["version"],
+        ]
+        for one in items
+    ]  # fmt: skip
+    columns = ["NAME", "POOL", "WHERE", "ASYNC", "SYNC", "WAITING", "UP", "VERSION"]
+    show(items, table(columns, rows, empty="no workers"), as_json=as_json)
+
+
+def _taken(held: Any) -> str:
+    return f"{held['taken']}/{held['places']}"
+
+
+def _waiting(*held: Any) -> int:
+    return sum(one["waiting"] for one in held)
 
 
 @worker.command("start")

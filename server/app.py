@@ -30,6 +30,7 @@ from .routes import (
     system,
     values,
     webhook_requests,
+    workers,
 )
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ def make_app(context: ServerContext) -> FastAPI:
         events,
         runs,
         deployments,
+        workers,
         backfills,
         automations,
         webhook_requests,

@@ -437,6 +437,10 @@ class Hark(RuleCalls):
     async def pools(self) -> list[JsonObject]:
         return await self._all("/api/pools")
 
+    async def workers(self, *, pool: str | None = None) -> list[JsonObject]:
+        """List the workers that are there, of one pool or of all."""
+        return await self._all("/api/workers", pool=pool)
+
     async def artifacts(self, **filters: Any) -> Page:
         """List artifacts as they are now, the latest first: ``type, flow_run, limit, cursor``."""
         return await self._page("/api/artifacts", **filters)

@@ -429,6 +429,31 @@ class Ready(TypedDict):
     status: str
 
 
+class Held(TypedDict):
+    """How many runs go on at once, how many do, and how many wait beside them without a place."""
+
+    places: int
+    taken: int
+    waiting: int
+
+
+class HeldByAll(Held):
+    count: int
+
+
+class PoolItem(Named):
+    workers: HeldByAll
+
+
+WorkerItem = TypedDict(
+    "WorkerItem",
+    {
+        "id": str, "name": str, "pool": str, "host": str, "pid": int, "version": str | None, "started_at": datetime | None,
+        "heard_at": datetime, "async": Held, "sync": Held,
+    },
+)  # fmt: skip
+
+
 NamesByBucket = dict[str, list[str]]
 
 
@@ -449,10 +474,11 @@ ITEMS: dict[str, Any] = {
     "/api/automations": AutomationItem, "/api/backfills": BackfillItem, "/api/blocks": BlockItem,
     "/api/channels": ChannelItem, "/api/deployments": DeploymentItem, "/api/dlq": Letter, "/api/events": EventItem,
     "/api/flow-runs": FlowRunRow, "/api/flow-runs/{run_id}/logs": LogLine,
-    "/api/flow-runs/{run_id}/task-runs": TaskRunRow, "/api/keys": Key, "/api/limits": LimitItem, "/api/pools": Named,
+    "/api/flow-runs/{run_id}/task-runs": TaskRunRow, "/api/keys": Key, "/api/limits": LimitItem, "/api/pools": PoolItem,
     "/api/schedules": ScheduleItem, "/api/schedules/next": Slot, "/api/secrets": SecretItem,
     "/api/silences": SilenceItem, "/api/sinks": ExchangeItem, "/api/sources": ExchangeItem, "/api/task-runs": TaskRunRow,
     "/api/variables": Variable, "/api/webhooks": WebhookItem, "/api/webhooks/{name}/requests": KeptRequest,
+    "/api/workers": WorkerItem,
 }  # fmt: skip
 """What a page of a listing holds, by path."""
 

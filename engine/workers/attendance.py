@@ -1,9 +1,10 @@
-"""A worker saying that it is there, what it may hold, and how many of its runs wait without a place."""
+"""A worker saying that it is there, what it may hold and holds, and how many of its runs wait without a place."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 import anyio
@@ -14,6 +15,7 @@ from ..code.lane import LOOP, PROCESS, Lane
 from ..dispatching import presence
 from ..dispatching.insisting import insist
 from ..dispatching.presence import WorkerInfo
+from .held_run import HeldRun
 from .places import Places
 
 __all__ = ["Attendance"]
@@ -26,10 +28,18 @@ class Attendance:
 
     Args:
         places: of the lanes it has; a change of them is told at once.
+        held: returns the runs in its hands, as a list of them can be made in any thread.
     """
 
-    def __init__(self, bus: Bus, info: WorkerInfo, places: Mapping[Lane, Places]) -> None:
-        self._bus, self._info, self._places = bus, info, places
+    def __init__(
+        self,
+        bus: Bus,
+        info: WorkerInfo,
+        places: Mapping[Lane, Places],
+        *,
+        held: Callable[[], Iterable[HeldRun]],
+    ) -> None:
+        self._bus, self._info, self._places, self._held = bus, info, places, held
         self._changed = anyio.Event()
         for one in places.values():
             one.on_change(self._on_change)
@@ -41,9 +51,12 @@ class Attendance:
     def now(self) -> WorkerInfo:
         """What is to be told now. From any thread."""
         waiting = {lane: one.waiting for lane, one in self._places.items()}
+        held = Counter(one.lane for one in list(self._held()))
+        taken = {lane: max(0, held[lane] - waiting.get(lane, 0)) for lane in held}
         return replace(
-            self._info, waiting_loop=waiting.get(LOOP, 0), waiting_processes=waiting.get(PROCESS, 0)
-        )
+            self._info, waiting_loop=waiting.get(LOOP, 0), waiting_processes=waiting.get(PROCESS, 0),
+            taken_loop=taken.get(LOOP, 0), taken_processes=taken.get(PROCESS, 0),
+        )  # fmt: skip
 
     async def begin(self) -> None:
         """Say that it is there, and that it has started, however long the broker takes to answer."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ...bus.work_queue import WorkItem
+from ..code.lane import Lane
 from ..dispatching.ticket import Ticket
 from .execution import Outcome
 from .places import HeldPlace
@@ -18,13 +19,14 @@ class HeldRun:
     """A message in our hands, and the run it is about.
 
     Attributes:
-        place: that it has in the lane it came by.
+        lane: it came by. place: that it has there.
         attempt: the one that began when we took the run; 0 until then. Flows that are tried again count on from it.
         newest: the highest that another is said to have begun by taking the run up.
     """
 
     item: WorkItem
     ticket: Ticket
+    lane: Lane
     place: HeldPlace
     attempt: int = 0
     newest: int = 0

@@ -157,7 +157,7 @@ class Worker(AsyncContextManagerMixin):
         async with AsyncExitStack() as stack:
             self._session = stack.enter_context(use_session(self._bus))
             stack.enter_context(rare_collections())
-            attendance = Attendance(self._bus, self.info, self._places)
+            attendance = Attendance(self._bus, self.info, self._places, held=self._held.values)
             self._watchdog = Watchdog(
                 self._bus, lambda: [held.item for held in list(self._held.values())], worker=lambda: attendance.now,
                 ack_wait_s=self._engine.ack_wait_s, on_beat=self._give_up_held,
@@ -254,7 +254,8 @@ class Worker(AsyncContextManagerMixin):
             else:
                 await item.nak(1.0)
             return
-        held = self._held[ticket.run_id] = HeldRun(item, ticket, HeldPlace(self._places[lane], ticket.run_id))
+        place = HeldPlace(self._places[lane], ticket.run_id)
+        held = self._held[ticket.run_id] = HeldRun(item, ticket, lane, place)
         self._first_held.set()
         if self._none_held.is_set():
             self._none_held = anyio.Event()

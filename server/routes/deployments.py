@@ -23,6 +23,7 @@ from ..ownership import delete_deployment, rules_of
 from ..paging import Paging
 from ..taken import Taken
 from .runs import run_json
+from .workers import by_pool, shown_workers
 
 router = APIRouter(tags=["deployments"])
 
@@ -197,11 +198,14 @@ async def resume_schedule(request: Request, key: str) -> Response:
 
 @router.get("/api/pools")
 async def list_pools(request: Request, paging: Paging) -> Response:
-    """List pools; `default` exists always."""
-    found = [one.shown() | {"name": one.key} for one in await all_defined(context_of(request).bus, "pools")]
-    if not any(p["name"] == "default" for p in found):
-        found.insert(0, {"name": "default", "type": "process", "queues": {}, "paused": False})
-    return listing(found, paging)
+    """List pools, with what their workers hold together; `default` exists always, others once they are defined or have a worker."""
+    bus = context_of(request).bus
+    found = {one.key: one.shown() | {"name": one.key} for one in await all_defined(bus, "pools")}
+    held = by_pool(await shown_workers(bus))
+    for name in sorted({"default", *held} - found.keys(), key=lambda name: (name != "default", name)):
+        found[name] = {"name": name, "type": "process", "queues": {}, "paused": False}
+    nobody = {"count": 0, "places": 0, "taken": 0, "waiting": 0}
+    return listing([{**one, "workers": held.get(name, nobody)} for name, one in found.items()], paging)
 
 
 @router.post("/api/pools/{name}/pause", responses=REFUSED)

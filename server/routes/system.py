@@ -22,6 +22,7 @@ from ..openapi import body_of, fields_of
 from ..page import page_of
 from ..problem import problem
 from ..telling import failing_channels, said_of
+from .workers import shown_workers
 
 router = APIRouter(tags=["system"])
 
@@ -121,10 +122,11 @@ async def home(request: Request) -> Response:
         firings = (await context.queries.firings(limit=15)).items
         letters = (await context.queries.dead_letters(limit=15)).items
         shown = await _status(context)
+        workers = await shown_workers(context.bus)
     except HarkError as exc:
         return problem(503, "Not available now", detail=str(exc), kind="read-model")
     return page_of(
-        "status.html", status=shown, runs=runs, firings=firings, dead_letters=letters, is_open=context.keys.is_open,
+        "status.html", status=shown, runs=runs, firings=firings, dead_letters=letters, workers=workers, is_open=context.keys.is_open,
         now=context.clock.now(), wrong=not_ready(context),
     )  # fmt: skip
 

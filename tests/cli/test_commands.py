@@ -112,6 +112,17 @@ async def test_a_day_with_the_command_line(serve: Serve, hark: Run) -> None:
         tested = await hark("channels", "test", "ops", "--json")
         assert (tested.exit_code, json.loads(tested.stdout)["ok"]) == (1, False)
         assert "127.0.0.1:9" not in (await hark("channels", "ls")).stdout
+        [pool] = as_json(await hark("pools", "ls", "--json"))
+        [worker] = as_json(await hark("worker", "ls", "--json"))
+        lanes = [worker["async"], worker["sync"]]
+        assert lanes == [{"places": 64, "taken": 0, "waiting": 0}, {"places": 0, "taken": 0, "waiting": 0}]
+        assert pool["workers"] == {"count": 1} | {
+            word: sum(one[word] for one in lanes) for word in ("places", "taken", "waiting")
+        }
+        assert [line.split()[:2] for line in (await hark("worker", "ls")).stdout.splitlines()][1:] == [
+            [worker["name"], "default"]
+        ]
+        assert as_json(await hark("worker", "ls", "--pool", "gpu", "--json")) == []
         assert "default" in (await hark("pools", "ls")).stdout
         assert (await hark("dlq", "ls")).stdout == "no dead letters\n"
         assert (await hark("dlq", "redrive")).exit_code == 2
@@ -272,7 +283,7 @@ async def test_every_command_has_help(hark: Run) -> None:
     wanted = (
         "up demo run emit plan apply lint test status rebuild doctor version events_ls events_watch events_show events_replay runs_ls"
         " runs_show runs_logs runs_watch runs_cancel runs_retry deployments_ls deployments_show deployments_run"
-        " deployments_pause deployments_resume deploy worker_start automations_ls automations_show automations_pause automations_resume"
+        " deployments_pause deployments_resume deploy worker_start worker_ls automations_ls automations_show automations_pause automations_resume"
         " schedules_ls schedules_next schedules_pause schedules_resume webhooks_ls webhooks_send channels_ls"
         " channels_test pools_ls variables_ls variables_set variables_get variables_rm secrets_ls secrets_set secrets_rm"
         " dlq_ls dlq_show dlq_redrive dlq_drop keys_create keys_ls keys_revoke backtest explain audit backup restore"

@@ -10,6 +10,7 @@ import pytest
 from hark.bus import Event
 from hark.config import EngineConfig
 from hark.engine.code.lane import LOOP, PROCESS
+from hark.engine.dispatching.presence import live_workers
 from hark.engine.life.holding import IN_TASK
 from hark.engine.runs.run import FlowRun
 from hark.engine.workers.places import Places
@@ -141,11 +142,15 @@ async def waiting(worker: Worker, count: int) -> None:
 
 
 @pytest.mark.parametrize("kind", ["async def", "def"])
-async def test_a_long_wait_in_a_task_leaves_the_place_to_others(stage: Stage, kind: str) -> None:
+async def test_a_long_wait_in_a_task_leaves_the_place_to_others(
+    stage: Stage, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A worker of one place runs another meanwhile. Then the first goes on where it was; it has never left, and says so.
 
-    A worker that stops hands back at once what only waits, and lets the rest work until it has ended or waits, too.
+    The worker says of itself how many do. When it stops it hands back at once what only waits, and lets the rest work until it has
+    ended or waits, too.
     """
+    monkeypatch.setattr("hark.engine.dispatching.presence.BEAT_S", 0.1)
     stage.write(
         flows(kind)
         + f"""
@@ -188,7 +193,11 @@ def works(marker):
         left = [await stage.ask("parks"), await stage.ask("lasts", parameters={"marker": str(marker)})]
         await stage.hear("said.works")
         await waiting(worker, 1)
+        with anyio.fail_after(30):
+            while (await live_workers(stage.bus))[0][0].held_in(lane) != (1, 1, 1):  # noqa: ASYNC110  there is no event for it
+                await asyncio.sleep(0.05)
         tg.start_soon(end_work, left[0])
+    assert await live_workers(stage.bus) == []
     for run in left:
         await stage.until(run, was_handed_back)
     assert (await stage.said())["works.done"] == 1
