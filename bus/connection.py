@@ -174,6 +174,16 @@ class Connection(AsyncContextManagerMixin):
         found = self.nc.connected_url
         return without_secret(found.geturl()) if found is not None else self.address.url
 
+    @property
+    def peer(self) -> tuple[Any, ...] | None:
+        """Where the server's end of a plain connection is, for ``socket.connect``; None of any other, and of none."""
+        found = self.nc.connected_url
+        writer = getattr(self.nc._transport, "_io_writer", None)
+        if found is None or found.scheme != "nats" or writer is None:
+            return None
+        name = writer.get_extra_info("peername")
+        return name if isinstance(name, tuple) else None
+
     # --- life -----------------------------------------------------------------------------------------
 
     @asynccontextmanager

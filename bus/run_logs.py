@@ -11,7 +11,7 @@ import itertools
 import logging
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -117,7 +117,7 @@ class RunLogs:
         self._lines: deque[LogLine] = deque()
         self._dropped: dict[FlowRunId, int] = {}
         self._loop = asyncio.get_running_loop()
-        self._is_gathering = False
+        self._is_gathering = self._is_flushing = False
         self._id = new_id()
         self._owner = (
             Owner()
@@ -147,15 +147,21 @@ class RunLogs:
 
     @property
     def has_gathered(self) -> bool:
-        """Whether lines wait to be given to the publisher."""
-        return bool(self._lines)
+        """Whether lines wait to be given to the publisher. From any thread."""
+        return bool(self._lines) or self._is_flushing
 
     def flush(self) -> None:
         """Give what was gathered to the publisher (in its loop)."""
         with self._lock:
-            self._is_gathering = False
+            self._is_gathering, self._is_flushing = False, True
             lines, self._lines = self._lines, deque()
             dropped, self._dropped = self._dropped, {}
+        try:
+            self._publish_all(lines, dropped)
+        finally:
+            self._is_flushing = False
+
+    def _publish_all(self, lines: Iterable[LogLine], dropped: Mapping[FlowRunId, int]) -> None:
         by_run: dict[FlowRunId, list[LogLine]] = {}
         for run_id, count in dropped.items():
             by_run[run_id] = [_loss(run_id, count)]

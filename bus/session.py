@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ..config import BusConfig, Settings
     from .arrival import Arrival
     from .bus import Bus
+    from .line import Line, Lines
     from .log import Message
     from .owner import Owner
 
@@ -51,6 +52,7 @@ class Session:
         self.loop = loop
         self._thread = threading.get_ident()
         self._generation = _generation
+        self._lines: Lines | None = None
 
     @property
     def is_own_loop(self) -> bool:
@@ -98,6 +100,11 @@ class Session:
         """
         if self.is_own_loop:
             raise _would_wait_for_itself("store")
+        if (lines := self._lines) is not None and (line := self._line(lines, messages, behind)) is not None:
+            try:
+                return _places(line.ask(messages))
+            finally:
+                lines.give_back(line)
         answered = threading.Lock()
         answered.acquire()
         exchange = _Exchange(self.bus, messages, behind, answered.release)
@@ -106,13 +113,21 @@ class Session:
         except RuntimeError:  # the loop is closed, which the usual way says
             return None
         answered.acquire()
-        return exchange.places()
+        return _places(exchange.answers)
 
     async def astore(self, messages: Sequence[Message], *, behind: Owner | None = None) -> list[int] | None:
         """Do what ``store`` does, awaiting it, from whatever loop the caller is on.
 
         Cancelled, it does not take back what was sent.
         """
+        if (lines := self._lines) is not None and (line := self._line(lines, messages, behind)) is not None:
+            try:
+                return _places(await line.aask(messages))
+            except NotImplementedError:  # no loop for lines
+                self._lines = None
+                line.close()
+            finally:
+                lines.give_back(line)
         loop = asyncio.get_running_loop()
         answered: asyncio.Future[None] = loop.create_future()
 
@@ -134,7 +149,15 @@ class Session:
             except RuntimeError:  # the loop is closed, which the usual way says
                 return None
         await answered
-        return exchange.places()
+        return _places(exchange.answers)
+
+    def _line(self, lines: Lines, messages: Sequence[Message], behind: Owner | None) -> Line | None:
+        """Return a line that these messages can go by."""
+        if self._generation != _generation or self.is_own_loop:
+            return None
+        if behind is not None and (not self.bus.is_quiet or behind.is_refused):
+            return None
+        return lines.take(messages)
 
     def _start(
         self, function: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs
@@ -147,6 +170,14 @@ class Session:
         return asyncio.run_coroutine_threadsafe(run(), self.loop)
 
 
+def _places(answers: list[Arrival | None] | None) -> list[int] | None:
+    if answers is None:
+        return None
+    from .log import places_in
+
+    return places_in(answers)
+
+
 def _would_wait_for_itself(method: str) -> RefusedError:
     return RefusedError(
         f"Session.{method} on the session's own event loop would wait for itself",
@@ -157,13 +188,13 @@ def _would_wait_for_itself(method: str) -> RefusedError:
 class _Exchange:
     """Messages on their way from a thread to the loop of a session, and their answers on the way back."""
 
-    __slots__ = ("_answers", "_behind", "_bus", "_is_over", "_messages", "_tell")
+    __slots__ = ("_behind", "_bus", "_is_over", "_messages", "_tell", "answers")
 
     def __init__(
         self, bus: Bus, messages: Sequence[Message], behind: Owner | None, tell: Callable[[], None]
     ) -> None:
         self._bus, self._messages, self._behind, self._tell = bus, messages, behind, tell
-        self._answers: list[Arrival | None] | None = None
+        self.answers: list[Arrival | None] | None = None
         self._is_over = False
 
     def begin(self) -> None:
@@ -181,15 +212,8 @@ class _Exchange:
 
     def _end(self, answers: list[Arrival | None] | None) -> None:
         if not self._is_over:
-            self._is_over, self._answers = True, answers
+            self._is_over, self.answers = True, answers
             self._tell()
-
-    def places(self) -> list[int] | None:
-        if self._answers is None:
-            return None
-        from .log import places_in
-
-        return places_in(self._answers)
 
 
 class SessionThread:
@@ -246,11 +270,17 @@ class SessionThread:
             self._ready.set()
 
     async def _serve(self, loop: asyncio.AbstractEventLoop) -> None:
+        from .line import Lines
+
         async with self._open_bus() as bus:
             self._stopping = asyncio.Event()
-            self._session = Session(bus, loop)
+            session, lines = Session(bus, loop), Lines(bus, loop)
+            session._lines, self._session = lines, session
             self._ready.set()
-            await self._stopping.wait()
+            try:
+                await self._stopping.wait()
+            finally:
+                await lines.aclose()
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:
