@@ -36,7 +36,7 @@ class TaskFuture(Generic[R]):
 
     __slots__ = ("__weakref__", "_callbacks", "_final", "_run", "call", "home_loop", "name", "task_run_id")
 
-    def __init__(self, run: TaskRun) -> None:
+    def __init__(self, run: TaskRun, *, on_end: Callable[[TaskFuture[R]], None] | None = None) -> None:
         self.task_run_id: TaskRunId = run.id
         self.name = run.name
         self.call = run.call
@@ -44,7 +44,7 @@ class TaskFuture(Generic[R]):
         """The event loop the task runs in, if it is one that the caller may be in too."""
         self._run: TaskRun | None = run
         self._final: State | None = None
-        self._callbacks: list[Callable[[TaskFuture[R]], None]] = []
+        self._callbacks: list[Callable[[TaskFuture[R]], None]] = [] if on_end is None else [on_end]
 
     @property
     def __call_key__(self) -> str:

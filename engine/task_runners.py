@@ -15,6 +15,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 from .context import FlowRunContext, TaskRunContext
 from .futures import FutureList, TaskFuture, left_s
+from .life.resting import left_behind
+from .life.task_engine import run_async, run_sync
+from .runs.final_state import state_of_crash
 from .states import Cancelled
 from .sync_async.thread_pool import ThreadPool, run_coroutine
 
@@ -101,16 +104,14 @@ class TaskRunner(ABC):
 
     def launch(self, call: TaskCall) -> TaskFuture[Any]:
         """Begin a prepared call once its inputs are there."""
-        future: TaskFuture[Any] = TaskFuture(call.run)
         call.opening = self._opening if call.flow is call.caller else self._opening_for(call.caller)
         if call.recorded is not None or call.is_settled:
-            from .life.task_engine import run_sync
-
-            future.finish(run_sync(call))
-            return future
+            there: TaskFuture[Any] = TaskFuture(call.run)
+            there.finish(run_sync(call))
+            return there
+        future: TaskFuture[Any] = TaskFuture(call.run, on_end=self._ended)
         with self._lock:
             self._open.add(future)
-        future.add_done_callback(self._ended)
         context = contextvars.copy_context()
         waiting_for = [upstream for upstream in call.upstream if not upstream.done]
         if not waiting_for:
@@ -259,10 +260,13 @@ class ThreadPoolTaskRunner(TaskRunner):
         return (self.max_workers,)
 
     def _begin(self, call: TaskCall, future: TaskFuture[Any], context: contextvars.Context) -> None:
-        with self._lock:
-            pool = self._pool
-            if pool is None:
-                pool = self._pool = ThreadPool(self.max_workers or _default_workers(), name=self._thread_name)
+        pool = self._pool
+        if pool is None:
+            with self._lock:
+                pool = self._pool
+                if pool is None:
+                    pool = ThreadPool(self.max_workers or _default_workers(), name=self._thread_name)
+                    self._pool = pool
 
         has_place = False
 
@@ -313,8 +317,6 @@ class SequentialTaskRunner(TaskRunner):
         return type(self)()
 
     def _begin(self, call: TaskCall, future: TaskFuture[Any], context: contextvars.Context) -> None:
-        from .life.task_engine import run_sync
-
         if self.refused(call, future):
             return
         if not call.task.isasync:
@@ -392,7 +394,6 @@ class AsyncTaskRunner(TaskRunner):
 
     async def _run(self, call: TaskCall, future: TaskFuture[Any]) -> None:
         from .life.resting import left_behind
-        from .life.task_engine import run_async
         from .runs.final_state import state_of_crash
 
         try:
@@ -431,10 +432,6 @@ class AsyncTaskRunner(TaskRunner):
 
 def run_in_thread(call: TaskCall, context: contextvars.Context) -> Any:
     """Run a call, sync or async, in this thread; return its last state, whatever happens to it."""
-    from .life.resting import left_behind
-    from .life.task_engine import run_async, run_sync
-    from .runs.final_state import state_of_crash
-
     try:
         if call.task.isasync and call.elsewhere is None:
             return run_coroutine(run_async(call), context)

@@ -26,7 +26,7 @@ from .calls.mapping import map_calls
 from .calls.parameters import CallShape
 from .calls.task_call import as_tuple, prepare
 from .code.reference import reduced, restore
-from .context import check_tags
+from .context import FlowRunContext, check_tags
 from .futures import FutureList, TaskFuture
 from .life.task_engine import call_async, call_sync, run_async, run_sync
 from .life.task_generator import run_generator, run_generator_async
@@ -54,6 +54,7 @@ from .options.task_options import (
 )
 from .runs.naming import check_template
 from .states import State
+from .task_runners import default_runner
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -522,8 +523,5 @@ def _collecting(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _runner() -> TaskRunner:
-    from .context import FlowRunContext
-    from .task_runners import default_runner
-
     flow = FlowRunContext.get()
     return flow.runner if flow is not None else default_runner()

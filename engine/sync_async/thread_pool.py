@@ -49,6 +49,8 @@ class ThreadPool:
         self._changed = threading.Condition(self._lock)
         self._threads: set[threading.Thread] = set()
         self._idle = 0
+        self._is_waking = False
+        """Whether an idle thread has been woken that has not looked for work yet."""
         self._waiting = 0
         self._closed = False
         self._working: set[int] = set()
@@ -62,8 +64,7 @@ class ThreadPool:
                 raise RuntimeError("this pool of threads is closed")
             is_free = len(self._working) - self._waiting + len(self._work) < self._max
             self._work.append(fn)
-            if self._idle:
-                self._changed.notify()
+            self._wake_one()
             self._start_if_short()
         return is_free
 
@@ -82,6 +83,16 @@ class ThreadPool:
         """How many threads there are now, waiting ones included."""
         return len(self._threads)
 
+    def _wake_one(self) -> None:
+        """Wake an idle thread if there is work, unless one is on its way: it wakes the next when it has taken its own.
+
+        Threads take turns at running Python. Were each function to wake a thread, most would wake to wait for their turn.
+        """
+        if self._work and self._idle and not self._is_waking:
+            # In this order: an interruption between the two has at worst two threads woken, and not none.
+            self._changed.notify()
+            self._is_waking = True
+
     def _start_if_short(self) -> None:
         if len(self._work) > self._idle and len(self._threads) - self._waiting < self._max:
             thread = threading.Thread(target=self._run, name=f"{self._name}-{next(_numbers)}", daemon=True)
@@ -99,6 +110,9 @@ class ThreadPool:
             with self._lock:
                 self._working.discard(threading.get_ident())
                 self._threads.discard(threading.current_thread())
+                # It may have been woken, and interrupted before it took anything.
+                self._is_waking = False
+                self._wake_one()
             loop, _local.loop = _local.loop, None
             if loop is not None:
                 loop.run_until_complete(loop.shutdown_asyncgens())
@@ -125,8 +139,11 @@ class ThreadPool:
                     self._changed.wait()
                 finally:
                     self._idle -= 1
+                    self._is_waking = False
             self._working.add(threading.get_ident())
-            return self._work.popleft()
+            work = self._work.popleft()
+            self._wake_one()
+            return work
 
     def interrupt(self) -> None:
         """Raise ``Interrupted`` in every thread that works, between two of its instructions; once for each function.

@@ -36,3 +36,15 @@ def test_an_interrupt_never_leaves_the_lock_taken(fast_switching: None) -> None:
         for thread in list(seen):
             thread.join(10)
             assert not thread.is_alive()
+
+
+def test_idle_threads_wake_one_another_while_there_is_work() -> None:
+    """What is submitted in one go runs at once, in as many threads as there are, the second time too."""
+    pool, size = ThreadPool(6), 6
+    for _ in range(20):
+        together = threading.Barrier(size + 1)
+        for _ in range(size):
+            pool.submit(lambda barrier=together: barrier.wait(30))  # type: ignore[misc]
+        together.wait(30)
+    assert pool.threads <= size
+    pool.close()
