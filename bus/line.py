@@ -12,21 +12,23 @@ ordinary (no answer, an error, a socket that is closed) ends it, and the session
 from __future__ import annotations
 
 import asyncio
+import errno
 import itertools
 import logging
+import os
 import socket
 import struct
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from .arrival import Arrival
 from .wire import frame
 
 if TYPE_CHECKING:
-    from .arrival import Arrival
     from .bus import Bus
 
 __all__ = ["Line", "Lines"]
@@ -147,8 +149,6 @@ class Line:
 
     def _hear(self, data: bytes) -> None:
         """Take apart what has come: answers, and what the broker says of itself."""
-        from .arrival import Arrival
-
         if not data:
             raise _BrokenLine("the broker has closed it")
         data, at = self._rest + data, 0
@@ -276,7 +276,7 @@ class Lines:
         plain = socket.socket(socket.AF_INET6 if len(where) == 4 else socket.AF_INET, socket.SOCK_STREAM)
         try:
             plain.setblocking(False)
-            await loop.sock_connect(plain, where)
+            await _connect(loop, plain, where)
             plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             heard, _ = await _read_line(loop, plain, b"")
             info = orjson.loads(heard[5:])
@@ -305,6 +305,22 @@ class Lines:
         except BaseException:
             plain.close()
             raise
+
+
+async def _connect(loop: asyncio.AbstractEventLoop, plain: socket.socket, where: tuple[Any, ...]) -> None:
+    # By hand, because uvloop has addresses looked up that are known, by four threads that stay.
+    error = plain.connect_ex(where)
+    if error == errno.EINPROGRESS:
+        connected: asyncio.Future[None] = loop.create_future()
+        number = plain.fileno()
+        loop.add_writer(number, lambda: None if connected.done() else connected.set_result(None))
+        try:
+            await connected
+        finally:
+            loop.remove_writer(number)
+        error = plain.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    if error:
+        raise OSError(error, os.strerror(error))
 
 
 async def _read_line(

@@ -27,7 +27,7 @@ from .streams import born_at
 from .subject import ALL_EVENTS, STATE_HEADER, STREAM, flow_run_filter, subject_of
 from .wire import check_subject, header_lines, message_id
 
-__all__ = ["Appended", "EventLog", "LogState", "Message", "headers_of", "places_in"]
+__all__ = ["Appended", "EventLog", "LogState", "Message", "headers_of"]
 
 Message: TypeAlias = tuple[str, str, bytes]
 """Subject, header lines, payload."""
@@ -137,6 +137,22 @@ class EventLog:
     ) -> bool:
         """Send messages once, in order, if that can be done at once (in the loop); see ``Replies.ask_nowait``."""
         return self._replies.ask_nowait(messages, on_answers)
+
+    @staticmethod
+    def places_in(answers: Iterable[Arrival | None]) -> list[int] | None:
+        """Return the sequences under which messages were stored, by the answers to them; None unless all were, now and by these."""
+        places: list[int] = []
+        for msg in answers:
+            if msg is None or msg.status:
+                return None
+            try:
+                body = orjson.loads(msg.data)
+            except orjson.JSONDecodeError:
+                return None
+            if "error" in body or body.get("duplicate"):
+                return None
+            places.append(int(body["seq"]))
+        return places
 
     async def append_two(
         self, first: Event, second: Event, *, after: int
@@ -494,22 +510,6 @@ def _guard_of(event: Event, subject: str) -> str:
     if event.type.startswith("flow-run.") and event.subject and event.subject.startswith("flow-run/"):
         return flow_run_filter(event.subject[9:])
     return subject
-
-
-def places_in(answers: Iterable[Arrival | None]) -> list[int] | None:
-    """Return the sequences under which messages were stored, by the answers to them; None unless all were, now and by these."""
-    places: list[int] = []
-    for msg in answers:
-        if msg is None or msg.status:
-            return None
-        try:
-            body = orjson.loads(msg.data)
-        except orjson.JSONDecodeError:
-            return None
-        if "error" in body or body.get("duplicate"):
-            return None
-        places.append(int(body["seq"]))
-    return places
 
 
 def _ack_of(msg: Arrival | None) -> Appended | Refusal | None:

@@ -102,7 +102,7 @@ class Session:
             raise _would_wait_for_itself("store")
         if (lines := self._lines) is not None and (line := self._line(lines, messages, behind)) is not None:
             try:
-                return _places(line.ask(messages))
+                return self._places(line.ask(messages))
             finally:
                 lines.give_back(line)
         answered = threading.Lock()
@@ -113,7 +113,7 @@ class Session:
         except RuntimeError:  # the loop is closed, which the usual way says
             return None
         answered.acquire()
-        return _places(exchange.answers)
+        return self._places(exchange.answers)
 
     async def astore(self, messages: Sequence[Message], *, behind: Owner | None = None) -> list[int] | None:
         """Do what ``store`` does, awaiting it, from whatever loop the caller is on.
@@ -122,7 +122,7 @@ class Session:
         """
         if (lines := self._lines) is not None and (line := self._line(lines, messages, behind)) is not None:
             try:
-                return _places(await line.aask(messages))
+                return self._places(await line.aask(messages))
             except NotImplementedError:  # no loop for lines
                 self._lines = None
                 line.close()
@@ -149,7 +149,10 @@ class Session:
             except RuntimeError:  # the loop is closed, which the usual way says
                 return None
         await answered
-        return _places(exchange.answers)
+        return self._places(exchange.answers)
+
+    def _places(self, answers: list[Arrival | None] | None) -> list[int] | None:
+        return None if answers is None else self.bus.log.places_in(answers)
 
     def _line(self, lines: Lines, messages: Sequence[Message], behind: Owner | None) -> Line | None:
         """Return a line that these messages can go by."""
@@ -168,14 +171,6 @@ class Session:
         if self.loop.is_closed():
             raise BusUnavailable("the session with the broker has been closed")
         return asyncio.run_coroutine_threadsafe(run(), self.loop)
-
-
-def _places(answers: list[Arrival | None] | None) -> list[int] | None:
-    if answers is None:
-        return None
-    from .log import places_in
-
-    return places_in(answers)
 
 
 def _would_wait_for_itself(method: str) -> RefusedError:

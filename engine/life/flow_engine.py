@@ -23,6 +23,7 @@ from ..runs.run import Cause, FlowRun, RunRequest, run_id_for
 from ..states import State
 from ..sync_async.side_session import SideSession
 from ..sync_async.timeouts import within_async
+from .caller import BEATS
 from .flow_driver import body_async, body_in_thread, drive, drive_async
 from .flow_generator import drive_generator, drive_generator_async
 from .flow_life import FlowEngine
@@ -157,7 +158,6 @@ def _tracker_of_call(
     """Return the tracker of a run that a call makes; it goes on as the run above does."""
     from ...config import load_settings
     from ..runs.run_log import RunLog
-    from .caller import BEATS
 
     outer = above.tracker if above is not None else None
     config = load_settings().engine
