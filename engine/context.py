@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from contextvars import ContextVar, Token
+from contextvars import Context, ContextVar, Token, copy_context
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EngineContext", "FlowRunContext", "RunContext", "SettingsContext", "TagsContext", "TaskRunContext", "current_run",
-    "current_tags", "get_run_context", "get_settings_context", "hydrated_context", "refuse_if_leaving", "serialize_context", "tags",
+    "current_tags", "get_run_context", "get_settings_context", "hydrated_context", "in_no_run", "refuse_if_leaving", "serialize_context", "tags",
     "with_context",
 ]  # fmt: skip
 
@@ -244,6 +244,15 @@ class TaskRunContext(RunContext):
 EngineContext = FlowRunContext
 
 current_run: ContextVar[FlowRunContext | TaskRunContext | None] = ContextVar("hark_run", default=None)
+
+
+def in_no_run() -> Context:
+    """Return a context like this one, in no run: for a task that serves others, too, and may outlive the run that needed it first."""
+    context = copy_context()
+    context.run(current_run.set, None)
+    return context
+
+
 _NO_TAGS: frozenset[str] = frozenset()
 current_tags: ContextVar[frozenset[str]] = ContextVar("hark_tags", default=_NO_TAGS)
 

@@ -25,6 +25,7 @@ from pydantic import ValidationError
 from ...bus.bucket import Entry
 from ...errors import BusUnavailable, DefinitionError, GuardFailed, HarkError, SlotsRefused, SlotsTimedOut
 from ...vocabulary import JsonObject, new_id
+from ..context import in_no_run
 from .limit import BUCKET, Limit, Ticket, Tickets, holders, key_of, reserve
 
 if TYPE_CHECKING:
@@ -183,7 +184,9 @@ class Slots:
         if self._beating is None or self._begun is None:
             loop = asyncio.get_running_loop()
             self._begun = loop.create_future()
-            self._beating = loop.create_task(self._keep_beating(self.process, self._begun))
+            self._beating = loop.create_task(
+                self._keep_beating(self.process, self._begun), context=in_no_run()
+            )
         await asyncio.shield(self._begun)
 
     async def _beat(self, process: str) -> None:
@@ -307,7 +310,7 @@ class _Line:
         if self._ready is None:
             loop = asyncio.get_running_loop()
             self._ready = loop.create_future()
-            self._task = loop.create_task(self._watch())
+            self._task = loop.create_task(self._watch(), context=in_no_run())
         await asyncio.shield(self._ready)
 
     async def close(self) -> None:

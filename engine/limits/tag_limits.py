@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 
 from ...errors import HarkError
 from ...vocabulary import StateType
+from ..context import in_no_run
 from ..signals import Abort
 from ..states import AwaitingConcurrencySlot
 from ..sync_async.either import blocking_session
@@ -56,7 +57,9 @@ class TagLimits:
         if self._known is None:
             loop = asyncio.get_running_loop()
             self._known = loop.create_future()
-            self._watching = loop.create_task(self._watch(self._known), name="hark limits of tags")
+            self._watching = loop.create_task(
+                self._watch(self._known), name="hark limits of tags", context=in_no_run()
+            )
             self._bus.on_close(self._close)
         await asyncio.shield(self._known)
 

@@ -21,6 +21,7 @@ from ...bus.subject import completed_subject, hooks_subject, is_for_resuming, ta
 from ...errors import BufferFull
 from ...vocabulary import TERMINAL, StateType
 from ..code.named_code import mark_of
+from ..context import in_no_run
 from ..results import InlineResult, LargeResult, encode_result
 from .going import Going
 from .hook_log import hooked_payload
@@ -359,7 +360,7 @@ class TaskEvents:
         """Return the task that sends what could not be given at once: at most one, and one that lives."""
         sender = self._sender
         if sender is None or sender.done():
-            sender = self._sender = asyncio.get_running_loop().create_task(self._send())
+            sender = self._sender = asyncio.get_running_loop().create_task(self._send(), context=in_no_run())
         return sender
 
     async def _send(self) -> None:

@@ -27,13 +27,7 @@ from ...bus.subject import PREFIX, RUN_TAKEN
 from ...bus.work_queue import WorkItem
 from ...clock import SYSTEM_CLOCK, Clock
 from ...config import EngineConfig, WorkerConfig
-from ...errors import (
-    BusUnavailable,
-    GuardFailed,
-    LogRewound,
-    RunLost,
-    UnavailableError,
-)
+from ...errors import BusUnavailable, GuardFailed, LogRewound, RunLost, UnavailableError
 from ...vocabulary import FlowRunId, JsonObject, StateType, new_id
 from ..code.lane import LOOP, PROCESS, Lane
 from ..code.loader import Loader
@@ -49,6 +43,7 @@ from .attendance import Attendance
 from .collection import rare_collections
 from .execution import Job, Outcome, execute_in_loop, failed_unread
 from .held_run import HeldRun
+from .own_tasks import own_tasks_only
 from .past_end import past_end
 from .places import HeldPlace, LoopPlace, Places
 from .process_pool import ProcessPool
@@ -157,6 +152,7 @@ class Worker(AsyncContextManagerMixin):
         async with AsyncExitStack() as stack:
             self._session = stack.enter_context(use_session(self._bus))
             stack.enter_context(rare_collections())
+            stack.enter_context(own_tasks_only())
             attendance = Attendance(self._bus, self.info, self._places, held=self._held.values)
             self._watchdog = Watchdog(
                 self._bus, lambda: [held.item for held in list(self._held.values())], worker=lambda: attendance.now,
@@ -518,7 +514,7 @@ class Worker(AsyncContextManagerMixin):
                 return await execute_in_loop(job, self._loader, self._session, self._engine, place)
         except CancelledError:
             # Not the scope's, which keeps it: nobody cancelled the flow but itself.
-            return Outcome("error", "the flow raised CancelledError")
+            return Outcome("error", "its code raised CancelledError, or cancelled the task that it was in")
         return Outcome("interrupted")
 
     async def _in_process(self, held: HeldRun, job: Job) -> Outcome:
