@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import operator
+import sys
 from bisect import bisect_left, bisect_right
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from .comparison import Comparison, Moment
@@ -20,6 +22,7 @@ __all__ = [
     "Entry",
     "Indexing",
     "Limits",
+    "Many",
     "Part",
     "Row",
     "Signature",
@@ -79,6 +82,8 @@ class Ranges(Generic[T]):
     op: str
     limits: list[float]
     entries: list[Entry[T]]
+    handles: tuple[T, ...] | None
+    """The handles in the order of their limits where nothing else is left to check: a slice of them is the answer."""
 
     @property
     def edge(self) -> float:
@@ -95,8 +100,12 @@ class Ranges(Generic[T]):
             value = max(numbers) if self.op in _UPWARD else min(numbers)
         elif value.__class__ is not float and value.__class__ is not int:
             return
-        passed = _passed(self.op, self.limits, self.entries, value)
-        hits += [entry.handle for entry in passed if entry.check is None or entry.check(event)]
+        passed = _passed(self.op, self.limits, value)
+        if self.handles is not None:
+            hits += self.handles[passed]
+        else:
+            entries = self.entries[passed]
+            hits += [entry.handle for entry in entries if entry.check is None or entry.check(event)]
 
 
 class Limits(tuple[tuple[float, Any], ...]):
@@ -110,20 +119,34 @@ class Limits(tuple[tuple[float, Any], ...]):
     __slots__ = ()
 
 
+class Many(tuple[Any, ...]):
+    """The handles of patterns of which nothing is left to check."""
+
+    __slots__ = ()
+
+
+_NONE = Many()
+
+
 @dataclass(slots=True, eq=False)
 class Bucket(Generic[T]):
     """Patterns that share a lookup key.
 
-    ``live`` is the dictionary the plans probe. Under ``key`` it holds this bucket; or, once its kind is known, the
-    tuple of its handles where nothing is left to check, the list of (check, handle) where that is all there is, or the
-    ``Limits`` where all have a limit of the table's ``usual`` path and direction.
+    ``live`` is the dictionary the plans probe. Under ``key`` it holds this bucket; or, once its kind is known, what
+    spares the plans the bucket. Of ten thousand rules everything that is found lies in cold memory, and costs by the
+    number of objects on the way to the handle, so the usual case, one pattern, has the shortest:
+
+    - the handle itself, where one pattern has nothing left to check; ``Many`` handles, where several have;
+    - a plain tuple (limit, handle), where one pattern has a limit of the table's ``usual`` path and direction;
+      ``Limits``, where several have;
+    - the list of (check, handle), where that is all there is.
     """
 
     live: dict[Any, Any]
     key: Any
     usual: tuple[Path, str] | None = None
     entries: dict[T, Entry[T]] = field(default_factory=dict)
-    plain: tuple[T, ...] = ()
+    plain: Many = _NONE
     checked: tuple[tuple[Check, T], ...] = ()
     ranges: tuple[Ranges[T], ...] = ()
     dirty: bool = True
@@ -143,29 +166,39 @@ class Bucket(Generic[T]):
                 rest.extend(entries)
                 continue
             entries.sort(key=lambda e: (e.limit[2] if e.limit else 0.0, e.order))
-            ranges.append(Ranges(path, op, [e.limit[2] for e in entries if e.limit], entries))
+            is_bare = all(e.check is None for e in entries)
+            handles = tuple(e.handle for e in entries) if is_bare else None
+            ranges.append(Ranges(path, op, [e.limit[2] for e in entries if e.limit], entries, handles))
         self.ranges = tuple(ranges)
         limit_check = {id(e): _limit_check(e.limit) for e in rest if e.limit is not None}
-        self.plain = tuple(e.handle for e in rest if e.check is None and e.limit is None)
+        self.plain = Many(e.handle for e in rest if e.check is None and e.limit is None)
         self.checked = tuple(
             (both(limit_check.get(id(e)), e.check), e.handle)
             for e in rest
             if e.check is not None or e.limit is not None
         )
         self.dirty = False
-        # Most buckets are of one of two plain kinds, which the plans deal with themselves.
-        if not self.ranges and not self.checked:
-            self.live[self.key] = self.plain
-        elif (
-            self.usual is not None
-            and all(e.limit is not None and e.limit[:2] == self.usual and e.check is None for e in rest)
-            and not self.ranges
+        self.live[self.key] = self._brief(rest)
+
+    def _brief(self, rest: list[Entry[T]]) -> Any:
+        """Return what the plans find instead of this bucket, see the class."""
+        if self.ranges:
+            return self
+        if not self.checked:
+            (first, *others) = self.plain
+            return self.plain if others or first.__class__ in self._meant else first
+        if self.usual is not None and all(
+            e.limit is not None and e.limit[:2] == self.usual and e.check is None for e in rest
         ):
-            self.live[self.key] = Limits((e.limit[2], e.handle) for e in rest if e.limit is not None)
-        elif not self.ranges and not self.plain:
-            self.live[self.key] = list(self.checked)
-        else:
-            self.live[self.key] = self
+            pairs = [(_bound_of(e.limit), e.handle) for e in rest if e.limit is not None]
+            return pairs[0] if len(pairs) == 1 else Limits(pairs)
+        return self if self.plain else list(self.checked)
+
+    @property
+    def _meant(self) -> tuple[type, ...]:
+        """Classes of which a thing found is no handle."""
+        ours = (Many, Limits, Bucket, type(None))
+        return ours if self.usual is None else (*ours, tuple)
 
     def touch(self) -> None:
         """Note that the entries have changed; they are sorted when first needed."""
@@ -188,15 +221,28 @@ class Bucket(Generic[T]):
             group.collect(follow(event, group.path), event, hits)
 
 
-def _passed(op: str, limits: list[float], entries: list[Entry[T]], value: float) -> list[Entry[T]]:
-    """Return the entries whose limit ``value`` passes."""
+def _passed(op: str, limits: list[float], value: float) -> slice:
+    """Return where the limits lie that ``value`` passes."""
     if op == "gt":
-        return entries[: bisect_left(limits, value)]
+        return slice(bisect_left(limits, value))
     if op == "gte":
-        return entries[: bisect_right(limits, value)]
+        return slice(bisect_right(limits, value))
     if op == "lt":
-        return entries[bisect_right(limits, value) :]
-    return entries[bisect_left(limits, value) :]
+        return slice(bisect_right(limits, value), None)
+    return slice(bisect_left(limits, value), None)
+
+
+_EXACT = 2**53
+
+
+@lru_cache(maxsize=4096)
+def _bound(number: float) -> float:
+    """Return a limit as Python compares it soonest: a float, where that is exact. The cache lets rules share it."""
+    return float(number) if -_EXACT <= number <= _EXACT else number
+
+
+def _bound_of(limit: tuple[Path, str, Any]) -> Any:
+    return _shared(limit[2]) if limit[1] == DIFFERS else _bound(limit[2])
 
 
 _OPERATOR = {"gt": operator.gt, "gte": operator.ge, "lt": operator.lt, "lte": operator.le}
@@ -314,7 +360,14 @@ def choose_index(node: Node | None, extra: Check | None) -> Indexing:
     else:
         keys = tuple(itertools.product(*(values for _, values in chosen)))
     # Once each: a table holds True and 1 under one key.
-    return Indexing(tuple(part for part, _ in chosen), tuple(dict.fromkeys(keys)), check, limit)
+    return Indexing(tuple(part for part, _ in chosen), tuple(dict.fromkeys(map(_shared, keys))), check, limit)
+
+
+def _shared(key: Any) -> Any:
+    """Return a key with texts that all rules share: what one table has looked at need not be fetched for the next."""
+    if key.__class__ is tuple:
+        return tuple(map(_shared, key))
+    return sys.intern(key) if key.__class__ is str else key
 
 
 def _other_than(node: Node) -> tuple[Path, str, Any] | None:
@@ -367,6 +420,13 @@ class Table(Generic[T]):
     usual: tuple[Path, str] | None = None
     """Path and direction of the first limit that came; most rules of a kind share it."""
 
+    def make_usual(self, usual: tuple[Path, str]) -> None:
+        """Have the plans compare limits of this path and direction themselves."""
+        self.usual = usual
+        for bucket in self.buckets.values():
+            bucket.usual = usual
+            bucket.touch()
+
     def collect_array(self, values: list[Any], event: Row, hits: list[T]) -> None:
         """Look up each element of an array, for a signature of one equality."""
         found: list[T] = []
@@ -382,16 +442,20 @@ class Table(Generic[T]):
                 c = get(value) if value.__class__ is not dict else None
             if c is not None:
                 n += 1
-                if c.__class__ is tuple:
-                    found += c
-                elif c.__class__ is list:
+                if c.__class__ is list:
                     found += [handle for check, handle in c if check(event)]
-                elif c.__class__ is Limits:
-                    self.buckets[value].collect(event, found)
                 else:
-                    c.collect(event, found)
+                    self.buckets[value].collect(event, found)
         if found:
             hits += found if n == 1 else dict.fromkeys(found)
+
+    def collect_unusual(self, key: Any, value: Any, event: Row, hits: list[T]) -> None:
+        """Add what lies under a key when the value on the ``usual`` path is not of the kind that plans compare."""
+        if self.live[key].__class__ in (tuple, Limits):
+            assert self.usual is not None
+            if value is MISSING or (self.usual[1] != DIFFERS and value.__class__ is not list):
+                return
+        self.buckets[key].collect(event, hits)
 
     def collect(self, event: Row, hits: list[T]) -> None:
         """Look an event up the thorough way: arrays, objects and all."""

@@ -109,7 +109,7 @@ class Matcher(Generic[T]):
             elif not found.signature:
                 self._forget_plans(pattern)  # what is not looked up is written out in the plans
             if found.limit is not None and table.usual is None and found.signature:
-                table.usual = found.limit[:2]
+                table.make_usual(found.limit[:2])
                 self._forget_plans(pattern)
             entry = Entry(handle, found.check, found.limit, next(self._order))
             for key in found.keys:

@@ -84,10 +84,11 @@ def naive(types: list[str], where: Any, event: dict[str, Any]) -> bool:
     return where is None or compile_node(parse_where(where)[0])(event)  # type: ignore[arg-type]
 
 
-def index_of(found: list[tuple[list[str], Any]]) -> Matcher[int]:
-    matcher: Matcher[int] = Matcher()
+def index_of(found: list[tuple[list[str], Any]]) -> Matcher[tuple[int, int]]:
+    """Return an index whose handles look like what the tables hold of a limit: a number and something."""
+    matcher: Matcher[tuple[int, int]] = Matcher()
     for i, (types, where) in enumerate(found):
-        matcher.add(i, types, parse_where(where)[0] if where is not None else None)
+        matcher.add((i, -i), types, parse_where(where)[0] if where is not None else None)
     return matcher
 
 
@@ -100,7 +101,7 @@ def test_the_index_finds_what_looking_at_each_would(
     matcher = index_of(found)
     for event in seen:
         event = orjson.loads(orjson.dumps(event))
-        expected = [i for i, (types, where) in enumerate(found) if naive(types, where, event)]
+        expected = [(i, -i) for i, (types, where) in enumerate(found) if naive(types, where, event)]
         assert sorted(matcher.match(event)) == expected
         assert matcher.wants(event["type"]) or not expected
 
@@ -111,24 +112,50 @@ def test_patterns_come_and_go(
     found: list[tuple[list[str], Any]], seen: list[dict[str, Any]], rng: random.Random
 ) -> None:
     """Adding and removing in any order, between matches, leaves exactly those that are in."""
-    matcher: Matcher[int] = Matcher()
+    matcher: Matcher[tuple[int, int]] = Matcher()
     inside: set[int] = set()
     steps = [*range(len(found)), *range(len(found)), *range(len(found))]
     rng.shuffle(steps)
     for i in steps:
         types, where = found[i]
         if i in inside:
-            matcher.remove(i)
+            matcher.remove((i, -i))
             inside.discard(i)
         else:
-            matcher.add(i, types, parse_where(where)[0] if where is not None else None)
+            matcher.add((i, -i), types, parse_where(where)[0] if where is not None else None)
             inside.add(i)
         event = rng.choice(seen)
-        assert sorted(matcher.match(event)) == [j for j in sorted(inside) if naive(*found[j], event)]
+        expected = [(j, -j) for j in sorted(inside) if naive(*found[j], event)]
+        assert sorted(matcher.match(event)) == expected
     for i in list(inside):
-        matcher.remove(i)
+        matcher.remove((i, -i))
     assert len(matcher) == 0
     assert all(matcher.match(event) == [] for event in seen)
+
+
+def test_a_limit_that_comes_later_leaves_what_was_found_before() -> None:
+    """A handle that is a pair is not taken for a limit and a handle, whatever else comes into its table."""
+    matcher: Matcher[tuple[int, int]] = Matcher()
+    matcher.add((1, 1), ["x"], parse_where({"data.a": "k"})[0])
+    event = {"type": "x", "data": {"a": "k", "n": 9}}
+    assert matcher.match(event) == [(1, 1)]
+    matcher.add((2, 2), ["x"], parse_where({"data.a": "other", "data.n": "> 5"})[0])
+    assert matcher.match(event) == [(1, 1)]
+    matcher.add((3, 3), ["x"], parse_where({"data.a": "k", "data.n": "> 5"})[0])
+    matcher.add((4, 4), ["x"], parse_where({"data.a": "k", "data.n": "> 50"})[0])
+    assert sorted(matcher.match(event)) == [(1, 1), (3, 3)]
+    matcher.remove((1, 1))
+    assert matcher.match(event) == [(3, 3)]
+    assert matcher.match({"type": "x", "data": {"a": ["other", "k"], "n": [51, 2**60]}}) == [
+        (2, 2),
+        (3, 3),
+        (4, 4),
+    ]
+    matcher.remove((3, 3))
+    matcher.add((5, 5), ["x"], parse_where({"data.a": "k", "data.n": f"> {2**60}"})[0])
+    matcher.remove((4, 4))
+    assert matcher.match({"type": "x", "data": {"a": "k", "n": 2**60}}) == []
+    assert matcher.match({"type": "x", "data": {"a": "k", "n": 2**60 + 1}}) == [(5, 5)]
 
 
 def test_many_limits_are_found_by_bisection() -> None:
