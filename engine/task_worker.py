@@ -10,6 +10,7 @@ import contextvars
 import logging
 import os
 import socket
+import time
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import dataclass
@@ -89,8 +90,8 @@ class _Runner(AsyncTaskRunner):
 class TaskWorker(AsyncContextManagerMixin):
     """Serves tasks. Entered means it takes work; left means nothing of it is left running.
 
-    Leaving takes no new work, lets running tasks finish for ``drain_s``, then stops them and hands them back. Those that only wait for
-    long are not waited for.
+    Leaving takes no new work, lets running tasks finish for ``drain_s``, then stops them and hands them back. Those that only wait,
+    for longer than that, are not waited for.
 
     Args:
         limit: runs at once; None: as many as there are.
@@ -182,9 +183,10 @@ class TaskWorker(AsyncContextManagerMixin):
                 self._tg.cancel_scope.cancel()
 
     async def _leave(self) -> None:
-        self.places.on_wait(lambda _: self._stirred.set())
+        until = time.monotonic() + self._drain_s
+        self.places.on_wait(until, lambda _: self._stirred.set())
         with anyio.move_on_after(self._drain_s):
-            while not all(map(self.places.is_waiting, self._held)):
+            while not all(self.places.is_waiting(run_id, until) for run_id in self._held):
                 await self._stirred.wait()
                 self._stirred = anyio.Event()
         self._stopping = True

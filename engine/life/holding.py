@@ -36,6 +36,7 @@ __all__ = [
     "Held",
     "HeldWait",
     "Place",
+    "first_end",
     "is_all_waiting",
 ]
 
@@ -70,7 +71,7 @@ class HeldWait:
         call: waits for its next try; None: ``code`` waits.
     """
 
-    __slots__ = ("call", "code", "for_s", "held", "how", "log", "what", "why")
+    __slots__ = ("call", "code", "ends_at", "for_s", "held", "how", "log", "what", "why")
 
     def __init__(
         self,
@@ -86,6 +87,8 @@ class HeldWait:
     ) -> None:
         self.held, self.what, self.why, self.log, self.call, self.code = held, what, why, log, call, code
         self.how, self.for_s = does, for_s
+        self.ends_at = None if for_s is None else time.monotonic() + for_s
+        """When it is over (monotonic); None: nobody knows."""
 
     @property
     def kind(self) -> str:
@@ -103,6 +106,11 @@ class HeldWait:
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.held.end(self)
+
+
+def first_end(waits: Iterable[HeldWait]) -> float | None:
+    """Return when the first of them is over (monotonic); None: of none that is known."""
+    return min((one.ends_at for one in waits if one.ends_at is not None), default=None)
 
 
 class Held:

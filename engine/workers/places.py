@@ -8,8 +8,10 @@ in hand at once is its number of places and the runs that wait without one.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
+
+from ..life.holding import HeldWait, first_end
 
 __all__ = ["HeldPlace", "LoopPlace", "Places"]
 
@@ -25,10 +27,13 @@ class Places:
     def __init__(self, size: int, most_waiting: int) -> None:
         self.size, self.most_waiting = size, most_waiting
         self._waiting: set[str] = set()
+        self._ends: dict[str, float | None] = {}
+        """When the first wait of each run that waits is over (monotonic); None: nobody knows."""
         self._refused: dict[str, Callable[[], object]] = {}
         """Runs that wait and had to keep their place, longest first, and what to tell them once they need not."""
         self._on_change: list[Callable[[], object]] = []
         self._on_wait: Callable[[str], object] = lambda _: None
+        self._wait_until = 0.0
 
     @property
     def waiting(self) -> int:
@@ -44,21 +49,24 @@ class Places:
         """Have ``call`` called whenever ``capacity`` has changed."""
         self._on_change.append(call)
 
-    def is_waiting(self, run_id: str) -> bool:
-        """Whether a run has said that it only waits, be it with its place or without."""
-        return run_id in self._waiting or run_id in self._refused
+    def is_waiting(self, run_id: str, until: float) -> bool:
+        """Whether a run has said that it only waits, be it with its place or without, and not that it goes on before ``until``."""
+        return run_id in self._ends and ((ends_at := self._ends[run_id]) is None or ends_at >= until)
 
-    def on_wait(self, call: Callable[[str], object]) -> None:
-        """Have ``call`` called with the id of each run that only waits: of those that do so now, and then of each that begins to."""
-        self._on_wait = call
-        for run_id in (*self._waiting, *self._refused):
-            call(run_id)
+    def on_wait(self, until: float, call: Callable[[str], object]) -> None:
+        """Have ``call`` called with the id of each run that only waits until then: of those that do so now, and of each that begins to."""
+        self._on_wait, self._wait_until = call, until
+        for run_id in list(self._ends):
+            if self.is_waiting(run_id, until):
+                call(run_id)
 
-    def give(self, run_id: str, later: Callable[[], object]) -> bool:
+    def give(self, run_id: str, later: Callable[[], object], ends_at: float | None = None) -> bool:
         """Take back the place of a run that waits; False: as many wait without one as may, and it keeps its own.
 
         Then ``later`` is called as soon as its place has been taken back all the same, unless it takes one again first.
+        ``ends_at``: when it goes on (monotonic); None: nobody knows.
         """
+        self._ends[run_id] = ends_at
         if run_id in self._waiting:
             return True
         has_room = len(self._waiting) < self.most_waiting
@@ -67,12 +75,14 @@ class Places:
             self._tell()
         else:
             self._refused[run_id] = later
-        self._on_wait(run_id)
+        if self.is_waiting(run_id, self._wait_until):
+            self._on_wait(run_id)
         return has_room
 
     def take(self, run_id: str) -> None:
         """Let a run have a place again, whether or not one is free; one that has its own keeps that."""
         self._refused.pop(run_id, None)
+        self._ends.pop(run_id, None)
         if run_id in self._waiting:
             self._waiting.discard(run_id)
             if (tell := self._let_next()) is not None:
@@ -101,9 +111,9 @@ class HeldPlace:
     def __init__(self, places: Places, run_id: str) -> None:
         self._places, self._run_id = places, run_id
 
-    def give(self, later: Callable[[], object]) -> bool:
+    def give(self, later: Callable[[], object], ends_at: float | None) -> bool:
         """Give it back while the run waits; see ``Places.give``."""
-        return self._places.give(self._run_id, later)
+        return self._places.give(self._run_id, later, ends_at)
 
     def take(self) -> None:
         """Take one again."""
@@ -117,15 +127,15 @@ class LoopPlace:
         self._place, self._loop = place, asyncio.get_running_loop()
         self._is_over = False
 
-    def give(self, _waits: object, answer: Callable[[bool], object]) -> None:
-        self._soon(lambda: self._give(answer))
+    def give(self, waits: Collection[HeldWait], answer: Callable[[bool], object]) -> None:
+        self._soon(lambda: self._give(first_end(waits), answer))
 
     def take(self) -> None:
         self._soon(self._place.take)
 
-    def _give(self, answer: Callable[[bool], object]) -> None:
+    def _give(self, ends_at: float | None, answer: Callable[[bool], object]) -> None:
         if not self._is_over:
-            answer(self._place.give(lambda: answer(True)))
+            answer(self._place.give(lambda: answer(True), ends_at))
 
     def close(self) -> None:
         """Take a place again, and give none from now on: the run is not executed any more."""

@@ -13,7 +13,8 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -25,6 +26,7 @@ from ...config import BusConfig, EngineConfig
 from ...vocabulary import JsonObject, JsonValue
 from ..code.loader import Loader
 from ..executors.frame import ORPHANED, Channel
+from ..life.holding import HeldWait, first_end
 from ..signals import Interrupted
 from .execution import Job, Outcome, execute_in_process
 
@@ -155,9 +157,10 @@ class _Place:
         self._giving: tuple[int, Callable[[bool], object]] = (0, lambda _: None)
         """Which giving was the last, and who is told of it."""
 
-    def give(self, _waits: object, answer: Callable[[bool], object]) -> None:
+    def give(self, waits: Collection[HeldWait], answer: Callable[[bool], object]) -> None:
         self._giving = (self._giving[0] + 1, answer)
-        self._ask("give")
+        ends_at = first_end(waits)
+        self._ask("give", left_s=None if ends_at is None else ends_at - time.monotonic())
 
     def take(self) -> None:
         self._ask("take")
@@ -168,9 +171,9 @@ class _Place:
         if giving == last:
             answer(has_been)
 
-    def _ask(self, what: str) -> None:
+    def _ask(self, what: str, **facts: JsonValue) -> None:
         with suppress(OSError):  # the worker is gone, and this process about to be
-            self._channel.send({"place": what, "number": self.number, "giving": self._giving[0]})
+            self._channel.send({"place": what, "number": self.number, "giving": self._giving[0], **facts})
 
 
 def _number(value: JsonValue) -> int:

@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -236,7 +237,9 @@ class ProcessPool(AsyncContextManagerMixin):
             child.send({**message, "place": has_been})
 
         if message["place"] == "give":
-            answer(place is not None and place.give(lambda: answer(True)))
+            left_s = message["left_s"]
+            ends_at = time.monotonic() + left_s if isinstance(left_s, float) else None
+            answer(place is not None and place.give(lambda: answer(True), ends_at))
             return
         child.is_parked = False
         if place is not None:

@@ -7,6 +7,7 @@ to the broker; what it lets go of (because it died, was cut off, or stopped) ano
 from __future__ import annotations
 
 import logging
+import time
 from asyncio import CancelledError
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, closing
@@ -71,7 +72,7 @@ class Worker(AsyncContextManagerMixin):
     """The service. Entered means it takes work; left means nothing of it is left running.
 
     Leaving takes no new work, lets running work finish for ``config.drain_s``, then stops it and hands it back, so that
-    another worker goes on with it at once. A run that only waits for long is handed back without that.
+    another worker goes on with it at once. A run that only waits, for longer than that, is handed back without.
     """
 
     def __init__(
@@ -192,7 +193,7 @@ class Worker(AsyncContextManagerMixin):
 
     async def _leave(self) -> None:
         for places in self._places.values():
-            places.on_wait(self._hand_back_waiting)
+            places.on_wait(time.monotonic() + self._config.drain_s, self._hand_back_waiting)
         with anyio.move_on_after(self._config.drain_s):
             await self._none_held.wait()
         if self._held:

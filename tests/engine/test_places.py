@@ -66,6 +66,31 @@ def test_no_place_is_lost_or_made(size: int, most: int, steps: list[tuple[str, s
     assert places.capacity == size
 
 
+@given(
+    now=st.lists(st.one_of(st.none(), st.floats(0, 9)), max_size=4),
+    later=st.lists(st.one_of(st.none(), st.floats(0, 9)), max_size=4),
+    until=st.floats(0, 9),
+)
+def test_who_waits_too_long_is_told_of(
+    now: list[float | None], later: list[float | None], until: float
+) -> None:
+    """Once, whether it waits already or begins to, with its place or without; not who goes on before, nor who has gone on."""
+    places, told, ends = Places(1, 2), list[int](), [*now, *later, None]
+    gone = len(ends) - 1
+    places.give(str(gone), lambda: None, None)
+    places.take(str(gone))
+    for number in range(len(now)):
+        places.give(str(number), lambda: None, ends[number])
+    places.on_wait(until, lambda run: told.append(int(run)))
+    for number in range(len(now), gone):
+        places.give(str(number), lambda: None, ends[number])
+    waiting_long = [number for number in range(gone) if (end := ends[number]) is None or end >= until]
+    assert sorted(told) == waiting_long
+    assert [places.is_waiting(str(number), until) for number in range(gone + 1)] == [
+        number in waiting_long for number in range(gone + 1)
+    ]
+
+
 FLOWS = """
 from hark import flow, sleep, task, wait_for_event
 
@@ -147,8 +172,8 @@ async def test_a_long_wait_in_a_task_leaves_the_place_to_others(
 ) -> None:
     """A worker of one place runs another meanwhile. Then the first goes on where it was; it has never left, and says so.
 
-    The worker says of itself how many do. When it stops it hands back at once what only waits, and lets the rest work until it has
-    ended or waits, too.
+    The worker says of itself how many do. When it stops it hands back at once what only waits, unless that goes on in time, and lets the
+    rest work until it has ended or waits, too.
     """
     monkeypatch.setattr("hark.engine.dispatching.presence.BEAT_S", 0.1)
     stage.write(
@@ -161,13 +186,22 @@ def works(marker):
         time.sleep(0.01)
     say("works.done")
 
+@task
+{kind} brief():
+    {"await " if kind == "async def" else ""}sleep("2s")
+    return "rested"
+
+@flow
+{kind} rests():
+    return {"await " if kind == "async def" else ""}brief()
+
 @flow
 {kind} lasts(marker):
     {"await asyncio.to_thread(works, marker)" if kind == "async def" else "works(marker)"}
     {"await " if kind == "async def" else ""}naps("later")
 """
     )
-    await stage.deploy("parks", "quick", "lasts")
+    await stage.deploy("parks", "quick", "lasts", "rests")
     marker = stage.root / "marker"
 
     async def end_work(parked: FlowRun) -> None:
@@ -184,23 +218,32 @@ def works(marker):
         assert parks.id in worker.held
         lane = LOOP if kind == "async def" else PROCESS
         assert (worker.places[lane].waiting, worker.places[lane].capacity) == (1, 2)
+        with anyio.fail_after(30):
+            while (await live_workers(stage.bus))[0][0].held_in(lane) != (1, 0, 1):  # noqa: ASYNC110  there is no event for it
+                await asyncio.sleep(0.05)
         if (pool := worker.processes) is not None and lane == PROCESS:
             assert len(pool.kept) >= 2
         await stage.bus.log.append(Event(type="go.parks", source="/test"))
         assert result_of(await stage.end(parks)) == "woken"
         await waiting(worker, 0)
         assert result_of(await stage.run("quick")) == "quick"
-        left = [await stage.ask("parks"), await stage.ask("lasts", parameters={"marker": str(marker)})]
-        await stage.hear("said.works")
+        left = [await stage.ask("parks")]
         await waiting(worker, 1)
+        rests = await stage.ask("rests")
+        await waiting(worker, 2)
+        left.append(await stage.ask("lasts", parameters={"marker": str(marker)}))
+        await stage.hear("said.works")
         with anyio.fail_after(30):
-            while (await live_workers(stage.bus))[0][0].held_in(lane) != (1, 1, 1):  # noqa: ASYNC110  there is no event for it
+            while (await live_workers(stage.bus))[0][0].held_in(lane)[:2] != (1, 1):  # noqa: ASYNC110  there is no event for it
                 await asyncio.sleep(0.05)
         tg.start_soon(end_work, left[0])
     assert await live_workers(stage.bus) == []
     for run in left:
         await stage.until(run, was_handed_back)
     assert (await stage.said())["works.done"] == 1
+    rested = await stage.control.get(rests.id)
+    assert rested is not None
+    assert (result_of(rested), rested.attempt) == ("rested", 1)
     assert await stage.states(parks) == STAYED
     told = (
         "task 'naps' waits for an event in place: it is part of a task, whose code would have to run again. The run stays in memory. "
