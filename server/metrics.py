@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Self
@@ -16,6 +16,8 @@ from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST, genera
 
 from ..bus.patience import Patience
 from ..bus.subject import FLOW_RUNS
+from ..engine.code.lane import LOOP, PROCESS
+from ..engine.dispatching.presence import WorkerInfo, live_workers
 from ..errors import HarkError
 from ..vocabulary import TERMINAL, StateType
 
@@ -71,6 +73,16 @@ class Metrics:
             "hark_webhook_deliveries", "Requests at webhooks by outcome", ["outcome"], registry=r
         )
         self._workers = Gauge("hark_workers", "Workers by latest word", ["state"], registry=r)
+        self._places = Gauge(
+            "hark_worker_places",
+            "Runs that go on at once in the workers that are there",
+            ["pool", "runs"],
+            registry=r,
+        )
+        self._held = Gauge(
+            "hark_worker_runs", "Runs in a place of a worker, or waiting in its memory without one",
+            ["pool", "runs", "state"], registry=r,
+        )  # fmt: skip
         self._waiting = Gauge(
             "hark_publisher_waiting_events", "Events waiting for the broker here", registry=r
         )
@@ -149,9 +161,21 @@ class Metrics:
         ):  # fmt: skip
             for label, n in values.items():
                 gauge.labels(label).set(n)
+        self.saw_workers(await live_workers(context.bus))
         head = await context.bus.log.head()
         self._log_seq.set(head)
         self._lag.set(max(0, head - counts.seq))
+
+    def saw_workers(self, workers: Iterable[tuple[WorkerInfo, object]]) -> None:
+        """Note what the workers hold that are there, by pool. Of a pool that has none any more nothing is said."""
+        self._places.clear()
+        self._held.clear()
+        for info, _ in workers:
+            for runs, lane in (("async", LOOP), ("sync", PROCESS)):
+                places, taken, waiting = info.held_in(lane)
+                self._places.labels(info.pool, runs).inc(places)
+                self._held.labels(info.pool, runs, "taken").inc(taken)
+                self._held.labels(info.pool, runs, "waiting").inc(waiting)
 
 
 class MetricsFeed(AsyncContextManagerMixin):

@@ -8,6 +8,7 @@ from typing import Any
 import orjson
 import pytest
 from hark.bus import Recorded
+from hark.engine.dispatching.presence import WorkerInfo
 from hark.server.metrics import Metrics
 
 
@@ -64,3 +65,29 @@ def test_what_is_no_transition_is_left_out(data: Any) -> None:
     metrics = Metrics()
     saw(metrics, data)
     assert counted(metrics) == {}
+
+
+def test_places_are_counted_by_pool() -> None:
+    """Of all workers that are there; of those that have gone nothing is left."""
+    metrics, here = Metrics(), datetime.now(UTC)
+    one = WorkerInfo(
+        "1", "one", "default", loop=4, processes=2, host="a", pid=1, taken_loop=3, waiting_loop=7
+    )
+    two = WorkerInfo("2", "two", "default", loop=4, processes=2, host="b", pid=1, waiting_processes=1)
+    gpu = WorkerInfo("3", "three", "gpu", loop=0, processes=1, host="c", pid=1, taken_processes=1)
+
+    def found() -> dict[str, float]:
+        return {
+            " ".join((sample.name, *sample.labels.values())): sample.value
+            for family in metrics.registry.collect()
+            for sample in family.samples
+            if sample.name.startswith("hark_worker_") and sample.value
+        }
+
+    metrics.saw_workers([(gpu, here)])
+    metrics.saw_workers([(one, here), (two, here)])
+    assert found() == {
+        "hark_worker_places default async": 8.0, "hark_worker_places default sync": 4.0,
+        "hark_worker_runs default async taken": 3.0, "hark_worker_runs default async waiting": 7.0,
+        "hark_worker_runs default sync waiting": 1.0,
+    }  # fmt: skip
