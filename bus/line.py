@@ -66,12 +66,16 @@ class Line:
         self._open: dict[str, int] = {}
         self._answers: list[Arrival | None] = []
         self._rest = b""
+        self._may_block = True
         self.is_closed = False
         self.used_at = time.monotonic()
 
     def ask(self, questions: Sequence[tuple[str, str, bytes]]) -> list[Arrival | None] | None:
         """Send messages and wait, holding the thread, until all are answered; None: they were not, or we do not know."""
         try:
+            if not self._may_block:
+                os.set_blocking(self._socket.fileno(), True)
+                self._may_block = True
             self._socket.sendall(self._frames(questions))
             while self._open:
                 self._hear(self._socket.recv(_READ_BYTES))
@@ -112,21 +116,24 @@ class Line:
 
         number = self._socket.fileno()
         loop.add_reader(number, hear)
+        self._may_block = False  # uvloop takes that from a socket it watches
         limit = loop.call_later(self._try_s, give_up)
         try:
-            data = self._frames(questions)
-            if self._socket.send(data, socket.MSG_DONTWAIT) != len(data):
-                raise _BrokenLine("its socket is full")
-            await answered
+            try:
+                data = self._frames(questions)
+                if self._socket.send(data, socket.MSG_DONTWAIT) != len(data):
+                    raise _BrokenLine("its socket is full")
+                await answered
+            finally:
+                limit.cancel()
+                # Before it is closed: where a forked child has it, too, the system would tell the loop of it for ever.
+                loop.remove_reader(number)
         except (OSError, ValueError, IndexError) as exc:
             self._break(exc)
             return None
         except BaseException:
             self.close()
             raise
-        finally:
-            limit.cancel()
-            loop.remove_reader(number)
         self.used_at = time.monotonic()
         return self._answers
 

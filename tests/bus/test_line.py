@@ -89,6 +89,9 @@ def test_a_program_that_stores_one_thing_after_the_other_gets_a_line(
         more = run(session.astore([a_move(rig, of=of, after=seqs[-1])]))
         assert more == [seqs[-1] + 1]
         seqs += more
+        again = session.store([a_move(rig, of=of, after=seqs[-1])])
+        assert again == [seqs[-1] + 1], "whatever the loop has made of the socket"
+        seqs += again
     assert lines_of(session)._idle == [line]
     assert by_session == []
     large = session.store([a_move(rig, of=of, after=seqs[-1], size=MOST_BYTES)])
@@ -113,6 +116,26 @@ def test_a_line_belongs_to_one_caller_at_a_time(rig: Harness) -> None:
     asyncio.run(main())
     rig.session.call(opened, lines)
     assert lines._count == len(lines._idle)
+
+
+def test_a_loop_hears_no_more_of_a_line_that_is_closed() -> None:
+    """Though the socket lives on in a forked child, and what comes there would keep the loop awake."""
+
+    async def cancelled(line: Line, broker: socket.socket) -> None:
+        asking = asyncio.create_task(line.aask(QUESTIONS))
+        await asyncio.sleep(0)
+        asking.cancel()
+        await asyncio.wait({asking})
+        assert line.is_closed
+        broker.sendall(COMING)
+        selector: Any = asyncio.get_running_loop()
+        assert selector._selector._selector.poll(0) == []
+
+    def use(line: Line, broker: socket.socket) -> None:
+        with socket.socket(fileno=os.dup(line._socket.fileno())):
+            asyncio.run(cancelled(line, broker))
+
+    between(use)
 
 
 def test_a_line_whose_broker_is_gone_leaves_it_to_the_session(rig: Harness) -> None:
