@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 import orjson
 
-from ...bus.event import Event
+from ...bus.event import Event, parse_time
+from ...errors import EventInvalid
 from ...vocabulary import JsonObject
 from ..code.lane import LOOP, PROCESS, Lane
 from ..runs.run import SOURCE
@@ -26,6 +27,8 @@ PREFIX = "worker."
 TTL_S = 15.0
 """A worker silent for this long is lost: nothing more is given to it. Its runs go on elsewhere after ``ack_wait_s``."""
 BEAT_S = TTL_S / 3
+
+_KINDS = {"str": str, "int": int, "bool": bool}
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,14 @@ class WorkerInfo:
         """How many runs it may have in hand at once, those that wait without a place included."""
         return {LOOP: self.loop + self.waiting_loop, PROCESS: self.processes + self.waiting_processes}
 
+    @property
+    def started_at(self) -> datetime | None:
+        """When it started; None where it does not say so."""
+        try:
+            return parse_time(self.since)
+        except EventInvalid:
+            return None
+
     def held_in(self, lane: Lane) -> tuple[int, int, int]:
         """Return its places of a lane, those of them that are taken, and the runs that wait without one."""
         if lane == LOOP:
@@ -87,9 +98,14 @@ class WorkerInfo:
         """Return what a worker wrote; None for something else. What only later versions say is passed over."""
         try:
             said = orjson.loads(raw)
-            return cls(**{field.name: said[field.name] for field in fields(cls) if field.name in said})
+            given = {
+                field.name: (said[field.name], field.type) for field in fields(cls) if field.name in said
+            }
+            if all(isinstance(value, _KINDS[str(kind)]) for value, kind in given.values()):
+                return cls(**{name: value for name, (value, _) in given.items()})
         except (orjson.JSONDecodeError, TypeError):
-            return None
+            pass
+        return None
 
     def event(self, word: str, *, id: str | None = None, **facts: Any) -> Event:
         """Return ``worker.started``, ``worker.stopped``, ``worker.held`` or ``worker.lost``. Without an ``id``, it says which it

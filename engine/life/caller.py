@@ -56,8 +56,9 @@ class CallerInfo:
     def from_json(cls, raw: bytes) -> Self | None:
         """Return what a process wrote; None for something else."""
         try:
-            return cls(**orjson.loads(raw))
-        except (orjson.JSONDecodeError, TypeError):
+            said = orjson.loads(raw)
+            return cls(**said) if isinstance(said["beat_s"], int | float) else None
+        except (orjson.JSONDecodeError, TypeError, KeyError):
             return None
 
 

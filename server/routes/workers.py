@@ -8,7 +8,6 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 
 from ...bus import Bus
-from ...bus.event import parse_time
 from ...engine.code.lane import LOOP, PROCESS, Lane
 from ...engine.dispatching.presence import WorkerInfo, live_workers
 from ..answer import listing
@@ -28,7 +27,7 @@ async def shown_workers(bus: Bus, pool: str | None = None) -> list[dict[str, Any
 def _shown(info: WorkerInfo, heard: datetime) -> dict[str, Any]:
     return {
         "id": info.id, "name": info.name, "pool": info.pool, "host": info.host, "pid": info.pid,
-        "version": info.version or None, "started_at": parse_time(info.since) if info.since else None, "heard_at": heard,
+        "version": info.version or None, "started_at": info.started_at, "heard_at": heard,
         "async": _held(info, LOOP), "sync": _held(info, PROCESS),
     }  # fmt: skip
 

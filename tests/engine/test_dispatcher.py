@@ -6,7 +6,7 @@ import zlib
 from collections import Counter
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import anyio
@@ -21,6 +21,7 @@ from hark.engine.dispatching.dispatch import Dispatch
 from hark.engine.dispatching.dispatcher import Dispatcher
 from hark.engine.dispatching.pool import Pool, QueueSpec
 from hark.engine.dispatching.presence import WorkerInfo
+from hark.engine.life.caller import CallerInfo
 from hark.engine.runs.run import FlowRun
 from hark.engine.workers.worker import Worker
 from hark.errors import StreamFull
@@ -399,3 +400,13 @@ def test_what_a_later_version_says_of_a_worker_is_passed_over() -> None:
     assert WorkerInfo.from_json(orjson.dumps(said)) == replace(worker, waiting_loop=0)
     for raw in (b"{", b"[]", b'["id"]', b'"id"', b"7", b"null", b'{"id": "w1"}'):
         assert WorkerInfo.from_json(raw) is None
+    for wrong in ({"name": None}, {"pool": 7}, {"loop": "2"}, {"waiting_processes": None}, {"since": 5}):
+        assert WorkerInfo.from_json(orjson.dumps({**said, **wrong})) is None, "or who lists them would fail"
+    assert worker.started_at is None
+    assert replace(worker, since="yesterday").started_at is None
+    assert replace(worker, since="2026-02-03T04:05:06.789+01:00").started_at == datetime(
+        2026, 2, 3, 3, 5, 6, 789_000, UTC
+    )
+    caller = CallerInfo("c1", "here", 1, 7.5)
+    assert CallerInfo.from_json(caller.to_json()) == caller
+    assert CallerInfo.from_json(caller.to_json().replace(b"7.5", b'"7.5"')) is None
