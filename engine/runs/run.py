@@ -546,7 +546,10 @@ def _time(value: object) -> datetime | None:
 
 
 def _stamp(moment: datetime | None) -> str | None:
-    return _text_of(moment) if moment else None
+    if moment is None:
+        return None
+    # Elsewhere the two hours of a night when clocks are set back are equal, and would share a text.
+    return _text_of(moment) if moment.tzinfo is UTC else format_time(moment)
 
 
 # Each transition of a run says its times once more.

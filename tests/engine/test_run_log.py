@@ -7,6 +7,7 @@ import contextlib
 import itertools
 from dataclasses import FrozenInstanceError, fields, replace
 from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
 
 import anyio
 import orjson
@@ -103,6 +104,19 @@ def test_a_run_read_from_its_transition_or_copied_has_every_field() -> None:
             f.name: getattr(run, f.name) for f in fields(run)
         }
         assert one == run
+
+
+def test_the_hour_that_comes_twice_is_told_apart() -> None:
+    """When clocks are set back, two times of one zone are equal to Python and an hour apart."""
+    first = datetime(2026, 10, 25, 2, 30, tzinfo=ZoneInfo("Europe/Berlin"))
+    said = []
+    for moment in (first, first.replace(fold=1)):
+        run = FlowRun.requested(replace(a_request(), scheduled_at=moment), now=moment)
+        data = transition_event(run, previous=None).data
+        assert isinstance(data, dict)
+        assert isinstance(data["run"], dict)
+        said.append(data["run"]["scheduled_at"])
+    assert said == ["2026-10-25T00:30:00.000000Z", "2026-10-25T01:30:00.000000Z"]
 
 
 async def test_ten_who_ask_at_once_for_one_run_get_one_run(bus: Bus) -> None:
