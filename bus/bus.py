@@ -100,7 +100,8 @@ class Bus(AsyncContextManagerMixin):
     @property
     def is_quiet(self) -> bool:
         """Whether, as far as another thread can see, all is stored that was given to be published. Only once entered."""
-        return self.publisher.waiting == 0 and not self.run_logs.has_gathered
+        # In this order: what is gathered is given to the publisher meanwhile, and nothing goes the other way.
+        return not self.run_logs.has_gathered and self.publisher.waiting == 0
 
     def on_close(self, close: Callable[[], Awaitable[None]]) -> None:
         """Call ``close`` before the connection is: for what watches the broker for as long as there is one. Once entered."""

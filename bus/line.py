@@ -279,6 +279,8 @@ class Lines:
         bus, loop = self._bus, self._loop
         where, address = bus.connection.peer, bus.address
         if where is None:
+            if not bus.is_connected:
+                raise ConnectionError("the session has lost its broker")
             raise _BrokenLine(f"no plain connection: {bus.connection.url}")
         plain = socket.socket(socket.AF_INET6 if len(where) == 4 else socket.AF_INET, socket.SOCK_STREAM)
         try:

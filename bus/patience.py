@@ -19,7 +19,7 @@ class Patience:
 
     Args:
         gather_s: seconds between two batches of few records.
-        unless: whether a record is not to wait, and all before it neither. Asked once of each, in the order of the log.
+        unless: whether a record is not to wait, and all before it neither. Asked at most once of each, in the order of the log.
     """
 
     def __init__(self, gather_s: float, *, unless: Callable[[Recorded], bool] | None = None) -> None:

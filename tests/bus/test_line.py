@@ -150,6 +150,22 @@ def test_a_line_whose_broker_is_gone_leaves_it_to_the_session(rig: Harness) -> N
     assert line.is_closed or lines_of(rig.session)._idle == [line], "if the session has noticed first"
 
 
+def test_a_line_that_cannot_be_opened_now_is_tried_again_later(rig: Harness) -> None:
+    """That the broker is away for a moment says nothing of what it asks for."""
+    lines, pid = lines_of(rig.session), rig.broker.pid
+    assert pid is not None
+
+    async def open_while_it_is_gone() -> None:
+        gone = asyncio.Event()
+        rig.bus.connection.on_disconnect(gone.set)
+        os.kill(pid, signal.SIGKILL)
+        await gone.wait()
+        await lines._open()
+
+    rig.session.call(open_while_it_is_gone)
+    assert lines._may_open
+
+
 def test_only_a_plain_broker_gets_a_line(rig: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where it asks for more than a password, or refuses it, there are none."""
     address, loop = rig.bus.address, rig.session.loop
