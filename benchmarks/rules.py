@@ -19,15 +19,20 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from functools import partial
+from typing import TypeVar
 
 import orjson
 from hark.automations.analysis.backtest import backtest_lines
 from hark.automations.folding.fold import Fold, FoldConfig
+from hark.automations.folding.turn import SLICE_S
 from hark.automations.matching.condition import parse_where
 from hark.automations.matching.matcher import Matcher
 from hark.automations.model import parse_automation
 
 from benchmarks.goal import Goals
+
+R = TypeVar("R")
 
 EVENTS = 5_000
 COUNTS = (10, 1_000, 10_000)
@@ -202,23 +207,28 @@ def keyed(goals: Goals) -> None:
         f"count rule, {KEYS:,} keys: {rate:,.0f} events/s   {goals.at_least('count rule', rate, 100_000)}; "
         f"{grown_mb:.0f} MB   {goals.below('memory of keys', grown_mb, 400, ' MB')}"
     )
-    pauses, parts, n = list[float](), list[bytes](), KEYS
+    pauses, parts, n = list[tuple[float, float]](), list[bytes](), KEYS
     definitions = fold.dump_definitions()
-    started = time.process_time()
-    snapshot = fold.snapshot()
-    pauses.append(time.process_time() - started)
+
+    def paused(work: Callable[[], R]) -> R:
+        ran, stood = time.process_time(), time.perf_counter()
+        done = work()
+        pauses.append((time.process_time() - ran, time.perf_counter() - stood))
+        return done
+
+    snapshot = paused(fold.snapshot)
     while not snapshot.is_done:
-        started = time.process_time()
-        part = snapshot.take(0.004)
-        pauses.append(time.process_time() - started)
+        part = paused(partial(snapshot.take, SLICE_S))
         parts += [part] if part is not None else []
         events(n, n + 100)  # others go on meanwhile, and change what has not been taken
         n += 100
-    fold.end_snapshot(snapshot)
-    longest_ms = max(pauses) * 1000
+    paused(partial(fold.end_snapshot, snapshot))
+    # By the processor, since a machine that is shared stops any process for longer than that; by the clock beside it.
+    longest_ms, clock_ms = (max(times) * 1000 for times in zip(*pauses, strict=True))
+    together = sum(ran for ran, _ in pauses)
     print(
-        f"put down in {len(pauses)} slices, {sum(pauses):.2f} s together, while {n - KEYS:,} events went on: "
-        f"longest pause {longest_ms:.0f} ms   {goals.below('pause', longest_ms, 20, ' ms')}"
+        f"put down in {len(pauses)} slices, {together:.2f} s together, while {n - KEYS:,} events went on: longest pause "
+        f"{longest_ms:.1f} ms ({clock_ms:.1f} by the clock)   {goals.below('pause', longest_ms, 20, ' ms')}"
     )
     started = time.process_time()
     restored = Fold.restore(definitions, parts)

@@ -41,7 +41,7 @@ def encode_part(seq: int, moment: tuple[float, float], rules: JsonValue) -> byte
 class _Column:
     """One kind of state of a rule with many keys: its cells, and those that had to be taken before their turn."""
 
-    __slots__ = ("_at", "_cells", "_dump", "_saved", "_word", "name")
+    __slots__ = ("_at", "_cells", "_dump", "_end", "_saved", "_word", "name")
 
     def __init__(
         self,
@@ -52,11 +52,12 @@ class _Column:
     ) -> None:
         self.name, self._word = name, word
         self._cells, self._dump, self._at = cells, dump, 0
+        self._end = len(cells)  # what comes behind it later is new
         self._saved: dict[Hashable, bytes] = {}
 
     @property
     def is_done(self) -> bool:
-        return self._at >= len(self._cells)
+        return self._at >= self._end
 
     def before(self, cell: Hashable) -> None:
         """Take a cell that is about to change; nothing happens the second time."""
@@ -67,7 +68,7 @@ class _Column:
 
     def take(self, n: int) -> Iterator[bytes]:
         """Take the next ``n`` cells."""
-        cells = self._cells[self._at : self._at + n]
+        cells = self._cells[self._at : min(self._at + n, self._end)]
         self._at += len(cells)
         saved = self._saved
         early = [saved[cell] for cell in cells if cell in saved] if saved else []
@@ -82,7 +83,7 @@ class _Column:
 
     def drop(self) -> None:
         """Keep nothing any more."""
-        self._cells, self._saved = [], {}
+        self._cells, self._saved, self._end = [], {}, 0
 
     def _written(self, raw: bytes) -> bytes:
         return b'{"%s":%s}' % (self._word.encode(), raw)
@@ -146,7 +147,7 @@ class Snapshot:
             column.before(key)
 
     def take(self, slice_s: float) -> bytes | None:
-        """Take for about ``slice_s`` seconds. Return the next part if one is full, or the last one.
+        """Take for about ``slice_s`` seconds, or put together what has been taken: return the next part, or the last one.
 
         Raises:
             RuntimeError: it has been dropped, so it would not be whole.
@@ -174,7 +175,8 @@ class Snapshot:
                 self._chunk = min(4096, self._chunk * 2)
         part: bytes | None = None
         is_last = not self._small and not self._columns
-        if is_last or self._bytes >= _PART_BYTES:
+        # To put a part together takes milliseconds, too: they are not added to a slice that was long already.
+        if (is_last or self._bytes >= _PART_BYTES) and now - began <= slice_s / 2:
             fragments: Any = self._fragments
             part = encode_part(self.seq, self._moment, fragments)
             self._fragments, self._bytes, self.is_done = [], 0, is_last

@@ -9,6 +9,7 @@ from typing import Any
 from ...vocabulary import JsonObject, JsonValue
 from ..model import Automation
 from .form import EventRef, Firing, Seen, Sweep, Timeless
+from .roster import Roster
 
 __all__ = ["Counting"]
 
@@ -28,6 +29,7 @@ class Counting(Timeless):
         # One event is the usual state of a key: a flat tuple (recorded, time, seq, id) costs no garbage collection.
         # More are a list [recorded, (time, seq, id), …], sorted by time.
         self._windows: dict[str, Any] = {}
+        self._roster = Roster()
         self._sweep = Sweep()
 
     def start(self, now: float) -> None:
@@ -41,6 +43,8 @@ class Counting(Timeless):
         current = windows.get(key)
         if current is None or seen.recorded - current[0] > self._keep:
             windows[key] = (seen.recorded, seen.time, seen.seq, seen.id)
+            if current is None:
+                self._roster.add(key, windows)
             if self._sweep.due(len(windows)):
                 self._forget(seen.recorded)
             return None
@@ -84,6 +88,7 @@ class Counting(Timeless):
     def _forget(self, now: float) -> None:
         for key in [k for k, w in self._windows.items() if now - w[0] > self._keep]:
             del self._windows[key]
+        self._roster.tidy(self._windows)
         self._sweep.done(len(self._windows))
 
     def keys(self) -> int:
@@ -109,10 +114,11 @@ class Counting(Timeless):
             (key, tuple(w) if w[1].__class__ is not list else [w[0], *(tuple(e) for e in w[1:])])
             for key, w in state.items()
         )
+        self._roster.extend(state)
         self._sweep.done(len(self._windows))
 
     def cells(self) -> list[Any]:
-        return list(self._windows)
+        return self._roster.names
 
     def dump_cells(self, cells: Iterable[Any]) -> JsonValue:
         found: Any = {key: state for key in cells if (state := self._windows.get(key)) is not None}

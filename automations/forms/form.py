@@ -121,7 +121,10 @@ class Form(Protocol):
         ...
 
     def cells(self) -> list[Any]:
-        """Return what the state consists of: the keys, unless ``watch`` says otherwise. May name one twice."""
+        """Return what the state consists of: the keys, unless ``watch`` says otherwise.
+
+        May name one twice, or one that there is not. The list may grow afterwards, but changes in no other way.
+        """
         ...
 
     def dump_cells(self, cells: Iterable[Any]) -> JsonValue:

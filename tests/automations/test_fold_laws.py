@@ -11,6 +11,7 @@ import pytest
 from hark.automations.folding import snapshot
 from hark.automations.folding.decision import ADOPTED, SOURCE, Decision
 from hark.automations.folding.fold import Fold, FoldConfig
+from hark.automations.forms import roster
 from hark.automations.model import parse_automation
 from hark.bus.event import format_time
 from hypothesis import given, settings
@@ -317,11 +318,12 @@ def test_a_snapshot_taken_while_events_go_on_is_the_state_of_its_moment(
 ) -> None:
     """Cell by cell between later events, whatever they change: who takes it up goes on as from that very moment."""
     at = data.draw(st.integers(0, len(history)))
-    fold = fresh()
-    folded(fold, history[:at])
     parts: list[bytes] = []
     behind: list[Decision] = []
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(roster, "_SPARE", data.draw(st.sampled_from([0, 1024])))
+        fold = fresh()
+        folded(fold, history[:at])
         patch.setattr(snapshot, "_SMALL_CELLS", data.draw(st.sampled_from([0, 1, 64])))
         patch.setattr(snapshot, "_PART_BYTES", 400)
         taken = fold.snapshot()
