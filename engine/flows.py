@@ -117,6 +117,7 @@ class Flow(Marked, Deployable, Drawable, Generic[P, R]):
         self.shape = CallShape(fn, label=f"flow {self.name!r}")
         self.description = options.get("description") or inspect.getdoc(fn)
         self._version = options.get("version")
+        self._is_in_no_file = False  # as far as anybody has looked
         self.flow_run_name = options.get("flow_run_name")
         check_template("flow_run_name", self.flow_run_name)
         retries, delay_s = options.get("retries"), options.get("retry_delay_seconds")
@@ -166,8 +167,9 @@ class Flow(Marked, Deployable, Drawable, Generic[P, R]):
     @property
     def version(self) -> str | None:
         """As given, or else a hash of the defining file; None where there is no file."""
-        if self._version is None:
+        if self._version is None and not self._is_in_no_file:
             self._version = _version_of_file(self.fn)
+            self._is_in_no_file = self._version is None
         return self._version
 
     @property

@@ -395,8 +395,8 @@ async def test_a_run_that_is_resumed_while_it_still_stops_goes_on_once(stage: St
         @flow
         {kind} slow_to_stop(marker: str):
             if not os.path.exists(marker):
-                emit("said.waits")
                 try:
+                    emit("said.waits")  # in here: it may be asked to stop as soon as that is heard
                     {"await asyncio.sleep(1000)" if kind == "async def" else "time.sleep(1000)"}
                 finally:
                     open(marker, "w").close()
