@@ -16,6 +16,7 @@ from typing import Any, Self, cast
 
 import orjson
 
+from ..bus.event import QuicklyMade, become
 from ..errors import FlowFailed, RunCancelled, RunCrashed, RunPaused, RunUnfinished, UpstreamFailed
 from ..vocabulary import TERMINAL, JsonObject, StateType, derived_id
 from .runs.state_details import StateDetails, StateGroup, details_with, dumped, loaded, said_in
@@ -141,8 +142,8 @@ class StoredResult(ABC):
         """Return the value without holding the loop."""
 
 
-@dataclass(frozen=True, slots=True)
-class State:
+@dataclass(frozen=True, slots=True, init=False)
+class State(QuicklyMade):
     """The state of a run at one moment.
 
     Attributes:
@@ -162,10 +163,26 @@ class State:
     run_id: str | None = field(default=None, repr=False, compare=False)
     task_of: str | None = field(default=None, repr=False, compare=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "type", StateType(self.type))
-        if not self.name:
-            object.__setattr__(self, "name", _DEFAULT_NAME[self.type])
+    def __init__(
+        self,
+        type: StateType,
+        name: str = "",
+        message: str | None = None,
+        data: Any = None,
+        timestamp: datetime | None = None,
+        details: JsonObject | None = None,
+        run_id: str | None = None,
+        task_of: str | None = None,
+    ) -> None:
+        type = StateType(type)
+        cls = self.__class__
+        become(self, cls._open)
+        new: Any = self
+        new.type, new.name, new.message, new.data = type, name or _DEFAULT_NAME[type], message, data
+        new.timestamp = datetime.now(UTC) if timestamp is None else timestamp
+        new.details = {} if details is None else details
+        new.run_id, new.task_of = run_id, task_of
+        become(self, cls)
 
     def is_scheduled(self) -> bool:
         return self.type is S.SCHEDULED
@@ -351,7 +368,7 @@ def _exception_of(state: State) -> BaseException:
 
 
 def _of(type_: StateType, name: str, kwargs: Mapping[str, Any]) -> State:
-    return State(type_, **{"name": name, **_opened(kwargs)})
+    return State(type_, **{"name": name, **_opened(kwargs)}) if kwargs else State(type_, name)
 
 
 def _opened(kwargs: Mapping[str, Any]) -> Mapping[str, Any]:

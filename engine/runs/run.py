@@ -70,8 +70,8 @@ def run_id_for(*cause: str) -> FlowRunId:
     return FlowRunId(derived_id("flow-run", *cause))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunRequest:
+@dataclass(frozen=True, slots=True, kw_only=True, init=False)
+class RunRequest(QuicklyMade):
     """A wish for a flow run. ``id`` is derived from its cause by ``run_id_for`` where repeats must collapse.
 
     Attributes:
@@ -97,6 +97,42 @@ class RunRequest:
     trigger_event: Event | None = None
     traceparent: str | None = None
     """The span that asked for it; default: that of the trigger event."""
+
+    def __init__(
+        self,
+        *,
+        flow_name: str,
+        id: FlowRunId | None = None,
+        name: str = "",
+        flow_version: str | None = None,
+        deployment: str | None = None,
+        entrypoint: str | None = None,
+        parameters: JsonObject | None = None,
+        tags: tuple[str, ...] = (),
+        pool: str | None = None,
+        queue: str = "default",
+        parent: FlowRunId | None = None,
+        scheduled_at: datetime | None = None,
+        concurrency_key: str | None = None,
+        cause: Cause | None = None,
+        trigger_event: Event | None = None,
+        traceparent: str | None = None,
+    ) -> None:
+        cls = self.__class__
+        become(self, cls._open)
+        new: Any = self
+        new.flow_name, new.id = flow_name, FlowRunId(new_id()) if id is None else id
+        new.name, new.flow_version, new.deployment, new.entrypoint = (
+            name,
+            flow_version,
+            deployment,
+            entrypoint,
+        )
+        new.parameters, new.tags = {} if parameters is None else parameters, tags
+        new.pool, new.queue, new.parent = pool, queue, parent
+        new.scheduled_at, new.concurrency_key = scheduled_at, concurrency_key
+        new.cause, new.trigger_event, new.traceparent = cause, trigger_event, traceparent
+        become(self, cls)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
