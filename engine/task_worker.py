@@ -49,7 +49,6 @@ from .runs.task_run import TaskRun
 from .states import Pending, Resuming, State
 from .task_runners import AsyncTaskRunner
 from .tasks import Task
-from .workers.own_tasks import own_tasks_only
 from .workers.places import HeldPlace, LoopPlace, Places
 from .workers.watchdog import Watchdog
 
@@ -161,7 +160,6 @@ class TaskWorker(AsyncContextManagerMixin):
                     bus = await stack.enter_async_context(open_bus(address, settings.bus))
             self._session = stack.enter_context(use_session(bus))
             self._runs = BackgroundLog(bus)
-            stack.enter_context(own_tasks_only())
             self._runner = _Runner(self.limit or self._engine.thread_workers)
             stack.enter_context(self._runner.opened())
             self._watchdog = Watchdog(

@@ -44,7 +44,6 @@ from .attendance import Attendance
 from .collection import rare_collections
 from .execution import Job, Outcome, execute_in_loop, failed_unread
 from .held_run import HeldRun
-from .own_tasks import own_tasks_only
 from .past_end import past_end
 from .places import HeldPlace, LoopPlace, Places
 from .process_pool import ProcessPool
@@ -153,7 +152,6 @@ class Worker(AsyncContextManagerMixin):
         async with AsyncExitStack() as stack:
             self._session = stack.enter_context(use_session(self._bus))
             stack.enter_context(rare_collections())
-            stack.enter_context(own_tasks_only())
             attendance = Attendance(self._bus, self.info, self._places, held=self._held.values)
             self._watchdog = Watchdog(
                 self._bus, lambda: [held.item for held in list(self._held.values())], worker=lambda: attendance.now,

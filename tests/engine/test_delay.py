@@ -513,38 +513,6 @@ async def test_a_worker_that_stops_hands_back_what_it_holds(bus: Bus, session: S
     ]
 
 
-async def test_a_task_that_cancels_all_tasks_cancels_its_own(bus: Bus, session: Session) -> None:
-    """Not those of the worker, nor what others run in its loop."""
-    begun, go_on = asyncio.Event(), asyncio.Event()
-
-    @task
-    async def lasts() -> str:
-        begun.set()
-        await go_on.wait()
-        return "lasted"
-
-    @task
-    async def part() -> int:
-        mine = asyncio.create_task(asyncio.sleep(1000))
-        tasks = asyncio.all_tasks()
-        for one in tasks - {asyncio.current_task()}:
-            one.cancel()
-        await asyncio.wait([mine])
-        return len(tasks)
-
-    @task
-    async def tidies() -> tuple[int, int]:
-        return await part(), len(asyncio.all_tasks())
-
-    async with serving(bus, lasts, tidies):
-        future = lasts.delay()
-        with anyio.fail_after(30):
-            await begun.wait()
-        assert await tidies.delay() == (2, 1)
-        go_on.set()
-        assert await future == "lasted"
-
-
 async def test_two_tasks_of_one_key_are_refused(bus: Bus) -> None:
     """One would be run for the other."""
 
