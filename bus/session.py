@@ -38,6 +38,8 @@ T = TypeVar("T")
 
 DRAIN_S = 10.0
 """How long the end of the process waits for the broker to acknowledge what was emitted."""
+_CLOSING_S = 2.0
+"""How long what still runs on the loop of a session may take to notice that it ends."""
 _LOOK_AGAIN_S = 1.0
 """After finding no broker, a process looks again at most this often: looking reads a file."""
 
@@ -53,6 +55,10 @@ class Session:
         self._thread = threading.get_ident()
         self._generation = _generation
         self._lines: Lines | None = None
+        self._exchanges: set[_Exchange] = set()
+        self._gate = threading.Lock()
+        self._is_closed = False
+        """Nothing more is given to the loop, which is about to end."""
 
     @property
     def is_own_loop(self) -> bool:
@@ -107,10 +113,8 @@ class Session:
                 lines.give_back(line)
         answered = threading.Lock()
         answered.acquire()
-        exchange = _Exchange(self.bus, messages, behind, answered.release)
-        try:
-            self.loop.call_soon_threadsafe(exchange.begin)
-        except RuntimeError:  # the loop is closed, which the usual way says
+        exchange = _Exchange(self, messages, behind, answered.release)
+        if not self._begin(exchange):
             return None
         answered.acquire()
         return self._places(exchange.answers)
@@ -140,13 +144,11 @@ class Session:
                 loop.call_soon_threadsafe(tell)
 
         if self.is_own_loop:
-            exchange = _Exchange(self.bus, messages, behind, tell)
+            exchange = _Exchange(self, messages, behind, tell)
             exchange.begin()
         else:
-            exchange = _Exchange(self.bus, messages, behind, tell_from_afar)
-            try:
-                self.loop.call_soon_threadsafe(exchange.begin)
-            except RuntimeError:  # the loop is closed, which the usual way says
+            exchange = _Exchange(self, messages, behind, tell_from_afar)
+            if not self._begin(exchange):
                 return None
         await answered
         return self._places(exchange.answers)
@@ -166,11 +168,44 @@ class Session:
         self, function: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs
     ) -> concurrent.futures.Future[T]:
         async def run() -> T:
-            return await function(*args, **kwargs)
+            try:
+                return await function(*args, **kwargs)
+            except asyncio.CancelledError:
+                if self._is_closed:
+                    raise _has_been_closed() from None
+                raise
 
-        if self.loop.is_closed():
-            raise BusUnavailable("the session with the broker has been closed")
-        return asyncio.run_coroutine_threadsafe(run(), self.loop)
+        with self._gate:
+            if self._is_closed or self.loop.is_closed():
+                raise _has_been_closed()
+            return asyncio.run_coroutine_threadsafe(run(), self.loop)
+
+    def _begin(self, exchange: _Exchange) -> bool:
+        """Have the loop begin an exchange; False: it has ended, which the usual way says."""
+        with self._gate:
+            if self._is_closed:
+                return False
+            try:
+                self.loop.call_soon_threadsafe(exchange.begin)
+            except RuntimeError:
+                return False
+            return True
+
+    async def aclose(self) -> None:
+        """Tell everybody who waits for the loop that it ends, and let nobody in. In the loop, once its bus is closed."""
+        with self._gate:
+            self._is_closed = True
+        await asyncio.sleep(0)  # what was given before begins
+        for exchange in tuple(self._exchanges):
+            exchange.give_up()
+        if left := asyncio.all_tasks() - {asyncio.current_task()}:
+            for task in left:
+                task.cancel()
+            await asyncio.wait(left, timeout=_CLOSING_S)
+
+
+def _has_been_closed() -> BusUnavailable:
+    return BusUnavailable("the session with the broker has been closed")
 
 
 def _would_wait_for_itself(method: str) -> RefusedError:
@@ -183,18 +218,19 @@ def _would_wait_for_itself(method: str) -> RefusedError:
 class _Exchange:
     """Messages on their way from a thread to the loop of a session, and their answers on the way back."""
 
-    __slots__ = ("_behind", "_bus", "_is_over", "_messages", "_tell", "answers")
+    __slots__ = ("_behind", "_is_over", "_messages", "_session", "_tell", "answers")
 
     def __init__(
-        self, bus: Bus, messages: Sequence[Message], behind: Owner | None, tell: Callable[[], None]
+        self, session: Session, messages: Sequence[Message], behind: Owner | None, tell: Callable[[], None]
     ) -> None:
-        self._bus, self._messages, self._behind, self._tell = bus, messages, behind, tell
+        self._session, self._messages, self._behind, self._tell = session, messages, behind, tell
         self.answers: list[Arrival | None] | None = None
         self._is_over = False
 
     def begin(self) -> None:
         """Send, in the loop."""
-        bus, behind = self._bus, self._behind
+        bus, behind = self._session.bus, self._behind
+        self._session._exchanges.add(self)
         try:
             if (behind is None or bus.publisher.is_settled(behind)) and bus.log.store_nowait(
                 self._messages, self._end
@@ -203,11 +239,16 @@ class _Exchange:
         except Exception:
             # Whoever waits must be told. He goes the usual way then, where it is raised if it still holds.
             log.debug("bus.exchange-failed", exc_info=True)
+        self.give_up()
+
+    def give_up(self) -> None:
+        """Let the usual way be gone."""
         self._end(None)
 
     def _end(self, answers: list[Arrival | None] | None) -> None:
         if not self._is_over:
             self._is_over, self.answers = True, answers
+            self._session._exchanges.discard(self)
             self._tell()
 
 
@@ -267,15 +308,20 @@ class SessionThread:
     async def _serve(self, loop: asyncio.AbstractEventLoop) -> None:
         from .line import Lines
 
-        async with self._open_bus() as bus:
-            self._stopping = asyncio.Event()
-            session, lines = Session(bus, loop), Lines(bus, loop)
-            session._lines, self._session = lines, session
-            self._ready.set()
-            try:
-                await self._stopping.wait()
-            finally:
-                await lines.aclose()
+        session: Session | None = None
+        try:
+            async with self._open_bus() as bus:
+                self._stopping = asyncio.Event()
+                session, lines = Session(bus, loop), Lines(bus, loop)
+                session._lines, self._session = lines, session
+                self._ready.set()
+                try:
+                    await self._stopping.wait()
+                finally:
+                    await lines.aclose()
+        finally:
+            if session is not None:
+                await session.aclose()
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -20,8 +21,9 @@ from hark.bus import Bus, EmbeddedBroker, Event
 from hark.bus.emit import CauseAttrs, Emitted, current_cause, emit
 from hark.bus.log import Message
 from hark.bus.owner import Owner
-from hark.bus.session import current_session, use_session
-from hark.errors import BufferFull, EventInvalid, EventRefused, EventTooLarge, RefusedError
+from hark.bus.session import SessionThread, current_session, open_bus, use_session
+from hark.config import BusConfig
+from hark.errors import BufferFull, BusUnavailable, EventInvalid, EventRefused, EventTooLarge, RefusedError
 from hark.testing import Harness, harness
 from hark.vocabulary import new_id
 from hypothesis import given, settings
@@ -374,3 +376,31 @@ def test_a_known_broker_that_does_not_answer_is_an_error(home: Path) -> None:
         HARK_BUS__CONNECT_TIMEOUT_S="0.3",
     )
     assert said.startswith("BusUnavailable no broker answers at nats://127.0.0.1:1 within 0.3 s")
+
+
+def test_who_waits_for_a_session_that_closes_is_told(rig: Harness) -> None:
+    """A thread and a loop whose question is on its way, one that asked for more, and one that comes too late."""
+    thread = SessionThread(lambda: open_bus(rig.broker.address, BusConfig()))
+    session = thread.start()
+    messages = [session.bus.log.message(Event(type="a", source="/s"), None)]
+    session.call(session.bus.log.last, "hark.ev.a")
+    pid = rig.broker.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        with ThreadPoolExecutor() as pool:
+            stored = pool.submit(session.store, messages)
+            astored = pool.submit(asyncio.run, session.astore(messages))
+            called = pool.submit(session.call, asyncio.Event().wait)
+            while len(session._exchanges) < 2:
+                session.call(asyncio.sleep, 0)
+            thread.stop()
+            assert stored.result(5) is None
+            assert astored.result(5) is None
+            with pytest.raises(BusUnavailable, match="has been closed"):
+                called.result(5)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert session.store(messages) is None
+    with pytest.raises(BusUnavailable, match="has been closed"):
+        session.call(asyncio.sleep, 0)
