@@ -80,6 +80,9 @@ class _Term:
         """By their runs: several branches of one may wait."""
         self._seq = 0
         self._groups: dict[tuple[str, ...], _Group] = {}
+        self._new: dict[_Waiter, None] = {}
+        self._gone: list[_Waiter] = []
+        """Of those that are read for, while ``_new`` are not yet: of many thousands that wait, few change at a time."""
         self._changed = anyio.Event()
         self._tg: TaskGroup
 
@@ -112,7 +115,11 @@ class _Term:
     def _fold(self, recorded: Recorded) -> None:
         # Only `scheduled` can be a wait; of the others the subject says all there is to know.
         rest, _, run_id = recorded.subject.rpartition(".")
-        self.waiters.pop(FlowRunId(run_id), None)
+        for waiter in self.waiters.pop(FlowRunId(run_id), ()):
+            if waiter in self._new:
+                del self._new[waiter]
+            else:
+                self._gone.append(waiter)
         if not rest.endswith(_SCHEDULED):
             return
         try:
@@ -126,34 +133,41 @@ class _Term:
         waits: JsonObject = {name: details[name] for name in ("wait", "waits") if name in details}
         found = patterns_in(waits)
         if found:
-            self.waiters[run_id] = [_Waiter(run_id, *one, details=waits) for one in found]
+            waiters = self.waiters[run_id] = [_Waiter(run_id, *one, details=waits) for one in found]
+            self._new.update(dict.fromkeys(waiters))
 
     def _arrange(self) -> None:
         """Have each waiter read for, and each reader be needed."""
-        wanted: dict[tuple[str, ...], dict[tuple[FlowRunId, str], _Waiter]] = {}
-        for waiter in (waiter for waiters in self.waiters.values() for waiter in waiters):
-            wanted.setdefault(waiter.pattern.filters, {})[waiter.run_id, waiter.key] = waiter
-        for filters in [filters for filters in self._groups if filters not in wanted]:
-            self._groups.pop(filters).scope.cancel()
-        for filters, members in wanted.items():
-            group = self._groups.get(filters)
-            if group is None:
-                group = self._groups[filters] = _Group(members)
-                self._tg.start_soon(self._read_for, filters, group)
-                continue
-            new = [waiter for place, waiter in members.items() if group.members.get(place) is not waiter]
-            # First among the members, then the catching up: between the two nothing can pass by.
-            group.members = members
-            for waiter in new:
+        new, gone = self._new, self._gone
+        self._new, self._gone = {}, []
+        begun: dict[tuple[str, ...], _Group] = {}
+        for waiter in new:
+            filters = waiter.pattern.filters
+            if (group := self._groups.get(filters)) is not None:
+                # First among the members, then the catching up: between the two nothing can pass by.
+                group.members[waiter] = None
                 self._tg.start_soon(self._catch_up, waiter)
+            else:
+                begun.setdefault(filters, _Group()).members[waiter] = None
+        for waiter in gone:
+            filters = waiter.pattern.filters
+            group = self._groups[filters]
+            del group.members[waiter]
+            if not group.members:
+                self._groups.pop(filters).scope.cancel()
+        for filters, group in begun.items():
+            self._groups[filters] = group
+            self._tg.start_soon(self._read_for, filters, group)
 
     async def _read_for(self, filters: tuple[str, ...], group: _Group) -> None:
-        after = min(waiter.after for waiter in group.members.values())
+        after = min(
+            (waiter.after for waiter in group.members), default=self._seq
+        )  # none: over before it began
         with group.scope:
             async with self._bus.log.follow(filters, after=after) as batches:
                 async for batch in batches:
                     for recorded in batch.records:
-                        for waiter in list(group.members.values()):
+                        for waiter in list(group.members):
                             if recorded.seq > waiter.after and waiter.pattern.fits(recorded):
                                 self._begin_waking(waiter, recorded)
 
@@ -227,6 +241,6 @@ class _Term:
 class _Group:
     """The waiters that one reader reads for."""
 
-    def __init__(self, members: dict[tuple[FlowRunId, str], _Waiter]) -> None:
-        self.members = members
+    def __init__(self) -> None:
+        self.members: dict[_Waiter, None] = {}
         self.scope = anyio.CancelScope()

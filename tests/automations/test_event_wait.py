@@ -12,9 +12,11 @@ import anyio
 import pytest
 from hark import emit, flow, wait_for_event
 from hark.automations.event_wait import EventPattern
-from hark.automations.waker import Waker
-from hark.bus import Bus
+from hark.automations.waker import Waker, _Term
+from hark.bus import Bus, Recorded
 from hark.bus.session import Session
+from hark.bus.subject import PREFIX
+from hark.clock import SYSTEM_CLOCK
 from hark.config import EngineConfig, WorkerConfig
 from hark.engine.dispatching.control import Control
 from hark.engine.dispatching.deployment import Deployment
@@ -22,7 +24,7 @@ from hark.engine.dispatching.dispatcher import Dispatcher
 from hark.engine.runs.run import Cause, FlowRun
 from hark.engine.workers.worker import Worker
 from hark.errors import DefinitionError, EventWaitTimedOut, MissingContextError
-from hark.vocabulary import StateType
+from hark.vocabulary import FlowRunId, JsonValue, StateType
 
 QUICK = EngineConfig(suspend_after_s=0.1)
 
@@ -144,6 +146,44 @@ async def test_a_long_wait_holds_no_worker_and_ends_when_the_event_comes(waiting
         async for batch in batches:
             said += [recorded.event.type for recorded in batch.records]
     assert said == ["said.before", "said.after"]
+
+
+async def test_readers_come_and_go_with_the_waits_that_change(bus: Bus) -> None:
+    """A wait that ends before its reader has begun leaves none behind; others keep theirs, and the last one ends it."""
+
+    def begin(run: str, *types: str) -> None:
+        waits: list[JsonValue] = [{"key": type_, "event": {"types": [type_]}, "after": 0} for type_ in types]
+        term._add(FlowRunId(run), {"waits": waits})
+
+    def end(run: str) -> None:
+        subject = f"{PREFIX}flow-run.completed.{run}"
+        term._fold(Recorded(1, subject, SYSTEM_CLOCK.now(), b"{}"))
+
+    def read_for() -> list[list[str]]:
+        return sorted(sorted(waiter.run_id for waiter in group.members) for group in term._groups.values())
+
+    term = _Term(bus, SYSTEM_CLOCK)
+    async with anyio.create_task_group() as tg:
+        term._tg = tg
+        begin("a", "order.paid", "order.lost")
+        begin("b", "order.paid")
+        begin("never", "order.paid")
+        end("never")
+        term._arrange()
+        assert read_for() == [["a"], ["a", "b"]]
+        end("a")
+        begin("c", "order.paid")
+        term._arrange()
+        assert read_for() == [["b", "c"]]
+        await anyio.wait_all_tasks_blocked()
+        end("b")
+        end("c")
+        begin("c", "order.paid")
+        term._arrange()
+        assert read_for() == [["c"]]
+        end("c")
+        term._arrange()
+        assert read_for() == []
 
 
 async def test_a_wait_that_nobody_ends_fails_its_run(waiting: Waiting) -> None:
