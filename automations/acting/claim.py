@@ -91,19 +91,22 @@ class Claims:
         """Return the claim of an action whose decision names us, and which nobody has had before."""
         return Claim(ActionState("claimed", 1, 0, self._name, self._clock.now(), seq), 0, True)
 
-    async def take(self, key: str, seq: int, *, round: int, named: str | None) -> Claim | Over | float:
+    async def take(
+        self, key: str, seq: int, *, round: int, named: str | None, again: bool = False
+    ) -> Claim | Over | float:
         """Claim an action that nobody here is at; or return when to come back (s), or that it is over.
 
         Args:
             seq: of its decision in the log.
             round: how often it has been redriven, as far as the caller knows.
             named: the outbox that its decision names.
+            again: its decision was delivered before, so that something is noted of it, as a rule.
         """
         now = self._clock.now()
         if seq <= await self._restored() and await self._was_done(key, seq, round=round):
             return Over(None)
         state = ActionState("claimed", 1, round, self._name, now, seq)
-        if not round and named in (None, self._name):
+        if not round and (named == self._name or (named is None and not again)):
             # Who is named may have begun and lost the broker before anything was noted.
             try:
                 return Claim(state, await self._bucket.create(key, state.to_json()), named is None)

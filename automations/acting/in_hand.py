@@ -51,6 +51,11 @@ class InHand:
             self._empty = anyio.Event()
         self._items[seq] = item
 
+    def has_come_again(self, seq: int) -> bool:
+        """Return whether a decision was delivered before, to whomever."""
+        item = self._items.get(seq)
+        return item is not None and item.deliveries > 1
+
     async def settle(self, seq: int, again_s: float | None) -> None:
         """Tell the broker that a decision is over, or when (s) it is to come again."""
         item = self._items[seq]

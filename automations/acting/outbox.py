@@ -355,8 +355,9 @@ class Outbox(AsyncContextManagerMixin):
                 claim: Claim | Over | float = self._claims.promised(key, firing.seq)
             else:
                 claim = await self._claims.take(
-                    key, firing.seq, round=round, named=named if isinstance(named, str) else None
-                )
+                    key, firing.seq, round=round, named=named if isinstance(named, str) else None,
+                    again=self._in_hand.has_come_again(firing.seq),
+                )  # fmt: skip
             if isinstance(claim, float):
                 return claim
             if isinstance(claim, Over):

@@ -7,14 +7,17 @@ import signal
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import anyio
 import pytest
 from hark.automations.acting import outbox
-from hark.automations.acting.claim import Claim, Claims, Over
+from hark.automations.acting.claim import BUCKET, Claim, Claims, Over
 from hark.automations.acting.dead_letter import DeadLetters
 from hark.bus import Bus, EmbeddedBroker, Event
+from hark.bus.bucket import Bucket
 from hark.bus.presence import Presence
 from hark.bus.subject import RESTORED
 from hark.clock import SYSTEM_CLOCK
@@ -211,6 +214,21 @@ class TestDeaths:
         assert found.state is not None
         assert found.state.outcome is not None
         assert Event.from_dict(found.state.outcome).type == "action.executed"
+
+    async def test_what_comes_again_is_looked_up_before_it_is_claimed(
+        self, bus: Bus, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Nothing is written for what waits; what nobody has noted anything of is claimed all the same."""
+        claims = Claims(bus, SYSTEM_CLOCK, name="one", holds_s=6)
+        claim = await claims.take("d/0", 1, round=0, named=None, again=True)
+        assert isinstance(claim, Claim)
+        assert claim.fresh
+        later = replace(claim.state, state="waiting", next_at=SYSTEM_CLOCK.now() + timedelta(seconds=60))
+        await bus.bucket(BUCKET).update("d/0", later.to_json(), revision=claim.revision)
+        monkeypatch.delattr(Bucket, "create")
+        wait_s = await claims.take("d/0", 1, round=0, named=None, again=True)
+        assert isinstance(wait_s, float)
+        assert 30 < wait_s <= 60
 
     async def test_what_was_done_before_a_backup_is_not_done_again_after_it(self, house: House) -> None:
         """The copy of what became of actions is older than that of the log, which says more; what it does not say is open."""
