@@ -424,7 +424,8 @@ class Feed:
         is_gathering = self._gathering is not None and not self._hurried and self._is_short()
         if self._waiter is not None and not is_gathering and not self._may_wait():
             self._wake()
-        return not self._hurried
+        # While much comes it is not let come together: where few may be under way, the broker would be what waits.
+        return not self._hurried and self._pending < self._size
 
     def _hurry(self) -> None:
         self._hurried = True

@@ -6,7 +6,9 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import anyio
+import pytest
 from hark.bus import Bus, EmbeddedBroker, Event
+from hark.bus.arrival import DirectClient
 from hark.bus.event import Recorded
 from hark.bus.feed import Batch
 from hark.bus.patience import Patience
@@ -127,7 +129,9 @@ async def test_one_that_shares_with_others_waits_for_itself(bus: Bus) -> None:
     assert [type_ for batch in patient for type_ in batch] == [*(f"e{n}" for n in range(30)), "last"]
 
 
-async def test_a_connection_that_reads_now_and_then_reads_all(broker: EmbeddedBroker) -> None:
+async def test_a_connection_that_reads_now_and_then_reads_all(
+    broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In order, whether little comes or much; and the broker's answers on it are heard."""
     reading_apart = Bus(broker.address, BusConfig(), reads_apart=True, lull_s=0.005)
     patience = Patience(0.01)
@@ -141,4 +145,20 @@ async def test_a_connection_that_reads_now_and_then_reads_all(broker: EmbeddedBr
                 seqs += [record.seq for record in (await anext(batches)).records]
         async with bus.log.read() as again:
             whole = [record.seq async for batch in again for record in batch.records]
-    assert seqs == whole
+        assert seqs == whole
+        client, lulls = bus.log._reading.nc, list[int]()
+        assert isinstance(client, DirectClient)
+        lull = client.lull
+
+        async def counted() -> None:
+            lulls.append(len(seqs))
+            await lull()
+
+        monkeypatch.setattr(client, "lull", counted)
+        few = bus.log.follow(after=0, batch=3, most_waiting=16, patience=Patience(0.01))
+        with anyio.fail_after(60):
+            async with few as batches:
+                while len(seqs) < 2 * len(whole):
+                    seqs += [record.seq for record in (await anext(batches)).records]
+    assert seqs == 2 * whole
+    assert len(lulls) < len(whole) / 100, "few are under way at once, and the rest waits on the broker"
