@@ -48,14 +48,26 @@ class FarPlace:
 
     def __init__(self, tell: Tell) -> None:
         self._tell = tell
+        self._lock = threading.Lock()
+        self._is_over = False
 
     def give(self, waits: Collection[HeldWait], answer: Callable[[bool], object]) -> None:
         # Nobody answers: what becomes of the place depends on the rest of the run, and is said where that is.
         del answer
-        self._tell([FarWait(one.what, one.how, one.for_s, one.why) for one in waits])
+        self._say([FarWait(one.what, one.how, one.for_s, one.why) for one in waits])
 
     def take(self) -> None:
-        self._tell(())
+        self._say(())
+
+    def close(self) -> None:
+        """Tell nothing from now on: what a thread that the try has left behind waits for would be taken for that of the next one."""
+        with self._lock:
+            self._is_over = True
+
+    def _say(self, waits: Collection[FarWait]) -> None:
+        with self._lock:
+            if not self._is_over:
+                self._tell(waits)
 
 
 class FarWaits:

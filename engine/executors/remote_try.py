@@ -59,6 +59,7 @@ def run_try(
     value: Any = None
     error: BaseException | None = None
     what = f"task run {shipment.facts.name!r}"
+    place = FarPlace(tell) if tell is not None else None
     try:
         for module, file in shipment.modules:
             imported(module, file)
@@ -69,9 +70,11 @@ def run_try(
         what = f"task {task.name!r}"
         begun()
         run = contextvars.copy_context().run
-        value = run(_run, shipment, session, task, args, kwargs, guard or Guard(), tell)
+        value = run(_run, shipment, session, task, args, kwargs, guard or Guard(), place)
     except BaseException as exc:  # sys.exit() in a task ends the task
         error = exc
+    if place is not None:
+        place.close()
     return packed_outcome(value, error, what=what)
 
 
@@ -82,11 +85,11 @@ def _run(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     guard: Guard,
-    tell: Tell | None,
+    place: FarPlace | None,
 ) -> Any:
     facts = shipment.facts
     runner = ThreadPoolTaskRunner()
-    flow = _flow_context(shipment.flow, session, runner, tell) if shipment.flow is not None else None
+    flow = _flow_context(shipment.flow, session, runner, place) if shipment.flow is not None else None
     parameters = task.shape.bind(args, kwargs)
     run = facts.run_of(task, parameters)
     with runner:
@@ -126,11 +129,11 @@ async def _awaited(task: Task[..., Any], args: tuple[Any, ...], kwargs: dict[str
 
 
 def _flow_context(
-    facts: FlowFacts, session: Session | None, runner: ThreadPoolTaskRunner, tell: Tell | None
+    facts: FlowFacts, session: Session | None, runner: ThreadPoolTaskRunner, place: FarPlace | None
 ) -> FlowRunContext:
     context = flow_context_of(facts, session, runner)
-    if context.tracker is not None and facts.has_place and tell is not None:
-        context.tracker.place = FarPlace(tell)
+    if context.tracker is not None and facts.has_place:
+        context.tracker.place = place
     if context.tracker is not None and facts.run.attempt > 1:
         context.tracker.finished = _Unread(context.tracker)
     return context

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 from hark import flow, get_run_logger, runtime, tags, task
+from hark.engine.context import current_run
+from hark.engine.life.holding import Place
 from hark.engine.task_runners import TaskRunner
 
 
@@ -23,6 +25,29 @@ def square(x: int) -> tuple[int, int]:
 async def square_async(x: int) -> int:
     await asyncio.sleep(0)
     return x * x
+
+
+_LEFT: list[Place] = []
+"""What a try has left behind in its process."""
+
+
+@task
+def leaves_its_place() -> int:
+    """Say that all of this goes on, and leave what that is said by to the next try."""
+    run = current_run.get()
+    assert run is not None
+    assert run.flow_context is not None
+    assert run.flow_context.tracker is not None
+    assert run.flow_context.tracker.place is not None
+    _LEFT.append(run.flow_context.tracker.place)
+    _LEFT[0].take()
+    return os.getpid()
+
+
+@task
+def uses_what_was_left() -> int:
+    _LEFT[0].take()
+    return os.getpid()
 
 
 class Odd(Exception):

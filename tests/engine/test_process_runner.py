@@ -21,11 +21,13 @@ from hark.bus import Bus
 from hark.bus.session import use_session
 from hark.bus.subject import TASK_RUNS
 from hark.engine import ProcessPoolTaskRunner, ThreadPoolTaskRunner
+from hark.engine.context import FlowRunContext
+from hark.engine.executors.far_wait import FarWaits
 from hark.engine.states import State
 from hark.errors import ProcessDied, RunTimedOut, Unpicklable
 
 from .conftest import Stage
-from .far_tasks import Odd, knows_its_run, raises, square, square_async
+from .far_tasks import Odd, knows_its_run, leaves_its_place, raises, square, square_async, uses_what_was_left
 
 
 def pool(workers: int = 2, **options: Any) -> ProcessPoolTaskRunner:
@@ -258,6 +260,30 @@ async def test_events_of_tasks_in_processes(bus: Bus) -> None:
     assert by_task["outer"] == ["pending", "running", "awaiting-retry", "retrying", "completed"]
     assert by_task["inner"] == ["pending", "running", "completed"]
     assert len(told) == 3
+
+
+async def test_what_a_try_has_left_behind_tells_nothing(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That a thread of it waits would be taken for a wait of the next try, whose run would give its place away and work."""
+    heard: list[object] = []
+    monkeypatch.setattr(FarWaits, "hear", lambda _, told: heard.append(told))
+
+    class Kept:
+        def give(self, waits: object, answer: object) -> None: ...
+
+        def take(self) -> None: ...
+
+    @flow(task_runner=pool(1))
+    def leaves() -> tuple[int, int]:
+        run = FlowRunContext.get()
+        assert run is not None
+        assert run.tracker is not None
+        run.tracker.place = Kept()
+        return leaves_its_place.submit().result(), uses_what_was_left.submit().result()
+
+    with use_session(bus):
+        one, other = await asyncio.to_thread(leaves)
+    assert one == other != os.getpid()
+    assert heard == [()]
 
 
 async def test_a_resumed_run_reuses_what_its_processes_finished(stage: Stage) -> None:
