@@ -175,6 +175,12 @@ class Session:
                     raise _has_been_closed() from None
                 raise
 
+        if self._generation != _generation:
+            # Its loop runs in the other process alone: whoever waited for it here would wait for ever.
+            raise RefusedError(
+                "this session with the broker belongs to the process that this one was forked from",
+                hint="what a flow forks cannot call flows and track tasks as part of it; start a new process with spawn",
+            )
         with self._gate:
             if self._is_closed or self.loop.is_closed():
                 raise _has_been_closed()
@@ -182,6 +188,8 @@ class Session:
 
     def _begin(self, exchange: _Exchange) -> bool:
         """Have the loop begin an exchange; False: it has ended, which the usual way says."""
+        if self._generation != _generation:
+            return False
         with self._gate:
             if self._is_closed:
                 return False

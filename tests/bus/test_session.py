@@ -328,12 +328,16 @@ def test_all_that_was_emitted_is_stored_when_a_process_ends(rig: Harness) -> Non
 
 
 def test_a_forked_child_has_a_session_of_its_own(rig: Harness) -> None:
-    """The parent's connection is not shared: both can emit, and both are heard."""
+    """The parent's connection is not shared: both can emit, and both are heard. Who asks the parent's session there is told."""
     before = rig.session.call(rig.bus.log.head)
     run_program(
-        "import os, sys\nfrom hark.bus.emit import emit\nfrom hark.bus.session import close_session\n"
+        "import asyncio, os\nfrom hark.bus.emit import emit\nfrom hark.errors import RefusedError\n"
+        "from hark.bus.session import close_session, current_session\n"
         "emit('order.paid', wait=True)\n"
+        "session = current_session()\n"
         "pid = os.fork()\n"
+        "try:\n    session.call(asyncio.sleep, 0)\n    assert pid\n"
+        "except RefusedError as exc:\n    assert pid == 0 and session.store([]) is None, exc\n"
         "emit('order.paid', data=pid, wait=True)\n"
         "if pid == 0:\n    close_session()\n    os._exit(0)\n"
         "assert os.waitpid(pid, 0)[1] == 0\n",
@@ -380,27 +384,29 @@ def test_a_known_broker_that_does_not_answer_is_an_error(home: Path) -> None:
 
 def test_who_waits_for_a_session_that_closes_is_told(rig: Harness) -> None:
     """A thread and a loop whose question is on its way, one that asked for more, and one that comes too late."""
-    thread = SessionThread(lambda: open_bus(rig.broker.address, BusConfig()))
+    thread = SessionThread(lambda: open_bus(rig.broker.address, BusConfig(request_timeout_s=60)))
     session = thread.start()
     messages = [session.bus.log.message(Event(type="a", source="/s"), None)]
     session.call(session.bus.log.last, "hark.ev.a")
     pid = rig.broker.pid
     assert pid is not None
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor() as pool:
+        os.kill(pid, signal.SIGSTOP)
+        try:
             stored = pool.submit(session.store, messages)
             astored = pool.submit(asyncio.run, session.astore(messages))
             called = pool.submit(session.call, asyncio.Event().wait)
             while len(session._exchanges) < 2:
+                assert not stored.done()
+                assert not astored.done()
                 session.call(asyncio.sleep, 0)
             thread.stop()
             assert stored.result(5) is None
             assert astored.result(5) is None
             with pytest.raises(BusUnavailable, match="has been closed"):
                 called.result(5)
-    finally:
-        os.kill(pid, signal.SIGCONT)
+        finally:
+            os.kill(pid, signal.SIGCONT)
     assert session.store(messages) is None
     with pytest.raises(BusUnavailable, match="has been closed"):
         session.call(asyncio.sleep, 0)
