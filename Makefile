@@ -25,8 +25,9 @@ $(STAMP): pyproject.toml
 demo: $(STAMP)  ## the main job, end to end, on an embedded broker; exits by itself
 	$(BIN)/hark demo
 
+# One process more than processors: a seventh of the time a test waits for what it has started.
 test: $(STAMP)  ## the tests
-	$(BIN)/python -m pytest -q --numprocesses auto --dist worksteal $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q --numprocesses $$($(BIN)/python -c 'import os; print((os.cpu_count() or 1) + 1)') --dist worksteal $(PYTEST_ARGS)
 
 chaos: $(STAMP)  ## kill processes at the worst moment, at length
 	CHAOS_ROUNDS=$${CHAOS_ROUNDS:-60} CRASH_RUNS=$${CRASH_RUNS:-200} CHAOS_KILLS=$${CHAOS_KILLS:-1000} CHAOS_ALERT_KILLS=$${CHAOS_ALERT_KILLS:-200} CHAOS_FREEZES=$${CHAOS_FREEZES:-50} $(BIN)/python -m pytest -q -m chaos --timeout 3600

@@ -16,6 +16,7 @@ import pytest
 from hark.automations.acting import outbox
 from hark.automations.acting.claim import BUCKET, Claim, Claims, Over
 from hark.automations.acting.dead_letter import DeadLetters
+from hark.automations.acting.in_hand import InHand
 from hark.bus import Bus, EmbeddedBroker, Event
 from hark.bus.bucket import Bucket
 from hark.bus.presence import Presence
@@ -55,8 +56,8 @@ class TestOutage:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         """The broker hangs and is killed while a call waits, and then hands the decision to another outbox: one call."""
-        asked = anyio.Event()
-        holds = Presence.holds
+        asked, away = anyio.Event(), anyio.Event()
+        holds, keep_alive = Presence.holds, InHand.keep_alive
 
         async def heard(self: Presence, name: str, what: str) -> bool | None:
             found = await holds(self, name, what)
@@ -64,7 +65,13 @@ class TestOutage:
                 asked.set()
             return found
 
+        async def unless_away(self: InHand) -> None:
+            # Else who comes back to the broker first and says at once that it is at it keeps the decision, and nothing is asked.
+            if not away.is_set():
+                await keep_alive(self)
+
         monkeypatch.setattr(Presence, "holds", heard)
+        monkeypatch.setattr(InHand, "keep_alive", unless_away)
         # Who has one in hand asks for no more, so what is handed out again goes to the other.
         monkeypatch.setattr(outbox, "MAX_WAITING", 1)
         receiver.answers = [(-2, "")]
@@ -77,6 +84,7 @@ class TestOutage:
             assert broker.pid is not None
             # Away for longer than the claim holds, so that the decision is due to be handed out when it is back.
             os.kill(broker.pid, signal.SIGSTOP)
+            away.set()
             await anyio.sleep(1.2)
             os.kill(broker.pid, signal.SIGKILL)
             with anyio.fail_after(60):
