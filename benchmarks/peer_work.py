@@ -7,6 +7,7 @@ and flows.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import resource
 import sys
@@ -64,18 +65,21 @@ def main(library: str, plan: dict[str, int]) -> None:
     # Without tasks, so before the clock of the stored ones starts: neither side's database should catch up meanwhile.
     for name, fn in (("empty-sync", empty_sync), ("empty-async", empty_async)):
         call(fn)
-        began = time.perf_counter()
+        moments = [time.perf_counter()]
 
-        async def several() -> None:
+        async def several(moments: list[float]) -> None:
             for _ in range(flows):
                 await empty_async()
+                moments.append(time.perf_counter())
 
         if name == "empty-async":
-            asyncio.run(several())
+            asyncio.run(several(moments))
         else:
             for _ in range(flows):
                 fn()
-        found[name] = {"flows": flows, "seconds": time.perf_counter() - began}
+                moments.append(time.perf_counter())
+        took = sorted(after - before for before, after in itertools.pairwise(moments))
+        found[name] = {"flows": flows, "seconds": moments[-1] - moments[0], "median_s": took[flows // 2]}
     found["began_at"] = time.time()
     for name, fn, n in (
         ("direct", direct, tasks),

@@ -5,7 +5,8 @@ have a server of theirs running and write to it. Two rates are told for each sid
 fast what happened was in the database that its API answers from (*stored*): finished task runs, counted in SQLite, from the
 first workload with tasks to when the last of them was seen there. Flows without tasks come before.
 
-Goals: 40 times Prefect's loop rate, 250 times its stored rate, and 2 ms for an empty flow.
+Goals: 40 times Prefect's loop rate, 250 times its stored rate, and 2 ms for an empty flow, the middle one of those called one
+after the other: the mean of a few hundred is that of the moments in which a shared machine did something else.
 
 Run: ``python -m benchmarks.peers``. Exit code 0: the goals are reached.
 """
@@ -38,7 +39,7 @@ ENVIRONMENT = Path(__file__).resolve().parent.parent / ".venv" / "peers" / "pref
 WORK = Path(__file__).with_name("peer_work.py")
 PLANS: dict[str, dict[str, int]] = {
     "prefect": {"tasks": 150, "flows": 5},
-    "hark": {"tasks": 5_000, "flows": 200},
+    "hark": {"tasks": 5_000, "flows": 500},
 }
 """The slower side gets less to do, so that the whole takes minutes; rates are compared."""
 WORK_LIMIT_S = 300.0
@@ -62,8 +63,12 @@ class Side:
     def tasks_per_s(self, workload: str) -> float:
         return float(self.work[workload]["tasks"] / self.work[workload]["seconds"])
 
+    def flows_per_s(self, workload: str) -> float:
+        return float(self.work[workload]["flows"] / self.work[workload]["seconds"])
+
     def flow_ms(self, workload: str) -> float:
-        return float(self.work[workload]["seconds"] / self.work[workload]["flows"] * 1000)
+        """Return what the middle one of the calls took."""
+        return float(self.work[workload]["median_s"] * 1000)
 
 
 def install() -> Path:
@@ -254,8 +259,14 @@ def main() -> int:
         line(f"tasks, {workload}", a, b, "/s", more_is_better=True, goal=goal)
     line("tasks, stored", theirs.stored_per_s, ours.stored_per_s, "/s", more_is_better=True, goal=GOAL_STORED)
     for workload in ("empty-sync", "empty-async"):
+        a, b = theirs.flows_per_s(workload), ours.flows_per_s(workload)
+        line(f"flows, {workload}", a, b, "/s", more_is_better=True)
         line(
-            f"flow, {workload}", theirs.flow_ms(workload), ours.flow_ms(workload), "ms", more_is_better=False
+            f"flow, {workload}, median",
+            theirs.flow_ms(workload),
+            ours.flow_ms(workload),
+            "ms",
+            more_is_better=False,
         )
         reached.append(ours.flow_ms(workload) <= GOAL_EMPTY_MS)
         print(f"{'':28}goal {GOAL_EMPTY_MS:g} ms {'reached' if reached[-1] else 'MISSED'}")
