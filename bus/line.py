@@ -46,6 +46,8 @@ MOST_IDLE_S = 60.0
 _PAUSE_EXCHANGES = 1000
 """So many go by the session until it is tried again to open a line."""
 _READ_BYTES = 8192
+_NO_SIGNAL = getattr(socket, "MSG_NOSIGNAL", 0)
+"""A write on a line that the broker has closed is an error, also where the program has set SIGPIPE to end it."""
 
 
 class _BrokenLine(ValueError):
@@ -76,7 +78,7 @@ class Line:
             if not self._may_block:
                 os.set_blocking(self._socket.fileno(), True)
                 self._may_block = True
-            self._socket.sendall(self._frames(questions))
+            self._socket.sendall(self._frames(questions), _NO_SIGNAL)
             while self._open:
                 self._hear(self._socket.recv(_READ_BYTES))
         except (OSError, ValueError, IndexError) as exc:
@@ -121,7 +123,7 @@ class Line:
         try:
             try:
                 data = self._frames(questions)
-                if self._socket.send(data, socket.MSG_DONTWAIT) != len(data):
+                if self._socket.send(data, socket.MSG_DONTWAIT | _NO_SIGNAL) != len(data):
                     raise _BrokenLine("its socket is full")
                 await answered
             finally:
@@ -175,7 +177,7 @@ class Line:
                 at = body + size + 2
                 continue
             if kind == b"PING":
-                self._socket.sendall(b"PONG\r\n")
+                self._socket.sendall(b"PONG\r\n", _NO_SIGNAL)
             elif kind not in (b"PONG", b"INFO", b"+OK"):
                 raise _BrokenLine(data[at:end].decode(errors="replace"))
             at = end + 2

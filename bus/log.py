@@ -95,7 +95,9 @@ class EventLog:
 
     # --- writing --------------------------------------------------------------------------------------
 
-    async def append(self, event: Event, *, after: int | None = None, guard: str | None = None) -> Appended:
+    async def append(
+        self, event: Event, *, after: int | None = None, guard: str | None = None, spent_s: float = 0.0
+    ) -> Appended:
         """Store one event and return its place, once the broker has it.
 
         Sent again under the same id when an answer is lost, so it is stored once. Events of concurrent callers
@@ -104,6 +106,7 @@ class EventLog:
         Args:
             after: the last sequence on the event's run (``flow_run_filter``) must be this; 0: none yet.
             guard: the filter ``after`` speaks of, where it is not the event's run.
+            spent_s: so long the caller has waited for a quicker try, which counts: see ``Session.store``.
         Raises:
             GuardFailed: somebody else wrote first.
             EventTooLarge: nothing was sent.
@@ -113,7 +116,8 @@ class EventLog:
         """
         if after is not None:
             guard = guard or _guard_of(event, subject_of(event))
-        return await self._store(event, *self.message(event, after, guard), after=after, guard=guard)
+        made = self.message(event, after, guard)
+        return await self._store(event, *made, after=after, guard=guard, spent_s=spent_s)
 
     def message(self, event: Event, after: int | None, guard: str | None = None) -> Message:
         """Return what ``append`` sends; see there. From any thread."""
@@ -155,7 +159,7 @@ class EventLog:
         return places
 
     async def append_two(
-        self, first: Event, second: Event, *, after: int
+        self, first: Event, second: Event, *, after: int, spent_s: float = 0.0
     ) -> tuple[Appended, Appended | None]:
         """Store two events of one run in one exchange with the broker; return their places.
 
@@ -164,7 +168,7 @@ class EventLog:
         None: somebody wrote of the run between them, so only the first was stored.
 
         Args:
-            after: the last sequence on the run must be this; 0: none yet.
+            after: the last sequence on the run must be this; 0: none yet. spent_s: as ``append``.
         Raises:
             GuardFailed: somebody else wrote first; neither was stored.
             EventTooLarge: neither was sent.
@@ -173,7 +177,7 @@ class EventLog:
         one, two = self.two_messages(first, second, after)
         guard = _guard_of(first, one[0])
         async with self._replies.turnstile:
-            deadline = asyncio.get_running_loop().time() + self._config.request_timeout_s
+            deadline = self._replies.deadline(spent_s)
             connected = self._connection.is_connected
             answers = await self._replies.ask_many((one, two)) if connected else (None, None)
             place, other = map(_ack_of, answers)
@@ -240,7 +244,7 @@ class EventLog:
     async def _store_many(
         self, events: Sequence[Event], prepared: Sequence[tuple[str, str, bytes]]
     ) -> list[Appended]:
-        deadline = asyncio.get_running_loop().time() + self._config.request_timeout_s
+        deadline = self._replies.deadline()
         connected = self._connection.is_connected
         answers = await self._replies.ask_many(prepared) if connected else [None] * len(prepared)
         done = [_ack_of(msg) for msg in answers]
@@ -275,9 +279,11 @@ class EventLog:
         guard: str | None = None,
         tries: int = 0,
         deadline: float | None = None,
+        spent_s: float = 0.0,
     ) -> Appended:
         """Send until there is a verdict. ``tries``: made already; ``deadline``: loop time, by default from its turn on."""
         async with self._replies.turnstile:
+            deadline = self._replies.deadline(spent_s) if deadline is None else deadline
             return await self._insist(event, subject, lines, payload, after, guard, tries, deadline)
 
     async def _insist(
@@ -289,11 +295,9 @@ class EventLog:
         after: int | None,
         guard: str | None,
         tries: int,
-        deadline: float | None,
+        deadline: float,
     ) -> Appended:
         loop, heard, still_s = asyncio.get_running_loop(), self._replies.heard, self._replies.still_s
-        if deadline is None:
-            deadline = loop.time() + self._config.request_timeout_s
         why = "no answer"
         while True:
             if tries or not self._connection.is_connected:
@@ -324,14 +328,9 @@ class EventLog:
                 why = str(answer)
                 continue
             if answer.err_code == TOO_LARGE:
-                raise EventTooLarge(
-                    subject, size_bytes=len(lines) + len(payload), limit_bytes=self._max_stored
-                )
+                size, limit = len(lines) + len(payload), self._connection.max_payload
+                raise EventTooLarge(subject, size_bytes=size, limit_bytes=limit)
             raise EventRefused(subject, msg_id=event.msg_id, why=str(answer))
-
-    @property
-    def _max_stored(self) -> int:
-        return self._connection.max_payload
 
     async def _landed(self, event: Event, *, after: int, guard: str) -> int | None:
         """Return the sequence of ``event`` if an earlier try of ours was stored: it would be the first behind ``after``."""

@@ -141,6 +141,13 @@ class Replies:
     def timeout_s(self) -> float:
         return self._timeout_s
 
+    def deadline(self, spent_s: float = 0.0) -> float:
+        """Return until when (loop time) to insist from here on. ``spent_s``: a try has been waited for already, at most one."""
+        spent_s = min(
+            spent_s, self._try_s
+        )  # what is longer is time in which a thread or the process stood still
+        return asyncio.get_running_loop().time() + self._timeout_s - spent_s
+
     async def open(self) -> None:
         """Subscribe, once; done by itself at the first question."""
         if self._wire is not None:

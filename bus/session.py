@@ -11,6 +11,7 @@ import atexit
 import concurrent.futures
 import logging
 import os
+import signal
 import threading
 import time
 from collections.abc import Awaitable, Callable, Generator, Sequence
@@ -96,7 +97,7 @@ class Session:
 
         What ``call`` of ``EventLog.append`` does, for who does little else: its loop has nothing to do but to send and to
         hear the answer. None: that could not be done at once, or not all were stored, or we do not know. Then append the
-        same events the usual way, which finds those that were.
+        same events the usual way, which finds those that were; tell it how long this took, so that both have one deadline.
 
         Args:
             messages: as ``EventLog.message`` and ``two_messages`` return them.
@@ -300,6 +301,9 @@ class SessionThread:
             raise self._error
 
     def _run(self) -> None:
+        if hasattr(signal, "pthread_sigmask"):
+            # Else a program that sets SIGPIPE to end it would be ended by a connection that the broker has closed.
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGPIPE})
         loop = new_event_loop()
         try:
             asyncio.set_event_loop(loop)

@@ -8,6 +8,7 @@ the log.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Generator, Iterable
 from contextlib import suppress
 from importlib import import_module
@@ -155,11 +156,13 @@ class FlowTracker:
             else:
                 one, two = self.run_log.two_drafts(self.flow_run, state, then, attempt=attempt, name=name)
                 messages = self.session.bus.log.two_messages(one.event, two.event, one.after)
+                asked_at = time.monotonic()
                 places: list[int] | None = yield Store(messages)
                 if places is not None:
                     begun, moved = one.landed(places[0]), two.landed(places[1])
                 else:
-                    begun, moved = yield OnBus(self.run_log.begin_and_move, (one, two))
+                    spent_s = time.monotonic() - asked_at
+                    begun, moved = yield OnBus(self.run_log.begin_and_move, (one, two), {"spent_s": spent_s})
         except GuardFailed:
             there = yield OnBus(self.run_log.get, (self.flow_run.id,))
             if there is None:
@@ -220,6 +223,7 @@ class FlowTracker:
             As ``barrier`` and ``move``.
         """
         draft: Draft | None = None
+        asked_at = time.monotonic()
         if (self._events is None or self._events.is_settled) and self.session.bus.is_quiet:
             draft = self.run_log.draft(self.flow_run, self._with_caller(state), result=result)
             message = self.session.bus.log.message(draft.event, draft.after)
@@ -227,11 +231,11 @@ class FlowTracker:
             if places is not None:
                 self._land(draft.landed(places[0]))
                 return
-        yield OnBus(self._finish, (state, result, draft))
+        yield OnBus(self._finish, (state, result, draft, time.monotonic() - asked_at))
 
-    async def _finish(self, state: State, result: JsonValue, draft: Draft | None) -> None:
+    async def _finish(self, state: State, result: JsonValue, draft: Draft | None, spent_s: float) -> None:
         await self.barrier()
-        await self.move(state, result=result, draft=draft)
+        await self.move(state, result=result, draft=draft, spent_s=spent_s)
 
     def finish_with(
         self, state: State, value: Any, keeping: Keeping | None = None

@@ -128,17 +128,19 @@ class RunLog:
             Draft(two, transition_event(two, previous=one.state_type), 0),
         )
 
-    async def begin_and_move(self, one: Draft, two: Draft) -> tuple[FlowRun, FlowRun | None]:
+    async def begin_and_move(
+        self, one: Draft, two: Draft, *, spent_s: float = 0.0
+    ) -> tuple[FlowRun, FlowRun | None]:
         """Append the first two transitions in one exchange with the broker; return the run after each.
 
-        Asked again with the same drafts, it asks nothing new.
+        Asked again with the same drafts, it asks nothing new. ``spent_s``: as ``EventLog.append``.
 
         None: somebody wrote between them, so the second is to be asked for by ``move``.
 
         Raises:
             GuardFailed: a run of this id exists; neither was written.
         """
-        began, moved = await self._bus.log.append_two(one.event, two.event, after=0)
+        began, moved = await self._bus.log.append_two(one.event, two.event, after=0, spent_s=spent_s)
         return one.landed(began.seq), two.landed(moved.seq) if moved is not None else None
 
     def draft(
@@ -173,6 +175,7 @@ class RunLog:
         name: str | None = None,
         retry: bool = False,
         draft: Draft | None = None,
+        spent_s: float = 0.0,
     ) -> FlowRun:
         """Append one transition of ``run`` and return the run after it.
 
@@ -182,6 +185,7 @@ class RunLog:
             scheduled_at: a new due time.
             retry: this is a new attempt of a finished run (FAILED, CRASHED, CANCELLED -> SCHEDULED).
             draft: the same transition of the same run, as ``draft`` has made it: it may have been appended already.
+            spent_s: so long an answer to it was waited for: see ``EventLog.append``.
         Raises:
             MoveRefused: no such move from the state the run is in.
             RunLost: somebody else has taken the run, or it has ended.
@@ -192,7 +196,7 @@ class RunLog:
                 run, state, attempt=attempt, name=name, scheduled_at=scheduled_at, retry=retry, result=result
             )
             try:
-                appended = await self._bus.log.append(draft.event, after=draft.after)
+                appended = await self._bus.log.append(draft.event, after=draft.after, spent_s=spent_s)
             except GuardFailed:
                 now = await self.get(run.id)
                 if now is None:
@@ -204,7 +208,7 @@ class RunLog:
                         run.id,
                         reason=f"it is {now.state_name} (attempt {now.attempt}) since sequence {now.seq}",
                     ) from None
-                run, draft = now, None
+                run, draft, spent_s = now, None, 0.0
                 continue
             return draft.landed(appended.seq)
         raise RunLost(run.id, reason=f"{MAX_TRIES} others wrote first, one after the other")

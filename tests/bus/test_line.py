@@ -234,3 +234,19 @@ def test_a_line_that_is_broken_says_that_nothing_is_known(coming: bytes | None, 
         assert line.is_closed
 
     between(use)
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_write_on_a_line_that_the_broker_has_closed_sends_no_signal(is_async: bool) -> None:
+    """It would end a program that has set SIGPIPE to its default."""
+
+    def use(line: Line, broker: socket.socket) -> None:
+        broker.close()
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGPIPE})
+        try:
+            assert (asyncio.run(line.aask(QUESTIONS)) if is_async else line.ask(QUESTIONS)) is None
+            assert signal.SIGPIPE not in signal.sigpending()
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGPIPE})
+
+    between(use)

@@ -17,10 +17,12 @@ from typing import Any
 
 import orjson
 import pytest
+from hark import flow
 from hark.bus import Bus, EmbeddedBroker, Event
 from hark.bus.emit import CauseAttrs, Emitted, current_cause, emit
 from hark.bus.log import Message
 from hark.bus.owner import Owner
+from hark.bus.replies import Replies
 from hark.bus.session import SessionThread, current_session, open_bus, use_session
 from hark.config import BusConfig
 from hark.errors import BufferFull, BusUnavailable, EventInvalid, EventRefused, EventTooLarge, RefusedError
@@ -410,3 +412,44 @@ def test_who_waits_for_a_session_that_closes_is_told(rig: Harness) -> None:
     assert session.store(messages) is None
     with pytest.raises(BusUnavailable, match="has been closed"):
         session.call(asyncio.sleep, 0)
+
+
+def test_the_thread_of_a_session_is_not_ended_by_a_connection_that_was_closed(rig: Harness) -> None:
+    """Where the program has set SIGPIPE to its default, a write there would end all of it."""
+
+    async def blocked() -> set[signal.Signals | int]:
+        return set(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+
+    assert signal.SIGPIPE in rig.session.call(blocked)
+    assert signal.SIGPIPE not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+def test_a_call_against_a_silent_broker_fails_within_one_deadline(
+    rig: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The quick try of its first transitions counts for the time that its error names; what was longer than a try does not."""
+    thread = SessionThread(lambda: open_bus(rig.broker.address, BusConfig(request_timeout_s=0.9)))
+    session, spent = thread.start(), list[float]()
+    deadline = Replies.deadline
+
+    def noted(self: Replies, spent_s: float = 0.0) -> float:
+        spent.append(spent_s)
+        until = deadline(self, spent_s)
+        assert until - asyncio.get_running_loop().time() == pytest.approx(0.9 - min(spent_s, 0.3), abs=0.05)
+        return until
+
+    monkeypatch.setattr(Replies, "deadline", noted)
+    pid = rig.broker.pid
+    assert pid is not None
+    silent = flow(lambda: 1)
+    try:
+        with use_session(session):
+            silent()
+            spent.clear()
+            os.kill(pid, signal.SIGSTOP)
+            with pytest.raises(BusUnavailable, match=r"did not store .* within 0\.9 s"):
+                silent()
+    finally:
+        os.kill(pid, signal.SIGCONT)
+        thread.stop()
+    assert spent[0] >= 0.3
