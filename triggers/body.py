@@ -25,11 +25,13 @@ class Body:
         form: fields of a form, of a repeated name the last; of multipart also ``{"filename", "type", "size"}`` for files,
             whose contents are not kept.
         form_all: the same, each a list of all its values.
+        octets: what was asked to be kept as it is; None of all that could be read.
     """
 
     value: JsonValue
     form: JsonObject = field(default_factory=dict)
     form_all: JsonObject = field(default_factory=dict)
+    octets: bytes | None = None
 
 
 class BodyError(Exception):
@@ -45,9 +47,11 @@ def media_type(headers: Mapping[str, str]) -> str:
     return headers.get("content-type", "").partition(";")[0].strip().lower()[:200]
 
 
-def parse_body(headers: Mapping[str, str], raw: bytes) -> Body:
+def parse_body(headers: Mapping[str, str], raw: bytes, *, any_kind: bool = False) -> Body:
     """Return what the body says, read as its content type (JSON, if it names none).
 
+    Args:
+        any_kind: what is neither JSON nor text is kept as ``octets``, as the data of a CloudEvent in binary mode is.
     Raises:
         BodyError: it is broken, compressed, or of a type that is not read here.
     """
@@ -58,6 +62,8 @@ def parse_body(headers: Mapping[str, str], raw: bytes) -> Body:
         return Body(None)
     if kind == "application/json" or kind.endswith("+json") or kind == "text/json":
         return Body(_json(raw))
+    if any_kind and kind and not kind.startswith("text/"):
+        return Body(None, octets=raw)
     if kind == "application/x-www-form-urlencoded":
         return _form(raw)
     if kind == "multipart/form-data":

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import logging
 import re
+from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -179,7 +180,9 @@ def _with_id(webhook: Webhook, request: Request, body: Body, made: Mapped) -> Ma
 
 def _context(webhook: Webhook, request: Request, body: Body) -> dict[str, Any]:
     return {
-        "headers": {name: value for name, value in request.headers.items() if not HIDDEN.search(name)},
+        "headers": {
+            name: _as_sent(value) for name, value in request.headers.items() if not HIDDEN.search(name)
+        },
         "body": _payload_of(webhook, body),
         "form": body.form,
         "form_all": body.form_all,
@@ -190,6 +193,14 @@ def _context(webhook: Webhook, request: Request, body: Body) -> dict[str, Any]:
         "method": request.method,
         "webhook": {"name": webhook.name},
     }
+
+
+def _as_sent(value: str) -> str:
+    """Return a header as its sender wrote it: servers hand the bytes over as Latin-1, and most senders mean UTF-8."""
+    try:
+        return value if value.isascii() else value.encode("latin-1").decode()
+    except UnicodeError:
+        return value
 
 
 def _needed(what: str, template: str, context: Mapping[str, Any]) -> str:
@@ -434,7 +445,10 @@ def _cloud_event(request: Request, body: Body, now: datetime) -> Mapped:
             raise MappingFailed("not-an-event", str(exc), status=400) from exc
         if isinstance(depth := attributes.pop("causaldepth", None), str) and depth.isdigit():
             attributes["causaldepth"] = int(depth[:6])
-        attributes["data"] = body.value
+        if body.octets is None:
+            attributes["data"] = body.value
+        else:
+            attributes["data_base64"] = b64encode(body.octets).decode()
         if media_type(request.headers):
             attributes["datacontenttype"] = request.headers["content-type"].strip()
     written = attributes.get("type")

@@ -104,7 +104,7 @@ class StandardWebhooksVerify(_Secret):
 
 
 class CloudEventsVerify(_Secret):
-    """``secret`` is the bearer token. ``allowed_origins``: who may ask by OPTIONS whether it may deliver; any if empty."""
+    """``secret`` is the bearer token. ``allowed_origins``: who may ask by OPTIONS whether it may deliver; any if empty or ``*``."""
 
     preset: Literal["cloudevents"]
     allowed_origins: tuple[str, ...] = ()

@@ -59,7 +59,7 @@ from ..vocabulary import JsonObject, JsonValue, new_id
 from .body import Body, BodyError, parse_body
 from .capture import Captured, capture, has_kept_proof
 from .delivery import Deliveries
-from .mapping import Mapped, MappingFailed, challenge_of, map_requests, reads_cloud_events
+from .mapping import Mapped, MappingFailed, challenge_of, is_cloud_event, map_requests, reads_cloud_events
 from .preset import BasicVerify, CloudEventsVerify
 from .rate import TokenBucket
 from .rejection import Rejections
@@ -314,7 +314,7 @@ class WebhookReceiver(AsyncContextManagerMixin):
         if wait_s > 0:
             after = {"Retry-After": str(math.ceil(wait_s))}
             raise _Rejected(429, "rate", f"more than {hook.bucket.rate} requests", headers=after)
-        return webhook, *await self._store(webhook, request, _read(request), trace)
+        return webhook, *await self._store(webhook, request, _read(webhook, request), trace)
 
     def _find(self, name: str) -> _Hook:
         hook = self._hooks.get(name)
@@ -476,7 +476,9 @@ class WebhookReceiver(AsyncContextManagerMixin):
             hook = self._find(again.webhook)
             if not again.is_genuine:
                 await self._verify_again(hook, again, request)
-            answer, _ = await self._store(hook.webhook, request, _read(request), trace, again=again)
+            answer, _ = await self._store(
+                hook.webhook, request, _read(hook.webhook, request), trace, again=again
+            )
         except _Rejected as exc:
             return self._reject(again.webhook, request, exc, again.remote, trace)
         return answer
@@ -535,9 +537,11 @@ def _replayed(mapped: Mapped, again: Captured, place: int) -> Mapped:
     return Mapped(mapped.event.replace(id=new_id(), replayof=first), None)
 
 
-def _read(request: Request) -> Body:
+def _read(webhook: Webhook, request: Request) -> Body:
+    # A CloudEvent in binary mode may have data of any kind; templates read what they can.
+    is_event = webhook.event is None and reads_cloud_events(webhook) and is_cloud_event(request)
     try:
-        return parse_body(request.headers, request.body)
+        return parse_body(request.headers, request.body, any_kind=is_event)
     except BodyError as exc:
         raise _Rejected(exc.status, exc.reason, exc.detail) from exc
 
@@ -560,7 +564,7 @@ def _handshake(webhook: Webhook, request: Request, rate: Rate) -> Answer:
         how = "; OPTIONS is for CloudEvents senders, who say `WebHook-Request-Origin`" if takes_events else ""
         raise _Rejected(405, "method", f"this webhook takes {allow}{how}", headers={"Allow": allow})
     allowed = webhook.verify.allowed_origins if isinstance(webhook.verify, CloudEventsVerify) else ()
-    if allowed and origin not in allowed:
+    if allowed and "*" not in allowed and origin not in allowed:
         near = get_close_matches(origin, allowed, n=1)
         log.info(
             "webhook.origin_refused", extra={"webhook": webhook.name, "origin": origin[:200], "near": near}

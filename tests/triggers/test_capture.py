@@ -173,8 +173,15 @@ async def test_a_batch_of_cloud_events_is_taken_as_a_whole(bus: Bus) -> None:
         assert (await post(receiver, b"[]", headers)).body == {"ids": []}
         large = await post(receiver, orjson.dumps([batch[0]] * 1001), headers)
         assert (large.status, large.body["reason"]) == (413, "too-large")
-    async with bus.log.read(["hark.ev.com.acme.paid"]) as batches:
+        one = {"Ce-Specversion": "1.0", "Ce-Id": "png", "Ce-Source": "/acme", "Ce-Type": "com.acme.picture", "Content-Type": "image/png"}  # fmt: skip
+        # In binary mode the data may be of any kind, and is kept as it is.
+        assert (await post(receiver, b"\x89P\xff", {**headers, **one})).body == {"id": "png"}
+        [(_, came)] = [(r, await receiver.redeliver(r.id)) for r in await receiver.requests("w") if r.event_ids == ("png",)]  # fmt: skip
+        assert came.status == 202
+    async with bus.log.read(["hark.ev.com.acme.*"]) as batches:
         seen = [r.event async for b in batches for r in b.records]
-    assert [(e.source, e.id, e.extensions["originaltype"]) for e in seen] == [
+    pictures = [(e.id == "png", e.data, e.datacontenttype) for e in seen[3:]]
+    assert pictures == [(True, b"\x89P\xff", "image/png"), (False, b"\x89P\xff", "image/png")]
+    assert [(e.source, e.id, e.extensions["originaltype"]) for e in seen[:3]] == [
         ("/acme", str(n), "com.Acme.Paid") for n in range(3)
     ]

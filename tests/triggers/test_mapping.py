@@ -236,6 +236,10 @@ def test_templates_make_every_part_of_the_event() -> None:
     assert event.partitionkey == "d1"
     assert event.data == {"value": 21.5, "text": "21.5 C", "m": "POST"}
     assert mapped(whole, body).delivery == "7"
+    # Servers hand header bytes over as Latin-1; what is not UTF-8 stays so.
+    named = hook(event={"type": "x.y", "subject": "{{ headers['x-who'] }}"})
+    assert mapped(named, X_Who="Zoë".encode().decode("latin-1")).event.subject == "Zoë"
+    assert mapped(named, X_Who="Zoë").event.subject == "Zoë"
 
 
 def test_a_missing_field_costs_the_subject_but_not_the_type() -> None:

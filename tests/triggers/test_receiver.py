@@ -205,11 +205,12 @@ async def test_a_cloud_events_sender_is_let_in_by_the_handshake(bus: Bus) -> Non
         {"verify": {"preset": "cloudevents", "secret": "k", "allowed_origins": ["a.example"]}, "rate": "2/s"},
     )
     await define(bus, "open", {"verify": "none"})
+    await define(bus, "any", {"verify": {"preset": "cloudevents", "secret": "k", "allowed_origins": ["*"]}})
     await define(bus, "github", {"verify": {"preset": "github", "secret": "k"}})
     headers = {"ce_specversion": "1.0", "ce_id": "1", "ce_source": "/s", "ce_type": "a.b", "Authorization": "Bearer k"}  # fmt: skip
     async with receiving(bus) as receiver:
         # Where CloudEvents are read, whatever proves who sends them; a sender with a way of its own sends none.
-        for name, expected in (("open", (200, "POST, OPTIONS")), ("github", (405, "POST"))):
+        for name, expected in (("open", (200, "POST, OPTIONS")), ("any", (200, "POST, OPTIONS")), ("github", (405, "POST"))):  # fmt: skip
             asked = await post(receiver, name, method="OPTIONS", WebHook_Request_Origin="a.example")
             assert (asked.status, asked.headers["Allow"]) == expected
         hello = await post(receiver, "ce", method="OPTIONS", WebHook_Request_Origin="a.example")
