@@ -20,7 +20,7 @@ from .migration import Converted, NotConverted, Sections, slug
 __all__ = ["condition_to_where", "convert_rulebook"]
 
 _TOKEN = re.compile(
-    r"""\s*(?:(?P<text>"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')|(?P<number>-?\d+(?:\.\d+)?)(?![\w.])|(?P<op>==|!=|>=|<=|>|<|<<|[()\[\],=])
+    r"""\s*(?:(?P<text>"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')|(?P<number>-?\d+(?:\.\d+)?)(?![\w.])|(?P<op>==|!=|>=|<=|<<|>|<|[()\[\],=])
     |(?P<word>[A-Za-z_][\w]*(?:\.[A-Za-z_]\w*|\[(?:\d+|"[^"]*"|'[^']*')\])*))""",
     re.VERBOSE,
 )
@@ -47,7 +47,11 @@ def convert_rulebook(value: object, sections: Sections | None = None) -> Convert
         if not isinstance(ruleset, Mapping) or not isinstance(ruleset.get("rules"), list):
             out.lost((i,), "this is no ruleset: it has no `rules`")
             continue
-        types = _sources(out, ruleset, (i,))
+        try:
+            types = _sources(out, ruleset, (i,))
+        except NotConverted as exc:
+            out.notes.append(exc.note)
+            continue
         prefix = slug(str(ruleset.get("name") or ""), default=f"ruleset-{i + 1}")
         for j, rule in enumerate(ruleset["rules"]):
             loc: Loc = (i, "rules", j)
@@ -65,7 +69,7 @@ def convert_rulebook(value: object, sections: Sections | None = None) -> Convert
 def _sources(out: Converted, ruleset: Mapping[str, Any], loc: Loc) -> list[str]:
     """Convert sources to webhooks; return the types of the events that they make."""
     types = []
-    for i, source in enumerate(ruleset.get("sources") or []):
+    for i, source in enumerate(_items(ruleset.get("sources"), (*loc, "sources"))):
         here = (*loc, "sources", i)
         if not isinstance(source, Mapping):
             out.lost(here, "this is no source")
@@ -90,8 +94,14 @@ def _sources(out: Converted, ruleset: Mapping[str, Any], loc: Loc) -> list[str]:
             unique, number = f"{name}-{number}", number + 1
         name, type_ = unique, _type_of(unique)
         verify: Any = "none"
-        if "token" in (options or {}):
-            secret = re.sub(r"[^a-z0-9]+", "_", name)
+        secret = re.sub(r"[^a-z0-9]+", "_", name)
+        if "hmac_secret" in (options or {}):
+            verify = _signed(options or {}, "{{ secrets." + secret + " }}")
+            note = f"set the `hmac_secret` of the webhook {name!r}: `hark secrets set {secret}`"
+            if "token" in (options or {}):
+                note += "; the token is asked for no more"
+            out.look((*here, plugin), note)
+        elif "token" in (options or {}):
             verify = {"preset": "bearer", "secret": "{{ secrets." + secret + " }}"}
             out.look((*here, plugin), f"set the token of the webhook {name!r}: `hark secrets set {secret}`")
         else:
@@ -103,6 +113,24 @@ def _sources(out: Converted, ruleset: Mapping[str, Any], loc: Loc) -> list[str]:
         hooks[name] = {"verify": verify, "event": {"type": type_}}
         types.append(type_)
     return types
+
+
+def _signed(options: Mapping[str, Any], secret: str) -> dict[str, Any]:
+    """Return the check of a signature; what is not written is as it is there."""
+    header = str(options.get("hmac_header") or "x-hub-signature-256")
+    made = {
+        "preset": "hmac", "secret": secret, "header": header,
+        "algorithm": str(options.get("hmac_algo") or "sha256"), "encoding": str(options.get("hmac_format") or "hex"),
+    }  # fmt: skip
+    # Whoever names the header so writes the algorithm before the signature; it may stand there anywhere.
+    return {**made, "prefix": f"{made['algorithm']}="} if "hub-signature" in header.lower() else made
+
+
+def _items(value: Any, loc: Loc) -> list[Any]:
+    """Return a list as it is written; of nothing an empty one."""
+    if value is not None and not isinstance(value, list):
+        raise NotConverted(loc, f"a list is expected, got {value!r:.80}")
+    return value or []
 
 
 def _type_of(webhook: str) -> str:
@@ -155,7 +183,7 @@ def _throttle(out: Converted, throttle: Mapping[str, Any], made: dict[str, Any],
     found: dict[str, Any] = {}
     paths = [
         _path(str(one), (*loc, "group_by_attributes", i))
-        for i, one in enumerate(throttle.get("group_by_attributes") or [])
+        for i, one in enumerate(_items(throttle.get("group_by_attributes"), (*loc, "group_by_attributes")))
     ]
     if paths:
         found["for_each"] = paths[0] if len(paths) == 1 else paths
@@ -345,6 +373,11 @@ class _Parser:
             return {self.path(): value}  # a value in a list of the event's
         path = self.path()
         sign = self.peek()
+        if sign == "<<":
+            raise NotConverted(
+                self.loc,
+                "an event that others are compared with (`<<`) has no equivalent; write a `sequence`",
+            )
         if sign in _SIGNS and self.tokens[self.at][0] == "op":
             self.at += 1
             value = self.value()

@@ -8,6 +8,8 @@ Source: Prefect 3 documentation, "Automations", "Event triggers", "Automation ac
 
 from __future__ import annotations
 
+import contextlib
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -172,9 +174,10 @@ class _Rule:
             return self.metric(trigger, loc)
         if kind not in ("compound", "sequence"):
             raise NotConverted(loc, f"there is no trigger of type {kind!r} in Hark")
-        within = _seconds(trigger.get("within"))
+        within = _seconds(trigger.get("within"), (*loc, "within"))
         inner = [
-            self.branch(one, (*loc, "triggers", i)) for i, one in enumerate(trigger.get("triggers") or [])
+            self.branch(_mapping(one), (*loc, "triggers", i), is_step=kind == "sequence")
+            for i, one in enumerate(_items(trigger.get("triggers"), (*loc, "triggers")))
         ]
         if kind == "sequence":
             made: dict[str, Any] = {"sequence": inner}
@@ -188,28 +191,36 @@ class _Rule:
             self._out.look(loc, "it has no `within`, which Hark needs; 1d was put in")
         return {**made, "within": _text(within) if within else "1d"}
 
-    def branch(self, trigger: Mapping[str, Any], loc: Loc) -> dict[str, Any]:
+    def branch(self, trigger: Mapping[str, Any], loc: Loc, *, is_step: bool) -> dict[str, Any]:
         made = self.trigger(trigger, loc)
-        if set(made) - {"on", "where", "count", "any_of", "all_of"}:
-            extra = ", ".join(sorted(set(made) - {"on", "where", "count", "any_of", "all_of"}))
+        kept = {"on", "where", "count", "any_of", "all_of"}
+        if is_step and "count" in made:
+            kept.add("within")
+        if set(made) - kept:
+            extra = ", ".join(sorted(set(made) - kept))
             if set(made) & {"expect", "sequence", "metric"}:
                 raise NotConverted(loc, f"a trigger inside another cannot be one of {extra}")
             self._out.look(
                 loc, f"`{extra}` of a trigger inside another was left out; the outer `within` counts"
             )
-        return {key: one for key, one in made.items() if key in ("on", "where", "count", "any_of", "all_of")}
+        return {key: one for key, one in made.items() if key in kept}
 
     def event(self, trigger: Mapping[str, Any], loc: Loc) -> dict[str, Any]:
         expect = [
-            event_pattern(one, (*loc, "expect", i)) for i, one in enumerate(trigger.get("expect") or [])
+            event_pattern(one, (*loc, "expect", i))
+            for i, one in enumerate(_items(trigger.get("expect"), (*loc, "expect")))
         ]
-        after = [event_pattern(one, (*loc, "after", i)) for i, one in enumerate(trigger.get("after") or [])]
+        after = [
+            event_pattern(one, (*loc, "after", i))
+            for i, one in enumerate(_items(trigger.get("after"), (*loc, "after")))
+        ]
         where = self.where(trigger, loc)
         if not expect:
             resource = str(_first(_mapping(trigger.get("match")).get("prefect.resource.id")))
             expect = ["flow-run.*"] if resource.startswith("prefect.flow-run.") else [">"]
         made: dict[str, Any] = {"for_each": self.for_each(trigger, loc)}
-        within, threshold = _seconds(trigger.get("within")), int(trigger.get("threshold") or 1)
+        within = _seconds(trigger.get("within"), (*loc, "within"))
+        threshold = int(_number(trigger.get("threshold") or 1, (*loc, "threshold")))
         if str(trigger.get("posture", "Reactive")) == "Proactive":
             if threshold > 1:
                 raise NotConverted(
@@ -247,7 +258,7 @@ class _Rule:
         if name not in _METRICS or operator not in ("<", "<=", ">", ">="):
             raise NotConverted((*loc, "metric"), f"there is no metric {name!r} with {operator!r} in Hark")
         measure, scale = _METRICS[name]
-        threshold = float(query.get("threshold") or 0)
+        threshold = _number(query.get("threshold") or 0, (*loc, "metric", "threshold"))
         if measure == "success_rate":
             # Both are in use there; a rule about less than one run in a hundred would be none.
             limit = f"{threshold if threshold > 1 else threshold * scale:g}%"
@@ -256,13 +267,13 @@ class _Rule:
         where = self.where(trigger, loc)
         metric = {
             "measure": measure,
-            "over": _text(_seconds(query.get("range")) or 300),
+            "over": _text(_seconds(query.get("range"), (*loc, "metric", "range")) or 300),
             "where": where or None,
         }
         made = {
             "metric": _given(metric),
             "is": f"{operator} {limit}",
-            "for": _text(_seconds(query.get("firing_for")) or 300),
+            "for": _text(_seconds(query.get("firing_for"), (*loc, "metric", "firing_for")) or 300),
         }
         if name == "successes":
             self._out.look(
@@ -276,7 +287,8 @@ class _Rule:
         for label, wanted in _mapping(trigger.get("match")).items():
             conditions += self.label(str(label), wanted, (*loc, "match", str(label)))
         related = trigger.get("match_related") or []
-        for i, one in enumerate([related] if isinstance(related, Mapping) else related):
+        listed = [related] if isinstance(related, Mapping) else _items(related, (*loc, "match_related"))
+        for i, one in enumerate(listed):
             where_it_is = (
                 (*loc, "match_related") if isinstance(related, Mapping) else (*loc, "match_related", i)
             )
@@ -345,7 +357,7 @@ class _Rule:
 
     def for_each(self, trigger: Mapping[str, Any], loc: Loc) -> Any:
         paths = []
-        for i, label in enumerate(trigger.get("for_each") or []):
+        for i, label in enumerate(_items(trigger.get("for_each"), (*loc, "for_each"))):
             match = re.fullmatch(r"related:([a-z-]+):prefect\.resource\.(?:id|name)", str(label))
             if label == "prefect.resource.id":
                 paths.append("subject")
@@ -361,7 +373,7 @@ class _Rule:
 
     def actions(self, item: Mapping[str, Any], word: str) -> list[dict[str, Any]]:
         made = []
-        for i, action in enumerate(item.get(word) or []):
+        for i, action in enumerate(_items(item.get(word), (*self._loc, word))):
             loc = (*self._loc, word, i)
             try:
                 one = self.action(_mapping(action), loc)
@@ -386,7 +398,7 @@ class _Rule:
                 self._out.lost(
                     (*loc, "job_variables"), "job variables have no equivalent; set them on the pool"
                 )
-            if (delay := _seconds(action.get("schedule_after"))) is not None and delay > 0:
+            if delay := _seconds(action.get("schedule_after"), (*loc, "schedule_after")):
                 made["delay"] = _text(delay)
             return made
         if kind in ("cancel-flow-run", "suspend-flow-run"):
@@ -498,21 +510,35 @@ def _given(value: dict[str, Any]) -> dict[str, Any]:
     return {key: one for key, one in value.items() if one is not None}
 
 
-def _seconds(value: Any) -> float | None:
-    """Return seconds of a number, ``P1DT2H3M4S`` or ``1:30:00``; None if it says none."""
-    if isinstance(value, bool) or value in (None, "", 0):
+def _items(value: Any, loc: Loc) -> list[Any]:
+    """Return a list as it is written; of nothing an empty one."""
+    if value is None:
+        return []
+    if not isinstance(value, list | tuple | set | frozenset):
+        raise NotConverted(loc, f"a list is expected, got {value!r:.80}")
+    return [*value]
+
+
+def _number(value: Any, loc: Loc) -> float:
+    if isinstance(value, int | float | str):
+        with contextlib.suppress(ValueError, OverflowError):
+            number = float(value)
+            if 0 <= number < math.inf:
+                return number
+    raise NotConverted(loc, f"a number from 0 on is expected, got {value!r:.80}")
+
+
+def _seconds(value: Any, loc: Loc) -> float | None:
+    """Return seconds of a number, ``P1DT2H3M4S`` or ``1:30:00``; None where nothing or none is written."""
+    if value in (None, ""):
         return None
-    if isinstance(value, int | float):
-        return float(value)
     text = str(value)
-    if re.fullmatch(r"\d+(\.\d+)?", text):
-        return float(text) or None
-    iso = re.fullmatch(r"P(?:(\d+)D)?(?:T(?:(\d+)H)?(?:(\d+)M)?(?:(\d+(?:\.\d+)?)S)?)?", text)
-    if iso:
+    if iso := re.fullmatch(r"P(?:(\d+)D)?(?:T(?:(\d+)H)?(?:(\d+)M)?(?:(\d+(?:\.\d+)?)S)?)?", text):
         days, hours, minutes, seconds = (float(part or 0) for part in iso.groups())
         return days * 86400 + hours * 3600 + minutes * 60 + seconds or None
-    clock = re.fullmatch(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)", text)
-    return int(clock[1]) * 3600 + int(clock[2]) * 60 + float(clock[3]) or None if clock else None
+    if clock := re.fullmatch(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)", text):
+        return int(clock[1]) * 3600 + int(clock[2]) * 60 + float(clock[3]) or None
+    return _number(value, loc) or None
 
 
 def _text(seconds: float) -> str:

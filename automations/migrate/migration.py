@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -68,4 +69,5 @@ class Converted:
 
 def slug(text: str, *, default: str) -> str:
     """Return a name made of a title: ``Prod flow failed!`` becomes ``prod-flow-failed``."""
-    return re.sub(r"[^a-z0-9._]+", "-", text.lower()).strip("-._")[:100].rstrip("-._") or default
+    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
+    return re.sub(r"[^a-z0-9._]+", "-", plain.lower()).strip("-._")[:100].rstrip("-._") or default

@@ -127,6 +127,27 @@ def test_sources_without_a_name_become_webhooks_of_their_own() -> None:
     assert ons == ["eda-webhook.received", "webhook-2.received"]
 
 
+def test_a_signed_source_becomes_a_webhook_that_asks_for_the_signature() -> None:
+    """What its sender signs is checked here, too; nobody is let in who was not there."""
+    sources = [
+        {"name": "a", "ansible.eda.webhook": {"port": 1, "hmac_secret": "s", "token": "t"}},
+        {"name": "b", "ansible.eda.webhook": {"port": 2, "hmac_secret": "s", "hmac_algo": "sha512", "hmac_header": "x-sig", "hmac_format": "base64"}},
+    ]  # fmt: skip
+    made = convert_rulebook([{"sources": sources, "rules": []}, {"sources": 3, "rules": []}])
+    hooks: Any = made.sections["webhooks"]
+    assert hooks["a"]["verify"] == {
+        "preset": "hmac", "secret": "{{ secrets.a }}", "header": "x-hub-signature-256", "algorithm": "sha256",
+        "encoding": "hex", "prefix": "sha256=",
+    }  # fmt: skip
+    assert hooks["b"]["verify"] == {
+        "preset": "hmac", "secret": "{{ secrets.b }}", "header": "x-sig", "algorithm": "sha512", "encoding": "base64",
+    }  # fmt: skip
+    assert [(n.loc, n.is_lost) for n in made.notes] == [
+        ((0, "sources", 0, "ansible.eda.webhook"), False), ((0, "sources", 1, "ansible.eda.webhook"), False),
+        ((1, "sources"), True),
+    ]  # fmt: skip
+
+
 def test_no_two_webhooks_make_events_of_one_type() -> None:
     """Of whatever names, in one rulebook or in several that become one configuration."""
     rules = [{"name": "any", "condition": "true", "action": {"none": {}}}]

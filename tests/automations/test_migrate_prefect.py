@@ -71,6 +71,8 @@ def test_failed_runs_of_a_tag_tell_people() -> None:
          {"any_of": {"need": 2, "of": [{"on": "a"}, {"on": "b"}, {"on": "c"}]}, "within": "1m"}),
         ({"type": "sequence", "within": 60, "triggers": [{"expect": ["a"]}, {"expect": ["b"]}]},
          {"sequence": [{"on": "a"}, {"on": "b"}], "within": "1m"}),
+        ({"type": "sequence", "within": 60, "triggers": [{"expect": ["a"]}, {"expect": ["b"], "threshold": 2, "within": 30}]},
+         {"sequence": [{"on": "a"}, {"on": "b", "count": 2, "within": "30s"}], "within": "1m"}),
         ({"type": "metric", "metric": {"name": "successes", "operator": "<", "threshold": 0.9, "range": 1800, "firing_for": 300}},
          {"metric": {"measure": "success_rate", "over": "30m"}, "is": "< 90%", "for": "5m"}),
         ({"type": "metric", "metric": {"name": "successes", "operator": "<", "threshold": 95, "range": 1800, "firing_for": 300}},
@@ -137,6 +139,10 @@ def test_actions_have_their_words() -> None:
         ({"type": "moon"}, "no trigger of type"),
         ({"type": "metric", "metric": {"name": "moon", "operator": ">"}}, "no metric"),
         ({"expect": ["a"], "posture": "Proactive", "threshold": 3, "within": 60}, "absence of several"),
+        ({"expect": ["a"], "within": -3}, "a number from 0 on"),
+        ({"expect": ["a"], "threshold": "many"}, "got 'many'"),
+        ({"expect": "order.paid"}, "a list is expected"),
+        ({"type": "compound", "triggers": {"a": 1}, "within": 5}, "a list is expected"),
     ],
 )
 def test_what_has_no_equivalent_is_left_out_and_said(trigger: dict[str, Any], says: str) -> None:
