@@ -16,7 +16,6 @@ happened. What is asked of the fold and what it decides is told in the log's tim
 from __future__ import annotations
 
 import gc
-import heapq
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -38,6 +37,7 @@ from ..matching.matcher import Matcher
 from ..matching.where import Check
 from ..model import Automation, parse_automation
 from ..problem import RuleInvalid
+from .deadlines import Deadline, Deadlines
 from .decision import ADOPTED, SOURCE, Decision, earlier
 from .in_force import InForce
 from .key import key_values, keys_of, show_key
@@ -76,10 +76,7 @@ class Fold:
         self.errors: dict[str, str] = {}
         self._rules: dict[str, InForce] = {}
         self._matcher: Matcher[tuple[str, int]] = Matcher()
-        self._heap: list[
-            tuple[float, str, str, bool]
-        ] = []  # when, rule, key, whether it is a quiet time's end
-        self._heap_limit = 1024
+        self._deadlines = Deadlines(self._is_open, self._open_deadlines, self._most_deadlines)
         self._removed: dict[str, int] = {}
         self.generation = 0
         """Grows with every change of the rules in force."""
@@ -147,21 +144,12 @@ class Fold:
 
     def is_due(self, at: float) -> bool:
         """Return whether a deadline may have passed by ``at``; cheap, and never wrong when it says no."""
-        heap = self._heap
-        return bool(heap) and heap[0][0] <= at + self._shift
+        return self._deadlines.first <= at + self._shift
 
     def next_deadline(self) -> float | None:
         """Return the earliest deadline that is still open, in seconds since 1970."""
-        heap = self._heap
-        while heap:
-            at, name, key, quiet = heap[0]
-            rule = self._rules.get(name)
-            if rule is not None:
-                waits = rule.resolving if quiet else rule.form
-                if waits is not None and waits.deadline(key) == at:
-                    return at - self._shift
-            heapq.heappop(heap)
-        return None
+        at = self._deadlines.next_open()
+        return None if at is None else at - self._shift
 
     # --- deciding -------------------------------------------------------------------------------------
 
@@ -208,13 +196,13 @@ class Fold:
 
     def _tick(self, now: float, most: float = math.inf) -> list[Decision]:
         self._now = now
-        heap = self._heap
-        if not heap or heap[0][0] > now:
+        deadlines = self._deadlines
+        if deadlines.first > now:
             return []
         decisions: list[Decision] = []
-        while heap and heap[0][0] <= now and most > 0:
+        while deadlines.first <= now and most > 0:
             most -= 1
-            at, name, key, quiet = heapq.heappop(heap)
+            at, name, key, quiet = deadlines.pop()
             rule = self._rules.get(name)
             if rule is None or rule.form is None:
                 continue
@@ -254,8 +242,7 @@ class Fold:
             recorded = self._now = self._moment(recorded - self._shift)
         else:
             recorded = self._now
-        heap = self._heap
-        decisions = self._tick(recorded) if heap and heap[0][0] <= recorded else []
+        decisions = self._tick(recorded) if self._deadlines.first <= recorded else []
         self.seq = seq
         type_ = row.get("type") if row.__class__ is dict else None
         if type_.__class__ is not str:
@@ -425,11 +412,7 @@ class Fold:
 
     def _arming(self, name: str, *, quiet: bool) -> Callable[[str, float], None]:
         def arm(key: str, at: float) -> None:
-            heapq.heappush(self._heap, (at, name, key, quiet))
-            if len(self._heap) > self._heap_limit:
-                self._heap[:] = self._open_deadlines()  # in place: `tick` may be in the middle of it
-                heapq.heapify(self._heap)
-                self._heap_limit = max(1024, 2 * len(self._heap))
+            self._deadlines.add((at, name, key, quiet))
 
         return arm
 
@@ -443,7 +426,16 @@ class Fold:
         self._matcher.remove((rule.automation.name, _RESOLVE))
         rule.form = rule.resolving = None
 
-    def _open_deadlines(self) -> list[tuple[float, str, str, bool]]:
+    def _is_open(self, deadline: Deadline) -> bool:
+        at, name, key, quiet = deadline
+        rule = self._rules.get(name)
+        waits = None if rule is None else rule.resolving if quiet else rule.form
+        return waits is not None and waits.deadline(key) == at
+
+    def _most_deadlines(self) -> int:
+        return self.keys() + sum(len(rule.resolving or ()) for rule in self._rules.values())
+
+    def _open_deadlines(self) -> list[Deadline]:
         return [
             (at, name, key, waits is rule.resolving)
             for name, rule in self._rules.items()
@@ -526,9 +518,7 @@ class Fold:
 
     def wind_up(self) -> None:
         """Set the deadlines of the state that was taken up."""
-        self._heap = self._open_deadlines()
-        heapq.heapify(self._heap)
-        self._heap_limit = max(1024, 2 * len(self._heap))
+        self._deadlines.rebuild()
 
 
 _loads, _NotJson = orjson.loads, orjson.JSONDecodeError

@@ -10,6 +10,7 @@ import orjson
 
 from ...vocabulary import JsonObject, derived_id
 from ..forms.form import Dated, EventRef, Firing, Form, Seen
+from ..forms.keyed import Keyed
 from ..model import Automation
 from .decision import Decision
 from .key import key_reader, key_values, show_key
@@ -64,8 +65,7 @@ class InForce:
     actions: tuple[JsonObject, ...] = ()
     on_resolve: tuple[JsonObject, ...] = ()
     resolving: Resolving | None = None
-    cooling: dict[str, tuple[float, float, int]] = field(default_factory=dict)
-    cooling_sweep: int = 1024
+    cooling: Keyed[str, tuple[float, float, int]] = field(default_factory=Keyed)
     budget_from: float = 0.0
     fired: int = 0
     held: int = 0
@@ -91,8 +91,9 @@ class InForce:
         form: object = self.form
         if isinstance(form, Dated):
             if snapshot is not None:
-                for key in form.cells():
-                    snapshot.before(self.automation.name, key)
+                for kind in form.kinds():
+                    for key in kind.cells:
+                        snapshot.before(self.automation.name, key)
             self.dumped = None
             form.set_back(by, now)
 
@@ -112,18 +113,19 @@ class InForce:
                 cooling[key] = until + cooldown - old, since, held
             elif held:
                 cooling[key] = 0.0, since, held
-        self.cooling = cooling
+        self.cooling = Keyed()
+        self.cooling.update(cooling.items())
 
     def admit(
         self, key: str, firing: Firing, recorded: float, *, lateness: float, limit: int, per_s: float
     ) -> Held:
         """Let a firing through, or hold it back: by the cooldown first, then by the budget of ``limit`` in ``per_s``."""
         before, keep = 0, (self.automation.cooldown or 0.0) + lateness
-        cooling = self.cooling.get(key) if self.cooling else None
+        cooling = self.cooling.get(key)
         if cooling is not None:
             until, since, before = cooling
             if self.automation.cooldown is not None and recorded - since <= keep and firing.at < until:
-                self.cooling[key] = (until, since, before + 1)
+                self.cooling.part(key)[key] = (until, since, before + 1)
                 return Held("cooldown", before + 1, until)
             if recorded - since > keep + _DAY_S:
                 before = 0
@@ -138,16 +140,13 @@ class InForce:
         if self.automation.cooldown is not None:
             self._cool(key, firing.at + self.automation.cooldown, recorded, keep)
         elif cooling is not None:
-            del self.cooling[key]
+            del self.cooling.part(key)[key]
         return Held("", before, None)
 
     def _cool(self, key: str, until: float, recorded: float, keep: float) -> None:
-        self.cooling[key] = (until, recorded, 0)
-        if len(self.cooling) >= self.cooling_sweep:
-            self.cooling = {
-                k: c for k, c in self.cooling.items() if recorded - c[1] <= keep + (_DAY_S if c[2] else 0.0)
-            }
-            self.cooling_sweep = max(1024, 2 * len(self.cooling))
+        self.cooling.part(key)[key] = (until, recorded, 0)
+        if self.cooling.is_full(key):
+            self.cooling.sweep(key, lambda c: recorded - c[1] > keep + (_DAY_S if c[2] else 0.0))
 
     def dump_raw(self) -> bytes:
         """Return the state as JSON; of many rules most are as they were at the last checkpoint."""
@@ -163,7 +162,7 @@ class InForce:
         if self.form is not None and (self.form.keys() or self.automation.kind != "count"):
             out["form"] = self.form.dump()
         if self.cooling:
-            cooling: Any = self.cooling
+            cooling: Any = self.cooling.whole()
             out["cooling"] = cooling
         if self.resolving:
             out["open"] = self.resolving.dump()

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...vocabulary import JsonValue
-from ..forms.form import Arm, Sweep
+from ..forms.form import Arm, Kind
+from ..forms.keyed import Keyed
 from ..model import Automation
 
 __all__ = ["Ended", "Resolving"]
@@ -39,8 +40,7 @@ class Resolving:
         self._lateness = lateness
         self._arm = arm
         # decision, fired at, firings, depth, heard of (recorded), quiet until, armed
-        self._open: dict[str, list[Any]] = {}
-        self._sweep = Sweep()
+        self._open: Keyed[str, list[Any]] = Keyed()
 
     def __contains__(self, key: str) -> bool:
         return key in self._open
@@ -55,10 +55,9 @@ class Resolving:
             known[2] += 1
             known[3] = depth
         else:
-            self._open[key] = [decision, at, 1, depth, recorded, None, None]
-            if self._sweep.due(len(self._open)):
-                self._open = {k: o for k, o in self._open.items() if recorded - o[4] <= _FORGET_S}
-                self._sweep.done(len(self._open))
+            self._open.part(key)[key] = [decision, at, 1, depth, recorded, None, None]
+            if self._open.is_full(key):
+                self._open.sweep(key, lambda o: recorded - o[4] > _FORGET_S)
         self.heard(key, recorded, firing=True)
 
     def heard(self, key: str, recorded: float, *, firing: bool = False) -> None:
@@ -101,12 +100,12 @@ class Resolving:
         if known is None or time < known[1] - self._lateness:
             return None
         if recorded - known[4] > _FORGET_S:
-            del self._open[key]
+            del self._open.part(key)[key]
             return None
         return self._end(key)
 
     def _end(self, key: str) -> Ended:
-        known = self._open.pop(key)
+        known = self._open.part(key).pop(key)
         return Ended(*known[:4])
 
     def due(self, key: str, at: float) -> Ended | None:
@@ -131,18 +130,12 @@ class Resolving:
         return [(key, known[6]) for key, known in self._open.items() if known[6] is not None]
 
     def dump(self) -> JsonValue:
-        state: Any = self._open
+        state: Any = self._open.whole()
         dumped: JsonValue = state
         return dumped
 
     def load(self, state: Any) -> None:
         self._open.update((key, list(known)) for key, known in state.items())
-        self._sweep.done(len(self._open))
 
-    def cells(self) -> list[Any]:
-        return list(self._open)
-
-    def dump_cells(self, cells: Iterable[Any]) -> JsonValue:
-        found: Any = {key: state for key in cells if (state := self._open.get(key)) is not None}
-        dumped: JsonValue = found
-        return dumped
+    def kinds(self) -> tuple[Kind, ...]:
+        return (Kind(self._open, self._open.of),)

@@ -8,13 +8,15 @@ key) that is about to change and has not been taken yet is taken first.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
 import orjson
 
 from ...vocabulary import JsonValue
+from ..forms.form import Kind
+from ..forms.keyed import Keyed
 from .in_force import InForce, compact
 
 __all__ = ["STATE_VERSION", "Snapshot", "encode_part"]
@@ -39,51 +41,56 @@ def encode_part(seq: int, moment: tuple[float, float], rules: JsonValue) -> byte
 
 
 class _Column:
-    """One kind of state of a rule with many keys: its cells, and those that had to be taken before their turn."""
+    """One kind of state of a rule with many keys: its cells, part by part, and those that had to be taken before their turn."""
 
-    __slots__ = ("_at", "_cells", "_dump", "_end", "_saved", "_word", "name")
+    __slots__ = ("_at", "_cells", "_dump", "_left", "_mask", "_parts", "_saved", "_word", "name")
 
-    def __init__(
-        self,
-        name: str,
-        word: str,
-        cells: list[Any],
-        dump: Callable[[Iterable[Any]], JsonValue],
-    ) -> None:
+    def __init__(self, name: str, word: str, kind: Kind) -> None:
         self.name, self._word = name, word
-        self._cells, self._dump, self._at = cells, dump, 0
-        self._end = len(cells)  # what comes behind it later is new
-        self._saved: dict[Hashable, bytes] = {}
+        self._cells, self._dump = kind
+        self._parts = self._cells.parts.copy()
+        self._mask, self._at = len(self._parts) - 1, 0
+        self._left: list[Any] | None = None  # of the part whose turn it is, last first
+        self._saved: dict[int, dict[Hashable, bytes]] = {}  # by part
 
     @property
     def is_done(self) -> bool:
-        return self._at >= self._end
+        return self._at >= len(self._parts)
 
     def before(self, cell: Hashable) -> None:
-        """Take a cell that is about to change; nothing happens the second time."""
-        if cell not in self._saved and not self.is_done:
-            raw = orjson.dumps(self._dump((cell,)))
+        """Take a cell that is about to change; nothing happens the second time, or if its part has been taken."""
+        i = hash(cell) & self._mask
+        if i < self._at:
+            return
+        saved = self._saved.setdefault(i, {})
+        if cell not in saved:
             # Of a key that is new there is nothing to take, and there may be many.
-            self._saved[cell] = compact(raw) if len(raw) > len(_NOTHING) else _NOTHING
+            saved[cell] = compact(orjson.dumps(self._dump((cell,)))) if cell in self._cells else _NOTHING
 
     def take(self, n: int) -> Iterator[bytes]:
-        """Take the next ``n`` cells."""
-        cells = self._cells[self._at : min(self._at + n, self._end)]
-        self._at += len(cells)
-        saved = self._saved
-        early = [saved[cell] for cell in cells if cell in saved] if saved else []
-        yield self._written(
-            orjson.dumps(self._dump([c for c in cells if c not in saved] if early else cells))
-        )
-        for raw in early:
-            if len(raw) > len(_NOTHING):  # there was none of it then
-                yield self._written(raw)
-        if self.is_done:
-            self.drop()
+        """Take the next ``n`` cells, or as many as are left of the part whose turn it is."""
+        saved = self._saved.get(self._at, {})
+        if self._left is None:
+            # Whatever is not in the part any more was saved; whatever has come since, too, and there was none of it.
+            yield from self._early(saved)
+            self._left = [cell for cell in self._parts[self._at] if cell not in saved]
+            saved.clear()
+        left = self._left
+        cells = left[-n:]
+        del left[-n:]
+        early = {cell: saved[cell] for cell in cells if cell in saved} if saved else {}
+        yield from self._early(early)
+        yield self._written(orjson.dumps(self._dump([c for c in cells if c not in early])))
+        if not left:
+            self._saved.pop(self._at, None)
+            self._left, self._at = None, self._at + 1
+
+    def _early(self, saved: Mapping[Hashable, bytes]) -> Iterator[bytes]:
+        return (self._written(raw) for raw in saved.values() if raw is not _NOTHING)
 
     def drop(self) -> None:
         """Keep nothing any more."""
-        self._cells, self._saved, self._end = [], {}, 0
+        self._parts, self._saved, self._left, self._at = [], {}, None, self._mask + 1
 
     def _written(self, raw: bytes) -> bytes:
         return b'{"%s":%s}' % (self._word.encode(), raw)
@@ -117,17 +124,18 @@ class Snapshot:
 
     def _enlist(self, name: str, rule: InForce) -> None:
         form, resolving, cooling = rule.form, rule.resolving, rule.cooling
-        cells = form.cells() if form is not None else []
-        if form is None or len(cells) + len(cooling) + len(resolving or ()) <= _SMALL_CELLS:
+        kinds = form.kinds() if form is not None else ()
+        n = sum(len(kind.cells) for kind in kinds)
+        if form is None or n + len(cooling) + len(resolving or ()) <= _SMALL_CELLS:
             self._small[name] = rule
             return
-        columns = [_Column(name, "cooling", list(cooling), partial(_of, cooling))]
+        columns = [_Column(name, "cooling", Kind(cooling, partial(_of, cooling)))]
         if resolving is not None:
-            columns.append(_Column(name, "open", resolving.cells(), resolving.dump_cells))
-        own = _Column(name, "form", cells, form.dump_cells)
-        self._columns += [*columns, own]
-        if not form.watch(own.before):
-            columns.append(own)  # its cells are the keys
+            columns += [_Column(name, "open", kind) for kind in resolving.kinds()]
+        own = [_Column(name, "form", kind) for kind in kinds]
+        self._columns += [*columns, *own]
+        if not form.watch(partial(_before, own)):
+            columns += own  # its cells are the keys
         self._by_rule[name] = tuple(columns)
         if rule.fired or rule.held:
             self._add(name, orjson.dumps({"budget": [rule.budget_from, rule.fired, rule.held]}))
@@ -193,7 +201,11 @@ class Snapshot:
         self._is_dropped = True
 
 
-def _of(cells: Mapping[str, Any], keys: Iterable[str]) -> JsonValue:
-    found: Any = {key: cells[key] for key in keys if key in cells}
-    dumped: JsonValue = found
-    return dumped
+def _of(cells: Keyed[str, Any], keys: Iterable[str]) -> JsonValue:
+    found: JsonValue = cells.of(keys)
+    return found
+
+
+def _before(columns: list[_Column], cell: Hashable) -> None:
+    for column in columns:
+        column.before(cell)

@@ -8,7 +8,8 @@ from typing import Any
 
 from ...vocabulary import JsonObject, JsonValue
 from ..model import Automation
-from .form import Arm, EventRef, Firing, Seen, Sweep
+from .form import Arm, EventRef, Firing, Kind, Seen
+from .keyed import Keyed
 
 __all__ = ["Absence", "Heartbeat"]
 
@@ -37,20 +38,21 @@ class Absence:
         self._within = automation.within or 0.0
         self._lateness = lateness
         self._arm = arm
-        self._waiting: dict[str, tuple[float, float, int, str, int]] = {}  # deadline, time, seq, id, depth
+        # deadline, time, seq, id, depth
+        self._waiting: Keyed[str, tuple[float, float, int, str, int]] = Keyed()
         # recorded, time, recorded, time, …: expected events that an opening one still to come may have occurred before.
         # One that is later in both than another says more, so the times fall.
-        self._answers: dict[str, tuple[float, ...]] = {}
-        self._sweep = Sweep()
+        self._answers: Keyed[str, tuple[float, ...]] = Keyed()
 
     def start(self, now: float) -> None:
         pass
 
     def event(self, role: int, key: str, seen: Seen) -> Firing | None:
-        waiting = self._waiting.get(key)
+        part = self._waiting.part(key)
+        waiting = part.get(key)
         if role == 0:
             if waiting is not None and seen.time >= waiting[1] - self._lateness:
-                del self._waiting[key]
+                del part[key]
             if self._lateness > 0:
                 self._answered(key, seen)
             return None
@@ -63,32 +65,33 @@ class Absence:
         ):
             return None
         deadline = _deadline(seen, self._within, self._lateness)
-        self._waiting[key] = (deadline, seen.time, seen.seq, seen.id, seen.depth)
+        part[key] = (deadline, seen.time, seen.seq, seen.id, seen.depth)
+        if self._waiting.is_full(key):
+            self._waiting.sweep(key)
         self._arm(key, deadline)
         return None
 
     def _answered(self, key: str, seen: Seen) -> None:
-        known = self._answers.get(key)
+        answers = self._answers.part(key)
+        known = answers.get(key)
         if known is None:
-            self._answers[key] = (seen.recorded, seen.time)
-            if self._sweep.due(len(self._answers)):
-                self._forget(seen.recorded)
+            answers[key] = (seen.recorded, seen.time)
+            if self._answers.is_full(key):
+                now, keep = seen.recorded, self._lateness
+                self._answers.sweep(key, lambda a: now - a[-2] > keep)
             return
         kept: list[float] = []
         for i in range(0, len(known), 2):
             if known[i + 1] > seen.time and seen.recorded - known[i] <= self._lateness:
                 kept += known[i : i + 2]
-        self._answers[key] = (*kept[-2 * (_MAX_ANSWERS - 1) :], seen.recorded, seen.time)
-
-    def _forget(self, now: float) -> None:
-        self._answers = {k: a for k, a in self._answers.items() if now - a[-2] <= self._lateness}
-        self._sweep.done(len(self._answers))
+        answers[key] = (*kept[-2 * (_MAX_ANSWERS - 1) :], seen.recorded, seen.time)
 
     def due(self, key: str, at: float, now: float) -> Firing | None:
-        waiting = self._waiting.get(key)
+        part = self._waiting.part(key)
+        waiting = part.get(key)
         if waiting is None or waiting[0] != at:
             return None
-        del self._waiting[key]
+        del part[key]
         _, time, seq, id_, depth = waiting
         return Firing(at, 1, (EventRef(id_, seq, time),), None, depth)
 
@@ -109,25 +112,25 @@ class Absence:
         return {"waits_until": self.deadline(key)}
 
     def dump(self) -> JsonValue:
-        state: Any = {"waiting": self._waiting, "answers": self._answers}
-        dumped: JsonValue = state
-        return dumped
+        return _dumped(self._waiting.whole(), self._answers.whole())
 
     def load(self, state: Any) -> None:
         self._waiting.update((key, tuple(w)) for key, w in state["waiting"].items())
         self._answers.update((key, tuple(a)) for key, a in state["answers"].items())
-        self._sweep.done(len(self._answers))
 
-    def cells(self) -> list[Any]:
-        return [*self._waiting, *self._answers]
-
-    def dump_cells(self, cells: Iterable[Any]) -> JsonValue:
-        waiting: Any = {key: w for key in cells if (w := self._waiting.get(key)) is not None}
-        answers: Any = {key: a for key in cells if (a := self._answers.get(key)) is not None}
-        return {"waiting": waiting, "answers": answers}
+    def kinds(self) -> tuple[Kind, ...]:
+        waiting, answers = self._waiting, self._answers
+        return (
+            Kind(waiting, lambda cells: _dumped(waiting.of(cells), {})),
+            Kind(answers, lambda cells: _dumped({}, answers.of(cells))),
+        )
 
     def watch(self, before: Callable[[Any], None]) -> bool:
         return False
+
+
+def _dumped(waiting: Any, answers: Any) -> JsonValue:
+    return {"waiting": waiting, "answers": answers}
 
 
 class Heartbeat:
@@ -143,14 +146,16 @@ class Heartbeat:
         self._keyed = automation.for_each is not None
         self._arm = arm
         # deadline, missed so far, time, seq, id, depth of the last event (seq 0: none yet)
-        self._watched: dict[str, tuple[float, int, float, int, str, int]] = {}
+        self._watched: Keyed[str, tuple[float, int, float, int, str, int]] = Keyed()
 
     def start(self, now: float) -> None:
         if not self._keyed and "" not in self._watched:
             self._watch("", (now + self._within, 0, now, 0, "", 0))
 
     def _watch(self, key: str, state: tuple[float, int, float, int, str, int]) -> None:
-        self._watched[key] = state
+        self._watched.part(key)[key] = state
+        if self._watched.is_full(key):
+            self._watched.sweep(key)
         self._arm(key, state[0])
 
     def event(self, role: int, key: str, seen: Seen) -> Firing | None:
@@ -190,20 +195,15 @@ class Heartbeat:
         return {"expected_until": self.deadline(key), "missed": known[1] if known is not None else 0}
 
     def dump(self) -> JsonValue:
-        state: Any = self._watched
+        state: Any = self._watched.whole()
         dumped: JsonValue = state
         return dumped
 
     def load(self, state: Any) -> None:
         self._watched.update((key, tuple(k)) for key, k in state.items())
 
-    def cells(self) -> list[Any]:
-        return list(self._watched)
-
-    def dump_cells(self, cells: Iterable[Any]) -> JsonValue:
-        found: Any = {key: state for key in cells if (state := self._watched.get(key)) is not None}
-        dumped: JsonValue = found
-        return dumped
+    def kinds(self) -> tuple[Kind, ...]:
+        return (Kind(self._watched, self._watched.of),)
 
     def watch(self, before: Callable[[Any], None]) -> bool:
         return False

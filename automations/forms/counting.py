@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from ...vocabulary import JsonObject, JsonValue
 from ..model import Automation
-from .form import EventRef, Firing, Seen, Sweep, Timeless
-from .roster import Roster
+from .form import EventRef, Firing, Kind, Seen, Timeless
+from .keyed import Keyed
 
 __all__ = ["Counting"]
 
@@ -28,9 +28,7 @@ class Counting(Timeless):
         self._keep = self._within + lateness
         # One event is the usual state of a key: a flat tuple (recorded, time, seq, id) costs no garbage collection.
         # More are a list [recorded, (time, seq, id), …], sorted by time.
-        self._windows: dict[str, Any] = {}
-        self._roster = Roster()
-        self._sweep = Sweep()
+        self._windows: Keyed[str, Any] = Keyed()
 
     def start(self, now: float) -> None:
         pass
@@ -39,21 +37,22 @@ class Counting(Timeless):
         count = self._count
         if count == 1:
             return Firing(seen.time, 1, (seen.ref,), seen.row, seen.depth)
-        windows = self._windows
+        windows = self._windows.part(key)
         current = windows.get(key)
         if current is None or seen.recorded - current[0] > self._keep:
             windows[key] = (seen.recorded, seen.time, seen.seq, seen.id)
-            if current is None:
-                self._roster.add(key, windows)
-            if self._sweep.due(len(windows)):
-                self._forget(seen.recorded)
+            if current is None and self._windows.is_full(key):
+                now, keep = seen.recorded, self._keep
+                self._windows.sweep(key, lambda w: now - w[0] > keep)
             return None
         time, entry = seen.time, (seen.time, seen.seq, seen.id)
         if current.__class__ is tuple:
             current = [current[0], current[1:]]
         newest = current[-1][0]
         if time < newest:
-            return self._out_of_order(key, current, entry, seen) if time >= newest - self._lateness else None
+            if time < newest - self._lateness:
+                return None
+            return self._out_of_order(windows, key, current, entry, seen)
         # In order, as nearly always: put behind the others where they lie, and only what ends here can be full.
         current.append(entry)
         current[0] = seen.recorded
@@ -68,7 +67,7 @@ class Counting(Timeless):
         return None
 
     def _out_of_order(
-        self, key: str, current: list[Any], entry: tuple[float, int, str], seen: Seen
+        self, windows: dict[str, Any], key: str, current: list[Any], entry: tuple[float, int, str], seen: Seen
     ) -> Firing | None:
         """Count an event that occurred before the newest of its key: any window it lies in may be full now."""
         count, entries = self._count, current[1:]
@@ -80,16 +79,10 @@ class Counting(Timeless):
         last = len(entries) - count
         for first in range(max(0, at - count + 1), min(at, last) + 1) if last >= 0 else ():
             if entries[first + count - 1][0] - entries[first][0] <= self._within:
-                del self._windows[key]
+                del windows[key]
                 return _firing(entries[first : first + count], seen)
-        self._windows[key] = [seen.recorded, *entries]
+        windows[key] = [seen.recorded, *entries]
         return None
-
-    def _forget(self, now: float) -> None:
-        for key in [k for k, w in self._windows.items() if now - w[0] > self._keep]:
-            del self._windows[key]
-        self._roster.tidy(self._windows)
-        self._sweep.done(len(self._windows))
 
     def keys(self) -> int:
         return len(self._windows)
@@ -106,7 +99,7 @@ class Counting(Timeless):
         return looked
 
     def dump(self) -> JsonValue:
-        state: JsonValue = self._windows
+        state: JsonValue = self._windows.whole()
         return state
 
     def load(self, state: Any) -> None:
@@ -114,16 +107,9 @@ class Counting(Timeless):
             (key, tuple(w) if w[1].__class__ is not list else [w[0], *(tuple(e) for e in w[1:])])
             for key, w in state.items()
         )
-        self._roster.extend(state)
-        self._sweep.done(len(self._windows))
 
-    def cells(self) -> list[Any]:
-        return self._roster.names
-
-    def dump_cells(self, cells: Iterable[Any]) -> JsonValue:
-        found: Any = {key: state for key in cells if (state := self._windows.get(key)) is not None}
-        dumped: JsonValue = found
-        return dumped
+    def kinds(self) -> tuple[Kind, ...]:
+        return (Kind(self._windows, self._windows.of),)
 
     def watch(self, before: Callable[[Any], None]) -> bool:
         return False

@@ -11,7 +11,8 @@ from typing import Any
 
 from ...vocabulary import JsonObject, JsonValue
 from ..model import Automation
-from .form import Arm, EventRef, Firing, Seen
+from .form import Arm, EventRef, Firing, Kind, Seen
+from .keyed import Keyed
 
 __all__ = ["Debouncing"]
 
@@ -26,7 +27,7 @@ class Debouncing:
         self._max_events = automation.debounce.max_events
         self._arm = arm
         # deadline, the (earlier) deadline that is armed, when it has to fire at the latest, depth, (time, seq, id), …
-        self._open: dict[str, list[Any]] = {}
+        self._open: Keyed[str, list[Any]] = Keyed()
 
     def start(self, now: float) -> None:
         pass
@@ -37,7 +38,9 @@ class Debouncing:
         entry = (seen.time, seen.seq, seen.id)
         if window is None:
             latest = seen.recorded + self._max_wait if self._max_wait is not None else None
-            window = self._open[key] = [deadline, deadline, latest, seen.depth, entry]
+            window = self._open.part(key)[key] = [deadline, deadline, latest, seen.depth, entry]
+            if self._open.is_full(key):
+                self._open.sweep(key)
             if self._max_events > 1:
                 self._arm(key, deadline)
         else:
@@ -50,7 +53,7 @@ class Debouncing:
         return None
 
     def _fire(self, key: str, window: list[Any], at: float, row: dict[str, Any] | None) -> Firing:
-        del self._open[key]
+        del self._open.part(key)[key]
         refs = tuple(EventRef(id_, seq, time) for time, seq, id_ in window[4:])
         return Firing(at, len(refs), refs, row, window[3])
 
@@ -83,20 +86,15 @@ class Debouncing:
         return {"collected": self.window(key), "fires_at": window[0] if window is not None else None}
 
     def dump(self) -> JsonValue:
-        state: Any = self._open
+        state: Any = self._open.whole()
         dumped: JsonValue = state
         return dumped
 
     def load(self, state: Any) -> None:
         self._open.update((key, [*w[:4], *(tuple(e) for e in w[4:])]) for key, w in state.items())
 
-    def cells(self) -> list[Any]:
-        return list(self._open)
-
-    def dump_cells(self, cells: Iterable[Any]) -> JsonValue:
-        found: Any = {key: state for key in cells if (state := self._open.get(key)) is not None}
-        dumped: JsonValue = found
-        return dumped
+    def kinds(self) -> tuple[Kind, ...]:
+        return (Kind(self._open, self._open.of),)
 
     def watch(self, before: Callable[[Any], None]) -> bool:
         return False

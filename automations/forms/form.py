@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from ...vocabulary import JsonObject, JsonValue
+from .keyed import Keyed
 
-__all__ = ["MOMENTS", "Arm", "Dated", "EventRef", "Firing", "Form", "Seen", "Sweep", "Timeless", "Used"]
+__all__ = ["MOMENTS", "Arm", "Dated", "EventRef", "Firing", "Form", "Kind", "Seen", "Timeless", "Used"]
 
 
 MOMENTS = frozenset({"newest", "waits_until", "expected_until", "fires_at", "holds_since"})
@@ -75,6 +76,13 @@ class Firing:
     is_over: bool = False
 
 
+class Kind(NamedTuple):
+    """State of one kind, by cell. ``dump`` returns a part of what ``Form.dump`` does: those of some cells that there are."""
+
+    cells: Keyed[Any, Any]
+    dump: Callable[[Iterable[Any]], object]
+
+
 Arm: TypeAlias = Callable[[str, float], None]
 """Asks to be told when a deadline (of a key, at a time) has passed."""
 
@@ -117,18 +125,11 @@ class Form(Protocol):
     def dump(self) -> JsonValue: ...
 
     def load(self, state: Any) -> None:
-        """Take up what ``dump`` or ``dump_cells`` returned, beside what is there."""
+        """Take up what ``dump``, or that of a kind, returned, beside what is there."""
         ...
 
-    def cells(self) -> list[Any]:
-        """Return what the state consists of: the keys, unless ``watch`` says otherwise.
-
-        May name one twice, or one that there is not. The list may grow afterwards, but changes in no other way.
-        """
-        ...
-
-    def dump_cells(self, cells: Iterable[Any]) -> JsonValue:
-        """Return a part of what ``dump`` returns: those of the cells that there are."""
+    def kinds(self) -> tuple[Kind, ...]:
+        """Return what the state consists of. Its cells are the keys, unless ``watch`` says otherwise."""
         ...
 
     def watch(self, before: Callable[[Any], None]) -> bool:
@@ -179,21 +180,3 @@ class Used:
         if seq != self._seq:
             self._seq, self._keys = seq, set()
         self._keys.add(key)
-
-
-_SWEEP_FROM = 1024
-
-
-class Sweep:
-    """Says when a dictionary has doubled since it was last swept, so that sweeping costs little per entry."""
-
-    __slots__ = ("size",)
-
-    def __init__(self) -> None:
-        self.size = _SWEEP_FROM
-
-    def due(self, n: int) -> bool:
-        return n >= self.size
-
-    def done(self, n: int) -> None:
-        self.size = max(_SWEEP_FROM, 2 * n)

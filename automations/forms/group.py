@@ -12,14 +12,15 @@ times at which the events occurred.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from ...vocabulary import JsonObject, JsonValue
 from ..composite import Branch, Step, leaves_of
 from ..model import Automation
-from .form import EventRef, Firing, Seen, Sweep, Timeless, Used
+from .form import EventRef, Firing, Kind, Seen, Timeless, Used
+from .keyed import Keyed
 
 __all__ = ["Group"]
 
@@ -122,8 +123,7 @@ class Group(Timeless):
         self._within = automation.within or 0.0
         self._lateness = lateness
         # [last recorded, newest time, entries of pattern 0, entries of pattern 1, …], entries sorted by time
-        self._windows: dict[str, list[Any]] = {}
-        self._sweep = Sweep()
+        self._windows: Keyed[str, list[Any]] = Keyed()
         self._used = Used()
 
     def start(self, now: float) -> None:
@@ -134,9 +134,10 @@ class Group(Timeless):
             return None
         window = self._windows.get(key)
         if window is None or seen.recorded - window[0] > self._within + self._lateness:
-            window = self._windows[key] = [seen.recorded, seen.time, *([] for _ in self._counts)]
-            if self._sweep.due(len(self._windows)):
-                self._forget(seen.recorded)
+            window = self._windows.part(key)[key] = [seen.recorded, seen.time, *([] for _ in self._counts)]
+            if self._windows.is_full(key):
+                now, keep = seen.recorded, self._within + self._lateness
+                self._windows.sweep(key, lambda w: now - w[0] > keep)
         newest = window[1]
         if seen.time < newest - self._lateness:
             return None  # too late to count
@@ -155,7 +156,7 @@ class Group(Timeless):
                 break
             found = self._root.found(lists, start, end)
             if found is not None:
-                del self._windows[key]
+                del self._windows.part(key)[key]
                 self._used.up(key, seen.seq)
                 refs = tuple(EventRef(id_, seq, time) for time, seq, id_ in sorted(set(found)))
                 named: JsonObject = {
@@ -189,12 +190,6 @@ class Group(Timeless):
         if drop:
             del entries[:drop]
 
-    def _forget(self, now: float) -> None:
-        keep = self._within + self._lateness
-        for key in [k for k, w in self._windows.items() if now - w[0] > keep]:
-            del self._windows[key]
-        self._sweep.done(len(self._windows))
-
     def keys(self) -> int:
         return len(self._windows)
 
@@ -221,7 +216,7 @@ class Group(Timeless):
         }
 
     def dump(self) -> JsonValue:
-        state: Any = self._windows
+        state: Any = self._windows.whole()
         dumped: JsonValue = state
         return dumped
 
@@ -230,15 +225,9 @@ class Group(Timeless):
             (key, [w[0], w[1], *([tuple(e) for e in entries] for entries in w[2:])])
             for key, w in state.items()
         )
-        self._sweep.done(len(self._windows))
 
-    def cells(self) -> list[Any]:
-        return list(self._windows)
-
-    def dump_cells(self, cells: Iterable[Any]) -> JsonValue:
-        found: Any = {key: state for key in cells if (state := self._windows.get(key)) is not None}
-        dumped: JsonValue = found
-        return dumped
+    def kinds(self) -> tuple[Kind, ...]:
+        return (Kind(self._windows, self._windows.of),)
 
     def watch(self, before: Callable[[Any], None]) -> bool:
         return False

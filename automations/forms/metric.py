@@ -20,7 +20,8 @@ from ...vocabulary import JsonObject, JsonValue
 from ..composite import Limit, Metric, show_figure
 from ..matching.path import follow
 from ..model import Automation
-from .form import Arm, EventRef, Firing, Seen, Sweep
+from .form import Arm, EventRef, Firing, Kind, Seen
+from .keyed import Keyed
 
 __all__ = ["Key", "Measuring", "sample_of"]
 
@@ -116,12 +117,11 @@ class Measuring:
         self._for = automation.for_ or 0.0
         self._keyed = automation.for_each is not None
         self._arm = arm
-        self._known: dict[str, Key] = {}
-        self._sweep = Sweep()
+        self._known: Keyed[str, Key] = Keyed()
 
     def start(self, now: float) -> None:
         if not self._keyed and "" not in self._known:
-            key = self._known[""] = self.key_class(now)
+            key = self._known.part("")[""] = self.key_class(now)
             self._plan("", key, now)
 
     def event(self, role: int, key: str, seen: Seen) -> Firing | None:
@@ -137,20 +137,16 @@ class Measuring:
         """Return the state of a key that an event was about."""
         known = self._known.get(key)
         if known is None or seen.recorded - known.last > _FORGET_S + self._over:
-            known = self._known[key] = self.key_class(seen.recorded)
-            if self._sweep.due(len(self._known)):
-                self._forget(seen.recorded)
+            known = self._known.part(key)[key] = self.key_class(seen.recorded)
+            if self._known.is_full(key):
+                now, keep = seen.recorded, _FORGET_S + self._over
+                self._known.sweep(key, lambda k: now - k.last > keep)
         known.last, known.depth, known.ref = seen.recorded, seen.depth, (seen.id, seen.seq, seen.time)
         return known
 
     def _count(self, known: Key, now: float) -> int:
         """Return how many samples a figure rests on."""
         return len(known.samples)
-
-    def _forget(self, now: float) -> None:
-        for key in [k for k, s in self._known.items() if now - s.last > _FORGET_S + self._over]:
-            del self._known[key]
-        self._sweep.done(len(self._known))
 
     def _slide(self, known: Key, now: float) -> None:
         """Let samples go that have left the window, which moves in steps."""
@@ -271,13 +267,10 @@ class Measuring:
 
     def load(self, state: Any) -> None:
         self._known.update((key, self.key_class.load(s)) for key, s in state.items())
-        self._sweep.done(len(self._known))
 
-    def cells(self) -> list[Any]:
-        return list(self._known)
-
-    def dump_cells(self, cells: Iterable[Any]) -> JsonValue:
-        return {key: known.dump() for key in cells if (known := self._known.get(key)) is not None}
+    def kinds(self) -> tuple[Kind, ...]:
+        known = self._known
+        return (Kind(known, lambda cells: {key: k.dump() for key, k in known.of(cells).items()}),)
 
     def watch(self, before: Callable[[Any], None]) -> bool:
         return False

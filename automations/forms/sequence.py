@@ -11,7 +11,7 @@ Firing ends every wait of the same key that asks for the same values: the sequen
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from ...vocabulary import JsonObject, JsonValue
@@ -19,7 +19,8 @@ from ..matching.path import Path
 from ..matching.where import Check
 from ..model import Automation
 from ..reference import captured
-from .form import EventRef, Firing, Seen, Sweep, Timeless, Used
+from .form import EventRef, Firing, Kind, Seen, Timeless, Used
+from .keyed import Keyed
 
 __all__ = ["Sequence"]
 
@@ -71,6 +72,10 @@ def _full(refs: list[_Ref], ref: _Ref, *, count: int, within: float) -> list[_Re
     return None
 
 
+def _dumped(place: _Place, waits: list[_Wait]) -> JsonValue:
+    return [*place, [w.dump() for w in waits]]
+
+
 def _unwatched(place: _Place) -> None:
     """Nobody takes a snapshot."""
 
@@ -88,8 +93,7 @@ class Sequence(Timeless):
             for alias, path in step.linked.reads:
                 reads.setdefault(alias, set()).add(path)
         self._reads = {alias: frozenset(paths) for alias, paths in reads.items()}
-        self._waits: dict[_Place, list[_Wait]] = {}
-        self._sweep = Sweep()
+        self._waits: Keyed[_Place, list[_Wait]] = Keyed()
         self._used = Used()  # an event that fired begins nothing
         self._before: Callable[[_Place], object] = _unwatched
 
@@ -107,7 +111,11 @@ class Sequence(Timeless):
         joins = linked.keys_in(seen.row)
         if linked.joins:
             joins.append(_ANY)
-        found = [(place, self._waits[place]) for join in joins if (place := (key, i, join)) in self._waits]
+        found: list[tuple[_Place, list[_Wait]]] = []
+        for join in joins:
+            waits = self._waits.get(place := (key, i, join))
+            if waits is not None:
+                found.append((place, waits))
         if i < len(self._steps) - 1:
             for place, waits in found:
                 self._pass_on(place, waits, seen)
@@ -143,10 +151,10 @@ class Sequence(Timeless):
                 wait = found
             full = _full(wait.refs, ref, count=step.count, within=step.within or self._within)
             if full is None:
-                self._waits[place] = [wait]
-                self._swept(seen)
+                self._waits.part(place)[place] = [wait]
+                self._swept(place, seen)
                 return
-            self._waits.pop(place, None)
+            self._waits.part(place).pop(place, None)
             wait.refs, wait.time = full, full[0][0]
         self._advance(key, 0, wait, seen)
 
@@ -199,9 +207,9 @@ class Sequence(Timeless):
             return
         left = [wait for wait in waits if wait not in complete]
         if left:
-            self._waits[place] = left
+            self._waits.part(place)[place] = left
         else:
-            del self._waits[place]
+            del self._waits.part(place)[place]
         for wait in complete:
             self._advance(place[0], place[1], wait, seen)
 
@@ -215,11 +223,11 @@ class Sequence(Timeless):
         join, wait.check = where
         place = (key, i + 1, _ANY if join is None else join)
         self._before(place)
-        waits = self._waits.setdefault(place, [])
+        waits = self._waits.part(place).setdefault(place, [])
         waits.append(wait)
         if len(waits) > MAX_WAITS:
             del waits[0]
-        self._swept(seen)
+        self._swept(place, seen)
 
     def _remember(self, i: int, wait: _Wait, seen: Seen) -> None:
         alias = self._steps[i].as_
@@ -237,22 +245,22 @@ class Sequence(Timeless):
                 places.append((key, i, _ANY if where[0] is None else where[0]))
         for place in places:
             self._before(place)
-            self._waits.pop(place, None)
+            self._waits.part(place).pop(place, None)
         self._used.up(key, seen.seq)
         refs = tuple(EventRef(id_, seq, time) for time, seq, id_ in wait.refs)
         extra: JsonObject | None = {"steps": wait.named} if wait.named else None
         return Firing(seen.time, len(refs), refs, seen.row, seen.depth, extra=extra)
 
-    def _swept(self, seen: Seen) -> None:
-        if not self._sweep.due(len(self._waits)):
+    def _swept(self, place: _Place, seen: Seen) -> None:
+        if not self._waits.is_full(place):
             return
-        for place, waits in list(self._waits.items()):
-            left = [wait for wait in waits if not self._is_gone(wait, seen)]
-            if left:
-                self._waits[place] = left
-            else:
-                del self._waits[place]
-        self._sweep.done(len(self._waits))
+
+        def is_gone(waits: list[_Wait]) -> bool:
+            if any(self._is_gone(wait, seen) for wait in waits):
+                waits[:] = [wait for wait in waits if not self._is_gone(wait, seen)]
+            return not waits
+
+        self._waits.sweep(place, is_gone)
 
     def keys(self) -> int:
         return len(self._waits)
@@ -282,27 +290,22 @@ class Sequence(Timeless):
         return {"waits": waits[-MAX_WAITS:]}
 
     def dump(self) -> JsonValue:
-        return [[*place, [w.dump() for w in waits]] for place, waits in self._waits.items()]
+        return [_dumped(place, waits) for place, waits in self._waits.items()]
 
     def load(self, state: Any) -> None:
+        taken: list[tuple[_Place, list[_Wait]]] = []
         for key, step, join, waits in state:
             loaded = [_Wait.load(wait) for wait in waits]
             if step:
                 for wait in loaded:
                     where = self._steps[step].linked.place(wait.known)
                     wait.check = where[1] if where is not None else None
-            self._waits[key, step, join] = loaded
-        self._sweep.done(len(self._waits))
+            taken.append(((key, step, join), loaded))
+        self._waits.update(taken)
 
-    def cells(self) -> list[Any]:
-        return list(self._waits)
-
-    def dump_cells(self, cells: Iterable[Any]) -> JsonValue:
-        return [
-            [*place, [w.dump() for w in waits]]
-            for place in cells
-            if (waits := self._waits.get(place)) is not None
-        ]
+    def kinds(self) -> tuple[Kind, ...]:
+        waits = self._waits
+        return (Kind(waits, lambda cells: [_dumped(p, w) for p, w in waits.of(cells).items()]),)
 
     def watch(self, before: Callable[[Any], None]) -> bool:
         self._before = before

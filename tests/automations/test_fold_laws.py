@@ -8,10 +8,10 @@ from typing import Any
 
 import orjson
 import pytest
-from hark.automations.folding import snapshot
+from hark.automations.folding import deadlines, snapshot
 from hark.automations.folding.decision import ADOPTED, SOURCE, Decision
 from hark.automations.folding.fold import Fold, FoldConfig
-from hark.automations.forms import roster
+from hark.automations.forms import keyed
 from hark.automations.model import parse_automation
 from hark.bus.event import format_time
 from hypothesis import given, settings
@@ -308,7 +308,7 @@ def test_sweeping_old_keys_changes_no_decision() -> None:
             other = Fold.restore(other.dump_definitions(), other.dump_state(), other.config)
         most = max(most, swept.keys())
     assert most < 8_000
-    assert len(swept._heap) < 20_000
+    assert len(swept._deadlines) < 20_000
 
 
 @settings(max_examples=30)
@@ -321,7 +321,10 @@ def test_a_snapshot_taken_while_events_go_on_is_the_state_of_its_moment(
     parts: list[bytes] = []
     behind: list[Decision] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(roster, "_SPARE", data.draw(st.sampled_from([0, 1024])))
+        patch.setattr(keyed, "_WHOLE", data.draw(st.sampled_from([0, 2, 4096])))
+        patch.setattr(keyed, "_LOOK_FROM", 1)
+        patch.setattr(keyed, "_LOOK_FROM_PART", 1)
+        patch.setattr(deadlines, "_LEAST", 1)
         fold = fresh()
         folded(fold, history[:at])
         patch.setattr(snapshot, "_SMALL_CELLS", data.draw(st.sampled_from([0, 1, 64])))
