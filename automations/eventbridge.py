@@ -4,8 +4,10 @@
 Hark's own names (``type``, ``subject``, ``data``) may be written too. A ``detail-type`` that is not lower-case dotted words is
 looked for in ``originaltype``, where doors keep what a sender wrote.
 
-Two things differ. ``anything-but`` of an array: EventBridge wants one element to be another, here none may be the
-value. ``resources`` has no place in the envelope: what came with it stands in ``data``, so write its path there.
+What differs. ``anything-but`` of an array: EventBridge wants one element to be another, here none may be the
+value. Fields of one array of objects: its matcher, Event Ruler, wants them of one element, here they may be of several, since the
+pattern does not say what is an array. ``exists`` is true of objects and arrays, too. ``resources`` has no place in the
+envelope: what came with it stands in ``data``, so write its path there.
 
 Source: Amazon EventBridge user guide, "Comparison operators for use in event patterns".
 """

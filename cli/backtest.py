@@ -151,14 +151,21 @@ def explain(
         )
 
     made = ask(whole)
-    show(made, _explain_text(made), as_json=as_json)
+    show(made, explain_text(made), as_json=as_json)
 
 
-def _explain_text(made: JsonObject) -> str:
+def explain_text(made: JsonObject) -> str:
     about: Any = made["event"]
     lines = [f"{about['type']} {plain(about['subject'])}  (event {about['id']}, sequence {about['seq']})"]
     rules: Any = made["rules"]
-    if not rules:
+    decision: Any = made.get("decision")
+    if decision:
+        lines.append(_decided(decision, is_explained="led_by" in made))
+    elif about["type"] == "automation.due":
+        lines.append(
+            "a wait or a window was over at this moment; the decisions behind it in the log say whose"
+        )
+    elif not rules:
         lines.append(f"none of {made['rules_looked_at']} rules listens to events of this type")
     effects: Any = made.get("effects") or {}
     for rule in rules:
@@ -191,7 +198,23 @@ def _explain_text(made: JsonObject) -> str:
                 f"    held back: {held['what']} by {held['by']}{', and dropped' if held['dropped'] else ''}"
                 for held in told.get("held_back", [])
             ]
+    led_by: Any = made.get("led_by")
+    if led_by:
+        lines += ["", explain_text(led_by)]
     return "\n".join(lines)
+
+
+def _decided(decision: dict[str, Any], *, is_explained: bool) -> str:
+    why = [w for w in (decision["reason"], "shadow" if decision["shadow"] else "") if w]
+    if decision["until"]:
+        why.append(f"until {decision['until']}")
+    held = f" ({', '.join(why)})" if why else ""
+    key = f", key {decision['key']!r}" if decision["key"] else ""
+    n = len(decision["events"])
+    rests = f"it rests on {n} event{'s' * (n != 1)}" + (
+        ", the last of which is explained here" if is_explained else ""
+    )
+    return f"a decision of {decision['automation']}: {decision['what']}{held}{key}, count {decision['count']}; {rests}"
 
 
 def _predicate(p: dict[str, Any], indent: str = "") -> list[str]:

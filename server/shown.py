@@ -216,6 +216,8 @@ class Explained(TypedDict):
     rules: list[Json]
     rules_looked_at: int
     effects: Json
+    decision: NotRequired[Json]
+    led_by: NotRequired[Json]
 
 
 class WebhookItem(Named):

@@ -32,7 +32,7 @@ from .explain import Look, explain_event, predicates_of
 if TYPE_CHECKING:
     from ...bus import Bus, Recorded
 
-__all__ = ["Judgement", "Standing", "explain_moment", "memory_s"]
+__all__ = ["Judgement", "Standing", "decision_of", "explain_moment", "memory_s"]
 
 MAX_RULES = 50
 """Rules that are folded anew for one answer; of more, only the conditions are looked at."""
@@ -276,6 +276,20 @@ def _asked(automation: Automation, before: JsonObject, row: dict[str, Any]) -> t
 
 def _still(until: float | None, at: float) -> float | None:
     return until if until is not None and until > at else None
+
+
+def decision_of(record: Recorded) -> JsonObject | None:
+    """Return what an event of the log decided, with the events it rests on; None if it is no decision of a rule."""
+    row: Any = orjson.loads(record.raw)
+    type_, data = str(row.get("type", "")), row.get("data")
+    if type_ not in (TRIGGERED, SUPPRESSED, RESOLVED) or not isinstance(data, dict):
+        return None
+    refs = [r for r in data.get("events") or [] if isinstance(r, dict)]
+    return {
+        "what": type_.partition(".")[2], "automation": (data.get("automation") or {}).get("name"),
+        "version": (data.get("automation") or {}).get("version"), "key": data.get("key"), "count": data.get("count"),
+        "reason": data.get("reason"), "until": data.get("until"), "shadow": data.get("shadow") is True, "events": [*refs],
+    }  # fmt: skip
 
 
 async def _decided(bus: Bus, record: Recorded, row: dict[str, Any]) -> list[JsonObject]:

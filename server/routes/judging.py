@@ -8,6 +8,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request, Response
 
 from ...automations.model import Automation, parse_automation
+from ...bus import Recorded
+from ...bus.event import format_time
 from ...errors import DefinitionError, UnknownName
 from ...storage import EventRow
 from ...vocabulary import JsonObject
@@ -103,10 +105,9 @@ async def explain(
 ) -> Response:
     """Return why rules acted on an event or did not: `{"event": id or sequence, "automation": name}`; all rules without one.
 
-    Each condition with the value seen, how the window of the key stood before and after, and what held a firing back.
+    Each condition with the value seen, how the window of the key stood before and after, and what held a firing back. Of a
+    `decision` of a rule (`automation.suppressed`, say) `led_by` is the answer for the last event it rests on.
     """
-    from ...automations.analysis.hindsight import explain_moment
-
     context = context_of(request)
     wanted = body.event
     if isinstance(wanted, int) or wanted.isdecimal():
@@ -119,18 +120,33 @@ async def explain(
     rules = await _rules(context, body)
     if not rules:
         rules = [d.model for d in await all_defined(context.bus, "automations") if d.model is not None]
-    judged = await explain_moment(context.bus, rules, record, config=_fold_config(context))
+    return answer(await _explained(context, rules, record))
+
+
+async def _explained(context: ServerContext, rules: list[Automation], record: Recorded) -> JsonObject:
+    from ...automations.analysis.hindsight import decision_of, explain_moment
+
+    decision = decision_of(record)
+    # No rule reacts to its own decisions: of the one that made it, what led it there is of interest.
+    others = [r for r in rules if decision is None or r.name != decision["automation"]]
+    judged = await explain_moment(context.bus, others, record, config=_fold_config(context))
     event = record.event
-    silenced = await _told(
+    told = await _told(
         context, [str(a["id"]) for j in judged for a in j.actual if a["what"] == "triggered"][:20]
     )
-    return answer(
-        {
-            "event": {"id": event.id, "seq": record.seq, "type": event.type, "subject": event.subject,
-                      "recorded_at": record.recorded_at},
-            "rules": [j.to_json() for j in judged], "rules_looked_at": len(rules), "effects": silenced,
-        }
-    )  # fmt: skip
+    out: JsonObject = {
+        "event": {"id": event.id, "seq": record.seq, "type": event.type, "subject": event.subject,
+                  "recorded_at": format_time(record.recorded_at)},
+        "rules": [j.to_json() for j in judged], "rules_looked_at": len(others), "effects": told,
+    }  # fmt: skip
+    if decision is not None:
+        out["decision"] = decision
+        refs: Any = decision["events"]
+        own = [r for r in rules if r.name == decision["automation"]]
+        last = await context.bus.log.get(int(refs[-1]["seq"])) if own and refs else None
+        if last is not None:
+            out["led_by"] = await _explained(context, own, last)
+    return out
 
 
 async def _told(context: ServerContext, firings: list[str]) -> JsonObject:

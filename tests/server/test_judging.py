@@ -11,6 +11,8 @@ from typing import Any
 import anyio
 import orjson
 from hark.automations import Automation, Emit, Step, parse_automation
+from hark.bus import Event
+from hark.cli.backtest import explain_text
 from hark.server.client import Hark
 from hark.server.plan_text import impact_text
 
@@ -76,6 +78,26 @@ async def test_why_a_rule_did_not_fire_is_answered(start: Start) -> None:
             await http.post("/api/automations/explain", json={"event": second, "automation": "pair"})
         ).json()
         assert two["rules"][0]["verdict"] == "fires"
+        # Of a decision: what it was, and why the last event it rests on led there.
+        last = await service.bus.log.get((await service.context.queries.event(second)).seq)
+        assert last is not None
+        data: Any = {"automation": {"name": "pair", "version": "v"}, "key": "hark", "count": 2, "reason": "cooldown",
+                     "events": [{"id": second, "seq": last.seq}]}  # fmt: skip
+        held = Event(
+            type="automation.suppressed", source="/hark/automations", subject="automation/pair", data=data
+        )
+        seq = (await service.bus.log.append(held)).seq
+        why = (await http.post("/api/automations/explain", json={"event": seq})).json()
+        assert (why["decision"]["what"], why["decision"]["reason"], why["rules"]) == (
+            "suppressed",
+            "cooldown",
+            [],
+        )
+        assert (why["led_by"]["event"]["id"], why["led_by"]["rules"][0]["verdict"]) == (second, "fires")
+        assert (
+            "a decision of pair: suppressed (cooldown), key 'hark', count 2; it rests on 1 event, the last"
+            in explain_text(why)
+        )
         assert (await http.post("/api/automations/explain", json={"event": "no-such"})).status_code == 404
 
 
