@@ -21,7 +21,7 @@ from .handover import CLAIMED_BY
 
 __all__ = [
     "ADOPTED", "DISABLED", "DUE", "SOURCE", "RESOLVED", "SUPPRESSED", "TRIGGERED", "Decision", "decision_event",
-    "disabled_event", "within",
+    "disabled_event", "is_stop", "within",
 ]  # fmt: skip
 
 log = logging.getLogger(__name__)
@@ -167,9 +167,14 @@ def decision_event(
     )
 
 
+def is_stop(decision: Decision) -> bool:
+    """Whether a rule stops with this decision: it is the first that its budget holds back."""
+    return decision.what == "suppressed" and decision.reason == "budget" and decision.suppressed == 1
+
+
 def disabled_event(decision: Decision) -> Event | None:
-    """Return the event that says a rule has stopped; None unless ``decision`` is the first that its budget holds back."""
-    if decision.what != "suppressed" or decision.reason != "budget" or decision.suppressed != 1:
+    """Return the event that says a rule has stopped; None unless it does with ``decision``."""
+    if not is_stop(decision):
         return None
     data: JsonObject = {
         "automation": {"name": decision.automation, "version": decision.version},

@@ -13,43 +13,29 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import anyio
 import anyio.lowlevel
-import orjson
-from anyio.abc import TaskGroup, TaskStatus
+from anyio.abc import TaskStatus
 
 from ...bus import Bus, Entry, Event
 from ...bus.candidate import Candidate, Deposed
 from ...bus.event import Recorded, readable
 from ...bus.lease import Grant
-from ...bus.nesting import nests_too_deeply
-from ...bus.subject import PREFIX
 from ...clock import SYSTEM_CLOCK, Clock
 from ...config import AutomationsConfig
-from ...errors import BusUnavailable, EventTooLarge
-from ...tracing import begin_span
+from ...errors import BusUnavailable
 from ...vocabulary import JsonObject, derived_id
 from ..model import parse_automation
 from ..problem import RuleInvalid
 from .checkpoint import Checkpoints
-from .decision import (
-    ADOPTED,
-    DISABLED,
-    DUE,
-    RESOLVED,
-    SOURCE,
-    SUPPRESSED,
-    TRIGGERED,
-    Decision,
-    decision_event,
-    disabled_event,
-    within,
-)  # fmt: skip
+from .decision import ADOPTED, DUE, SOURCE
 from .fold import Fold, FoldConfig
-from .handover import CLAIMED_BY, Handover
+from .handover import Handover
 from .snapshot import Snapshot
+from .storing import DECISIONS, Storing
 from .turn import SLICE_S, Turn
 
 __all__ = ["RuleEngine"]
@@ -58,15 +44,10 @@ log = logging.getLogger(__name__)
 
 LEASE = "automations"
 _BACK_OFF_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
-_DECISIONS = (PREFIX + TRIGGERED, PREFIX + SUPPRESSED, PREFIX + RESOLVED, PREFIX + DISABLED)
 _BATCH = 100
 """Events taken over from the feed in one go."""
 _MOST_WAITING = 8_000
 """Events that may wait here to be folded: a few tenths of a second's work. The memory is for what is known of keys."""
-_MOST_UNSTORED = 1_000
-"""Decisions that may wait to be stored while events after them are folded."""
-_ROW_BYTES = 256 * 1024
-"""A larger event, or one that nests more deeply than users' may, is only named by the decisions that rest on it."""
 _DUE_AT_ONCE = 32
 _LONGEST_SLEEP_S = 30.0
 _DEFINITIONS_AT_ONCE = 500
@@ -140,14 +121,8 @@ class _Term:
         self.refused: dict[str, str] = {}
         self._checkpoints = Checkpoints(bus, self.fold_config)
         self._incarnation = ""
-        self._decided: set[str] = set()  # by an earlier leader, behind the checkpoint
-        self._unstored: list[Decision] = []
-        self._to_store = anyio.Event()
-        self._is_storing = self._is_between = (
-            False  # between: of what falls due before an event, a part is decided
-        )
-        self._stored = 0  # all that was decided up to here is in the log
-        self._progress = anyio.Event()  # that place has moved
+        self._storing = Storing(bus, handover, after=0)
+        self._is_between = False  # of what falls due before an event, a part is decided
         self._ahead_s = 0.0  # how far the broker's clock is ahead of ours, as far as we can tell
         self._recorded_at: datetime | None = None  # of the last event we were given
         self._saving = anyio.Lock()
@@ -155,16 +130,14 @@ class _Term:
         self._saved_at = 0.0
         self._save_cost_s = 0.0
         self._taking: _Taking | None = None
-        self._beside: TaskGroup
 
     async def lead(self, on_ready: Callable[[_Term], None]) -> None:
         """Catch up, then decide for as long as nobody stops us."""
         await self._restore()
         async with anyio.create_task_group() as tg:
-            self._beside = tg
             # From the first batch on: who catches up with a long log and dies has got somewhere.
             tg.start_soon(self._keep_checkpoint)
-            tg.start_soon(self._keep_storing)
+            tg.start_soon(self._storing.run)
             await tg.start(self._follow)
             await tg.start(self._watch_definitions)
             on_ready(self)
@@ -180,7 +153,7 @@ class _Term:
 
     async def _restore(self) -> None:
         restored = await self._checkpoints.take_over()
-        state = await self._bus.log.state()
+        state, decided = await self._bus.log.state(), set[str]()
         self._incarnation = state.incarnation
         if restored is not None and restored.incarnation == state.incarnation:
             self.fold = restored.fold
@@ -188,9 +161,9 @@ class _Term:
                 # A power cut took the log's tail; what the lost events had begun is still the best we know.
                 log.warning("automations.log_rewound", extra={"seq": self.fold.seq, "head": state.last_seq})
                 self.fold.seq = state.last_seq
-            async with self._bus.log.read(_DECISIONS, after=self.fold.seq) as batches:
+            async with self._bus.log.read(DECISIONS, after=self.fold.seq) as batches:
                 async for batch in batches:
-                    self._decided.update(r.event.id for r in readable(batch.records))
+                    decided.update(r.event.id for r in readable(batch.records))
         else:
             if restored is not None:
                 log.warning(
@@ -202,7 +175,7 @@ class _Term:
             self.fold.tick(self._clock.now().timestamp())
             # At once: events from here on count, also if we die before the first regular checkpoint.
             await self._write(self._begun())
-        self._stored = self.fold.seq
+        self._storing = Storing(self._bus, self._handover, after=self.fold.seq, decided=decided)
 
     # --- folding --------------------------------------------------------------------------------------
 
@@ -216,37 +189,34 @@ class _Term:
             ) as batches:
                 async for batch in batches:
                     changed = await self._fold(batch.records, filters)
-                    # What waits in memory comes without a pause, and the lease has to be renewed meanwhile.
-                    await anyio.lowlevel.checkpoint()
                     if changed:
                         break
-                    if started is not None and batch.pending == 0:
-                        while self._stored < self.fold.seq:
-                            await self._progress.wait()
-                        self._decided.clear()
+                    if batch.pending:
+                        # It comes without a pause, and the lease has to be renewed meanwhile.
+                        await anyio.lowlevel.checkpoint()
+                    elif started is not None:
+                        await self._storing.reached(self.fold.seq)
+                        self._storing.caught_up()
                         started()
                         started = None
 
     async def _fold(self, records: Sequence[Recorded], filters: tuple[str, ...]) -> bool:
         """Fold records up to one from which on rules want to see other events, and return whether there was one."""
-        fold, step, changed = self.fold, self.fold.step_record, False
+        fold, step, storing, changed = self.fold, self.fold.step_record, self._storing, False
         generation, turn = fold.generation, Turn()
         for record in records:
             while fold.is_due(record.recorded_s):
                 # Thousands may fall due at one moment, and what they decide is not to stand in memory all at once.
                 self._is_between = True
-                self._unstored += fold.tick(record.recorded_s, most=_DUE_AT_ONCE)
-                await self._make_room(turn)
+                storing.add(fold.tick(record.recorded_s, most=_DUE_AT_ONCE), seq=fold.seq)
+                if turn.is_over:
+                    await turn.pass_on()
+                await storing.room()
             decided, self._is_between = step(record), False
-            if turn.is_over:
+            # At once, and not behind the rest of the batch.
+            if (decided and storing.add(decided, seq=fold.seq)) or turn.is_over:
                 # What was decided before is being stored and carried out meanwhile: each step of it waits for its turn.
                 await turn.pass_on()
-            if decided:
-                self._unstored += decided
-                if not self._is_storing:
-                    # At once, and not behind the rest of the batch. What is decided meanwhile is stored together.
-                    self._to_store.set()
-                    await anyio.lowlevel.checkpoint()
             if fold.generation != generation:
                 generation = fold.generation
                 if changed := fold.filters != filters:
@@ -255,30 +225,9 @@ class _Term:
             self._note_time(records[-1].recorded_at)
         if self._is_worth_saving() and self._taking is None and not self._saving.locked():
             self._taking = self._begun()
-        await self._make_room(turn)
+        storing.add((), seq=fold.seq)
+        await storing.room()
         return changed
-
-    async def _make_room(self, turn: Turn) -> None:
-        self._to_store.set()
-        if turn.is_over:
-            await turn.pass_on()
-        while len(self._unstored) > _MOST_UNSTORED:
-            await self._progress.wait()
-
-    async def _keep_storing(self) -> None:
-        """Store what is decided, in order, while the fold goes on; what gathers meanwhile is stored together."""
-        while True:
-            await self._to_store.wait()
-            self._to_store = anyio.Event()
-            reached = self.fold.seq
-            decisions, self._unstored = self._unstored, []
-            if decisions:
-                self._is_storing = True
-                await self._store(decisions)
-                self._is_storing = False
-            self._stored = reached
-            progress, self._progress = self._progress, anyio.Event()
-            progress.set()
 
     def _note_time(self, recorded_at: datetime) -> None:
         """Learn how far the broker's clock is ahead; a record is never older than its arrival makes it seem."""
@@ -287,116 +236,19 @@ class _Term:
         self._recorded_at = recorded_at
         self._ahead_s = max(ahead, 0.0 if was_set_back else self._ahead_s * 0.99, 0.0)
 
-    async def _store(self, decisions: Sequence[Decision]) -> None:
-        """Append decisions; each is stored once, whatever is lost on the way."""
-        whole: dict[int, bool] = {}
-        events: list[Event] = []
-        turn = Turn()
-        try:
-            for decision in decisions:
-                stops = disabled_event(decision)
-                if stops is not None and stops.id not in self._decided:
-                    events.append(stops)
-                    log.warning(
-                        "automation.disabled",
-                        extra={"automation": decision.automation, "until": decision.until},
-                    )
-                if decision.id not in self._decided:
-                    events.append(await self._event_of(decision, whole))
-                if turn.is_over:
-                    await turn.pass_on()
-            await self._append(events)
-        finally:
-            for decision in decisions:  # what has not been handed over is for the broker to deliver
-                self._handover.release(decision.id)
-        # Beside: what is decided next need not wait for lines.
-        self._beside.start_soon(self._tell, decisions)
-
-    async def _tell(self, decisions: Sequence[Decision]) -> None:
-        """Say in this process's own log what has been decided and stored."""
-        turn = Turn()
-        for decision in decisions:
-            if turn.is_over:
-                await turn.pass_on()
-            if decision.what != "suppressed":
-                log.info(
-                    f"automation.{decision.what}",
-                    extra={
-                        "automation": decision.automation,
-                        "key": decision.key,
-                        "count": decision.count,
-                        "decision": decision.id,
-                    },
-                )
-
-    async def _append(self, events: list[Event]) -> None:
-        tries = 0
-        before = self._stored
-        while events:
-            try:
-                stored = await self._bus.log.append_many(events)
-                for event, at in zip(events, stored, strict=True):
-                    if not at.duplicate:  # which may name another outbox
-                        self._handover.stored(event, at.seq)
-                return
-            except EventTooLarge as exc:
-                shorter = [within(e, exc.limit_bytes) for e in events]
-                if all(new is old for new, old in zip(shorter, events, strict=True)):
-                    raise
-                events = shorter
-                continue
-            except BusUnavailable as exc:
-                log.warning("automations.waits_for_broker", extra={"error": str(exc)})
-            for event in events:
-                self._handover.release(event.id)
-            events = [_unclaimed(e) for e in events]
-            landed: set[str] | None = None
-            while landed is None:
-                await anyio.sleep(_BACK_OFF_S[min(tries, len(_BACK_OFF_S) - 1)])
-                tries += 1
-                # Longer than the broker remembers ids, perhaps: look for what has landed before anything is sent again.
-                landed = await self._landed(after=before)
-            events = [e for e in events if e.id not in landed]
-
-    async def _landed(self, *, after: int) -> set[str] | None:
-        """Return which decisions stand in the log behind a place; None if the broker does not say."""
-        try:
-            async with self._bus.log.read(_DECISIONS, after=after) as batches:
-                return {r.event.id async for batch in batches for r in readable(batch.records)}
-        except BusUnavailable:
-            return None
-
-    async def _event_of(self, decision: Decision, whole: dict[int, bool]) -> Event:
-        """``whole``: by identity, whether an event at hand is small enough to stand in the decisions that rest on it."""
-        row, fits = decision.row, None
-        if row is not None:
-            # Many rules may fire at one event: it is measured once.
-            if (fits := whole.get(id(row))) is None:
-                fits = whole[id(row)] = _fits(row)
-        elif decision.refs:
-            record = await self._bus.log.get(decision.refs[-1].seq)
-            if record is not None:
-                row = orjson.loads(record.raw)
-                fits = _fits(row)
-        acts = bool(decision.actions) and decision.what != "suppressed"
-        claimed_by = self._handover.promise(decision.id) if acts else None
-        return _traced(decision, decision_event(decision, row, with_row=bool(fits), claimed_by=claimed_by))
-
     # --- time -----------------------------------------------------------------------------------------
 
     async def _keep_time(self) -> None:
         """Say in the log that a deadline has passed, when nothing else does: then the fold hears of it in order."""
         while True:
-            progress = self._progress
             due = self.fold.next_deadline()
             if due is None:
-                await progress.wait()
+                await self._storing.until(lambda: self.fold.next_deadline() is not None)
                 continue
-            wait_s = due - self._clock.now().timestamp() - self._ahead_s
-            if wait_s > 0:
+            if (wait_s := self._wait_s(due)) > 0:
                 # In slices: a machine that slept, or whose clock was set, must look again.
                 with anyio.move_on_after(min(wait_s, _LONGEST_SLEEP_S)):
-                    await progress.wait()
+                    await self._storing.until(partial(self._is_other_or_over, due))
                 continue
             event = Event(
                 type=DUE, source=SOURCE, subject="automation", time=self._clock.now(),
@@ -407,18 +259,23 @@ class _Term:
             except BusUnavailable:
                 await anyio.sleep(0.2)
                 continue
-            while self._stored < appended.seq:
-                await self._progress.wait()
+            await self._storing.reached(appended.seq)
             # The broker's clock may be behind ours, and is the one that counts; or it was set back, and deadlines with it.
             due = self.fold.next_deadline()
             if due is not None and due > self.fold.now:
                 with anyio.move_on_after(min(due - self.fold.now, _LONGEST_SLEEP_S)):
-                    await self._earlier_than(due)
+                    await self._storing.until(partial(self._is_earlier_than, due))
 
-    async def _earlier_than(self, due: float) -> None:
-        """Return once there is a deadline before ``due``, or none any more."""
-        while (now_due := self.fold.next_deadline()) is not None and now_due >= due:
-            await self._progress.wait()
+    def _wait_s(self, due: float) -> float:
+        return due - self._clock.now().timestamp() - self._ahead_s
+
+    def _is_other_or_over(self, due: float) -> bool:
+        return self.fold.next_deadline() != due or self._wait_s(due) <= 0
+
+    def _is_earlier_than(self, due: float) -> bool:
+        """Whether there is a deadline before ``due``, or none any more."""
+        now_due = self.fold.next_deadline()
+        return now_due is None or now_due < due
 
     # --- definitions ----------------------------------------------------------------------------------
 
@@ -474,26 +331,23 @@ class _Term:
                 except BusUnavailable:
                     await anyio.sleep(_BACK_OFF_S[min(tries, len(_BACK_OFF_S) - 1)])
                     tries += 1
-            last = max(a.seq for a in appended)
-            while self._stored < last:
-                await self._progress.wait()
+            await self._storing.reached(max(a.seq for a in appended))
 
     # --- checkpoints ----------------------------------------------------------------------------------
 
     async def _keep_checkpoint(self) -> None:
         while True:
-            progress = self._progress
             taking = self._taking
             if (
                 taking is None
                 and not self._is_between
-                and self._stored == self.fold.seq
+                and self._storing.seq == self.fold.seq
                 and self._is_worth_saving()
             ):
                 taking = self._begun()  # nothing happens any more that would have begun it
             if taking is not None:
-                while self._stored < taking.snapshot.seq:
-                    await self._progress.wait()  # a checkpoint stands for what its events have led to
+                # A checkpoint stands for what its events have led to.
+                await self._storing.reached(taking.snapshot.seq)
                 try:
                     async with self._saving:
                         await self._write(taking)
@@ -503,22 +357,25 @@ class _Term:
                 finally:
                     self._taking = None
                 continue
-            if self._stored > self._saved_seq:
-                with anyio.move_on_after(
-                    max(0.05, self._saved_at + self._config.checkpoint_s - time.monotonic())
-                ):
-                    await progress.wait()
-            else:
-                await progress.wait()
+            if self._storing.seq <= self._saved_seq:
+                await self._storing.until(self._is_to_save)
+            # Until then nothing more is of interest than that one has been begun.
+            with anyio.move_on_after(
+                max(0.05, self._saved_at + self._config.checkpoint_s - time.monotonic())
+            ):
+                await self._storing.until(lambda: self._taking is not None)
+
+    def _is_to_save(self) -> bool:
+        return self._taking is not None or self._storing.seq > self._saved_seq
 
     def _is_worth_saving(self) -> bool:
         """Whether it is time: enough events or seconds since the last one, and saving stays a small part of the work."""
         since = time.monotonic() - self._saved_at
-        if self._stored <= self._saved_seq or since < 20 * self._save_cost_s:
+        if self._storing.seq <= self._saved_seq or since < 20 * self._save_cost_s:
             return False
         return (
             since >= self._config.checkpoint_s
-            or self._stored - self._saved_seq >= self._config.checkpoint_events
+            or self._storing.seq - self._saved_seq >= self._config.checkpoint_events
         )
 
     def _begun(self) -> _Taking:
@@ -543,7 +400,7 @@ class _Term:
 
     async def _last_save(self) -> None:
         async with self._saving:  # the regular one has been cancelled, and may still be ending
-            if self._is_between or self._stored != self.fold.seq:
+            if self._is_between or self._storing.seq != self.fold.seq:
                 return  # decisions are on their way; who comes next makes them again
             try:
                 await self._write(self._begun())
@@ -565,36 +422,3 @@ def _adopted(name: str, revision: int, definition: JsonObject | None) -> Event:
         type=ADOPTED, source=SOURCE, id=derived_id(ADOPTED, name, str(revision)), subject=f"automation/{name}",
         data={"name": name, "revision": revision, "definition": definition},
     )  # fmt: skip
-
-
-def _unclaimed(event: Event) -> Event:
-    """Return a decision that nobody has promised to carry out."""
-    if not isinstance(event.data, dict) or CLAIMED_BY not in event.data:
-        return event
-    return event.replace(data={k: v for k, v in event.data.items() if k != CLAIMED_BY})
-
-
-def _fits(row: JsonObject) -> bool:
-    raw = orjson.dumps(row)
-    return len(raw) <= _ROW_BYTES and not nests_too_deeply(raw, row, is_own=False)
-
-
-def _traced(decision: Decision, event: Event) -> Event:
-    """Return a decision's event as the child of the event it rests on, with a span of its own, where that is traced."""
-    if decision.what == "suppressed":
-        return event
-    begun = begin_span(
-        f"rule {decision.automation}",
-        kind="consumer",
-        parent=event.traceparent,
-        attributes={
-            "hark.automation": decision.automation,
-            "hark.decision": decision.what,
-            "hark.key": decision.key,
-            "hark.count": decision.count,
-        },
-    )
-    if begun is None:
-        return event
-    begun.end()
-    return event.replace(traceparent=begun.traceparent)

@@ -12,10 +12,13 @@ import anyio
 import orjson
 import pytest
 from hark.automations.folding import engine as engine_module
+from hark.automations.folding import storing as storing_module
 from hark.automations.folding.decision import Decision, within
 from hark.automations.folding.engine import RuleEngine, _Term
+from hark.automations.folding.storing import Storing
 from hark.bus import Bucket, Bus, EmbeddedBroker, Event
-from hark.bus.log import Appended, EventLog
+from hark.bus.arrival import Arrival
+from hark.bus.log import Appended, EventLog, Message
 from hark.clock import SystemClock
 from hark.config import AutomationsConfig, BusConfig
 from hark.errors import BusUnavailable, EventInvalid
@@ -164,19 +167,19 @@ async def test_what_falls_due_at_one_moment_is_told_bit_by_bit(
 ) -> None:
     """So that thousands hold up nobody and do not stand in memory at once; no checkpoint is of a part of them."""
     monkeypatch.setattr(engine_module, "_DUE_AT_ONCE", 3)
-    monkeypatch.setattr(engine_module, "_MOST_UNSTORED", 5)
-    store, begun = _Term._store, _Term._begun
+    monkeypatch.setattr(storing_module, "_MOST_UNSTORED", 5)
+    take, begun = Storing._take, _Term._begun
     at_once, between = list[int](), list[bool]()
 
-    async def stored(self: _Term, decisions: Sequence[Decision]) -> None:
-        at_once.append(len(decisions))
-        await store(self, decisions)
+    def taken(self: Storing) -> list[Decision]:
+        at_once.append(len(decisions := take(self)))
+        return decisions
 
     def begins(self: _Term) -> Any:
         between.append(self._is_between)
         return begun(self)
 
-    monkeypatch.setattr(_Term, "_store", stored)
+    monkeypatch.setattr(Storing, "_take", taken)
     monkeypatch.setattr(_Term, "_begun", begins)
     async with house.engine(AutomationsConfig(checkpoint_s=0.05, checkpoint_events=1)):
         await house.define("quiet", after="a.b", expect="a.c", for_each="data.n", within="300ms")
@@ -226,12 +229,23 @@ async def test_a_deadline_that_passed_while_nobody_ran_fires_once(house: House) 
     assert [(at(d, "automation.name"), at(d, "key")) for d in decisions] == [("gone", "lost"), ("marker", "")]
 
 
+@pytest.mark.parametrize("at_once", [True, False])
 async def test_nothing_is_stored_again_before_the_log_was_looked_at(
-    house: House, monkeypatch: pytest.MonkeyPatch
+    house: House, monkeypatch: pytest.MonkeyPatch, at_once: bool
 ) -> None:
-    """The broker took a decision, its answer was lost, and it does not answer the first look either: one append."""
+    """The broker took a decision, its answer was lost, and it does not answer the first look either: one append.
+
+    So it is for one that was sent at once, and for those that are appended together.
+    """
     asked: list[str] = []
-    append, read = EventLog.append_many, EventLog.read
+    append, read, store_nowait = EventLog.append_many, EventLog.read, EventLog.store_nowait
+
+    def sent(self: EventLog, messages: Sequence[Message], on_answers: Callable[..., None]) -> bool:
+        def answered(answers: list[Arrival | None]) -> None:
+            asked.append("append")
+            on_answers([None for _ in answers])
+
+        return at_once and store_nowait(self, messages, answered)
 
     async def append_many(self: EventLog, events: Sequence[Event]) -> list[Appended]:
         appended = await append(self, events)
@@ -252,6 +266,7 @@ async def test_nothing_is_stored_again_before_the_log_was_looked_at(
     async with house.engine():
         await house.define("failing", on="build.failed")
         monkeypatch.setattr(EventLog, "append_many", append_many)
+        monkeypatch.setattr(EventLog, "store_nowait", sent)
         monkeypatch.setattr(EventLog, "read", read_back)
         await house.emit("build.failed")
         with anyio.fail_after(60):

@@ -15,15 +15,14 @@ from hark.automations.acting.claim import BUCKET
 from hark.automations.acting.in_hand import InHand
 from hark.automations.acting.outbox import DURABLE, Outbox
 from hark.automations.folding.decision import Decision
-from hark.automations.folding.engine import _Term
 from hark.automations.folding.forebears import FILE, Forebears
 from hark.automations.folding.handover import Handover, Promises
+from hark.automations.folding.storing import Storing
 from hark.automations.forms.form import EventRef
 from hark.bus import Bucket, Event
 from hark.bus.consumer import Consumer, Item
 from hark.bus.log import EventLog
 from hark.bus.presence import Presence
-from hark.clock import SYSTEM_CLOCK
 from hark.errors import BusUnavailable, StreamFull
 
 from .conftest import CONFIG, House, Receiver, at
@@ -255,7 +254,7 @@ async def test_promises_are_taken_back_when_decisions_cannot_be_made(
         for id, row in (("one", {"id": "e"}), ("two", None))
     )
     with pytest.raises(BusUnavailable):
-        await _Term(house.bus, CONFIG, SYSTEM_CLOCK, handover)._store([one, two])
+        await Storing(house.bus, handover, after=0)._store([one, two])
     assert taker.held == taker.released == ["one"]
     assert handover.promise("three")
     handover.leave(taker)
