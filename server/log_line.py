@@ -54,6 +54,9 @@ class LineFormatter(logging.Formatter):
 _MOST_WAITING = 20_000
 """Lines in memory while nobody takes them."""
 _FLUSH_S = 2.0
+_GATHER_S = 0.02
+"""For how long lines come together: woken for each of them, the writer takes Python's lock from who logs, in the middle of
+what is to be done at once."""
 
 
 class BehindHandler(logging.Handler):
@@ -67,6 +70,7 @@ class BehindHandler(logging.Handler):
         super().__init__()
         self._stream, self._dropped = stream, 0
         self._lines: SimpleQueue[str | threading.Event | None] = SimpleQueue()
+        self._hurry = threading.Event()
         self._writer = threading.Thread(target=self._write, name="hark log", daemon=True)
         self._writer.start()
 
@@ -87,17 +91,19 @@ class BehindHandler(logging.Handler):
         if self._writer.is_alive():
             written = threading.Event()
             self._lines.put(written)
+            self._hurry.set()
             written.wait(_FLUSH_S)
+            self._hurry.clear()
 
     def close(self) -> None:
         """Write what there is and end; lines that come later are nobody's."""
         self._lines.put(None)
+        self._hurry.set()
         self._writer.join(_FLUSH_S)
         super().close()
 
     def _write(self) -> None:
-        items: list[str | threading.Event | None] = []
-        while None not in items:
+        while True:
             items = [self._lines.get()]
             while not self._lines.empty():
                 items.append(self._lines.get())
@@ -111,6 +117,9 @@ class BehindHandler(logging.Handler):
             for item in items:
                 if isinstance(item, threading.Event):
                     item.set()
+            if None in items:
+                return
+            self._hurry.wait(_GATHER_S)
 
 
 def _shown(value: object) -> str:
