@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import re
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 
@@ -65,16 +66,19 @@ async def test_a_kept_connection_that_was_closed_is_replaced(caller: Caller) -> 
     async def once(stream: SocketStream) -> None:
         nonlocal served
         async with stream:
-            await stream.receive()
+            asked = await stream.receive()
             served += 1
-            await stream.send(b"HTTP/1.1 204 No\r\n\r\n")
+            # What answers a HEAD has the length of what is not there.
+            await stream.send(
+                b"HTTP/1.1 204 No\r\ncontent-length: %d\r\n\r\n" % (5 * asked.startswith(b"HEAD"))
+            )
 
     listener = await anyio.create_tcp_listener(local_host="127.0.0.1", local_port=0)
     port = listener.extra(SocketAttribute.local_port)
     async with listener, anyio.create_task_group() as tg:
         tg.start_soon(listener.serve, once)
-        for _ in range(5):
-            assert (await caller.request("GET", f"http://127.0.0.1:{port}/", headers={})).status == 204
+        for method in ("GET", "HEAD", "GET", "HEAD", "DELETE"):
+            assert (await caller.request(method, f"http://127.0.0.1:{port}/", headers={})).status == 204
         tg.cancel_scope.cancel()
     assert served == 5
 
@@ -136,11 +140,18 @@ async def test_what_cannot_be_reached_is_told(caller: Caller, url: str, error: t
         await caller.request("GET", url, headers={})
 
 
-async def test_a_header_with_a_line_break_is_not_sent(caller: Caller, receiver: Receiver) -> None:
-    """A value from an event cannot add headers of its own."""
-    with pytest.raises(ValueError, match="header"):
-        await caller.request("GET", receiver.url, headers={"X-A": "b\r\nX-Evil: 1"})
+async def test_what_no_header_may_be_is_not_sent(caller: Caller, receiver: Receiver) -> None:
+    """A value from an event cannot add headers of its own, nor say where the request ends; what it was is not repeated."""
+    values = ("b\r\nX-Evil: 1", "b\nX-Evil: 1", "secret\0", " b", "b\t", "b\x0bc")
+    ours = {"host": "a", "Content-Length": "1", "Transfer-Encoding": "chunked"}
+    for headers in (*({"X-A": value} for value in values), {"X A": "b"}, {"": "b"}, {"X-ü": "b"}, {"X:": "b"}, *({n: v} for n, v in ours.items())):  # fmt: skip
+        with pytest.raises(ValueError, match="header") as caught:
+            await caller.request("POST", receiver.url, headers=headers, body=b"x")
+        assert not {"Evil", "secret"} & set(re.split(r"\W", str(caught.value)))
     assert receiver.requests == []
+    await caller.request("PUT", receiver.url, headers={"X-A": "b \t ü", "X-B": "", "User-Agent": "mine"})
+    (got,) = receiver.requests
+    assert (got.headers["x-a"], got.headers["x-b"], got.headers["content-length"]) == ("b \t ü", "", "0")
 
 
 async def test_private_addresses_are_refused_before_anything_is_sent(receiver: Receiver) -> None:
