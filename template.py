@@ -17,6 +17,7 @@ from jinja2 import TemplateError as _JinjaError
 from jinja2 import TemplateSyntaxError, Undefined, nodes
 from jinja2.exceptions import UndefinedError
 from jinja2.meta import find_undeclared_variables
+from jinja2.parser import Parser
 
 from .errors import TemplateError
 from .sandbox import ENV, MAX_OUTPUT_CHARS, as_json, bounded, finished
@@ -25,6 +26,7 @@ from .vocabulary import JsonValue
 __all__ = [
     "MAX_OUTPUT_CHARS",
     "check_template",
+    "names_in",
     "render",
     "render_value",
     "template_names",
@@ -82,7 +84,9 @@ def _compiled(source: str) -> tuple[str, Any]:
         whole = _WHOLE.fullmatch(source)
         if whole:
             try:
-                return "expression", ENV.compile_expression(whole["expr"].strip(), undefined_to_none=False)
+                expression = whole["expr"].strip()
+                made = ENV.compile_expression(expression, undefined_to_none=False)
+                return "expression", (_keys_of(expression), made)
             except TemplateSyntaxError:
                 pass  # such as "{{ '}}' }}": let the whole parser have its say
         if _OTHERS.search(source):
@@ -131,6 +135,17 @@ def template_names(source: str) -> frozenset[str]:
             if isinstance(item.node, nodes.Name) and isinstance(item.arg, nodes.Const):
                 names.add(f"{item.node.name}.{item.arg.value}")
     return frozenset(names)
+
+
+def names_in(value: JsonValue) -> frozenset[str]:
+    """Return the names that the templates inside a JSON value read."""
+    if isinstance(value, str):
+        return template_names(value) if "{" in value else frozenset()
+    if isinstance(value, list):
+        return frozenset().union(*(names_in(item) for item in value))
+    if isinstance(value, dict):
+        return frozenset().union(*(names_in(key) | names_in(item) for key, item in value.items()))
+    return frozenset()
 
 
 @lru_cache(maxsize=4096)
@@ -201,6 +216,10 @@ def _evaluate(source: str, context: Mapping[str, Any]) -> Any:
     if kind == "literal":
         return thing
     try:
+        if kind == "expression":
+            keys, thing = thing
+            if (value := _looked_up(keys, context)) is not None:
+                return finished(value)
         with bounded():
             if kind == "expression":
                 value = thing(**context)
@@ -224,6 +243,27 @@ def _evaluate(source: str, context: Mapping[str, Any]) -> Any:
         raise TemplateError(f"template {source[:80]!r} nests too deeply") from exc
     except Exception as exc:  # a template is somebody else's code
         raise _explain(exc, source) from exc
+
+
+def _keys_of(expression: str) -> tuple[str, ...]:
+    """Return the keys that ``event.data.n`` looks up one in the other; none where it does anything else."""
+    node: nodes.Node = Parser(ENV, expression, state="variable").parse_expression()
+    keys: list[str] = []
+    # What objects of Python have attributes for is another thing than a key.
+    while isinstance(node, nodes.Getattr) and not hasattr(dict, node.attr):
+        keys.append(node.attr)
+        node = node.node
+    return (node.name, *reversed(keys)) if isinstance(node, nodes.Name) else ()
+
+
+def _looked_up(keys: tuple[str, ...], context: Mapping[str, Any]) -> Any:
+    """Return what stands under keys in plain objects; None if nothing does, which is for jinja to say."""
+    value: Any = context if keys else None
+    for key in keys:
+        if value.__class__ is not dict:
+            return None
+        value = value.get(key)
+    return value
 
 
 def render_value(value: JsonValue, context: Mapping[str, Any]) -> JsonValue:

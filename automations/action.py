@@ -7,13 +7,15 @@ form ``{run: {deployment: nightly-etl, parameters: {…}}}`` means the same.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property, lru_cache
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
+import orjson
 from pydantic import BeforeValidator, Field, PlainSerializer, field_validator
 
 from ..duration import Duration
 from ..errors import TemplateError
-from ..template import check_template, template_names
+from ..template import check_template, names_in, template_names
 from ..vocabulary import JsonValue
 from .matching.expression import compile_expression
 from .problem import Problem, Strict, did_you_mean, refuse
@@ -109,6 +111,11 @@ class Action(Strict):
     retries: int | None = Field(None, ge=0, le=20, description="further tries after a failure")
     backoff: Duration | None = Field(None, description="wait before the first retry; doubles with each")
     timeout: Duration | None = Field(None, description="longest time one try may take")
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """What its templates read."""
+        return names_in(self.model_dump(mode="json", by_alias=True))
 
     @field_validator("if_")
     @classmethod
@@ -456,6 +463,20 @@ def _long_form(cls: type[Action], value: Mapping[str, Any]) -> dict[str, Any]:
             return {**fields, **inner}
         refuse(cls.word, [Problem((cls.word, cls.main), f"`{cls.word}` needs {cls.main!r}")], value)
     return fields
+
+
+_MAX_KEPT_BYTES = 16 * 1024
+
+
+def parse_stored_action(value: Any) -> Any:
+    """Do as ``parse_action`` with what has been read from the log, where most have been seen before."""
+    raw = orjson.dumps(value)
+    return _parsed(raw) if len(raw) <= _MAX_KEPT_BYTES else parse_action(value)
+
+
+@lru_cache(maxsize=512)
+def _parsed(raw: bytes) -> Any:
+    return parse_action(orjson.loads(raw))
 
 
 def parse_action(value: Any) -> Any:

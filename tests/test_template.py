@@ -154,6 +154,30 @@ def test_what_people_write_works(source: str, made: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    "path",
+    [
+        "event", "event.data", "event.data.n", "-event.data.n", "event.data.none", "event.data._n", "event.data.items",
+        "event.data.__class__", "event.data.gone", "event.data.gone.n", "event.data.rows.n", "event['data'].n", "gone", "gone.n",
+        "event.data.rows", "event.data.text", "event.data.text.n", "range", "event.data.doubled", "own.n", "event.keys.n",
+    ],
+)  # fmt: skip
+def test_a_chain_of_keys_gives_what_jinja_gives(path: str) -> None:
+    """Which is looked up without it, where all are plain objects."""
+    doubled: list[Any] = ["x" * 100]
+    for _ in range(40):
+        doubled = [doubled, doubled]
+    data = {"n": 7, "none": None, "_n": 8, "items": 9, "rows": [1, {"n": 2}], "text": "t", "doubled": doubled}
+    context = {"event": {"data": data, "keys": {"n": 1}}, "own": type("Own", (dict,), {})(n=3)}
+    outcomes = []
+    for source in (f"{{{{ {path} }}}}", f"{{{{ {path} if true }}}}"):
+        try:
+            outcomes.append(render_value(source, context))
+        except TemplateError as exc:
+            outcomes.append(str(exc).replace(" if true", ""))
+    assert outcomes[0] == outcomes[1]
+
+
+@pytest.mark.parametrize(
     "source", ["{{ x" + ".y" * 5000 + " }}", "{{ " + "not " * 5000 + "x }}", "{{ 9" + "9" * 60_000 + " }}"]
 )
 def test_what_cannot_be_read_is_a_template_error_whatever_is_asked_of_it(source: str) -> None:

@@ -9,14 +9,13 @@ import anyio
 import orjson
 
 from ...bus import Bus
-from ...template import template_names
 from ...vocabulary import JsonObject, JsonValue
 from ..action import Action
 
 if TYPE_CHECKING:
     from ...bus import Event, LateValues
 
-__all__ = ["Told", "facts_of", "names_in"]
+__all__ = ["Told", "facts_of"]
 
 MAX_EVENTS = 1000
 MAX_BYTES = 32 << 20
@@ -34,22 +33,10 @@ class Told(Protocol):
     def data(self) -> Mapping[str, Any]: ...
 
 
-def names_in(value: JsonValue) -> frozenset[str]:
-    """Return the names that the templates inside a JSON value read."""
-    if isinstance(value, str):
-        return template_names(value) if "{" in value else frozenset()
-    if isinstance(value, list):
-        return frozenset().union(*(names_in(item) for item in value))
-    if isinstance(value, dict):
-        return frozenset().union(*(names_in(key) | names_in(item) for key, item in value.items()))
-    return frozenset()
-
-
 async def facts_of(bus: Bus, late: LateValues, firing: Told, action: Action) -> dict[str, Any]:
     """Return what the templates of an action may read; what is in the log alone is fetched only if one reads it."""
     data = firing.data
-    written = action.model_dump(mode="json", by_alias=True)
-    names = names_in(written)
+    names = action.names
     event = data.get("event")
     refs = [r for r in data.get("events") or () if isinstance(r, dict)]
     if not isinstance(event, dict) and refs:
@@ -79,7 +66,7 @@ async def facts_of(bus: Bus, late: LateValues, firing: Told, action: Action) -> 
         context["run"] = about["run"]
     if "events" in names:
         context["events"] = await _events(bus, refs, event)
-    context.update(await late.context(written))
+    context.update(await late.named(names))
     return context
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hark.automations.action import parse_action, parse_stored_action
 from hark.automations.model import Automation, parse_automation
 from hark.automations.problem import RuleInvalid
 
@@ -213,3 +214,17 @@ def test_a_secret_does_not_get_into_the_log(action: dict[str, Any]) -> None:
     """Events and parameters are stored and shown to everybody; a template that would put a secret there is refused."""
     with pytest.raises(RuleInvalid, match="stand in the log"):
         parse_automation({"on": "x.y", "do": [action]}, name="leak")
+
+
+def test_a_stored_action_is_read_once() -> None:
+    """The same again is the same, another is another, and what is long is not kept."""
+    call = {"call": "{{ secrets.url }}", "body": {"{{ event.id }}": ["{{ variables['a'] }}"]}}
+    again = parse_stored_action({**call})
+    assert parse_action(call) == again is parse_stored_action(call)
+    assert again.names == {"secrets", "secrets.url", "event", "event.id", "variables", "variables.a"}
+    assert parse_stored_action(call | {"method": "PUT"}).method == "PUT"
+    long = call | {"body": "x" * 20_000}
+    assert parse_stored_action(long) == parse_stored_action(long) is not parse_stored_action(long)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="unknown action"):
+            parse_stored_action({"cal": "x"})
