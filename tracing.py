@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Generator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 if TYPE_CHECKING:
@@ -86,19 +86,23 @@ def begin_span(
     )
 
 
-@contextmanager
 def span(
     name: str,
     *,
     kind: Kind = "internal",
     parent: str | None = None,
     attributes: Mapping[str, str | int | float | bool | None] | None = None,
-) -> Generator[Span | None]:
+) -> AbstractContextManager[Span | None]:
     """Be in a span for the length of the block; what the block raises fails it. See ``begin_span``."""
     begun = begin_span(name, kind=kind, parent=parent, attributes=attributes)
-    if begun is None:
-        yield None
-        return
+    return _UNTRACED if begun is None else _in_span(begun)
+
+
+_UNTRACED: nullcontext[None] = nullcontext()
+
+
+@contextmanager
+def _in_span(begun: Span) -> Generator[Span]:
     try:
         with begun.attached():
             yield begun

@@ -19,8 +19,7 @@ class InHand:
         self._items: dict[int, Item | None] = {}  # as last delivered; None: not yet
         self._handed: dict[int, str] = {}  # the ids of those that were handed over
         self._done: dict[int, str] = {}  # not delivered yet, with their ids
-        self._empty = anyio.Event()
-        self._empty.set()
+        self._emptied: anyio.Event | None = None  # if somebody waits for that
 
     def __len__(self) -> int:
         return len(self._items)
@@ -35,21 +34,16 @@ class InHand:
             return False
         # It was handed over, or we were too slow to say that we have it: to hand it back would only bring it again, and again.
         is_new = seq not in self._items
-        self._put(seq, item)
+        self._items[seq] = item
         return is_new
 
     def hand_over(self, seq: int, decision: str) -> bool:
         """Note that a decision has come by another way; return whether it is to be begun now."""
         if seq in self._items:
             return False
-        self._put(seq, None)
+        self._items[seq] = None
         self._handed[seq] = decision
         return True
-
-    def _put(self, seq: int, item: Item | None) -> None:
-        if not self._items:
-            self._empty = anyio.Event()
-        self._items[seq] = item
 
     def has_come_again(self, seq: int) -> bool:
         """Return whether a decision was delivered before, to whomever."""
@@ -76,8 +70,9 @@ class InHand:
         """Forget a decision, settled or not."""
         del self._items[seq]
         self._handed.pop(seq, None)
-        if not self._items:
-            self._empty.set()
+        if self._emptied is not None and not self._items:
+            self._emptied.set()
+            self._emptied = None
 
     async def keep_alive(self) -> None:
         """Tell the broker that all of them are being carried out."""
@@ -88,4 +83,6 @@ class InHand:
     async def empty(self) -> None:
         """Return when none is left."""
         while self._items:
-            await self._empty.wait()
+            if self._emptied is None:
+                self._emptied = anyio.Event()
+            await self._emptied.wait()

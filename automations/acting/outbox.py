@@ -21,8 +21,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import replace
+from contextlib import asynccontextmanager, nullcontext
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, Protocol, Self, TypeVar
 
@@ -36,13 +36,13 @@ from ...bus import Bus, Event, Recorded
 from ...bus.consumer import Consumer
 from ...bus.event import format_time
 from ...bus.presence import Presence
-from ...bus.subject import PREFIX, subject_of
+from ...bus.subject import PREFIX
 from ...clock import SYSTEM_CLOCK, Clock
 from ...config import AutomationsConfig
 from ...errors import BusUnavailable, DefinitionError, HarkError, StreamFull
 from ...tracing import span
 from ...vocabulary import JsonObject, draw, new_id
-from ..action import Action, parse_action, wait_before_retry_s
+from ..action import Action, parse_stored_action, wait_before_retry_s
 from ..folding.decision import RESOLVED, TRIGGERED
 from ..folding.handover import CLAIMED_BY, Handover, Promises
 from ..matching.expression import compile_expression
@@ -63,7 +63,7 @@ from .in_hand import InHand
 from .outcome import Outcomes, bounded_decision, bounded_result
 from .perform import ActionFailed, Firing, failure_of
 from .room import Room
-from .share import LONGEST_WAIT_S, Share, held
+from .share import Places
 
 __all__ = ["Doer", "Outbox"]
 
@@ -100,6 +100,19 @@ class Doer(Protocol):
     def redact(self, text: str) -> str: ...
 
 
+@dataclass(frozen=True, slots=True)
+class _Handed:
+    """A decision that was handed over, at its place in the log."""
+
+    seq: int
+    event: Event
+
+    @property
+    def firing(self) -> Firing:
+        """The decision as whoever it is delivered to reads it, now or after our death."""
+        return Firing.of(self.event, self.seq, orjson.loads(orjson.dumps(self.event.data)))
+
+
 class Outbox(AsyncContextManagerMixin):
     """The service: any number may run side by side. Leaving gives running actions a few seconds to finish.
 
@@ -122,10 +135,7 @@ class Outbox(AsyncContextManagerMixin):
         self._bucket, self._approvals = bus.bucket(BUCKET), Approvals(bus, clock)
         self._ack_wait_s = ack_wait_s
         self._name = new_id()
-        self._slots = anyio.CapacityLimiter(config.action_concurrency)
-        # One rule whose target hangs must leave places for the others.
-        self._share = max(1, config.action_concurrency // 2)
-        self._shares: dict[str, Share] = {}
+        self._places = Places(config.action_concurrency)
         self._in_hand = InHand()
         self._handover = handover or Handover()
         self._promises = Promises(hold_s=ack_wait_s / 6)
@@ -206,9 +216,7 @@ class Outbox(AsyncContextManagerMixin):
         if self._beginning is None or not self._promises.keep(decision.id):
             return
         if self._in_hand.hand_over(seq, decision.id):
-            # As whoever it is delivered to reads it, now or after our death.
-            record = Recorded(seq, subject_of(decision), self._clock.now(), decision.to_json())
-            self._beginning.start_soon(self._carry_out, record)
+            self._beginning.start_soon(self._carry_out, _Handed(seq, decision))
 
     def release(self, decision: str) -> None:
         """Give up a promise: who the decision is delivered to, if it is, claims it."""
@@ -219,7 +227,7 @@ class Outbox(AsyncContextManagerMixin):
 
     # --- carrying out ---------------------------------------------------------------------------------
 
-    async def _carry_out(self, recorded: Recorded) -> None:
+    async def _carry_out(self, recorded: Recorded | _Handed) -> None:
         seq = recorded.seq
         try:
             delay_s = await self._firing_with_room(recorded)
@@ -246,7 +254,7 @@ class Outbox(AsyncContextManagerMixin):
 
     # --- one decision ---------------------------------------------------------------------------------
 
-    async def _firing_with_room(self, recorded: Recorded) -> float | None:
+    async def _firing_with_room(self, recorded: Recorded | _Handed) -> float | None:
         """``_firing``, again once the broker has room for its notes. It stays in hand meanwhile, not to come again and again."""
         while True:
             looks = await self._room.wait()
@@ -259,7 +267,7 @@ class Outbox(AsyncContextManagerMixin):
                 self._room.open()
             return delay_s
 
-    async def _firing(self, recorded: Recorded) -> float | None:
+    async def _firing(self, recorded: Recorded | _Handed) -> float | None:
         """Do what is to be done now of a decision; return when to come back (s), None when all is over."""
         event = recorded.event
         if event.type == REDRIVEN:
@@ -268,7 +276,7 @@ class Outbox(AsyncContextManagerMixin):
             str(event.subject or "").removeprefix("action/")
         ):
             return None  # somebody had answered
-        firing = Firing.of(event, recorded.seq)
+        firing = recorded.firing if isinstance(recorded, _Handed) else Firing.of(event, recorded.seq)
         self._promises.keep(event.id)
         try:
             return await self._actions(firing)
@@ -343,10 +351,8 @@ class Outbox(AsyncContextManagerMixin):
 
     async def _bring_forward(self, key: str, firing: Firing, written: Any, *, round: int) -> float | None:
         failure: Exception | None = None
-        began = anyio.current_time()
-        async with AsyncExitStack() as places:
-            # First the place, then the claim: what is claimed is done at once, and few are in the middle at a death.
-            put_off_s = await places.enter_async_context(self._place(firing.automation))
+        # First the place, then the claim: what is claimed is done at once, and few are in the middle at a death.
+        async with self._places.one_of(firing.automation) as put_off_s:
             if put_off_s is not None:
                 return put_off_s
             named = firing.data.get(CLAIMED_BY)
@@ -364,28 +370,27 @@ class Outbox(AsyncContextManagerMixin):
                 if claim.state is not None:
                     await self._outcomes.say_again(claim.state)
                 return None
-            if claim.state.deaths > 1:
-                # One of those that were in the middle kills; it must not count against the others again and again.
-                await places.enter_async_context(self._suspects)
-            begun = await self._claims.begin(key, claim)
-            if begun is None:
-                return self._ack_wait_s
-            if begun.revision:
-                self._room.open()
-            if not begun.fresh or begun.state.round:
-                firing = replace(firing, repeated=True)
-            began = anyio.current_time()
-            try:
-                word, outcome = await self._perform(key, written, firing, begun.state)
-            except BusUnavailable:
-                # Ours, not the action's fault; the claim stays and is taken up again when the broker is back.
-                raise
-            except anyio.get_cancelled_exc_class():
-                with anyio.move_on_after(1.0, shield=True):
-                    await self._claims.stop(key, begun)
-                raise
-            except Exception as exc:  # somebody else's code: whatever an action runs into is its outcome
-                failure, took_s = exc, anyio.current_time() - began
+            # One of those that were in the middle kills; it must not count against the others again and again.
+            async with self._suspects if claim.state.deaths > 1 else nullcontext():
+                begun = await self._claims.begin(key, claim)
+                if begun is None:
+                    return self._ack_wait_s
+                if begun.revision:
+                    self._room.open()
+                if not begun.fresh or begun.state.round:
+                    firing = replace(firing, repeated=True)
+                began = anyio.current_time()
+                try:
+                    word, outcome = await self._perform(key, written, firing, begun.state)
+                except BusUnavailable:
+                    # Ours, not the action's fault; the claim stays and is taken up again when the broker is back.
+                    raise
+                except anyio.get_cancelled_exc_class():
+                    with anyio.move_on_after(1.0, shield=True):
+                        await self._claims.stop(key, begun)
+                    raise
+                except Exception as exc:  # somebody else's code: whatever an action runs into is its outcome
+                    failure, took_s = exc, anyio.current_time() - began
         state, revision = begun.state, begun.revision
         if failure is not None:
             return await self._failed(failure, key, written, firing, state, revision, took_s)
@@ -410,7 +415,7 @@ class Outbox(AsyncContextManagerMixin):
             # Such as a key that no bucket takes: the log has said it, and there is nothing to try again.
             log.error("outbox.no_dead_letter", extra={"key": key, "error": str(refused)})
 
-    async def _unreadable(self, recorded: Recorded, exc: Exception) -> None:
+    async def _unreadable(self, recorded: Recorded | _Handed, exc: Exception) -> None:
         """Say in the log that a decision cannot be read."""
         seq = recorded.seq
         try:
@@ -436,30 +441,6 @@ class Outbox(AsyncContextManagerMixin):
             error = f"{type(exc).__name__}: {exc}"
         return self._performers.redact(error)[:2000]
 
-    @asynccontextmanager
-    async def _place(self, rule: str) -> AsyncGenerator[float | None]:
-        """Wait for a place, of the rule's and of all; or say when to come back (s).
-
-        Where the target of a rule is slow or hangs, what waits here for its turn would keep the decisions of other rules out.
-        """
-        share = self._shares.setdefault(rule, Share(self._share))
-        if share.wait_s > LONGEST_WAIT_S:
-            yield share.put_off_s(draw())
-            return
-        share.users += 1
-        try:
-            async with held(share.limiter, within_s=LONGEST_WAIT_S) as is_ours:
-                if not is_ours:
-                    yield share.put_off_s(draw())
-                    return
-                async with held(self._slots):
-                    with share.in_use():
-                        yield None
-        finally:
-            share.users -= 1
-            if not share.users:
-                del self._shares[rule]
-
     async def _perform(self, key: str, written: Any, firing: Firing, state: ActionState) -> tuple[str, Event]:
         """Do an action; return how it stands now and the event that says so. Raises whatever it ran into."""
         began, kind = anyio.current_time(), kind_of(written)
@@ -471,7 +452,7 @@ class Outbox(AsyncContextManagerMixin):
                 hint="find out what ends them (memory, a crash in a template or library), then `hark dlq redrive`",
             )
         try:
-            action: Action = parse_action(written)
+            action: Action = parse_stored_action(written)
         except ValidationError as exc:
             problem = problems_of(exc)[0]
             raise ActionFailed(f"the action cannot be read: {problem}", again=False) from exc
@@ -482,7 +463,7 @@ class Outbox(AsyncContextManagerMixin):
                 "skipped", firing, key=key, kind=kind, state=state, now=self._clock.now(), reason="if"
             )
         with (
-            anyio.fail_after(action.timeout or self._config.action_timeout_s),
+            anyio.move_on_after(action.timeout or self._config.action_timeout_s) as in_time,
             span(
                 f"action {kind}",
                 parent=firing.event.traceparent,
@@ -490,6 +471,8 @@ class Outbox(AsyncContextManagerMixin):
             ),
         ):
             result = await self._performers.perform(action, firing, key=key)
+        if in_time.cancelled_caught:
+            raise TimeoutError  # what `fail_after` does, at twice the price
         log.info(
             "action.executed",
             extra={"automation": firing.automation, "kind": kind, "key": key, "attempt": state.attempt},

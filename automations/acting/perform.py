@@ -88,8 +88,10 @@ class Firing:
     repeated: bool = False
 
     @classmethod
-    def of(cls, event: Event, seq: int) -> Firing:
-        data = event.data if isinstance(event.data, dict) else {}
+    def of(cls, event: Event, seq: int, data: JsonValue | bytes = None) -> Firing:
+        """``data``: of the event as it stands in the log, where the event has not been read from there."""
+        data = event.data if data is None else data
+        data = data if isinstance(data, dict) else {}
         rule = data.get("automation")
         name = rule.get("name") if isinstance(rule, dict) else rule
         return cls(event, seq, str(name or ""), data)
@@ -357,18 +359,18 @@ class Performers(AsyncContextManagerMixin):
             headers |= sign_standard_webhook(
                 render(action.secret, context), id=key, at=self._clock.now(), body=body
             )
-        shown_url = self.redact(_shown(url))
         try:
             answer = await self._caller.request(action.method, url, headers=headers, body=body)
         except AddressRefused as exc:
             raise ActionFailed(str(exc), again=False, hint=exc.hint) from exc
         except (ValueError, UnicodeError) as exc:
+            shown_url = self.redact(_shown(url))
             raise ActionFailed(
                 f"{shown_url!r} cannot be called: {self.redact(str(exc))}", again=False
             ) from exc
         except CallFailed as exc:
-            raise ActionFailed(f"{action.method} {shown_url}: {exc}") from exc
-        status = answer.status
+            raise ActionFailed(f"{action.method} {self.redact(_shown(url))}: {exc}") from exc
+        status, shown_url = answer.status, self.redact(_shown(url))
         if status < 300:
             return {"status": status, "url": shown_url}
         said = f"{action.method} {shown_url} answered {status}"

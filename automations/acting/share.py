@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncGenerator, Generator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 
 import anyio
 
-__all__ = ["LONGEST_WAIT_S", "Share", "held"]
+from ...vocabulary import draw
+
+__all__ = ["Places"]
 
 LONGEST_WAIT_S = 2.0
 """For how long an action may wait here for a place of its rule; beyond, it had better wait with the broker."""
@@ -26,7 +28,7 @@ class Share:
     """
 
     def __init__(self, places: int) -> None:
-        self.limiter = anyio.CapacityLimiter(places)
+        self.free = anyio.Semaphore(places)
         self.users = 0
         self._places = places
         self._took_s = 0.0  # of late, an action
@@ -59,35 +61,74 @@ class Share:
         self._booked_at = at + self._each_s
         return at - now
 
-    @contextmanager
-    def in_use(self) -> Generator[None]:
-        """Note how long a place was taken."""
+    def begin(self) -> float:
+        """Note that a place is taken; return when, for ``end``."""
         began = anyio.current_time()
         if self.users <= self._places:
             self._moved_at = began
+        return began
+
+    def end(self, began: float) -> None:
+        """Note that a place is given back."""
+        self._moved_at = anyio.current_time()
+        self._took_s += (self._moved_at - began - self._took_s) * (_RECENT if self._took_s else 1.0)
+
+
+class Places:
+    """The places of an outbox.
+
+    Args:
+        most: in all; half of them at the most are one rule's.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._free = anyio.Semaphore(most)
+        # One rule whose target hangs must leave places for the others.
+        self._each = max(1, most // 2)
+        self._shares: dict[str, Share] = {}
+
+    @asynccontextmanager
+    async def one_of(self, rule: str) -> AsyncGenerator[float | None]:
+        """Hold a place of the rule's and of all, for which it waits; or say when to come back (s).
+
+        Where the target of a rule is slow or hangs, what waits here for its turn would keep the decisions of other rules out.
+        """
+        share = self._shares.get(rule)
+        if share is None:
+            share = self._shares[rule] = Share(self._each)
+        elif share.wait_s > LONGEST_WAIT_S:
+            yield share.put_off_s(draw())
+            return
+        share.users += 1
         try:
-            yield
+            if not await _taken(share.free, within_s=LONGEST_WAIT_S):
+                yield share.put_off_s(draw())
+                return
+            try:
+                await _taken(self._free)
+                began = share.begin()
+                try:
+                    yield None
+                finally:
+                    share.end(began)
+                    self._free.release()
+            finally:
+                share.free.release()
         finally:
-            self._moved_at = anyio.current_time()
-            self._took_s += (self._moved_at - began - self._took_s) * (_RECENT if self._took_s else 1.0)
+            share.users -= 1
+            if not share.users:
+                del self._shares[rule]
 
 
-@asynccontextmanager
-async def held(limiter: anyio.CapacityLimiter, *, within_s: float = math.inf) -> AsyncGenerator[bool]:
-    """Hold a place; whether there was one in time.
+async def _taken(free: anyio.Semaphore, *, within_s: float = math.inf) -> bool:
+    """Take a place; whether there was one in time.
 
     While one is free, without the turn of the loop that anyio gives others: on a busy one it takes long.
     """
-    borrower = object()
     try:
-        limiter.acquire_on_behalf_of_nowait(borrower)
+        free.acquire_nowait()
     except anyio.WouldBlock:
         with anyio.move_on_after(within_s) as waiting:
-            await limiter.acquire_on_behalf_of(borrower)
-        if waiting.cancelled_caught:
-            yield False
-            return
-    try:
-        yield True
-    finally:
-        limiter.release_on_behalf_of(borrower)
+            await free.acquire()
+        return not waiting.cancelled_caught
+    return True

@@ -333,8 +333,7 @@ async def test_a_rule_with_more_to_do_than_is_kept_in_hand_lets_others_act(
 ) -> None:
     """While the target of one hangs, what it has to do waits with the broker, and each is done once it answers again."""
     monkeypatch.setattr(outbox, "MAX_IN_HAND", 2)
-    for where in (outbox, share):
-        monkeypatch.setattr(where, "LONGEST_WAIT_S", 0.05)
+    monkeypatch.setattr(share, "LONGEST_WAIT_S", 0.05)
     monkeypatch.setattr(share, "_LONGEST_PUT_OFF_S", 0.2)
     receiver.answers = [(-2, "")]
     async with house.all(AutomationsConfig(allow_private_addresses=True, action_concurrency=2)):

@@ -328,4 +328,4 @@ async def test_the_places_of_rules_are_forgotten_with_their_actions(house: House
         for n in range(5):
             await decide(house, {"emit": "c.d"}, {"emit": "c.e"}, rule=f"r{n}")
         await house.of_type("action.executed", count=10)
-        assert running._shares == {}
+        assert running._places._shares == {}
