@@ -423,7 +423,7 @@ class Automation(Strict):
     def matching_version(self) -> str:
         """Short hash of what window state depends on; a rule keeps its windows while this stays."""
         form = self.to_json()
-        return _hash({k: form[k] for k in _MATCHING if k in form})
+        return _hash({k: form[k] for k in MATCHING if k in form})
 
     def to_json(self) -> JsonObject:
         """Return the definition as JSON that ``parse_automation`` reads back, defaults left out."""
@@ -435,10 +435,11 @@ class Automation(Strict):
         return orjson.dumps(self.to_json(), option=orjson.OPT_SORT_KEYS)
 
 
-_MATCHING = (
+MATCHING = (
     "on", "where", "if", "for_each", "count", "within", "after", "expect", "allowed_lateness", "sequence", "any_of",
     "all_of", "debounce", "metric", "is", "for", "resolve",
 )  # fmt: skip
+"""The fields that window state depends on."""
 
 
 def _hash(value: JsonValue) -> str:

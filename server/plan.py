@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+import orjson
+
 from ..vocabulary import JsonObject, JsonValue
 
 __all__ = ["Change", "FieldChange", "Plan", "Step", "differences", "make_plan"]
@@ -138,13 +140,43 @@ def make_plan(
         steps.append(
             Step(bucket, key, change, value, changed, _note(bucket, live[where], value) if changed else "")
         )
+    twins: dict[bytes, Step] | None = None
     gone = [w for w in owned if w not in desired and w in live]
     for bucket, key in sorted(gone, key=_rank, reverse=True):
         # A schedule or trigger is a line of its deployment: taken out there, it is gone, as any other line.
         of = key.partition("/")[0] if bucket == "schedules" else owner_of(live[bucket, key])
         within = of is not None and ("deployments", of) in desired
-        steps.append(Step(bucket, key, Change.DELETE if prune or within else Change.ORPHANED))
+        change = Change.DELETE if prune or within else Change.ORPHANED
+        note = ""
+        if bucket == "automations" and isinstance(live[bucket, key], dict):
+            twins = _twins(steps) if twins is None else twins
+            note = _parted(twins.get(_matching(live[bucket, key])), change)
+        steps.append(Step(bucket, key, change, note=note))
     return Plan(tuple(steps))
+
+
+def _twins(steps: list[Step]) -> dict[bytes, Step]:
+    """Return a rule of the configuration for each way of matching, one that is new before others."""
+    rules = [s for s in steps if s.bucket == "automations" and isinstance(s.value, dict)]
+    return {_matching(s.value): s for s in sorted(rules, key=lambda s: s.change is Change.CREATE)}
+
+
+def _matching(value: JsonValue) -> bytes:
+    from ..automations.model import MATCHING
+
+    assert isinstance(value, dict)
+    return orjson.dumps({k: value[k] for k in MATCHING if k in value}, option=orjson.OPT_SORT_KEYS)
+
+
+def _parted(twin: Step | None, change: Change) -> str:
+    """Return what to know of a rule that is gone from the configuration, where ``twin`` matches the same."""
+    if twin is None:
+        return ""
+    if change is Change.ORPHANED:
+        return f"it still fires, and so does {twin.key!r}, which matches the same"
+    if twin.change is Change.CREATE:
+        return f"{twin.key!r} matches the same and begins without its windows: a rule is known by its name"
+    return ""
 
 
 def owner_of(rule: JsonValue) -> str | None:

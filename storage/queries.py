@@ -468,11 +468,20 @@ class Queries:
             for name in sorted({*by_last, *by_next})
         }
 
-    async def automations(self, names: Iterable[str], *, since: datetime) -> dict[str, AutomationActivity]:
-        """Return what those of some rules that ever decided anything have been doing, by name."""
-        rows = await self._rows(
-            ["automation_activity"], {"names": json_array(names), "since": format_time(since)}
-        )
+    async def automations(
+        self, names: Iterable[str], *, since: datetime, shadowed: Iterable[str] = ()
+    ) -> dict[str, AutomationActivity]:
+        """Return what those of some rules that ever decided anything have been doing, by name.
+
+        Args:
+            shadowed: those on trial now, of which what they decided on trial is counted; of the others the rest.
+        """
+        values = {
+            "names": json_array(names),
+            "since": format_time(since),
+            "shadowed": json_array(shadowed),
+        }
+        rows = await self._rows(["automation_activity"], values)
         return {row["automation"]: read_row(AutomationActivity, row) for row in rows}
 
     async def counts(self, *, since: datetime) -> Counts:

@@ -375,18 +375,19 @@ WHERE deployment IS NOT NULL AND scheduled_at >= :since
 GROUP BY deployment, state_type;
 
 -- name: automation_activity
--- for: what some rules decided; of the others nothing is looked at
+-- for: what some rules decided, those of :shadowed on trial and the others live; of the rest nothing is looked at
 SELECT automation,
-       sum(decision = 'triggered' AND time >= :since) AS triggered,
-       sum(decision = 'suppressed' AND time >= :since) AS suppressed,
-       sum(decision = 'resolved' AND time >= :since) AS resolved,
-       max(CASE WHEN decision = 'triggered' THEN time END) AS last_triggered_at,
+       sum(decision = 'triggered' AND counts AND time >= :since) AS triggered,
+       sum(decision = 'suppressed' AND counts AND time >= :since) AS suppressed,
+       sum(decision = 'resolved' AND counts AND time >= :since) AS resolved,
+       max(CASE WHEN decision = 'triggered' AND counts THEN time END) AS last_triggered_at,
        (SELECT count(*) FROM actions
         WHERE actions.automation = firings.automation AND actions.state = 'dead-lettered') AS dead_letters,
        (SELECT error FROM actions
         WHERE actions.automation = firings.automation AND actions.state = 'dead-lettered'
         ORDER BY seq DESC LIMIT 1) AS last_error
-FROM firings INDEXED BY firings_automation WHERE NOT shadow AND automation IN (SELECT value FROM json_each(:names))
+FROM (SELECT automation, decision, time, shadow = (automation IN (SELECT value FROM json_each(:shadowed))) AS counts
+      FROM firings INDEXED BY firings_automation WHERE automation IN (SELECT value FROM json_each(:names))) AS firings
 GROUP BY automation ORDER BY automation;
 
 -- name: count_flow_runs

@@ -27,11 +27,15 @@ _LATELY = timedelta(days=7)
 
 @router.get("/api/automations")
 async def list_automations(request: Request, paging: Paging) -> Response:
-    """List rules with what each has been doing for the last 7 days; one that does not load is listed with its error."""
+    """List rules with what each has been doing for the last 7 days; one that does not load is listed with its error.
+
+    Of a rule that is in shadow, `fired` and `suppressed` are what it decided there.
+    """
     context = context_of(request)
     found = paging.page(await all_defined(context.bus, "automations"), lambda one: one.key)
     shown = [one.key for one in found.items]
-    activity = await context.queries.automations(shown, since=datetime.now(UTC) - _LATELY)
+    shadowed = [one.key for one in found.items if _is_shadow(one)]
+    activity = await context.queries.automations(shown, since=datetime.now(UTC) - _LATELY, shadowed=shadowed)
     names, failing = await _names(context), await failing_channels(context)
     items = []
     for one in found.items:
@@ -77,6 +81,10 @@ async def show_automation(request: Request, name: str) -> Response:
     problems = _problems(found, await _names(context), await failing_channels(context), activity.get(name))
     status = {"name": name, "changed_at": found.changed_at, "problems": problems, "firings": shown}
     return answer({**found.shown(), **status})
+
+
+def _is_shadow(one: Defined) -> bool:
+    return one.fields.get("mode") == "shadow"
 
 
 async def _names(context: ServerContext) -> dict[str, list[str]]:

@@ -89,6 +89,18 @@ def test_a_plan_says_what_becomes_of_windows_and_hides_addresses() -> None:
         for after in (text, pattern)
     ]
     assert notes == ["window state is kept", "matching changes: its window state is reset"]
+    # A rule is known by its name: under another one it begins anew, and beside the old one until that is removed.
+    renamed: Any = {("automations", "new"): {**text, "name": "new"}}
+    for prune, says in ((True, "begins without its windows"), (False, "it still fires, and so does 'new'")):
+        plan = make_plan(renamed, {where: RULE}, owned={where: frozenset()}, written={}, prune=prune)
+        assert says in plan.steps[1].note
+    plan = make_plan(
+        {("automations", "new"): {**pattern, "name": "new"}},
+        {where: RULE},
+        owned={where: frozenset()},
+        written={},
+    )
+    assert plan.steps[1].note == ""
     channel = ("channels", "c")
     plan = make_plan(
         {channel: {"urls": ["slack://SECRET"]}}, {channel: {"urls": ["slack://OLD"]}}, owned={}, written={}
