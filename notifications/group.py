@@ -20,6 +20,11 @@ __all__ = [
 ]  # fmt: skip
 
 
+_FEW = 100
+_LOOK_SHARE_S = 0.0002
+"""Per alert of a group, between two looks at all of it, which take a hundredth of that: a second for 5 000."""
+
+
 def shown_address(to: str) -> str:
     """Return a channel's name, or of an address only its scheme: the rest of it may be a secret."""
     scheme, found, _ = to.partition("://")
@@ -161,7 +166,7 @@ class Group:
         unacked_since: when the first message went out that nobody has acknowledged; escalated: steps done since then.
         due: when it has to be looked at next; ``is_rough``: not before it, perhaps later.
         not_before: when what keeps quiet all of it ends, as of the last look; escalate_at: the same of what holds all back
-            that would be escalated. Neither is kept: without, it is looked at once more.
+            that would be escalated; looked_at: when that was. None of them is kept: without, it is looked at once more.
     """
 
     key: str
@@ -183,6 +188,13 @@ class Group:
     is_rough: bool = False
     not_before: float = 0.0
     escalate_at: float = 0.0
+    looked_at: float = 0.0
+
+    @property
+    def next_look(self) -> float:
+        """When one more alert may have all of them looked at: of thousands that are held back each comes to that."""
+        n = len(self.members)
+        return self.looked_at + n * _LOOK_SHARE_S if n > _FEW else 0.0
 
     def repeat_due(self, route: Route, escalate_at: float = 0.0) -> float:
         """Return when what is open and not acknowledged is told again, or to others (not before ``escalate_at``)."""
@@ -196,6 +208,7 @@ class Group:
         self.opened_at = min(self.opened_at, to)
         self.flushed_at, self.sent_at = _by(self.flushed_at, to), _by(self.sent_at, to)
         self.unacked_since, self.acked_at = _by(self.unacked_since, to), _by(self.acked_at, to)
+        self.looked_at = min(self.looked_at, to)
         for member in self.members.values():
             member.since, member.last = min(member.since, to), min(member.last, to)
             member.told_at, member.resolved_at = _by(member.told_at, to), _by(member.resolved_at, to)

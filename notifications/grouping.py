@@ -263,7 +263,7 @@ class Grouping:
             member.resolved_at = None
             member.is_news = member.is_news and alert.is_news
             if member.held:
-                member.ready = now  # what held it back may not hold back what is said of it now
+                member.ready = max(now, group.next_look)  # what is said of it now may not be held back
             self._reconsider(group, member)
             return
         if not group.members:
@@ -278,6 +278,7 @@ class Grouping:
             ready = now + route.group_wait
         else:
             ready = max(now, group.flushed_at + route.group_interval)
+        ready = max(ready, group.next_look)
         group.members[alert.id] = Member(alert, now, now, ready, is_news=alert.is_news, first=alert.cause.id)
         self._where.join(alert, key, now)
         self._wake_at(group, min(group.due, max(ready, group.not_before)))
@@ -408,11 +409,11 @@ class Grouping:
             again = (group.flushed_at or -math.inf) + route.group_interval
             if again > self.now:
                 self._wake_at(group, again)  # what comes until then is told then, not after a new wait
-                return
-            self._forget(group)
+            else:
+                self._forget(group)
             return
-        members, timeout = group.members.values(), self.tree.resolve_timeout
-        due = min(m.due_by_itself(timeout) for m in members)
+        members = group.members.values()
+        due = min(m.due_by_itself(self.tree.resolve_timeout) for m in members)
         if any(m.wants_repeat for m in members):
             due = min(due, group.repeat_due(route, escalate_at))
         self._wake_at(group, max(due, not_before))
@@ -430,8 +431,8 @@ class Grouping:
 
     def _look(self, group: Group) -> None:
         """Tell of a group what is to be told now, and find out when to look again."""
-        now, route = self.now, self._route(group)
-        timeout = self.tree.resolve_timeout
+        now, route, timeout = self.now, self._route(group), self.tree.resolve_timeout
+        group.looked_at = now
         for member in [m for m in group.members.values() if m.is_open_problem and m.last + timeout <= now]:
             self._close(group, member, "not raised again for the resolve timeout", told=not member.waits)
         quiet = route.quiet(now) if group.members else None
@@ -458,8 +459,7 @@ class Grouping:
         now = self.now
         if not any(m.ready <= now for m in group.members.values() if m.waits or m.resolved_at is not None):
             return [], []
-        fresh: list[Member] = []
-        recovered: list[Member] = []
+        fresh, recovered = list[Member](), list[Member]()
         for member in list(group.members.values()):
             if (not member.waits and member.resolved_at is None) or (member.held and member.ready > now):
                 continue  # what holds it back is known to, until then

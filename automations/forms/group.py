@@ -123,7 +123,8 @@ class Group(Timeless):
         self._within = automation.within or 0.0
         self._lateness = lateness
         # [last recorded, newest time, entries of pattern 0, entries of pattern 1, …], entries sorted by time
-        self._windows: Keyed[str, list[Any]] = Keyed()
+        # More parts than is usual: to let lists go takes longer than a few numbers.
+        self._windows: Keyed[str, list[Any]] = Keyed(parts=256)
         self._used = Used()
 
     def start(self, now: float) -> None:

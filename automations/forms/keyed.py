@@ -23,14 +23,15 @@ class Keyed(Generic[K, V]):
     To list a million keys, to look for those that are too old, or to make room for as many again takes 20 to 500 ms,
     in which the loop stands still. A part has a few thousand of them, and each comes to that at another time.
 
-    ``parts``: their number is a power of two, and key k is in ``parts[hash(k) & (number - 1)]``. A part that another
+    ``parts``: their number is a power of two (of a few keys it is 1, else that which is asked for), and key k is in ``parts[hash(k) & (number - 1)]``. A part that another
     has taken the place of stays as it was: who keeps a copy of the list finds in it every key there was, but for those
     that were taken away one by one, and some that have come since.
     """
 
-    __slots__ = ("_full", "_mask", "parts")
+    __slots__ = ("_full", "_many", "_mask", "parts")
 
-    def __init__(self) -> None:
+    def __init__(self, *, parts: int = _PARTS) -> None:
+        self._many = parts
         self.parts: list[dict[K, V]] = [{}]
         self._full = [_LOOK_FROM]
         self._mask = 0
@@ -86,7 +87,7 @@ class Keyed(Generic[K, V]):
             self._divide()
 
     def _divide(self) -> None:
-        mask, parts = _PARTS - 1, [dict[K, V]() for _ in range(_PARTS)]
+        mask, parts = self._many - 1, [dict[K, V]() for _ in range(self._many)]
         for k, v in self.parts[0].items():
             parts[hash(k) & mask][k] = v
         self.parts, self._mask = parts, mask

@@ -93,7 +93,8 @@ class Sequence(Timeless):
             for alias, path in step.linked.reads:
                 reads.setdefault(alias, set()).add(path)
         self._reads = {alias: frozenset(paths) for alias, paths in reads.items()}
-        self._waits: Keyed[_Place, list[_Wait]] = Keyed()
+        # Four times as many as is usual: to let a wait go takes longer than a few numbers.
+        self._waits: Keyed[_Place, list[_Wait]] = Keyed(parts=256)
         self._used = Used()  # an event that fired begins nothing
         self._before: Callable[[_Place], object] = _unwatched
 

@@ -11,7 +11,7 @@ import orjson
 import pytest
 from hark.automations.matching.language import WhereLanguage
 from hark.notifications.alert import Alert, Cause
-from hark.notifications.group import Decision, Said, Send
+from hark.notifications.group import Decision, Group, Said, Send
 from hark.notifications.grouping import Grouping
 from hark.notifications.message import Message, Severity
 from hark.notifications.routing import Routing, Tree, next_digest
@@ -568,3 +568,24 @@ def test_a_shorter_interval_holds_for_what_waits_already() -> None:
     fold.raised(an_alert("second", "error", id="h2"), 11)
     fold.adopt(a_tree(group_interval="1m"), 12)
     assert [group.due for group in fold.groups.values()] == [70]
+
+
+def test_thousands_of_alerts_in_a_silenced_group_do_not_each_have_all_looked_at() -> None:
+    """A storm in a group that was told once and is silenced: looks stay rare, nothing is told, and its end tells all at once."""
+    story = Story(a_tree(group_by=["region"]), a_book(({"region": "eu"}, 50, 2000)))
+    story.at(0, an_alert("first", region="eu")).at(20)
+    looked, look = Counter[str](), story.fold._look
+
+    def counting(group: Group) -> None:
+        looked["members"] += len(group.members)
+        look(group)
+
+    story.fold._look = counting  # type: ignore[method-assign]
+    for n in range(1_500):
+        story.at(1000 + n / 100, an_alert(f"x{n % 1000}", region="eu"))
+    assert looked["members"] < 150_000  # and not over a million
+    assert len(sends(story.out)) == 1
+    story.at(1020)
+    assert len(said(story.out, "silenced")) == 1_000
+    (sent,) = [s for s in sends(story.at(2001).out) if s.at > START + 20]
+    assert sent.at == START + 2000
