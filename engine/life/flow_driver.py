@@ -39,11 +39,18 @@ def drive(engine: FlowEngine, session: Session | None, life: Life | None = None)
     turns = Turns(life or engine.life())
     try:
         with engine.context.runner.opened():
-            for step in turns:
+            while not turns.is_over:
                 try:
-                    turns.answer = _body(engine) if isinstance(step, Body) else do_step(engine, step, session)
+                    for step in turns:
+                        try:
+                            is_body = isinstance(step, Body)
+                            turns.answer = _body(engine) if is_body else do_step(engine, step, session)
+                        except BaseException as exc:
+                            turns.error = exc
                 except BaseException as exc:
-                    turns.error = exc
+                    if turns.is_over:
+                        raise
+                    turns.error = exc  # interrupted between two steps
             return turns.result
     finally:
         engine.close_side()

@@ -30,40 +30,46 @@ def drive_generator(engine: FlowEngine, session: Session | None) -> Generator[An
     with ExitStack() as stack:
         stack.callback(engine.close_side)
         stack.enter_context(engine.context.runner.opened())
-        for step in turns:
+        while not turns.is_over:
             try:
-                if not isinstance(step, Body):
-                    turns.answer = do_step(engine, step, session)
-                    continue
-                with engine.entering():
-                    generator = engine.call_function()
-                sent, step.spent_s = None, 0.0
-                while True:
-                    began = time.monotonic()
-                    left_s = left_of(engine.flow.timeout_seconds, began - step.spent_s)
-                    with (
-                        engine.entering(),
-                        within(left_s, engine.limit_text, of_s=engine.flow.timeout_seconds),
-                    ):
-                        try:
-                            item = generator.send(sent)
-                        except StopIteration as end:
-                            turns.answer = end.value
-                            break
-                        finally:
-                            step.spent_s += time.monotonic() - began
-                    engine.has_yielded = engine.context.awaits_reader = True
+                for step in turns:
                     try:
-                        sent = yield item
-                    except GeneratorExit as exc:
-                        enough, engine.is_read_no_more = exc, True
+                        if not isinstance(step, Body):
+                            turns.answer = do_step(engine, step, session)
+                            continue
                         with engine.entering():
-                            generator.close()
-                        break
-                    finally:
-                        engine.context.awaits_reader = False
+                            generator = engine.call_function()
+                        sent, step.spent_s = None, 0.0
+                        while True:
+                            began = time.monotonic()
+                            left_s = left_of(engine.flow.timeout_seconds, began - step.spent_s)
+                            with (
+                                engine.entering(),
+                                within(left_s, engine.limit_text, of_s=engine.flow.timeout_seconds),
+                            ):
+                                try:
+                                    item = generator.send(sent)
+                                except StopIteration as end:
+                                    turns.answer = end.value
+                                    break
+                                finally:
+                                    step.spent_s += time.monotonic() - began
+                            engine.has_yielded = engine.context.awaits_reader = True
+                            try:
+                                sent = yield item
+                            except GeneratorExit as exc:
+                                enough, engine.is_read_no_more = exc, True
+                                with engine.entering():
+                                    generator.close()
+                                break
+                            finally:
+                                engine.context.awaits_reader = False
+                    except BaseException as exc:
+                        turns.error = exc
             except BaseException as exc:
-                turns.error = exc
+                if turns.is_over:
+                    raise
+                turns.error = exc  # interrupted between two steps
         if enough is not None:
             raise enough
         return turns.result.result()

@@ -78,7 +78,9 @@ class FlowEngine:
         self.is_interrupted = False
         """Set once the run was stopped from outside: what is left to do is short, and shielded."""
         self.ending: State | None = None
-        """The end that is being written: whether it has been, is not known yet."""
+        """The end that is being written, or has been."""
+        self.has_told_end = False
+        """Whether its hooks have begun to be told of it."""
         self.has_yielded = False
         """Whether it is a generator whose reader has got something of it."""
         self.is_read_no_more = False
@@ -192,7 +194,7 @@ class FlowEngine:
             if there is None:
                 undoing.stop()
             tracker.flow_run = there
-            self._follow()
+            self.follow()
             if there.state_type is StateType.COMPLETED:
                 return (yield from self._recorded_end())
             yield OnBus(resume_undoing, (tracker,))
@@ -261,7 +263,7 @@ class FlowEngine:
                 try:
                     is_new = yield from tracker.begin(*first)
                 finally:
-                    self._follow()
+                    self.follow()
                 if not is_new:
                     fit = None
                     state = yield from self._taken_up()
@@ -498,12 +500,12 @@ class FlowEngine:
                 # PAUSED was returned, say: what the log cannot take, a run cannot end in.
                 if state.type.is_terminal:
                     raise
-                no_end = f"the flow returned {state.name}, which is no end"
-                yield from tracker.finish(Failed(message=no_end))
-            self.ending = None
-            self._follow()
+                self.ending = Failed(message=f"the flow returned {state.name}, which is no end")
+                yield from tracker.finish(self.ending)
+            self.follow()
         else:
             self._set(state)
+            self.ending = state
         state = state if state.run_id == self.run.id else state.replace(run_id=self.run.id)
         yield from self.call_hooks_of(state)
         return state
@@ -516,6 +518,7 @@ class FlowEngine:
 
     def call_hooks_of(self, state: State) -> Generator[Step, Any, None]:
         """Tell the hooks of an end that has been written."""
+        self.has_told_end = True
         if hooks := hooks_of_end(self.flow, state):
             yield from self._call_hooks(hooks, state)
 
@@ -542,9 +545,10 @@ class FlowEngine:
         if changes.get("name") is None:
             changes.pop("name", None)
         yield OnBus(self.tracker.move, (state,), changes)
-        self._follow()
+        self.follow()
 
-    def _follow(self) -> None:
+    def follow(self) -> None:
+        """Take over what the tracker knows of the run."""
         assert self.tracker is not None
         self.context.flow_run = self.tracker.flow_run
 

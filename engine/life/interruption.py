@@ -21,24 +21,31 @@ __all__ = ["end_interrupted"]
 def end_interrupted(engine: FlowEngine, exc: BaseException) -> Generator[Step, Any, None]:
     """Write what the run became, if that is ours to write.
 
-    It may have been stopped in waiting for the answer to its end: that end is the one it has, then, and its hooks are told of it.
+    It may have been stopped in waiting for the answer to its end, or behind it: that end is the one it has, then. Its hooks are
+    told of it, unless that had begun.
 
     Raises:
         RunLost: another has the run, or has ended it.
     """
     ending = engine.ending
+    if ending is not None and engine.tracker is None:
+        if not engine.has_told_end:
+            yield from engine.call_hooks_of(ending)
+        return
     try:
         yield from _end(engine, exc)
     except RunLost:
         if ending is None or not (yield from _has_ended_as(engine, ending)):
             raise
-        yield from engine.call_hooks_of(ending)
+        if not engine.has_told_end:
+            yield from engine.call_hooks_of(ending)
 
 
 def _end(engine: FlowEngine, exc: BaseException) -> Generator[Step, Any, None]:
     tracker = engine.tracker
     if tracker is not None:
         now = yield OnBus(tracker.look)
+        engine.follow()
         if now.attempt != engine.run.attempt or now.is_final:
             raise RunLost(engine.run.id, reason=f"it is {now.state_name}, attempt {now.attempt}") from exc
         if now.state_type is StateType.CANCELLING:

@@ -7,6 +7,7 @@ the log.
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable
@@ -107,6 +108,10 @@ class FlowTracker:
         self._beat_s = beat_s
         """For a run that no worker holds: how often its process says that it lives."""
         self._caller: Caller | None = None
+        self._asked: str | None = None
+        """The event of the last transition that was asked for; whoever was interrupted then may not know that it landed."""
+        self._moves = asyncio.Lock()
+        """Held while a transition is on its way, which may be so still when whoever asked for it was interrupted."""
         self.code: ScriptCode | None = None
         """Where the code of a run is that is, or is part of, a plain call which may come to owe hooks."""
         self.side = SideSession(session.bus)
@@ -174,19 +179,33 @@ class FlowTracker:
             yield OnBus(self.move, (then,), {"attempt": attempt, "name": name})
         return True
 
-    async def move(self, state: State, *, result: JsonValue = None, **changes: Any) -> None:
-        """Append a transition; ``changes`` are those of ``RunLog.move``.
+    async def move(
+        self,
+        state: State,
+        *,
+        result: JsonValue = None,
+        draft: Draft | None = None,
+        spent_s: float = 0.0,
+        **changes: Any,
+    ) -> None:
+        """Append a transition; ``changes``, and the others, are those of ``RunLog.move``.
 
         Raises:
             RunLost: another worker has the run; from now on nothing is written here.
             MoveRefused: there is no such move.
         """
-        state = self._with_caller(state)
-        try:
-            self._land(await self.run_log.move(self.flow_run, state, result=result, **changes))
-        except RunLost:
-            self.events.silence()
-            raise
+        async with self._moves:
+            state, run = self._with_caller(state), self.flow_run
+            draft = draft or self.run_log.draft(run, state, result=result, **changes)
+            own, self._asked = self._asked, draft.event.id
+            try:
+                moved = await self.run_log.move(
+                    run, state, result=result, draft=draft, own=own, spent_s=spent_s, **changes
+                )
+            except RunLost:
+                self.events.silence()
+                raise
+            self._land(moved)
 
     def _with_caller(self, state: State) -> State:
         if self._caller is None or state.details.get(HOOKS) != HERE:
@@ -279,8 +298,14 @@ class FlowTracker:
         await self.session.bus.publisher.barrier(owner=self.owner)
 
     async def look(self) -> FlowRun:
-        """Return the run as the log has it now; if it is no longer ours, write nothing more."""
-        now = await self.run_log.get(self.flow_run.id)
+        """Return the run as the log has it now; if it is no longer ours, write nothing more.
+
+        A transition that it was interrupted in asking for is its own.
+        """
+        async with self._moves:
+            now = await self.run_log.get(self.flow_run.id)
+        if now is not None and now.event_id is not None and now.event_id == self._asked:
+            self._set(now)
         if now is None or now.attempt > self.flow_run.attempt:
             self.events.silence()
         return now or self.flow_run

@@ -175,6 +175,7 @@ class RunLog:
         name: str | None = None,
         retry: bool = False,
         draft: Draft | None = None,
+        own: str | None = None,
         spent_s: float = 0.0,
     ) -> FlowRun:
         """Append one transition of ``run`` and return the run after it.
@@ -185,6 +186,7 @@ class RunLog:
             scheduled_at: a new due time.
             retry: this is a new attempt of a finished run (FAILED, CRASHED, CANCELLED -> SCHEDULED).
             draft: the same transition of the same run, as ``draft`` has made it: it may have been appended already.
+            own: the event of another transition that was asked for, and may have been stored: it takes the run from nobody.
             spent_s: so long an answer to it was waited for: see ``EventLog.append``.
         Raises:
             MoveRefused: no such move from the state the run is in.
@@ -203,7 +205,7 @@ class RunLog:
                     raise RunLost(run.id, reason="it has left the log") from None
                 if now.seq == run.seq:
                     raise
-                if not still_holds(run, now):
+                if not still_holds(run, now) and now.event_id != own:
                     raise RunLost(
                         run.id,
                         reason=f"it is {now.state_name} (attempt {now.attempt}) since sequence {now.seq}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Awaitable, Callable, Generator
 from dataclasses import dataclass
 from typing import Any, Generic, Self, TypeAlias, TypeVar
@@ -36,6 +37,15 @@ class Turns(Generic[S, T]):
         self.answer: Any = None
         self.error: BaseException | None = None
         self.result: T
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has returned or raised.
+
+        An interruption (Ctrl-C) may come between two items, where nothing is being done that it could be the error of: who
+        iterates has to see to it that it is thrown in, too, unless this says that nothing is left to hear of it.
+        """
+        return inspect.getgeneratorstate(self._asking) == inspect.GEN_CLOSED
 
     def __iter__(self) -> Self:
         return self
