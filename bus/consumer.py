@@ -28,11 +28,15 @@ _HURRY_S, _LOOKS_AFTER_S = 0.01, 0.1
 
 
 class Item(Held):
-    """An event in our hands, to be settled with ``ack``, ``nak`` or ``term`` within the ack wait."""
+    """An event in our hands, to be settled with ``ack``, ``nak`` or ``term`` within the ack wait.
 
-    __slots__ = ("recorded",)
+    ``payload`` is the message as it came: of a CloudEvent in binary mode the data alone, which ``recorded`` has as JSON.
+    """
+
+    __slots__ = ("payload", "recorded")
 
     def __init__(self, intake: Intake[Held], msg: Arrival) -> None:
+        self.payload: bytes = msg.data
         self.recorded: Recorded
         self.recorded, deliveries, _, _ = recorded_of(msg)
         super().__init__(intake, msg, deliveries)

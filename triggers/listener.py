@@ -154,7 +154,7 @@ class SourceListener(AsyncContextManagerMixin):
                     if isinstance(outcome, str):
                         await item.ack()
                     elif isinstance(outcome, NotAnEvent):
-                        self._reject(reader, item.recorded.subject, outcome, len(item.recorded.raw))
+                        self._reject(reader, item.recorded.subject, outcome, len(item.payload))
                         await item.term(outcome.reason)
                     else:
                         seq = item.recorded.seq
@@ -173,7 +173,7 @@ class SourceListener(AsyncContextManagerMixin):
         """Return the event of a message of a stream; or its id, if it was handed out before and is in the log."""
         recorded = item.recorded
         place = f"{reader.source.stream}/{recorded.seq}"
-        message = Message(recorded.subject, recorded.raw, dict(recorded.headers), place, recorded.recorded_at)
+        message = Message(recorded.subject, item.payload, dict(recorded.headers), place, recorded.recorded_at)
         made = self._event_of(reader, message)
         # By now the broker may have forgotten that it has stored this id.
         is_again = item.deliveries > 1 and isinstance(made, SourceEvent) and made.delivery is None

@@ -207,14 +207,20 @@ async def test_a_stream_of_theirs_is_read_from_where_it_was_left(bus: Bus, peer:
             with anyio.fail_after(60):
                 while (await js.consumer_info("ORDERS", "hark-shop")).num_ack_pending:  # noqa: ASYNC110
                     await anyio.sleep(0.01)
-        assert [e.data for e in seen] == [{"n": 0}, {"n": 1}, {"n": 2}]
+            # In binary mode the payload is the data, of whatever kind.
+            named = {"ce-specversion": "1.0", "ce-source": "/shop", "ce-type": "orders.picture"}
+            for kind, data in (("image/png", b"\x89P\xff"), ("application/json", b'{"n": 3}')):
+                sent = {**named, "ce-id": kind, "content-type": kind}
+                await js.publish("orders.paid", data, headers=sent)
+            seen = await first(5)
+        assert [e.data for e in seen] == [{"n": 0}, {"n": 1}, {"n": 2}, b"\x89P\xff", {"n": 3}]
         # The consumer is lost, with its place: everything is handed out again, and is known.
         await js.delete_consumer("ORDERS", "hark-shop")
         async with SourceListener(bus):
             with anyio.fail_after(60):
                 while (await js.consumer_info("ORDERS", "hark-shop")).ack_floor.stream_seq < 2:  # noqa: ASYNC110
                     await anyio.sleep(0.01)
-        assert len(await first(3)) == 3
+        assert len(await first(5)) == 5
 
 
 async def test_a_source_is_changed_paused_and_removed_while_it_is_read(bus: Bus, peer: Client) -> None:
