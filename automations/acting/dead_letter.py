@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Any
 
 import anyio
 
@@ -14,14 +15,19 @@ from ...clock import SYSTEM_CLOCK, Clock
 from ...engine.background_tasks.dead_task import PREFIX as DEAD_TASK
 from ...engine.background_tasks.dead_task import DeadTasks
 from ...errors import BusUnavailable, GuardFailed, HarkError, RefusedError, UnknownName
-from .action_state import ActionState, action_event, kind_of
+from ..folding.decision import TRIGGERED
+from .action_state import ACTION_SOURCE, ActionState, action_event, kind_of
 from .claim import BUCKET, KEEP_S
 from .perform import Firing
 
-__all__ = ["SINK_KEY", "DeadLetter", "DeadLetters", "SeenTo", "forward_firing"]
+__all__ = ["SINK_KEY", "UNREADABLE_KEY", "DeadLetter", "DeadLetters", "SeenTo", "forward_firing"]
 
 SINK_KEY = "sink-"
 """What the keys of events that a sink did not take begin with; decisions have ids of another form."""
+
+
+UNREADABLE_KEY = "unreadable-"
+"""What the keys begin with of decisions that nobody can read, followed by their sequence: they can be dropped, no more."""
 
 
 def forward_firing(sink: str, event: Event, seq: int) -> Firing:
@@ -96,11 +102,16 @@ class DeadLetters:
 
         Raises:
             UnknownName: there is no such dead letter.
-            RefusedError: that action is not dead.
+            RefusedError: that action is not dead, or nobody can read the decision it is of.
         """
         if key.startswith(DEAD_TASK):
             return await DeadTasks(self._bus).redrive(key)
         state, _, firing = await self._find(key)
+        if key.startswith(UNREADABLE_KEY):
+            raise RefusedError(
+                f"the decision behind {key!r} cannot be read, so there is no action to try again: {state.error}",
+                hint=f"once you have seen what it is (`hark dlq show {key}`), `hark dlq drop {key}`",
+            )
         again = replace(state, round=state.round + 1, attempt=0)
         event = action_event(
             "redriven", firing, key=key, kind=_kind(firing, key), state=again, now=self._clock.now()
@@ -156,6 +167,10 @@ class DeadLetters:
         if key.startswith(SINK_KEY) and state.decision is not None:
             name = str((state.outcome or {}).get("data", {}).get("sink", ""))  # type: ignore[union-attr]
             return state, entry.revision, forward_firing(name, Event.from_dict(state.decision), state.seq)
+        if key.startswith(UNREADABLE_KEY):
+            about: Any = (state.outcome or {}).get("data", {})
+            of = Event(type=TRIGGERED, source=ACTION_SOURCE, id=str(about["firing"]))
+            return state, entry.revision, Firing(of, state.seq, str(about["automation"]), {})
         record = await self._bus.log.get(state.seq)
         if record is not None:
             return state, entry.revision, Firing.of(record.event, record.seq)

@@ -59,6 +59,7 @@ from .action_state import (
 )
 from .approval import ANSWERED, EXPIRED, Approvals
 from .claim import BUCKET, KEEP_S, Claim, Claims, Over
+from .dead_letter import UNREADABLE_KEY
 from .in_hand import InHand
 from .outcome import Outcomes, bounded_decision, bounded_result
 from .perform import ActionFailed, Firing, failure_of
@@ -416,14 +417,14 @@ class Outbox(AsyncContextManagerMixin):
             log.error("outbox.no_dead_letter", extra={"key": key, "error": str(refused)})
 
     async def _unreadable(self, recorded: Recorded | _Handed, exc: Exception) -> None:
-        """Say in the log that a decision cannot be read."""
+        """Make a dead letter of a decision that cannot be read, which a person can see and drop."""
         seq = recorded.seq
         try:
             firing = Firing.of(recorded.event, seq)
         except (HarkError, ValueError):
             firing = Firing(Event(type=TRIGGERED, source=ACTION_SOURCE, id=f"unreadable-{seq}"), seq, "", {})
         now, error = self._clock.now(), self._error_of(exc)
-        key = f"{firing.event.id}/0"
+        key = f"{UNREADABLE_KEY}{seq}/0"  # its id may be that of another, or no key at all
         dead = ActionState("dead", 0, 0, self._name, now, seq, error=error)
         event = action_event(
             "dead-lettered", firing, key=key, kind="unknown", state=dead, now=now, error=error,
@@ -431,6 +432,7 @@ class Outbox(AsyncContextManagerMixin):
         )  # fmt: skip
         try:
             await self._outcomes.say(event, after=seq, again=True)
+            await self._outcomes.keep_dead(key, replace(dead, outcome=event.to_dict()))
         except HarkError as refused:
             log.error("outbox.not_said", extra={"seq": seq, "error": str(refused)})
 

@@ -16,7 +16,9 @@ from hark.automations.acting import outbox, share
 from hark.automations.acting.dead_letter import DeadLetters
 from hark.automations.acting.outbox import DURABLE
 from hark.automations.acting.perform import Firing
-from hark.bus.subject import STREAM
+from hark.automations.folding.decision import TRIGGERED
+from hark.bus import Event
+from hark.bus.subject import PREFIX, STREAM
 from hark.config import AutomationsConfig
 from hark.engine.dispatching.deployment import Deployment
 from hark.engine.runs.run import RunRequest
@@ -246,6 +248,29 @@ async def test_after_the_last_try_it_is_a_dead_letter_that_can_be_redriven_or_dr
     assert [r.path for r in receiver.requests] == ["/1", "/1", "/2", "/2", "/1"]
     keys = [r.headers["idempotency-key"] for r in receiver.requests]
     assert keys[0] == keys[4] == first.key
+
+
+async def test_a_decision_nobody_can_read_is_a_dead_letter_that_can_be_dropped(house: House) -> None:
+    """Of those that parse and make no sense, and of what is no event: both are listed, not redriven, and gone once dropped."""
+    letters = DeadLetters(house.bus)
+    async with house.outbox():
+        strange = Event(
+            type=TRIGGERED, source="x", id="no key.", data={"automation": "tell", "actions": "all"}
+        )
+        await house.bus.log.append(strange)
+        await house.of_type("action.dead-lettered")
+        await house.bus.connection.nc.publish(PREFIX + TRIGGERED, b"{")  # nor can tests read it
+        with anyio.fail_after(60):
+            while len(found := await letters.list()) < 2:
+                await anyio.lowlevel.checkpoint()
+        assert [(one.automation, one.kind) for one in found] == [("tell", "unknown"), ("", "unknown")]
+        left = await letters.redrive_each([one.key for one in found])
+        assert all("cannot be read, so there is no action to try again" in str(one.error) for one in left)
+        dropped = [await house.bus.log.get(await letters.drop(one.key)) for one in found]
+        assert await letters.list() == []
+        assert [(d.event.type, at(d.event, "key")) for d in dropped if d is not None] == [
+            ("action.dropped", one.key) for one in found
+        ]
 
 
 async def test_a_dead_letter_can_die_and_be_redriven_again(house: House, receiver: Receiver) -> None:
