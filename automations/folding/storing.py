@@ -1,14 +1,18 @@
 """Storing what the fold decides: in order, each decision once, while the fold goes on.
 
 A few decisions are sent to the broker at once, by whoever folds: each turn of the loop in between is one in which all that
-others have to do comes first. What is decided until the answer comes is stored together.
+others have to do comes first.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
+from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -46,14 +50,41 @@ DECISIONS = (PREFIX + TRIGGERED, PREFIX + SUPPRESSED, PREFIX + RESOLVED, PREFIX 
 _BACK_OFF_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 _FEW = 8
 """Decisions that are written and sent in one go, in half a millisecond."""
+_MOST_SENT = 256
+"""Decisions that are on their way when more are sent. What is decided while there are more is stored together."""
+_FRESH_S = 0.05
+"""For how long what is on its way may wait for its answer while more is sent behind it. A stream that changes its leader takes
+longer: what is lost in that has nothing behind it that is not lost, too, and stands in the log in order when it is sent again."""
 _MOST_UNSTORED = 1_000
 """Decisions that may wait to be stored while events after them are folded."""
 _ROW_BYTES = 256 * 1024
 """A larger event, or one that nests more deeply than users' may, is only named by the decisions that rest on it."""
 
 
+@dataclass(slots=True)
+class _Sent:
+    """Decisions that are in the log or on their way to it.
+
+    Attributes:
+        seq: the place of the fold when they were taken: all that was decided by then is in these or before them.
+        at_s: when they were sent, by the clock of the process.
+        was_sent: it has been tried, at least. is_stored: None until it is known.
+    """
+
+    decisions: list[Decision]
+    events: list[Event]
+    seq: int
+    at_s: float
+    was_sent: bool = False
+    is_stored: bool | None = None
+
+
 class Storing:
     """The decisions of one term on their way to the log. ``run`` it; ended, it promises nothing any more.
+
+    More is sent before what was sent is answered, so that the one decision somebody waits for does not stand behind the answers
+    to a hundred. All of it goes one way, on which nothing is overtaken; where answers fail, or take long, no more is sent until
+    it is known what became of all that was.
 
     Attributes:
         seq: all that was decided up to here is in the log.
@@ -68,11 +99,10 @@ class Storing:
         self.seq = self._given = after
         self._decided = decided or set()
         self._unstored: list[Decision] = []
-        self._in_hand: list[Decision] = []  # being stored
-        self._sent: list[Event] | None = None  # how that was written, if it was sent at once
-        self._unsure: list[Event] | None = None  # the same, if it may be stored or not
-        self._reaches = after  # where we are once what is in hand is stored
-        self._to_store = anyio.Event()
+        self._sent: deque[_Sent] = deque()
+        self._on_way = 0  # decisions in these
+        self._is_writing = self._has_ended = False
+        self._to_do = anyio.Event()
         self._waiting: list[tuple[Callable[[], bool], anyio.Event]] = []
 
     # --- what the fold gives ---------------------------------------------------------------------------
@@ -81,9 +111,8 @@ class Storing:
         """Take what is decided by now, with the place of the fold; return whether ``run`` needs a turn to begin with it."""
         self._unstored += decisions
         self._given = seq
-        if not self._in_hand:
-            self._go_on()
-        return bool(self._unstored) and not self._in_hand
+        self._go_on()
+        return bool(self._unstored) and not self._is_writing
 
     def caught_up(self) -> None:
         """Note that nothing of what is decided from here on can have been decided before."""
@@ -109,114 +138,113 @@ class Storing:
         finally:
             self._waiting.remove(waiting)
 
-    def _go_on(self) -> None:
-        """Begin to store what has gathered. Nothing is in hand."""
-        if not self._unstored:
-            self._advance(self._given)
-        elif not self._send():
-            self._to_store.set()
-
     def _advance(self, seq: int) -> None:
         self.seq = seq
         for holds, event in self._waiting:
             if not event.is_set() and holds():
                 event.set()
 
-    def _take(self) -> list[Decision]:
-        self._in_hand, self._unstored = self._unstored, []
-        self._reaches = self._given
-        return self._in_hand
+    # --- sending ---------------------------------------------------------------------------------------
 
-    def _stored(self) -> None:
-        """Note that what was in hand is stored."""
-        self._in_hand, self._sent, self._unsure = [], None, None
-        self._advance(self._reaches)
-        self._go_on()
+    def _go_on(self) -> None:
+        """Send what has gathered, if that can be done now."""
+        if not self._unstored:
+            if not self._sent and not self._is_writing:
+                self._advance(self._given)
+        elif self._is_writing or not self._may_send():
+            return  # what comes before it has to get on first
+        elif len(self._unstored) > _FEW or any(d.row is None and d.refs for d in self._unstored):
+            self._to_do.set()
+        else:
+            decisions, seq = self._take()
+            self._send(decisions, self._written(decisions), seq)
 
-    # --- a few, at once --------------------------------------------------------------------------------
-
-    def _send(self) -> bool:
-        """Send what has gathered, if it is little and nothing has to be waited for; return whether it was sent."""
-        decisions = self._unstored
-        if (
-            len(decisions) > _FEW
-            or self._decided
-            or not all(d.row is not None or not d.refs for d in decisions)
-        ):
+    def _may_send(self) -> bool:
+        sent = self._sent
+        if not sent:
+            return True
+        if self._on_way >= _MOST_SENT or time.monotonic() - sent[0].at_s > _FRESH_S:
             return False
-        is_sent, events, whole = False, list[Event](), dict[int, bool]()
+        return all(s.is_stored is not False for s in sent)
+
+    def _take(self) -> tuple[list[Decision], int]:
+        decisions, self._unstored = self._unstored, []
+        return decisions, self._given
+
+    def _send(self, decisions: list[Decision], events: list[Event], seq: int) -> None:
+        sent = _Sent(decisions, events, seq, time.monotonic())
+        self._sent.append(sent)
+        self._on_way += len(decisions)
         try:
-            for decision in decisions:
-                events += self._events_of(decision, decision.row, whole)
             messages = [self._bus.log.message(event, None) for event in events]
-            is_sent = self._bus.log.store_nowait(messages, self._on_answers)
+            sent.was_sent = bool(messages) and self._bus.log.store_nowait(
+                messages, partial(self._on_answers, sent)
+            )
         except EventTooLarge:
             pass  # it can be made shorter
-        finally:
-            if not is_sent:
-                self._release(decisions)
-        if is_sent:
-            self._sent = events
-            self._take()
-        return is_sent
+        if not sent.was_sent:
+            sent.is_stored = not events
+            self._settle()
 
-    def _on_answers(self, answers: list[Arrival | None]) -> None:
-        decisions, events = self._in_hand, self._sent
-        if events is None:
-            return  # the term has ended
-        places = self._bus.log.places_in(answers)
-        if places is None:
-            self._unsure = events
-            self._to_store.set()
+    def _on_answers(self, sent: _Sent, answers: list[Arrival | None]) -> None:
+        if self._has_ended:
             return
-        for event, seq in zip(events, places, strict=True):
-            self._handover.stored(event, seq)
-        self._release(decisions)
-        self._stored()
-        # Behind what was handed over, which has its turn first.
-        asyncio.get_running_loop().call_soon(_tell, decisions)
+        places = self._bus.log.places_in(answers)
+        sent.is_stored = places is not None
+        if places is not None:
+            for event, seq in zip(sent.events, places, strict=True):
+                self._handover.stored(event, seq)
+            self._release(sent.decisions)
+            # Behind what was handed over, which has its turn first.
+            asyncio.get_running_loop().call_soon(_tell, sent.decisions)
+        self._settle()
+        self._go_on()
 
-    # --- as many as there are --------------------------------------------------------------------------
+    def _settle(self) -> None:
+        """Move on behind what is stored, as far as that is all; what has failed is for ``run``, once all is answered."""
+        sent = self._sent
+        while sent and sent[0].is_stored:
+            self._drop_first()
+        if sent and all(s.is_stored is not None for s in sent):
+            self._to_do.set()
 
     async def run(self) -> None:
-        """Store what is not sent at once, for ever."""
+        """Do what takes longer, for ever."""
         try:
-            async with anyio.create_task_group() as beside:
-                while True:
-                    await self._to_store.wait()
-                    self._to_store = anyio.Event()
-                    if self._unsure is not None:
-                        await self._append(self._unsure, were_sent=True)
-                    elif self._unstored and not self._in_hand:
-                        await self._store(self._take())
-                    else:
-                        continue
-                    # Beside: what is decided next need not wait for lines.
-                    beside.start_soon(_tell_in_turns, self._in_hand)
-                    self._stored()
+            while True:
+                await self._to_do.wait()
+                self._to_do = anyio.Event()
+                if any(s.is_stored is False for s in self._sent):
+                    if all(s.is_stored is not None for s in self._sent):
+                        await self._insist()
+                elif self._unstored:
+                    self._is_writing = True
+                    decisions, seq = self._take()
+                    self._send(decisions, await self._written_in_turns(decisions), seq)
+                    self._is_writing = False
+                self._go_on()
         finally:
-            self._sent = None
-            self._release(self._in_hand)
+            self._has_ended = True
+            for sent in self._sent:
+                self._release(sent.decisions)
 
-    async def _store(self, decisions: Sequence[Decision]) -> None:
-        """Append decisions; each is stored once, whatever is lost on the way."""
-        whole: dict[int, bool] = {}
-        events: list[Event] = []
-        turn = Turn()
-        try:
-            for decision in decisions:
-                row = decision.row
-                if row is None and decision.refs and decision.id not in self._decided:
-                    record = await self._bus.log.get(decision.refs[-1].seq)
-                    row = orjson.loads(record.raw) if record is not None else None
-                events += self._events_of(decision, row, whole)
-                if turn.is_over:
-                    await turn.pass_on()
-            await self._append(events)
-        finally:
-            self._release(decisions)  # what has not been handed over is for the broker to deliver
+    async def _insist(self) -> None:
+        """Store all that was not, however long it takes."""
+        while self._sent:
+            sent = self._sent[0]
+            if not sent.is_stored:
+                await self._append(sent.events, were_sent=sent.was_sent)
+                self._release(sent.decisions)
+                _tell(sent.decisions)
+            self._drop_first()
+
+    def _drop_first(self) -> None:
+        first = self._sent.popleft()
+        self._on_way -= len(first.decisions)
+        self._advance(first.seq)
 
     def _release(self, decisions: Sequence[Decision]) -> None:
+        """Take back the promises of what has not been handed over: it is for the broker to deliver."""
         for decision in decisions:
             self._handover.release(decision.id)
 
@@ -260,6 +288,34 @@ class Storing:
 
     # --- how they are written --------------------------------------------------------------------------
 
+    def _written(self, decisions: Sequence[Decision]) -> list[Event]:
+        """Return the events that say decisions which have at hand what they rest on."""
+        events, whole = list[Event](), dict[int, bool]()
+        try:
+            for decision in decisions:
+                events += self._events_of(decision, decision.row, whole)
+        except BaseException:
+            self._release(decisions)
+            raise
+        return events
+
+    async def _written_in_turns(self, decisions: Sequence[Decision]) -> list[Event]:
+        """Return the events that say decisions, however many, and look up in the log what they rest on."""
+        events, whole, turn = list[Event](), dict[int, bool](), Turn()
+        try:
+            for decision in decisions:
+                row = decision.row
+                if row is None and decision.refs and decision.id not in self._decided:
+                    record = await self._bus.log.get(decision.refs[-1].seq)
+                    row = orjson.loads(record.raw) if record is not None else None
+                events += self._events_of(decision, row, whole)
+                if turn.is_over:
+                    await turn.pass_on()
+        except BaseException:
+            self._release(decisions)
+            raise
+        return events
+
     def _events_of(
         self, decision: Decision, row: dict[str, Any] | None, whole: dict[int, bool]
     ) -> list[Event]:
@@ -289,8 +345,10 @@ class Storing:
 
 
 def _tell(decisions: Sequence[Decision]) -> None:
-    """Say in this process's own log what has been decided and stored."""
-    for decision in decisions:
+    """Say in this process's own log what has been decided and stored, a few in each turn of the loop."""
+    if len(decisions) > _FEW:
+        asyncio.get_running_loop().call_soon(_tell, decisions[_FEW:])
+    for decision in decisions[:_FEW]:
         if is_stop(decision):
             log.warning(
                 "automation.disabled", extra={"automation": decision.automation, "until": decision.until}
@@ -305,14 +363,6 @@ def _tell(decisions: Sequence[Decision]) -> None:
                     "decision": decision.id,
                 },
             )
-
-
-async def _tell_in_turns(decisions: Sequence[Decision]) -> None:
-    turn = Turn()
-    for decision in decisions:
-        if turn.is_over:
-            await turn.pass_on()
-        _tell([decision])
 
 
 def _unclaimed(event: Event) -> Event:

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import orjson
 import pytest
 from hark.automations.folding import engine as engine_module
@@ -171,9 +172,10 @@ async def test_what_falls_due_at_one_moment_is_told_bit_by_bit(
     take, begun = Storing._take, _Term._begun
     at_once, between = list[int](), list[bool]()
 
-    def taken(self: Storing) -> list[Decision]:
-        at_once.append(len(decisions := take(self)))
-        return decisions
+    def taken(self: Storing) -> tuple[list[Decision], int]:
+        decisions, seq = take(self)
+        at_once.append(len(decisions))
+        return decisions, seq
 
     def begins(self: _Term) -> Any:
         between.append(self._is_between)
@@ -278,6 +280,37 @@ async def test_nothing_is_stored_again_before_the_log_was_looked_at(
         fired = await house.of_type("automation.triggered", count=2)
     assert asked == ["append", "look", "look"]
     assert [at(e, "automation.name") for e in fired] == ["failing", "end"]
+
+
+async def test_decisions_go_on_while_the_answer_to_one_is_awaited(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is decided behind it is in the log before; then its answer is lost, and each stands there once, in order."""
+    monkeypatch.setattr(storing_module, "_FRESH_S", 60)
+    store_nowait = EventLog.store_nowait
+    lost: list[Callable[[], None]] = []
+
+    def sent(self: EventLog, messages: Sequence[Message], on_answers: Callable[..., None]) -> bool:
+        def answered(answers: list[Arrival | None]) -> None:
+            lost.append(lambda: on_answers([None for _ in answers]))
+
+        return store_nowait(self, messages, on_answers if lost else answered)
+
+    async with house.engine():
+        await house.define("failing", on="build.failed", for_each="data.n")
+        monkeypatch.setattr(EventLog, "store_nowait", sent)
+        for n in range(3):
+            await house.emit("build.failed", {"n": n})
+            await house.of_type("automation.triggered", count=n + 1)
+            with anyio.fail_after(10):
+                while not lost:
+                    await anyio.lowlevel.checkpoint()
+        monkeypatch.undo()
+        lost[0]()
+        await house.define("end", on="the.end")
+        await house.emit("the.end")
+        fired = await house.of_type("automation.triggered", count=4)
+    assert [at(e, "key") for e in fired] == ["0", "1", "2", ""]
 
 
 async def test_windows_survive_a_restart(house: House) -> None:

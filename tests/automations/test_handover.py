@@ -254,7 +254,7 @@ async def test_promises_are_taken_back_when_decisions_cannot_be_made(
         for id, row in (("one", {"id": "e"}), ("two", None))
     )
     with pytest.raises(BusUnavailable):
-        await Storing(house.bus, handover, after=0)._store([one, two])
+        await Storing(house.bus, handover, after=0)._written_in_turns([one, two])
     assert taker.held == taker.released == ["one"]
     assert handover.promise("three")
     handover.leave(taker)
