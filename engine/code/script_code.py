@@ -15,7 +15,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
@@ -73,10 +73,12 @@ class ScriptCode:
 
     @classmethod
     def from_details(cls, details: object) -> Self | None:
-        """Return what a run's first state says; None if it says nothing of the kind."""
+        """Return what a run's first state says; None if it says nothing of the kind. What only later versions say is passed over."""
         said = details.get(CODE) if isinstance(details, dict) else None
+        if not isinstance(said, dict):
+            return None
         try:
-            return cls(**said) if isinstance(said, dict) else None
+            return cls(**{field.name: said[field.name] for field in fields(cls) if field.name in said})
         except TypeError:  # of another version
             return None
 

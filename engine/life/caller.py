@@ -54,10 +54,11 @@ class CallerInfo:
 
     @classmethod
     def from_json(cls, raw: bytes) -> Self | None:
-        """Return what a process wrote; None for something else."""
+        """Return what a process wrote; None for something else. What only later versions say is passed over."""
         try:
             said = orjson.loads(raw)
-            return cls(**said) if isinstance(said["beat_s"], int | float) else None
+            is_readable = isinstance(said["beat_s"], int | float)
+            return cls(said["id"], said["host"], said["pid"], said["beat_s"]) if is_readable else None
         except (orjson.JSONDecodeError, TypeError, KeyError):
             return None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections import Counter
 from contextlib import AsyncExitStack, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -409,4 +409,6 @@ def test_what_a_later_version_says_of_a_worker_is_passed_over() -> None:
     )
     caller = CallerInfo("c1", "here", 1, 7.5)
     assert CallerInfo.from_json(caller.to_json()) == caller
-    assert CallerInfo.from_json(caller.to_json().replace(b"7.5", b'"7.5"')) is None
+    assert CallerInfo.from_json(orjson.dumps({**asdict(caller), "since": "a later version"})) == caller
+    for raw in (b"{", b"[]", b"7", b"null", b'{"beat_s": 7.5}', caller.to_json().replace(b"7.5", b'"7.5"')):
+        assert CallerInfo.from_json(raw) is None

@@ -273,3 +273,4 @@ def test_code_that_is_not_what_ran_is_not_loaded(tmp_path: Path) -> None:
     Path(code.file).unlink()
     assert "cannot be read" in str(code.problem())
     assert ScriptCode.from_details({"code": {"of": "another version"}}) is None
+    assert ScriptCode.from_details({"code": {**code.to_json(), "since": "a later version"}}) == code
