@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from .call import AsJson, ago, ask, group, json_argument, pairs, plain, show, table, to_json
+from .cancel_runs import cancel
 from .ident import run_id_of
 
 if TYPE_CHECKING:
@@ -179,14 +180,7 @@ def _done(run: JsonObject, as_json: bool) -> None:
     show(run, f"{run['id']}  {run.get('state_name')}", as_json=as_json)
 
 
-@runs.command("cancel")
-def cancel(
-    run_id: _Id,
-    reason: Annotated[str, typer.Option(help="Said in the state's message.")] = "",
-    as_json: AsJson = False,
-) -> None:
-    """Ask a run to stop."""
-    _done(_ask_of(run_id, lambda h, id_: h.cancel_flow_run(id_, reason=reason)), as_json)
+runs.command("cancel")(cancel)
 
 
 @runs.command("suspend")
