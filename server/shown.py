@@ -425,6 +425,7 @@ class Status(Open):
     dead_letters: int
     workers: dict[str, int]
     failing_channels: Json
+    rules_behind: NotRequired[str]
 
 
 class Ready(TypedDict):

@@ -24,6 +24,7 @@ from ...bus.candidate import Deposed
 from ...bus.large_value import LargeValues
 from ...errors import BusUnavailable, GuardFailed, ObjectCorrupt, UnknownName
 from ...vocabulary import JsonObject, JsonValue
+from .catching_up import note_begun, note_caught_up
 from .fold import Fold, FoldConfig
 from .heap import give_back
 
@@ -32,10 +33,6 @@ __all__ = ["Checkpoints", "Restored"]
 log = logging.getLogger(__name__)
 
 KEY = "automations.state"
-_BEGUN = "automations.begun"
-"""How many terms have begun since one caught up with the log."""
-_MANY_ENDED = 3
-"""Terms in a row that ended before they had caught up, from which on the next one says so: one or two may be a restart."""
 _INLINE_BYTES = 128 * 1024
 _MANY_PARTS = 4
 """Of 2 MB: from here on the state is large enough for the memory that taking it needed to matter."""
@@ -66,7 +63,7 @@ class Checkpoints:
         A checkpoint that cannot be read is said in the log and counts as none.
         """
         entry, self._revision = await self._bucket.take_over(KEY, empty=b"{}")
-        await self._note_begun()
+        await note_begun(self._bus)
         if entry is None:
             await self._large.sweep(())
             return None
@@ -100,25 +97,10 @@ class Checkpoints:
             log.error("automations.checkpoint_unreadable", extra={"error": repr(exc)})
             return None
 
-    async def _note_begun(self) -> None:
-        """Note that a term has begun, and say it if several before it ended before they had caught up with the log."""
-        found = await self._bucket.get(_BEGUN)
-        ended = int(found.value) if found is not None and found.value.isdigit() else 0
-        await self._bucket.put(_BEGUN, str(ended + 1).encode())
-        if ended >= _MANY_ENDED:
-            log.error(
-                "automations.does_not_catch_up",
-                extra={
-                    "terms": ended,
-                    "hint": "if it is killed for want of memory (exit code 137, `dmesg`), give it more: a million keys need some "
-                    "450 MB; or take away the rule with the most keys (`hark automations ls`)",
-                },
-            )
-
     async def settled(self) -> None:
         """Note that this term has caught up."""
         with suppress(BusUnavailable):
-            await self._bucket.delete(_BEGUN)
+            await note_caught_up(self._bus)
 
     async def write(
         self,

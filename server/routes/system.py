@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import orjson
 from fastapi import APIRouter, Query, Request, Response
 
+from ...automations.folding.catching_up import why_behind
 from ...errors import HarkError
 from ...storage import EventFilter, RunFilter
 from ..answer import answer, moment, page
@@ -71,6 +72,9 @@ async def _status(context: ServerContext) -> dict[str, Any]:
     }  # fmt: skip
     out["dead_letters"] = counts.dead_letters
     out["workers"] = dict(counts.workers)
+    behind = await why_behind(context.bus)
+    if behind is not None:
+        out["rules_behind"] = behind
     out["failing_channels"] = {
         name: [said_of(row) for row in rows] for name, rows in (await failing_channels(context)).items()
     }

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 import psutil
 import pytest
 from hark.automations.folding import checkpoint
+from hark.automations.folding.catching_up import why_behind
 from hark.automations.folding.checkpoint import Checkpoints
 from hark.automations.folding.fold import Fold, FoldConfig
 from hark.automations.model import parse_automation
@@ -108,10 +109,13 @@ async def test_terms_that_end_before_they_have_caught_up_are_said(
     for _ in range(3):
         await Checkpoints(bus, CONFIG).take_over()
     assert "does_not_catch_up" not in caplog.text
+    assert await why_behind(bus) is None
     last = Checkpoints(bus, CONFIG)
     await last.take_over()
     assert "automations.does_not_catch_up" in caplog.text
+    assert "has ended 3 times in a row" in str(await why_behind(bus))
     caplog.clear()
     await last.settled()
+    assert await why_behind(bus) is None
     await Checkpoints(bus, CONFIG).take_over()
     assert "does_not_catch_up" not in caplog.text
