@@ -230,8 +230,23 @@ class Resume(_Target):
     resume: Literal[True] = True
 
 
+SEVERITIES = ("info", "success", "warning", "error", "critical")
+
+
 def _severity(value: Any) -> Any:
-    return "error" if value in ("failure", "failed") else value
+    if value in ("failure", "failed"):
+        return "error"
+    if value in SEVERITIES or (isinstance(value, str) and ("{{" in value or "{%" in value)):
+        return _checked(value)
+    named = ", ".join(map(repr, SEVERITIES[:-1]))
+    near = did_you_mean(str(value), SEVERITIES)
+    raise ValueError(f"{value!r:.80} is not one of {named} or {SEVERITIES[-1]!r}, and no template{near}")
+
+
+SeverityText: TypeAlias = Annotated[
+    Literal["info", "success", "warning", "error", "critical"] | Template, BeforeValidator(_severity)
+]
+"""How bad it is: a word, or a template that gives one."""
 
 
 class Notify(Action):
@@ -249,9 +264,7 @@ class Notify(Action):
     )
     title: Template = "{{ automation.name }}{% if key %}: {{ key }}{% endif %}"
     body: Template | None = None
-    severity: Annotated[
-        Literal["info", "success", "warning", "error", "critical"], BeforeValidator(_severity)
-    ] = "warning"
+    severity: SeverityText = "warning"
     attach: tuple[Template, ...] = Field(
         (), description="paths, URLs, object:<name>, or run-log: the log of the run the event is about"
     )
@@ -366,9 +379,7 @@ class Approve(Action):
     )
     title: Template = "{{ automation.name }}{% if key %}: {{ key }}{% endif %}?"
     body: Template | None = None
-    severity: Annotated[
-        Literal["info", "success", "warning", "error", "critical"], BeforeValidator(_severity)
-    ] = "warning"
+    severity: SeverityText = "warning"
     wait: Duration = Field(86_400.0, gt=0, le=30 * 86_400, description="how long an answer can be given")
     yes: Branch = ()
     no: Branch = ()

@@ -264,7 +264,7 @@ class Performers(AsyncContextManagerMixin):
         message = Message(
             title=render(action.title, context),
             body=body,
-            severity=Severity(action.severity),
+            severity=_severity(action.severity, context),
             attach=tuple(_attachment(render(a, context), context) for a in action.attach),
         )
         sent: list[JsonValue] = []
@@ -325,7 +325,7 @@ class Performers(AsyncContextManagerMixin):
         message = Message(
             title=asked.title,
             body=f"{asked.body}\n\nYes: {yes}\nNo: {no}\n\nOpen until {until}.".lstrip(),
-            severity=Severity(action.severity),
+            severity=_severity(action.severity, context),
         )
         sent: list[JsonValue] = []
         for i, to in enumerate(told):
@@ -407,6 +407,22 @@ class Performers(AsyncContextManagerMixin):
             else self._bus.log.append(event)
         )
         return {"event": {"id": event.id, "type": type_, "seq": appended.seq}}
+
+
+def _severity(template: str, context: Mapping[str, Any]) -> Severity:
+    """Return the severity that a template gives, in any case.
+
+    Raises:
+        ActionFailed: it gives no such word.
+    """
+    said = render(template, context).strip()
+    try:
+        return Severity({"failure": "error", "failed": "error"}.get(said.lower(), said.lower()))
+    except ValueError:
+        raise ActionFailed(
+            f"{said!r:.80} is no severity, which are {', '.join(Severity)}", again=False,
+            hint="map what senders say, as in {{ {'high': 'critical'}.get(event.data.level, 'warning') }}",
+        ) from None  # fmt: skip
 
 
 def _recipient(template: str, context: Mapping[str, Any]) -> str:

@@ -76,7 +76,7 @@ async def test_every_kind_of_action_does_its_work(house: House, receiver: Receiv
             do=[
                 {"run": "fix", "parameters": {"n": "{{ event.data.n }}"}, "tags": ["by-{{ key }}"]},
                 {"emit": "order.seen", "subject": "order/{{ key }}", "data": {"n": "{{ event.data.n }}"}},
-                {"notify": ["oncall", "managers"], "title": "order {{ key }}", "severity": "success"},
+                {"notify": ["oncall", "managers"], "title": "order {{ key }}", "severity": "{{ {7: 'Success'}.get(event.data.n) }}"},
                 {"call": receiver.url},
                 {"pause": {"automation": "other"}},
                 {"resume": {"deployment": "fix"}},
