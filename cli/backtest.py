@@ -65,7 +65,7 @@ def backtest(
     """Show every firing a rule would have made, with the events that made it; nothing is stored or sent."""
     draft = None if live else _drafted(rule, config)
     if file is not None:
-        made = _from_file(file, rule, draft, since=since, limit=limit)
+        made = _from_file(file, rule, draft, since=since, until=until, limit=limit)
     else:
         body: JsonObject = {"since": since, "until": until, "limit": limit}
         body |= {"automation": rule} if draft is None else {"rules": {rule: draft.to_json()}}
@@ -75,7 +75,7 @@ def backtest(
 
 
 def _from_file(
-    file: Path, name: str, draft: Automation | None, *, since: str | None, limit: int
+    file: Path, name: str, draft: Automation | None, *, since: str | None, until: str | None, limit: int
 ) -> JsonObject:
     from ..automations.analysis.backtest import backtest_lines
     from ..automations.model import parse_automation
@@ -86,7 +86,7 @@ def _from_file(
         draft = parse_automation(found["definition"], name=name)
     with file.open("rb") as lines:
         made = backtest_lines(
-            lines, [draft], since=moment(since, name="since"), keep=limit, name=file.name
+            lines, [draft], since=moment(since, name="since"), until=moment(until, name="until"), keep=limit, name=file.name,
         )  # fmt: skip
     return made.to_json()
 

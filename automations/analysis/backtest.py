@@ -268,6 +268,7 @@ def backtest_lines(
     automations: Sequence[Automation],
     *,
     since: datetime | None = None,
+    until: datetime | None = None,
     config: FoldConfig | None = None,
     keep: int = KEEP,
     name: str = "events",
@@ -278,11 +279,14 @@ def backtest_lines(
     without a recorded time counts as recorded when it occurred. The order is that of the file; time never goes back.
     A list that is what ``hark events ls --json`` prints, newest first, is put in the order of the log.
 
+    Args:
+        until: stop before the first event recorded later, and let time pass so far; None: no further than the last event.
     Raises:
         DefinitionError: a line is no event; says which.
     """
     replay: Replay | None = None
     first = since.timestamp() if since is not None else None
+    stop = until.timestamp() if until is not None else None
     now = 0.0
     seq = 0
     for n, line in enumerate(_one_by_one(lines, name), 1):
@@ -297,7 +301,13 @@ def backtest_lines(
                 at, row = row.get("recorded_at"), row["event"]
             at = at or row.get("recordedtime") or row["time"]
             type_ = row["type"]
-            recorded = at if at.__class__ in (int, float) else datetime.fromisoformat(at).timestamp()
+            if at.__class__ in (int, float):
+                recorded: float = at
+            else:
+                moment = datetime.fromisoformat(at)
+                if moment.tzinfo is None:
+                    raise ValueError(f"{at!r} has no time zone offset, such as Z")
+                recorded = moment.timestamp()
             if type_.__class__ is not str:
                 raise TypeError("`type` is not text")
         except (ValueError, TypeError, KeyError, AttributeError) as exc:
@@ -308,6 +318,8 @@ def backtest_lines(
             ) from exc
         if first is not None and recorded < first:
             continue
+        if stop is not None and recorded > stop:
+            break
         if replay is None:
             replay = Replay(
                 automations, begins=recorded if first is None else first, config=config, keep=keep
@@ -317,8 +329,8 @@ def backtest_lines(
         replay.row(row, seq=seq, recorded=now)
     if replay is None:
         replay = Replay(automations, begins=first or 0.0, config=config, keep=keep)
-        return replay.finish()
-    return replay.finish(now)
+        return replay.finish(stop)
+    return replay.finish(now if stop is None else stop)
 
 
 def _one_by_one(lines: Iterable[bytes], name: str) -> Iterator[Any]:

@@ -10,6 +10,7 @@ import orjson
 import pytest
 from hark.automations.analysis.backtest import Replay, backtest_lines, backtest_log, filters_of
 from hark.automations.analysis.hindsight import Judgement, explain_moment, memory_s
+from hark.automations.analysis.ruletest import START
 from hark.automations.folding.fold import FoldConfig
 from hark.automations.model import Automation, parse_automation
 from hark.bus import Recorded
@@ -55,6 +56,12 @@ def test_deadlines_within_the_history_pass_one_by_one() -> None:
         lines_of(given(0, "sensor.beat", d="a"), given(35, "sensor.beat", d="b")), [rule(beat)]
     )
     assert [d.key for d in made.rules["r"].decisions] == ["a", "a", "a"]
+    # Up to a time: what is later is left out, and what is due until then is not.
+    early = datetime.fromtimestamp(START + 24, UTC)
+    made = backtest_lines(
+        lines_of(given(0, "sensor.beat", d="a"), given(35, "sensor.beat", d="b")), [rule(beat)], until=early
+    )
+    assert ([d.key for d in made.rules["r"].decisions], made.events) == (["a", "a"], 1)
 
 
 def test_lines_may_be_what_watching_prints() -> None:
@@ -77,7 +84,8 @@ def test_a_file_may_be_the_list_that_a_listing_prints() -> None:
 
 @pytest.mark.parametrize(
     ("line", "why"),
-    [(b"{", "line 1"), (b"[1]", "not an event"), (b'{"type": "a.b"}', "'time' is missing"), (b'{"type": 1, "time": "2026-01-01T00:00:00Z"}', "not text")],
+    [(b"{", "line 1"), (b"[1]", "not an event"), (b'{"type": "a.b"}', "'time' is missing"), (b'{"type": 1, "time": "2026-01-01T00:00:00Z"}', "not text"),
+     (b'{"type": "a.b", "time": "2026-01-01T00:00:00"}', "no time zone offset")],
 )  # fmt: skip
 def test_a_line_that_is_no_event_is_named(line: bytes, why: str) -> None:
     """With its number."""
