@@ -6,11 +6,12 @@ hooks and events, and waits for what the worker says. What happens on the worker
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import logging
 import threading
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Self
 
@@ -41,6 +42,8 @@ ON_THEIR_WAY = 256
 """Tries that the cluster is given at once. Each takes a thread here that waits; the cluster puts them in its own order."""
 
 LARGE_BYTES = 1 << 20
+_LISTENING = "hark-listening"
+_SAY_AGAIN_S = 0.5
 
 
 class DaskTaskRunner(ThreadPoolTaskRunner):
@@ -90,6 +93,8 @@ class DaskTaskRunner(ThreadPoolTaskRunner):
         """What those of them may be told to wait for."""
         self._waiting_on: dict[str, set[str]] = {}
         """Workers of the cluster that are listened to, and which of those tries wait there."""
+        self._listening: dict[str, asyncio.Event] = {}
+        """Those of them that we are not sure to hear of yet; set once we do."""
 
     def duplicate(self) -> Self:
         return type(self)(**self._arguments())
@@ -222,8 +227,10 @@ class DaskTaskRunner(ThreadPoolTaskRunner):
                 yield
             finally:
                 del self._waits[ticket]
+                for tickets in [*self._waiting_on.values()]:
+                    tickets.discard(ticket)
 
-    # These two are called in the client's loop.
+    # These are called in the client's loop.
 
     def _on_waits(self, event: tuple[float, Any]) -> None:
         """Hear of a try that waits, or goes on; of those of other clients, too."""
@@ -236,6 +243,7 @@ class DaskTaskRunner(ThreadPoolTaskRunner):
             self._waiting_on[worker] = set()
             # A try whose worker dies is begun anew on another, and nobody says so.
             client.subscribe_topic(worker, lambda event: self._on_worker(worker, event))
+            client.loop.add_callback(self._make_sure, client, worker)
         if told["waits"]:
             self._waiting_on[worker].add(ticket)
         else:
@@ -244,10 +252,33 @@ class DaskTaskRunner(ThreadPoolTaskRunner):
 
     def _on_worker(self, worker: str, event: tuple[float, Any]) -> None:
         """Hear what becomes of a worker on which tries wait."""
-        if isinstance(event[1], dict) and event[1].get("action") == "remove-worker":
+        action = event[1].get("action") if isinstance(event[1], dict) else None
+        if action == _LISTENING and worker in self._listening:
+            self._listening[worker].set()
+        elif action == "remove-worker":
             for ticket in self._waiting_on.pop(worker, set()):
                 if (waits := self._waits.get(ticket)) is not None:
                     waits.hear(())
+
+    async def _make_sure(self, client: Any, worker: str) -> None:
+        """See whether a worker has died before we were listened to: by what was said of it, read once we hear what is."""
+        hears = self._listening.setdefault(worker, asyncio.Event())
+        try:
+            while not hears.is_set():
+                # What we ask to hear goes another way than what we say, so that may be there first: then it is said again.
+                await client.scheduler.log_event(topic=worker, msg={"action": _LISTENING})
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_SAY_AGAIN_S):
+                        await hears.wait()
+            said = [one for one in await client.scheduler.events(topic=worker) if isinstance(one[1], dict)]
+        except (OSError, RuntimeError) as exc:  # the cluster is gone, or we have left it
+            log.debug("dask.not_listening", extra={"worker": worker, "error": str(exc)})
+            return
+        finally:
+            self._listening.pop(worker, None)
+        lives = [one for one in said if one[1].get("action") in ("add-worker", "remove-worker")]
+        if lives:
+            self._on_worker(worker, lives[-1])
 
     # --- the end --------------------------------------------------------------------------------------
 

@@ -7,13 +7,14 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import dask
 import distributed
 import pytest
+from anyio import to_thread
 from hark import flow, get_run_logger, runtime, task
 from hark.bus import Bus
 from hark.bus.session import use_session
@@ -21,6 +22,7 @@ from hark.bus.subject import TASK_RUNS
 from hark.config import EngineConfig
 from hark.engine.context import FlowRunContext
 from hark.engine.executors.dask_runner import DaskTaskRunner
+from hark.engine.executors.far_wait import FarWait, FarWaits
 from hark.engine.states import State
 from hark.engine.task_runners import DaskTaskRunner as ByItsName
 from hark.errors import DefinitionError, ProcessDied, RunTimedOut, Unpicklable
@@ -375,6 +377,43 @@ async def test_a_task_that_waits_on_the_cluster_holds_no_place(stage: Stage, mor
         await waiting(worker, 0)
         (stage.root / "end").touch()
         assert result_of(await stage.end(far)) == "ended"
+    await to_thread.run_sync(hears_of_the_dead, mortal)
+
+
+class Heard(FarWaits):
+    """What is told of a try, without a try."""
+
+    def __init__(self) -> None:
+        self.waits: list[FarWait] = []
+        self.goes_on = threading.Event()
+
+    def hear(self, told: Iterable[FarWait]) -> None:
+        self.waits = [*told]
+        if not self.waits:
+            self.goes_on.set()
+
+
+def hears_of_the_dead(cluster: Any) -> None:
+    """A worker that has died between telling of a wait and being listened to is not listened to for ever."""
+    runner = DaskTaskRunner(address=cluster.scheduler_address)
+    try:
+        client = runner.client
+        [dead] = [
+            event["worker"] for _, event in client.get_events("all") if event["action"] == "remove-worker"
+        ]
+        [alive, *_] = client.run(os.getpid)
+        heard = runner._waits["dead"] = Heard()
+        working = runner._waits["alive"] = Heard()
+        for ticket, worker in (("alive", alive), ("dead", dead)):
+            told = {"ticket": ticket, "worker": worker, "waits": [["task 'rests'", "sleeps", 3600.0, ""]]}
+            client.loop.add_callback(runner._on_waits, (0.0, told))
+        assert heard.goes_on.wait(20)
+        while runner._listening:
+            time.sleep(0.01)  # until the other is sure to be heard, too
+        assert len(working.waits) == 1
+        assert runner._waiting_on == {alive: {"alive"}}
+    finally:
+        runner.close()
 
 
 def test_what_makes_no_sense_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
