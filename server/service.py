@@ -28,6 +28,7 @@ from ..clock import SYSTEM_CLOCK, Clock
 from ..errors import BusUnavailable, DefinitionError, HarkError, LogRewound, UnavailableError
 from ..vocabulary import new_id
 from .access import AccessKeys, is_loopback
+from .collecting import begin_collecting, spaced_collections
 from .definitions import DefinitionsFeed
 from .door import bound
 from .lean import import_httpx
@@ -520,7 +521,6 @@ def _end_by_force(limit_s: float) -> None:
 
 
 async def _serve(service: Service, announce: Callable[[str], None]) -> int:
-    import gc
     import signal
 
     asked, is_up, was_up = anyio.Event(), False, False
@@ -537,11 +537,9 @@ async def _serve(service: Service, announce: Callable[[str], None]) -> int:
                 await service.load()
             except UnavailableError as exc:  # whoever asks first loads it
                 log.warning("hark.not_loaded", extra={"error": str(exc)})
-            # What start has made lives as long as the process: never look at it again when collecting.
-            gc.collect()
-            gc.freeze()
-            gc.enable()
-            await asked.wait()
+            begin_collecting()
+            with spaced_collections():
+                await asked.wait()
 
     async def listen(signals: Any, starting: anyio.CancelScope) -> None:
         async for _ in signals:
