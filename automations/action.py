@@ -43,6 +43,8 @@ TARGETS = ("flow_run", "deployment", "schedule", "pool", "queue", "automation", 
 """What `pause` and `resume` can be about."""
 
 
+MAX_DELAY_S = 7 * 86_400.0
+"""The decision has to be in the log still when its time has come."""
 MAX_NESTING = 32
 """How deep JSON in an action may nest: what reads it goes down one call for each level."""
 
@@ -111,6 +113,7 @@ class Action(Strict):
     retries: int | None = Field(None, ge=0, le=20, description="further tries after a failure")
     backoff: Duration | None = Field(None, description="wait before the first retry; doubles with each")
     timeout: Duration | None = Field(None, description="longest time one try may take")
+    delay: Duration | None = Field(None, description="how long after the firing it is done")
 
     @cached_property
     def names(self) -> frozenset[str]:
@@ -129,6 +132,13 @@ class Action(Strict):
     def _some_time(cls, value: float | None) -> float | None:
         if value is not None and not 0 < value <= 3600:
             raise ValueError("a timeout is more than 0 and at most 1h")
+        return value
+
+    @field_validator("delay")
+    @classmethod
+    def _soon_enough(cls, value: float | None) -> float | None:
+        if value is not None and cls.word != "run" and value > MAX_DELAY_S:
+            raise ValueError("an action is delayed by 7d at most; for more, have a deployment run then")
         return value
 
 

@@ -213,7 +213,7 @@ def test_every_action_is_in_the_docs_with_its_options(word: str) -> None:
     text = page("rules")
     row = next((line for line in text.splitlines() if line.startswith(f"| `{word}: ")), None)
     assert row is not None
-    shared = {"if", "retries", "backoff", "timeout"}
+    shared = {"if", "retries", "backoff", "timeout", "delay"}
     own = [n for n in keys_of(ACTIONS[word]) if n not in shared | {word, "kind", "target"}]
     if word == "pause":
         own += TARGETS

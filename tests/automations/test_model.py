@@ -144,6 +144,7 @@ BAD: list[tuple[dict[str, Any], tuple[str | int, ...], str]] = [
     ({"do": [{"notify": "x", "run": "y"}]}, ("do", 0, "run"), "one action each"),
     ({"do": [{"notify": []}]}, ("do", 0, "notify"), "at least 1"),
     ({"do": [{"notify": "x", "severity": "bad"}]}, ("do", 0, "severity"), "'info'"),
+    ({"do": [{"notify": "x", "delay": "8d"}]}, ("do", 0, "delay"), "delayed by 7d at most"),
     ({"do": [{"notify": "x", "severity": "eror"}]}, ("do", 0, "severity"), "did you mean 'error'?"),
     ({"do": [{"notify": "x", "severity": "{{ event."}]}, ("do", 0, "severity"), "does not parse"),
     ({"do": [{"run": "x", "parameters": {"a": "{{ x"}}]}, ("do", 0, "parameters"), "does not parse"),
