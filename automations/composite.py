@@ -341,7 +341,7 @@ class Limit:
 
     def __init__(self, text: str, metric: Metric) -> None:
         found = _IS.fullmatch(text)
-        if found is None:
+        if found is None or found[2][:1] in ("<", ">", "="):
             raise ValueError(f"{text!r} is not a comparison; write {self._example(metric)!r}")
         self.sign, self.bound = found[1], self._bound(found[2], metric)
         self._compare = _COMPARE[self.sign]

@@ -139,6 +139,7 @@ def test_quantiles_agree_with_sorting_by_hand(seed: int) -> None:
         ({"metric": {"measure": "p95_duration", "over": "1h"}, "is": "10m"}, "not a comparison"),
         ({"metric": {"measure": "p95_duration", "over": "1h"}, "is": "> 10"}, "does not go with p95_duration"),
         ({"metric": {"measure": "success_rate", "over": "1h"}, "is": "> 1e9999999"}, "does not go with success_rate"),
+        ({"metric": {"measure": "count", "on": "a.b", "over": "1h"}, "is": ">> 10"}, "'>> 10' is not a comparison"),
         ({"metric": {"measure": "failure_rate", "over": "1h"}, "is": "> 150%"}, "between 0% and 100%"),
         ({"metric": {"measure": "count", "over": "1h"}, "is": "> 5"}, "needs `on`"),
         ({"metric": {"measure": "p95_duration", "on": "a.b", "over": "1h"}, "is": "> 5s"}, "about flow runs"),
