@@ -146,7 +146,12 @@ class InForce:
     def _cool(self, key: str, until: float, recorded: float, keep: float) -> None:
         self.cooling.part(key)[key] = (until, recorded, 0)
         if self.cooling.is_full(key):
-            self.cooling.sweep(key, lambda c: recorded - c[1] > keep + (_DAY_S if c[2] else 0.0))
+            self.cooling.sweep(
+                key,
+                lambda part: [
+                    k for k, c in part.items() if recorded - c[1] > keep + (_DAY_S if c[2] else 0.0)
+                ],
+            )
 
     def dump_raw(self) -> bytes:
         """Return the state as JSON; of many rules most are as they were at the last checkpoint."""

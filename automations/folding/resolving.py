@@ -57,7 +57,9 @@ class Resolving:
         else:
             self._open.part(key)[key] = [decision, at, 1, depth, recorded, None, None]
             if self._open.is_full(key):
-                self._open.sweep(key, lambda o: recorded - o[4] > _FORGET_S)
+                self._open.sweep(
+                    key, lambda part: [k for k, o in part.items() if recorded - o[4] > _FORGET_S]
+                )
         self.heard(key, recorded, firing=True)
 
     def heard(self, key: str, recorded: float, *, firing: bool = False) -> None:

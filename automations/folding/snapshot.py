@@ -73,8 +73,9 @@ class _Column:
         if self._left is None:
             # Whatever is not in the part any more was saved; whatever has come since, too, and there was none of it.
             yield from self._early(saved)
-            self._left = [cell for cell in self._parts[self._at] if cell not in saved]
-            saved.clear()
+            for cell in saved:
+                saved[cell] = _NOTHING  # written, as far as it goes
+            self._left = list(self._parts[self._at])
         left = self._left
         cells = left[-n:]
         del left[-n:]

@@ -78,7 +78,7 @@ class Absence:
             answers[key] = (seen.recorded, seen.time)
             if self._answers.is_full(key):
                 now, keep = seen.recorded, self._lateness
-                self._answers.sweep(key, lambda a: now - a[-2] > keep)
+                self._answers.sweep(key, lambda part: [k for k, a in part.items() if now - a[-2] > keep])
             return
         kept: list[float] = []
         for i in range(0, len(known), 2):

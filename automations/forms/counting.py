@@ -43,7 +43,7 @@ class Counting(Timeless):
             windows[key] = (seen.recorded, seen.time, seen.seq, seen.id)
             if current is None and self._windows.is_full(key):
                 now, keep = seen.recorded, self._keep
-                self._windows.sweep(key, lambda w: now - w[0] > keep)
+                self._windows.sweep(key, lambda part: [k for k, w in part.items() if now - w[0] > keep])
             return None
         time, entry = seen.time, (seen.time, seen.seq, seen.id)
         if current.__class__ is tuple:

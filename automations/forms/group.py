@@ -138,7 +138,7 @@ class Group(Timeless):
             window = self._windows.part(key)[key] = [seen.recorded, seen.time, *([] for _ in self._counts)]
             if self._windows.is_full(key):
                 now, keep = seen.recorded, self._within + self._lateness
-                self._windows.sweep(key, lambda w: now - w[0] > keep)
+                self._windows.sweep(key, lambda part: [k for k, w in part.items() if now - w[0] > keep])
         newest = window[1]
         if seen.time < newest - self._lateness:
             return None  # too late to count

@@ -75,13 +75,17 @@ class Keyed(Generic[K, V]):
         i = hash(key) & self._mask
         return len(self.parts[i]) >= self._full[i]
 
-    def sweep(self, key: K, is_gone: Callable[[V], bool] | None = None) -> None:
+    def sweep(self, key: K, gone_of: Callable[[dict[K, V]], list[K]] | None = None) -> None:
         """Take away what is gone from the part of a key, and divide it if it is large for one."""
         i = hash(key) & self._mask
         part = self.parts[i]
-        if is_gone is not None:
-            # A dictionary keeps the room of what was taken away.
-            part = self.parts[i] = {k: v for k, v in part.items() if not is_gone(v)}
+        if gone_of is not None:
+            gone = gone_of(part)
+            for k in gone:
+                del part[k]
+            if len(gone) > len(part):
+                # A dictionary keeps the room of what was taken away.
+                part = self.parts[i] = dict(part)
         self._full[i] = max(_LOOK_FROM_PART if self._mask else _LOOK_FROM, 2 * len(part))
         if not self._mask and len(part) >= _WHOLE:
             self._divide()

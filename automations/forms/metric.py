@@ -140,7 +140,9 @@ class Measuring:
             known = self._known.part(key)[key] = self.key_class(seen.recorded)
             if self._known.is_full(key):
                 now, keep = seen.recorded, _FORGET_S + self._over
-                self._known.sweep(key, lambda k: now - k.last > keep)
+                self._known.sweep(
+                    key, lambda part: [k for k, known in part.items() if now - known.last > keep]
+                )
         known.last, known.depth, known.ref = seen.recorded, seen.depth, (seen.id, seen.seq, seen.time)
         return known
 

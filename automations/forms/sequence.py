@@ -261,7 +261,7 @@ class Sequence(Timeless):
                 waits[:] = [wait for wait in waits if not self._is_gone(wait, seen)]
             return not waits
 
-        self._waits.sweep(place, is_gone)
+        self._waits.sweep(place, lambda part: [p for p, waits in part.items() if is_gone(waits)])
 
     def keys(self) -> int:
         return len(self._waits)
