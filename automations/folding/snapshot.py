@@ -130,7 +130,8 @@ class Snapshot:
         if form is None or n + len(cooling) + len(resolving or ()) <= _SMALL_CELLS:
             self._small[name] = rule
             return
-        columns = [_Column(name, "cooling", Kind(cooling, partial(_of, cooling)))]
+        # Of none there is nothing to take, and every key that comes meanwhile would be noted.
+        columns = [_Column(name, "cooling", Kind(cooling, partial(_of, cooling)))] if len(cooling) else []
         if resolving is not None:
             columns += [_Column(name, "open", kind) for kind in resolving.kinds()]
         own = [_Column(name, "form", kind) for kind in kinds]
