@@ -249,7 +249,12 @@ class Caller(AsyncContextManagerMixin):
                     if len(text) >= _READ_BYTES:
                         break
                 elif isinstance(event, h11.EndOfMessage):
-                    kept = protocol.our_state is h11.DONE and protocol.their_state is h11.DONE
+                    # What follows an answer nobody asked for: the next one would be taken for answered by it.
+                    kept = (
+                        protocol.our_state is h11.DONE
+                        and protocol.their_state is h11.DONE
+                        and not protocol.trailing_data[0]
+                    )
                     break
                 elif isinstance(event, h11.ConnectionClosed):
                     break

@@ -83,6 +83,29 @@ async def test_a_kept_connection_that_was_closed_is_replaced(caller: Caller) -> 
     assert served == 5
 
 
+@pytest.mark.parametrize("more", [b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n", b"x"])
+async def test_what_follows_an_answer_is_not_the_answer_to_the_next_call(caller: Caller, more: bytes) -> None:
+    """Each call is answered by who has read it, and is sent once."""
+    served = 0
+
+    async def too_much(stream: SocketStream) -> None:
+        nonlocal served
+        async with stream:
+            async for _ in stream:
+                served += 1
+                await stream.send(b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\n%d%b" % (served, more))
+
+    listener = await anyio.create_tcp_listener(local_host="127.0.0.1", local_port=0)
+    port = listener.extra(SocketAttribute.local_port)
+    async with listener, anyio.create_task_group() as tg:
+        tg.start_soon(listener.serve, too_much)
+        texts = [
+            (await caller.request("GET", f"http://127.0.0.1:{port}/", headers={})).text for _ in range(3)
+        ]
+        tg.cancel_scope.cancel()
+    assert (texts, served) == (["1", "2", "3"], 3)
+
+
 @pytest.mark.parametrize(
     "reply",
     [b"", b"HTTP/1.1 200", b"nonsense\r\n\r\n", b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nshort"],
