@@ -36,12 +36,13 @@ ANSWERED = ("action.approved", "action.declined")
 EXPIRED = "action.expired"
 KEEP_S = 30 * 86_400.0
 """How long a question is remembered after its time is over."""
+_ENDS = {"expired": "its time is over", "dropped": "the action that asked it was given up"}
 _TYPES = {"yes": ANSWERED[0], "no": ANSWERED[1], "expired": EXPIRED}
 
 
 @dataclass(frozen=True, slots=True)
 class Approval:
-    """A question. ``state``: open, yes, no or expired. ``id`` is the key of the action that asked it."""
+    """A question. ``state``: open, yes, no, expired or dropped (with the action that asked it). ``id`` is the key of the action that asked it."""
 
     id: str
     automation: str
@@ -225,7 +226,7 @@ class Approvals:
         """Answer a question and have done what follows from it. The same answer again changes nothing.
 
         Raises:
-            UnknownName: there is no such question. RefusedError: it was answered otherwise, or its time is over.
+            UnknownName: there is no such question. RefusedError: it was answered otherwise or dropped, or its time is over.
         """
         fresh = False
         while True:
@@ -239,7 +240,7 @@ class Approvals:
                     continue
                 found, fresh = await self.get(id), True
             elif found.state != answer:
-                said = "its time is over" if found.state == "expired" else f"it was answered {found.state}"
+                said = _ENDS.get(found.state) or f"it was answered {found.state}"
                 raise RefusedError(f"this question is not open any more: {said}")
             assert found.answered_at is not None
             event = found.event(answer, now=found.answered_at, by=found.by)
@@ -275,7 +276,24 @@ class Approvals:
                     await self._settle(found, revision, "expired", "")
                 except GuardFailed:
                     continue
-            return True
+                return True
+            return found.state == "expired"
+
+    async def drop(self, id: str) -> None:
+        """Close a question for good, with nothing done for it; one that has ended, or was never opened, is left as it is."""
+        while True:
+            try:
+                found, revision = await self._find(id)
+            except UnknownName:
+                return
+            if found.state == "open":
+                try:
+                    await self._settle(found, revision, "dropped", "")
+                except GuardFailed:
+                    continue
+            if found.state in ("open", "dropped"):
+                await self._bus.timers.cancel(f"approval-{id}")
+            return
 
     async def _is_stored(self, event: Event, since: datetime) -> bool:
         filters = [f"hark.ev.{event.type}"]

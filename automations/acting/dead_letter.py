@@ -17,6 +17,7 @@ from ...engine.background_tasks.dead_task import DeadTasks
 from ...errors import BusUnavailable, GuardFailed, HarkError, RefusedError, UnknownName
 from ..folding.decision import TRIGGERED
 from .action_state import ACTION_SOURCE, ActionState, action_event, kind_of
+from .approval import Approvals
 from .claim import BUCKET, KEEP_S
 from .perform import Firing
 
@@ -121,14 +122,14 @@ class DeadLetters:
     async def drop(self, key: str) -> int:
         """Give the action up for good; return the sequence of ``action.dropped``. Errors as ``redrive``.
 
-        It is set aside first, then the log says so: of a crash in between, what is left can be dropped again.
+        It is set aside first, then the log says so: of a crash in between, what is left can be dropped again. The
+        question of an ``approve`` is closed with it: nobody may have been told of it, and no answer is not one then.
         """
         if key.startswith(DEAD_TASK):
             return await DeadTasks(self._bus).drop(key)
         state, revision, firing = await self._find(key, _DEAD)
-        event = action_event(
-            "dropped", firing, key=key, kind=_kind(firing, key), state=state, now=self._clock.now()
-        )
+        kind = _kind(firing, key)
+        event = action_event("dropped", firing, key=key, kind=kind, state=state, now=self._clock.now())
         going = replace(state, state="dropping")
         try:
             # From here on nobody tries it again, so that what the log says next holds.
@@ -137,6 +138,8 @@ class DeadLetters:
             raise RefusedError(
                 f"the dead letter {key!r} is being tried again or dropped at this moment"
             ) from exc
+        if kind == "approve":
+            await Approvals(self._bus, self._clock).drop(key)
         seq = (await self._bus.log.append_once(event, after=state.seq)).seq
         dropped = replace(
             state, state="dropped", at=self._clock.now(), outcome=event.to_dict(), decision=None

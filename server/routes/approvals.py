@@ -43,6 +43,8 @@ def _over(found: Approval) -> Response | None:
         return None
     if found.state == "expired":
         return _page(found.title, "<p>The time for an answer is over.</p>", 410)
+    if found.state == "dropped":
+        return _page(found.title, "<p>This question was taken back.</p>", 410)
     return _page(found.title, f"<p>It was answered: {escape(found.state)}.</p>")
 
 

@@ -11,6 +11,7 @@ import anyio
 import pytest
 from cryptography.fernet import Fernet
 from hark.automations.acting.approval import ApprovalLinks, Approvals
+from hark.automations.acting.dead_letter import DeadLetters
 from hark.automations.acting.outbox import Outbox
 from hark.automations.acting.perform import Performers
 from hark.automations.action import Approve, parse_action
@@ -83,6 +84,23 @@ async def test_nobody_answering_is_an_answer_too(house: House) -> None:
         id_ = str(at(expired, "approval.id"))
         with pytest.raises(RefusedError, match="time is over"):
             await Approvals(house.bus).answer(id_, "yes", by="late")
+
+
+async def test_dropping_an_approve_that_was_given_up_closes_its_question(house: House) -> None:
+    """Nobody was told, so nobody's silence is an answer: also the timer that came first does nothing."""
+    house.people.channels = ()
+    async with asking(house, wait="1h", retries=0):
+        (dead,) = await house.of_type("action.dead-lettered")
+        questions, key = Approvals(house.bus), str(at(dead, "key"))
+        assert (await questions.get(key)).state == "open"
+        await DeadLetters(house.bus).drop(key)
+        assert (await questions.get(key)).state == "dropped"
+        assert not await questions.expire(key)
+        assert not await house.bus.timers.cancel(f"approval-{key}"), "its timer is gone"
+        with pytest.raises(RefusedError, match="given up"):
+            await questions.answer(key, "yes", by="late")
+        await questions.drop(key)
+        await questions.drop("x/0")
 
 
 async def test_of_many_answers_at_once_one_counts(house: House) -> None:
