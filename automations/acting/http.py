@@ -112,14 +112,18 @@ def _destination(url: str) -> tuple[_Origin, bytes, bytes]:
         raise ValueError(str(exc)) from exc
     if parsed.scheme not in ("http", "https") or not parsed.host:
         raise ValueError("it is not an http:// or https:// address")
-    port = parsed.port or (443 if parsed.scheme == "https" else 80)
+    port = parsed.port if parsed.port is not None else 443 if parsed.scheme == "https" else 80
+    if not 0 < port < 65536:
+        raise ValueError(f"there is no port {port}")
     try:
         h11.Request(method="GET", target=parsed.raw_path, headers=[(b"Host", parsed.netloc)])
     except h11.LocalProtocolError as exc:
         raise ValueError(str(exc)) from exc
     head = b"Host: %b\r\nUser-Agent: hark\r\nAccept: */*\r\n" % parsed.netloc
     if parsed.userinfo:
-        head += b"Authorization: Basic %b\r\n" % base64.b64encode(parsed.userinfo)
+        head += b"Authorization: Basic %b\r\n" % base64.b64encode(
+            f"{parsed.username}:{parsed.password}".encode()
+        )
     return (parsed.scheme, parsed.raw_host.decode(), port), parsed.raw_path, head
 
 

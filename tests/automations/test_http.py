@@ -59,6 +59,13 @@ async def test_connections_are_kept_for_the_next_call(caller: Caller, receiver: 
     assert receiver.connections == 1
 
 
+async def test_user_and_password_of_a_url_are_what_they_stand_for(caller: Caller, receiver: Receiver) -> None:
+    """An @ has to be written in another way there, a colon may be."""
+    await caller.request("GET", f"http://us%40er:p%3Ass@127.0.0.1:{receiver.port}/", headers={})
+    written = base64.b64encode(b"us@er:p:ss").decode()
+    assert receiver.requests[0].headers["authorization"] == f"Basic {written}"
+
+
 async def test_a_kept_connection_that_was_closed_is_replaced(caller: Caller) -> None:
     """The other side closes after each answer; every call still succeeds."""
     served = 0
@@ -154,7 +161,8 @@ async def test_a_huge_answer_is_read_only_at_its_beginning(caller: Caller) -> No
     ("url", "error"),
     [
         ("http://127.0.0.1:1/", CallFailed), ("http://no-such-host.invalid/", CallFailed), ("ftp://x/", ValueError),
-        ("http://", ValueError), ("https://127.0.0.1:1/", CallFailed),
+        ("http://", ValueError), ("https://127.0.0.1:1/", CallFailed), ("http://127.0.0.1:99999/", ValueError),
+        ("http://127.0.0.1:0/", ValueError),
     ],
 )  # fmt: skip
 async def test_what_cannot_be_reached_is_told(caller: Caller, url: str, error: type[Exception]) -> None:
