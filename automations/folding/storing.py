@@ -148,6 +148,8 @@ class Storing:
 
     def _go_on(self) -> None:
         """Send what has gathered, if that can be done now."""
+        if self._has_ended:
+            return  # the one that folds may get a last batch: whoever leads next decides that
         if not self._unstored:
             if not self._sent and not self._is_writing:
                 self._advance(self._given)
@@ -172,13 +174,17 @@ class Storing:
         return decisions, self._given
 
     def _send(self, decisions: list[Decision], events: list[Event], seq: int) -> None:
+        # What is before it may have failed while it was written: then it is stored behind that.
+        is_its_turn = self._may_send()
         sent = _Sent(decisions, events, seq, time.monotonic())
         self._sent.append(sent)
         self._on_way += len(decisions)
         try:
             messages = [self._bus.log.message(event, None) for event in events]
-            sent.was_sent = bool(messages) and self._bus.log.store_nowait(
-                messages, partial(self._on_answers, sent)
+            sent.was_sent = (
+                is_its_turn
+                and bool(messages)
+                and self._bus.log.store_nowait(messages, partial(self._on_answers, sent))
             )
         except EventTooLarge:
             pass  # it can be made shorter

@@ -14,6 +14,7 @@ from anyio.abc import TaskGroup
 from hark.automations.acting.claim import BUCKET
 from hark.automations.acting.in_hand import InHand
 from hark.automations.acting.outbox import DURABLE, Outbox
+from hark.automations.folding import storing as storing_module
 from hark.automations.folding.decision import Decision
 from hark.automations.folding.forebears import FILE, Forebears
 from hark.automations.folding.handover import Handover, Promises
@@ -259,6 +260,39 @@ async def test_promises_are_taken_back_when_decisions_cannot_be_made(
     assert handover.promise("three")
     handover.leave(taker)
     assert taker.released == ["one", "three"]
+
+
+async def test_what_is_written_while_a_decision_before_it_fails_is_stored_behind_that(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broker refuses one; what took longer to write is not sent past it. And who has ended takes nothing more."""
+    store_nowait, get = EventLog.store_nowait, EventLog.get
+    refused: list[Any] = []
+
+    def refuse_first(self: EventLog, messages: Any, on_answers: Any) -> bool:
+        refused.append(on_answers)
+        monkeypatch.setattr(EventLog, "store_nowait", store_nowait)
+        return True
+
+    async def looked_up(self: EventLog, seq: int) -> Any:
+        refused[0]([None])
+        return await get(self, seq)
+
+    def decided(id: str, row: dict[str, Any] | None) -> Decision:
+        return Decision(id, "triggered", "r", "1", "", (), 1, 0.0, 0.0, (EventRef("e", 1, 0.0),), row, 0)
+
+    monkeypatch.setattr(EventLog, "store_nowait", refuse_first)
+    monkeypatch.setattr(EventLog, "get", looked_up)
+    monkeypatch.setattr(storing_module, "_FRESH_S", 60)
+    storing = Storing(house.bus, Handover(), after=0)
+    async with anyio.create_task_group() as tg:
+        tg.start_soon(storing.run)
+        storing.add([decided("one", {"id": "e"})], seq=1)
+        storing.add([decided("two", None)], seq=2)
+        await storing.reached(2)
+        tg.cancel_scope.cancel()
+    storing.add([decided("three", {"id": "e"})], seq=3)
+    assert [r.event.id for r in await house.events("automation.triggered")] == ["one", "two"]
 
 
 async def test_another_decision_in_the_place_of_one_that_was_done_is_begun(house: House) -> None:
