@@ -1,7 +1,7 @@
 """Firings that are not over yet, by key: when a rule says ``resolve``.
 
 Over is a firing when the rule's own condition says so, or when it has been quiet for so long: no event of the key has
-matched and nothing has fired. One that nothing was heard of for thirty days counts as gone.
+matched and nothing has fired. One that nothing was heard of for thirty days, and the quiet time, counts as gone.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ class Resolving:
     def __init__(self, automation: Automation, *, lateness: float, arm: Arm) -> None:
         resolve = automation.resolve
         self._after = resolve.after if resolve is not None else None
+        self._forget_s = _FORGET_S + (self._after or 0.0)
         self._by_figure = automation.metric is not None
         self._lateness = lateness
         self._arm = arm
@@ -48,18 +49,22 @@ class Resolving:
     def __len__(self) -> int:
         return len(self._open)
 
+    def _known(self, key: str, recorded: float) -> list[Any] | None:
+        """Return an open firing, swept or not: None if it is gone."""
+        known = self._open.get(key)
+        return known if known is not None and recorded - known[4] <= self._forget_s else None
+
     def fired(self, key: str, decision: str, *, at: float, recorded: float, depth: int) -> None:
         """Note a firing that was let through."""
-        known = self._open.get(key)
-        if known is not None and recorded - known[4] <= _FORGET_S:
+        known = self._known(key, recorded)
+        if known is not None:
             known[2] += 1
             known[3] = depth
         else:
             self._open.part(key)[key] = [decision, at, 1, depth, recorded, None, None]
             if self._open.is_full(key):
-                self._open.sweep(
-                    key, lambda part: [k for k, o in part.items() if recorded - o[4] > _FORGET_S]
-                )
+                forget_s = self._forget_s
+                self._open.sweep(key, lambda part: [k for k, o in part.items() if recorded - o[4] > forget_s])
         self.heard(key, recorded, firing=True)
 
     def heard(self, key: str, recorded: float, *, firing: bool = False) -> None:
@@ -68,7 +73,7 @@ class Resolving:
         Args:
             firing: it has fired again (or would have, but for a cooldown), and not only matched.
         """
-        known = self._open.get(key)
+        known = self._known(key, recorded)
         if known is None:
             return
         known[4] = recorded
@@ -88,21 +93,19 @@ class Resolving:
 
     def came_back(self, key: str, recorded: float) -> Ended | None:
         """Hear that the figure of a metric has come back; over at once, or after the quiet time."""
-        known = self._open.get(key)
+        known = self._known(key, recorded)
         if known is None:
             return None
         if self._after is None:
             return self._end(key)
+        known[4] = recorded
         self._quiet(key, known, recorded)
         return None
 
     def over(self, key: str, *, time: float, recorded: float) -> Ended | None:
         """Hear the rule's own condition; good news from before the firing says nothing."""
-        known = self._open.get(key)
+        known = self._known(key, recorded)
         if known is None or time < known[1] - self._lateness:
-            return None
-        if recorded - known[4] > _FORGET_S:
-            del self._open.part(key)[key]
             return None
         return self._end(key)
 

@@ -115,6 +115,7 @@ class Measuring:
         self._over = automation.metric.over
         self._step = self._over / _STEPS
         self._for = automation.for_ or 0.0
+        self._forget_s = _FORGET_S + self._over + self._for
         self._keyed = automation.for_each is not None
         self._arm = arm
         self._known: Keyed[str, Key] = Keyed()
@@ -136,10 +137,10 @@ class Measuring:
     def _heard(self, key: str, seen: Seen) -> Key:
         """Return the state of a key that an event was about."""
         known = self._known.get(key)
-        if known is None or seen.recorded - known.last > _FORGET_S + self._over:
+        if known is None or seen.recorded - known.last > self._forget_s:
             known = self._known.part(key)[key] = self.key_class(seen.recorded)
             if self._known.is_full(key):
-                now, keep = seen.recorded, _FORGET_S + self._over
+                now, keep = seen.recorded, self._forget_s
                 self._known.sweep(
                     key, lambda part: [k for k, known in part.items() if now - known.last > keep]
                 )

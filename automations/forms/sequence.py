@@ -227,7 +227,9 @@ class Sequence(Timeless):
         waits = self._waits.part(place).setdefault(place, [])
         waits.append(wait)
         if len(waits) > MAX_WAITS:
-            del waits[0]
+            # First those that are gone: whether they have been swept depends on what else there is, and where it came to stand.
+            waits[:] = [one for one in waits if not self._is_gone(one, seen)]
+            del waits[:-MAX_WAITS]
         self._swept(place, seen)
 
     def _remember(self, i: int, wait: _Wait, seen: Seen) -> None:

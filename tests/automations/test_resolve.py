@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from hark.automations.folding.decision import decision_event
+from hark.automations.forms import keyed
 from hark.automations.model import parse_automation
 from hark.automations.problem import RuleInvalid
 
@@ -53,6 +54,29 @@ def test_quiet_time_ends_a_firing() -> None:
     rule = {"on": "app.error", "count": 2, "within": "1m", "cooldown": "10m", "resolve": {"after": "5m"}}
     history = [given(t, "app.error") for t in (0, 1, 100, 350)]
     assert over(rule, *history, until=3000) == [(650, "", "quiet")]
+
+
+def test_what_nothing_was_heard_of_for_thirty_days_is_gone_whether_it_was_swept_or_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No event makes it open again; and who waits for a longer quiet time is told at its end."""
+    day = 86_400.0
+    for look_from in (1, 1024):
+        monkeypatch.setattr(keyed, "_LOOK_FROM", look_from)
+        some = [down(31 * day, host) for host in "bcdef"]
+        waits = {**DOWN, "count": 2, "within": "1h"}
+        history = [
+            down(0),
+            down(1),
+            *some,
+            *((at + 1, row) for at, row in some),
+            down(32 * day),
+            up(33 * day),
+        ]
+        assert over(waits, *history) == []
+        quiet = {"on": "host.down", "for_each": "data.host", "resolve": {"after": "40d"}}
+        made = over(quiet, down(0), *some, until=41 * day)
+        assert made == [(40 * day, "a", "quiet")]
 
 
 def test_a_repeating_absence_is_over_when_the_beat_is_back() -> None:

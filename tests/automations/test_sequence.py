@@ -6,8 +6,10 @@ import random
 from typing import Any
 
 import pytest
+from hark.automations.analysis.ruletest import START
 from hark.automations.folding.decision import decision_event
 from hark.automations.folding.fold import Fold, FoldConfig
+from hark.automations.forms import keyed
 from hark.automations.model import parse_automation
 from hark.automations.problem import RuleInvalid
 from hypothesis import given as examples
@@ -178,6 +180,37 @@ def test_a_hundred_thousand_waits_cost_an_event_one_look() -> None:
         made = fold.step(row, seq=30_000 + n, recorded=1_767_225_600.0 + at)
     assert [d.count for d in made] == [4]
     assert time.process_time() - began < 1
+
+
+def test_of_too_many_waits_those_that_are_gone_make_room_whether_they_were_swept_or_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is swept, and when, depends on how many other keys there are and where they stand."""
+    rule = parse_automation(
+        {
+            "sequence": [
+                {"as": "first", "on": "a.x"},
+                {"on": "a.y", "where": {"data.k": "{{ first.data.k }}"}},
+                {"on": "a.z"},
+            ],
+            "within": "50s",
+        },
+        name="r",
+    )
+    # The oldest wait comes to stand behind a younger one, and is gone when there is one too many.
+    history = [given(0, "a.x", k=1), given(30, "a.x", k=2), given(31, "a.y", k=2), given(40, "a.y", k=1)]
+    for k in range(3, 17):
+        history += [given(42 + k / 10, "a.x", k=k), given(42 + k / 10 + 0.05, "a.y", k=k)]
+    history += [given(61 + k / 1000, "a.x", k=k) for k in range(17, 60)]
+    history += [given(62, "a.y", k=17), given(63, "a.z")]
+    for look_from in (1, 1024):
+        monkeypatch.setattr(keyed, "_LOOK_FROM", look_from)
+        fold = Fold(FoldConfig(allowed_lateness_s=10))
+        fold.adopt(rule)
+        made = [
+            d for n, (at, row) in enumerate(history, 1) for d in fold.step(row, seq=n, recorded=START + at)
+        ]
+        assert [[r.id for r in d.refs] for d in made] == [["a.x@30", "a.y@31", "a.z@63"]]
 
 
 def _by_hand(events: list[tuple[float, str, str]], within: float) -> list[int]:
