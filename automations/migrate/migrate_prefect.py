@@ -50,6 +50,11 @@ _NAMES = {
     "event.resource.id": "event.subject", "event.id": "event.id", "automation.name": "automation.name",
     "automation.id": "automation.name",
 }  # fmt: skip
+_NAMES_OF_FIGURE = {
+    "event.payload": "metric", "event.event": "'automation.resolved'", "event.occurred": "firing.at", "event.id": "firing.id",
+    "event.resource.id": "automation.name", "automation.name": "automation.name", "automation.id": "automation.name",
+}  # fmt: skip
+"""What a template may read when a figure has come back: no event and no run says so."""
 _READ = re.compile(
     r"\b(?:flow_run|flow|deployment|work_pool|work_queue|event|automation|variables)(?:\.\w+)+"
 )
@@ -143,6 +148,7 @@ def event_pattern(written: object, loc: Loc) -> str:
 class _Rule:
     def __init__(self, out: Converted, loc: Loc, *, ids_are_names: bool = False) -> None:
         self._out, self._loc, self._ids_are_names = out, loc, ids_are_names
+        self._has_event = True  # that the actions are about
 
     def convert(self, name: str, item: Mapping[str, Any]) -> None:
         self._out.rule(name, self.fields(item), self._loc)
@@ -154,6 +160,7 @@ class _Rule:
         rule |= self.trigger(item["trigger"], (*self._loc, "trigger"))
         actions = [*self.actions(item, "actions"), *self.actions(item, "actions_on_trigger")]
         rule["do"] = actions
+        self._has_event = "metric" not in rule
         on_resolve = self.actions(item, "actions_on_resolve")
         if on_resolve and "metric" in rule:
             rule["on_resolve"] = on_resolve
@@ -401,6 +408,8 @@ class _Rule:
             if delay := _seconds(action.get("schedule_after"), (*loc, "schedule_after")):
                 made["delay"] = _text(delay)
             return made
+        if kind.endswith("-flow-run") or kind == "change-flow-run-state":
+            self.needs_event("flow run", loc)
         if kind in ("cancel-flow-run", "suspend-flow-run"):
             return {kind.partition("-")[0]: {}}
         if kind == "resume-flow-run":
@@ -438,8 +447,13 @@ class _Rule:
             })  # fmt: skip
         raise NotConverted(loc, f"the action {kind!r} has no equivalent")
 
+    def needs_event(self, kind: str, loc: Loc) -> None:
+        if not self._has_event:
+            raise NotConverted(loc, f"a figure that comes back is about no {kind} of its own; name one")
+
     def named(self, kind: str, action: Mapping[str, Any], is_selected: bool, loc: Loc) -> str:
         if not is_selected:
+            self.needs_event(kind.replace("_", " "), loc)
             return {
                 "deployment": "{{ event.data.deployment.name }}", "work_pool": "{{ event.data.pool }}",
                 "work_queue": "{{ event.data.pool }}/{{ event.data.queue }}", "automation": "{{ event.data.automation.name }}",
@@ -480,6 +494,14 @@ class _Rule:
 
         def renamed(match: re.Match[str]) -> str:
             read = match[0]
+            if not self._has_event and not read.startswith("variables."):
+                if read not in _NAMES_OF_FIGURE:
+                    self._out.look(
+                        loc,
+                        f"the template reads {read!r}, which a figure that comes back does not have: it will read '-'; "
+                        "`metric.shown` and `resolved.duration_s` are there",
+                    )
+                return _NAMES_OF_FIGURE.get(read, "'-'")
             for known in sorted(_NAMES, key=len, reverse=True):
                 if read == known or read.startswith(known + "."):
                     return _NAMES[known] + read[len(known) :]

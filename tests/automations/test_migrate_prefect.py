@@ -9,6 +9,8 @@ from hark.automations.analysis.ruletest import run_tests
 from hark.automations.migrate.migrate_prefect import convert_prefect
 from hark.automations.model import Automation
 
+from tests.automations.conftest import House, at
+
 
 def automation(trigger: dict[str, Any], *actions: dict[str, Any], **more: Any) -> dict[str, Any]:
     return {"name": "My rule", "trigger": {"type": "event", **trigger}, "actions": list(actions), **more}
@@ -119,6 +121,43 @@ def test_actions_have_their_words() -> None:
     assert lost == [(("actions", 4), "the action 'declare-incident' has no equivalent")]
     looks = [n.message for n in made.notes if not n.is_lost]
     assert any("name of the deployment 11111111-2222" in message for message in looks)
+
+
+async def test_what_is_done_when_a_figure_comes_back_reads_what_there_is(house: House) -> None:
+    """There is no event and no run then: the figure and the firing are read, and what needs a run is left out."""
+    channel = {"type": "send-notification", "block_document_id": "0a1b", "block_name": "oncall"}
+    made = convert_prefect(
+        automation(
+            {"type": "metric", "metric": {"name": "duration", "operator": ">", "threshold": 60, "range": 3600, "firing_for": 0.1}},
+            {**channel, "subject": "{{ flow.name }} is slow", "body": "{{ automation.name }}"},
+            actions_on_resolve=[
+                {"type": "cancel-flow-run"},
+                {"type": "change-flow-run-state", "state": "FAILED"},
+                {"type": "pause-deployment", "source": "inferred"},
+                {**channel, "subject": "{{ automation.name }}, {{ flow.name|upper }}: {{ event.payload.x }}{% if flow_run.id == 'r' %}!{% endif %}",
+                 "body": "{{ event.id }} {{ event.event }} {{ event.occurred }} {{ event.resource.id }} {{ event.payload }}"},
+            ],
+        )
+    )  # fmt: skip
+    lost = [(n.loc[1], n.message.partition(" about ")[2]) for n in made.notes if n.is_lost]
+    assert lost == [
+        (0, "no flow run of its own; name one"), (1, "no flow run of its own; name one"), (2, "no deployment of its own; name one"),
+    ]  # fmt: skip
+    reads = [n.message.split("'")[1] for n in made.notes if "does not have: it will read" in n.message]
+    assert reads == ["flow.name", "event.payload.x", "flow_run.id"]
+    found: Any = made.sections["automations"]["my-rule"]
+    async with house.all():
+        await house.define("slow", **found)
+        for seconds in (100, 1):
+            run = {"flow": {"name": "etl"}, "run": {"id": "r", "duration_s": seconds}}
+            await house.emit("flow-run.completed", run, subject=f"flow-run/{seconds}")
+            await house.of_type("automation.triggered")
+        ends = await house.of_type("action.executed", "action.dead-lettered", count=2)
+        assert [(e.type, at(e, "error")) for e in ends] == [("action.executed", None)] * 2
+    (_, first, _), (_, back, _) = house.people.told
+    assert (first.title, back.title) == ("etl is slow", "slow, -: -")
+    assert "automation.resolved" in str(back.body)
+    assert "50.5" in str(back.body)
 
 
 @pytest.mark.parametrize(
