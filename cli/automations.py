@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .call import AsJson, ago, ask, group, pairs, plain, show, table
+from .call import AsJson, ago, ask, group, pairs, plain, show, table, when
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -91,9 +91,9 @@ def _decided(firing: Mapping[str, object]) -> str:
 
 
 def _done(actions: object) -> str:
-    """Return what became of a firing's actions: ``notify executed, run failed``."""
+    """Return what became of a firing's actions: ``notify executed, call waiting (due in 9m)``."""
     return ", ".join(
-        f"{a.get('kind')} {a.get('state')}"
+        f"{a.get('kind')} {a.get('state')}" + (f" (due {when(a['due_at'])})" if a.get("due_at") else "")
         for a in (actions if isinstance(actions, list) else [])
         if isinstance(a, dict)
     )

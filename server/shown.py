@@ -198,6 +198,7 @@ class Saved(Definition):
 class FiringShown(TypedDict):
     firing: FiringRow
     actions: list[ActionRow]
+    waiting: list[Json]
     runs: list[FlowRunRow]
     caused_by: list[Brief]
 

@@ -66,6 +66,7 @@ from .outcome import Outcomes, bounded_decision, bounded_result
 from .perform import ActionFailed, Firing, failure_of
 from .room import Room
 from .share import Places
+from .waiting import delay_of
 
 __all__ = ["Doer", "Outbox"]
 
@@ -352,8 +353,10 @@ class Outbox(AsyncContextManagerMixin):
             self._running.discard(key)
 
     async def _bring_forward(self, key: str, firing: Firing, written: Any, *, round: int) -> float | None:
-        if not round and (wait_s := self._not_yet(written, firing)) > 0:
-            return wait_s
+        if not round and (delay_s := delay_of(written)):
+            wait_s = delay_s - (self._clock.now() - firing.event.time).total_seconds()
+            if wait_s > 0:
+                return wait_s
         failure: Exception | None = None
         # First the place, then the claim: what is claimed is done at once, and few are in the middle at a death.
         async with self._places.one_of(firing.automation) as put_off_s:
@@ -402,16 +405,6 @@ class Outbox(AsyncContextManagerMixin):
             key, replace(state, state=word, outcome=outcome.to_dict()), revision, outcome
         )
         return None
-
-    def _not_yet(self, written: Any, firing: Firing) -> float:
-        """Return for how long an action has to wait by its ``delay``; a run waits as one that is scheduled."""
-        if not isinstance(written, dict) or "delay" not in written or "run" in written:
-            return 0.0
-        try:
-            delay_s = parse_stored_action(written).delay or 0.0
-        except ValueError:
-            return 0.0  # it cannot be read, which is told as its outcome
-        return delay_s - (self._clock.now() - firing.event.time).total_seconds()
 
     async def _bury(self, key: str, kind: str, firing: Firing, exc: Exception, *, round: int) -> None:
         """Make a dead letter of an action that could not even be claimed, or its outcome not be noted."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
 
+from ...bus.event import format_time
 from ...errors import UnknownName
 from ...notifications import Delivery, Message, Severity
-from ...storage import AutomationActivity
+from ...storage import AutomationActivity, FiringRow
 from ...vocabulary import JsonObject, JsonValue
 from ..answer import answer, listing, page
 from ..bodies import TestBody
@@ -61,9 +63,14 @@ async def show_automation(request: Request, name: str) -> Response:
     found = await one_defined(context.bus, "automations", name)
     firings = await context.queries.firings(name, limit=20)
     done: dict[str, list[JsonObject]] = {}
+    begun: dict[str, set[int]] = {}
     for a in (await context.queries.actions(automation=name, limit=200)).items:
         if a.firing is not None:
-            done.setdefault(a.firing, []).append({"kind": a.kind, "state": a.state, "error": a.error})
+            done.setdefault(a.firing, []).append(
+                {"kind": a.kind, "state": a.state, "error": a.error, "due_at": None}
+            )
+            begun.setdefault(a.firing, set()).add(int(a.key.rpartition("/")[2]))
+    waiting = {f.id: await _waiting(context, f, begun.get(f.id, ())) for f in firings.items}
     shown = [
         {
             "id": f.id,
@@ -73,7 +80,7 @@ async def show_automation(request: Request, name: str) -> Response:
             "key": f.key,
             "count": f.count,
             "reason": f.reason,
-            "actions": [*reversed(done.get(f.id, []))],
+            "actions": [*reversed(done.get(f.id, [])), *waiting[f.id]],
         }
         for f in firings.items
     ]
@@ -81,6 +88,26 @@ async def show_automation(request: Request, name: str) -> Response:
     problems = _problems(found, await _names(context), await failing_channels(context), activity.get(name))
     status = {"name": name, "changed_at": found.changed_at, "problems": problems, "firings": shown}
     return answer({**found.shown(), **status})
+
+
+async def _waiting(context: ServerContext, firing: FiringRow, begun: Collection[int]) -> list[JsonObject]:
+    """Return the actions of a firing that wait by their `delay`; the read model holds what has been begun."""
+    from ...automations.acting.waiting import waiting_in
+    from ...automations.action import MAX_DELAY_S
+
+    now = context.clock.now()
+    if firing.shadow or firing.decision == "suppressed" or now - firing.time > timedelta(seconds=MAX_DELAY_S):
+        return []
+    try:
+        event = await context.queries.event(firing.id)
+    except UnknownName:
+        return []  # its place in the log has been given back
+    if b'"delay"' not in event.body:
+        return []
+    return [
+        {"kind": one.kind, "state": "waiting", "error": None, "due_at": format_time(one.due_at)}
+        for one in waiting_in(event.data, decided_at=event.time, begun=begun, now=now)
+    ]
 
 
 def _is_shadow(one: Defined) -> bool:
@@ -113,12 +140,15 @@ def _problems(
 @router.get("/api/automations/{name}/firings/{firing_id}")
 async def show_firing(request: Request, name: str, firing_id: str) -> Response:
     """Show one firing: what led to it and what became of its actions."""
-    found = await context_of(request).queries.firing(firing_id)
+    context = context_of(request)
+    found = await context.queries.firing(firing_id)
     if found.firing.automation != name:
         raise UnknownName(f"firing of {name!r}", firing_id)
+    begun = {int(a.key.rpartition("/")[2]) for a in found.actions}
     return answer(
         {
             "firing": found.firing, "actions": found.actions, "runs": found.runs,
+            "waiting": await _waiting(context, found.firing, begun),
             "caused_by": [{"id": e.id, "type": e.type, "subject": e.subject, "time": e.time} for e in found.causes],
         }
     )  # fmt: skip

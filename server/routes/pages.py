@@ -11,6 +11,7 @@ from urllib.parse import parse_qs
 from fastapi import APIRouter, Request, Response
 from starlette.responses import RedirectResponse
 
+from ...automations.acting.waiting import waiting_in
 from ...engine.runs.run import Cause
 from ...errors import DefinitionError, UnknownName
 from ...vocabulary import FlowRunId
@@ -63,10 +64,14 @@ async def steer_run(request: Request, run_id: str, action: str) -> Response:
 async def show_firing(request: Request, firing_id: str) -> Response:
     """Show one decision of a rule: the events that led to it, what became of its actions, the runs it started."""
     context = context_of(request)
-    found = await context.queries.firing(firing_id)
+    found, now = await context.queries.firing(firing_id), context.clock.now()
     return page_of(
         "firing.html", firing=found.firing, event=found.event, causes=found.causes, actions=found.actions,
-        runs=found.runs, now=context.clock.now(),
+        runs=found.runs, now=now,
+        waiting=waiting_in(
+            found.event.data, decided_at=found.event.time, now=now,
+            begun={int(action.key.rpartition("/")[2]) for action in found.actions},
+        ),
     )  # fmt: skip
 
 

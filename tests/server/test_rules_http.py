@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import stat
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
+from hark.cli.automations import _done
 from hark.errors import UnavailableError
 from hark.server.client import Hark
 
@@ -17,23 +19,30 @@ CONFIG = """
 channels:
   nowhere: {urls: ["json://127.0.0.1:1"]}
 automations:
-  paid: {on: shop.paid, do: [{emit: shop.seen}]}
+  paid: {on: shop.paid, do: [{emit: shop.late, delay: 6h}, {emit: shop.seen}]}
   other: {on: shop.other, do: [{emit: shop.seen}]}
   broken: {on: shop.broken, do: [{emit: shop.seen, subject: "{{ event.data.nobody }}"}]}
 """
 
 
 async def test_a_firing_is_shown_with_its_actions_under_its_own_rule(start: Start) -> None:
-    """The listing of a rule says what became of each firing's actions; another rule's name finds nothing."""
+    """The listing of a rule says what became of each firing's actions, or when they are due; another rule's name finds nothing."""
     async with start(config=CONFIG) as (_, http):
         await http.post("/api/events", json={"type": "shop.paid"})
         firings: list[Any] = []
         with anyio.fail_after(60):
-            while not (firings and firings[0]["actions"]):
+            while not (firings and len(firings[0]["actions"]) == 2):
                 firings = (await http.get("/api/automations/paid")).json()["firings"]
-        assert [(a["kind"], a["state"]) for a in firings[0]["actions"]] == [("emit", "executed")]
+        done, late = firings[0]["actions"]
+        assert (done["kind"], done["state"], done["due_at"]) == ("emit", "executed", None)
+        assert (late["kind"], late["state"]) == ("emit", "waiting")
+        waits = datetime.fromisoformat(late["due_at"]) - datetime.fromisoformat(firings[0]["triggered_at"])
+        assert waits == timedelta(hours=6)
+        assert _done([done, late]) == "emit executed, emit waiting (due in 6h)"
         path = f"firings/{firings[0]['id']}"
-        assert (await http.get(f"/api/automations/paid/{path}")).status_code == 200
+        shown = (await http.get(f"/api/automations/paid/{path}")).json()
+        assert (len(shown["actions"]), shown["waiting"]) == (1, [late])
+        assert "<td>waiting until 20" in (await http.get(f"/{path}")).text
         missing = await http.get(f"/api/automations/other/{path}")
         assert (missing.status_code, "firing of 'other'" in missing.text) == (404, True)
 
