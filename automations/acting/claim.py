@@ -15,7 +15,7 @@ letter, and one that never got its turn does not.
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
@@ -28,13 +28,13 @@ from ...bus.presence import Presence
 from ...bus.subject import PREFIX, RESTORED
 from ...clock import Clock
 from ...errors import AlreadyHeld, BusUnavailable, GuardFailed
-from .action_state import ActionState
+from .action_state import ActionState, longest_delay_s
 
-__all__ = ["BUCKET", "KEEP_S", "Claim", "Claims", "Over"]
+__all__ = ["BUCKET", "KEEP_S", "Claim", "Claims", "Over", "kept_s"]
 
 BUCKET = "outbox"
 KEEP_S = 2 * 86400
-"""How long a finished action is remembered: longer than any repeat of its decision can come."""
+"""How long a finished action is remembered: longer than any repeat of its decision can come, which none of its actions puts off."""
 _SOONEST_S = 0.05
 _FIRST_LOOK_S = 1.0
 """After which a decision that was delivered to another than the one it names is looked at again."""
@@ -42,6 +42,11 @@ _FORGET_SILENCE = 5
 """After so many times of a claim in which nobody asked, silence begins anew."""
 _ANSWER_S = 1.0
 _MOST_SILENT = 1000
+
+
+def kept_s(decision: Mapping[str, Any]) -> float:
+    """Return for how long a finished action of a decision (its data) is remembered: the decision comes again for those with a delay."""
+    return KEEP_S + longest_delay_s(decision.get("actions"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +97,14 @@ class Claims:
         return Claim(ActionState("claimed", 1, 0, self._name, self._clock.now(), seq), 0, True)
 
     async def take(
-        self, key: str, seq: int, *, round: int, named: str | None, again: bool = False
+        self,
+        key: str,
+        seq: int,
+        *,
+        round: int,
+        named: str | None,
+        again: bool = False,
+        keep_s: float = KEEP_S,
     ) -> Claim | Over | float:
         """Claim an action that nobody here is at; or return when to come back (s), or that it is over.
 
@@ -101,9 +113,10 @@ class Claims:
             round: how often it has been redriven, as far as the caller knows.
             named: the outbox that its decision names.
             again: its decision was delivered before, so that something is noted of it, as a rule.
+            keep_s: how long it is remembered if it turns out to be over.
         """
         now = self._clock.now()
-        if seq <= await self._restored() and await self._was_done(key, seq, round=round):
+        if seq <= await self._restored() and await self._was_done(key, seq, round=round, keep_s=keep_s):
             return Over(None)
         state = ActionState("claimed", 1, round, self._name, now, seq)
         if not round and (named == self._name or (named is None and not again)):
@@ -118,7 +131,7 @@ class Claims:
                 if round:
                     return Over(None)  # it was done or dropped long ago
                 try:
-                    return await self._first(key, state, named)
+                    return await self._first(key, state, named, keep_s)
                 except AlreadyHeld:
                     continue
             found = ActionState.from_json(entry.value)
@@ -132,7 +145,7 @@ class Claims:
                     return met
                 if met.is_over:
                     try:
-                        await self._bucket.update(key, met.to_json(), revision=entry.revision, ttl_s=KEEP_S)
+                        await self._bucket.update(key, met.to_json(), revision=entry.revision, ttl_s=keep_s)
                     except GuardFailed:
                         continue
                     return Over(None)  # the log says so already
@@ -153,7 +166,9 @@ class Claims:
             except GuardFailed:
                 continue
 
-    async def _first(self, key: str, state: ActionState, named: str | None) -> Claim | Over | float:
+    async def _first(
+        self, key: str, state: ActionState, named: str | None, keep_s: float
+    ) -> Claim | Over | float:
         """Claim an action of which nothing is noted; it is somebody's nevertheless, if its decision names one.
 
         Raises:
@@ -168,7 +183,7 @@ class Claims:
             # Soon at first: most are done at once, and all that wait with the broker count towards what it hands out.
             return min(met, max(_FIRST_LOOK_S, (state.at - since).total_seconds()))
         if met.is_over:
-            await self._bucket.create(key, met.to_json(), ttl_s=KEEP_S)
+            await self._bucket.create(key, met.to_json(), ttl_s=keep_s)
             return Over(None)  # the log says so already
         taken = replace(met, by=self._name, at=state.at)
         return Claim(taken, await self._bucket.create(key, taken.to_json()), False)
@@ -180,7 +195,7 @@ class Claims:
             self._restored_seq = found.seq if found is not None else 0
         return self._restored_seq
 
-    async def _was_done(self, key: str, seq: int, *, round: int) -> bool:
+    async def _was_done(self, key: str, seq: int, *, round: int, keep_s: float) -> bool:
         """Return whether an action of before a backup was done, and note so: the bucket's copy is older than the log's."""
         entry = await self._bucket.get(key)
         found = ActionState.from_json(entry.value) if entry is not None else None
@@ -188,13 +203,13 @@ class Claims:
             return False  # it is known what became of it
         decision = await self._bus.log.get(seq)
         since = (
-            decision.recorded_at if decision is not None else self._clock.now() - timedelta(seconds=KEEP_S)
+            decision.recorded_at if decision is not None else self._clock.now() - timedelta(seconds=keep_s)
         )
         state = found or ActionState("claimed", 1, round, self._name, since, seq)
         if not await self._was_executed(key, replace(state, at=since, round=round)):
             return False
         await self._bucket.put(
-            key, replace(state, state="done", at=self._clock.now()).to_json(), ttl_s=KEEP_S
+            key, replace(state, state="done", at=self._clock.now()).to_json(), ttl_s=keep_s
         )
         return True
 

@@ -18,7 +18,7 @@ from ...errors import BusUnavailable, GuardFailed, HarkError, RefusedError, Unkn
 from ..folding.decision import TRIGGERED
 from .action_state import ACTION_SOURCE, ActionState, action_event, kind_of
 from .approval import Approvals
-from .claim import BUCKET, KEEP_S
+from .claim import BUCKET, kept_s
 from .perform import Firing
 
 __all__ = ["SINK_KEY", "UNREADABLE_KEY", "DeadLetter", "DeadLetters", "SeenTo", "forward_firing"]
@@ -145,7 +145,7 @@ class DeadLetters:
             state, state="dropped", at=self._clock.now(), outcome=event.to_dict(), decision=None
         )
         with suppress(GuardFailed):  # somebody else has dropped it as well
-            await self._bucket.update(key, dropped.to_json(), revision=revision, ttl_s=KEEP_S)
+            await self._bucket.update(key, dropped.to_json(), revision=revision, ttl_s=kept_s(firing.data))
         return seq
 
     async def redrive_each(self, keys: Sequence[str]) -> Sequence[SeenTo]:

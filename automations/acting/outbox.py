@@ -58,7 +58,7 @@ from .action_state import (
     timeout_of,
 )
 from .approval import ANSWERED, EXPIRED, Approvals
-from .claim import BUCKET, KEEP_S, Claim, Claims, Over
+from .claim import BUCKET, KEEP_S, Claim, Claims, Over, kept_s
 from .dead_letter import UNREADABLE_KEY
 from .hands import Hands
 from .in_hand import InHand
@@ -369,7 +369,7 @@ class Outbox(AsyncContextManagerMixin):
             else:
                 claim = await self._claims.take(
                     key, firing.seq, round=round, named=named if isinstance(named, str) else None,
-                    again=self._in_hand.has_come_again(firing.seq),
+                    again=self._in_hand.has_come_again(firing.seq), keep_s=kept_s(firing.data),
                 )  # fmt: skip
             if isinstance(claim, float):
                 return claim
@@ -402,8 +402,9 @@ class Outbox(AsyncContextManagerMixin):
         if failure is not None:
             return await self._failed(failure, key, written, firing, state, revision, took_s)
         await self._outcomes.finish(
-            key, replace(state, state=word, outcome=outcome.to_dict()), revision, outcome
-        )
+            key, replace(state, state=word, outcome=outcome.to_dict()), revision, outcome,
+            keep_s=kept_s(firing.data),
+        )  # fmt: skip
         return None
 
     async def _bury(self, key: str, kind: str, firing: Firing, exc: Exception, *, round: int) -> None:

@@ -18,7 +18,7 @@ from ...clock import Clock
 from ...errors import BusUnavailable, GuardFailed, StreamFull
 from ...vocabulary import JsonObject
 from .action_state import ActionState
-from .claim import BUCKET, KEEP_S
+from .claim import BUCKET
 from .room import Room
 
 __all__ = ["Outcomes", "bounded_decision", "bounded_result"]
@@ -42,10 +42,12 @@ class Outcomes:
         self._bus, self._clock, self._room = bus, clock, room
         self._bucket = bus.bucket(BUCKET)
 
-    async def finish(self, key: str, state: ActionState, revision: int, event: Event) -> None:
-        """Note the end of an action, and say it."""
+    async def finish(
+        self, key: str, state: ActionState, revision: int, event: Event, *, keep_s: float
+    ) -> None:
+        """Note the end of an action, for ``keep_s`` seconds, and say it."""
         state = replace(state, at=self._clock.now())
-        if not await self.note(key, state, revision, ttl_s=KEEP_S):
+        if not await self.note(key, state, revision, ttl_s=keep_s):
             # We were thought dead and somebody took it over; it has been done, so the log shall say so once.
             log.warning("outbox.taken_over", extra={"key": key})
         await self.say(event, after=state.seq)

@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -44,6 +45,28 @@ async def taken(claims: Claims, key: str, *, at_most_s: float) -> Claim | Over:
         assert 0 < found <= at_most_s
         await anyio.sleep(found)
     return found
+
+
+async def test_what_is_over_is_remembered_for_longer_than_its_decision_can_come_again(
+    house: House, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes again for those of its actions that wait: two days behind the last of these. A run waits by itself."""
+    kept: dict[str, float | None] = {}
+    update = Bucket.update
+
+    async def noted(self: Bucket, key: str, value: bytes, **more: Any) -> int:
+        kept[key] = more.get("ttl_s")
+        return await update(self, key, value, **more)
+
+    monkeypatch.setattr(Bucket, "update", noted)
+    async with house.outbox():
+        one = await decide(house, {"emit": "c.d"}, {"call": receiver.url, "delay": "6d"})
+        two = await decide(house, {"emit": "c.d"}, {"run": "none", "delay": "90d", "retries": 0})
+        await house.of_type("action.executed", count=2)
+        await house.of_type("action.dead-lettered")
+    days = 86_400.0
+    assert (kept[f"{one.id}/0"], kept[f"{two.id}/0"]) == (8 * days, 2 * days)
+    assert receiver.requests == []
 
 
 class TestOutage:
