@@ -18,6 +18,7 @@ events = group("Look at events, and emit them again: ls, watch, show, replay.")
 events.command("replay")(replay)
 
 _Types = Annotated[list[str] | None, typer.Argument(help="Types, such as order.paid or flow-run.*")]
+_MoreTypes = Annotated[list[str] | None, typer.Option("--type", help="The same, as `replay` has it.")]
 
 
 def _line(item: JsonObject) -> str:
@@ -29,6 +30,7 @@ def _line(item: JsonObject) -> str:
 @events.command("ls")
 def ls(
     types: _Types = None,
+    more_types: _MoreTypes = None,
     source: Annotated[str | None, typer.Option(help="Only of this source.")] = None,
     subject: Annotated[str | None, typer.Option(help="Only about this subject.")] = None,
     since: Annotated[str | None, typer.Option(help="Not older than this: 10m, 2h, 7d, or a time.")] = None,
@@ -36,7 +38,8 @@ def ls(
     as_json: AsJson = False,
 ) -> None:
     """List events, newest first."""
-    page = ask(lambda h: h.events(type=types, source=source, subject=subject, since=since, limit=limit))
+    wanted = [*(types or ()), *(more_types or ())] or None
+    page = ask(lambda h: h.events(type=wanted, source=source, subject=subject, since=since, limit=limit))
     rows = []
     for item in page.items:
         event = item["event"]
@@ -52,6 +55,7 @@ def ls(
 @events.command("watch")
 def watch(
     types: _Types = None,
+    more_types: _MoreTypes = None,
     after: Annotated[int | None, typer.Option(help="Begin behind this sequence, not now.")] = None,
     count: Annotated[int | None, typer.Option(min=1, help="Stop after so many.")] = None,
     as_json: AsJson = False,
@@ -62,7 +66,7 @@ def watch(
         seen = 0
         # The first connection must stand, so that a missing server is said and not waited for.
         await hark.status()
-        async for item in hark.watch_events(*(types or ()), after=after):
+        async for item in hark.watch_events(*(types or ()), *(more_types or ()), after=after):
             typer.echo(to_json(item) if as_json else _line(item))
             seen += 1
             if seen == count:

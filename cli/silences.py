@@ -93,6 +93,9 @@ def add(
     if starts is not None:
         body["starts_at"] = starts
     made = ask(lambda h: h.add_silence(body))
+    notes = made.pop("notes", None)
+    for note in notes if isinstance(notes, list) else ():
+        typer.echo(f"note: {note}", err=True)
     show(
         made, f"{made['id']} silences {in_words(made.get('match'))} until {made['ends_at']}", as_json=as_json
     )

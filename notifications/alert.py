@@ -21,7 +21,17 @@ from .message import Message, Severity, clipped
 if TYPE_CHECKING:
     from ..bus import Bus
 
-__all__ = ["ACKNOWLEDGED", "RAISED", "ROUTES", "SOURCE", "Alert", "Cause", "check_labels", "raise_alert"]
+__all__ = [
+    "ACKNOWLEDGED",
+    "COMMON_FACTS",
+    "RAISED",
+    "ROUTES",
+    "SOURCE",
+    "Alert",
+    "Cause",
+    "check_labels",
+    "raise_alert",
+]
 
 SOURCE = "/hark/notifications"
 RAISED = "notification.raised"
@@ -33,7 +43,21 @@ _LABEL = re.compile(r"[a-z][a-z0-9_]{0,19}")
 _EVENT_WORDS = frozenset(
     {"specversion", "id", "source", "type", "subject", "time", "data", "datacontenttype", "dataschema"}
 )
+_EXTENSIONS = frozenset(
+    {
+        "correlationid",
+        "causationid",
+        "causaldepth",
+        "traceparent",
+        "tracestate",
+        "partitionkey",
+        "replayof",
+        "expirytime",
+    }
+)
 _OWN_LABELS = frozenset({"automation", "key", "severity", "title"})
+COMMON_FACTS = _EVENT_WORDS | _EXTENSIONS | _OWN_LABELS
+"""What conditions may ask of any alert, beside the labels that rules and callers write."""
 _MAX_TEXT, _MAX_ITEMS, _MAX_DEPTH = 512, 50, 6
 
 

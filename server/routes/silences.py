@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+from contextlib import suppress
 from datetime import datetime, timedelta
-from typing import Annotated
+from typing import Annotated, Any
 
+import orjson
 from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import ValidationError
 
@@ -12,17 +16,23 @@ from ...automations.matching.condition import parse_where
 from ...automations.problem import RuleInvalid
 from ...bus.event import parse_time
 from ...duration import parse_duration
-from ...errors import DefinitionError, EventInvalid, GuardFailed, UnknownName
+from ...errors import DefinitionError, EventInvalid, GuardFailed, SecretUnreadable, UnknownName
+from ...notifications.alert import COMMON_FACTS
+from ...notifications.checkpoint import read_state
+from ...notifications.group import Group
+from ...notifications.router import ROUTES_BUCKET
 from ...notifications.silence import KEEP_S, Silence, matchers, silence_of
-from ...vocabulary import new_id
+from ...vocabulary import JsonValue, new_id
 from ..answer import answer, listing
 from ..bodies import SilenceBody
 from ..context import ServerContext, context_of
+from ..fault import did_you_mean
 from ..paging import Paging
 from ..taken import Taken
 
 router = APIRouter(tags=["notifications"])
 
+_LABEL = re.compile(r"[\w-]+")
 _LONGEST_S = 366 * 86_400.0
 
 
@@ -59,9 +69,10 @@ async def add_silence(
     context = context_of(request)
     now = context.clock.now()
     silence = _made(body, now)
+    notes = await _notes(context, silence) if body.matchers else []
     ttl_s = (silence.ends_at - now).total_seconds() + KEEP_S
     await context.bus.bucket("silences").create(silence.id, silence.to_bytes(), ttl_s=ttl_s)
-    return answer(silence.shown(now), 201)
+    return answer({**silence.shown(now), "notes": notes}, 201)
 
 
 @router.post("/api/silences/{silence_id}/expire")
@@ -81,6 +92,47 @@ async def expire_silence(request: Request, silence_id: str) -> Response:
         except GuardFailed:
             continue  # somebody else changed it at this moment
         return answer(ended.shown(now))
+
+
+async def _notes(context: ServerContext, silence: Silence) -> list[JsonValue]:
+    """Return what is said of labels that nothing has; labels are free, so it is no mistake for certain.
+
+    Only of a silence made of matchers, each of which names one label or path; paths have been checked as such.
+    """
+    asked = [path for path in silence.match if _LABEL.fullmatch(path) and path not in COMMON_FACTS]
+    if not asked:
+        return []
+    known: set[str] = set()
+    with suppress(SecretUnreadable):  # of a router with another key: a silence is made all the same
+        state = await read_state(context.bus, context.secrets)
+        groups: Any = state.fold["groups"] if state is not None else []
+        for group in groups:
+            for member in Group.from_json(group).members.values():
+                known |= member.alert.facts.keys()
+    for bucket in ("automations", ROUTES_BUCKET):
+        for entry in await context.bus.bucket(bucket).entries():
+            with suppress(ValueError):
+                known |= _labels_in(orjson.loads(entry.value))
+    notes: list[JsonValue] = []
+    for label in asked:
+        if label not in known:
+            near = did_you_mean(label, known | COMMON_FACTS)
+            notes.append(f"no open alert, rule or route has a label {label!r}{'; ' if near else ''}{near}")
+    return notes
+
+
+def _labels_in(value: Any) -> set[str]:
+    """Return the labels that a definition writes or asks for, wherever in it."""
+    if isinstance(value, list):
+        return {label for one in value for label in _labels_in(one)}
+    if not isinstance(value, dict):
+        return set()
+    found = {label for word in ("labels", "match", "source", "target") for label in _keys(value.get(word))}
+    return found.union(*map(_labels_in, value.values()))
+
+
+def _keys(value: Any) -> Iterable[str]:
+    return value.keys() if isinstance(value, dict) else ()
 
 
 async def _one(context: ServerContext, silence_id: str) -> tuple[Silence, int]:

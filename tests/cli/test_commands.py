@@ -81,6 +81,7 @@ async def test_a_day_with_the_command_line(serve: Serve, hark: Run) -> None:
             assert whole["event"]["id"] == "parcel-1"
             assert (await hark("events", "show", "parcel")).exit_code == 2
         assert "order/1" in (await hark("events", "ls", "order.*")).stdout
+        assert "order/1" in (await hark("events", "ls", "--type", "order.*")).stdout
         assert as_json(await hark("events", "show", "o1", "--json"))["event"]["data"] == {"shop": "eu"}
         assert as_json(await hark("automations", "ls", "--json"))[0]["fired"] == 1
         assert "told is paused" in (await hark("automations", "pause", "told")).stdout
@@ -372,6 +373,10 @@ async def test_people_are_asked_told_and_left_alone(serve: Serve, hark: Run) -> 
         (over,) = as_json(await hark("silences", "ls", "--expired", "--json"))
         assert re.search(r" expired .* \d+s ago ", (await hark("silences", "ls", "--expired")).stdout)
         assert (over["state"], over["comment"]) == ("expired", "quiet")
+        odd = await hark("silences", "add", "kye=b", "data.n=1", "data[0]=x", "key=b")
+        assert (odd.exit_code, odd.stderr) == (
+            0, "note: no open alert, rule or route has a label 'kye'; did you mean 'key'?\n",
+        )  # fmt: skip
         wrong = await hark("silences", "add", "nonsense")
         assert "is no matcher" in wrong.stderr
 
