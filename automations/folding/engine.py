@@ -213,8 +213,9 @@ class _Term:
                     await turn.pass_on()
                 await storing.room()
             decided, self._is_between = step(record), False
+            is_over = turn.is_over
             # At once, and not behind the rest of the batch.
-            if (decided and storing.add(decided, seq=fold.seq)) or turn.is_over:
+            if ((decided or is_over) and storing.add(decided, seq=fold.seq, more=not is_over)) or is_over:
                 # What was decided before is being stored and carried out meanwhile: each step of it waits for its turn.
                 await turn.pass_on()
             if fold.generation != generation:

@@ -107,10 +107,16 @@ class Storing:
 
     # --- what the fold gives ---------------------------------------------------------------------------
 
-    def add(self, decisions: Sequence[Decision], *, seq: int) -> bool:
-        """Take what is decided by now, with the place of the fold; return whether ``run`` needs a turn to begin with it."""
+    def add(self, decisions: Sequence[Decision], *, seq: int, more: bool = False) -> bool:
+        """Take what is decided by now, with the place of the fold; return whether ``run`` needs a turn to begin with it.
+
+        ``more``: this is called again within the turn. Behind what is on its way, a few are sent together then: a message
+        costs as much to send as a decision to make.
+        """
         self._unstored += decisions
         self._given = seq
+        if more and self._sent and len(self._unstored) < _FEW:
+            return False
         self._go_on()
         return bool(self._unstored) and not self._is_writing
 
