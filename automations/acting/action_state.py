@@ -24,7 +24,6 @@ __all__ = [
     "action_event",
     "backoff_of",
     "kind_of",
-    "longest_delay_s",
     "number_of",
     "said_of",
     "timeout_of",
@@ -136,15 +135,6 @@ def said_of(written: Any) -> str:
 
 def backoff_of(written: Any) -> float:
     return _seconds_of(written, "backoff") or _BACKOFF_S
-
-
-def longest_delay_s(actions: Any) -> float:
-    """Return how long after their decision the last of written actions is begun. A run is asked for at once, and waits itself."""
-    written = actions if isinstance(actions, list) else []
-    return max(
-        (_seconds_of(one, "delay") or 0.0 for one in written if kind_of(one) != "run"),
-        default=0.0,
-    )
 
 
 def _seconds_of(written: Any, name: str) -> float | None:

@@ -28,7 +28,8 @@ from ...bus.presence import Presence
 from ...bus.subject import PREFIX, RESTORED
 from ...clock import Clock
 from ...errors import AlreadyHeld, BusUnavailable, GuardFailed
-from .action_state import ActionState, longest_delay_s
+from .action_state import ActionState
+from .waiting import delay_of
 
 __all__ = ["BUCKET", "KEEP_S", "Claim", "Claims", "Over", "kept_s"]
 
@@ -46,7 +47,8 @@ _MOST_SILENT = 1000
 
 def kept_s(decision: Mapping[str, Any]) -> float:
     """Return for how long a finished action of a decision (its data) is remembered: the decision comes again for those with a delay."""
-    return KEEP_S + longest_delay_s(decision.get("actions"))
+    actions = decision.get("actions")
+    return KEEP_S + max(map(delay_of, actions if isinstance(actions, list) else ()), default=0.0)
 
 
 @dataclass(frozen=True, slots=True)
