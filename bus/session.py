@@ -75,12 +75,31 @@ class Session:
         """
         if self.is_own_loop:
             raise _would_wait_for_itself("call")
-        future = self._start(function, *args, **kwargs)
+        # A lock, and not a future to wait for: Ctrl-C may come where its condition has just been locked and nobody would
+        # unlock it, and the loop, which has to tell it, would wait for ever.
+        tasks, answered = list[asyncio.Task[T]](), threading.Lock()
+        answered.acquire()
+
+        def begin() -> None:
+            task = self.loop.create_task(self._run(function, *args, **kwargs))
+            tasks.append(task)
+            task.add_done_callback(lambda _: answered.release())
+
+        def give_up() -> None:
+            for task in tasks:
+                task.cancel()
+
+        with self._open_gate():
+            self.loop.call_soon_threadsafe(begin)
         try:
-            return future.result()
+            answered.acquire()
         except BaseException:
-            future.cancel()
+            with suppress(RuntimeError):  # its loop is closed
+                self.loop.call_soon_threadsafe(give_up)
             raise
+        if tasks[0].cancelled():
+            raise concurrent.futures.CancelledError
+        return tasks[0].result()
 
     async def acall(self, function: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run an async function on the session's loop and await it, from whatever loop the caller is on.
@@ -90,7 +109,9 @@ class Session:
         """
         if self.is_own_loop:
             return await function(*args, **kwargs)
-        return await asyncio.wrap_future(self._start(function, *args, **kwargs))
+        with self._open_gate():
+            future = asyncio.run_coroutine_threadsafe(self._run(function, *args, **kwargs), self.loop)
+        return await asyncio.wrap_future(future)
 
     def store(self, messages: Sequence[Message], *, behind: Owner | None = None) -> list[int] | None:
         """Store messages of the log in one exchange with the broker, and wait for it. From any other thread than the loop's.
@@ -165,17 +186,22 @@ class Session:
             return None
         return lines.take(messages)
 
-    def _start(
-        self, function: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs
-    ) -> concurrent.futures.Future[T]:
-        async def run() -> T:
-            try:
-                return await function(*args, **kwargs)
-            except asyncio.CancelledError:
-                if self._is_closed:
-                    raise _has_been_closed() from None
-                raise
+    async def _run(self, function: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return await function(*args, **kwargs)
+        except asyncio.CancelledError:
+            if self._is_closed:
+                raise _has_been_closed() from None
+            raise
 
+    @contextmanager
+    def _open_gate(self) -> Generator[None]:
+        """What is given to the loop inside the block begins before it ends.
+
+        Raises:
+            RefusedError: the loop runs in another process.
+            BusUnavailable: it has ended.
+        """
         if self._generation != _generation:
             # Its loop runs in the other process alone: whoever waited for it here would wait for ever.
             raise RefusedError(
@@ -185,7 +211,7 @@ class Session:
         with self._gate:
             if self._is_closed or self.loop.is_closed():
                 raise _has_been_closed()
-            return asyncio.run_coroutine_threadsafe(run(), self.loop)
+            yield
 
     def _begin(self, exchange: _Exchange) -> bool:
         """Have the loop begin an exchange; False: it has ended, which the usual way says."""

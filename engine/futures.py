@@ -16,6 +16,7 @@ from .calls.nested import replace_leaves
 from .runs.task_run import TaskRun
 from .signals import Suspend
 from .states import Pending, State, StoredResult
+from .sync_async.bell import Bell
 from .sync_async.thread_pool import waiting_for_another
 from .sync_async.timeouts import waking
 
@@ -106,9 +107,9 @@ class TaskFuture(Generic[R]):
 
     def wait_for_end(self, timeout: float | None = None) -> None:
         """Wait as ``wait`` does, whatever the end is. For runners."""
-        ready = threading.Event()
-        self.add_done_callback(lambda _: ready.set())
-        with waiting_for_another(), waking(ready.set):
+        ready = Bell()
+        self.add_done_callback(lambda _: ready.ring())
+        with waiting_for_another(), waking(ready.ring):
             ready.wait(timeout)
 
     def result(self, timeout: float | None = None, raise_on_failure: bool = True) -> R:

@@ -260,17 +260,11 @@ class ThreadPoolTaskRunner(TaskRunner):
         return (self.max_workers,)
 
     def _begin(self, call: TaskCall, future: TaskFuture[Any], context: contextvars.Context) -> None:
-        pool = self._pool
-        if pool is None:
-            with self._lock:
-                pool = self._pool
-                if pool is None:
-                    pool = ThreadPool(self.max_workers or _default_workers(), name=self._thread_name)
-                    self._pool = pool
-
-        has_place = False
+        has_place, unbegun = False, [call]
 
         def work() -> None:
+            if not _taken(unbegun):
+                return
             # What had a place at once has begun, for all its flow can tell: which of the two threads is faster decides nothing.
             if not (has_place and not self.is_interrupted(call)) and self.refused(call, future):
                 return
@@ -286,7 +280,25 @@ class ThreadPoolTaskRunner(TaskRunner):
                     )
 
         may_begin = not self._refusing and call.opening == self._opening
-        has_place = pool.submit(work) and may_begin
+        try:
+            has_place = self._own_pool().submit(work) and may_begin
+        except BaseException:
+            # Interrupted: nobody may ever come to it, and who ends the run waits for its calls.
+            if _taken(unbegun):
+                from .life.task_life import cancel_unstarted
+
+                future.finish(cancel_unstarted(call))
+            raise
+
+    def _own_pool(self) -> ThreadPool:
+        pool = self._pool
+        if pool is None:
+            with self._lock:
+                pool = self._pool
+                if pool is None:
+                    pool = ThreadPool(self.max_workers or _default_workers(), name=self._thread_name)
+                    self._pool = pool
+        return pool
 
     def stop(self, *, interrupt: bool = False) -> None:
         super().stop(interrupt=interrupt)
@@ -469,6 +481,15 @@ def _default_workers() -> int:
     from ..config import load_settings
 
     return load_settings().engine.thread_workers
+
+
+def _taken(one: list[TaskCall]) -> bool:
+    """Take what only one of two threads may have; whether it was there."""
+    try:
+        one.pop()
+    except IndexError:
+        return False
+    return True
 
 
 def _in_loop(loop: asyncio.AbstractEventLoop | None = None) -> bool:

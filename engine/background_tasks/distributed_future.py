@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
@@ -16,6 +15,7 @@ from ...vocabulary import StateType, TaskRunId
 from ..futures import TaskFuture
 from ..results import RecordedResult
 from ..states import NotReady, State
+from ..sync_async.bell import Bell
 from ..sync_async.either import session_here
 from ..sync_async.thread_pool import waiting_for_another
 from ..sync_async.timeouts import waking
@@ -91,11 +91,11 @@ class DistributedFuture(TaskFuture[R]):
                 f"waiting for task run {self.name!r} here would stop the event loop that hears of its end; "
                 "write `await future`"
             )
-        ready = threading.Event()
+        ready = Bell()
         heard = asyncio.run_coroutine_threadsafe(self._until_over(session), session.loop)
-        heard.add_done_callback(lambda _: ready.set())
+        heard.add_done_callback(lambda _: ready.ring())
         try:
-            with waiting_for_another(), waking(ready.set):
+            with waiting_for_another(), waking(ready.ring):
                 ready.wait(timeout)
         finally:
             heard.cancel()

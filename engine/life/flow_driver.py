@@ -17,6 +17,7 @@ from ..options.hooks import run_hooks, run_hooks_async
 from ..runs.final_state import describe
 from ..signals import OF_THE_CODE, Interrupted, Suspend
 from ..states import State
+from ..sync_async.bell import Bell
 from ..sync_async.steps import Turns, take_steps, take_steps_async
 from ..sync_async.timeouts import raise_in_thread, within, within_async
 from .flow_life import Body, CallHooks, Drain, FlowEngine, Life, OnBus, ReadResult, Sleep, Step, WaitFor
@@ -76,8 +77,8 @@ def do_step(engine: FlowEngine, step: Step, session: Session | None) -> Any:
             for future in step.futures:
                 future.wait()
         case WaitUntilQuiet():
-            quiet = threading.Event()
-            step.rests.when_quiet(quiet.set)
+            quiet = Bell()
+            step.rests.when_quiet(quiet.ring)
             quiet.wait(step.limit_s)
         case Drain():
             engine.context.runner.drain(step.limit_s)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
-from ...errors import RunLost
+from ...errors import MoveRefused, RunLost
 from ...vocabulary import StateType
 from ..runs.final_state import state_of_crash
 from ..states import Cancelled, State
@@ -34,7 +34,8 @@ def end_interrupted(engine: FlowEngine, exc: BaseException) -> Generator[Step, A
         return
     try:
         yield from _end(engine, exc)
-    except RunLost:
+    except (RunLost, MoveRefused):
+        # Refused: its end was still on its way when we looked.
         if ending is None or not (yield from _has_ended_as(engine, ending)):
             raise
         if not engine.has_told_end:

@@ -75,7 +75,8 @@ class ThreadPool:
             self._changed.notify_all()
             threads = list(self._threads) if wait else []
         for thread in threads:
-            if thread is not threading.current_thread():
+            # One that is not alive may never have been started: who began to was interrupted.
+            if thread is not threading.current_thread() and thread.is_alive():
                 thread.join()
 
     @property

@@ -19,6 +19,7 @@ from contextlib import asynccontextmanager, contextmanager
 from types import FrameType
 
 from ...errors import RunTimedOut
+from .bell import Bell
 
 __all__ = ["Overrun", "left_of", "pause", "raise_in_thread", "timed_out", "waking", "within", "within_async"]
 
@@ -179,8 +180,8 @@ def pause(seconds: float) -> None:
     if not _local.limits:
         time.sleep(seconds)
         return
-    woken = threading.Event()
-    with waking(woken.set):
+    woken = Bell()
+    with waking(woken.ring):
         woken.wait(seconds)
 
 

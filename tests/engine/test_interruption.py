@@ -5,14 +5,14 @@ from __future__ import annotations
 import concurrent.futures
 import inspect
 import sys
+import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import pytest
-from hark import engine, flow
+from hark import engine, flow, task
 from hark.bus.subject import flow_run_filter
 from hark.engine.runs.run import FlowRun
 from hark.testing import harness
@@ -36,8 +36,13 @@ def struck(call: Callable[[], object], at: int) -> bool:
             if not left:
                 raise KeyboardInterrupt
 
+    return interrupted(call, strike)
+
+
+def interrupted(call: Callable[[], object], trace: Callable[[FrameType, str, Any], Any]) -> bool:
+    """Make a call under a tracer that may interrupt it; whether it did."""
     before = sys.gettrace()
-    sys.settrace(strike)
+    sys.settrace(trace)
     try:
         call()
     except KeyboardInterrupt:
@@ -47,7 +52,6 @@ def struck(call: Callable[[], object], at: int) -> bool:
     return False
 
 
-@pytest.mark.filterwarnings("ignore:coroutine 'Session._start.<locals>.run' was never awaited")
 def test_an_interrupted_call_leaves_no_run_behind() -> None:
     """Wherever it is interrupted: who called it sees the interrupt, and its run has ended, hooks and tries or not."""
     tries: dict[int, int] = {}
@@ -72,3 +76,43 @@ def test_an_interrupted_call_leaves_no_run_behind() -> None:
     ends = {run.state_name for run in runs.values()}
     assert ends == {"Completed", "Crashed"}
     assert at > 100
+
+
+def test_an_interrupted_wait_leaves_nothing_locked() -> None:
+    """Ctrl-C where a thread has just locked what it waits with: those who are to wake it go on, and so does the session."""
+
+    @task
+    def number(n: int) -> int:
+        return n
+
+    @flow
+    def submits(n: int) -> int:
+        return sum(future.result() for future in [number.submit(n), number.submit(n)])
+
+    def struck_in_lock(call: Callable[[], object], at: int) -> bool:
+        left = at
+
+        def watch(frame: FrameType, event: str, arg: Any) -> Any:
+            nonlocal left
+            if event == "call":
+                code = frame.f_code
+                return (
+                    watch if code.co_filename == threading.__file__ and code.co_name == "__enter__" else None
+                )
+            if event == "return":
+                left -= 1
+                if not left:
+                    raise KeyboardInterrupt
+            return watch
+
+        return interrupted(call, watch)
+
+    with harness() as rig:
+        submits(0)
+        at = 1
+        while struck_in_lock(partial(submits, at), at):
+            assert submits(at) == 2 * at
+            at += 1
+        stories = rig.session.call(events, rig.bus, flow_run_filter("*"))
+    runs = {recorded.event.subject: FlowRun.from_recorded(recorded) for recorded in stories}
+    assert [run for run in runs.values() if not run.is_final] == []
