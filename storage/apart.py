@@ -138,7 +138,9 @@ class Projection(AsyncContextManagerMixin):
                         child = await self._move_out(stack)
                     finally:
                         self._here = None
-                await self._follow(child)
+                following: _Child | None = child
+                while following is not None:
+                    following = await self._follow(following, stack)
 
     async def _move_out(self, stack: AsyncExitStack) -> _Child:
         """Wait until there is much to fold, and return a process that waits to do it."""
@@ -174,8 +176,13 @@ class Projection(AsyncContextManagerMixin):
             if rate is not None and now >= self._not_before_s and 0 < self._config.apart_from <= rate:
                 return
 
-    async def _follow(self, child: _Child) -> None:
-        """Hear how far the process is, until there is little to do, or it has to be done here."""
+    async def _follow(self, child: _Child, stack: AsyncExitStack) -> _Child | None:
+        """Hear how far the process is, until there is little to do, or it has to be done here.
+
+        Return its successor, if it does not get to run. Folding here meanwhile would make everything else in this process wait
+        for it, while others leave it little of the processors.
+        """
+        successor: _Child | None = None
         async with anyio.create_task_group() as tg:
 
             async def come_home() -> None:
@@ -186,6 +193,11 @@ class Projection(AsyncContextManagerMixin):
                 await _starving(child.pid)
                 self._pushes_until_s = self._clock.monotonic() + _PUSHING_S
                 log.warning("storage.apart_starving", extra={"child": child.pid})
+                nonlocal successor
+                try:
+                    successor = await stack.enter_async_context(_started(self._charge()))
+                except HarkError as exc:
+                    self._failed(exc)
                 child.kill()  # to end by itself it would have to run
                 tg.cancel_scope.cancel("it does not get to run")
 
@@ -205,7 +217,12 @@ class Projection(AsyncContextManagerMixin):
             except HarkError as exc:
                 self._failed(exc)
             tg.cancel_scope.cancel("nothing more to hear")
-        log.info("storage.home", extra={"seq": self.seq})
+        if successor is None:
+            log.info("storage.home", extra={"seq": self.seq})
+            return None
+        await child.ended()  # it may be in the middle of writing
+        log.info("storage.apart", extra={"seq": self.seq, "child": successor.pid})
+        return successor
 
     async def _hear(self, child: _Child) -> None:
         pace = Pace(seq=self.seq, now_s=self._clock.monotonic(), over_s=_QUIET_S)
@@ -249,6 +266,11 @@ class _Child:
         """End it where it stands. What it has not stored is folded again."""
         with suppress(ProcessLookupError):
             self._process.kill()
+
+    async def ended(self) -> None:
+        """Wait until it has ended, but not for long."""
+        with anyio.move_on_after(_END_S):
+            await self._process.wait()
 
     async def ready(self) -> None:
         """Wait until it is connected."""

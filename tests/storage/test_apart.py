@@ -165,7 +165,8 @@ async def test_without_another_process_it_stays_here(
 async def test_a_process_gives_way_to_others_until_they_leave_it_nothing(
     bus: Bus, home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """At once, even in the middle of what it does; where it does not get to run, the next one insists on some of the time."""
+    """At once, even in the middle of what it does; where it does not get to run, the next one insists on some of the time. In
+    between nothing is folded here, where everything else would wait for it."""
     caplog.set_level(logging.INFO, "hark.storage.apart")
 
     def looks(before: Processor, now: Processor, *, took_s: float) -> bool:
@@ -185,6 +186,8 @@ async def test_a_process_gives_way_to_others_until_they_leave_it_nothing(
                 await anyio.sleep(0.01)
         assert os.sched_getscheduler(pushing) == os.sched_getscheduler(0)
         await projection.caught_up(await bus.log.head(), timeout_s=60)
+        assert projection.is_apart
+        assert "storage.home" not in [r.message for r in caplog.records]
     # How soon it ends is the machine's affair.
     warned = [r.message for r in caplog.records if r.levelno == logging.WARNING]
     assert [word for word in warned if word != "storage.apart_killed"] == ["storage.apart_starving"]
