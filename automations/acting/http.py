@@ -29,7 +29,7 @@ import h11
 import httpx
 from anyio import AsyncContextManagerMixin
 from anyio.abc import ByteStream, SocketAttribute
-from anyio.streams.tls import TLSStream
+from anyio.streams.tls import TLSAttribute, TLSStream
 
 from ...errors import HarkError, RefusedError, UnavailableError
 
@@ -163,6 +163,7 @@ class _Line:
         self.used, self.heard, self._idle_since = 0, False, 0.0
         # Asked for once: to ask costs as much as all the rest of `is_fresh`.
         self._socket = stream.extra(SocketAttribute.raw_socket, None)  # noqa: S610  # anyio's, not a query's
+        self._tls = stream.extra(TLSAttribute.ssl_object, None)  # noqa: S610
 
     def rest(self) -> None:
         """Get ready for the next request."""
@@ -179,7 +180,20 @@ class _Line:
             return False
         poll = select.poll()
         poll.register(number, select.POLLIN)
-        return not poll.poll(0)  # readable while idle: it has been closed
+        return not poll.poll(0) and not self._has_rest  # readable while idle: it has been closed
+
+    @property
+    def _has_rest(self) -> bool:
+        """Whether more has come than the answers, or the end, and was taken from the socket with the last of them."""
+        if self._tls is None:
+            return False  # h11 has it then
+        try:
+            self._tls.read(1)
+        except ssl.SSLWantReadError:
+            return False
+        except ssl.SSLError:
+            return True
+        return True
 
 
 class Caller(AsyncContextManagerMixin):

@@ -7,11 +7,14 @@ import hashlib
 import hmac
 import re
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from datetime import UTC, datetime
+from pathlib import Path
 
 import anyio
 import pytest
 from anyio.abc import SocketAttribute, SocketStream
+from anyio.streams.tls import TLSListener, TLSStream
 from hark.automations.acting.http import (
     AddressRefused,
     Caller,
@@ -20,6 +23,8 @@ from hark.automations.acting.http import (
     retry_after_s,
     sign_standard_webhook,
 )
+
+from tests.notifications.conftest import self_signed
 
 from .conftest import Receiver
 
@@ -111,6 +116,39 @@ async def test_what_follows_an_answer_is_not_the_answer_to_the_next_call(caller:
         ]
         tg.cancel_scope.cancel()
     assert (texts, served) == (["1", "2", "3"], 3)
+
+
+async def test_nor_is_what_follows_it_encrypted_in_a_piece_of_its_own(
+    caller: Caller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was taken from the socket with the answer, where nobody sees it; a connection without it is used again."""
+    served, connections = 0, 0
+
+    async def serve(stream: TLSStream) -> None:
+        nonlocal served, connections
+        connections += 1
+        with suppress(anyio.BrokenResourceError):  # whoever is told too much hangs up
+            async with stream:
+                async for asked in stream:
+                    served += 1
+                    await stream.send(b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\n%d" % served)
+                    if asked.startswith(b"GET /more"):
+                        await stream.send(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+
+    context = self_signed(tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "cert.pem"))
+    plain = await anyio.create_tcp_listener(local_host="127.0.0.1", local_port=0)
+    url = f"https://127.0.0.1:{plain.extra(SocketAttribute.local_port)}"
+    async with (
+        TLSListener(plain, context, standard_compatible=False) as listener,
+        anyio.create_task_group() as tg,
+    ):
+        tg.start_soon(listener.serve, serve)
+        paths = ("/", "/", "/more", "/more", "/more", "/")
+        texts = [(await caller.request("GET", url + path, headers={})).text for path in paths]
+        tg.cancel_scope.cancel()
+    assert texts == ["1", "2", "3", "4", "5", "6"]
+    assert connections == 4
 
 
 @pytest.mark.parametrize(
