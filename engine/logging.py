@@ -75,7 +75,20 @@ def shown_traceback(record: logging.LogRecord) -> str:
     return text
 
 
-class _ToConsole(logging.Handler):
+class _Handler(logging.Handler):
+    """One whose lock an interruption cannot leave taken: before Python 3.13 it may come between lock and block."""
+
+    def handle(self, record: logging.LogRecord) -> bool:
+        """Emit a record, unless a filter stops it."""
+        found: object = self.filter(record)
+        if found:
+            assert self.lock is not None
+            with self.lock:
+                self.emit(found if isinstance(found, logging.LogRecord) else record)
+        return bool(found)
+
+
+class _ToConsole(_Handler):
     """Writes to the standard error stream there is *now*, unless the program has set up logging of its own."""
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -94,7 +107,7 @@ class _ToConsole(logging.Handler):
             self.handleError(record)
 
 
-class _ToRunLogs(logging.Handler):
+class _ToRunLogs(_Handler):
     """Sends the records of tracked runs to the log stream."""
 
     def emit(self, record: logging.LogRecord) -> None:
