@@ -44,7 +44,6 @@ from .attendance import Attendance
 from .collection import rare_collections
 from .execution import Job, Outcome, execute_in_loop, failed_unread
 from .held_run import HeldRun
-from .memory import giving_back
 from .past_end import past_end
 from .places import HeldPlace, LoopPlace, Places
 from .process_pool import ProcessPool
@@ -510,7 +509,6 @@ class Worker(AsyncContextManagerMixin):
                 held.stop.calling(stop),
                 self._watchdog.watching(),
                 closing(place),
-                giving_back(),
             ):
                 return await execute_in_loop(job, self._loader, self._session, self._engine, place)
         except CancelledError:
