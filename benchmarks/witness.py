@@ -1,8 +1,4 @@
-"""A machine kept awake, and when its host did not let it run: for latencies, of which a shared host makes the p99.
-
-A processor that has nothing to do is halted, and a host with other guests wakes it when it pleases: often milliseconds
-late, at every step between two processes. So one process per processor does nothing, at the lowest priority there is and
-making way at each turn, as machines are set up on which latency counts (``idle=poll``).
+"""When the host of this machine did not let it run: for latencies, of which a shared host makes the p99.
 
 A witness per processor, of the highest priority, is to be woken every 2 ms. When it is late, nobody in this machine kept it
 from running, but the host. What a program does shows in samples that begin while the host keeps its hands off. Whether it
@@ -11,7 +7,10 @@ samples are not left out more often than quick ones; what the host does after th
 
 Needs the right to real-time priority (root, or ``CAP_SYS_NICE``); without it nothing is known, and nothing left out.
 
-Run by ``watching`` as ``python -m benchmarks.witness CPU watch|awake``, until it is killed.
+To keep the processors awake as well, by a process on each that does nothing but make way, was tried: it makes the host wake
+an idle machine sooner, and a busy one waits longer, since what the host grants it has been used up.
+
+Run by ``watching`` as ``python -m benchmarks.witness CPU``, until it is killed.
 """
 
 from __future__ import annotations
@@ -23,7 +22,6 @@ import time
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -35,15 +33,6 @@ _EACH_S = 0.002
 _LATE_S = 0.001
 _BEFORE_S, _AFTER_S = 0.005, 0.045
 """A sample that takes longer than this from its begin is slow whatever the host did then."""
-
-
-def keep_awake() -> None:
-    """Do nothing, for ever, and let everybody else go first."""
-    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-    print("awake", flush=True)
-    make_way = os.sched_yield
-    while True:
-        make_way()
 
 
 def watch() -> None:
@@ -104,15 +93,15 @@ def watching() -> Iterator[Witnesses]:
     """Have every processor watched while the block lasts."""
     with TemporaryDirectory(prefix="hark-bench-") as room, ExitStack() as stack:
         cpus, notes = sorted(os.sched_getaffinity(0)), []
-        for cpu, what in product(cpus, ("watch", "awake")):
-            note = Path(room) / f"{cpu}-{what}"
+        for cpu in cpus:
+            note = Path(room) / str(cpu)
             child = subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.witness", str(cpu), what],
+                [sys.executable, "-m", "benchmarks.witness", str(cpu)],
                 stdout=subprocess.PIPE, stderr=stack.enter_context(note.open("w")), text=True,
             )  # fmt: skip
             stack.callback(_end, child)
             assert child.stdout is not None
-            if child.stdout.readline() and what == "watch":
+            if child.stdout.readline():
                 notes.append(note)
         yield Witnesses(notes if len(notes) == len(cpus) else [])
 
@@ -126,4 +115,4 @@ def _end(child: subprocess.Popen[str]) -> None:
 
 if __name__ == "__main__":
     os.sched_setaffinity(0, {int(sys.argv[1])})
-    keep_awake() if sys.argv[2] == "awake" else watch()
+    watch()
