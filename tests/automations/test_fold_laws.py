@@ -316,14 +316,17 @@ def test_sweeping_old_keys_changes_no_decision() -> None:
 def test_a_snapshot_taken_while_events_go_on_is_the_state_of_its_moment(
     history: list[tuple[float, bytes]], data: st.DataObject
 ) -> None:
-    """Cell by cell between later events, whatever they change: who takes it up goes on as from that very moment."""
-    at = data.draw(st.integers(0, len(history)))
+    """Cell by cell between later events, whatever they change: who takes it up goes on as from that very moment.
+
+    A cell that is swept before its turn is missing: it is too old for all that comes, and nothing is decided otherwise.
+    """
+    at, is_swept = data.draw(st.integers(0, len(history))), data.draw(st.booleans())
     parts: list[bytes] = []
     behind: list[Decision] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(keyed, "_WHOLE", data.draw(st.sampled_from([0, 2, 4096])))
-        patch.setattr(keyed, "_LOOK_FROM", 1)
-        patch.setattr(keyed, "_LOOK_FROM_PART", 1)
+        patch.setattr(keyed, "_LOOK_FROM", 1 if is_swept else 1024)
+        patch.setattr(keyed, "_LOOK_FROM_PART", 1 if is_swept else 64)
         patch.setattr(deadlines, "_LEAST", 1)
         fold = fresh()
         folded(fold, history[:at])
@@ -342,7 +345,8 @@ def test_a_snapshot_taken_while_events_go_on_is_the_state_of_its_moment(
     fold.end_snapshot(taken)
     restored = Fold.restore(definitions, parts, fold.config)
     whole = Fold.restore(definitions, state, fold.config)
-    assert _sorted(restored.dump_state()) == _sorted(whole.dump_state())
+    if not is_swept:
+        assert _sorted(restored.dump_state()) == _sorted(whole.dump_state())
     assert folded(restored, history, at) == folded(whole, history, at) == behind
 
 
