@@ -60,7 +60,6 @@ from .action_state import (
 from .approval import ANSWERED, EXPIRED, Approvals
 from .claim import BUCKET, KEEP_S, Claim, Claims, Over, kept_s
 from .dead_letter import UNREADABLE_KEY
-from .hands import Hands
 from .in_hand import InHand
 from .outcome import Outcomes, bounded_decision, bounded_result
 from .perform import ActionFailed, Firing, failure_of
@@ -139,7 +138,7 @@ class Outbox(AsyncContextManagerMixin):
         self._ack_wait_s = ack_wait_s
         self._name = new_id()
         self._places = Places(config.action_concurrency)
-        self._in_hand, self._hands = InHand(), Hands[_Handed](self._carry_out)
+        self._in_hand = InHand()
         self._handover = handover or Handover()
         self._promises = Promises(hold_s=ack_wait_s / 6)
         self._beginning: TaskGroup | None = None
@@ -219,7 +218,7 @@ class Outbox(AsyncContextManagerMixin):
         if self._beginning is None or not self._promises.keep(decision.id):
             return
         if self._in_hand.hand_over(seq, decision.id):
-            self._hands.begin(self._beginning, _Handed(seq, decision))
+            self._beginning.start_soon(self._carry_out, _Handed(seq, decision))
 
     def release(self, decision: str) -> None:
         """Give up a promise: who the decision is delivered to, if it is, claims it."""
